@@ -204,14 +204,14 @@ def test_wrong_problems_are_refused():
 
 def test_wrong_estimators_and_budgets_are_refused(subject):
     for names, message in (
-        (["block_influence"], "estimator 'block_influence': needs block_change, which is not observed of a traced"),
+        (["block_influence"], "for a traced model, got block_change"),
         (["gate_taylor/magnitude"], "two around a slash"),
-        (["gate_fisher(objective='margin')"], "needs gate_gradient_margin"),
+        (["gate_fisher(objective='margin')"], "gate_gradient_margin"),
     ):
         with pytest.raises(ValueError, match=message):
             calibrate(subject, names)
     scores = drawn_scores(subject)
-    with pytest.raises(ValueError, match=r"search.min_keep_each: expected names of structures in\[1\], .* got up"):
+    with pytest.raises(ValueError, match=r"within.min_keep: expected names of structures in\[1\], .* got up"):
         chosen(subject, scores, 0.2, min_keep={"up": 2})
     with pytest.raises(ValueError, match="the largest possible ratio is 0.3700 under"):
         chosen(subject, scores, 0.6, max_ratio={"*": 0.3})
