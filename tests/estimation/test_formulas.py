@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import ACTIVATION_MOMENTS, GATE_GRADIENT, WEIGHT_GRADIENT, Moments, make_estimator, taylor
+from saap_jax.estimation import (
+    ACTIVATION_MOMENTS,
+    GATE_GRADIENT,
+    SQUARED_WEIGHT_GRADIENT,
+    WEIGHT_GRADIENT,
+    Moments,
+    make_estimator,
+    taylor,
+)
 from saap_jax.estimation.base import Statistics, score_matrices
 from saap_jax.llama.segments import existing_units
 from saap_jax.types import STRUCTURES
@@ -28,6 +36,7 @@ def toy(x64):
     square = {n: m**2 + random.uniform(0.1, 1, m.shape) for n, m in mean.items()}
     values = {
         WEIGHT_GRADIENT: random_model(spec, seed=1, dtype=np.float64),
+        SQUARED_WEIGHT_GRADIENT: random_model(spec, seed=2, dtype=np.float64),
         GATE_GRADIENT: {n: random.standard_normal((5, *u)) for n, u in units.items()},
         ACTIVATION_MOMENTS: Moments(mean, square),
     }
@@ -55,29 +64,38 @@ def assert_scores(actual, by_hand) -> None:
         np.testing.assert_allclose(actual[structure][layer, unit], by_hand(structure, layer, unit), rtol=1e-10)
 
 
-@pytest.mark.slow
+OF_MATRIX = {
+    "magnitude": lambda w, d, s: sum(w**2),
+    "taylor_vector": lambda w, d, s: abs(sum(w * d)),
+    "taylor_element": lambda w, d, s: sum(abs(w * d)),
+    "taylor_element_second": lambda w, d, s: sum(abs(w * d - 0.5 * w**2 * s)),
+    "fisher": lambda w, d, s: sum(w**2 * s),
+}
+"""Estimator -> what it makes of a unit's numbers in one matrix: weights, gradients, mean squared gradients."""
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_magnitude(toy, reduction):
+@pytest.mark.parametrize("name", OF_MATRIX)
+def test_formulas_on_weights(toy, name, reduction):
+    trees = toy[0], toy[1].values[WEIGHT_GRADIENT], toy[1].values[SQUARED_WEIGHT_GRADIENT]
+
     def by_hand(*unit):
-        return REDUCTIONS[reduction]([sum(w**2 for w in matrix.flat) for matrix in matrices(toy[0], *unit)]) ** 0.5
+        numbers = zip(*(matrices(tree, *unit) for tree in trees), strict=True)
+        each = [OF_MATRIX[name](*(part.ravel() for part in parts)) for parts in numbers]
+        return REDUCTIONS[reduction](each) ** (0.5 if name == "magnitude" else 1)
 
-    assert_scores(scores_of(f"magnitude(reduction='{reduction}')", toy), by_hand)
-
-
-def products(toy, unit) -> list[list[float]]:
-    """Return w · ∂w of each weight of each matrix of a unit."""
-    gradient = toy[1].values[WEIGHT_GRADIENT]
-    pairs = zip(matrices(toy[0], *unit), matrices(gradient, *unit), strict=True)
-    return [[w * d for w, d in zip(weights.flat, gradients.flat, strict=True)] for weights, gradients in pairs]
+    scores = scores_of(f"{name}(reduction='{reduction}')", toy)
+    assert_scores(scores, by_hand)
+    same = np.allclose(scores["mlp"], scores_of(name, toy)["mlp"])
+    assert same == (reduction == "sum"), "sum is the default, and others differ"
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_taylor_vector(toy, reduction):
-    """The absolute value comes after the sum over a matrix."""
-    assert_scores(
-        scores_of(f"taylor_vector(reduction='{reduction}')", toy),
-        lambda *unit: REDUCTIONS[reduction]([abs(sum(matrix)) for matrix in products(toy, unit)]),
-    )
+def test_without_second_order_it_is_taylor_element(toy):
+    zeros = jax.tree.map(jnp.zeros_like, toy[1].values[SQUARED_WEIGHT_GRADIENT])
+    first = toy[0], toy[1]._replace(values=toy[1].values | {SQUARED_WEIGHT_GRADIENT: zeros})
+    plain = scores_of("taylor_element", toy)["mlp"]
+    np.testing.assert_allclose(scores_of("taylor_element_second", first)["mlp"], plain, rtol=1e-12)
+    assert not np.allclose(scores_of("taylor_element_second", toy)["mlp"], plain, rtol=1e-3)
 
 
 def salience(toy, layer: int, name: str) -> np.ndarray:
@@ -123,22 +141,6 @@ def test_taylor_vector_within_channels_is_the_vectorize_of_llm_pruner(toy):
     plain = scores_of("taylor_vector", toy)
     np.testing.assert_allclose(actual["mlp"], plain["mlp"], rtol=1e-12)
     assert (actual["attention"] > plain["attention"] * 1.01).all()
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_taylor_element(toy, reduction):
-    """The absolute value comes before the sum over a matrix."""
-    assert_scores(
-        scores_of(f"taylor_element(reduction='{reduction}')", toy),
-        lambda *unit: REDUCTIONS[reduction]([sum(abs(p) for p in matrix) for matrix in products(toy, unit)]),
-    )
-
-
-def test_sum_is_the_default_and_reductions_differ(toy):
-    for name in ("magnitude", "taylor_vector", "taylor_element"):
-        results = {reduction: scores_of(f"{name}(reduction='{reduction}')", toy)["mlp"] for reduction in REDUCTIONS}
-        np.testing.assert_array_equal(scores_of(name, toy)["mlp"], results["sum"])
-        assert all(not np.allclose(results["sum"], results[other]) for other in ("mean", "max", "prod", "last"))
 
 
 @pytest.mark.parametrize(("name", "each"), [("gate_taylor", abs), ("gate_fisher", lambda g: g**2)])

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from saap_jax.estimation import (
     ACTIVATION_MOMENTS,
@@ -20,7 +19,6 @@ from saap_jax.estimation import (
 )
 from saap_jax.estimation.base import Curvature, Statistic, matrices_of, mean_over
 from saap_jax.estimation.observe import observe_step
-from saap_jax.llama import load_model, save_model
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import existing_units, join_segments, masks, ones_gates
 from saap_jax.structures import Member, discover, parameters_by_path, unit_view
@@ -30,13 +28,11 @@ from tests.helpers import (
     PLAIN,
     changed,
     dense_model,
-    forward,
     length_mask,
     losses_of,
     ragged_model,
     random_keep,
     random_tokens,
-    reference,
     reference_losses,
 )
 
@@ -108,25 +104,6 @@ def test_gate_gradients_equal_finite_differences(x64):
         np.testing.assert_allclose(seen[name][1].ravel(), (up - down) / (2 * step), rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.slow
-def test_moments_are_means_over_real_tokens():
-    model = ragged_model()
-    moments = observe(model, batched(), THREE).of(ACTIVATION_MOMENTS)
-    examples = [reference(model, TOKENS[n, :length])[1] for n, length in enumerate(LENGTHS)]
-    for name in STRUCTURES:
-        for layer in range(4):
-            values = np.concatenate([example[layer][name] for example in examples])
-            values = values.reshape(*values.shape[:2], 8 if name == "attention" else 1)
-            units = values.shape[1]
-            for moment, power in ((moments.mean, 1), (moments.square, 2)):
-                expected = (values**power).mean(axis=0)
-                actual = np.asarray(moment[name])[layer]
-                np.testing.assert_allclose(
-                    actual[:units], expected.reshape(units, actual.shape[1]), rtol=1e-4, atol=1e-6
-                )
-                np.testing.assert_array_equal(actual[units:], 0)
-
-
 def weight_products(model, gradient, path: str, axis: int) -> np.ndarray:
     """Return Σ w ∂w over each unit's part of one matrix, [layers, units]."""
     pairs = zip(model.segments, gradient.segments, strict=True)
@@ -148,51 +125,6 @@ def test_gate_gradient_is_the_sum_of_weight_times_gradient(kind, x64):
             products = weight_products(model, seen.of(WEIGHT_GRADIENT), member.path, member.axis)
             same = np.allclose(products, gates, rtol=1e-5, atol=1e-8)
             assert same == (member.path in equal[name]), member.path
-
-
-def test_gate_of_a_kv_head_removes_exactly_the_query_heads_that_read_it(tmp_path):
-    """In the Hugging Face layout query head h reads KV head h // q_per_kv."""
-    model, q_per_kv, head_dim = dense_model("gqa"), 2, 4
-    directory = save_model(model, tmp_path / "saved")
-    tensors = load_file(directory / "model.safetensors")
-    tokens = jnp.asarray(TOKENS)
-
-    def without(heads):
-        damaged = {name: tensor.copy() for name, tensor in tensors.items()}
-        for head in heads:
-            columns = slice(head * head_dim, (head + 1) * head_dim)
-            damaged["model.layers.1.self_attn.o_proj.weight"][:, columns] = 0
-        save_file(damaged, directory / "model.safetensors", {"format": "pt"})
-        return np.asarray(forward(load_model(directory), tokens))
-
-    for unit in (0, 1):
-        gates = ones_gates(model.segments)
-        gates["attention"] = gates["attention"].at[1, unit].set(0)
-        gated = np.asarray(forward(model, tokens, gates))
-        readers = [h for h in range(4) if h // q_per_kv == unit]
-        np.testing.assert_allclose(gated, without(readers), rtol=0, atol=1e-6)
-        assert np.abs(gated - without([h for h in range(4) if h % 2 == unit])).max() > 1e-2
-
-
-@pytest.mark.slow
-def test_halves_make_the_whole():
-    """Statistics of two disjoint halves, weighted by their tokens, are those of all examples."""
-    model = dense_model()
-    whole = observe(model, batched(), THREE)
-    halves = [observe(model, batched(TOKENS[part], MASK[part]), THREE) for part in (slice(0, 2), slice(2, 5))]
-    predicted = [sum(LENGTHS[part]) - len(LENGTHS[part]) for part in (slice(0, 2), slice(2, 5))]
-    seen = [sum(LENGTHS[part]) for part in (slice(0, 2), slice(2, 5))]
-    assert [int(half.tokens) for half in halves] == predicted
-    for statistic, (first, second) in (
-        (WEIGHT_GRADIENT, predicted),
-        (ACTIVATION_MOMENTS, seen),
-    ):
-        a, b = (half.of(statistic) for half in halves)
-        mean = jax.tree.map(lambda x, y, m=first, n=second: (m * x + n * y) / (m + n), a, b)
-        assert_trees_close(whole.of(statistic), mean)
-    rows = [half.of(GATE_GRADIENT)["mlp"] for half in halves]
-    np.testing.assert_allclose(whole.of(GATE_GRADIENT)["mlp"], np.concatenate(rows), rtol=1e-4, atol=1e-6)
-    assert not np.allclose(halves[0].of(ACTIVATION_MOMENTS).mean["mlp"], 0, atol=1e-3)
 
 
 @pytest.mark.slow

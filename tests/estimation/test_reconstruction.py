@@ -2,15 +2,12 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import make_estimator, observe
-from saap_jax.estimation.activations import ACTIVATION_NORMS
-from saap_jax.estimation.reconstruction import SECOND_MOMENT, greedy_costs, leverages, single_costs, swapped
-from tests.helpers import dense_model, length_mask, ragged_model, random_tokens, reference
+from saap_jax.estimation import make_estimator
+from saap_jax.estimation.reconstruction import greedy_costs, leverages, single_costs, swapped
 from tests.in_sequence import swapped_by_hand
 
 
@@ -118,62 +115,6 @@ def test_leverage_is_the_diagonal_of_the_ridge_projection(problem):
     projection = moment @ np.linalg.inv(moment + ridge * np.eye(12))
     got = np.asarray(leverages(*map(jnp.asarray, (weight, moment, ridge))))
     np.testing.assert_allclose(got, np.diag(projection).reshape(6, 2).sum(1), rtol=1e-9)
-
-
-@pytest.fixture(scope="module")
-def observed():
-    """A model cut to layers of different widths, its second moments and norms, and the text."""
-    model, tokens, mask = ragged_model(), random_tokens(3, 7), length_mask(7, 5, 6, seq=7)
-    needs = frozenset({SECOND_MOMENT, ACTIVATION_NORMS})
-    return model, tokens, mask, observe(model, [(tokens, mask)], needs)
-
-
-def activations_of(model, tokens, mask) -> list[list[dict[str, np.ndarray]]]:
-    """Return the activations of each example by layer, of its real tokens, by another implementation."""
-    return [reference(model, row[real])[1] for row, real in zip(tokens, mask, strict=True)]
-
-
-def test_second_moments_are_those_of_the_real_tokens(observed):
-    model, tokens, mask, statistics = observed
-    active = activations_of(model, tokens, mask)
-    for name, moments in statistics.of(SECOND_MOMENT).items():
-        for layer, moment in enumerate(np.asarray(moments)):
-            rows = np.concatenate([each[layer][name].reshape(len(each[layer][name]), -1) for each in active])
-            width = rows.shape[1]
-            np.testing.assert_allclose(moment[:width, :width], rows.T @ rows / mask.sum(), rtol=1e-4, atol=1e-5)
-            assert not moment[width:].any()
-
-
-@pytest.mark.parametrize("tokens_by", ["mean", "l2"])
-@pytest.mark.parametrize("examples_by", ["mean", "l2"])
-def test_activation_norms_by_hand(observed, tokens_by, examples_by):
-    model, tokens, mask, statistics = observed
-    got = make_estimator(f"activation_norm(tokens='{tokens_by}', examples='{examples_by}')").score(statistics, model)
-    active = activations_of(model, tokens, mask)
-    for name, scores in got.items():
-        for layer, values in enumerate(np.asarray(scores)):
-            norms = []
-            for each in active:
-                units = each[layer][name]
-                sizes = np.sqrt((units**2).sum(tuple(range(2, units.ndim))))  # [tokens, units]
-                norms.append(sizes.mean(0) if tokens_by == "mean" else np.sqrt((sizes**2).sum(0)))
-            norms = np.array(norms)
-            expected = norms.mean(0) if examples_by == "mean" else np.sqrt((norms**2).mean(0))
-            np.testing.assert_allclose(values[: len(expected)], expected, rtol=1e-4)
-            assert np.isnan(values[len(expected) :]).all()
-
-
-@pytest.mark.slow
-def test_microbatches_change_nothing():
-    """A row of padding alone counts for no example."""
-    model, tokens = dense_model(), random_tokens(3, 6)
-    mask = length_mask(6, 4, 6, seq=6)
-    needs = frozenset({SECOND_MOMENT, ACTIVATION_NORMS})
-    whole = observe(model, [(tokens, mask)], needs)
-    rows = np.concatenate([tokens, tokens[:1]]), np.concatenate([mask, np.zeros((1, 6), bool)])
-    parts = observe(model, [(rows[0][i : i + 2], rows[1][i : i + 2]) for i in (0, 2)], needs)
-    for a, b in zip(jax.tree.leaves(whole.values), jax.tree.leaves(parts.values), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("text", ["obs(block=0)", "obs(damping=0.0)", "leverage(damping=-1.0)"])

@@ -8,15 +8,18 @@ from saap_jax.config.search import SearchConfig
 
 from saap_jax.api import select_units
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.estimation import GATE_HESSIAN, WEIGHT_GRADIENT
-from saap_jax.estimation.observe import curvature_of, observe, score, union_of_needs
+from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, WEIGHT_GRADIENT
+from saap_jax.estimation.base import Plan
+from saap_jax.estimation.observe import curvature_of, observe, observe_step, score, union_of_needs
 from saap_jax.estimation.registry import ESTIMATORS, make_estimator
 from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
 from saap_jax.llama.product import is_matrix
-from saap_jax.runtime.mesh import layout_of, put
+from saap_jax.llama.segments import ones_gates
+from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.mesh import layout_of, mesh_of, put, settled, shard
 from saap_jax.structures import parameters_by_path
 from saap_jax.surgery.cut import cut
 from saap_jax.types import Remat
@@ -92,6 +95,21 @@ def test_scores_and_choices_do_not_depend_on_the_mesh(config, model, batches, es
             for path in matrices:
                 place = held[path][...].sharding
                 assert place.is_equivalent_to(like[path][...].sharding, held[path].ndim), (statistic, path)
+
+
+def test_a_device_works_on_its_own_examples_only(model, batches):
+    """Also where every device holds all of them: the model says which are its own."""
+    needs, flops = frozenset({GATE_GRADIENT}), []
+    for config in (None, MESHES[0]):
+        own = model if config is None else put(model, layout_of(config, devices(config)))
+        state, losses, gates = settled(
+            ({need: need.init(own, Plan(8)) for need in needs}, jnp.zeros(8), ones_gates(own.segments)), mesh_of(own)
+        )
+        inputs = (*(shard(each, own) for each in batches[0]), jnp.asarray(0, jnp.int32), gates)
+        with on_mesh_of(own):
+            step = observe_step.lower(own, state, losses, *inputs, needs=needs, remat="none").compile()
+        flops.append(step.cost_analysis()["flops"])
+    assert 0.24 < flops[1] / flops[0] < 0.3
 
 
 def test_a_mesh_with_other_examples_gives_other_scores(model, batches, estimators, alone):

@@ -1,10 +1,13 @@
-"""Second-order Taylor estimators, and squared weight gradients against one gradient an example, in float64."""
+"""Squared weight gradients against one gradient an example, in float64; what a pass costs; what is not finite."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saap_jax.config.mesh import MeshConfig, by_axis
 from saap_jax.estimation import (
     GATE_GRADIENT,
     GATE_HESSIAN,
@@ -13,21 +16,22 @@ from saap_jax.estimation import (
     SQUARED_WEIGHT_GRADIENT,
     WEIGHT_GRADIENT,
     Statistics,
-    make_estimator,
     observe,
 )
 from saap_jax.estimation.activations import WRITTEN_NORMS
 from saap_jax.estimation.base import Plan
 from saap_jax.estimation.observe import observe_step, refuse_not_finite
+from saap_jax.estimation.squares import _on_devices, gradient_sums, one_by_one, tiled
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import ones_gates
+from saap_jax.planning.count import work_of
+from saap_jax.runtime.mesh import layout_of
 from saap_jax.structures import parameters_by_path
 from tests.helpers import (
     PLAIN,
     changed,
     dense_model,
-    layers_of,
     length_mask,
     ragged_model,
     random_model,
@@ -41,50 +45,6 @@ FEW = frozenset({MEAN, SQUARED, GATE_GRADIENT})
 TOKENS, MASK = random_tokens(4, 7), length_mask(7, 5, 2, 0, seq=7)
 """Three examples and a padding row."""
 TWO_RUNS = spec_of((2, 4), (0, 3))
-MATRICES = {
-    "mlp": ("mlp/gate", "mlp/up", "mlp/down"),
-    "attention": ("attention/query", "attention/key", "attention/value", "attention/output"),
-}
-
-
-def part(layer: dict[str, np.ndarray], name: str, unit: int) -> list[float]:
-    """Return a unit's numbers of one matrix."""
-    matrix = layer[name]
-    return list((matrix[unit] if name.endswith(("down", "output")) else matrix[:, unit]).ravel())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("reduction", ["sum", "max", "last"])
-@pytest.mark.parametrize(
-    ("name", "weighted"),
-    [
-        ("taylor_element_second", lambda w, d, f: abs(w * d - 0.5 * w**2 * f)),
-        ("fisher", lambda w, d, f: w**2 * f),
-    ],
-)
-def test_formulas_by_hand(x64, name, weighted, reduction):
-    model, gradient, square = (random_model(spec_of((2, 3), (2, 3)), seed=i, dtype=np.float64) for i in (0, 1, 2))
-    statistics = Statistics(jnp.asarray(2), jnp.asarray(9), jnp.zeros(2), {MEAN: gradient, SQUARED: square})
-    scores = make_estimator(f"{name}(reduction='{reduction}')").score(statistics, model)
-    combine = {"sum": sum, "max": max, "last": lambda values: values[-1]}[reduction]
-    trees = [layers_of(tree) for tree in (model, gradient, square)]
-    for structure, matrices in MATRICES.items():
-        for layer, unit in np.ndindex(scores[structure].shape):
-            parts = [[part(tree[layer], matrix, unit) for tree in trees] for matrix in matrices]
-            by_hand = combine([sum(map(weighted, *matrix)) for matrix in parts])
-            np.testing.assert_allclose(scores[structure][layer, unit], by_hand, rtol=1e-12)
-
-
-def test_without_second_order_it_is_taylor_element(x64):
-    model, gradient = (random_model(spec_of((2, 3), (2, 3)), seed=i, dtype=np.float64) for i in (0, 1))
-    zeros = jax.tree.map(jnp.zeros_like, gradient)
-
-    def scores(name, square):
-        statistics = Statistics(jnp.asarray(2), jnp.asarray(9), jnp.zeros(2), {MEAN: gradient, SQUARED: square})
-        return np.asarray(make_estimator(name).score(statistics, model)["mlp"])
-
-    np.testing.assert_allclose(scores("taylor_element_second", zeros), scores("taylor_element", zeros), rtol=1e-12)
-    assert not np.allclose(scores("taylor_element_second", gradient), scores("taylor_element", zeros), rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -162,15 +122,6 @@ class TestCost:
             memory.alias_size_in_bytes >= 4 * numbers
         )  # added to in place: the state is donated, and keeps its layout
 
-    @pytest.mark.slow
-    def test_the_second_call_does_not_compile(self):
-        observe(self.model, [(TOKENS, MASK)], ONE_PASS)
-        before = observe_step._cache_size()
-        observe(self.model, [(TOKENS[::-1], MASK)], ONE_PASS)
-        assert observe_step._cache_size() == before
-        observe(self.model, [(TOKENS[:, :5], MASK[:, :5])], frozenset({MEAN}))
-        assert observe_step._cache_size() == before + 1
-
 
 class TestNotFinite:
     @pytest.mark.slow
@@ -200,19 +151,79 @@ class TestNotFinite:
                 refuse_not_finite(statistics, model, [(TOKENS, MASK)])
         refuse_not_finite(statistics._replace(values={MEAN: model}), model, [(TOKENS, MASK)])
 
-    @pytest.mark.slow
-    def test_a_loss_names_where_it_starts(self):
-        model, batches = random_model(TWO_RUNS), [(TOKENS[:2], MASK[:2]), (TOKENS[2:], MASK[2:])]
-        broken = changed(model, "segments/1/mlp/up", lambda w: w.at[0, 0, 0].set(jnp.nan))
-        with pytest.raises(ValueError, match=r"3 examples .* first is example 0, where it starts in mlp of layer 1"):
-            observe(broken, batches, frozenset({MEAN}))
-        token = TOKENS[2, 0]
-        assert token not in TOKENS[:2]
-        broken = changed(model, "embedding", lambda w: w.at[token].set(jnp.inf))
-        with pytest.raises(ValueError, match=r"1 examples .* is example 2, where it starts in attention_in of layer 0"):
-            observe(broken, batches, frozenset({MEAN}))
-
     def test_misplaced_padding(self):
         for mask in (MASK[::-1], MASK[:, ::-1]):
             with pytest.raises(ValueError, match="expected padding tokens on the right and padding rows at the end"):
                 observe(ragged_model(), [(TOKENS, mask)], frozenset({MEAN}))
+
+
+# --- the sums, in both forms -----------------------------------------------------------------------
+
+SHAPES = [
+    pytest.param((3, 7, 5, 9), (16, 8, 128), id="one tile, padded tokens"),
+    pytest.param((2, 40, 40, 300), (16, 16, 128), id="uneven tiles"),
+    pytest.param((4, 16, 130, 257), (16, 128, 128), id="a little more than a tile"),
+    pytest.param((1, 33, 16, 128), (512, 512, 1024), id="one example"),
+]
+
+
+def drawn(batch: int, length: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return activations, output gradients that are zero behind a length of its own for each example, and weights."""
+    random = np.random.default_rng(batch * length)
+    x, dy = (random.standard_normal((batch, length, width)).astype(np.float32) for width in (inputs, outputs))
+    lengths = np.maximum(length - 3 * np.arange(batch), 2)
+    dy *= (np.arange(length) < lengths[:, None])[..., None]
+    return x, dy, (1 / lengths).astype(np.float32)
+
+
+def by_hand(x: np.ndarray, dy: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    each = [a.T.astype(np.float64) @ b for a, b in zip(x, dy, strict=True)]
+    return sum(each), sum((s * g) ** 2 for s, g in zip(scale, each, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "tile"), SHAPES)
+def test_both_forms_are_the_definition(shape, tile):
+    x, dy, scale = drawn(*shape)
+    total, square = by_hand(x, dy, scale)
+    for form in (functools.partial(one_by_one, embed=0), functools.partial(tiled, tile=tile, interpret=True)):
+        for found, expected in zip(form(*map(jnp.asarray, (x, dy, scale))), (total, square), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
+    if len(x) > 1:
+        wrong = by_hand(x, dy, np.full_like(scale, scale.mean()))[1]  # all examples alike
+        assert np.abs(wrong - square).max() > 1e-3 * np.abs(square).max()
+
+
+def test_sums_of_narrow_activations_are_wide():
+    x, dy, scale = drawn(3, 32, 24, 40)
+    narrow = jnp.asarray(x, jnp.bfloat16), jnp.asarray(dy, jnp.bfloat16)
+    expected = by_hand(*(np.asarray(each.astype(jnp.float32)) for each in narrow), scale)
+    for form in (functools.partial(one_by_one, embed=0), functools.partial(tiled, interpret=True)):
+        total, square = form(*narrow, jnp.asarray(scale))
+        assert square.dtype == jnp.float32
+        np.testing.assert_allclose(square, expected[1], rtol=1e-4, atol=1e-4 * expected[1].max())
+        np.testing.assert_allclose(total.astype(jnp.float32), expected[0], rtol=0.02, atol=0.02 * expected[0].max())
+
+
+def test_a_program_for_a_tpu_has_the_kernel_and_counts_its_operations():
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((2, 64, 256), (2, 64, 384), (2,))]
+    traced = jax.jit(functools.partial(gradient_sums, embed=0)).trace(*shapes)
+    assert work_of(traced.jaxpr, frozenset()).flops == 2 * 2 * 64 * 256 * 384
+    lowered = [traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("tpu", "cpu")]
+    assert ["tpu_custom_call" in text for text in lowered] == [True, False]
+    assert ["stablehlo.while" in text for text in lowered] == [False, True]
+
+
+@pytest.mark.sharded
+@pytest.mark.parametrize("embed", [0, 1])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4), (1, 2, 2, 2)])
+def test_the_kernel_on_a_mesh_is_that_of_one_device(sizes, embed):
+    x, dy, scale = drawn(8, 24, 16, 32)
+    expected = by_hand(x, dy, scale)
+    mesh = layout_of(MeshConfig(**by_axis(sizes))).mesh
+    axes = ("embed", "experts") if sizes[3:] else ("embed", "mlp")
+    form = functools.partial(_on_devices, embed=embed, axes=axes, kernel=functools.partial(tiled, interpret=True))
+    with jax.set_mesh(mesh):
+        found = jax.jit(form)(x, dy, scale)
+    for sums, expect in zip(found, expected, strict=True):
+        np.testing.assert_allclose(sums, expect, rtol=1e-4, atol=1e-4 * np.abs(expect).max())
