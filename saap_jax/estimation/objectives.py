@@ -37,7 +37,7 @@ def summed_objective(
     observe: Observe | None = None,
     remat: Remat = "none",
 ) -> tuple[Sums, Sums, list[Any]]:
-    """Return each example's summed objective and next-token loss in nats, and what `observe` made of segments."""
+    """Compute each example's summed objective and next-token loss in nats, and what `observe` made of segments."""
     if objective == "loss":
         sums, observed = next_token_losses(model, tokens, mask, gates, observe=observe, remat=remat, once=True)
         return sums, sums, observed
@@ -51,7 +51,7 @@ def summed_objective(
 
 
 def draws(tokens: Int[Array, "batch seq"], mask: Bool[Array, "batch seq"]) -> Float[Array, "batch seq-1"]:
-    """Return a random number in [0, 1) for each position that predicts, told by the text of its row and its place."""
+    """Draw a random number in [0, 1) for each position that predicts, told by the text of its row and its place."""
     length = tokens.shape[1]
     factors = np.multiply.accumulate(np.full(length, 0x9E3779B1, np.uint32), dtype=np.uint32)
     real = jnp.where(mask, tokens + 1, 0).astype(jnp.uint32)
@@ -64,7 +64,7 @@ def draws(tokens: Int[Array, "batch seq"], mask: Bool[Array, "batch seq"]) -> Fl
 
 
 def drawn(logits: Float[Array, "*rows vocab"], draw: Float[Array, "*rows"]) -> Int[Array, "*rows"]:
-    """Return the word at a place in [0, 1) of the cumulative distribution that logits make."""
+    """Find the word at a place in [0, 1) of the cumulative distribution that logits make."""
     cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
     at = draw[..., None].astype(cumulative.dtype) * cumulative[..., -1:]
     return jnp.argmax(cumulative > at, axis=-1)

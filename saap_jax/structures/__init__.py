@@ -1,9 +1,7 @@
 """Stage 1: which weights must go together.
 
-For our LLaMA, from the axis names that its parameters carry: the names below. For any other function of parameters,
-from the traced program: `trace.trace` finds the structures, `gates.gated` puts gates on their units,
-`removal.keep_units` cuts parameters and `smaller.smaller` runs the program on them. `problem.Problem` says what pruning
-such a function takes, and `saap_jax.trace.subject` does it.
+Our LLaMA's parameters carry axis names, from which `discover` reads them. For any other function of parameters
+`saap_jax.trace` finds them in the traced program.
 """
 
 from saap_jax.structures.structures import (

@@ -56,7 +56,7 @@ class Structure:
 
 
 def discover(model: Llama) -> dict[str, Structure]:
-    """Return the coupled structures of a model (concrete, traced or abstract) by name.
+    """Find the coupled structures of a model (concrete, traced or abstract) by name.
 
     Raises:
         ValueError: a parameter carries no axis names, or two prunable ones, or matrices are not plain floats.
@@ -84,7 +84,7 @@ def discover(model: Llama) -> dict[str, Structure]:
 
 
 def _layout(segment: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]:
-    """Return the members, the units a layer and the parameters a unit of the structure on `axis` in one segment."""
+    """Find the members, the units a layer and the parameters a unit of the structure on `axis` in one segment."""
     members, units, each = [], set(), 0
     for path, parameter in parameters_by_path(segment).items():
         axes = getattr(parameter, "axes", ())
@@ -104,7 +104,7 @@ def _layout(segment: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, 
 
 
 def parameters_by_path(tree: Any) -> dict[str, nnx.Variable | Matrix]:
-    """Return the parameters of a module keyed by path, such as `mlp/gate`.
+    """Key the parameters of a module by path, such as `mlp/gate`.
 
     What stands in the place of one (`Matrix`) is there under its path, with the shape and axes of the parameter.
     """
@@ -113,7 +113,7 @@ def parameters_by_path(tree: Any) -> dict[str, nnx.Variable | Matrix]:
 
 
 def unit_view(segment: Any, member: Member) -> Float[Array, "layers units rest"]:
-    """Return a member of one segment (of weights, or of any tree of the same shape) with the unit axis second.
+    """Show a member of one segment (of weights, or of any tree of the same shape) with the unit axis second.
 
     The remaining axes are flattened in their order, so `rest` of a writing member is (coordinates, embed).
     """
@@ -123,7 +123,7 @@ def unit_view(segment: Any, member: Member) -> Float[Array, "layers units rest"]
 
 
 def channel_view(segment: Any, member: Member) -> Float[Array, "layers units channels embed"]:
-    """Return `unit_view` channel by channel: one for each coordinate of a unit, with all that meets the stream there.
+    """Show `unit_view` channel by channel: one for each coordinate of a unit, with all that meets the stream there.
 
     Of a bias, which does not meet it, each number is a channel.
     """
@@ -135,7 +135,7 @@ def channel_view(segment: Any, member: Member) -> Float[Array, "layers units cha
 
 
 def unit_costs(structures: dict[str, Structure]) -> dict[str, np.ndarray]:
-    """Return the parameters a unit of each layer, `[layers]` int64, by structure."""
+    """Tell the parameters a unit of each layer, `[layers]` int64, by structure."""
     return {name: np.asarray(s.parameters_per_unit, np.int64) for name, s in structures.items()}
 
 

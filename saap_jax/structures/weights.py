@@ -30,11 +30,11 @@ class TracedWeights:
 
     @classmethod
     def of(cls, structures: tuple[TracedStructure, ...], params: Any) -> "TracedWeights":
-        """Return the weights of a pytree of parameters."""
+        """Take the weights of a pytree of parameters."""
         return cls(structures, dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True)))
 
     def view(self, structure: TracedStructure, member: AxisMember) -> Shaped[Array, "copies units rest"]:
-        """Return a member of a structure with its copies first and its units second, the rest in a row.
+        """Show a member of a structure with its copies first and its units second, the rest in a row.
 
         What lies on both of two axes of a parameter that belong to one structure is in the views of both.
         """
@@ -49,11 +49,11 @@ class TracedWeights:
         return taken.reshape(structure.copies, structure.units, -1)
 
     def coordinates(self, structure: TracedStructure) -> int:
-        """Return how many coordinates each unit of a structure has where its units act, all places together."""
+        """Count the coordinates that each unit of a structure has where its units act, all places together."""
         return sum(each.places(structure).shape[-1] for each in self._acting(structure))
 
     def writing(self, structure: TracedStructure) -> Shaped[Array, "copies units coordinates out"]:
-        """Return what each coordinate of a unit is multiplied with where its units act, all places side by side.
+        """Show what each coordinate of a unit is multiplied with where its units act, all places side by side.
 
         Places of fewer outputs are filled up with zeros. Where units meet no parameter it is a single 1: what they meet
         is part of the statistics then.
@@ -80,7 +80,7 @@ class TracedWeights:
         return found
 
     def tree_flatten(self) -> tuple[tuple[dict[str, Any]], tuple[Any, ...]]:
-        """Return the arrays, and what is static."""
+        """Split into arrays and what is static."""
         return (self.values,), (self.structures, self.acting)
 
     @classmethod
@@ -95,12 +95,12 @@ Weights = Llama | TracedWeights
 
 
 def units_of(weights: Weights) -> Keep:
-    """Return which units there are, `[layers, units]` a structure; of a traced model `[copies, units]`, all True."""
+    """Say which units there are, `[layers, units]` a structure; of a traced model `[copies, units]`, all True."""
     if isinstance(weights, TracedWeights):
         return {each.name: np.ones((each.copies, each.units), bool) for each in weights.structures}
     return existing_units(weights.segments)
 
 
 def traced_costs(structures: tuple[TracedStructure, ...]) -> dict[str, np.ndarray]:
-    """Return the parameters that one unit takes with it, `[copies]` int64, by structure."""
+    """Tell the parameters that one unit takes with it, `[copies]` int64, by structure."""
     return {each.name: np.full(each.copies, each.parameters_per_unit, np.int64) for each in structures}

@@ -193,17 +193,6 @@ class TestResumption:
             assert changes_from_lines(first[:torn] + second + first) == changes
             assert Unit("mlp", 3, 17) not in changes_from_lines(first[:torn] + second)
 
-    def test_progress_sees_every_batch_of_units(self):
-        seen = []
-
-        def progress(groups):
-            for group in groups:
-                yield group
-                seen.extend(group.units)
-
-        changes_of(model_of(), all_units(model_of()), progress=progress)
-        assert sorted(seen) == sorted(all_units(model_of()))
-
 
 class TestSample:
     existing = existing_units(model_of(CUT).segments)

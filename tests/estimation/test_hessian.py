@@ -17,11 +17,11 @@ from saap_jax.estimation import (
     observe,
     score,
 )
-from saap_jax.estimation.hessian import hessian_step, random_signs
+from saap_jax.estimation.hessian import random_signs
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.segments import existing_units, ones_gates
 from saap_jax.types import STRUCTURES
-from tests.helpers import PLAIN, dense_model, length_mask, losses_of, random_model, random_tokens, spec_of
+from tests.helpers import dense_model, length_mask, losses_of, random_model, random_tokens, spec_of
 
 TOKENS, MASK = random_tokens(3, 6), length_mask(6, 4, 5, seq=6)
 LENGTHS = np.asarray([5, 3, 4])
@@ -170,15 +170,6 @@ class TestOptions:
         scores = score({"h": make_estimator("gate_hessian(probes=5)")}, statistics, model)["h"]
         assert scores["attention"].shape == (1, 0)
         assert (scores["mlp"] > 0).all()
-
-    @pytest.mark.slow
-    def test_runs_only_when_asked_for_and_compiles_once(self):
-        model, before = dense_model(), hessian_step._cache_size()
-        observe(model, [(TOKENS, MASK)], frozenset({GATE_GRADIENT}))
-        assert hessian_step._cache_size() == before
-        assert [statistic for statistic in PLAIN if statistic.step] == [GATE_HESSIAN]
-        observe(model, [(TOKENS, MASK)] * 2, NEED)
-        assert hessian_step._cache_size() == before + 1
 
 
 @pytest.mark.slow
