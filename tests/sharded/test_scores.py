@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saap_jax.config.search import SearchConfig
 
 from saap_jax.api import select_units
 from saap_jax.config.mesh import MeshConfig
@@ -84,8 +83,7 @@ def test_scores_and_choices_do_not_depend_on_the_mesh(config, model, batches, es
         for structure, values in by_structure.items():
             scale = np.abs(alone[name][structure]).max()
             np.testing.assert_allclose(values, alone[name][structure], rtol=1e-5, atol=1e-6 * scale)
-        search = SearchConfig(allocation="global")
-        kept = [select_units(model, each, 0.3, search).keep for each in (by_structure, alone[name])]
+        kept = [select_units(model, each, 0.3, "global").keep for each in (by_structure, alone[name])]
         assert all(np.array_equal(kept[0][s], kept[1][s]) for s in kept[0]), name
     for statistic, tree in statistics.values.items():
         if statistic is WEIGHT_GRADIENT:
