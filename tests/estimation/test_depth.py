@@ -1,24 +1,24 @@
 """Depth pruning is the same search: sub-blocks that barely turn the residual stream are found, and skipped."""
 
-import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saap_jax.config.search import PerStructure, SearchConfig
-from saap_jax.selection.search import Selection, search
 
+from saap_jax.api import select_units
 from saap_jax.estimation import make_estimators, observe, score
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units, masks
-from saap_jax.structures import count_parameters, discover, prunable_parameters, unit_costs
+from saap_jax.structures import count_parameters, discover, prunable_parameters
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES, Keep, Scores
 from tests.helpers import changed, dense_model, forward, length_mask, random_tokens
 
 LAYERS = 4
 TOKENS, MASK = random_tokens(4, 8), length_mask(8, 6, 8, 5, seq=8)
-DEPTH = SearchConfig(allocation="global", depth=True, min_keep=PerStructure(attention=0, mlp=0))
+UNITS = "within(min_keep=0) > global(by={})"
+DEPTH = "within(depth=True, min_keep=0) > global(by={})"
 CHOICES = [
     {"attention": (1, 3), "mlp": (2, 3)},
     {"attention": (0,), "mlp": (1, 2)},
@@ -55,8 +55,8 @@ def block_scores(model: Llama, text: str = "block_influence") -> Scores:
     return score(estimators, observe(model, [(TOKENS, MASK)], estimators[text].needs), model)[text]
 
 
-def searched(model: Llama, scores: Scores, ratio: float, config: SearchConfig = DEPTH) -> Selection:
-    return search(scores, unit_costs(discover(model)), existing_units(model.segments), ratio, config)
+def searched(model: Llama, scores: Scores, ratio: float, method: str = DEPTH, by: str = "score_per_parameter") -> Any:
+    return select_units(model, scores, ratio, method.format(by))
 
 
 def equal(first: Keep, second: Keep) -> bool:
@@ -67,18 +67,18 @@ def equal(first: Keep, second: Keep) -> bool:
 @pytest.mark.parametrize("rank_by", ["score", "score_per_parameter"])
 @pytest.mark.parametrize("chosen", CHOICES)
 def test_just_the_sub_blocks_that_are_nearly_the_identity_go(chosen, rank_by):
-    model, config = scaled(dense_model(layers=LAYERS), chosen, 1e-3), dataclasses.replace(DEPTH, rank_by=rank_by)
+    model = scaled(dense_model(layers=LAYERS), chosen, 1e-3)
     scores, ratio = block_scores(model), share_of(chosen, model)
-    selection = searched(model, scores, ratio, config)
+    selection = searched(model, scores, ratio, by=rank_by)
     assert equal(selection.keep, without(chosen))
     assert selection.actual == pytest.approx(ratio, rel=1e-12)
-    units = dataclasses.replace(config, depth=False)  # the same ranking, but a unit can go by itself
-    assert equal(searched(model, scores, ratio, units).keep, selection.keep)
+    # the same ranking where a unit can go by itself
+    assert equal(searched(model, scores, ratio, UNITS, rank_by).keep, selection.keep)
     structures = discover(model)
     unit = min(structures[name].parameters_per_unit[0] for name in STRUCTURES if chosen[name])
     less = (selection.removed - unit) / prunable_parameters(structures)
-    assert equal(searched(model, scores, less, config).keep, selection.keep)
-    assert searched(model, scores, less, units).removed == selection.removed - unit
+    assert equal(searched(model, scores, less, by=rank_by).keep, selection.keep)
+    assert searched(model, scores, less, UNITS, rank_by).removed == selection.removed - unit
 
 
 @pytest.mark.parametrize("chosen", CHOICES)

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from saap_jax.config.search import SearchConfig
-from saap_jax.selection.search import search
 
+from saap_jax.api import select_units
 from saap_jax.estimation import (
     ACTIVATION_MOMENTS,
     ESTIMATORS,
@@ -21,7 +20,6 @@ from saap_jax.estimation import (
     union_of_needs,
 )
 from saap_jax.llama.segments import existing_units
-from saap_jax.structures import discover, unit_costs
 from tests.helpers import layers_of, ragged_model, random_tokens
 
 
@@ -106,7 +104,7 @@ def test_the_how_to_adds_an_estimator(monkeypatch):
     np.testing.assert_allclose(scores["energy(root=True)"]["mlp"] ** 2, scores["energy"]["mlp"], rtol=1e-5)
 
     existing = existing_units(model.segments)
-    selection = search(scores["energy"], unit_costs(discover(model)), existing, 0.3, SearchConfig(allocation="global"))
+    selection = select_units(model, scores["energy"], 0.3, "global")
     assert selection.actual >= 0.3
     for layer in range(4):
         kept, gone = selection.keep["mlp"][layer], existing["mlp"][layer] & ~selection.keep["mlp"][layer]

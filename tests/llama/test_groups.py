@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.api import calibrate
+from saap_jax.api import score_units
 from saap_jax.data import Windows
 from saap_jax.estimation import ESTIMATORS
 from saap_jax.llama import LayerWidths, LlamaSpec, load_keep, load_model, save_model
@@ -62,9 +62,9 @@ def test_every_estimator_scores_layers_of_different_groups():
         getattr(narrow, name)[...] = getattr(wide, name)[...]
     np.testing.assert_allclose(forward(narrow, TOKENS), forward(wide, TOKENS), rtol=0, atol=2e-5)
     windows = Windows(np.asarray(TOKENS), length_mask(7, 5, 6, seq=7))
-    found = calibrate(narrow, windows, list(ESTIMATORS), batch_size=3)  # raises if not finite
+    found = score_units(narrow, windows, list(ESTIMATORS), batch_size=3)  # raises if not finite
     names = ["gate_taylor", "gate_taylor_signed", "gate_fisher", "wanda", "fluctuation", "block_influence"]
-    expected = calibrate(wide, windows, names, batch_size=3)
+    expected = score_units(wide, windows, names, batch_size=3)
     for name in names:  # the others see the weights of silent heads, or count coordinates
         for structure in STRUCTURES:
             want = expected.scores(name)[structure]
