@@ -31,7 +31,7 @@ def fake_run(
         if older:
             del row["losses"]
         else:
-            row |= {"variant": "wanda", "seed": seed}
+            row |= {"variant": "wanda", "chain": "wanda > uniform", "seed": seed}
         run.append(row)
     run.update(
         kind="compare",

@@ -128,7 +128,7 @@ def architecture_of(spec: LlamaSpec) -> str:
         if spec.output_biases:
             raise ValueError(
                 f"format gguf: expected no biases of output projections in family {family}, got those of "
-                "compensation.method bias; choose --format ragged (transformers with trust_remote_code)"
+                "the step bias; choose --format ragged (transformers with trust_remote_code)"
             )
         if scaling is not None and scaling.kind == "llama3" and gguf.architecture != "llama":
             raise ValueError(
@@ -151,7 +151,7 @@ def _check_experts(spec: LlamaSpec) -> None:
     if len(counts) > 1 or counts[0] < least:
         raise ValueError(
             f"format gguf: expected as many experts in each layer, at least {least}, got {counts[0]} to {counts[-1]}; "
-            "prune with --search.allocation uniform and without skipped layers"
+            "prune with the allocation uniform, all layers alike"
         )
     if spec.constants.route_scale != "sum_to_one":
         raise ValueError(

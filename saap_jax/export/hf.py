@@ -103,7 +103,7 @@ def check_plain(spec: LlamaSpec) -> None:
         least = spec.constants.experts_per_token
         raise ValueError(
             f"format hf: expected layers alike, with heads and at least {least} experts, got "
-            f"{got or 'fewer'}; prune with --search.allocation uniform and without skipped layers"
+            f"{got or 'fewer'}; prune with the allocation uniform, all layers alike"
         )
     raise ValueError(
         f"format hf: expected layers of equal widths above zero, got {got or 'layers without heads or channels'}; "
@@ -117,7 +117,7 @@ def check_no_experts(spec: LlamaSpec, form: str) -> None:
     if spec.constants.traits.experts:
         raise ValueError(
             f"format {form}: expected a model without experts, got a {spec.constants.family}; choose --format hf, for "
-            "layers that are alike (--search.allocation uniform)"
+            "layers that are alike (the allocation uniform)"
         )
 
 
@@ -126,7 +126,7 @@ def check_biases(spec: LlamaSpec, form: Form) -> None:
     if spec.output_biases and not spec.constants.traits.plain_biases:
         raise ValueError(
             f"format {form}: expected no biases of output projections in family {spec.constants.family}, got those of "
-            "compensation.method bias; choose --format ragged (transformers with trust_remote_code)"
+            "the step bias; choose --format ragged (transformers with trust_remote_code)"
         )
 
 

@@ -72,7 +72,7 @@ def models_of(reference: Reference, dtype: str) -> Iterator[Llama]:
         yield load_model(reference.text, dtype)
         return
     own, dense = reference.model["dtype"], reference.model["name"]
-    compensated = any(row.get("compensation", "none") != "none" for row in reference.rows)
+    compensated = any(row.get("model") != row.get("keep") for row in reference.rows)
     if reference.candidate == DENSE or compensated or not (reference.run / "keeps.npz").exists():
         why = (
             "compensation gives a candidate weights of its own" if compensated else "tasks need a model that can be run"

@@ -168,11 +168,11 @@ def check_group_size(spec: LlamaSpec, bits: int, group_size: int, matrices: tupl
             least = math.lcm(group_size, each) // each
             raise ValueError(
                 f"group_size: layer {layer} has {widths.kv_heads} x {each} inputs of its attention output, no multiple "
-                f"of {group_size}; prune with search.multiple_of.attention a multiple of {least}, or leave output out "
+                f"of {group_size}; prune within(multiple_of={{attention: {least}}}), or leave output out "
                 "of the matrices"
             )
         if "down" in matrices and widths.mlp % group_size:
             raise ValueError(
-                f"group_size: layer {layer} has {widths.mlp} MLP channels, no multiple of {group_size}; prune with "
-                f"search.multiple_of.mlp a multiple of {group_size}, or leave down out of the matrices"
+                f"group_size: layer {layer} has {widths.mlp} MLP channels, no multiple of {group_size}; prune "
+                f"within(multiple_of={{mlp: {group_size}}}), or leave down out of the matrices"
             )

@@ -42,6 +42,8 @@ class Row(Measured, total=False):
     """Unique."""
     # a variant at a ratio
     variant: str
+    chain: str
+    """In full."""
     estimator: str
     scenario: str
     allocation: str
@@ -65,6 +67,8 @@ class Row(Measured, total=False):
     """Units that stay, by structure, of each layer; of a traced model, of each copy."""
     keep: str
     """Digest of the keep-set."""
+    model: str
+    """Digest of the pruned model, that of the keep-set where its weights are unchanged."""
     same_as: str | None
     """The candidate of the same keep-set that was evaluated."""
     # one place alone, of `saap sensitivity`

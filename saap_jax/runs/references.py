@@ -161,9 +161,9 @@ def loadable(reference: Reference, why: str) -> str:
     if is_best and (best / "config.json").is_file():
         return str(best)
     said = "name a model that was cut, as saap prune writes it"
-    if {"estimator", "ratio_asked"} <= row.keys():  # not of a place alone
+    if {"chain", "ratio_asked"} <= row.keys():  # not of a place alone
         usual = dataclasses.asdict(CompareConfig())  # an older run lacks some of it
         whole: Any = {**record, "config": usual | dict(record.get("config", {}))}
-        command = prune_command(whole, {"scenario": "all", "seed": 0, **row})
+        command = prune_command(whole, {"seed": 0, **row})
         said = f"cut it ({command} --out DIRECTORY) and name that directory"
     raise ValueError(f"{reference.text}: {why}, but a candidate of a run is masks over the unpruned model; {said}")

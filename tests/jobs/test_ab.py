@@ -12,7 +12,7 @@ import pytest
 from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.judge import AbConfig, EvaluateConfig
-from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.packaged import packaged
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.jobs import ab, compare
@@ -183,7 +183,7 @@ def compared(tiny_model_directory, tmp_path_factory):
     config = CompareConfig(
         model=ModelConfig(name=str(tiny_model_directory)),
         calibration=CalibrationConfig(examples=3, length=16, batch_size=2),
-        estimation=EstimationConfig(estimators=("magnitude", "random")),
+        methods=("magnitude", "random"),
         ratios=(0.2,),
         evaluation=EvaluationConfig(windows=5, length=16, batch_size=2),
         runs=str(tmp_path_factory.mktemp("runs")),
@@ -258,7 +258,7 @@ class TestLimits:
         assert "max_latency needs a model that can be run" in line
         command = re.search(r"cut it \((saap prune .*)\) and name", line)
         assert command
-        assert {"--estimator", "wanda", "--ratio", "0.2"} < set(shlex.split(command[1]))
+        assert {"--method", "wanda > uniform", "--ratio", "0.2"} < set(shlex.split(command[1]))
         (run / "best").symlink_to(pruned)
         assert main.main(["ab", f"{run}:wanda@0.2", *words]) == 0, "the best was cut"
 

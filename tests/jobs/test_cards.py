@@ -1,5 +1,6 @@
 """Model cards beside what commands make: each step is on them, with the command that makes the same model again."""
 
+import shlex
 import shutil
 
 import pytest
@@ -19,17 +20,7 @@ def pruned(tiny_model_directory, tmp_path_factory):
     place = tmp_path_factory.mktemp("cards")
     shutil.copytree(tiny_model_directory, place / "dense")
     (place / "dense" / "README.md").write_text("---\nlicense: mit\nbase_model: org/other\n---\n# dense\n")
-    words = (
-        "--estimator",
-        "wanda",
-        "--ratio",
-        "0.3",
-        "--compensation.method",
-        "none",
-        "--search.allocation",
-        "global",
-        "--search.skip-layers",
-    )
+    words = ("--method", "wanda > global", "--ratio", "0.3")
     made = str(place / "pruned")
     assert main.main(["prune", "--model.name", str(place / "dense"), "--out", made, *words, *CALIBRATION]) == 0
     return place / "pruned"
@@ -39,7 +30,7 @@ def test_each_step_is_on_the_card(pruned, tmp_path):
     text = (pruned / "README.md").read_text()
     assert metadata_load(pruned / "README.md")["license"] == "mit"
     for said in (
-        "- estimator: wanda",
+        "- method: wanda",
         "3 windows of 16 tokens of builtin:reference, seed 0",
         "--ratio 0.3",
         "# pruned\n",
@@ -61,14 +52,14 @@ def test_each_step_is_on_the_card(pruned, tmp_path):
 def test_the_command_on_a_card_makes_the_same_model(pruned, tmp_path):
     (step,) = read_origin(pruned)["steps"]
     again = step["command"].replace(str(pruned), str(tmp_path / "again"))
-    assert main.main(again.split()[1:]) == 0
+    assert main.main(shlex.split(again)[1:]) == 0
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (pruned / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
 def test_the_best_of_a_comparison_has_figures_with_intervals(tiny_model_directory, tmp_path):
     words = ["--model.name", str(tiny_model_directory), "--runs", str(tmp_path), *CALIBRATION, "--ratios", "0.3"]
-    words += ["--estimation.estimators", "magnitude", "--evaluation.windows", "8", "--evaluation.length", "16"]
+    words += ["--methods", "magnitude", "--evaluation.windows", "8", "--evaluation.length", "16"]
     assert main.main(["compare", *words]) == 0
     (row,), _ = read_candidates(tmp_path / "compare")
     (step,) = read_origin(tmp_path / "compare" / "best")["steps"]

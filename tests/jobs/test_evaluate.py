@@ -8,7 +8,7 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig
-from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.evaluation.tasks.local import read_task, run_tasks
 from saap_jax.jobs import compare
 from saap_jax.llama import load_model, load_tokenizer, save_model
@@ -100,8 +100,8 @@ def compared(tiny_model_directory, tmp_path_factory):
     config = CompareConfig(
         model=ModelConfig(name=str(tiny_model_directory)),
         calibration=CalibrationConfig(examples=3, length=16, batch_size=2),
-        estimation=EstimationConfig(estimators=("magnitude", "random")),
-        grid=GridConfig(seeds=(0, 1)),
+        methods=("magnitude", "random"),
+        seeds=(0, 1),
         ratios=(0.5,),
         best_ratio=0.5,
         evaluation=EvaluationConfig(windows=2, length=16, batch_size=2),

@@ -4,10 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from saap_jax.config.compensation import CompensationConfig
 
 from saap_jax.config.jobs import CompareConfig
-from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
 from saap_jax.config.use import GenerateConfig
@@ -35,7 +34,7 @@ def config(tiny_model_directory, tmp_path) -> CompareConfig:
         name="written",
         model=ModelConfig(name=str(tiny_model_directory)),
         calibration=CalibrationConfig(examples=4, length=16, batch_size=2),
-        estimation=EstimationConfig(estimators=("magnitude",)),
+        methods=("magnitude",),
         evaluation=EvaluationConfig(windows=2, length=16, batch_size=2),
         ratios=(0.5,),
         new_tokens=6,
@@ -88,8 +87,7 @@ def test_prune_lets_both_models_write_where_it_judges(config, tmp_path, monkeypa
         model=config.model,
         calibration=config.calibration,
         evaluation=config.evaluation,
-        compensation=CompensationConfig(method="none"),
-        estimator="magnitude",
+        method="magnitude > uniform",
         ratio=0.3,
         out=str(tmp_path / "pruned"),
     )

@@ -174,9 +174,9 @@ class TestWidths:
             (
                 16,
                 4,
-                "layer 1 has 1 x 8 inputs of its attention output, .* search.multiple_of.attention a multiple of 2,",
+                "layer 1 has 1 x 8 inputs of its attention output, .* within.multiple_of={attention: 2}.,",
             ),
-            (8, 4, "layer 1 has 12 MLP channels, no multiple of 8; prune with search.multiple_of.mlp a multiple of 8"),
+            (8, 4, "layer 1 has 12 MLP channels, no multiple of 8; prune within.multiple_of={mlp: 8}."),
         ],
     )
     def test_widths_that_do_not_fit_are_refused(self, size, bits, message):

@@ -39,7 +39,7 @@ def test_a_place_alone_has_no_command(tmp_path):
     path = fake_run(tmp_path / "places")
     run = RunDirectory(path, json.loads((path / "run.json").read_text()))
     (row,) = run.candidates()
-    run.append({name: value for name, value in row.items() if name not in ("estimator", "ratio_asked", "variant")})
+    run.append({name: value for name, value in row.items() if name not in ("chain", "ratio_asked", "variant")})
     with pytest.raises(ValueError, match=r"why, but .* masks .*; name a model that was cut, as saap prune writes it"):
         loadable(find(f"{path}:wanda@0.2"), "why")
 
@@ -89,7 +89,7 @@ def test_what_of_a_run_can_be_loaded(run):
     (run / "best").mkdir()
     (run / "best" / "config.json").write_text("{}")
     assert loadable(find(f"{run}:wanda, seed 1@0.2"), "") == str(run / "best")
-    said = r"why, but .* masks .*; cut it \(saap prune --estimator wanda .*--model.name tiny .* --out DIRECTORY\)"
+    said = r"why, but .* masks .*; cut it \(saap prune --method 'wanda > uniform' .* --out DIRECTORY\)"
     for name in ("wanda, seed 0@0.2", "wanda@0.2"):
         with pytest.raises(ValueError, match=said):
             loadable(find(f"{run}:{name}"), "why")
