@@ -6,20 +6,28 @@ NOTEBOOKS ?= cache
 BUILDER ?= docker
 READY := .venv/.ready
 
+ONE_EACH := tunix_llama or equinox_mlp or haiku_mlp or penzai_llama or flaxmodels_gpt2 or keras_transformer or nnx_decoder
 IN_ZOO := KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo
 
-.PHONY: quickstart test slow environments newest oldest sharded large tpu-plan eval parity llamacpp browser zoo tunix maxtext gemma docs wheel container lock clean
+.PHONY: quickstart test types slow nightly environments newest oldest sharded large tpu-plan eval parity llamacpp browser zoo zoo-smoke tunix maxtext gemma docs wheel container lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare quickstart
 
-test: $(READY)  ## the default suite: formatting, lint, types, tests
+test: $(READY)  ## the default suite: formatting, lint, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright & types=$$!; $(BIN)/pytest -q -n auto --dist worksteal; tests=$$?; wait $$types && exit $$tests
+	$(BIN)/pytest -q -n auto --dist worksteal tests
 
-slow: $(READY)  ## tests that take longer, and some 800 harmed files
-	SAAP_FUZZ_SCALE=$${SAAP_FUZZ_SCALE:-0.5} $(BIN)/pytest -q -n auto --dist worksteal -m slow
+types: $(READY)  ## pyright, and the examples of docstrings
+	$(BIN)/pyright
+	$(BIN)/pytest -q -n auto --dist worksteal saap_jax
+
+slow: $(READY)  ## what guards a landing and takes longer: oracles, contracts, harmed files, ten kills
+	$(BIN)/pytest -q -n auto --dist worksteal -m "slow and not nightly" tests
+
+nightly: $(READY)  ## tests that take minutes and seldom fail alone, and harmed files by the thousand
+	SAAP_FUZZ_SCALE=$${SAAP_FUZZ_SCALE:-20} $(BIN)/pytest -q -n auto --dist worksteal -m nightly tests
 
 # $(1) a Python, $(2) lock files: an environment of its own, beside whose `.ready` it lies.
 define environment
@@ -49,17 +57,16 @@ $(READY): requirements.lock pyproject.toml
 
 environments: .venv/newest/.ready .venv/oldest/.ready .venv/zoo/.ready .venv/tpu-plan/libtpu  ## those that .ci/run needs beside .venv
 
-# $(1) an environment: quickstart's job on few windows, and what depends on versions, each test with the first of its
-# parameters.
+# $(1) an environment: quickstart's job on few windows, and a few tests of each layer.
 define in-versions
 $(1)/bin/saap compare quickstart --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2 --no-race
-$(1)/bin/pytest -q -n auto --dist worksteal --once tests/trace tests/estimation tests/llama tests/jobs/test_compare.py
+$(1)/bin/pytest -q -n auto --dist worksteal -m smoke tests
 endef
 
-newest: .venv/newest/.ready  ## the newest Python of this machine, and the newest jax that the lock file has for it, with each test once
+newest: .venv/newest/.ready  ## the newest Python of this machine, and the newest jax that the lock file has for it: quickstart, and a few tests of each layer
 	$(call in-versions,.venv/newest)
 
-oldest: .venv/oldest/.ready  ## the oldest versions that pyproject.toml declares, with each test once
+oldest: .venv/oldest/.ready  ## the oldest versions that pyproject.toml declares: the same
 	$(call in-versions,.venv/oldest)
 
 # NPROC: threads of XLA, several a device, so that collectives never wait for each other (`forced` in tests/xla_flags.py).
@@ -91,6 +98,9 @@ browser: $(READY)  ## the report in headless Chromium, of SAAP_CHROMIUM or on th
 
 zoo: .venv/zoo/.ready  ## tiny models of Tunix, Equinox, Haiku, Penzai, flaxmodels, Keras and Flax, in an environment of its own
 	$(IN_ZOO) tests/zoo
+
+zoo-smoke: .venv/zoo/.ready  ## one model of each of those libraries
+	$(IN_ZOO) tests/zoo/test_zoo.py -k "$(ONE_EACH)"
 
 tunix: .venv/zoo/.ready  ## Tunix loads what is exported for it and distils it, and its checkpoint is read back; part of `make zoo`
 	$(IN_ZOO) tests/zoo/test_tunix.py

@@ -33,6 +33,7 @@ from saap_jax.cli.console import progress_console
 from saap_jax.data import windows
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama, save_model
 from saap_jax.runs.directory import RunDirectory
+from tests.homes import marks_of
 from tests.records import check_declared
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -40,20 +41,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 progress_console.quiet = True
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--once`."""
-    parser.addoption("--once", action="store_true", help="run each test with the first of its parameters only")
-
-
-@pytest.hookimpl(trylast=True)  # of those that their marks leave
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave one set of parameters of each test, if that is asked for."""
-    if config.getoption("--once"):
-        first: dict[str, pytest.Item] = {}
-        for item in items:
-            first.setdefault(item.nodeid.partition("[")[0], item)
-        config.hook.pytest_deselected(items=[item for item in items if item not in first.values()])
-        items[:] = first.values()
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `tests/homes.py` lists."""
+    for item in items:
+        for mark in marks_of(item.nodeid, {each.name for each in item.iter_markers()}):
+            item.add_marker(mark)
 
 
 MOST_MAPS = 10_000

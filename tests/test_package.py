@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import saap_jax
+from tests.homes import NIGHTLY, SMOKE
 
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
@@ -122,7 +123,7 @@ def run_targets(workflow: dict) -> set[str]:
         matrix = job.get("strategy", {}).get("matrix", {})
         values = [*matrix.get("target", ()), *(each["target"] for each in matrix.get("include", ()))]
         for command in re.findall(r"^make (.+)$", "\n".join(step.get("run", "") for step in job["steps"]), re.M):
-            found |= set(values) if command == "${{ matrix.target }}" else {command}
+            found |= set(values) if command == "${{ matrix.target }}" else {command.split()[0]}
     return found
 
 
@@ -137,10 +138,15 @@ def test_workflows_run_targets_that_there_are(path):
 
 def test_workflows_cover_the_versions_that_are_declared():
     workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "tests.yml").read_text())
-    assert run_targets(workflow) == {"test", "newest", "oldest", "wheel", "container"}
+    assert {"test", "types", "slow", "sharded", "newest", "oldest", "wheel"} <= run_targets(workflow)
     declared = re.findall(r"Python :: (3\.\d+)", "\n".join(PYPROJECT["project"]["classifiers"]))
     assert workflow["jobs"]["suite"]["strategy"]["matrix"]["python"] == declared
     assert PYPROJECT["project"]["requires-python"] == f">={declared[0]}"
+
+
+def test_what_has_a_home_is_there():
+    wanted = [f"{name}*" if name.endswith("/") else f"{name.removesuffix('.py')}.py" for name in (*NIGHTLY, *SMOKE)]
+    assert not [name for name in wanted if not list(PROJECT.glob(name))]
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
@@ -153,7 +159,7 @@ def test_issue_templates_are_forms(path):
 
 
 def test_there_are_workflows_and_templates():
-    assert {path.stem for path in WORKFLOWS} == {"tests", "docs", "publish"}
+    assert {path.stem for path in WORKFLOWS} == {"tests", "docs", "nightly", "publish"}
     assert {path.stem for path in TEMPLATES} == {"bug", "method", "question"}
 
 
