@@ -216,7 +216,9 @@ def _at_once(
     for writer, kept in progress(due):
         weight = _weight(subject, writer)
         for system in np.flatnonzero(~kept.all(1)).tolist():
-            fit, held = (part and toward_itself(part[writer.tap], weight[system], system) for part in sums)
+            fit, held = (
+                None if part is None else toward_itself(part[writer.tap], weight[system], system) for part in sums
+            )
             assert fit is not None
             yield writer, system, kept[system], weight[system], (fit, held)
 

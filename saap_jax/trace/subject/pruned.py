@@ -104,7 +104,9 @@ def prune(
         runner = Runner(subject, subject.problem.scenarios, [chain], batch_size=batch_size, track=track)
         runner.check(chain, [ratio])
         state = runner.run(chain, ratio)
-        keep, cut = state.keep, state.subject.cut(state.keep)
+        repaired, keep = state.subject, state.keep
+        assert isinstance(repaired, TracedSubject)
+        cut = repaired.cut(keep)
         losses = checked_losses(subject, keep, cut, batch_size)
         params, before = jax.tree.map(like, cut.params, given.params), subject.traced.shapes
         after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
