@@ -7,7 +7,6 @@ They are looked up when a name is asked for that is not known otherwise. `FILE.p
 import ast
 import difflib
 import functools
-import hashlib
 import importlib.metadata
 import inspect
 import re
@@ -103,12 +102,6 @@ def names_file(text: str) -> bool:
     return _FILE.fullmatch(text) is not None
 
 
-def file_digests(texts: Iterable[str]) -> dict[str, str]:
-    """Digest (SHA-256) each file that names of estimators are in, by what a refusal calls it."""
-    files = dict.fromkeys(found["file"] for text in texts if (found := _FILE.fullmatch(text)))
-    return {f"estimators of {file}": hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files}
-
-
 def make_estimator(text: str) -> Estimator:
     """Make an estimator from its name, with hyper-parameters in brackets if any.
 
@@ -119,9 +112,7 @@ def make_estimator(text: str) -> Estimator:
         ValueError: an unknown name (the nearest one is suggested), an unknown hyper-parameter, a value that is none of
             it, or a malformed call.
     """
-    in_file = _FILE.fullmatch(text)
-    name, options = _parse(in_file["call"] if in_file else text)
-    factory = from_file(in_file["file"], name) if in_file else ESTIMATORS.get(name) or _plugin(name)
+    name, options, factory = _found(text)
     if factory is None:
         near = difflib.get_close_matches(name, ESTIMATORS, n=1, cutoff=0.0)
         raise ValueError(f"unknown estimator {name!r}; did you mean {near[0]!r}? Known: {', '.join(ESTIMATORS)}")
@@ -182,16 +173,19 @@ def _namespace(file: str, changed: float) -> dict[str, Any]:
 
 
 def code_of(text: str) -> str:
-    """Return a digest of the code of an estimator that a name stands for; that of the package where it is its own."""
+    """Digest the code of an estimator that a name stands for; that of the package where it is its own."""
+    return code_digest(_found(text)[2] or code_of)
+
+
+def _found(text: str) -> tuple[str, dict[str, Any], Factory | None]:
+    """Find name, hyper-parameters and factory of an estimator; no factory where the name is unknown."""
     in_file = _FILE.fullmatch(text)
-    name, _ = _parse(in_file["call"] if in_file else text)
-    return code_digest(
-        from_file(in_file["file"], name) if in_file else ESTIMATORS.get(name) or _plugin(name) or code_of
-    )
+    name, options = _parse(in_file["call"] if in_file else text)
+    return name, options, from_file(in_file["file"], name) if in_file else ESTIMATORS.get(name) or _plugin(name)
 
 
 def from_file(file: str, name: str) -> Any:
-    """Return what a Python file calls by a name: the factory of an estimator, or a step.
+    """Run a Python file and take what it calls by a name: the factory of an estimator, or a step.
 
     Raises:
         ValueError: no such file, one that fails, or nothing that can be called.

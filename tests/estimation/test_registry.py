@@ -31,7 +31,7 @@ from tests.helpers import layers_of, ragged_model, random_tokens
         ("wanda(reduction='max')", "estimator 'wanda': unknown hyper-parameter 'reduction'; it takes none"),
         ("magnitude(reductoin='max')", "unknown hyper-parameter 'reductoin'; it takes reduction"),
         ("taylor_element('max')", "expected NAME or NAME"),
-        ("taylor_element(reduction=max)", "expected NAME or NAME"),
+        ("taylor_element(reduction=max())", "expected NAME or NAME"),
         ("taylor_element(**{'reduction': 'max'})", "expected NAME or NAME"),
         ("taylor_element(", "expected NAME or NAME"),
         ("a.b()", "expected NAME or NAME"),
