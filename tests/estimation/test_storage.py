@@ -20,15 +20,19 @@ from saap_jax.estimation import (
     WEIGHT_GRADIENT,
     Curvature,
     Statistic,
+    curvature_of,
     load_statistics,
     make_estimators,
     observe,
     save_statistics,
     score,
     storage,
+    union_of_needs,
 )
 from saap_jax.llama.model import abstract_llama
+from saap_jax.trace.subject import subject_of
 from tests.helpers import PLAIN, dense_model, length_mask, random_model, random_tokens, spec_of
+from tests.trace.subject.problems import problem_of, stacked
 
 WIDTHS = (2, 4), (0, 3)
 WEIGHTS = {WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT}
@@ -198,3 +202,18 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
         save_statistics(path, observed("probes", FEW))
     assert [file.name for file in tmp_path.iterdir()] == ["s"]
     assert path.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_statistics_of_a_traced_model_come_back(tmp_path):
+    """Units are `[copies, units]`, names of structures hold slashes; another model's are refused."""
+    subject, names = subject_of(stacked()), ["taylor_element_second", "gate_fisher", "gate_hessian", "wanda"]
+    estimators = make_estimators([*names, "activation_frequency"])
+    needs, curvature = union_of_needs(estimators.values()), curvature_of(estimators.values())
+    seen = subject.observe(subject.problem.calibration, needs, curvature=curvature)
+    path = save_statistics(tmp_path / "s", {"a": seen})
+    loaded = load_statistics(path, subject.weights)["a"]
+    assert_same(loaded, seen)
+    assert_same(score(estimators, loaded, subject.weights), score(estimators, seen, subject.weights))
+    with pytest.raises(ValueError, match="s: expected "):
+        load_statistics(path, subject_of(problem_of("moe")).weights)
