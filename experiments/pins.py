@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -35,23 +36,32 @@ FEW = (
     "--calibration.length 32 --calibration.batch-size 2 --calibration.examples 8 --evaluation.windows 8 "
     "--evaluation.length 32 --new-tokens 0"
 )
+PLAIN_AND_REFITTED = " ".join(
+    f"{name} '{name}-refit = {name} > uniform > least_squares(damping=0.1)'" for name in ("wanda", "{second}")
+)
+ALL = (
+    "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner evopress "
+    "fasp-mlp flap gisp grasprune llm-pruner-param-first llm-pruner-param-mix llm-pruner-param-second "
+    "llm-pruner-vectorize minitron modegpt-mlp osscar saap saap-paper saap-scores shortened-llama-ppl "
+    "shortened-llama-taylor shortgpt sleb slimgpt wanda-sp"
+)
+"""The estimators of the quickstart, and every recipe."""
 COMMANDS = {
     "quickstart": "compare quickstart --calibration.examples 4 --evaluation.windows 8 --no-race --new-tokens 0",
-    "arena": "compare --name arena --recipes saap modegpt-mlp llm-pruner-param-second --ratios 0.2 0.5 "
+    "arena": "compare saap modegpt-mlp llm-pruner-param-second --name arena --ratios 0.2 0.5 "
     "--calibration.examples 8 --calibration.batch-size 2 --evaluation.windows 8 --new-tokens 0",
-    "recipes": f"compare --name recipes --model.name tiny --recipes all --ratios 0.2 0.3 {FEW}",
-    "prune": "prune --model.name tiny --recipe saap --ratio 0.2 --out pruned --no-judge --search.multiple-of.mlp 4 "
-    "--calibration.examples 8 --calibration.length 32 --calibration.batch-size 2",
+    "recipes": f"compare {ALL} --name recipes --model.name tiny --ratios 0.2 0.3 {FEW}",
+    "prune": "prune --model.name tiny --ratio 0.2 --out pruned --no-judge --calibration.examples 8 "
+    "--calibration.length 32 --calibration.batch-size 2 --method 'fused > within(protect=(0.13, -0.07), "
+    "attention=0.25, attention_from=0.3, multiple_of={{mlp: 4}}) > uniform > rounds(0.1) > least_squares'",
     "recover": "recover pruned --name recover --dense tiny --new-tokens 0 --method.group-size 4 --method.rank 2 "
     "--data.length 32 --training.batch-size 4 --training.max-steps 6 --training.warmup 1 --training.check-every 3 "
     "--training.learning-rate 1e-2 --training.distillation 0.5 --evaluation.windows 8 --evaluation.length 32",
     "export": "export {model} out/{name} --format {format}",
     "discover": "discover pinned.py:{name}",
-    "traced": "compare pinned.py:{name} --name {name} --estimation.estimators wanda gate_taylor --ratios 0.2 0.4 "
-    "--grid.compensations none least_squares --compensation.damping 0.1 --new-tokens 0 --calibration.batch-size 2 "
-    "--evaluation.batch-size 2 --model.norms --model.refused",
-    "alone": "compare --name alone --model.name tiny --estimation.estimators wanda gate_fisher --ratios 0.3 "
-    f"--grid.compensations none least_squares --compensation.damping 0.1 {FEW}",
+    "traced": f"compare pinned.py:{{name}} {PLAIN_AND_REFITTED} --name {{name}} --ratios 0.2 0.4 --new-tokens 0 "
+    "--calibration.batch-size 2 --evaluation.batch-size 2 --model.norms --model.refused",
+    "alone": f"compare {PLAIN_AND_REFITTED} --name alone --model.name tiny --ratios 0.3 {FEW}",
 }
 TEXTS = (
     "--calibration.scenarios c4=jsonl:text/c4_en_300docs.jsonl#text --evaluation.in-domain ptb:ptb/valid.txt "
@@ -66,7 +76,7 @@ TRACED = ("gpt2", "convnet", "moe")
 
 def saap(command: str, further: str = "", **values: str) -> str:
     """Run a command of COMMANDS, and return what it prints."""
-    words = f"{COMMANDS[command]} {further}".format(**values).split()
+    words = shlex.split(f"{COMMANDS[command]} {further}".format(**values))
     ran = subprocess.run([sys.executable, "-m", "saap_jax", *words], capture_output=True, text=True)
     if ran.returncode:
         raise SystemExit(f"saap {' '.join(words)}: ended with code {ran.returncode}\n{ran.stderr[-4000:]}")
@@ -136,16 +146,16 @@ def traced() -> Any:
     for name in TRACED:
         cells = [re.findall(r"[^│┃]+", line) for line in saap("discover", name=name).splitlines()]
         rows = [[cell.strip() for cell in row] for row in cells if len(row) == 5]
-        saap("traced", name=name)
+        saap("traced", name=name, second="gate_taylor")
         found[name] = {"structures": [row[:4] for row in rows if row[0] != "structure"], "losses": losses_of(name)}
     return found
 
 
 def sharded() -> Any:
     """A job on eight devices that are forced on this CPU finds what one device finds."""
-    saap("alone")
+    saap("alone", second="gate_fisher")
     os.environ |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "32"}
-    saap("alone", MESH)
+    saap("alone", MESH, second="gate_fisher")
     del os.environ["XLA_FLAGS"], os.environ["NPROC"]
     if moved := list(differing(losses_of("mesh"), losses_of("alone"), "sharded, against one device")):
         raise SystemExit("\n".join(moved))
