@@ -9,8 +9,7 @@ from gguf import GGUFValueType as Kind
 from gguf import TokenType
 
 from saap_jax.llama.files.gguf_file import open_gguf_file
-from saap_jax.llama.files.gguf_tokenizer import pre_tokenizer_name
-from saap_jax.llama.files.tokenizer import Tokenizer
+from saap_jax.llama.files.tokenizer import Tokenizer, pre_tokenizer_name
 from saap_jax.llama.spec import Constants
 
 Pair = tuple[str, Any, tuple[Kind, ...]]

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import vocabulary_of
 from saap_jax.llama import Constants, load_tokenizer
-from saap_jax.llama.files.gguf_tokenizer import NORMALIZERS, PRE_TOKENIZERS
+from saap_jax.llama.files.tokenizer import NORMALIZERS, PRE_TOKENIZERS
 from tests.export.models import spec_of
 from tests.helpers import random_model
 from tests.llama.conftest import smollm2_tokenizer  # noqa: F401  a fixture

@@ -13,7 +13,7 @@ from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import no_vocabulary, vocabulary_of
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import Constants, load_model, load_tokenizer, save_model
-from saap_jax.llama.files.gguf_tokenizer import NORMALIZERS
+from saap_jax.llama.files.tokenizer import NORMALIZERS
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
 from tests.export.models import MIXTURES, PLAIN, RELATIVES, SPECS, spec_of

@@ -127,7 +127,7 @@ def test_user_defined_tokens_are_not_special(rebuilt):
         ({"tokens": [1, 2, 3, 4, 5, 6, 7]}, "expected tokenizer.ggml.tokens to be an array of texts"),
         ({"tokens": ["<s>", "a", "b", "ab", "a", "</s>", "<u>"]}, "'a' twice in tokenizer.ggml.tokens"),
         ({"merges": ["a b", "ab"]}, "expected merges of two tokens with a blank between, got ('ab',)"),
-        ({"merges": ["a x"]}, "tokenizer.ggml.merges do not fit its tokens"),
+        ({"merges": ["a x"]}, "expected tokenizer.ggml.merges that fit its tokens"),
         ({"eos_token_id": 7}, "expected tokenizer.ggml.eos_token_id to be an id below 7, got 7"),
         ({"eos_token_id": "</s>"}, "expected tokenizer.ggml.eos_token_id to be an id below 7, got '</s>'"),
         ({"model": ["gpt2"]}, "tokenizer.ggml.model = ['gpt2'] is not supported"),
@@ -144,38 +144,14 @@ def test_refusals(rebuilt, changes, message):
 def test_directories_without_a_tokenizer(tmp_path):
     with pytest.raises(FileNotFoundError, match="it has no tokenizer"):
         load_tokenizer(tmp_path)
-    for content, message in {"{": "tokenizer.json: expected JSON", "{}": "the tokenizer cannot be loaded"}.items():
+    for content, message in {
+        "{": "tokenizer.json: expected JSON",
+        "{}": "expected a tokenizer, which cannot be read",
+    }.items():
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(ValueError, match=message) as error:
             load_tokenizer(tmp_path)
         assert "\n" not in str(error.value)
-
-
-DEEP = b'{"a": ' * 100_000
-HOSTILE = {
-    "deep nesting": {"tokenizer.json": DEEP},
-    "deep nesting of the config": {"tokenizer_config.json": DEEP},
-    "deep nesting of the special tokens": {"special_tokens_map.json": DEEP},
-    "a list": {"tokenizer_config.json": b"[1]"},
-    "no UTF-8": {"tokenizer.json": b'{"a": "\xff"}'},
-    "half a surrogate pair": {"tokenizer_config.json": b'{"bos_token": "\\ud800"}'},
-    "a doubled key": {"tokenizer_config.json": b'{"eos_token": "a", "eos_token": "b"}'},
-    "a number as a token": {"tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": 7}'},
-    "a length that is none": {"tokenizer_config.json": b'{"model_max_length": [1]}'},
-    "an unknown class": {"tokenizer_config.json": b'{"tokenizer_class": ["x"]}'},
-    "another value for the model": {"tokenizer.json": b'{"model": {"type": "BPE", "vocab": 3, "merges": []}}'},
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_damaged_files(tokenizer, tmp_path, case):
-    tokenizer.save_pretrained(tmp_path)
-    load_tokenizer(tmp_path)
-    for name, content in HOSTILE[case].items():
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=str(tmp_path)) as error:
-        load_tokenizer(tmp_path)
-    assert "\n" not in str(error.value)
 
 
 def test_tokens_beyond_the_vocabulary(tokenizer, tmp_path):

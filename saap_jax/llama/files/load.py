@@ -15,7 +15,7 @@ import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from jax.sharding import NamedSharding
 from safetensors import safe_open
 
@@ -50,9 +50,7 @@ _ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # buffers in old checkpoints
 _INNER_BIAS = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj\.bias")
-_SHARD = re.compile(r"[^/\\\0]{1,240}\.safetensors")
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
-_KEEP = 2**28  # units of all layers, a byte each
 _ROWS = 4096
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 
@@ -116,34 +114,23 @@ def load_keep(directory: str | Path) -> Keep:
     """Read the `keep.json` of a saved model: which of the original model's units it still has."""
     path = Path(directory) / "keep.json"
     keep: Keep = {}
-    for structure, entry in read_object(path).items():
-        if structure not in STRUCTURES:
-            raise ValueError(f"{path}: unknown structure {shown(structure)}, expected {', '.join(STRUCTURES)}")
-        units, rows = (entry.get(key) if isinstance(entry, dict) else None for key in ("units", "kept"))
-        if type(units) is not int or not isinstance(rows, list) or not all(map(_ascending, rows)):
-            raise ValueError(
-                f"{path}: expected {structure} to have units and the kept ones of each layer, ascending integers from "
-                f"0, got {shown(entry)}"
-            )
-        check_bounds(units, "channels", f"{path}: {structure}: units")
-        check_bounds(len(rows), "layers", f"{path}: {structure}: rows of kept")
-        if (largest := max((row[-1] for row in rows if row), default=-1)) >= units:
-            raise ValueError(f"{path}: {structure} keeps unit {shown(largest)}, expected units below {units}")
-        if len(rows) * units > _KEEP:
-            raise ValueError(f"{path}: {len(rows):,} layers of {units:,} units of {structure}, expected fewer")
-        keep[structure] = np.zeros((len(rows), units), bool)
-        for layer, kept in enumerate(rows):
-            keep[structure][layer, kept] = True
+    with reading(path, "units, and the kept ones of each layer, of each structure"):
+        for structure, entry in read_object(path).items():
+            if structure not in STRUCTURES:
+                raise ValueError(f"{path}: unknown structure {shown(structure)}, expected {', '.join(STRUCTURES)}")
+            units, rows = entry["units"], entry["kept"]
+            check_bounds(units, "channels", f"{path}: {structure}: units")
+            keep[structure] = np.zeros((len(rows), units), bool)
+            for layer, kept in enumerate(rows):
+                if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < units):
+                    raise ValueError(
+                        f"{path}: expected ascending integers from 0 below {units} in layer {layer} of {structure}, "
+                        f"got {shown(kept)}"
+                    )
+                keep[structure][layer, kept] = True
     if missing := [structure for structure in STRUCTURES if structure not in keep]:
         raise ValueError(f"{path}: expected kept units of {', '.join(STRUCTURES)}, got none of {', '.join(missing)}")
     return keep
-
-
-def _ascending(row: Any) -> bool:
-    """Say whether a value of JSON is a list of ascending integers from 0."""
-    if not isinstance(row, list) or not all(type(unit) is int for unit in row):
-        return False
-    return all(before < after for before, after in zip([-1, *row], row, strict=False))
 
 
 def resolve(name: str | Path) -> Path:
@@ -164,13 +151,13 @@ def resolve(name: str | Path) -> Path:
         )
     try:
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=_HUB_FILES))
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
+    except Exception as error:  # whatever the hub's client raises
+        offline = isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError)
         reason = "it is not in the local cache and the hub cannot be reached (is HF_HUB_OFFLINE set?)"
-    except HfHubHTTPError as error:
-        reason = f"the hub refused it ({one_line(error)})"
-    except (HFValidationError, OSError) as error:
-        reason = one_line(error)
-    raise FileNotFoundError(f"{name}: no such directory, and as a hub name: {reason}; give a local directory instead")
+        raise FileNotFoundError(
+            f"{name}: no such directory, and as a hub name: {reason if offline else one_line(error)}; give a local "
+            "directory instead"
+        ) from error
 
 
 def _parameter_dtype(dtype: Any) -> Any:
@@ -188,27 +175,21 @@ def _open_directory(directory: Path) -> Checkpoint:
     config = directory / "config.json"
     content = read_object(config)
     spec = spec_from_config(content, str(config))
-    files = _tensor_files(directory)
     shapes, homes = {}, {}
-    for file, expected in files.items():
+    for file, expected in _tensor_files(directory).items():
         with reading(file, "a whole safetensors file"):
             handle = safe_open(file, framework="numpy")
             names = set(handle.keys())
         if expected is not None and (absent := sorted(expected - names)):
             raise ValueError(f"{file}: missing {some(absent)}, which model.safetensors.index.json places there")
-        for name in names:
-            if name in homes:
-                raise ValueError(
-                    f"{some([name])}: found in two files of {directory}, expected one; remove it from a shard"
-                )
-            homes[name] = handle
+        if twice := sorted(names & homes.keys()):
+            raise ValueError(f"{some(twice)}: found in two files of {directory}, expected one; remove it from a shard")
+        homes |= dict.fromkeys(names, handle)
+        for name in (name for name in names if not _IGNORED.fullmatch(name)):
             view = handle.get_slice(name)
-            if _IGNORED.fullmatch(name):
-                continue
-            packed = name.endswith(PACKED)
-            if view.get_dtype() not in ({"U8"} if packed else _FLOATS):
-                expected_dtype = "bytes (U8)" if packed else "floating point"
-                raise ValueError(f"{file}: {some([name])} is stored as {view.get_dtype()}, expected {expected_dtype}")
+            if view.get_dtype() not in ({"U8"} if name.endswith(PACKED) else _FLOATS):
+                kind = "bytes (U8)" if name.endswith(PACKED) else "floating point"
+                raise ValueError(f"{file}: {some([name])} is stored as {view.get_dtype()}, expected {kind}")
             shapes[name] = tuple(view.get_shape())
     checkpoint = Checkpoint(
         str(directory),
@@ -216,8 +197,8 @@ def _open_directory(directory: Path) -> Checkpoint:
         shapes,
         lambda name: homes[name].get_tensor(name),
         lambda name, part: homes[name].get_slice(name)[part],
+        quantization_from_config(content, str(config)),
     )
-    checkpoint = checkpoint._replace(quantization=quantization_from_config(content, str(config)))
     if spec.output_biases and content["model_type"] == spec.constants.family:
         _drop_zero_biases(checkpoint)
     return regrouped(checkpoint, groups_of(spec, content["model_type"]))
@@ -238,26 +219,24 @@ def _drop_zero_biases(checkpoint: Checkpoint) -> None:
 
 
 def _tensor_files(directory: Path) -> dict[Path, set[str] | None]:
-    """Return the safetensors files of a directory, each with the tensors that an index expects in it."""
+    """List the safetensors files of a directory, each with the tensors that an index expects in it."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file() and index.is_file():
-        raise ValueError(f"{directory}: expected model.safetensors or {index.name}, found both; remove one")
+    if single.is_file() == index.is_file():
+        found = "both; remove one" if single.is_file() else "neither"
+        kind = ValueError if single.is_file() else FileNotFoundError
+        raise kind(f"{directory}: expected model.safetensors or {index.name}, found {found}")
     if single.is_file():
         return {single: None}
-    if not index.is_file():
-        raise FileNotFoundError(f"{directory}: expected model.safetensors or {index.name}, found neither")
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise ValueError(f"{index}: expected a weight_map of tensor names to file names")
-    expected: dict[str, set[str]] = {}
-    for name, shard in weight_map.items():
-        expected.setdefault(shard, set()).add(name)
+    expected: dict[Path, set[str]] = {}
+    with reading(index, "a weight_map of tensor names to file names"):
+        for name, shard in read_object(index)["weight_map"].items():
+            if Path(shard).name != shard or not shard.endswith(".safetensors"):
+                raise ValueError(f"{index}: expected names of .safetensors files beside it, got {shown(shard)}")
+            expected.setdefault(directory / shard, set()).add(name)
     for shard in sorted(expected):
-        if not _SHARD.fullmatch(shard):
-            raise ValueError(f"{index}: expected names of .safetensors files beside it, got {shown(shard)}")
-        if not (directory / shard).is_file():
-            raise FileNotFoundError(f"{directory / shard}: missing shard, which {index.name} names; fetch it again")
-    return {directory / shard: names for shard, names in sorted(expected.items())}
+        if not shard.is_file():
+            raise FileNotFoundError(f"{shard}: missing shard, which {index.name} names; fetch it again")
+    return dict(sorted(expected.items()))
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:

@@ -1,17 +1,18 @@
 """Load the tokenizer that belongs to a model: from its directory or hub name, or rebuilt from GGUF metadata."""
 
+import json
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from saap_jax.formats.json_files import read_object, shown
+from saap_jax.formats.json_files import read_object
 from saap_jax.llama.files.gguf_file import GgufFile, open_gguf_file
-from saap_jax.llama.files.gguf_tokenizer import BEGIN, IGNORE_MERGES, NORMALIZERS, PRE_TOKENIZERS
-from saap_jax.llama.files.load import one_line, resolve
+from saap_jax.llama.files.load import resolve
+from saap_jax.llama.files.values import Kind, Values, checked
+from saap_jax.runtime.errors import reading, shown
 
 Tokenizer = Any
 """A `transformers.PreTrainedTokenizerFast`; not named as such, because importing transformers takes seconds."""
@@ -24,6 +25,78 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
 SENTENCE_PIECES = {"gemma3"}
 """Architectures of GGUF whose pieces of SentencePiece (`llama`) are put together again; text gets no blank before."""
 
+# --- what GGUF calls pre-tokenizers --------------------------------------------------------------
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+"""How Llama 3 splits text, as in its `tokenizer.json`."""
+
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+"""The same of Qwen2 and Qwen3, where every digit is a word."""
+
+
+def _byte_level(use_regex: bool) -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+
+
+PRE_TOKENIZERS = {
+    "gpt-2": lambda: [_byte_level(True)],
+    "llama-bpe": lambda: [pre_tokenizers.Split(tokenizers.Regex(_LLAMA3), "isolated"), _byte_level(False)],
+    "qwen2": lambda: [pre_tokenizers.Split(tokenizers.Regex(_QWEN2), "isolated"), _byte_level(False)],
+    "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), _byte_level(True)],
+}
+"""`tokenizer.ggml.pre` -> what splits the text; as in the `tokenizer.json` of that family."""
+
+NORMALIZERS = {"qwen2": normalizers.NFC}
+"""Those that put text into a normal form first, which llama.cpp leaves to who gives it the text."""
+
+IGNORE_MERGES = {"llama-bpe"}
+"""Those whose words are looked up whole before they are merged from bytes."""
+
+BEGIN = {"llama-bpe"}
+"""Those before which llama.cpp puts the beginning of text where the file does not say."""
+
+
+def pre_tokenizer_name(backend: dict[str, Any]) -> str:
+    """Find llama.cpp's name for the pre-tokenizer of a tokenizer, given as the content of a `tokenizer.json`.
+
+    Raises `ValueError` for a tokenizer that is no byte-level BPE, or that llama.cpp has no name for.
+    """
+    model = backend["model"]
+    otherwise = "export with --format hf, padded or ragged instead, which copy the tokenizer's files"
+    normalizer = (backend.get("normalizer") or {}).get("type")
+    if model["type"] != "BPE" or model.get("byte_fallback") or normalizer not in (None, "NFC"):
+        raise ValueError(f"tokenizer: GGUF export expects byte-level BPE without a normalizer; {otherwise}")
+
+    def splitters(pre: dict[str, Any] | None) -> list[dict[str, Any]]:
+        """List what decides where text is split; offsets are a matter of the report alone."""
+        if pre is not None and pre["type"] == "Sequence":
+            return [item for inner in pre["pretokenizers"] for item in splitters(inner)]
+        return [] if pre is None else [{key: value for key, value in pre.items() if key != "trim_offsets"}]
+
+    found = splitters(backend.get("pre_tokenizer"))
+    for name, build in PRE_TOKENIZERS.items():
+        if found != [each for made in build() for each in splitters(json.loads(made.__getstate__()))]:
+            continue
+        if normalizer != (expected := "NFC" if name in NORMALIZERS else None):
+            raise ValueError(
+                f"tokenizer: {name!r} expects normalizer {expected or 'none'}, got {normalizer}; {otherwise}"
+            )
+        if bool(model.get("ignore_merges")) != (name in IGNORE_MERGES):
+            raise ValueError(
+                f"tokenizer: llama.cpp's {name!r} expects ignore_merges = {name in IGNORE_MERGES}, "
+                f"got {bool(model.get('ignore_merges'))}; {otherwise}"
+            )
+        return name
+    kinds = ", ".join(item["type"] for item in found) or "none"
+    known = ", ".join(PRE_TOKENIZERS)
+    raise ValueError(f"tokenizer: expected the pre-tokenizer of {known} for GGUF, got another ({kinds}); {otherwise}")
+
+
+# --- loading -------------------------------------------------------------------------------------
+
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
     """Load the tokenizer of a model that `load_model` accepts, as a `transformers.PreTrainedTokenizerFast`.
@@ -33,7 +106,8 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     """
     path = resolve(name)
     if path.is_file():
-        return _from_gguf(path)
+        with reading(path, "metadata of a tokenizer"):
+            return _from_gguf(open_gguf_file(path))
     if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise FileNotFoundError(
             f"{path}: expected tokenizer.json (or tokenizer.model), found neither; it has no tokenizer"
@@ -41,7 +115,15 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     for file in _FILES:  # the library reads them too, but takes what is damaged for something else
         if (path / file).is_file():
             read_object(path / file)
-    tokenizer = _from_directory(path)
+    with reading(path, "a tokenizer"):
+        library = _transformers()
+        tokenizer = library.AutoTokenizer.from_pretrained(
+            str(path),
+            config=library.LlamaConfig(),  # the directory's own may say saap_llama, which the library refuses
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+        tokenizer.decode(tokenizer.encode("a b", verbose=False))  # it looks at some settings not before they are used
     if (path / "config.json").is_file():
         vocab = read_object(path / "config.json").get("vocab_size")
         if type(vocab) is int:
@@ -60,21 +142,6 @@ def _check_ids(vocabulary: dict[str, int], vocab: int, path: Path) -> None:
         )
 
 
-def _from_directory(path: Path) -> Tokenizer:
-    try:
-        library = _transformers()
-        tokenizer = library.AutoTokenizer.from_pretrained(
-            str(path),
-            config=library.LlamaConfig(),  # the directory's own may say saap_llama, which the library refuses
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-        tokenizer.decode(tokenizer.encode("a b", verbose=False))  # it looks at some settings not before they are used
-        return tokenizer
-    except Exception as error:  # the library raises whatever its parsers meet
-        raise ValueError(f"{path}: the tokenizer cannot be loaded ({one_line(error)})") from error
-
-
 def _transformers() -> Any:
     """Import transformers without its advice to install PyTorch, which this library does not use."""
 
@@ -90,58 +157,73 @@ def _transformers() -> Any:
     return transformers
 
 
-def _from_gguf(path: Path) -> Tokenizer:
-    file = open_gguf_file(path)
-    fields = file.fields
-    kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
+# --- rebuilt from GGUF ---------------------------------------------------------------------------
+
+
+def _array(kind: type, words: str) -> Kind:
+    return Kind(
+        f"an array of {words}", lambda value: isinstance(value, list) and all(type(each) is kind for each in value)
+    )
+
+
+_FIELDS = {
+    "tokens": _array(str, "texts"),
+    "token_type": _array(int, "integers"),
+    "scores": _array(float, "numbers"),
+    "merges": _array(str, "texts"),
+}
+_ROLES = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+
+
+def _from_gguf(file: GgufFile) -> Tokenizer:
+    path, prefix, fields = file.path, "tokenizer.ggml.", file.fields
+    given = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
+    found = checked(given, _FIELDS, str(path), prefix)
+    kind, pre = found.get("model"), found.get("pre")
     pieces = kind == "llama" and fields.get("general.architecture") in SENTENCE_PIECES
     if kind != "gpt2" and not pieces:
-        raise ValueError(
-            f"{path}: tokenizer.ggml.model = {shown(kind)} is not supported, expected 'gpt2' (byte-level BPE)"
-        )
+        raise ValueError(f"{path}: {prefix}model = {shown(kind)} is not supported, expected 'gpt2' (byte-level BPE)")
     if not pieces and (not isinstance(pre, str) or pre not in PRE_TOKENIZERS):
         known = ", ".join(PRE_TOKENIZERS)
-        raise ValueError(f"{path}: tokenizer.ggml.pre = {shown(pre)} is not supported, expected {known}")
-    if fields.get("tokenizer.ggml.add_space_prefix"):
-        raise ValueError(f"{path}: tokenizer.ggml.add_space_prefix = true is not supported")
-    tokens, types = _list(file, "tokens", str), _list(file, "token_type", int)
-    if len(types) != len(tokens):
-        raise ValueError(f"{path}: expected a token_type for each of {len(tokens):,} tokens, got {len(types):,}")
+        raise ValueError(f"{path}: {prefix}pre = {shown(pre)} is not supported, expected {known}")
+    if found.get("add_space_prefix"):
+        raise ValueError(f"{path}: {prefix}add_space_prefix = true is not supported")
+    tokens = found["tokens"]
+    for key, what in (("token_type", "token_type"), *((("scores", "score"),) if pieces else ())):
+        if len(found[key]) != len(tokens):
+            raise ValueError(f"{path}: expected a {what} for each of {len(tokens):,} tokens, got {len(found[key]):,}")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) < len(tokens):
         twice = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)
-        raise ValueError(f"{path}: expected different tokens, got {shown(twice)} twice in tokenizer.ggml.tokens")
-    if (embedding := file.tensors.get("token_embd.weight")) is not None:
-        _check_ids(vocabulary, int(embedding.shape[-1]), path)
-    named = _roles(file, tokens)
-    made = _sentence_pieces(file, tokens, types, named) if pieces else _byte_pairs(file, vocabulary, str(pre))
-    _add_special(made, tokens, types, path)
-    _add_template(made, fields, named, path)
-    context, template = fields.get(f"{fields.get('general.architecture')}.context_length"), "tokenizer.chat_template"
-    if type(context) is not int or not isinstance(fields.get(template, ""), str):
-        raise ValueError(f"{path}: expected a context_length, an integer, and {template}, a text, got others")
+        raise ValueError(f"{path}: expected different tokens, got {shown(twice)} twice in {prefix}tokens")
+    if "token_embd.weight" in file.tensors:
+        _check_ids(vocabulary, file.shape("token_embd.weight")[0], path)
+    named = {}
+    for role, key in _ROLES.items():
+        if (index := found.get(f"{key}_token_id")) is not None:
+            if type(index) is not int or not 0 <= index < len(tokens):
+                raise ValueError(
+                    f"{path}: expected {prefix}{key}_token_id to be an id below {len(tokens):,}, got {shown(index)}"
+                )
+            named[role] = tokens[index]
+    made = _sentence_pieces(found, vocabulary, named) if pieces else _byte_pairs(found, vocabulary, str(pre))
+    _add_special(made, found, named)
     return _transformers().PreTrainedTokenizerFast(
         tokenizer_object=made,
         clean_up_tokenization_spaces=False,
-        model_max_length=context,
-        chat_template=fields.get(template),
+        model_max_length=fields[f"{fields['general.architecture']}.context_length"],
+        chat_template=fields.get("tokenizer.chat_template"),
         **named,
     )
 
 
-def _byte_pairs(file: GgufFile, vocabulary: dict[str, int], pre: str) -> tokenizers.Tokenizer:
-    """Return the byte-level BPE of a file, with the pre-tokenizer that it names."""
-    merges = [
-        tuple(pair.split(" "))
-        for pair in (_list(file, "merges", str) if "tokenizer.ggml.merges" in file.entries else [])
-    ]
+def _byte_pairs(found: Values, vocabulary: dict[str, int], pre: str) -> tokenizers.Tokenizer:
+    """Build the byte-level BPE of a file, with the pre-tokenizer that it names."""
+    merges = [tuple(pair.split(" ")) for pair in found.get("merges", [])]
     if wrong := next((pair for pair in merges if len(pair) != 2), None):
-        raise ValueError(f"{file.path}: expected merges of two tokens with a blank between, got {shown(wrong)}")
-    try:
-        model = models.BPE(vocabulary, merges, ignore_merges=pre in IGNORE_MERGES)
-    except Exception as error:  # the library raises no narrower one
-        raise ValueError(f"{file.path}: tokenizer.ggml.merges do not fit its tokens ({one_line(error)})") from None
-    byte_level = tokenizers.Tokenizer(model)
+        raise ValueError(f"{found.where}: expected merges of two tokens with a blank between, got {shown(wrong)}")
+    with reading(found.where, "tokenizer.ggml.merges that fit its tokens"):
+        byte_level = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in IGNORE_MERGES))
     byte_level.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
     if pre in NORMALIZERS:
         byte_level.normalizer = NORMALIZERS[pre]()
@@ -149,20 +231,15 @@ def _byte_pairs(file: GgufFile, vocabulary: dict[str, int], pre: str) -> tokeniz
     return byte_level
 
 
-def _sentence_pieces(
-    file: GgufFile, tokens: list[str], types: list[int], named: dict[str, str]
-) -> tokenizers.Tokenizer:
-    """Return the byte-pair encoding of SentencePiece with bytes for what it has no piece of, as Gemma has it.
+def _sentence_pieces(found: Values, vocabulary: dict[str, int], named: dict[str, str]) -> tokenizers.Tokenizer:
+    """Build the byte-pair encoding of SentencePiece with bytes for what it has no piece of, as Gemma has it.
 
     SentencePiece joins the two neighbours whose join has the highest score; merges in the order of scores do the same.
     """
-    scores = _list(file, "scores", float)
-    if len(scores) != len(tokens):
-        raise ValueError(f"{file.path}: expected a score for each of {len(tokens):,} tokens, got {len(scores):,}")
     if "unk_token" not in named:
-        raise ValueError(f"{file.path}: expected tokenizer.ggml.unknown_token_id, got none")
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    joined = {token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL}
+        raise ValueError(f"{found.where}: expected tokenizer.ggml.unknown_token_id, got none")
+    kinds, scores = found["token_type"], found["scores"]
+    joined = {token for token, index in vocabulary.items() if kinds[index] == _NORMAL}
     merges = [
         (-scores[vocabulary[token]], vocabulary[token], vocabulary[left], left, right)
         for token in joined
@@ -177,47 +254,23 @@ def _sentence_pieces(
     return tokenizer
 
 
-def _list(file: GgufFile, key: str, kind: type) -> list[Any]:
-    values = file.fields.get(f"tokenizer.ggml.{key}")
-    if not isinstance(values, list) or not all(type(value) is kind for value in values):
-        name = {str: "texts", int: "integers", float: "numbers"}[kind]
-        raise ValueError(f"{file.path}: expected tokenizer.ggml.{key} to be an array of {name}, got {shown(values)}")
-    return values
-
-
-def _roles(file: GgufFile, tokens: list[str]) -> dict[str, str]:
-    """Return the token of each role that the file names."""
-    named = {}
-    for role, key in {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}.items():
-        if (index := file.fields.get(name := f"tokenizer.ggml.{key}_token_id")) is None:
-            continue
-        if type(index) is not int or not 0 <= index < len(tokens):
-            raise ValueError(f"{file.path}: expected {name} to be an id below {len(tokens):,}, got {shown(index)}")
-        named[role] = tokens[index]
-    return named
-
-
-def _add_special(tokenizer: tokenizers.Tokenizer, tokens: list[str], types: list[int], path: Path) -> None:
-    for token, kind in zip(tokens, types, strict=True):
+def _add_special(tokenizer: tokenizers.Tokenizer, found: Values, named: dict[str, str]) -> None:
+    """Add the tokens that are no text, and those that the file, or else llama.cpp, has at beginning and end."""
+    for token, kind in zip(found["tokens"], found["token_type"], strict=True):
         if kind in (_CONTROL, _UNKNOWN):
             tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
         elif kind == _USER:
             tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
-        elif kind not in (_NORMAL, _UNUSED) and not (kind == _BYTE and re.fullmatch("<0x[0-9A-F]{2}>", token)):
-            raise ValueError(f"{path}: token {shown(token)} has token_type {kind}, which its model does not have")
-
-
-def _add_template(tokenizer: tokenizers.Tokenizer, fields: dict[str, Any], named: dict[str, str], path: Path) -> None:
-    """Have `encode` add the beginning and end tokens that the file asks for, or llama.cpp where it does not say."""
-    begins = fields["tokenizer.ggml.model"] == "llama" or fields["tokenizer.ggml.pre"] in BEGIN
+        elif kind not in (_NORMAL, _UNUSED) and not (kind == _BYTE and token.startswith("<0x")):
+            raise ValueError(
+                f"{found.where}: token {shown(token)} has token_type {kind}, which its model does not have"
+            )
+    begins = (found["model"] == "llama" or found["pre"] in BEGIN) and "bos_token" in named
     wanted = {}
-    for key, role, default in (
-        ("add_bos_token", "bos_token", begins and "bos_token" in named),
-        ("add_eos_token", "eos_token", False),
-    ):
-        if fields.get(f"tokenizer.ggml.{key}", default):
+    for key, role, default in (("add_bos_token", "bos_token", begins), ("add_eos_token", "eos_token", False)):
+        if found.get(key, default):
             if role not in named:
-                raise ValueError(f"{path}: tokenizer.ggml.{key} is true, but the file names no {role}")
+                raise ValueError(f"{found.where}: tokenizer.ggml.{key} is true, but the file names no {role}")
             wanted[role] = named[role]
     if wanted:
         parts = [wanted.get("bos_token"), "$A", wanted.get("eos_token")]
