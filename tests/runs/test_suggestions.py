@@ -1,6 +1,7 @@
 """Suggestions on planted data: they are made where they should be, and following one has the effect that it claims."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -8,22 +9,15 @@ import shlex
 
 import numpy as np
 import pytest
-from saap_jax.config.search import SearchConfig
-from saap_jax.selection.calibrate import Calibrated
 
 from saap_jax.api import select_units
-from saap_jax.cli.arguments import parse
+from saap_jax.cli import arguments
 from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import CompareConfig, FrontierConfig, SensitivityConfig
-from saap_jax.config.method import (
-    CalibrationConfig,
-    EstimationConfig,
-    EvaluationConfig,
-    FusionConfig,
-    GridConfig,
-    ModelConfig,
-)
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
+from saap_jax.estimation.base import Estimator
+from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.evaluation.candidates import keep_digest
 from saap_jax.evaluation.perplexity import WindowLosses
 from saap_jax.evaluation.resample import FEWEST
@@ -36,10 +30,10 @@ from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.sensitivity import extremes, marks_of
 from saap_jax.runs.commands import compare_command, options
 from saap_jax.runs.directory import plain
-from saap_jax.runs.scores import read_scores
 from saap_jax.runs.suggestions import effort, suggestions_of
 from saap_jax.runs.trials import aligned_sentence
 from saap_jax.runtime.words import MINUS
+from saap_jax.steps.chain import limits_of, parse
 from saap_jax.types import STRUCTURES
 from tests.helpers import random_model
 
@@ -56,7 +50,7 @@ def following(command: str, kind: type = CompareConfig):
     """Return the configuration that a command stands for, as the command line reads it."""
     saap, name, *words = shlex.split(command)
     assert (saap, name) == ("saap", kind.__name__.removesuffix("Config").lower())
-    return parse(name, COMMANDS[name], words)[0]
+    return arguments.parse(name, COMMANDS[name], words)[0]
 
 
 # --- sensitivity: a model of six layers whose losses and scores are planted ------------------------
@@ -94,6 +88,7 @@ def six_layers(tokenizer, tmp_path_factory):
 @pytest.fixture
 def planted(six_layers, tmp_path, monkeypatch):
     """Return a function that runs `saap sensitivity` with a truth in place of the model's losses."""
+    places = itertools.count()
 
     def run(truth, noise: float = 1e-3, **changes):
         def losses(model, batches, keeps, *, done=(), at_once=8, progress=iter):
@@ -104,24 +99,15 @@ def planted(six_layers, tmp_path, monkeypatch):
                 mean = 3 + truth(shares(keep)) + np.linspace(-1, 1, len(counts)) + dice.normal(0, noise, len(counts))
                 yield {number: WindowLosses(mean * counts, counts)}
 
-        def scores(model, *_, **__):
-            """What a unit costs, as single layers tell it; the first units the least."""
-            own = {s: np.zeros((LAYERS, UNITS[s])) for s in STRUCTURES}
-            for structure in STRUCTURES:
-                for layer in range(LAYERS):
-                    cost = truth({(structure, layer): 1.0}) / UNITS[structure]
-                    own[structure][layer] = cost * np.linspace(0.99, 1.01, UNITS[structure])
-            return Calibrated({"reference": {"wanda": own}}, None, {})
-
+        own = planted_scores(truth)
+        monkeypatch.setitem(ESTIMATORS, "planted", lambda: Estimator(frozenset(), lambda statistics, params: own))
         monkeypatch.setattr("saap_jax.subjects.llama.candidate_losses", losses)
-        monkeypatch.setattr(sensitivity, "calibrate", scores)
-        options = {"search": SearchConfig(), "fractions": (0.1, 0.3, 0.5), "resamples": 200} | changes
+        options = {"method": "planted > uniform", "fractions": (0.1, 0.3, 0.5), "resamples": 200} | changes
         config = SensitivityConfig(
             model=ModelConfig(name=str(six_layers)),
             calibration=CalibrationConfig(examples=2, length=8),
-            estimator="wanda",
             repeats=1,
-            runs=str(tmp_path),
+            runs=str(tmp_path / str(next(places))),
             **{"evaluation": EvaluationConfig(windows=8, length=8)} | options,
         )
         return sensitivity.sensitivity(config, overwrite=True)
@@ -133,14 +119,20 @@ def shares(keep: dict) -> dict:
     return {(s, n): 1 - float(keep[s][n].mean()) for s in STRUCTURES for n in range(LAYERS)}
 
 
-def cost_of(truth, run, search: SearchConfig) -> float:
-    """Return what a search at the run's ratio costs in truth, searched anew by the run's scores."""
-    model, scores = load_model(run.record["model"]["name"]), read_scores(run).scores("wanda")
-    return truth(shares(select_units(model, scores, run.record["config"]["ratio"], search).keep))
+def planted_scores(truth) -> dict:
+    """Return what a unit costs, as single layers tell it; the first units the least."""
+    ramp = {s: np.linspace(0.99, 1.01, UNITS[s]) / UNITS[s] for s in STRUCTURES}
+    return {s: np.array([truth({(s, layer): 1.0}) * ramp[s] for layer in range(LAYERS)]) for s in STRUCTURES}
 
 
-def follow(truth, run, place: int = 0) -> tuple[str, SearchConfig, float, float]:
-    """Return a suggestion's text, the search that its command stands for, and the change it claims and the true one."""
+def cost_of(truth, run, method: str) -> float:
+    """Return what a method costs in truth at the run's ratio."""
+    model, steps = load_model(run.record["model"]["name"]), method.partition(" > ")[2]
+    return truth(shares(select_units(model, planted_scores(truth), run.record["config"]["ratio"], steps).keep))
+
+
+def follow(truth, run, place: int = 0) -> tuple[str, str, float, float]:
+    """Return a suggestion's text, the method that its command has, and the change it claims and the true one."""
     found = run.record["suggestions"][place]
     said = re.search(
         r"ppl ([\d.]+) instead of ([\d.]+) \(([+-][\d.]+) %, ([+-][\d.]+) to ([+-][\d.]+) %\)",
@@ -150,11 +142,9 @@ def follow(truth, run, place: int = 0) -> tuple[str, SearchConfig, float, float]
     new, old, change, low, high = map(float, said.groups())
     assert low <= change <= high < 0
     assert change == pytest.approx(100 * (new / old - 1), abs=0.1)
-    search = following(found["command"]).search
-    gain = cost_of(truth, run, search) - cost_of(
-        truth, run, following(found["command"].partition(" --search")[0]).search
-    )
-    return found["text"], search, math.log1p(change / 100), gain
+    (method,) = following(found["command"]).methods
+    gain = cost_of(truth, run, method) - cost_of(truth, run, run.record["config"]["method"])
+    return found["text"], method, math.log1p(change / 100), gain
 
 
 class TestSensitivity:
@@ -162,20 +152,18 @@ class TestSensitivity:
     def test_a_costly_layer_is_left_alone_and_that_pays(self, planted):
         truth = times({("mlp", 4): 20.0})
         run = planted(truth)
-        text, search, claimed, gain = follow(truth, run)
+        text, method, claimed, gain = follow(truth, run)
         assert text.startswith("Layer 4's MLP costs 4.8 x the average of its structure")  # 20 / (25 / 6)
         assert text.endswith("leave layer 4 alone.")
-        assert search.skip_layers == (4,)
+        assert limits_of(parse(method)).protect == (4,)
         assert gain < 0
         assert claimed == pytest.approx(gain, abs=0.003)
 
     @pytest.mark.slow
-    def test_layers_that_are_skipped_already_stay_so(self, planted):
-        truth = times({("mlp", 4): 20.0})
-        run = planted(truth, search=SearchConfig(skip_layers=(0, -1)))
-        assert following(run.record["suggestions"][0]["command"]).search.skip_layers == (0, -1, 4)
-        run = planted(truth, search=SearchConfig(skip_layers=(-2,)))
-        assert not any("leave" in each["text"] for each in run.record["suggestions"]), "layer 4 of 6 is layer -2"
+    def test_layers_that_are_left_alone_already_stay_so(self, planted):
+        run = planted(times({("mlp", 4): 20.0}), method="planted > within(protect=(0, -1)) > uniform")
+        (method,) = following(run.record["suggestions"][0]["command"]).methods
+        assert limits_of(parse(method)).protect == (0, -1, 4)
 
     @pytest.mark.slow
     def test_no_difference_no_suggestion(self, planted):
@@ -196,21 +184,21 @@ class TestSensitivity:
         )
         run = planted(crowded, fractions=(0.1, 0.2))
         tried = {trial["kind"]: trial for trial in run.record["trials"]}
-        assert tried["skip-layers"]["changes"] == {"search.skip_layers": [4]}
+        assert tried["protect"]["changes"] == {"protect": [4]}
         assert not any("leave" in each["text"] for each in run.record["suggestions"])
-        assert cost_of(crowded, run, SearchConfig(skip_layers=(4,))) > cost_of(crowded, run, SearchConfig())
+        assert cost_of(crowded, run, tried["protect"]["chain"]) > cost_of(crowded, run, "planted > uniform")
 
     @pytest.mark.slow
     def test_cheap_layers_give_more_and_that_pays(self, planted):
         truth = times({("mlp", 2): 0.01, ("mlp", 3): 0.01, ("mlp", 0): 1.5})
         run = planted(truth)
         place = next(n for n, each in enumerate(run.record["suggestions"]) if "rank all" in each["text"])
-        text, search, claimed, gain = follow(truth, run, place)
+        text, method, claimed, gain = follow(truth, run, place)
         assert text == "MLP of layers 2, 3 cost at most 0.1 x the average: rank all layers together."
-        assert search.allocation == "global"
+        assert parse(method).steps[-1].name == "global"
         assert gain < 0
         assert claimed == pytest.approx(gain, abs=0.003)
-        again = planted(truth, search=SearchConfig(allocation="global"))
+        again = planted(truth, method="planted > global")
         assert not any("rank all" in each["text"] for each in again.record["suggestions"]), "it ranks already"
 
     @pytest.mark.slow
@@ -218,11 +206,11 @@ class TestSensitivity:
     def test_the_budget_moves_to_where_a_parameter_costs_less(self, planted, dearer, lower):
         truth = times({dearer: 3.0})
         run = planted(truth)
-        text, search, claimed, gain = follow(truth, run)
+        text, method, claimed, gain = follow(truth, run)
         expected = 3.0 if lower else 1 / 3
         assert text.startswith(f"A parameter of attention costs {expected:.2g} x one of the MLP")
         natural = 640 / (640 + 960)
-        assert (search.attention_share < natural) == lower
+        assert (limits_of(parse(method)).attention < natural) == lower
         assert f"of what is removed from attention, not {100 * natural:.0f} %" in text
         assert gain < 0
         assert claimed == pytest.approx(gain, abs=0.003)
@@ -243,7 +231,7 @@ class TestSensitivity:
             if saved:
                 assert "and save 10.0 % time (8.2 to 10.0 % over 8 rounds)" in sentence
                 assert found[0]["effect"] == f"measured at 20 %: {sentence}"
-                assert following(found[0]["command"]).search.multiple_of.mlp == 12
+                assert limits_of(parse(following(found[0]["command"]).methods[0])).multiple_of == {"mlp": 12}
             trial = run.record["trials"][-1]
             few = run.record | {"trials": [trial | {"seconds": [each[:3] for each in trial["seconds"]]}]}
             assert suggestions_of(few, run.candidates()) == [], "three rounds are no verdict"
@@ -261,7 +249,7 @@ class TestSensitivity:
         for most in (0.5, 1.0):  # measured were 50 %; beyond, the last line goes on
             plan = {place: float(dice.uniform(0, most)) for place in costs}
             assert predicted(costs, plan) == pytest.approx(truth(plan), rel=1e-6)
-        row = next(row for row in run.candidates() if row["candidate"] == "wanda,plain@0.2")
+        row = next(row for row in run.candidates() if row["candidate"].endswith(",plain@0.2"))
         assert plan_of(costs, row["kept"]) == pytest.approx(shares_of(row["kept"]))
 
     @pytest.mark.slow
@@ -284,9 +272,7 @@ def shares_of(kept: dict) -> dict:
 def compared(ppl: dict[str, tuple[float, ...]], **changes) -> tuple[dict, list[dict]]:
     """Return a comparison: perplexity of each estimator and seed at 20 %, the windows scattered about it."""
     seeds = tuple(range(len(next(iter(ppl.values())))))
-    grid = GridConfig(seeds=seeds) if len(seeds) > 1 else GridConfig()
-    options = {"estimation": EstimationConfig(estimators=tuple(ppl)), "grid": grid} | changes
-    config = CompareConfig(ratios=(0.2,), best_ratio=0.2, **options)  # as a run records it
+    config = CompareConfig(methods=tuple(ppl), seeds=seeds, ratios=(0.2,), best_ratio=0.2, **changes)
     dice = np.random.default_rng(0)
     hard = dice.normal(0, 0.3, WINDOWS)
     rows = []
@@ -295,9 +281,8 @@ def compared(ppl: dict[str, tuple[float, ...]], **changes) -> tuple[dict, list[d
             scatter = dice.normal(0, 0.01, WINDOWS)
             losses = math.log(value) + hard - hard.mean() + scatter - scatter.mean()
             rows.append(
-                {"candidate": f"{name},seed={seed}@0.2", "variant": name, "seed": seed, "estimator": name,
-                 "fusion": None, "allocation": "uniform", "rank_by": "score", "stability_weight": None,
-                 "scenario": "all", "ratio_asked": 0.2, "ratio_actual": 0.2, "parameters": 100,
+                {"candidate": f"{name},seed={seed}@0.2", "variant": name, "chain": f"{name} > uniform", "seed": seed,
+                 "ratio_asked": 0.2, "ratio_actual": 0.2, "parameters": 100,
                  "ppl": dict.fromkeys(METRICS, value), "losses": {m: losses.tolist() for m in METRICS}}
             )  # fmt: skip
     return record_of(config, kind="compare", seeds={"calibration": list(seeds)}), rows
@@ -311,7 +296,7 @@ class TestComparison:
         assert "activations only instead of gradients of weights" in found.text
         assert "ppl 50.06 instead of 49.99 (+0.13 %)" in found.effect
         config = following(found.command, PruneConfig)
-        assert (config.estimator, config.ratio, config.search) == ("wanda", 0.2, SearchConfig(rank_by="score"))
+        assert (parse(config.method).written, config.ratio) == ("wanda > uniform", 0.2)
 
     def test_what_is_not_tied_or_not_cheaper_is_not_suggested(self):
         """Negative control: a cheaper one that is worse; a tied one that costs more."""
@@ -323,7 +308,7 @@ class TestComparison:
         run, rows = compared({"wanda": (48.0, 50.0, 52.0), "fisher": (48.4, 50.6, 52.5)})
         (found,) = suggestions_of(run, rows)
         assert "differ at 20 % by 0.5" in found.text
-        assert following(found.command).grid.seeds == tuple(range(10))
+        assert following(found.command).seeds == tuple(range(10))
         before, after = map(float, re.findall(r"from ([\d.]+) with 3 seeds to ([\d.]+) with 10", found.effect)[0])
         spread = np.std((48.4, 50.6, 52.5), ddof=1)
         assert before == pytest.approx(spread / math.sqrt(3), rel=0.05)
@@ -337,19 +322,8 @@ class TestComparison:
     def test_one_seed_says_nothing_of_seeds(self):
         run, rows = compared({"wanda": (48.0,), "fisher": (49.0,)})
         (found,) = suggestions_of(run, rows)
-        assert following(found.command).grid.seeds == (0, 1, 2)
+        assert following(found.command).seeds == (0, 1, 2)
         assert "one seed has measured none" in found.effect
-
-    def test_a_member_without_weight_is_dropped(self):
-        part = "taylor_element+gate_taylor+wanda"
-        shares = {name: {"mlp": 0.01 if name == "taylor_element" else 0.495} for name in part.split("+")}
-        run, rows = compared({part: (50.0,)})
-        run["fusions"] = {"all": {part: {"shares": shares}}}
-        (found,) = suggestions_of(run, rows)
-        assert found.text == f"taylor_element hardly counts in the fusion {part}: drop it."
-        assert "at most 1 % of the mean fused score" in found.effect
-        shares["taylor_element"]["attention"] = 0.3  # negative control: it counts somewhere
-        assert suggestions_of(run, rows) == []
 
     def test_older_records_suggest_nothing(self):
         run, rows = compared({"wanda": (48.0,), "fisher": (49.0,)})
@@ -358,10 +332,10 @@ class TestComparison:
         assert suggestions_of({"kind": "score"}, []) == []
 
     def test_effort(self):
-        found = [effort(name) for name in ("random", "wanda", "gate_taylor", "wanda+fisher", "gate_hessian/wanda")]
-        ranks = [each[0] for each in found if each]
-        assert len(set(ranks)) == len(found)
+        names = ("random", "wanda", "gate_taylor", "fisher", "gate_hessian", "block_ablation")
+        ranks = [effort(f"{name} > uniform")[0] for name in names]
         assert ranks == sorted(ranks, reverse=True)
+        assert len(set(ranks)) == len(ranks)
 
     def test_few_windows_suggest_more_and_nothing_else(self):
         ppl = {"taylor_element": (50.0, 51.0, 49.0), "wanda": (50.1, 51.0, 49.1)}
@@ -382,10 +356,8 @@ class TestCommands:
                 name="mine",
                 ratios=(0.3, 0.4),
                 best_ratio=0.4,
-                estimation=EstimationConfig(estimators=('taylor_element(reduction="max")', "a b")),
+                methods=("taylor_element(reduction=max) > within(protect=(0, -1)) > rounds(0.1)", "wanda"),
                 calibration=CalibrationConfig(scenarios=("a=text:with space.txt", "builtin:reference")),
-                fusion=FusionConfig(scope_constant=True, attention=""),
-                search=SearchConfig(skip_layers=(0, -1), attention_share=0.1, rescore_every=0.1, allocation="global"),
             ),
         ],
         ids=["default", "changed"],
@@ -393,22 +365,21 @@ class TestCommands:
     def test_the_command_line_reads_the_same_configuration(self, config):
         run = record_of(config)
         assert following(compare_command(run, "x", {})) == dataclasses.replace(config, name=f"{config.name}-x")
-        changed = following(compare_command(run, "x", {"search.skip_layers": [3, -2]}))
-        search = dataclasses.replace(config.search, skip_layers=(3, -2))
-        assert changed == dataclasses.replace(config, name=f"{config.name}-x", search=search)
+        changed = following(compare_command(run, "x", {"seeds": [3, 2]}))
+        assert changed == dataclasses.replace(config, name=f"{config.name}-x", seeds=(3, 2))
 
     def test_of_a_sensitivity_run(self):
-        config = SensitivityConfig(estimator="wanda", ratio=0.3, fractions=(0.5,))
-        found = following(compare_command(record_of(config), "x", {}))
-        assert (found.ratios, found.cut_ratio, found.estimation.estimators) == ((0.3,), 0.3, ("wanda",))
-        assert (found.search, found.evaluation) == (config.search, config.evaluation)
+        config = SensitivityConfig(method="wanda > uniform", ratio=0.3, fractions=(0.5,))
+        found = following(compare_command(record_of(config), "x", {"methods": ["wanda > global"]}))
+        assert (found.ratios, found.cut_ratio, found.methods) == ((0.3,), 0.3, ("wanda > global",))
+        assert found.evaluation == config.evaluation
 
     def test_what_is_as_usual_is_left_out(self):
         assert options(dataclasses.asdict(CompareConfig()), CompareConfig()) == []
 
 
 def test_a_frontier_suggests_to_prune_at_its_end():
-    config = FrontierConfig(estimation=EstimationConfig(estimators=("wanda",)), grid=GridConfig(seeds=(0, 4)))
+    config = FrontierConfig(methods=("wanda",), seeds=(0, 4))
     _, rows = compared({"wanda": (41.0, 42.0)})
     rows = [row | {"seed": seed, "ratio_asked": 0.2 + 0.01 * seed} for row, seed in zip(rows, (0, 4), strict=True)]
     losses = {name: np.full(WINDOWS, math.log(40.0)).tolist() for name in METRICS}
@@ -463,4 +434,4 @@ def test_an_estimator_in_a_file_needs_what_it_says(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from saap_jax.estimation import make_estimator\n\ndef energy():\n    return make_estimator('wanda')\n"
     )
-    assert effort(f"{tmp_path}/mine.py:energy") == effort("wanda") == (4, "activations only")
+    assert effort(f"{tmp_path}/mine.py:energy > uniform") == effort("wanda") == (4, "activations only")

@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 from saap_jax.report.blocks import Figure
 from saap_jax.report.figures.draw import INK
 from saap_jax.report.formats import short_name
+from saap_jax.runtime.words import MINUS
 from saap_jax.types import Scores
 
 _COLUMNS, _HIGH, _HEAD = 4, 2.0, 0.5
@@ -47,10 +48,14 @@ def _paint(
     part: Any, name: str, panels: Sequence[tuple[str, str]], rows: int, scores: Mapping[str, np.ndarray],
     exact: np.ndarray,
 ) -> None:  # fmt: skip
+    from matplotlib.ticker import NullLocator
+
     where = np.isfinite(exact)
     changes, layers = exact[where], np.nonzero(where)[0]
     sizes = np.abs(changes[changes != 0])
     unit = 10.0 ** math.floor(math.log10(np.median(sizes))) if len(sizes) else 1.0
+    powers = [unit * 10.0**power for power in range(8) if unit * 10.0**power <= np.abs(changes).max(initial=0)]
+    ticks = [tick for tick in (*[-each for each in powers[::-1]], 0, *powers) if changes.min() <= tick <= changes.max()]
     part.suptitle(f"{name}, {len(changes)} units", x=0.06, ha="left", weight="bold", y=0.995)
     grid = part.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
     part.subplots_adjust(left=0.09, right=0.99, bottom=0.06, top=1 - 0.6 / (_HEAD + _HIGH * rows), hspace=0.35)
@@ -60,6 +65,8 @@ def _paint(
         axis.set_yscale("asinh", linear_width=unit)
         axis.axhline(0.0, alpha=0.6, linewidth=0.6, color=INK)
         axis.set_title(f"{short_name(estimator, 28)}\nρ {value}")
+        axis.set_yticks(ticks, [f"{tick:g}".replace("-", MINUS) for tick in ticks], minor=False)
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.set_xlim(0, 1)
         axis.set_xticks([])
     for axis in grid[len(panels) :]:
