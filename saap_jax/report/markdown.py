@@ -43,10 +43,10 @@ def _lines(blocks: Iterable[Block], level: int) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    """Yield the lines of a table; one without headings is a list, a row a line."""
+    """Yield the lines of a table, its title first; one without headings is a list, a row a line."""
+    yield from ([f"**{escaped(table.title)}**", ""] if table.title else [])
     rows = [[escaped(cell) for cell in table.cells(row)] for row in table.rows]
     if not any(table.header):
-        yield from ([f"**{escaped(table.title)}**", ""] if table.title else [])
         yield from (f"- {first}: {' '.join(rest)}" for first, *rest in rows)
         return
     rule = [":--" if column.words else "--:" for column in table.columns]

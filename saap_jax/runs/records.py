@@ -290,11 +290,13 @@ class Frontier(TypedDict):
 
 
 class Trial(TypedDict, total=False):
-    """Another search that `saap sensitivity` tried."""
+    """Another method that `saap sensitivity` tried."""
 
-    kind: Required[Literal["skip-layers", "attention-share", "allocation", "aligned"]]
+    kind: Required[str]
+    """`protect`, `attention`, `allocation` or `aligned`."""
     changes: Required[dict[str, Any]]
-    """Of the configuration, by dotted path."""
+    """Of its limits, or its allocation."""
+    chain: str
     candidate: Required[str]
     instead_of: Required[str]
     seconds: tuple[list[float], list[float]]

@@ -112,9 +112,8 @@ def rank_table(scores: dict[str, Scores], scenario: str | None = None) -> Table:
     where = "attention units below the diagonal, MLP channels above" if halves else "units of all structures"
     columns = [Column(str(n), (str(n),), format_correlation) for n in range(1, len(scores) + 1)]
     title = f"Spearman rank correlation of scores{of}: {where}"
-    notes = [f"{title}. Blue agrees, orange disagrees."]
     return Table(
-        title, [Column("estimator", ("estimator",), words=True), *columns], rows, notes, "agreement", matrix=True
+        title, [Column("estimator", ("estimator",), words=True), *columns], rows, file="agreement", matrix=True
     )
 
 
