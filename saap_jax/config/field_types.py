@@ -22,14 +22,19 @@ def check_types(config: Any, place: str = "") -> None:
     Traceback (most recent call last):
     ValueError: ratios: expected tuple[float, ...], got '0.2'
     """
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value, hint, name = getattr(config, field.name), hints[field.name], f"{place}{field.name}"
+    check_values(type(config), {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, place)
+
+
+def check_values(kind: type, values: Mapping[str, Any], place: str = "") -> None:
+    """Do what `check_types` does of values by field, of which a configuration is to be made."""
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        hint = hints[name]
         if not _is(value, hint):
             expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+            raise ValueError(f"{place}{name}: expected {expected}, got {shown(value)}")
         if dataclasses.is_dataclass(value):
-            check_types(value, f"{name}.")
+            check_types(value, f"{place}{name}.")
 
 
 def _is(value: Any, hint: Any) -> bool:

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from saap_jax.config.field_types import check_types
+from saap_jax.config.field_types import check_values
 from saap_jax.estimation.registry import ESTIMATORS, from_file, names_file
 from saap_jax.recipes import RECIPES
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
@@ -328,11 +328,19 @@ def _stands_for_several(kind: type[Step], name: str, value: Any) -> bool:
 
 def _made(segment: str, kind: type[Step], options: dict[str, Any]) -> Step:
     try:
-        made = kind(**options)
+        check_values(kind, options, f"{kind.name}.")
+        types = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        return kind(**{name: _number(value) if "float" in types[name] and "int" not in types[name] else value
+                       for name, value in options.items()})  # fmt: skip
     except TypeError as error:
         raise ValueError(f"{segment!r}: {str(error).partition(') ')[2] or error}") from None
-    check_types(made, f"{kind.name}.")
-    return made
+
+
+def _number(value: Any) -> Any:
+    """Return a value, or what a dictionary holds, with whole numbers as the floats that an option is of."""
+    if isinstance(value, dict):
+        return {key: _number(each) for key, each in value.items()}
+    return float(value) if type(value) is int else value
 
 
 def limits_of(chain: Chain) -> Within:

@@ -1,83 +1,110 @@
-"""The comparison on a tiny model: what a run leaves behind, what it reuses, and what it compiles."""
+"""The comparison on a tiny model: what a run leaves behind, what it does not do twice, what it compiles."""
 
 import dataclasses
+import itertools
 import json
-import shutil
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import SearchConfig
 
 import saap_jax
-from saap_jax.api import select_units
-from saap_jax.config.jobs import CompareConfig, ScoreConfig
-from saap_jax.config.judge import EvaluateConfig
-from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
-from saap_jax.config.prune import PruneConfig
+from saap_jax.cli.arguments import parse as parse_words
+from saap_jax.cli.main import COMMANDS
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.estimation.observe import observe_step
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.perplexity import loss_step
-from saap_jax.jobs import compare, prune
-from saap_jax.jobs.evaluate import evaluate
-from saap_jax.jobs.score import score_run
+from saap_jax.jobs import candidates, compare, prune
 from saap_jax.llama.files.load import load_keep
+from saap_jax.llama.segments import masks
+from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_scores
-from saap_jax.subjects.llama import scenarios_of
-from tests.fake_runs import fake_run
+from saap_jax.subjects.llama import scenarios_of, texts_of
+
+IN, OUT = "ppl@16 builtin:reference", "ppl@16 builtin:descriptions"
+REPAIRED = "wanda > global > learn(steps=4) > least_squares > scales(steps=2)"
+METHODS = ("magnitude", "{wanda,gate_fisher} > {uniform,global}", REPAIRED)
 
 
 @pytest.fixture(scope="module")
 def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
     return CompareConfig(
         name="tiny",
+        methods=METHODS,
         model=ModelConfig(name=str(tiny_model_directory)),
-        calibration=CalibrationConfig(examples=5, length=16, batch_size=2),
+        calibration=CalibrationConfig(examples=8, length=16, batch_size=2),
         evaluation=EvaluationConfig(windows=5, length=16, batch_size=2),
         runs=str(tmp_path_factory.mktemp("runs")),
         best_ratio=0.2,
+        new_tokens=0,
     )
 
 
 @pytest.fixture(scope="module")
 def run(config) -> RunDirectory:
-    return compare.compare(config)
+    for step in (observe_step, loss_step, candidates_step):
+        step.clear_cache()
+    run = compare.compare(config)
+    assert candidates_step._cache_size() <= 2, "the dense model and all masked candidates; those with other weights"
+    return run
+
+
+def rows_of(run) -> list[dict]:
+    """Return what was measured, without times."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in run.candidates()]
+
+
+def model_and_text(config):
+    model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)
+    return model, scenarios_of(config.calibration, tokenizer), texts_of(config.evaluation, tokenizer)
 
 
 def test_the_run_holds_every_candidate(config, run):
-    names = [candidate["candidate"] for candidate in run.candidates()]
-    assert names == [f"{name}@{ratio}" for ratio in config.ratios for name in config.estimation.estimators]
+    names = ["magnitude", *(f"{a} > {b}" for a in ("wanda", "gate_fisher") for b in ("uniform", "global")), REPAIRED]
+    assert [row["candidate"] for row in run.candidates()] == [f"{n}@{r}" for r in config.ratios for n in names]
     assert run.finished
-    for candidate in run.candidates():
-        assert candidate["ratio_asked"] <= candidate["ratio_actual"] < candidate["ratio_asked"] + 0.15
-        assert set(candidate["ppl"]) == {"ppl@16 builtin:reference", "ppl@16 builtin:descriptions"}
-    assert {path.name for path in run.path.iterdir()} == {
-        "run.json", "metrics.jsonl", "scores.npz", "stability.npz", "keeps.npz", "keep.json", "report.html", "best",
-        "tensorboard", "couplings.svg",
-    }  # fmt: skip
+    for row in run.candidates():
+        assert row["ratio_asked"] <= row["ratio_actual"] < row["ratio_asked"] + 0.15
+        assert set(row["ppl"]) == {IN, OUT}
+    files = {path.name for path in run.path.iterdir()}
+    assert files >= {"run.json", "metrics.jsonl", "scores.npz", "keeps.npz", "keep.json", "report.html", "best"}
     record = json.loads((run.path / "run.json").read_text())
     assert [stage["name"] for stage in record["stages"]] == ["load", "text", "score", "search", "evaluate", "cut"]
     assert record["config"] == json.loads(json.dumps(dataclasses.asdict(config)))
+    assert record["divergences"].keys() == {f"{REPAIRED}@{ratio}" for ratio in config.ratios}
+
+
+def test_candidates_are_what_python_makes_of_their_chains(config, run):
+    """Keep-sets, weights and losses of a session that knows no run; another chain has others."""
+    model, scenarios, texts = model_and_text(config)
+    for row in run.candidates():
+        state = saap_jax.run_chain(model, row["variant"], scenarios, row["ratio_asked"], batch_size=2)
+        assert {name: kept.sum(axis=1).tolist() for name, kept in state.keep.items()} == row["kept"]
+        for metric, windows in texts.items():
+            ppl = saap_jax.perplexity(state.subject.model, windows, state.keep, batch_size=2)
+            assert row["ppl"][metric] == pytest.approx(ppl, rel=1e-5)
+    by_name = {row["variant"]: row["losses"][OUT] for row in run.candidates() if row["ratio_asked"] == 0.5}
+    assert not np.allclose(by_name[REPAIRED], by_name["wanda > global"]), "control"
 
 
 def test_the_best_is_cut_and_loads(config, run):
     best = run.record["best"]
-    out = "ppl@16 builtin:descriptions"
-    at_ratio = [c for c in run.candidates() if c["ratio_asked"] == config.cut_ratio]
-    assert best["ppl_masked"][out] == min(candidate["ppl"][out] for candidate in at_ratio)
+    at_ratio = [row for row in run.candidates() if row["ratio_asked"] == config.cut_ratio]
+    assert best["ppl_masked"][OUT] == min(row["ppl"][OUT] for row in at_ratio)
     loaded = saap_jax.load_model(run.path / "best")
     assert saap_jax.count_parameters(loaded) == best["parameters"] < run.record["dense"]["parameters"]
-    winner = next(c for c in at_ratio if c["candidate"] == best["candidate"])
-    assert winner["parameters"] == best["parameters"]
+    winner = next(row for row in at_ratio if row["candidate"] == best["candidate"])
     assert load_keep(run.path / "best")["mlp"].sum(axis=1).tolist() == winner["kept"]["mlp"]
-    assert best["ppl"][out] == pytest.approx(best["ppl_masked"][out], rel=1e-3)
+    assert best["ppl"][OUT] == pytest.approx(best["ppl_masked"][OUT], rel=1e-3)
 
 
 def test_a_cut_model_that_differs_from_the_masked_one_is_an_error(config, tmp_path, monkeypatch):
     """Negative control of the check above: cutting other units than those that were masked does not pass."""
-    other = dataclasses.replace(config, runs=str(tmp_path), ratios=(0.5,), best_ratio=0.5)
+    other = dataclasses.replace(config, runs=str(tmp_path), methods=("wanda",), ratios=(0.5,), best_ratio=0.5)
     flipped = lambda model, keep: saap_jax.cut(model, {n: k[:, ::-1] for n, k in keep.items()})  # noqa: E731
     monkeypatch.setattr("saap_jax.subjects.llama.cut", flipped)
     monkeypatch.setattr("saap_jax.subjects.llama.save_model", lambda model, path, **_: saap_jax.save_model(model, path))
@@ -85,143 +112,156 @@ def test_a_cut_model_that_differs_from_the_masked_one_is_an_error(config, tmp_pa
         compare.compare(other)
 
 
+class TestTheCache:
+    def test_a_finished_run_is_shown_at_once(self, config, run, monkeypatch):
+        monkeypatch.setattr("saap_jax.jobs.job.open_subject", lambda *_, **__: pytest.fail("loaded a model"))
+        before = run.path.joinpath("metrics.jsonl").read_bytes()
+        assert compare.compare(config).candidates() == run.candidates()
+        assert run.path.joinpath("metrics.jsonl").read_bytes() == before
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("moment", [0, 2, 7])
+    def test_after_a_kill_the_same_command_gives_the_same_table(self, config, run, tmp_path, monkeypatch, moment):
+        """Killed while losses are kept; what was kept is not evaluated again."""
+        other, keep = dataclasses.replace(config, runs=str(tmp_path)), candidates.Cache.keep
+        kept, count = [], itertools.count()
+
+        def dying(self, key, value):
+            if next(count) == moment:
+                raise KeyboardInterrupt
+            kept.append(key)
+            keep(self, key, value)
+
+        monkeypatch.setattr(candidates.Cache, "keep", dying)
+        with pytest.raises(KeyboardInterrupt):
+            compare.compare(other)
+        again: list[str] = []
+        monkeypatch.setattr(
+            candidates.Cache, "keep", lambda self, key, value: (again.append(key), keep(self, key, value))
+        )
+        assert rows_of(compare.compare(other)) == rows_of(run)
+        assert not set(again) & set(kept)
+
+    def test_another_run_does_only_what_is_new(self, config, run, monkeypatch):
+        """In one directory of runs neither scores nor losses are made twice; another option is another thing."""
+        monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("scored again"))
+        asked = []
+        masked = candidates.Evaluator._masked
+        monkeypatch.setattr(
+            candidates.Evaluator,
+            "_masked",
+            lambda self, models, *rest: (asked.append(models), masked(self, models, *rest)),
+        )
+        less = dataclasses.replace(config, name="less", methods=("wanda > uniform", "magnitude"), ratios=(0.2,))
+        assert (
+            rows_of(compare.compare(less))
+            == [
+                {**row, "same_as": None}
+                for row in rows_of(run)
+                if row["variant"] in less.methods and row["ratio_asked"] == 0.2
+            ][::-1]
+        )
+        assert asked == []
+        more = dataclasses.replace(less, name="more", methods=("wanda > within(protect=(0,)) > uniform",))
+        (row,) = compare.compare(more).candidates()
+        assert len(asked) == 1
+        assert row["kept"] != run.candidates()[1]["kept"]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("change", [
+        {"calibration": CalibrationConfig(examples=8, length=16, batch_size=2, seed=1)},
+        {"evaluation": EvaluationConfig(windows=4, length=16, batch_size=2)},
+        {"model": ModelConfig(name="", dtype="bfloat16")},
+    ])  # fmt: skip
+    def test_a_changed_input_is_never_served_an_old_result(self, config, run, change):
+        """Text, windows, weights: in the same directory of runs each gives what it gives in a directory of its own."""
+        change = {k: dataclasses.replace(v, name=config.model.name) if k == "model" else v for k, v in change.items()}
+        options = {"methods": ("wanda",), "ratios": (0.5,), "best_ratio": 0.5}
+        other = dataclasses.replace(config, name="-".join(change), **options, **change)
+        found = compare.compare(other, overwrite=True)
+        fresh = compare.compare(dataclasses.replace(other, runs=f"{config.runs}-{'-'.join(change)}"))
+        assert rows_of(found) == rows_of(fresh)
+        before = next(row for row in rows_of(run) if row["candidate"] == "wanda > uniform@0.5")
+        assert rows_of(found)[0]["losses"] != before["losses"]
+
+
 @pytest.mark.slow
-def test_one_program_scores_and_one_evaluates_all_masked_candidates(config, tmp_path):
-    observe_step.clear_cache()
-    loss_step.clear_cache()
-    candidates_step.clear_cache()
-    compare.compare(dataclasses.replace(config, runs=str(tmp_path)))
-    assert observe_step._cache_size() == 1
-    assert candidates_step._cache_size() == 1, "the dense model and all masked candidates"
-    assert loss_step._cache_size() == 1, "the cut model"
-
-
-def test_the_best_where_nothing_is_asked_to_go_is_a_candidate(tmp_path):
-    """Not the unpruned model, which stands before all others."""
-    path = fake_run(tmp_path / "none")
-    run = RunDirectory(path, json.loads((path / "run.json").read_text()) | {"seeds": {"calibration": [0]}})
-    (row,) = run.candidates()
-    run.append({**row, "candidate": "wanda@0", "ratio_asked": 0.0})
-    assert compare.best_candidate(run, 0.0)["candidate"] == "wanda@0"
-
-
-def test_the_same_configuration_picks_up_what_is_there(config, run, monkeypatch):
-    monkeypatch.setattr("saap_jax.jobs.job.open_subject", lambda *_: pytest.fail("loaded a model for a finished run"))
-    before = run.path.joinpath("metrics.jsonl").read_bytes()
-    again = compare.compare(config)
-    assert again.candidates() == run.candidates()
-    assert run.path.joinpath("metrics.jsonl").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_was(config, run, tmp_path, monkeypatch):
-    other = dataclasses.replace(config, runs=str(tmp_path))
-    shutil.copytree(run.path, tmp_path / "tiny")
-    record = json.loads((run.path / "run.json").read_text())
-    record.pop("best")
-    record |= {"status": "running", "config": {**record["config"], "runs": str(tmp_path)}}
-    (tmp_path / "tiny" / "run.json").write_text(json.dumps(record))
-    lines = (run.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "tiny" / "metrics.jsonl").write_bytes(b"".join(lines[:-3]) + lines[-3][:20])
-    for name in ("keep.json", "report.html"):
-        (tmp_path / "tiny" / name).unlink()
-    shutil.rmtree(tmp_path / "tiny" / "best")
-    monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("scored again"))
-    resumed = compare.compare(other)
-    expected = [{k: v for k, v in c.items() if k != "seconds"} for c in run.candidates()]
-    assert [{k: v for k, v in c.items() if k != "seconds"} for c in resumed.candidates()] == expected
-    assert resumed.record["best"]["ppl"] == run.record["best"]["ppl"]
-
-
-@pytest.mark.slow
-def test_another_configuration_is_refused_and_overwrite_starts_anew(config, run, tmp_path):
-    shutil.copytree(run.path, tmp_path / "tiny")
-    other = dataclasses.replace(
-        config, runs=str(tmp_path), estimation=EstimationConfig(estimators=("magnitude", "random(seed=3)"))
-    )
-    before = (tmp_path / "tiny" / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="another configuration: .*estimators"):
+def test_another_configuration_is_refused_and_overwrite_starts_anew(config, tmp_path):
+    first = dataclasses.replace(config, runs=str(tmp_path), methods=("wanda",), ratios=(0.2,))
+    run = compare.compare(first)
+    other = dataclasses.replace(first, methods=("magnitude", "random(seed=3)"))
+    before = (run.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="another configuration: .*methods"):
         compare.compare(other)
-    assert (tmp_path / "tiny" / "metrics.jsonl").read_bytes() == before
-    anew = compare.compare(other, overwrite=True)
-    assert len(anew.candidates()) == 4
-    assert set(read_scores(anew).estimators) == {"magnitude", "random(seed=3)"}
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+    assert set(read_scores(compare.compare(other, overwrite=True)).estimators) == {"magnitude", "random(seed=3)"}
 
 
-def test_an_impossible_budget_is_refused_before_anything_is_evaluated(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("saap_jax.api.window_losses", lambda *_: pytest.fail("evaluated"))
-    search = SearchConfig(skip_layers=(0, 1))
-    with pytest.raises(ValueError, match="largest possible ratio is 0"):
-        compare.compare(dataclasses.replace(config, runs=str(tmp_path), search=search))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ("wanda > within(protect=(0, 1))",)}, "largest possible ratio is 0"),
+        ({"methods": ("wanda > within(protect=(2,))",)}, r"within.protect: expected layers in \[-2, 2\) of this model"),
+        ({"methods": ("wandaa",)}, "unknown step 'wandaa'; did you mean 'wanda'"),
+        (
+            {"methods": ("wanda > learn",), "calibration": CalibrationConfig(examples=2, length=16)},
+            "learn: expected at",
+        ),
+        ({"methods": ("wanda > within(max_ratio={heads: 0})",)}, "within.max_ratio: expected some of attention, mlp"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_scored(config, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(ValueError, match=message):
+        compare.compare(dataclasses.replace(config, runs=str(tmp_path / "runs"), **options))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_overlapping_texts_are_refused(config, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat. " * 200)
-    other = dataclasses.replace(
-        config,
-        runs=str(tmp_path),
-        calibration=dataclasses.replace(config.calibration, scenarios=(f"text:{text}",)),
-        evaluation=dataclasses.replace(config.evaluation, out_of_domain=str(text)),
-    )
+    calibration = dataclasses.replace(config.calibration, scenarios=(f"text:{text}",))
+    evaluation = dataclasses.replace(config.evaluation, out_of_domain=str(text))
     with pytest.raises(ValueError, match="calibrate on one text and evaluate on another"):
-        compare.compare(other)
+        compare.compare(dataclasses.replace(config, runs=str(tmp_path), calibration=calibration, evaluation=evaluation))
 
 
 @pytest.mark.slow
-def test_fusion_and_adaptive_search(config, tmp_path):
-    """`saap` fuses, attention apart, ranked by log score + λ · ASI; it differs from its parts, and λ = 0 from λ ≠ 0."""
-    model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)
-    windows = scenarios_of(config.calibration, tokenizer)
-    fused = "taylor_element+gate_taylor+wanda"
-    names = ("saap", fused, "gate_fisher", "fisher")
-    made = saap_jax.calibrate(model, windows, names, batch_size=2)
-    scores = {name: made.scores(name) for name in names}
-    np.testing.assert_array_equal(scores["saap"]["mlp"], scores[fused]["mlp"])
-    np.testing.assert_array_equal(scores["saap"]["attention"], scores["gate_fisher"]["attention"])
-    for structure in ("attention", "mlp"):
-        assert not np.allclose(scores["saap"][structure], scores["fisher"][structure])
-    whole = saap_jax.calibrate(model, windows, ["saap"], fusion=FusionConfig(attention=""), batch_size=2)
-    np.testing.assert_allclose(whole.scores("saap")["attention"], scores[fused]["attention"], rtol=1e-5)
-    searches = [SearchConfig(allocation="adaptive", stability_weight=weight) for weight in (1.0, 0.0)]
-    kept = [select_units(model, scores["saap"], 0.5, s, made.stability).keep["mlp"] for s in searches]
-    assert (kept[0] != kept[1]).any()
-    estimation = EstimationConfig(estimators=("saap", "wanda"))
-    run = compare.compare(dataclasses.replace(config, runs=str(tmp_path), estimation=estimation, search=searches[0]))
-    assert set(run.record["fusions"]["reference"][fused]["weights"]) == {"taylor_element", "gate_taylor", "wanda"}
-    assert len(run.candidates()) == 4
-
-
-@pytest.mark.slow
-def test_score_prune_evaluate(config, tmp_path):
-    scored = ScoreConfig(
-        name="scores",
-        runs=str(tmp_path),
-        model=config.model,
-        calibration=config.calibration,
-        estimation=EstimationConfig(estimators=("wanda", "gate_fisher")),
-        keep_statistics="none",
+@pytest.mark.parametrize("variant", [REPAIRED, "gate_fisher > global"])
+def test_what_compare_ranks_is_what_prune_makes(config, run, tmp_path, variant):
+    """By the command that the run hands out, in a directory without a cache: the same units, weights, perplexity."""
+    row = next(r for r in run.candidates() if (r["variant"], r["ratio_asked"]) == (variant, 0.5))
+    words = shlex.split(prune_command(run.record, row))
+    asked = parse_words("prune", COMMANDS["prune"], words[2:])[0]
+    assert asked.method == variant
+    asked = dataclasses.replace(asked, out=str(tmp_path / "out"), runs=str(tmp_path), judge=False)
+    pruned = prune.prune(asked)
+    assert pruned.selection.actual == row["ratio_actual"]
+    keep = {name: run.load_arrays("keeps")[f"{row['candidate']}/{name}"] for name in ("attention", "mlp")}
+    assert all(np.array_equal(pruned.selection.keep[name], kept) for name, kept in keep.items())
+    model, _, texts = model_and_text(config)
+    ppl = saap_jax.perplexity(saap_jax.load_model(tmp_path / "out"), texts[OUT], batch_size=2)
+    assert ppl == pytest.approx(row["ppl"][OUT], rel=1e-5)
+    assert (
+        ppl != pytest.approx(saap_jax.perplexity(saap_jax.cut(model, keep), texts[OUT]), rel=1e-5)
+        or variant != REPAIRED
     )
-    run, calibrated = score_run(scored)
-    assert calibrated.estimators == ["wanda", "gate_fisher"]
-    assert run.finished
-    options = {"model": config.model, "calibration": config.calibration, "ratio": 0.4, "estimator": "wanda"}
-    options |= {"search": SearchConfig(), "compensation": CompensationConfig()}
-    fresh = prune.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
-    reused = prune.prune(PruneConfig(out=str(tmp_path / "reused"), from_run=str(run.path), **options))
-    assert fresh.selection.actual == reused.selection.actual >= 0.4
-    for name, kept in fresh.selection.keep.items():
-        np.testing.assert_array_equal(kept, reused.selection.keep[name])
-    with pytest.raises(ValueError, match="does not exist yet"):
-        prune.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
-    with pytest.raises(ValueError, match="has no scores of magnitude and no statistics"):
-        prune.prune(
-            PruneConfig(out=str(tmp_path / "x"), from_run=str(run.path), **{**options, "estimator": "magnitude"})
-        )
-    models = (config.model.name, str(tmp_path / "fresh"))
-    rows = evaluate(EvaluateConfig(models=models, windows=3, length=16, batch_size=2))
-    assert rows[models[1]].parameters == fresh.parameters[1] < rows[models[0]].parameters
-    assert rows[models[0]].ppl != rows[models[1]].ppl
+
+
+def test_seeds_are_other_texts(config, tmp_path):
+    other = dataclasses.replace(
+        config, runs=str(tmp_path), methods=("gate_fisher",), seeds=(0, 3), ratios=(0.5,), best_ratio=0.5
+    )
+    run = compare.compare(other)
+    assert [row["candidate"] for row in run.candidates()] == ["gate_fisher,seed=0@0.5", "gate_fisher,seed=3@0.5"]
+    model, *_ = model_and_text(config)
+    for row in run.candidates():
+        calibration = dataclasses.replace(config.calibration, seed=row["seed"])
+        windows = scenarios_of(calibration, saap_jax.load_tokenizer(config.model.name))
+        state = saap_jax.run_chain(model, "gate_fisher", windows, 0.5, batch_size=2)
+        assert masks(state.keep)["mlp"].sum(axis=1).tolist() == row["kept"]["mlp"]
+    first, second = (row["keep"] for row in run.candidates())
+    assert first != second
 
 
 def test_ten_lines_of_python(tiny_model_directory, tmp_path, monkeypatch):
@@ -233,6 +273,5 @@ def test_ten_lines_of_python(tiny_model_directory, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(block, names)
-    assert saap_jax.count_parameters(saap_jax.load_model(tmp_path / "pruned")) < saap_jax.count_parameters(
-        names["model"]
-    )
+    pruned = saap_jax.load_model(tmp_path / "pruned")
+    assert saap_jax.count_parameters(pruned) < saap_jax.count_parameters(names["model"])

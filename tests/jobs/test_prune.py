@@ -6,12 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from saap_jax.config.search import SearchConfig
-from saap_jax.selection.calibrate import Calibrated
 
 import saap_jax
 from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
 from saap_jax.config.prune import PruneConfig
+from saap_jax.data import Windows
 from saap_jax.evaluation import latency
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.latency import LatencyTable, Phase, measure_table
@@ -20,26 +19,23 @@ from saap_jax.evaluation.timing import Times, Workload, compile_programs
 from saap_jax.jobs import chosen, prune
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.segments import existing_units
+from saap_jax.steps.allocation import rounds
+from saap_jax.steps.chain import parse
+from saap_jax.steps.run import Runner
 from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut, pruned_spec
 from tests.helpers import dense_model, random_keep
 
-UNIFORM = SearchConfig()
 
-
-def scores_of(model, seed: int = 0):
-    random = np.random.default_rng(seed)
-    return {name: random.uniform(1, 2, units.shape) for name, units in existing_units(model.segments).items()}
-
-
-def smallest(model, config: PruneConfig, targets: TargetsConfig, recalibrate=None):
+def smallest(model, targets: TargetsConfig, chain: str = "random", least: float = 0.0):
+    """Return the costs, the targets, what was chosen and its ratio, and what runs the chain."""
     costs = Costs(targets, np.float32, None, 0)
     found = targets_of(targets, costs.of(model.spec))
-    return costs, found, chosen.select_smallest(
-        LlamaSubject(model), Calibrated({"text": {"saap": scores_of(model)}}, None, {}), config,
-        lambda keep: costs.of(pruned_spec(model.spec, keep)), found, recalibrate or (lambda keep: pytest.fail("anew")),
-    )  # fmt: skip
+    text = Windows(np.random.default_rng(0).integers(0, 16, (4, 8)).astype(np.int32), np.ones((4, 8), bool))
+    runner = Runner(LlamaSubject(model), {"text": text}, [parse(chain)], open_end=True)
+    price = lambda keep: costs.of(pruned_spec(model.spec, keep))  # noqa: E731
+    return costs, found, *chosen.smallest(runner, parse(chain), least, price, found), runner
 
 
 def test_costs_of_widths_are_those_of_the_cut_model():
@@ -60,49 +56,48 @@ def test_costs_of_widths_are_those_of_the_cut_model():
 ])  # fmt: skip
 def test_targets_hold_and_not_much_less_would_do(options):
     model = dense_model(layers=4, mlp=64)
-    config = PruneConfig(search=UNIFORM)
-    costs, targets, found = smallest(model, config, TargetsConfig(length=16, **options))
+    costs, targets, found, ratio, runner = smallest(model, TargetsConfig(length=16, **options))
     value = costs.of(pruned_spec(model.spec, found.keep))
     assert all(target.holds(value[target.name]) for target in targets)
-    less = saap_jax.select_units(model, scores_of(model), found.asked - 0.004, UNIFORM)
+    less = runner.choose(parse("random"), ratio - 0.004)
     value = costs.of(pruned_spec(model.spec, less.keep))
     assert not all(target.holds(value[target.name]) for target in targets)
 
 
 def test_a_ratio_beside_targets_is_removed_at_least():
     model = dense_model(layers=4, mlp=64)
-    targets = TargetsConfig(parameters="99%")
-    *_, alone = smallest(model, PruneConfig(search=UNIFORM), targets)
-    *_, both = smallest(model, PruneConfig(search=UNIFORM, ratio=0.3), targets)
-    assert alone.asked < 0.1
-    assert both.asked == 0.3
+    assert smallest(model, TargetsConfig(parameters="99%"))[3] < 0.1
+    assert smallest(model, TargetsConfig(parameters="99%"), least=0.3)[3] == 0.3
 
 
-def test_in_steps_the_model_is_observed_again_until_the_step_that_does_it():
-    model = dense_model(layers=4, mlp=64)
-    config = PruneConfig(search=dataclasses.replace(UNIFORM, rescore_every=0.1))
-    kept = []
+def test_in_rounds_the_model_is_observed_again_until_the_round_that_does_it(monkeypatch):
+    model, observed = dense_model(layers=4, mlp=64), []
+    calls = rounds.Rounds.__call__
 
-    def recalibrate(keep):
-        kept.append(keep)
-        return Calibrated({"text": {"saap": scores_of(model, seed=len(kept))}}, None, {})
+    def counted(self, state, on, before):
+        observed.append(on.ratio)
+        return calls(self, state, on, before)
 
-    _, _, found = smallest(model, config, TargetsConfig(parameters="80%"), recalibrate)
-    assert len(kept) == int(found.asked / 0.1)
-    assert len(kept) >= 1
-    assert not any((found.keep[name] & ~kept[-1][name]).any() for name in kept[-1])
+    monkeypatch.setattr(rounds.Rounds, "__call__", counted)
+    chain = "wanda > uniform > rounds(every=0.1)"
+    *_, found, ratio, runner = smallest(model, TargetsConfig(parameters="80%"), chain)
+    assert ratio > 0.2
+    assert len(observed) > 2
+    before = runner.choose(parse(chain), 0.2)
+    assert not any((found.keep[name] & ~before.keep[name]).any() for name in found.keep), "what went stays gone"
 
 
 def test_targets_out_of_reach_are_refused_with_what_can_be_reached():
     model = dense_model(layers=4, mlp=64)
     message = r"targets: cannot be met by removing [\d.]+% .*parameters 1% \(\d+\); ask for less"
     with pytest.raises(ValueError, match=message):
-        smallest(model, PruneConfig(search=UNIFORM), TargetsConfig(parameters="1%"))
+        smallest(model, TargetsConfig(parameters="1%"))
     with pytest.raises(ValueError, match="ratio: expected at most .* got 0.99"):
-        smallest(model, PruneConfig(search=UNIFORM, ratio=0.99), TargetsConfig(parameters="50%"))
-    nothing = dataclasses.replace(UNIFORM, skip_layers=(0.5, -0.5))
+        smallest(model, TargetsConfig(parameters="50%"), least=0.99)
     with pytest.raises(ValueError, match=r"targets: cannot be met by removing 0.00% .*parameters 70%"):
-        smallest(model, PruneConfig(search=nothing), TargetsConfig(parameters="70%"))
+        smallest(model, TargetsConfig(parameters="70%"), "random > within(protect=(0.5, -0.5))")
+    with pytest.raises(ValueError, match="targets: expected no learn beside them"):
+        smallest(model, TargetsConfig(parameters="70%"), "random > uniform > learn")
 
 
 @pytest.mark.slow
@@ -182,9 +177,9 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
     config = PruneConfig(
         out=str(tmp_path / "out"),
         model=ModelConfig(name=str(tiny_model_directory)),
-        estimator="wanda",
+        method="wanda",
+        runs=str(tmp_path),
         calibration=CalibrationConfig(examples=8, length=16, batch_size=2),
-        search=UNIFORM,
         targets=TargetsConfig(weight_bytes="95%", tokens_per_second="1%", latency="100000%", length=8, repeats=1),
     )
     pruned = prune.prune(config)
@@ -205,12 +200,12 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
 def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
     calibration = CalibrationConfig(examples=8, length=16, batch_size=2)
     config = PruneConfig(out=str(tmp_path / "out"), model=ModelConfig(name=str(tiny_model_directory)),
-                         estimator="wanda", calibration=calibration, search=UNIFORM)  # fmt: skip
+                         runs=str(tmp_path), calibration=calibration)  # fmt: skip
     pruned = prune.prune(config)
     assert pruned.selection.asked == chosen.DEFAULT_RATIO
     assert not pruned.reached
-    assert pruned.corrections, "by default something makes up for what goes"
-    assert all(each.corrected <= each.error for each in pruned.corrections)
+    assert pruned.told["corrections"], "by default something makes up for what goes"
+    assert all(each.corrected <= each.error for each in pruned.told["corrections"])
     said = dict(prune.summary_rows(pruned))
     assert {"seconds to choose units", "seconds to make up for what went"} <= said.keys()
     assert not (tmp_path / "out" / "targets.json").exists()

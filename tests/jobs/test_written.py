@@ -87,7 +87,12 @@ def test_prune_lets_both_models_write_where_it_judges(config, tmp_path, monkeypa
         model=config.model,
         calibration=config.calibration,
         evaluation=config.evaluation,
+<<<<<<< HEAD
         method="magnitude > uniform",
+=======
+        method="magnitude",
+        runs=str(tmp_path),
+>>>>>>> 1d9479f (Follow chains in tests of jobs and of meshes, check the types of options before a step is made, and take methods behind saap frontier)
         ratio=0.3,
         out=str(tmp_path / "pruned"),
     )

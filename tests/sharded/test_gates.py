@@ -3,17 +3,15 @@
 import jax
 import numpy as np
 import pytest
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import LearnConfig, SearchConfig
-from saap_jax.selection.choose import choose, chosen_again
-from saap_jax.selection.learned import hard
 
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.data import Windows
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
-from saap_jax.llama.segments import existing_units
+from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import layout_of
+from saap_jax.steps.chain import parse
+from saap_jax.steps.run import Runner
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.scales import scaled
 from tests.helpers import random_keep
@@ -37,8 +35,7 @@ def test_scales_do_not_depend_on_the_mesh(subjects):
     random = np.random.default_rng(0)
     batches = [(random.integers(0, 32, (8, 8)).astype(np.int32), np.ones((8, 8), bool)) for _ in range(4)]
     keep = random_keep(existing_units(subjects[0].model.segments), 0.4)
-    config = CompensationConfig(method="scales", steps=9, rate=0.02)
-    (one, done), (other, found) = (scaled(each.model, each.model, keep, batches, config) for each in subjects)
+    (one, done), (other, found) = (scaled(each.model, each.model, keep, batches, 9, 0.02) for each in subjects)
     np.testing.assert_allclose(found.divergences, done.divergences, rtol=1e-4)
     assert done.best > 0
     for name, values in done.scales.items():
@@ -51,16 +48,16 @@ def test_scales_do_not_depend_on_the_mesh(subjects):
 def test_learned_units_do_not_depend_on_the_mesh(subjects):
     random = np.random.default_rng(0)
     text = Windows(random.integers(0, 32, (32, 8)).astype(np.int32), np.ones((32, 8), bool))
-    config = SearchConfig(allocation="global", learn=LearnConfig(steps=12, rate=0.4))
-    scores = {name: random.random(units.shape) for name, units in subjects[0].existing.items()}
-    start = choose(subjects[0], scores, 0.4, config)
-    gradients = [each.objective(text, 8).gradient(hard(start.keep), 1) for each in subjects]
+    start, learnt = parse("random > global"), parse("random > global > learn(steps=12, rate=0.4)")
+    runners = [Runner(each, {"text": text}, [start, learnt]) for each in subjects]
+    keep = runners[0].choose(start, 0.4).keep
+    gradients = [each.objective(text, 8, each).gradient(masks(keep), 1) for each in subjects]
     assert gradients[1][0] == pytest.approx(gradients[0][0], rel=1e-4)
     for name, expected in gradients[0][1].items():
         np.testing.assert_allclose(gradients[1][1][name], expected, rtol=2e-3, atol=2e-6)
-        assert np.abs(expected[~start.keep[name]]).max() > 1e-3, "control"
-    one, other = (chosen_again(each, start, {"text": text}, config) for each in subjects)
-    np.testing.assert_allclose(other.divergences, one.divergences, rtol=1e-3)
-    assert min(one.divergences) < one.divergences[0]
+        assert np.abs(expected[~keep[name]]).max() > 1e-3, "control"
+    one, other = (each.choose(learnt, 0.4) for each in runners)
+    np.testing.assert_allclose(other.told["divergences"], one.told["divergences"], rtol=1e-3)
+    assert min(one.told["divergences"]) < one.told["divergences"][0]
     for name, kept in one.keep.items():
         np.testing.assert_array_equal(other.keep[name], kept)

@@ -5,13 +5,11 @@ import pytest
 
 from saap_jax.config import (
     CalibrationConfig,
-    EstimationConfig,
     EvaluationConfig,
     FidelityConfig,
     FrontierConfig,
     MeshConfig,
     ModelConfig,
-    SearchConfig,
     SensitivityConfig,
 )
 from saap_jax.estimation.ablation import changes_from_lines
@@ -35,16 +33,17 @@ def both(call, kind, directory, tmp_path, **options):
 @pytest.mark.parametrize(
     ("call", "kind", "options"),
     [
-        (frontier.frontier, FrontierConfig, {"ratios": (0.2, 0.4), "tolerance": 0.05, "resamples": 20}),
-        (sensitivity.sensitivity, SensitivityConfig, {"search": SearchConfig(), "fractions": (0.5,), "resamples": 20}),
+        (
+            frontier.frontier,
+            FrontierConfig,
+            {"methods": ("wanda",), "ratios": (0.2, 0.4), "tolerance": 0.05, "resamples": 20},
+        ),
+        (sensitivity.sensitivity, SensitivityConfig, {"method": "wanda", "fractions": (0.5,)}),
     ],
     ids=["frontier", "sensitivity"],
 )
 def test_candidates_cost_what_they_cost_on_one_device(call, kind, options, tiny_model_directory, tmp_path):
-    estimator = (
-        {"estimation": EstimationConfig(estimators=("wanda",))} if kind is FrontierConfig else {"estimator": "wanda"}
-    )
-    alone, spread = both(call, kind, tiny_model_directory, tmp_path, **options, **estimator)
+    alone, spread = both(call, kind, tiny_model_directory, tmp_path, **options)
     rows, others = ({row["candidate"]: row for row in run.candidates()} for run in (alone, spread))
     assert rows.keys() == others.keys()
     assert len(rows) >= 4
@@ -55,8 +54,7 @@ def test_candidates_cost_what_they_cost_on_one_device(call, kind, options, tiny_
 
 
 def test_units_change_the_loss_as_on_one_device(tiny_model_directory, tmp_path):
-    estimation = EstimationConfig(estimators=("wanda", "gate_fisher"))
-    options = {"estimation": estimation, "channels_per_layer": 3, "resamples": 20}
+    options = {"estimators": ("wanda", "gate_fisher"), "channels_per_layer": 3, "resamples": 20}
     exact, other = (
         changes_from_lines((run.path / "ablation.jsonl").read_text())
         for run in both(fidelity.judge, FidelityConfig, tiny_model_directory, tmp_path, **options)

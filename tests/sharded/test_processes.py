@@ -24,9 +24,9 @@ pytestmark = pytest.mark.sharded
 PROJECT = Path(__file__).parents[2]
 SCORE = [
     *("--calibration.examples", "8", "--calibration.length", "12", "--calibration.batch-size", "4"),
-    *("--estimation.estimators", "gate_fisher", "fisher"),
+    *("--estimators", "gate_fisher", "fisher"),
 ]
-PRUNE = ["--estimator", "gate_fisher", "--ratio", "0.3", "--search.skip-layers", "--compensation.method", "bias"]
+PRUNE = ["--method", "gate_fisher > uniform > bias", "--ratio", "0.3"]
 EVALUATE = ["--windows", "4", "--length", "12", "--batch-size", "4"]
 RECOVER = [
     *("--dense", "", "--method.name", "full", "--new-tokens", "0", "--data.length", "12", "--training.warmup", "1"),
