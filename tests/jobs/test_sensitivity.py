@@ -185,25 +185,7 @@ class TestTrials:
         assert not (tmp_path / "runs").exists()
 
 
-<<<<<<< HEAD
-class TestOutput:
-    def test_files(self, config, run):
-        assert missing_from_page(run.path) == []
-        ElementTree.fromstring((run.path / "sensitivity.svg").read_text())
-        lines = (run.path / "sensitivity.csv").read_text().splitlines()
-        assert len(lines) == 1 + 2 * 2 * 3
-        assert lines[0].endswith(f"{IN},{OUT}")
-        text = (run.path / "sensitivity.md").read_text()
-        for heading in ("## Suggestions", "## What costs most and least", "## All changes"):
-            assert heading in text
-        assert "widths to multiples of 8" in text
-        kept = json.loads((run.path / "run.json").read_text())["suggestions"]
-        assert isinstance(kept, list)
-        assert all(set(each) == {"text", "effect", "command"} for each in kept)
-
-=======
 class TestCommandLine:
->>>>>>> 1d9479f (Follow chains in tests of jobs and of meshes, check the types of options before a step is made, and take methods behind saap frontier)
     @pytest.mark.slow
     def test_finds_and_shows(self, tmp_path, capsys, tiny_model_directory):
         words = [
