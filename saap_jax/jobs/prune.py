@@ -46,6 +46,7 @@ from saap_jax.steps.run import Runner
 from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import CutLlama, LlamaSubject
 from saap_jax.subjects.opened import open_subject
+from saap_jax.surgery.cut import pruned_spec
 from saap_jax.trace.subject.pruned import checked_losses, own_code
 from saap_jax.trace.subject.subject import CutTraced, TracedSubject
 

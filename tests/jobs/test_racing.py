@@ -10,9 +10,8 @@ from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.jobs import candidates, compare
 from saap_jax.jobs.racing import looks_of
-from saap_jax.report.kinds.against import against_best
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.standing import comparison_rows, merged
+from saap_jax.runs.standing import against_best, comparison_rows, merged
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from saap_jax.jobs import compare, judged, prune, recover
 from saap_jax.jobs import written as module
 from saap_jax.jobs.generate import write_texts
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.report.kinds.written import written_blocks
+from saap_jax.report.pages.common import written_section
 from saap_jax.report.write import render_report
 from saap_jax.runs.origin import read_origin
 from saap_jax.runtime.progress import quiet
@@ -75,7 +75,7 @@ def test_no_more_than_the_positions(tiny_model_directory, monkeypatch):
     assert module.written({"dense": model, "pruned": short[0]}, tokenizer, 64, quiet)[0]["texts"]["pruned"] == "xy"
     assert asked == [3, 3]
     assert module.written({"dense": model, "pruned": short[1]}, tokenizer, 64, quiet) == []
-    assert written_blocks([]) == []
+    assert written_section([]) == []
     monkeypatch.setattr(module, "PROMPTS", ("the cat sat", ""))
     assert module.written({"dense": model}, tokenizer, 64, quiet) == [], "a prompt without a token"
 

@@ -82,9 +82,8 @@ def through_the_api(model, windows):
     scored = saap_jax.score_units(model, windows, ["gate_fisher"])
     keep = saap_jax.select_units(model, scored, 0.3).keep
     cut = saap_jax.cut(model, keep)
-    corrected = saap_jax.run_chain(
-        model, "gate_fisher > uniform > least_squares(damping=0.1)", windows, 0.3
-    ).subject.model
+    method = "gate_fisher > uniform > least_squares(damping=0.1)"
+    corrected = saap_jax.run_chain(model, method, windows, 0.3).subject.model
     losses = [saap_jax.perplexity(model, windows, kept) for kept in (None, keep)]
     return scored, keep, losses + [saap_jax.perplexity(each, windows) for each in (cut, corrected)], corrected
 
@@ -202,7 +201,7 @@ def test_a_module_that_was_made_on_the_mesh(mesh):
         module.up.kernel.set_value(put(np.asarray(module.up.kernel[...]), mesh, None, "model"))
         _, x, y = placed(mesh)
         given = {"loss": mean_square, "calibration": (x, y), "held_out": (x, y)}
-        method = FOURS.replace("down", "down/kernel")
+        method = "gate_taylor > within(multiple_of={'down/kernel[0]': 4}) > uniform"
         made = saap_jax.prune(module, ratio=0.3, method=method, **given)
         made.model.eval()  # it came as it was given, in training, whose statistics Flax cannot write on these axes
         np.testing.assert_allclose(made.model(x), made.function(made.params, x), rtol=1e-4, atol=1e-5)

@@ -72,7 +72,7 @@ from tests.trace.subject.test_compensation import transformer_problem as problem
 def test_compare_and_prune_take_a_mesh(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(FILE)
     monkeypatch.chdir(tmp_path)
-    words = ["compare", "mine.py:problem", "wanda", "gate_taylor", "--ratios", "0.3"]
+    words = ["compare", "mine.py:problem", "--methods", "wanda", "gate_taylor", "--ratios", "0.3"]
     assert main([*words, "--name", "alone"]) == 0
     assert main([*words, "--name", "spread", "--mesh.data", "4", "--mesh.fsdp", "2"]) == 0
     alone, spread = (
