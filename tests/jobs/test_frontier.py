@@ -173,7 +173,7 @@ class TestCommandLine:
             *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path), "--ratios", "0.2", "0.4", "0.6"),
             *("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2"),
             *("--evaluation.windows", "8", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
-            *("magnitude", "--max-ppl-increase", "20%"),
+            *("--methods", "magnitude", "--max-ppl-increase", "20%"),
         ]
         assert main.main(["frontier", *words]) == 0
         text = capsys.readouterr().out
@@ -190,7 +190,7 @@ class TestCommandLine:
             (["--ratios", "0.0", "0.2"], "ratios: expected numbers above 0"),
             (["--tolerance", "0"], "tolerance: expected a ratio in [0.0005, 1), got 0.0"),
             (["--ratios", "0.2", "0.99"], "ratios: expected at most 0.7"),
-            (["gate_fischer"], "did you mean 'gate_fisher'"),
+            (["--methods", "gate_fischer"], "did you mean 'gate_fisher'"),
         ],
     )
     def test_refused(self, config, tmp_path, capsys, words, message, tiny_model_directory):
