@@ -29,6 +29,7 @@ from saap_jax.trace.problem import Problem
 from saap_jax.types import Keep, Scores
 
 Model = Llama | Problem | Subject
+"""One of our models, a problem about somebody else's, or what either is to steps."""
 
 
 @taken_in

@@ -90,7 +90,10 @@ def test_rows_come_from_the_code():
     assert dict(registry.estimator_rows("fluctuation", source="Here."))["Source"] == "Here."
     names = [name for name, recipe, facts in registry.recipe_rows()]
     assert names[-1] == "ziplm"
-    assert sorted(names) == sorted(registry.recipes())
+    assert sorted(names) == sorted(registry.RECIPES)
+    steps = {name: (kind.kind, dict(rows)) for name, kind, rows in registry.step_rows()}
+    assert list(steps) == sorted(steps, key=lambda name: registry.KINDS.index(steps[name][0]))
+    assert steps["rounds"][1]["every = 0.1"] == "Share of the prunable parameters that goes in a round."
 
 
 def test_every_page_is_in_a_table_of_contents():

@@ -1,4 +1,4 @@
-"""Directives that write pages: `api` (names of the reference), `estimator`, `recipes` and `gallery`."""
+"""Directives that write pages: `api` (names of the reference), `estimator`, `steps`, `recipes` and `gallery`."""
 
 import dataclasses
 import inspect
@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from saapsite.public import resolve
-from saapsite.registry import estimator_rows, recipe_rows
+from saapsite.registry import estimator_rows, linked, recipe_rows, step_rows
 from saapsite.reports import REPORTS
 
 
@@ -36,6 +36,19 @@ class EstimatorFacts(SphinxDirective):
         """Build the list."""
         rows = estimator_rows(self.arguments[0], self.options.get("source", ""), self.options.get("deviation", ""))
         return self.parse_text_to_nodes(_bullets(rows))
+
+
+class StepFacts(SphinxDirective):
+    """Every step of chains with its options, a section each."""
+
+    def run(self) -> list[nodes.Node]:
+        """Build the sections."""
+        lines: list[str] = []
+        for name, kind, rows in step_rows():
+            said = [(f"`{label}`", linked(text)) for label, text in rows if "=" in label]
+            about = [linked(text) for label, text in rows if "=" not in label]
+            lines += [f"(step-{name})=", f"### `{name}` ({kind.kind})", "", *about, "", _bullets(said), ""]
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
 class RecipeFacts(SphinxDirective):
@@ -78,6 +91,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Add the directives."""
     app.add_directive("api", Api)
     app.add_directive("estimator", EstimatorFacts)
+    app.add_directive("steps", StepFacts)
     app.add_directive("recipes", RecipeFacts)
     app.add_directive("gallery", Gallery)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

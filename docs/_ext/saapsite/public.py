@@ -17,7 +17,6 @@ MODULES = (
     "saap_jax.api",
     "saap_jax.adapters",
     "saap_jax.config",
-    "saap_jax.config.registries",
     "saap_jax.data",
     "saap_jax.structures",
     "saap_jax.estimation",

@@ -1,4 +1,4 @@
-"""What registries say of estimators and recipes, as Markdown. Needs no Sphinx."""
+"""What registries say of estimators, steps and recipes, as Markdown. Needs no Sphinx."""
 
 import dataclasses
 import inspect
@@ -7,11 +7,11 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from saap_jax.cli.recipes import facts as recipe_facts
-from saap_jax.selection.oracles import ORACLES
-
+from saap_jax.cli.methods import KINDS, recipe_facts, step_facts
 from saap_jax.estimation.registry import ESTIMATORS
-from saap_jax.recipes import Recipe, recipes
+from saap_jax.recipes import RECIPES, Recipe
+from saap_jax.steps.base import STEPS, Step
+from saap_jax.steps.score.oracles import ORACLES
 
 _PARTS = re.compile(r"(?:(?P<source>Sources?): )|(?P<deviation>Deviations?: )|(?P<end>Raises:)")
 _PAPER = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
@@ -87,9 +87,15 @@ def estimator_rows(name: str, source: str = "", deviation: str = "") -> Iterator
 
 
 def recipe_rows() -> Iterator[tuple[str, Recipe, list[tuple[str, str]]]]:
-    """Yield each recipe with its facts, as `saap recipes NAME` shows them; those that can be run first."""
-    for name, recipe in sorted(recipes().items(), key=lambda item: bool(item[1].missing)):
+    """Yield each recipe with its facts, as `saap methods NAME` shows them; those that can be run first."""
+    for name, recipe in sorted(RECIPES.items(), key=lambda item: bool(item[1].missing)):
         yield name, recipe, [(label, linked(text)) for label, text in recipe_facts(recipe)]
+
+
+def step_rows() -> Iterator[tuple[str, type[Step], list[tuple[str, str]]]]:
+    """Yield each step of chains with its options, as `saap methods NAME` shows them, in the order of a chain."""
+    for name, kind in sorted(STEPS.items(), key=lambda item: KINDS.index(item[1].kind)):
+        yield name, kind, step_facts(kind)
 
 
 def linked(text: str) -> str:
