@@ -106,7 +106,10 @@ def target_of(name: str) -> Target:
     flat = re.fullmatch(r"((?:gpu|tpu):\w+):(\d+)", name)
     uncompiled = {chip.word: chip for chip in CHIPS.values() if not chip.compiled}
     if flat and flat[1] in uncompiled:
-        return _checked(Target(uncompiled[flat[1]], (int(flat[2]),)), name)
+        target = Target(uncompiled[flat[1]], (int(flat[2]),))
+        if not 1 <= target.chips <= target.chip.most:
+            raise ValueError(f"target: expected 1 to {target.chip.most} that reach each other, got {name!r}")
+        return target
     shaped = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
     counted = re.fullmatch(r"(\w+)-(\d+)", name)
     kind = (shaped or counted or [None, None])[1]
@@ -118,7 +121,13 @@ def target_of(name: str) -> Target:
         )
     chip = CHIPS[kind]
     if shaped:
-        return _checked(Target(chip, tuple(map(int, shaped[2].split("x")))), name)
+        target = Target(chip, tuple(map(int, shaped[2].split("x"))))
+        if len(target.shape) != chip.dimensions or min(target.shape) < 1 or target.chips > chip.most:
+            raise ValueError(
+                f"target: expected {chip.dimensions} sizes that multiply to at most {chip.most} chips for {kind}, such "
+                f"as {targets(chip)[3].topology}, got {name!r}"
+            )
+        return target
     assert counted is not None
     cores = chip.dimensions == 3  # of the chips with a 3D torus the name counts cores, two a chip
     count = int(counted[2]) // 2 if cores else int(counted[2])
@@ -144,18 +153,3 @@ def targets(chip: Chip) -> list[Target]:
         last[0 if len(set(last)) > 1 else -1] *= 2  # they are sorted
         shapes.append(tuple(sorted(last)))
     return [Target(chip, shape) for shape in shapes]
-
-
-def _checked(target: Target, name: str) -> Target:
-    kind, shape = target.chip.kind, target.shape
-    if not target.chip.compiled:
-        if not 1 <= target.chips <= target.chip.most:
-            raise ValueError(f"target: expected 1 to {target.chip.most} that reach each other, got {name!r}")
-        return target
-    if len(shape) != target.chip.dimensions or min(shape) < 1 or target.chips > target.chip.most:
-        example = targets(target.chip)[3].topology
-        raise ValueError(
-            f"target: expected {target.chip.dimensions} sizes that multiply to at most {target.chip.most} chips for "
-            f"{kind}, such as {example}, got {name!r}"
-        )
-    return target

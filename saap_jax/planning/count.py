@@ -37,33 +37,26 @@ def work_of(jaxpr: Any, weights: frozenset[int], *, counted: Callable[[Any], boo
     """
     total = [0.0, 0.0, 0.0]
     for equation, times in equations(jaxpr):
-        if equation.primitive.name not in ("pallas_call", "dot_general") or not counted(equation):
+        name, params = equation.primitive.name, equation.params
+        if name not in ("pallas_call", "dot_general") or not counted(equation):
             continue
-        if equation.primitive.name == "pallas_call":
-            total[0] += times * _flops_of_kernel(equation.params)
-            total[2] += times * sum(_bytes_of(var.aval) for var in (*equation.invars, *equation.outvars))
-            continue
-        total[0] += times * _flops_of(equation)
-        for array in (var.aval for var in (*equation.invars, *equation.outvars)):
-            total[1 if array.size in weights else 2] += times * array.size * array.dtype.itemsize
+        arrays = [var.aval for var in (*equation.invars, *equation.outvars)]
+        if name == "pallas_call" and (cost := params["cost_estimate"]) is not None:
+            total[0] += times * float(cost.flops)
+        elif name == "pallas_call":
+            inner = [(each, n) for each, n in equations(params["jaxpr"]) if each.primitive.name == "dot_general"]
+            total[0] += times * math.prod(params["grid_mapping"].grid) * sum(n * _flops_of(each) for each, n in inner)
+        else:
+            total[0] += times * _flops_of(equation)
+        for array in arrays:
+            weight = name == "dot_general" and array.size in weights
+            total[1 if weight else 2] += times * array.size * array.dtype.itemsize
     return Work(*total)
 
 
 def _flops_of(product: Any) -> int:
     (contracted, _), _ = product.params["dimension_numbers"]
     return 2 * product.outvars[0].aval.size * math.prod(product.invars[0].aval.shape[axis] for axis in contracted)
-
-
-def _flops_of_kernel(params: dict[str, Any]) -> float:
-    """Return what a kernel says that it does, or else its products as often as its grid has points."""
-    if (cost := params["cost_estimate"]) is not None:
-        return float(cost.flops)
-    products = [(each, times) for each, times in equations(params["jaxpr"]) if each.primitive.name == "dot_general"]
-    return float(math.prod(params["grid_mapping"].grid) * sum(times * _flops_of(each) for each, times in products))
-
-
-def _bytes_of(array: Any) -> int:
-    return array.size * array.dtype.itemsize
 
 
 def equations(jaxpr: Any) -> Iterator[tuple[Any, float]]:
@@ -78,34 +71,23 @@ def equations(jaxpr: Any) -> Iterator[tuple[Any, float]]:
         name, params = equation.primitive.name, equation.params
         if name == "platform_index":
             platforms[equation.outvars[0]] = params["platforms"]
-        if name == "pallas_call":
-            continue
-        if name == "cond" and equation.invars[0] in platforms:
+        elif name == "cond" and equation.invars[0] in platforms:
             known = platforms[equation.invars[0]]
             chosen = next(index for index, each in enumerate(known) if each is None or "tpu" in each)
             yield from equations(params["branches"][chosen])
-            continue
-        if name == "cond":
+        elif name == "cond":
             branches = [list(equations(branch)) for branch in params["branches"]]
             yield from max(branches, key=lambda each: sum(times for _, times in each))
-            continue
-        parts = [params["callee"]] if name == "linear_call" else _programs(params)
-        for part in parts:
-            for found, times in equations(part):
-                yield found, times * _repeats(name, params)
-
-
-def _repeats(name: str, params: dict[str, Any]) -> int:
-    """Return how often the program in an equation runs: the turns of a loop, or once on each device."""
-    if name == "shard_map":
-        manual = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]  # by version
-        return math.prod(size for axis, size in params["mesh"].shape.items() if axis in manual)
-    return params["length"] if name == "scan" else 1
-
-
-def _programs(params: dict[str, Any]) -> list[Any]:
-    values = (each for value in params.values() for each in (value if isinstance(value, tuple | list) else [value]))
-    return [value for value in values if isinstance(value, ClosedJaxpr | Jaxpr)]
+        elif name != "pallas_call":
+            repeats = params["length"] if name == "scan" else 1
+            if name == "shard_map":
+                manual = params.get("newly_manual_axes", params.get("manual_axes"))  # by jax's version
+                repeats = math.prod(size for axis, size in params["mesh"].shape.items() if axis in manual)
+            values = [params["callee"]] if name == "linear_call" else params.values()
+            flat = (each for value in values for each in (value if isinstance(value, tuple | list) else [value]))
+            for part in (each for each in flat if isinstance(each, ClosedJaxpr | Jaxpr)):
+                for found, times in equations(part):
+                    yield found, times * repeats
 
 
 # --- between chips -------------------------------------------------------------------------------
@@ -137,7 +119,7 @@ def collectives_of(text: str, devices: int) -> Collectives:
     """
     computations = _computations(text)
     times: dict[str, float] = defaultdict(float)
-    entry = next((name for name, (lines, first) in computations.items() if first), None)
+    entry = next((name for name, (_, first) in computations.items() if first), None)
     if entry is None:
         raise ValueError("program: expected the text of a compiled program with an ENTRY, found none")
     _walk(entry, 1.0, computations, times)
@@ -145,16 +127,12 @@ def collectives_of(text: str, devices: int) -> Collectives:
     largest: dict[str, float] = defaultdict(float)
     counted: set[str] = set()
     for name, (lines, _) in computations.items():
-        for line in lines:
-            found = _COLLECTIVE.match(line)
-            if not found or not times[name]:
-                continue
+        for found, line in ((_COLLECTIVE.match(line), line) for line in lines if times[name]):
             channel = re.search(r"channel_id=(\d+)", line)
-            if channel and channel[1] in counted:
+            if not found or (channel and channel[1] in counted):
                 continue
             counted |= {channel[1]} if channel else set()
-            kind, size = found[2], _size(found[1], halved=bool(found[3]))
-            n = _group_size(line, devices)
+            kind, size, n = found[2], _size(found[1], halved=bool(found[3])), _group_size(line, devices)
             share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0, "collective-permute": 1.0}
             total[kind] += times[name] * size * share.get(kind, (n - 1) / n)
             largest[kind] = max(largest[kind], size)
@@ -162,6 +140,7 @@ def collectives_of(text: str, devices: int) -> Collectives:
 
 
 def _computations(text: str) -> dict[str, tuple[list[str], bool]]:
+    """Split the text into its computations: their lines, and whether they are where it begins."""
     found: dict[str, tuple[list[str], bool]] = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -175,34 +154,32 @@ def _computations(text: str) -> dict[str, tuple[list[str], bool]]:
 
 
 def _walk(name: str, count: float, computations: dict[str, tuple[list[str], bool]], times: dict[str, float]) -> None:
+    """Count how often a computation runs, and each that it calls."""
     times[name] += count
     for line in computations[name][0]:
         loop = _WHILE.search(line)
         for one, several in _CALLED.findall(line):
-            for each in (one or several).replace("%", "").split(","):
-                if (inner := each.strip()) in computations:
-                    turns = (
-                        _turns(computations[loop[1]][0], computations[loop[2]][0])
-                        if loop and inner in loop.groups()
-                        else 1
-                    )
+            for inner in (each.strip() for each in (one or several).replace("%", "").split(",")):
+                if inner in computations:
+                    looped = loop and inner in loop.groups()
+                    turns = _turns(*(computations[each][0] for each in loop.groups())) if loop and looped else 1
                     _walk(inner, count * turns, computations, times)
 
 
 def _turns(condition: list[str], body: list[str]) -> int:
-    """Return how often a loop turns: from the constant that its counter stays below, and what is added to it."""
+    """Tell how often a loop turns: from the constant that its counter stays below, and what is added to it."""
     compare = next((line for line in condition if " compare(" in line and "direction=LT" in line), None)
     constants = _constants(condition)
     if not constants:
         return 1
     if compare is None:
         return max(constants.values())
-    left, _, right = (
-        compare.partition(" compare(")[2].partition(")")[0].replace("%", "").replace(" ", "").partition(",")
-    )
+    operands = compare.partition(" compare(")[2].partition(")")[0].replace("%", "").replace(" ", "")
+    left, _, right = operands.partition(",")
     limit = constants.get(right, max(constants.values()))
-    place = next((found[1] for line in condition if (found := re.search(_element(left), line))), None)
-    return max(1, -(-limit // _step(body, int(place)))) if place is not None else limit
+    element = rf"^\s*%?{re.escape(left)} = .*get-tuple-element\(.*\), index=(\d+)"
+    place = next((int(found[1]) for line in condition if (found := re.search(element, line))), None)
+    return limit if place is None else max(1, -(-limit // _step(body, place)))
 
 
 def _constants(lines: list[str]) -> dict[str, int]:
@@ -210,33 +187,21 @@ def _constants(lines: list[str]) -> dict[str, int]:
     return {each[1]: int(each[2]) for each in found if each}
 
 
-def _element(name: str) -> str:
-    return rf"^\s*%?{re.escape(name)} = .*get-tuple-element\(.*\), index=(\d+)"
-
-
 def _step(body: list[str], place: int) -> int:
-    """Return what a turn adds to the counter at a place of the loop's tuple; 1 where that cannot be read."""
+    """Tell what a turn adds to the counter at a place of the loop's tuple; 1 where that cannot be read."""
     root = next((line for line in body if line.lstrip().startswith("ROOT") and " tuple(" in line), "")
-    names = [each.strip().lstrip("%") for each in re.sub(r"/\*.*?\*/", "", root.partition(" tuple(")[2]).split(",")]
-    names = [each.rstrip(") ") for each in names]
+    names = re.sub(r"/\*.*?\*/", "", root.partition(" tuple(")[2]).split(",")
+    names = [each.strip().lstrip("%").rstrip(") ") for each in names]
     constants, total = _constants(body), 0
     name = names[place] if place < len(names) else ""
-    while found := _added(body, name):
-        left, right = (constants.get(operand) for operand in found)
-        if left is None and right is None:
-            break
+    while True:  # along the additions that make a scalar
+        add = rf"^\s*(?:ROOT )?%?{re.escape(name)} = [su]32\[\]\S* add\(%?([\w.\-]+), %?([\w.\-]+)\)"
+        found = next((each for line in body if (each := re.match(add, line))), None)
+        left, right = (constants.get(operand) for operand in found.groups()) if found else (None, None)
+        if found is None or (left is None and right is None):
+            return total or 1
         total += left or right or 0
-        name = found[0] if left is None else found[1]
-    return total or 1
-
-
-def _added(body: list[str], name: str) -> tuple[str, str] | None:
-    """Return the two operands of the addition that makes a scalar, if one does."""
-    matches = (re.match(_ADD.format(name=re.escape(name)), line) for line in body)
-    return next(((each[1], each[2]) for each in matches if each), None)
-
-
-_ADD = r"^\s*(?:ROOT )?%?{name} = [su]32\[\]\S* add\(%?([\w.\-]+), %?([\w.\-]+)\)"
+        name = found[1] if left is None else found[2]
 
 
 def _size(shape: str, *, halved: bool) -> float:

@@ -4,6 +4,7 @@ The time is a roofline: the largest of operations at the chip's peak, bytes at i
 chips at one axis' links. Real programs reach 40 to 60 % of it; what bounds them is what it says.
 """
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ from saap_jax.planning.chips import GIB, Target, targets
 from saap_jax.planning.count import Collectives, collectives_of, shard_bytes, work_of
 from saap_jax.planning.estimate import Mesh, estimate, meshes
 from saap_jax.planning.programs import of_experts, program_of, weight_sizes
+from saap_jax.runtime.files import write_atomically
 from saap_jax.runtime.mesh import check_experts, layout_of, mesh_sizes
 from saap_jax.types import Remat
 
@@ -75,9 +77,11 @@ def plan_one(
         "attention": config.attention,
         "memory": target.memory,
     }
-    if not target.chip.compiled:
+    if target.chip.compiled:
+        made = compiled(config, spec, target, sizes, batch, remat)
+    else:
         held = {"parameters": guess.parameters, "state": guess.state, "temporaries": guess.temporaries}
-        made = {
+        made: Record = {
             "source": "arithmetic",
             "assumed": target.chip.assumed,
             "bytes": held | {"peak": guess.peak},
@@ -86,10 +90,7 @@ def plan_one(
             "sent": {"all": guess.sent},
             "fits": guess.peak <= 0.92 * target.memory,
         }
-        if not made["fits"]:
-            made["overrun"] = guess.peak - 0.92 * target.memory
-    else:
-        made = compiled(config, spec, target, sizes, batch, remat)
+        made |= {} if made["fits"] else {"overrun": guess.peak - 0.92 * target.memory}
     record = about | made
     if record["fits"]:
         record |= _times(config, record, target)
@@ -108,7 +109,10 @@ def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, ba
     with jax.set_mesh(layout.mesh), attending(config.attention, tpu=True):
         traced = program.trace()
         lowered = traced.lower()
-    key = hashlib.sha256(f"{target.topology} {sizes} {_versions()}\n{lowered.as_text()}".encode()).hexdigest()[:32]
+    versions = [f"{name}={importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "libtpu")]
+    reader = hashlib.sha256(Path(count.__file__).read_bytes()).hexdigest()[:8]  # how the compiler's output is read
+    made_of = f"{target.topology} {sizes} {' '.join(versions)}{reader}\n{lowered.as_text()}"
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:32]
     path = cache_directory() / f"{key}.json"
     if config.cache and path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +133,10 @@ def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, ba
         found |= {"fits": False, "overrun": overrun}
     else:
         memory = executable.memory_analysis()
-        sent = _sent(executable, config, spec, mesh, batch, remat, target)
+        try:
+            sent = collectives_of(executable.as_text() or "", target.devices)
+        except jax.errors.JaxRuntimeError:  # the compiler cannot print what it made, as XLA at times
+            sent = Collectives({"by arithmetic": estimate(config, spec, mesh, batch, remat).sent}, {})
         peak = peak_of(memory)
         found["bytes"] |= {"temporaries": memory.temp_size_in_bytes, "peak": peak}
         found |= {"sent": sent.bytes, "largest": sent.largest, "fits": peak <= target.memory}
@@ -139,8 +146,7 @@ def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, ba
     if config.cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(found), encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, json.dumps(found).encode(), partial=partial)
     return found
 
 
@@ -165,17 +171,6 @@ def peak_of(memory: Any) -> int:
     """
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return held + memory.temp_size_in_bytes
-
-
-def _sent(
-    executable: Any, config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat: Remat, target: Target
-) -> Collectives:
-    """Return what the program sends; by arithmetic where the compiler cannot print what it made (as XLA, at times)."""
-    try:
-        text = executable.as_text() or ""
-    except jax.errors.JaxRuntimeError:
-        return Collectives({"by arithmetic": estimate(config, spec, mesh, batch, remat).sent}, {})
-    return collectives_of(text, target.devices)
 
 
 def _times(config: PlanConfig, record: Record, target: Target) -> Record:
@@ -203,54 +198,37 @@ def _times(config: PlanConfig, record: Record, target: Target) -> Record:
 def remedies(
     config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, batch: int, remat: Remat, overrun: float
 ) -> list[str]:
-    """Return the three cheapest changes, with the bytes a device that each saves by arithmetic; least time first."""
+    """Name the three cheapest changes, with the bytes a device that each saves by arithmetic; least time first."""
     (data, fsdp, tensor), expert = mesh[:3], mesh[3:]
-    before = estimate(config, spec, mesh, batch, remat).peak
-    found: list[tuple[str, float]] = []
-
-    def add(text: str, after: float) -> None:
-        if before - after > 0.02 * GIB:
-            found.append((text, before - after))
-
+    parts = data * fsdp
+    tries: list[tuple[str, PlanConfig, Mesh, int, Remat]] = []
     if config.task != "evaluate" and remat != "full":
-        add("--remat full", estimate(config, spec, mesh, batch, "full").peak)
-    if batch > data * fsdp and batch // 2 % (data * fsdp) == 0:
-        add(f"--batch {batch // 2}", estimate(config, spec, mesh, batch // 2, remat).peak)
-    if data > 1 and spec.embed % (data * fsdp) == 0:
-        add(
-            f"--mesh.data 1 --mesh.fsdp {data * fsdp}",
-            estimate(config, spec, (1, data * fsdp, tensor, *expert), batch, remat).peak,
-        )
-    half = batch // 2 if fsdp % 2 == 0 and batch // 2 % (data * fsdp // 2) == 0 else batch
+        tries.append(("--remat full", config, mesh, batch, "full"))
+    if batch > parts and batch // 2 % parts == 0:
+        tries.append((f"--batch {batch // 2}", config, mesh, batch // 2, remat))
+    if data > 1 and spec.embed % parts == 0:
+        tries.append((f"--mesh.data 1 --mesh.fsdp {parts}", config, (1, parts, tensor, *expert), batch, remat))
+    half = batch // 2 if fsdp % 2 == 0 and batch // 2 % (parts // 2) == 0 else batch
     for axis, doubled in (("tensor", (2 * tensor, *expert)), ("expert", (tensor, 2 * math.prod(expert)))):
         if fsdp % 2 == 0 and (narrower := (data, fsdp // 2, *doubled)) in meshes(target.devices, spec):
-            add(
-                f"--mesh.fsdp {fsdp // 2} --mesh.{axis} {by_axis(narrower)[axis]} --batch {half}",
-                estimate(config, spec, narrower, half, remat).peak,
-            )
-    if config.length > 512:
-        shorter = PlanConfig(**{**_fields(config), "length": config.length // 2})
-        add(f"--length {config.length // 2}", estimate(shorter, spec, mesh, batch, remat).peak)
+            text = f"--mesh.fsdp {fsdp // 2} --mesh.{axis} {by_axis(narrower)[axis]} --batch {half}"
+            tries.append((text, config, narrower, half, remat))
+    options: dict[str, Any] = {"length": config.length // 2} if config.length > 512 else {}
     if whole(config.attention, config.length) and not whole("auto", config.length):
-        usual = PlanConfig(**{**_fields(config), "attention": "auto"})
-        add("--attention auto", estimate(usual, spec, mesh, batch, remat).peak)
+        options["attention"] = "auto"
     if config.dtype == "float32":
-        narrow = PlanConfig(**{**_fields(config), "dtype": "bfloat16"})
-        add("--dtype bfloat16", estimate(narrow, spec, mesh, batch, remat).peak)
-    larger = [each for each in targets(target.chip) if each.chips > target.chips]
-    if larger:
+        options["dtype"] = "bfloat16"
+    for name, value in options.items():
+        tries.append((f"--{name} {value}", dataclasses.replace(config, **{name: value}), mesh, batch, remat))
+    if larger := [each for each in targets(target.chip) if each.chips > target.chips]:
         grown = (data, fsdp * larger[0].devices // target.devices, tensor, *expert)
-        add(
-            f"--target {larger[0].topology} (with --mesh.fsdp -1)",
-            estimate(config, spec, grown, grown[0] * grown[1], remat).peak,
-        )
-    enough = [each for each in found if each[1] >= overrun]
-    rest = [each for each in found if each[1] < overrun]
-    return [f"{text}: saves about {saved / GIB:.1f} GiB a device" for text, saved in (enough + rest)[:3]]
-
-
-def _fields(config: PlanConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+        text = f"--target {larger[0].topology} (with --mesh.fsdp -1)"
+        tries.append((text, config, grown, grown[0] * grown[1], remat))
+    before = estimate(config, spec, mesh, batch, remat).peak
+    saved = [(text, before - estimate(one, spec, *way).peak) for text, one, *way in tries]
+    saved = [(text, much) for text, much in saved if much > 0.02 * GIB]
+    enough = sorted(saved, key=lambda each: each[1] < overrun)  # those that suffice come first, in their order
+    return [f"{text}: saves about {much / GIB:.1f} GiB a device" for text, much in enough[:3]]
 
 
 def overrun_of(message: str) -> float | None:
@@ -259,17 +237,12 @@ def overrun_of(message: str) -> float | None:
     >>> overrun_of("Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.") / 2**30
     4.75
     """
-    found = re.search(r"[Ee]xceed\w* hbm capacity by ([\d.]+)([KMGT]?)", message)
-    if found:
-        return float(found[1]) * _unit(found[2])
-    found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message)
-    if found:
-        return float(found[1]) * _unit(found[2]) - float(found[3]) * _unit(found[4])
+    units = dict(zip(("", "K", "M", "G", "T"), (1024.0**power for power in range(5)), strict=True))
+    if found := re.search(r"[Ee]xceed\w* hbm capacity by ([\d.]+)([KMGT]?)", message):
+        return float(found[1]) * units[found[2]]
+    if found := re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message):
+        return float(found[1]) * units[found[2]] - float(found[3]) * units[found[4]]
     return None
-
-
-def _unit(letter: str) -> float:
-    return 1024.0 ** " KMGT".index(letter or " ")
 
 
 LIBTPU = "libtpu>=0.0.52"
@@ -294,12 +267,6 @@ def _devices(target: Target) -> Any:
     except Exception as error:  # the runtime's own kinds are private
         reason = str(error).splitlines()[0][:200]
         raise ValueError(f"target: {target.topology} is no machine that the compiler knows: {reason}") from error
-
-
-def _versions() -> str:
-    """Return what a kept result depends on beside the program: the compiler, and how its output is read."""
-    reader = hashlib.sha256(Path(count.__file__).read_bytes()).hexdigest()[:8]
-    return " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "libtpu")) + reader
 
 
 def cache_directory() -> Path:
