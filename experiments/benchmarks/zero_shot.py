@@ -22,10 +22,9 @@ import numpy as np
 import saap_jax
 from saap_jax.config import TasksConfig
 from saap_jax.evaluation.perplexity import loss_step
-from saap_jax.evaluation.tasks.encode import encode_pair
+from saap_jax.evaluation.tasks import find_tasks
 from saap_jax.evaluation.tasks.likelihood import Request, cheapest_batches, distinct_inputs, pack, score_step
-from saap_jax.evaluation.tasks.local import pairs_of, run_tasks
-from saap_jax.evaluation.tasks.named import find_tasks
+from saap_jax.evaluation.tasks.local import encode_pair, run_tasks
 from saap_jax.llama.segments import ones_gates
 
 FIVE = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy")
@@ -46,7 +45,7 @@ def main() -> None:
     if found.harness:
         raise SystemExit(f"expected local tasks, got {', '.join(found.harness)}; set SAAP_DATA")
     tasks = found.local
-    requests = [encode_pair(tokenizer, *pair) for task in tasks for item in task.items for pair in pairs_of(item)]
+    requests = [encode_pair(tokenizer, *pair) for task in tasks for item in task.items for pair in item.pairs]
     describe(requests, model.constants.max_positions, arguments.batch_size)
     inputs = distinct_inputs(requests, model.constants.max_positions)
     needed = sum(len(each.tokens) for each in inputs)

@@ -23,9 +23,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from saap_jax.data.chat import conversation
-from saap_jax.evaluation.tasks.encode import encode, prefix_token
 from saap_jax.evaluation.tasks.likelihood import Batch, Request, log_likelihoods
-from saap_jax.evaluation.tasks.results import TaskResult
+from saap_jax.evaluation.tasks.local import TaskResult, encode, prefix_token
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.generate import generate
@@ -98,7 +97,7 @@ class HarnessModel(TemplateLM):
         return prefix_token(self.tokenizer)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused: Any) -> list[int]:
-        """Return the tokens of a text; see `saap_jax.evaluation.tasks.encode.encode`."""
+        """Return the tokens of a text; see `saap_jax.evaluation.tasks.local.encode`."""
         return encode(self.tokenizer, string, special=add_special_tokens)
 
     @property

@@ -88,7 +88,7 @@ def score_step(
     target: Int[Array, "targets"],
     count: Int[Array, ""],
 ) -> tuple[Float[Array, "targets"], Bool[Array, "targets"]]:
-    """Return the log-likelihood of each target, and whether it is the likeliest token; one program a row length."""
+    """Score each target, and tell whether it is the likeliest token; one program a row length."""
     hidden = packed_hidden(model, tokens, positions, segments)
     return log_likelihoods_of(model, hidden.reshape(-1, hidden.shape[-1]), source, target, count)
 
@@ -96,7 +96,7 @@ def score_step(
 def log_likelihoods(
     model: Llama, requests: Sequence[Request], *, batch_size: int = 16, progress: Progress = iter
 ) -> list[Likelihood]:
-    """Return the log-likelihood of each request's continuation, in their order.
+    """Score each request's continuation, in their order.
 
     A request longer than the model's positions loses tokens on the left, as in lm-evaluation-harness.
 
@@ -122,7 +122,7 @@ def log_likelihoods(
 
 
 def distinct_inputs(requests: Sequence[Request], limit: int) -> list[Inputs]:
-    """Return the different inputs that requests need, sorted; `limit` is the most tokens that a model takes.
+    """Find the different inputs that requests need, sorted; `limit` is the most tokens that a model takes.
 
     >>> distinct_inputs([Request((1, 2), (3,)), Request((1, 2), (4,)), Request((1,), (2, 5))], 8)
     [Inputs(tokens=(1, 2), requests=(0, 1, 2), targets=4)]

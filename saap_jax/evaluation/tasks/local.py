@@ -1,9 +1,9 @@
-"""Multiple-choice tasks from local files: JSON lines with a context and its choices, scored as the harness does.
+"""Multiple-choice tasks from local files, scored as lm-evaluation-harness does, and what came of tasks.
 
-| fields of a line                             | scored                                     | metrics         |
-|----------------------------------------------|--------------------------------------------|-----------------|
-| `context`, `choices`, `gold`                 | `" " + choice` after the context           | `acc`, `acc_norm` |
-| `contexts`, `continuation`, `gold`           | `" " + continuation` after each context    | `acc`           |
+| fields of a JSON line                | scored                                  | metrics           |
+|--------------------------------------|-----------------------------------------|-------------------|
+| `context`, `choices`, `gold`         | `" " + choice` after the context        | `acc`, `acc_norm` |
+| `contexts`, `continuation`, `gold`   | `" " + continuation` after each context | `acc`             |
 
 `gold` counts from 0; `id` is optional. The choice of the highest log-likelihood is the answer (`acc`), or that of the
 highest log-likelihood a character of the choice (`acc_norm`); of equal ones, the first.
@@ -12,18 +12,122 @@ highest log-likelihood a character of the choice (`acc_norm`); of equal ones, th
 import codecs
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
-from saap_jax.evaluation.tasks.encode import encode_pair
-from saap_jax.evaluation.tasks.likelihood import Progress, log_likelihoods
-from saap_jax.evaluation.tasks.results import TaskResult
-from saap_jax.formats.json_files import fields_of, parse_json, read_lines, shown
+from saap_jax.evaluation.tasks.likelihood import Progress, Request, log_likelihoods
+from saap_jax.formats.json_files import parse_json, read_lines, shown
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
+
+# --- results ---------------------------------------------------------------------------------------
+
+
+class TaskResult(NamedTuple):
+    """Outcomes of one task; `values` has a list as long as `ids` for each metric."""
+
+    task: str
+    """Its name, as it was asked for."""
+    source: str
+    """Where its items came from: a file, or "lm-eval 0.4.13"."""
+    ids: tuple[str, ...]
+    values: Mapping[str, Float[np.ndarray, "items"]]
+    """{metric: value of each item}: 1 and 0 of `acc`, `acc_norm` and `exact_match`."""
+    log_likelihoods: tuple[tuple[float, ...], ...] = ()
+    """Of each choice of each item, in nats; none for tasks of other kinds."""
+
+    def mean(self, metric: str) -> float:
+        """Take the mean over the items: for `acc`, the accuracy."""
+        return float(np.mean(self.values[metric]))
+
+    def standard_error(self, metric: str) -> float:
+        """Estimate the standard error of the mean, s / sqrt(n) with s² over n - 1; NaN for one item.
+
+        Source: `mean_stderr` of lm-evaluation-harness.
+        """
+        values = self.values[metric]
+        return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+METRICS = ("acc", "exact_match")
+"""Metrics of which one model's is compared with another's, in the order of preference; all are 0 or 1 an item."""
+
+
+def compared_metric(result: TaskResult, metric: str = "auto") -> str:
+    """Choose the metric by which two models are compared: the one asked for, or of `auto` the first of `METRICS`.
+
+    Raises:
+        ValueError: the task does not have it, or its values are not 0 and 1.
+    """
+    wanted = METRICS if metric == "auto" else (metric,)
+    for name in wanted:
+        found = [key for key in result.values if key == name or key.startswith(f"{name},")]
+        if found and set(np.unique(result.values[found[0]])) <= {0.0, 1.0}:
+            return found[0]
+    raise ValueError(
+        f"task {result.task}: expected {' or '.join(wanted)} of 0 or 1 an item, it has {', '.join(result.values)}"
+    )
+
+
+def result_json(result: TaskResult) -> dict[str, Any]:
+    """Write a result as JSON values: metrics with standard errors, and every item."""
+    metrics = {
+        name: {"value": result.mean(name), "standard_error": result.standard_error(name)} for name in result.values
+    }
+    items: list[dict[str, Any]] = []
+    for number, name in enumerate(result.ids):
+        item: dict[str, Any] = {"id": name, **{key: float(each[number]) for key, each in result.values.items()}}
+        if result.log_likelihoods:
+            item["log_likelihoods"] = list(result.log_likelihoods[number])
+        items.append(item)
+    return {"task": result.task, "source": result.source, "metrics": metrics, "items": items}
+
+
+# --- tokens of text --------------------------------------------------------------------------------
+
+
+def encode(tokenizer: Tokenizer, text: str, *, special: bool | None = None) -> list[int]:
+    """Tokenise a text. `special` says whether beginning and end tokens are added; None: as the tokenizer does, but no
+    second beginning where the text begins with one.
+    """
+    if special is None and tokenizer.bos_token and text.startswith(tokenizer.bos_token):
+        special = False
+    return tokenizer.encode(text) if special is None else tokenizer.encode(text, add_special_tokens=special)
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
+    """Tokenise a context, and what the continuation adds to it.
+
+    White space at the end of the context counts to the continuation, whose first token it begins. An empty context
+    stands for the token that begins texts.
+
+    Raises:
+        ValueError: an empty context, and a tokenizer without such a token.
+
+    Source: `TemplateLM._encode_pair` and `HFLM.tok_encode` of lm-evaluation-harness 0.4.13.
+    """
+    if not context:
+        tokens, prefix = encode(tokenizer, continuation, special=False), prefix_token(tokenizer)
+        return Request((prefix,), tuple(tokens[1:] if tokens[:1] == [prefix] else tokens))
+    before, whole = encode(tokenizer, context.rstrip()), encode(tokenizer, context + continuation)
+    return Request(tuple(before), tuple(whole[len(before) :]))
+
+
+def prefix_token(tokenizer: Tokenizer) -> int:
+    """Find the token that stands before a text without context: the beginning of a text, or else its end."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError(
+        "an empty context needs a token before it, but the tokenizer names neither bos_token nor eos_token"
+    )
+
+
+# --- local tasks -----------------------------------------------------------------------------------
 
 
 class Item(NamedTuple):
@@ -33,6 +137,16 @@ class Item(NamedTuple):
     contexts: tuple[str, ...]
     choices: tuple[str, ...]
     gold: int
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(context, continuation) of each choice, as texts.
+
+        >>> Item("1", ("2 + 2 =",), ("4", "5"), 0).pairs
+        [('2 + 2 =', ' 4'), ('2 + 2 =', ' 5')]
+        """
+        contexts = self.contexts * (len(self.choices) // len(self.contexts))
+        return [(context, f" {choice}") for context, choice in zip(contexts, self.choices, strict=True)]
 
 
 class Task(NamedTuple):
@@ -46,7 +160,7 @@ class Task(NamedTuple):
 
 
 def find_task(name: str) -> Path | None:
-    """Return the file of a local task: a path, or of NAME `zeroshot/NAME.jsonl` below SAAP_DATA; None where none is.
+    """Find the file of a local task: a path, or of NAME `zeroshot/NAME.jsonl` below SAAP_DATA; None where none is.
 
     Raises:
         FileNotFoundError: a name that is a path, of no file.
@@ -77,10 +191,9 @@ def read_task(name: str, path: Path, limit: int = 0) -> Task:
         if limit and len(items) == limit:
             break
         fields = parse_json(line, f"{path}, line {number}")
-        try:
-            items.append(_item(fields, number))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path}, line {number}: expected an object, got {type(fields).__name__}")
+        items.append(_item(fields, f"{path}, line {number}", number))
         kinds.add("choices" in fields)
     if not items:
         raise ValueError(f"{path}: expected JSON lines with context, choices and gold, found no line")
@@ -91,78 +204,42 @@ def read_task(name: str, path: Path, limit: int = 0) -> Task:
     return Task(name, path, tuple(items), kinds == {True})
 
 
-def _item(fields: Any, number: int) -> Item:
+def _item(fields: dict[str, Any], where: str, number: int) -> Item:
     """Make an item of a line's fields."""
-    if not isinstance(fields, dict):
-        raise ValueError(f"expected an object with context, choices and gold, got {type(fields).__name__}")
-    if "choices" in fields:
-        contexts, choices = (_text(fields, "context"),), _texts(fields, "choices")
-        if not all(choices):
-            raise ValueError("choices: expected texts with a character or more, got an empty one")
-    elif "contexts" in fields:
-        contexts, choices = _texts(fields, "contexts"), (_text(fields, "continuation"),)
-        choices *= len(contexts)
-    else:
-        raise ValueError(f"expected context and choices, or contexts and continuation, got {fields_of(fields)}")
-    gold = fields.get("gold")
-    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
-        raise ValueError(f"gold: expected a number from 0 to {len(choices) - 1}, got {shown(gold)}")
+    many, one = ("choices", "context") if "choices" in fields else ("contexts", "continuation")
+    texts, text, gold = fields.get(many), fields.get(one), fields.get("gold")
+    if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(each, str) and each for each in texts):
+        raise ValueError(f"{where}: {many}: expected a list of two texts or more, none empty, got {shown(texts)}")
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: {one}: expected a text beside {many}, got {shown(text)}")
+    if type(gold) is not int or not 0 <= gold < len(texts):
+        raise ValueError(f"{where}: gold: expected a number from 0 to {len(texts) - 1}, got {shown(gold)}")
+    contexts, choices = ((text,), tuple(texts)) if many == "choices" else (tuple(texts), (text,) * len(texts))
     return Item(str(fields.get("id", number)), contexts, choices, gold)
 
 
-def _text(fields: dict[str, Any], name: str) -> str:
-    if not isinstance(fields.get(name), str):
-        raise ValueError(f"{name}: expected a text, got {shown(fields.get(name))}")
-    return fields[name]
-
-
-def _texts(fields: dict[str, Any], name: str) -> tuple[str, ...]:
-    texts = fields[name]
-    if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{name}: expected a list of two texts or more, got {shown(texts)}")
-    return tuple(texts)
-
-
-def pairs_of(item: Item) -> list[tuple[str, str]]:
-    """Return (context, continuation) of each choice, as texts.
-
-    >>> pairs_of(Item("1", ("2 + 2 =",), ("4", "5"), 0))
-    [('2 + 2 =', ' 4'), ('2 + 2 =', ' 5')]
-    """
-    contexts = item.contexts * (len(item.choices) // len(item.contexts))
-    return [(context, f" {choice}") for context, choice in zip(contexts, item.choices, strict=True)]
-
-
 def run_tasks(
-    model: Llama,
-    tokenizer: Tokenizer,
-    tasks: Sequence[Task],
-    *,
-    batch_size: int = 16,
-    progress: Progress = iter,
+    model: Llama, tokenizer: Tokenizer, tasks: Sequence[Task], *, batch_size: int = 16, progress: Progress = iter
 ) -> list[TaskResult]:
     """Score all items of some tasks, together; so rows of different tasks fill a batch.
 
     Raises:
         ValueError: a choice that adds no token to its context.
     """
-    requests, owners = [], []
+    requests = []
     for task in tasks:
         for item in task.items:
-            for pair in pairs_of(item):
-                request = encode_pair(tokenizer, *pair)
-                if not request.continuation:
+            for pair in item.pairs:
+                requests.append(encode_pair(tokenizer, *pair))
+                if not requests[-1].continuation:
                     raise ValueError(f"{task.path}, item {item.id}: {pair[1]!r} adds no token to its context")
-                requests.append(request)
-            owners.append(len(item.choices))
     scored = log_likelihoods(model, requests, batch_size=batch_size, progress=progress)
     found = iter([each.log_likelihood for each in scored])
-    each_item = iter([tuple(next(found) for _ in range(count)) for count in owners])
-    return [result_of(task, tuple(next(each_item) for _ in task.items)) for task in tasks]
+    return [result_of(task, tuple(tuple(next(found) for _ in item.choices) for item in task.items)) for task in tasks]
 
 
 def result_of(task: Task, log_likelihoods: tuple[tuple[float, ...], ...]) -> TaskResult:
-    """Return who was right, from the log-likelihood of each choice of each item."""
+    """Tell who was right, from the log-likelihood of each choice of each item."""
     values: dict[str, list[float]] = {"acc": []} | ({"acc_norm": []} if task.by_length else {})
     for item, likelihoods in zip(task.items, log_likelihoods, strict=True):
         if any(math.isnan(value) for value in likelihoods):
@@ -171,10 +248,5 @@ def result_of(task: Task, log_likelihoods: tuple[tuple[float, ...], ...]) -> Tas
         if task.by_length:
             lengths = np.array([len(choice) for choice in item.choices], np.float64)
             values["acc_norm"].append(float(np.argmax(likelihoods / lengths) == item.gold))
-    return TaskResult(
-        task.name,
-        str(task.path),
-        tuple(item.id for item in task.items),
-        {name: np.array(each) for name, each in values.items()},
-        log_likelihoods,
-    )
+    ids, metrics = tuple(item.id for item in task.items), {name: np.array(each) for name, each in values.items()}
+    return TaskResult(task.name, str(task.path), ids, metrics, log_likelihoods)

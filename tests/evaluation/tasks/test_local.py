@@ -6,10 +6,20 @@ import math
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.tasks.encode import encode_pair, prefix_token
 from saap_jax.evaluation.tasks.likelihood import Request
-from saap_jax.evaluation.tasks.local import Item, Task, find_task, pairs_of, read_task, result_of, run_tasks
-from saap_jax.evaluation.tasks.results import TaskResult, compared_metric, result_json
+from saap_jax.evaluation.tasks.local import (
+    Item,
+    Task,
+    TaskResult,
+    compared_metric,
+    encode_pair,
+    find_task,
+    prefix_token,
+    read_task,
+    result_json,
+    result_of,
+    run_tasks,
+)
 from saap_jax.llama import load_model, load_tokenizer
 from tests.evaluation.tasks.items import choice_lines, context_lines, write_lines
 from tests.helpers import forward
@@ -44,7 +54,7 @@ def test_answers(tiny, tasks):
     for task, result in zip(tasks, run_tasks(*tiny, tasks), strict=True):
         accuracy, normed = [], []
         for item, found in zip(task.items, result.log_likelihoods, strict=True):
-            expected = [by_hand(*tiny, *pair) for pair in pairs_of(item)]
+            expected = [by_hand(*tiny, *pair) for pair in item.pairs]
             np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
             accuracy.append(np.argmax(expected) == item.gold)
             normed.append(np.argmax([x / len(c) for x, c in zip(expected, item.choices, strict=True)]) == item.gold)
@@ -114,14 +124,12 @@ class TestFiles:
             (" " * 2**23 + "{}", "line 1: expected at most 8,388,608 bytes"),
             ('{"contexts": {"a": 1}, "continuation": "c", "gold": 0}', "contexts: expected a list of two texts"),
             ('{"context": "c", "choices": ["a", "b"], "gold": [0]}', r"gold: .* got \[0\]"),
-            ("[1]", "line 1: expected an object with context, choices and gold, got list"),
-            ('{"a": 1}', "expected context and choices, or contexts and continuation, got a"),
-            ('{"context": 1, "choices": ["a", "b"], "gold": 0}', "context: expected a text, got 1"),
-            ('{"context": "c", "choices": ["a"], "gold": 0}', "choices: expected a list of two texts or more"),
-            ('{"context": "c", "choices": ["a", ""], "gold": 0}', "choices: .* got an empty one"),
+            ("[1]", "line 1: expected an object"),
+            ('{"a": 1}', "line 1: contexts: expected a list of two texts or more, none empty, got None"),
+            ('{"context": 1, "choices": ["a", "b"], "gold": 0}', "context: expected a text beside choices, got 1"),
+            ('{"context": "c", "choices": ["a", ""], "gold": 0}', "choices: expected a list of two texts or more"),
             ('{"context": "c", "choices": ["a", "b"], "gold": 2}', "gold: expected a number from 0 to 1, got 2"),
-            ('{"context": "c", "choices": ["a", "b"], "gold": "a"}', "gold: .* got 'a'"),
-            ('{"contexts": ["c", "d"], "gold": 0}', "continuation: expected a text, got None"),
+            ('{"contexts": ["c", "d"], "gold": 0}', "continuation: expected a text beside contexts, got None"),
         ],
     )
     def test_refused(self, tmp_path, lines, message):
