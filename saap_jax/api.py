@@ -71,8 +71,8 @@ def score_units(
         if isinstance(each, Estimator):
             given[name], plan[name] = each, Wanted(name)
             continue
-        (step,) = steps_of(each)
-        if not isinstance(step, Score):
+        step, *others = steps_of(each)
+        if others or not isinstance(step, Score):
             raise ValueError(f"estimators: expected a score, got {each!r}")
         step.check(subject, 0)
         plan[name] = step.wanted

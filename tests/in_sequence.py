@@ -8,13 +8,13 @@ from saap_jax.types import STRUCTURES
 from tests.helpers import changed, reference
 
 
-def entering(model, keep, layer: int, structure: str, tokens, batches, config) -> np.ndarray:
+def entering(model, keep, layer: int, structure: str, tokens, batches, repair) -> np.ndarray:
     """Return what enters an output matrix where all in front of it is pruned and corrected, by the other model.
 
     Args:
         tokens: rows of tokens, without padding.
         batches: the same, as the correction reads them.
-        config: of the correction.
+        repair: how; None: not at all.
 
     Returns:
         `[tokens, units, coordinates]`.
@@ -23,7 +23,7 @@ def entering(model, keep, layer: int, structure: str, tokens, batches, config) -
     for at in range(layer + 1):
         for name in STRUCTURES if at < layer else STRUCTURES[: STRUCTURES.index(structure)]:
             part[name][at] = keep[name][at]
-    corrected = model if config.method == "none" else compensate(model, part, batches, config).model
+    corrected = model if repair is None else compensate(model, part, batches, repair).model
 
     def zeroed(name: str):
         def zero(value):

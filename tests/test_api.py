@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.config import SearchConfig
 from saap_jax.data import Windows
 from saap_jax.estimation.registry import ESTIMATORS, PLUGINS, make_estimator, names_file
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
 from saap_jax.runtime import frames
+from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.steps.score.stability import stabilised
 from tests.fake_runs import fake_run
 
 MINE = """
@@ -68,15 +70,52 @@ def test_names_objects_and_files_score_alike(model, windows, mine):
 
 def test_what_was_scored_is_searched_with_its_stability(model, windows):
     scored = saap_jax.score_units(model, windows, ["gate_taylor", "wanda"])
-    config = SearchConfig(allocation="adaptive", stability_weight=5.0)
-    adaptive = saap_jax.select_units(model, scored, 0.4, config, estimator="gate_taylor")
-    by_hand = saap_jax.select_units(model, scored.scores("gate_taylor"), 0.4, config, scored.stability)
-    plain = saap_jax.select_units(model, scored, 0.4, SearchConfig(allocation="global"), estimator="gate_taylor")
-    assert all(np.array_equal(adaptive.keep[name], by_hand.keep[name]) for name in adaptive.keep)
-    assert any((adaptive.keep[name] != plain.keep[name]).any() for name in plain.keep), "control"
+    stable, plain = (
+        saap_jax.select_units(model, scored, 0.4, f"{early} > global", estimator="gate_taylor").keep
+        for early in ("stable(5.0)", "none")
+    )
+    scores = stabilised(scored.scores("gate_taylor"), scored.stability, 5.0)
+    by_hand = saap_jax.select_units(model, scores, 0.4, "global").keep
+    assert all(np.array_equal(stable[name], by_hand[name]) for name in stable)
+    assert any((stable[name] != plain[name]).any() for name in plain), "control"
+    ran = saap_jax.run_chain(model, "gate_taylor > stable(5.0) > global", windows, 0.4)
+    assert all(np.array_equal(stable[name], ran.keep[name]) for name in stable)
     for estimator, said in ((None, "got none; name one"), ("fisher", "got 'fisher'")):
         with pytest.raises(ValueError, match=f"expected one of gate_taylor, wanda, {said}"):
             saap_jax.select_units(model, scored, 0.4, estimator=estimator)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("within(protect=(0,))", "method: expected an allocation, such as uniform, got 'within(protect=(0,))'"),
+        ("uniform > learn(3)", "method: expected steps that read no text, got learn(steps=3); call run_chain"),
+        ("uniform > rounds(0.1)", "expected steps that read no text, got rounds"),
+        ("uniform > bias", "expected steps that read no text, got bias"),
+        ("wanda > uniform", "expected steps that read no text, got wanda"),
+    ],
+)
+def test_steps_that_read_text_are_no_selection(model, windows, method, said):
+    scores = {"attention": np.ones((2, 2)), "mlp": np.ones((2, 8))}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        saap_jax.select_units(model, scores, 0.3, method)
+    for names in (["wanda > magnitude"], ["uniform"]):
+        with pytest.raises(ValueError, match="estimators: expected a score, got"):
+            saap_jax.score_units(model, windows, names)
+
+
+def test_a_chain_prunes_and_repairs(model, windows):
+    """Masked is cut; the chain may be a text, or made of steps."""
+    made = saap_jax.run_chain(model, "wanda > uniform > least_squares", windows, 0.3, batch_size=2)
+    assert made.told["corrections"]
+    assert made.subject.removed(made.keep) >= 0.3 * made.subject.prunable
+    small = made.subject.cut(made.keep).model
+    masked, cut = saap_jax.perplexity(made.subject.model, windows, made.keep), saap_jax.perplexity(small, windows)
+    assert masked == pytest.approx(cut, rel=1e-5)
+    assert masked != pytest.approx(saap_jax.perplexity(model, windows, made.keep), rel=1e-5), "control"
+    chain = saap_jax.chain("wanda", Uniform(), LeastSquares())
+    again = saap_jax.run_chain(model, chain, windows, 0.3, batch_size=2)
+    assert saap_jax.perplexity(again.subject.model, windows, again.keep) == masked
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import EvolveConfig, PerStructure, SearchConfig
-from saap_jax.selection.choose import choose, chosen_again, most_removable, some_scores
 
+import saap_jax
 from saap_jax.data import Windows
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.observe import observe, score
@@ -23,6 +21,10 @@ from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import _norms_of_parts
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.recovery import METHODS
+from saap_jax.steps.allocation.allocation import choose, most_removable
+from saap_jax.steps.allocation.ranking import Global
+from saap_jax.steps.limits import Within
+from saap_jax.steps.repair.least_squares import LeastSquares
 from saap_jax.structures import discover
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
@@ -131,39 +133,35 @@ def test_norms_of_parts_are_those_of_all_units():
     assert _norms_of_parts(rows[:, :, :0], own[:0], 4).shape == (2, 3, 0)
 
 
+def some_scores(subject):
+    return {name: np.random.default_rng(0).random(units.shape) for name, units in subject.existing.items()}
+
+
 def test_as_many_experts_stay_as_a_token_is_routed_to():
-    def kept_by(model, limits: SearchConfig) -> int:
+    def kept_by(model, within: Within) -> int:
         subject = LlamaSubject(model)
-        top = most_removable(subject, limits)
-        return int(choose(subject, some_scores(subject), top, limits).keep["mlp"].sum(axis=1).min())
+        top = most_removable(subject, Global(), within)
+        return int(choose(subject, some_scores(subject), top, Global(), within).keep["mlp"].sum(axis=1).min())
 
-    limits = SearchConfig(allocation="global", max_ratio=SearchConfig().max_ratio)
-    assert kept_by(random_model(spec_of("mixtral")), limits) == 2
-    assert kept_by(random_model(spec_of("mixtral")), dataclasses.replace(limits, device="tpu")) == 2
-    assert kept_by(random_model(small_spec((2, 8), (2, 8))), limits) == 1, "negative control"
+    assert kept_by(random_model(spec_of("mixtral")), Within()) == 2
+    assert kept_by(random_model(spec_of("mixtral")), Within(device="tpu")) == 2
+    assert kept_by(random_model(small_spec((2, 8), (2, 8))), Within()) == 1, "negative control"
 
 
-def test_a_whole_mlp_goes_where_the_search_is_of_whole_ones():
+def test_a_whole_mlp_goes_where_whole_ones_go():
     subject = LlamaSubject(random_model(spec_of("mixtral")))
-    search = SearchConfig(allocation="global", depth=True, min_keep=PerStructure(attention=0, mlp=0))
-    keep = choose(subject, some_scores(subject), 0.3, search).keep["mlp"]
+    keep = choose(subject, some_scores(subject), 0.3, Global(), Within(depth=True, min_keep=0)).keep["mlp"]
     assert sorted({*keep.sum(axis=1).tolist()}) == [0, 8]
 
 
-@pytest.mark.parametrize(
-    ("options", "name"), [({"evolve": EvolveConfig(generations=1)}, "evolved"), ({"shape": "uniform"}, "uniform")]
-)
-def test_what_chooses_again_keeps_as_many_experts(options, name, monkeypatch):
-    subject, search = LlamaSubject(random_model(spec_of("mixtral"))), SearchConfig(allocation="global", **options)
-    seen = []
-    monkeypatch.setattr(
-        f"saap_jax.selection.choose.{name}",
-        lambda start, priority, objective, costs, existing, config, made, progress: seen.append(config) or start,
-    )
-    scores = some_scores(subject)
-    selection = choose(subject, scores, 0.3, dataclasses.replace(search, shape="free"))
-    chosen_again(subject, selection, {"text": Windows(*BATCH)}, search, priority=scores, batch_size=1)
-    assert [config.min_keep.mlp for config in seen] == [2]
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["evolve(6, offspring=8, quantum=0.2)", "shape(0.0)", "learn(8, rate=0.3)"])
+def test_what_chooses_again_keeps_as_many_experts(step):
+    """At a ratio at which some layers are down to two."""
+    subject = LlamaSubject(random_model(spec_of("mixtral")))
+    text = Windows(random_tokens(8, 9), np.ones((8, 9), bool))
+    keep = saap_jax.run_chain(subject, f"random > global > {step}", text, 0.55, batch_size=2).keep["mlp"]
+    assert keep.sum(axis=1).min() >= 2
 
 
 @pytest.mark.slow
@@ -173,7 +171,7 @@ def test_compensation_leaves_experts_and_sees_where_tokens_go(x64):
     keep = existing_units(model.segments)
     keep["mlp"][0, :5] = keep["attention"][1, 0] = keep["mlp"][1, 2] = False
     batches = [(random_tokens(2, 16, seed), np.ones((2, 16), bool)) for seed in range(4)]
-    made = compensate(model, keep, batches, CompensationConfig(method="least_squares"))
+    made = compensate(model, keep, batches, LeastSquares())
     assert [(each.structure, each.layer) for each in made.corrections] == [
         ("attention", 1),
         ("attention", 2),
@@ -183,12 +181,12 @@ def test_compensation_leaves_experts_and_sees_where_tokens_go(x64):
         np.testing.assert_array_equal(before, after)
     masked = np.asarray(forward(made.model, TOKENS, masks(keep)))
     np.testing.assert_allclose(forward(cut(made.model, keep), TOKENS), masked, rtol=0, atol=1e-10)
-    dense = compensate(model, keep, batches, CompensationConfig(method="least_squares", propagate="dense"))
+    dense = compensate(model, keep, batches, LeastSquares(propagate="dense"))
     weights = [each.model.segments[0].attention.output[...] for each in (made, dense)]
     assert np.abs(weights[0] - weights[1]).max() > 1e-6, "the stream without experts is another one"
     subject = LlamaSubject(model)
-    assert list(subject.uncompensated("least_squares", keep)) == ["mlp"]
-    assert subject.uncompensated("none", keep) == {}
+    assert list(subject.unrepaired(LeastSquares(), keep)) == ["mlp"]
+    assert subject.unrepaired(LeastSquares(), existing_units(model.segments)) == {}
 
 
 @pytest.mark.slow
@@ -269,11 +267,11 @@ def test_the_whole_way(tokenizer, tmp_path, run):
     assert "mlp (experts)" in run("discover", source)
     calibration = [
         *("--model.name", source, "--calibration.examples", "8", "--calibration.length", "16"),
-        *("--calibration.batch-size", "2", "--search.skip-layers"),
+        *("--calibration.batch-size", "2"),
     ]
     judged = ("--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2")
     names = ("reap", "taylor_element", "fisher", "gate_fisher", "gate_hessian", "wanda", "fluctuation", "obs")
-    said = run("compare", *calibration, "--runs", runs, *judged, "--estimation.estimators", *names)
+    said = run("compare", *calibration, "--runs", runs, *judged, "--methods", *names)
     assert all(name in said for name in names)
     best, original = load_model(tmp_path / "runs" / "compare" / "best"), load_model(source)
     keep = load_keep(tmp_path / "runs" / "compare" / "best")
@@ -282,13 +280,13 @@ def test_the_whole_way(tokenizer, tmp_path, run):
     np.testing.assert_allclose(forward(best, tokens), forward(original, tokens, masks(keep)), rtol=0, atol=5e-5)
 
     pruned = str(tmp_path / "pruned")
-    said = run("prune", *calibration, "--ratio", "0.3", "--estimator", "reap", "--out", pruned)
+    said = run("prune", *calibration, "--ratio", "0.3", "--method", "reap > least_squares", "--out", pruned)
     assert "mlp is not compensated: tokens of an expert that goes are routed to others" in said
     words = "--method.name lora --method.matrices query key value output"  # a tiny width has no groups of 32
     assert f"saap recover {pruned} --dense {source} {words}" in said
     assert "--format padded" not in said
     alike = str(tmp_path / "alike")
-    words = ("--estimator", "reap", "--out", alike, "--search.shape", "uniform")
+    words = ("--method", "reap > uniform > shape > least_squares", "--out", alike)
     assert f"saap export {alike} {alike}-hf --format hf" in run("prune", *calibration, "--ratio", "0.25", *words)
     assert load_model(alike).spec.uniform
     run(

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, Union
 
+from saap_jax.config.checks import check_choice
 from saap_jax.formats.json_files import shown
 
 
@@ -31,6 +32,8 @@ def check_values(kind: type, values: Mapping[str, Any], place: str = "") -> None
     for name, value in values.items():
         hint = hints[name]
         if not _is(value, hint):
+            if typing.get_origin(hint) is Literal and isinstance(value, str):
+                check_choice(f"{place}{name}", value, hint)
             expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise ValueError(f"{place}{name}: expected {expected}, got {shown(value)}")
         if dataclasses.is_dataclass(value):

@@ -52,20 +52,24 @@ def inputs_of(
     return dict(model) | {name: digest_of(windows) for name, windows in (drawn | read).items()}
 
 
-def code_digest(made: Any) -> str:
-    """Return the SHA-256 of the code of a function or class: of its file, of the package's own all files together."""
+def code_digest(made: Any, source: str = "") -> str:
+    """Digest the code of a function or class: its file, of the package's own all files together.
+
+    Args:
+        source: the file, where it is known; else Python is asked.
+    """
     home = Path(__file__).parents[1]
     try:
-        file = Path(inspect.getsourcefile(made) or "")
+        file = Path(source or inspect.getsourcefile(made) or "")
     except TypeError:  # of no file, as what the interpreter holds
-        return _digest_of_files((home,))
-    return _digest_of_files((home,) if home in file.parents or not file.is_file() else (file,))
+        file = home
+    own = home in file.parents or not file.is_file()
+    return _digest_of_files(home, 0) if own else _digest_of_files(file, file.stat().st_mtime_ns)
 
 
 @functools.cache
-def _digest_of_files(places: tuple[Path, ...]) -> str:
+def _digest_of_files(place: Path, changed: int) -> str:
     digest = hashlib.sha256()
-    for place in places:
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(path.read_bytes())
+    for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -129,6 +129,8 @@ class Step:
     """Whether the step runs the chain before it by itself: it is given the start, and `before`."""
     costly: ClassVar[bool] = False
     """Whether the keep-set that the step chooses is worth a file."""
+    source: ClassVar[str] = ""
+    """The Python file that the step is from, where a chain names one."""
 
     @property
     def text(self) -> str:
@@ -139,7 +141,8 @@ class Step:
             for field in fields
             if field.init and (value := getattr(self, field.name)) != default_of(field)
         ]
-        return f"{self.name}({', '.join(said)})" if said else self.name
+        name = f"{self.source}:{self.name}" if self.source else self.name
+        return f"{name}({', '.join(said)})" if said else name
 
     @property
     def looks_ahead(self) -> bool:
@@ -230,4 +233,5 @@ def literal(value: Any) -> str:
         return "{" + ", ".join(f"{literal(key)}: {literal(each)}" for key, each in value.items()) + "}"
     if isinstance(value, tuple):
         return "(" + ", ".join(map(literal, value)) + ("," if len(value) == 1 else "") + ")"
-    return value if isinstance(value, str) and value.isidentifier() else repr(value)
+    plain = isinstance(value, str) and value.isidentifier() and value not in ("None", "True", "False")
+    return value if plain else repr(value)

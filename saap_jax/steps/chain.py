@@ -7,15 +7,17 @@
 Between steps stands `>`, or a comma where nobody wants to quote. A step is its name with options in brackets: values
 are numbers, words, tuples, `{structure: value}`; those of the first options may stand without a name. Braces outside of
 brackets stand for each of what they hold, and a tuple where an option takes one value for each of them. `none` is no
-step. `NAME = CHAIN` gives a chain a name of its own; without it, the text is the name. A chain without an allocation
-gets `uniform` behind its scores and limits. The name of a recipe stands for its chain. What is no step is an estimator,
-`estimator`, `a+b`, `a/b` or `FILE.py:NAME`, see `steps.score.score.Score`.
+step. `NAME = CHAIN` gives a chain a name of its own; without it, the text is the name. Where no allocation follows the
+scores and limits at the beginning, `uniform` does. The name of a recipe stands for its chain. A step of a file is
+`FILE.py:NAME`. What is no step is an estimator: `estimator`, `a+b`, `a/b` or `FILE.py:FACTORY`, see
+`steps.score.score.Score`.
 """
 
 import ast
 import dataclasses
 import difflib
 import itertools
+import keyword
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,8 +26,9 @@ from saap_jax.config.field_types import check_values
 from saap_jax.estimation.registry import ESTIMATORS, from_file, names_file
 from saap_jax.recipes import RECIPES
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
+from saap_jax.steps.allocation.allocation import Allocation
 from saap_jax.steps.allocation.uniform import Uniform
-from saap_jax.steps.base import STEPS, Step, find_step, step
+from saap_jax.steps.base import STEPS, Step, find_step
 from saap_jax.steps.limits import Within
 from saap_jax.steps.repair.repair import OutputRepair
 from saap_jax.steps.score.oracles import ORACLES
@@ -138,16 +141,16 @@ def _whole(steps: list[Step], name: str) -> Chain:
     Raises:
         ValueError: no score at the beginning.
     """
-    kinds = [each.kind for each in steps]
     first = next((each for each in steps if each.kind != "limits"), None)
     if not isinstance(first, Score):
         raise ValueError(
             f"chain {name!r}: expected a score first, such as wanda, got {first.name if first else 'nothing'}"
         )
-    if "allocation" not in kinds:
-        early = [at for at, kind in enumerate(kinds) if kind in ("score", "limits")]
-        steps = [*steps[: early[-1] + 1], Uniform(), *steps[early[-1] + 1 :]]
-    return Chain(tuple(steps), name)
+    early = [*itertools.takewhile(lambda each: each.kind in ("score", "limits"), steps)]
+    rest = steps[len(early) :]
+    if not (rest and isinstance(rest[0], Allocation)):
+        rest = [Uniform(), *rest]
+    return Chain((*early, *rest), name)
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -252,7 +255,8 @@ def _kind_of(name: str) -> type[Step] | None:
     if not (isinstance(made, type) and issubclass(made, Step)):
         return None
     if "name" not in vars(made):
-        step(made.__name__)(made)
+        made.name = made.__name__
+    made.source = file
     return made
 
 
@@ -275,9 +279,14 @@ def _score(segment: str) -> Score:
         ) from None
 
 
+_KEYWORD = re.compile(rf"(?<![\w'\"])({'|'.join({*keyword.kwlist} - {'None', 'True', 'False'})})(?=\s*(?:,|$|\)))")
+"""A word of Python's own as a value, such as `global`."""
+
+
 def _options(segment: str, kind: type[Step], text: str) -> dict[str, Any]:
     """Return the options that a step is written with."""
     fields = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    text = _KEYWORD.sub(r"'\1'", text)
     try:
         call = ast.parse(f"_({text})", mode="eval").body
         assert isinstance(call, ast.Call)

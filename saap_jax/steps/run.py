@@ -22,7 +22,7 @@ from saap_jax.steps.base import Context, Forgetful, State, Step, Store
 from saap_jax.steps.chain import Chain, limits_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.score.calibrate import Calibrated, Wanted, calibrate
-from saap_jax.steps.score.score import Score
+from saap_jax.steps.score.score import Score, Stable
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Remat, Scores
 
@@ -72,12 +72,14 @@ class Runner:
         self.open_end = open_end
         self.subject, self.scenarios, self.cache = subject, scenarios, cache
         self.batch_size, self.remat, self.track = batch_size, remat, track
-        self.steps: dict[str, Score] = {step.text: step for chain in chains for step in chain.scores}
-        self.stable = any(type(step).name == "stable" for chain in chains for step in chain.steps)
+        self.steps: dict[str, Score] = {}
+        self.stable = False
         self.key = digest(key, batch_size)
         self.given: Mapping[str, Estimator] = MappingProxyType({})
         self._first: Calibrated | None = None
         self._states: dict[str, State] = {}
+        for chain in chains:
+            self._expect(chain)
 
     def run(self, chain: Chain, ratio: float) -> State:
         """Run a chain to a share of the prunable parameters.
@@ -103,8 +105,15 @@ class Runner:
     def _start(self) -> State:
         return State(self.subject, self.subject.existing, Within(), key=self.key)
 
+    def _expect(self, chain: Chain) -> None:
+        """Add what a chain asks of the unpruned model to what the one pass observes."""
+        steps = self.steps | {step.text: step for step in chain.scores}
+        stable = self.stable or any(isinstance(step, Stable) for step in chain.steps)
+        if (len(steps), stable) != (len(self.steps), self.stable):
+            self.steps, self.stable, self._first = steps, stable, None
+
     def _to(self, chain: Chain, end: int, ratio: float) -> State:
-        self.steps |= {step.text: step for step in chain.scores}
+        self._expect(chain)
         return self._after(chain.steps[:end], self._start(), ratio, ratio, chain.steps[end:])
 
     def check(self, chain: Chain, ratios: Sequence[float]) -> None:
@@ -123,15 +132,15 @@ class Runner:
 
     # --- steps
 
-    @staticmethod
-    def _key(steps: Sequence[Step], start: State, ratio: float, final: float, behind: Sequence[Step]) -> str:
-        """Return a digest of what the state behind some steps is made from."""
-        ahead = steps[-1].ahead(behind)
-        return digest(
-            start.key, [[each.text, code_digest(type(each))] for each in steps], ratio,
-            final if any(each.looks_ahead for each in steps) else None, ahead and ahead.text,
-            [code_of(member) for each in steps if isinstance(each, Score) for member in each.wanted.members()],
-        )  # fmt: skip
+    def _key(self, steps: Sequence[Step], start: State, ratio: float, final: float, behind: Sequence[Step]) -> str:
+        """Digest what the state behind some steps is made from."""
+        made = []
+        for at, each in enumerate(steps, 1):
+            ahead = each.ahead((*steps[at:], *behind))
+            codes = self._code(each.wanted) if isinstance(each, Score) else []
+            made.append([each.text, code_digest(type(each), each.source), ahead and ahead.text, codes])
+        end = [final, self.open_end] if any(each.looks_ahead for each in steps) else None
+        return digest(start.key, made, ratio, end)
 
     def _after(
         self, steps: Sequence[Step], start: State, ratio: float, final: float, behind: tuple[Step, ...]
@@ -182,12 +191,12 @@ class Runner:
         """Return the scores of a state by a step; of the unpruned model from the one pass for all."""
         if state.subject is self.subject and state.gone is None:
             return self.first()
-        key = digest(state.key, "scores", step.text, stability)
+        key = digest(state.key, "scores", step.text, stability, self._code(step.wanted))
         return self._scores(key, {step.text: step.wanted}, state, stability)
 
     def first(self) -> Calibrated:
         """Return what the one pass over the unpruned model tells of all chains."""
-        if self._first is not None and all(label in self._first.estimators for label in self.steps):
+        if self._first is not None:
             return self._first
         state = State(self.subject, self.subject.existing, Within())
         keys = {label: digest(self.key, "scores", label, self._code(step.wanted)) for label, step in self.steps.items()}

@@ -10,8 +10,8 @@ import pytest
 from saap_jax import config as c
 from saap_jax.config import method as o
 from saap_jax.config import recover as r
-from saap_jax.config import search as s
 from saap_jax.config.field_types import check_types
+from saap_jax.steps.chain import parse
 
 
 def test_the_default_is_json():
@@ -38,11 +38,12 @@ def test_the_default_is_json():
         (lambda: c.CompareConfig(best_ratio=50.0), r"got 50.0; did you mean 0.5\?"),
         (lambda: c.SensitivityConfig(fractions=(10.0, 0.5)), r"did you mean 0.1 0.5\?"),
         (lambda: c.FrontierConfig(tolerance=2.0), r"did you mean 0.02\?"),
-        (lambda: s.SearchConfig(rescore_every=10.0), r"did you mean 0.1\?"),
-        (lambda: s.SearchConfig(attention_share=5.0), r"did you mean 0.05\?"),
-        (lambda: s.SearchConfig(attention_share=500.0), "got 500.0$"),
         (lambda: o.CalibrationConfig(seed=2**32), r"calibration.seed: expected a number in \[0, 2\^32\)"),
-        (lambda: o.GridConfig(seeds=(0, -1)), r"grid.seeds: expected a number in"),
+        (lambda: c.CompareConfig(seeds=(0, -1)), r"seeds: expected a number in"),
+        (lambda: parse("wanda > uniform > rounds(10.0)"), r"rounds.every: .* got 10.0; did you mean 0.1\?"),
+        (lambda: parse("wanda > within(attention=5.0)"), r"within.attention: .* did you mean 0.05\?"),
+        (lambda: parse("wanda > within(attention=500.0)"), "got 500.0$"),
+        (lambda: parse("wanda > within(min_keep={mlp: -1})"), "within.min_keep: expected at least 0, got -1"),
         (lambda: o.CalibrationConfig(examples=-1), "calibration.examples: expected at least 0, got -1"),
         (lambda: o.CalibrationConfig(examples=0).check_text(), "calibration.examples: expected at least 1, got 0"),
         (lambda: o.CalibrationConfig(scenarios=()).check_text(), "expected at least one text source, got none"),
@@ -56,7 +57,6 @@ def test_the_default_is_json():
             "another text than in_domain, got 'a.txt'",
         ),
         (lambda: c.EvaluateConfig(models=()), "expected at least one model"),
-        (lambda: s.PerStructure(mlp=-1), "mlp: expected at least 0, got -1"),
         (lambda: r.MethodConfig(rank=0), "method.rank: expected at least 1, got 0"),
         (lambda: r.MethodConfig(matrices=()), "method.matrices: expected one or more"),
         (lambda: r.MethodConfig(scale=float("nan")), "method.scale: expected a finite number"),
@@ -98,10 +98,12 @@ def test_the_ratio_of_the_cut_model_follows_from_the_ratios(ratios, given, cut):
         (c.ScoreConfig, "runs", {}, "runs: expected str, got {}"),
         (c.ScoreConfig, "from_run", ("a",), r"from_run: expected str, got \('a',\)"),
         (c.ScoreConfig, "model", o.ModelConfig, "model: expected ModelConfig, got <class"),
-        (c.ScoreConfig, "estimation.estimators", ("wanda", 1), "estimation.estimators: expected tuple"),
+        (c.ScoreConfig, "estimators", ("wanda", 1), "estimators: expected tuple"),
+        (c.ScoreConfig, "calibration.examples", 2.0, "calibration.examples: expected int, got 2.0"),
         (c.ScoreConfig, "keep_statistics", ["all"], "keep_statistics: expected Literal"),
+        (c.ScoreConfig, "keep_statistics", "some", "keep_statistics: expected one of .*, got 'some'"),
         (c.CompareConfig, "ratios", (True, 0.2), r"ratios: expected tuple\[float, ...\], got \(True, 0.2\)"),
-        (c.PruneConfig, "fusion", None, "fusion: expected FusionConfig, got None"),
+        (c.PruneConfig, "method", None, "method: expected str, got None"),
         (c.AbConfig, "max_accuracy_drop", 2**53, r"max_accuracy_drop: expected float \| None"),
         (r.RecoverConfig, "new_tokens", 2.0, "new_tokens: expected int, got 2.0"),
         (c.CompareConfig, "ratios", [0, 0.2], ""),

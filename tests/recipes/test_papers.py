@@ -6,15 +6,18 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from saap_jax.config.search import EvolveConfig, LearnConfig
-from saap_jax.selection.calibrate import calibrate
-from saap_jax.selection.choose import choose_path
 from scipy.optimize import brentq
 
 from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import masks
-from saap_jax.recipes import recipes
+from saap_jax.steps.allocation.softmax import Softmax
+from saap_jax.steps.chain import Chain, parse
+from saap_jax.steps.refinement.evolve import Evolve
+from saap_jax.steps.refinement.learn import Learn
+from saap_jax.steps.repair.repair import OutputRepair
+from saap_jax.steps.run import Runner
+from saap_jax.steps.score.score import Stable
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery import sequence
 from tests.divergence import plain_divergence
@@ -50,17 +53,16 @@ def activations(model):
             for layer in range(LAYERS)]  # fmt: skip
 
 
-def kept(model, name: str, ratio: float, **changes):
-    """Return what a recipe keeps, or one with some changes."""
-    recipe, subject = dataclasses.replace(recipes()[name], **changes), LlamaSubject(model)
-    windows, search = {"text": Windows(TOKENS, MASK)}, recipe.search
-    stability = search.allocation == "adaptive"
-    scores = calibrate(subject, windows, [recipe.estimator], fusion=recipe.fusion, stability=stability)
-    (selection,) = choose_path(
-        subject, scores, windows, recipe.estimator, [ratio], search, fusion=recipe.fusion,
-        compensation=recipe.compensation, batch_size=1,
-    ).values()  # fmt: skip
-    return selection.keep
+def kept(model, method: str | Chain, ratio: float):
+    """Return what a recipe keeps, or a chain."""
+    chain = parse(method) if isinstance(method, str) else method
+    runner = Runner(LlamaSubject(model), {"text": Windows(TOKENS, MASK)}, [chain], batch_size=1)
+    return runner.choose(chain, ratio).keep
+
+
+def repair_of(name: str) -> OutputRepair | None:
+    """Return how a recipe repairs layers."""
+    return next((step for step in parse(name).steps if isinstance(step, OutputRepair)), None)
 
 
 # --- LLM-Pruner ------------------------------------------------------------------------------------
@@ -168,13 +170,11 @@ def test_flap(model, activations):
 @pytest.mark.parametrize("ratio", [0.3])
 def test_rules_of_activations(model, activations, name, ratio):
     """The lowest of each layer go: Wanda's |W| · ‖a‖₂ behind what was pruned, or Minitron's means and norms."""
-    keep, compensation = kept(model, name, ratio), recipes()[name].compensation
+    keep, repair = kept(model, name, ratio), repair_of(name)
     length = TOKENS.shape[1]
     for layer, (weights, seen) in enumerate(zip(layers_of(model), activations, strict=True)):
         if name != "minitron":
-            seen = {
-                structure: entering(model, keep, layer, structure, TOKENS, ROWS, compensation) for structure in keep
-            }
+            seen = {structure: entering(model, keep, layer, structure, TOKENS, ROWS, repair) for structure in keep}
             seen["mlp"] = seen["mlp"][:, :, 0]
         heads = seen["attention"].reshape(len(seen["attention"]), KV_HEADS, -1)
         if name == "minitron":
@@ -265,7 +265,7 @@ def test_slimgpt(model, ratio, monkeypatch):
     """Shares grow with log(layer + 1); heads rounded down, channels fill; in each layer the surgeon's first go."""
     monkeypatch.setattr(sequence, "BLOCK", 4)  # of 12 channels, not at once
     sequence._scores.clear_cache()
-    keep, compensation = kept(model, "slimgpt", ratio), recipes()["slimgpt"].compensation
+    keep, repair = kept(model, "slimgpt", ratio), repair_of("slimgpt")
     sequence._scores.clear_cache()
     share = ratio * LAYERS * np.log1p(np.arange(LAYERS)) / np.log1p(np.arange(LAYERS)).sum()
     for layer, weights in enumerate(layers_of(model)):
@@ -277,7 +277,7 @@ def test_slimgpt(model, ratio, monkeypatch):
         missing = share[layer] * LAYER - len(gone["attention"]) * HEAD
         assert abs(len(gone["mlp"]) * CHANNEL - missing) <= 1.5 * CHANNEL
         heads = weights["attention/output"].reshape(KV_HEADS, -1, EMBED)
-        seen = {name: entering(model, keep, layer, name, TOKENS, ROWS, compensation) for name in keep}
+        seen = {name: entering(model, keep, layer, name, TOKENS, ROWS, repair) for name in keep}
         orders = {
             "attention": surgeon_order(heads, seen["attention"], 4),
             "mlp": surgeon_order(weights["mlp/down"][:, None], seen["mlp"], 4),
@@ -294,7 +294,7 @@ def test_osscar(model, monkeypatch):
     """The same share of each layer, heads rounded down; by greedy removal, then by swaps while the error falls."""
     monkeypatch.setattr(sequence, "BLOCK", 4)
     sequence._scores.clear_cache()
-    keep, compensation = kept(model, "osscar", 0.4), recipes()["osscar"].compensation
+    keep, repair = kept(model, "osscar", 0.4), repair_of("osscar")
     sequence._scores.clear_cache()
     swaps = 0
     for layer, weights in enumerate(layers_of(model)):
@@ -303,7 +303,7 @@ def test_osscar(model, monkeypatch):
             ("attention", weights["attention/output"].reshape(KV_HEADS, -1, EMBED)),
             ("mlp", weights["mlp/down"][:, None]),
         ):
-            active, units = entering(model, keep, layer, name, TOKENS, ROWS, compensation), keep[name][layer]
+            active, units = entering(model, keep, layer, name, TOKENS, ROWS, repair), keep[name][layer]
             rows = active.reshape(len(active), -1)
             moment = rows.T @ rows / len(rows)
             greedy = set(surgeon_order(matrix, active, 4)[int((~units).sum()) :])
@@ -317,10 +317,10 @@ def test_osscar(model, monkeypatch):
 @pytest.mark.parametrize("ratio", [0.15, 0.28])
 def test_modegpt_of_the_mlp(model, ratio):
     """Layers lose in proportion to e^(-block influence / ε), at most what they have; the lowest leverage goes."""
-    recipe = recipes()["modegpt-mlp"]
+    (temperature,) = (step.temperature for step in parse("modegpt-mlp").steps if isinstance(step, Softmax))
     keep = kept(model, "modegpt-mlp", ratio)
     assert keep["attention"].all()
-    weights = np.exp(-block_influence(model) / recipe.search.softmax_temperature)
+    weights = np.exp(-block_influence(model) / temperature)
     most, goal = (CHANNELS - 1) * CHANNEL, ratio * LAYERS * LAYER
     lost = [brentq(lambda c: np.minimum(c * weights, most).sum() - goal, 0, 1e9)]
     expected = np.minimum(lost[0] * weights, most) / CHANNEL
@@ -328,7 +328,7 @@ def test_modegpt_of_the_mlp(model, ratio):
     assert np.abs(gone - expected).max() <= 1.5
     assert np.ptp(gone) > 1
     for layer in range(LAYERS):
-        active = entering(model, keep, layer, "mlp", TOKENS, ROWS, recipe.compensation)[:, :, 0]
+        active = entering(model, keep, layer, "mlp", TOKENS, ROWS, repair_of("modegpt-mlp"))[:, :, 0]
         moment = active.T @ active / len(active)
         system = moment + 0.01 * np.mean(np.diag(moment)) * np.eye(CHANNELS)
         scores = np.diag(moment @ np.linalg.inv(system))
@@ -342,10 +342,11 @@ def test_modegpt_of_the_mlp(model, ratio):
 @pytest.mark.slow
 def test_evopress(model):
     """Sub-blocks of equal size change places while the divergence falls; how many of each go stays as it was."""
-    search, better = recipes()["evopress"].search, 0
+    steps, better = parse("evopress").steps, 0
+    before_it = Chain(tuple(step for step in steps if not isinstance(step, Evolve)), "start")
+    assert len(before_it.steps) == len(steps) - 1
     for ratio in (0.2, 0.3, 0.4):
-        keep, start = (kept(model, "evopress", ratio, search=each) for each in
-                       (search, dataclasses.replace(search, evolve=EvolveConfig())))  # fmt: skip
+        keep, start = (kept(model, each, ratio) for each in ("evopress", before_it))
         gates = [{name: units.astype(np.float32) for name, units in each.items()} for each in (start, keep)]
         before, after = (plain_divergence(model, model, each, ROWS[3:4]) for each in gates)  # every fourth is held out
         same = all((keep[name] == start[name]).all() for name in keep)
@@ -362,14 +363,14 @@ def test_evopress(model):
 
 @pytest.mark.slow
 def test_grasprune(model):
-    """The budget holds at every step, by probabilities alone; by how it learns, see tests/selection/test_learned.py."""
-    search = recipes()["grasprune"].search
-    assert (search.learn.rule, search.learn.language_loss, search.allocation) == ("sigmoid", 1.0, "global")
-    subject, moved = LlamaSubject(model), 0
+    """The budget holds at every step, by probabilities alone; by how it learns, see tests/steps/test_learn.py."""
+    steps, moved = parse("grasprune").steps, 0
+    ((at, learn),) = ((at, step) for at, step in enumerate(steps) if isinstance(step, Learn))
+    assert (learn.rule, learn.language_loss, steps[at - 1].name) == ("sigmoid", 1.0, "global")
+    subject = LlamaSubject(model)
     for ratio, rate in ((0.2, 0.5), (0.3, 0.5), (0.4, 1.0)):
-        learn = dataclasses.replace(search.learn, steps=12, rate=rate)
-        keep, start = (kept(model, "grasprune", ratio, search=dataclasses.replace(search, learn=each)) for each in
-                       (learn, LearnConfig()))  # fmt: skip
+        short = dataclasses.replace(learn, steps=12, rate=rate)
+        keep, start = (kept(model, Chain((*steps[:at], *then), "short"), ratio) for then in ((short,), ()))
         assert 0 <= subject.removed(keep) - ratio * subject.prunable <= HEAD
         moved += any((keep[name] != start[name]).any() for name in keep)
     assert moved > 0
@@ -428,7 +429,7 @@ def test_gisp(model):
 
 def test_saap_as_its_paper_reads(model, gradients):
     """Both Taylor scores over twice their means, times e^(λ ASI); the lowest of all layers go."""
-    recipe = recipes()["saap-paper"]
+    (weight,) = (step.weight for step in parse("saap-paper").steps if isinstance(step, Stable))
     keep = kept(model, "saap-paper", 0.25)
     weights = layers_of(model)
     mean = [{name: np.mean([each[layer][name] for each in gradients], axis=0) for name in weights[0]}
@@ -453,7 +454,7 @@ def test_saap_as_its_paper_reads(model, gradients):
         fused = vector / (2 * vector.mean()) + element / (2 * element.mean())
         relative = slopes.std(0) / slopes.mean(0)
         asi = (relative - relative.mean(1, keepdims=True)) / relative.std(1, keepdims=True)
-        priority[structure] = fused * np.exp(recipe.search.stability_weight * asi)
+        priority[structure] = fused * np.exp(weight * asi)
     items = sorted(
         (values[layer, unit], structure, layer, int(unit))
         for structure, values in priority.items()

@@ -1,15 +1,18 @@
 """Compensation: the formulas against plain algebra, the pass against loops, and what it can restore exactly."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saap_jax.config.compensation import CompensationConfig
 
-from saap_jax.estimation import GATE_GRADIENT, GRAM, observe
 from saap_jax.llama.segments import existing_units, masks
+from saap_jax.steps.chain import parse
+from saap_jax.steps.repair.bias import Bias
+from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import (
     DAMPINGS,
@@ -21,15 +24,13 @@ from saap_jax.surgery.corrections import (
     least_squares,
     output_bias,
     output_error,
-    solve_least_squares,
 )
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
 
-LEAST = CompensationConfig(method="least_squares", damping=1e-6)
-LEARNED = dataclasses.replace(LEAST, damping=None)
-BIAS = CompensationConfig(method="bias")
+LEAST = LeastSquares(damping=1e-6)
+BIAS = Bias()
 TOKENS = jnp.asarray(random_tokens(2, 6, seed=9))
 
 
@@ -99,7 +100,7 @@ def test_kept_rows_alone_are_solved_as_all_with_the_others_masked(count, x64):
     rows, real = kept_rows(kept)
     assert sorted(rows[real]) == list(np.flatnonzero(kept))
     assert len(rows) <= min(count + 5, 41)
-    solved = solve_least_squares(Sums(*normals, both), weight, jnp.asarray(kept), CompensationConfig())
+    solved = LeastSquares().solve(Sums(*normals, both), weight, jnp.asarray(kept))
     errors = [
         float(
             output_error(normals[1], least_squares(normals[0], weight, jnp.asarray(kept), jnp.asarray(d)), jnp.zeros(3))
@@ -156,25 +157,20 @@ def observed(model, tokens, mask):
     return points
 
 
-def gram_of(model, batches):
-    return observe(model, batches, frozenset({GRAM})).of(GRAM)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["layer by layer", "from the pass", "equal tokens"])
+@pytest.mark.parametrize("tokens", ["scaled", "equal"])
 @pytest.mark.parametrize("method", ["least_squares", "bias"])
-def test_dense_propagation_is_the_formula_of_each_sub_block(method, how, x64):
+def test_dense_propagation_is_the_formula_of_each_sub_block(method, tokens, x64):
     model = dense_model(layers=2, mlp=6, dtype=np.float64)
     keep = random_keep(existing_units(model.segments), 0.5, seed=2)
     keep["attention"][:] = [[True, False], [True, True]]
     batches = batches_of()
-    tokens = "equal" if how == "equal tokens" else "scaled"
-    config = CompensationConfig(method=method, propagate="dense", damping=0.1, tokens=tokens)
-    gram = gram_of(model, batches) if how == "from the pass" else None
-    new = compensate(model, keep, batches, config, gram=gram).model
-    tokens, mask = (np.concatenate(part) for part in zip(*batches, strict=True))
-    for structure, (a, weights) in observed(model, tokens, mask).items():
-        if how == "equal tokens":
+    options = {"propagate": "dense", "tokens": tokens}
+    repair = LeastSquares(damping=0.1, **options) if method == "least_squares" else Bias(**options)
+    new = compensate(model, keep, batches, repair).model
+    text, mask = (np.concatenate(part) for part in zip(*batches, strict=True))
+    for structure, (a, weights) in observed(model, text, mask).items():
+        if tokens == "equal":
             weights = (weights > 0).astype(float)
         part, name = {"attention": ("attention", "output"), "mlp": ("mlp", "down")}[structure]
         for layer in range(2):
@@ -194,49 +190,6 @@ def test_dense_propagation_is_the_formula_of_each_sub_block(method, how, x64):
                 np.testing.assert_allclose(bias, mean[~kept] @ old[~kept], rtol=1e-7, atol=1e-12)
             np.testing.assert_allclose(found[kept], expected, rtol=1e-6, atol=1e-10)
             assert not found[~kept].any()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("make", "method"), [(dense_model, "bias"), (ragged_model, "least_squares")])
-def test_moments_from_a_calibration_pass_take_the_place_of_the_text(make, method, x64):
-    model = make(dtype=np.float64)
-    keep = random_keep(existing_units(model.segments), 0.4, seed=4)
-    config = CompensationConfig(method=method, propagate="dense")
-    batches = batches_of(8)
-    needs = frozenset({GRAM, GATE_GRADIENT})
-    gram, of_others = (observe(model, text, needs).of(GRAM) for text in (batches, batches_of(8, seed=5)))
-    text, moments = (compensate(model, keep, batches, config, gram=each) for each in (None, gram))
-    for own, other in zip(text.corrections, moments.corrections, strict=True):
-        assert own[:3] == other[:3]
-        np.testing.assert_allclose(own[3:], other[3:], rtol=1e-6)
-    one, two = (forward(each.model, TOKENS, masks(keep)) for each in (text, moments))
-    np.testing.assert_allclose(one, two, rtol=0, atol=1e-8)
-    others = compensate(model, keep, batches, config, gram=of_others).model
-    assert np.abs(forward(others, TOKENS, masks(keep)) - one).max() > 1e-4
-
-
-@pytest.mark.slow
-def test_moments_without_text_that_was_held_out_are_refused_where_it_is_needed():
-    model = dense_model()
-    keep = random_keep(existing_units(model.segments), 0.5)
-    dense = dataclasses.replace(LEAST, propagate="dense")
-    gram = gram_of(model, batches_of(3))
-    with pytest.raises(ValueError, match="at least 4 microbatches"):
-        compensate(model, keep, [], dataclasses.replace(dense, damping=None), gram=gram)
-    assert compensate(model, keep, [], dense, gram=gram).corrections
-
-
-@pytest.mark.slow
-def test_moments_that_cannot_take_the_place_of_the_text_are_refused():
-    model = dense_model()
-    keep, gram = random_keep(existing_units(model.segments), 0.5), gram_of(model, batches_of())
-    with pytest.raises(ValueError, match="gram: expected compensation.propagate dense beside it, got pruned"):
-        compensate(model, keep, batches_of(), LEAST, gram=gram)
-    with pytest.raises(ValueError, match="gram: expected compensation.tokens scaled beside it, got equal"):
-        compensate(model, keep, [], dataclasses.replace(LEAST, propagate="dense", tokens="equal"), gram=gram)
-    other = gram_of(dense_model(mlp=3), batches_of())
-    with pytest.raises(ValueError, match=r"gram: expected matrices of shape .* for the mlp of this model, got \(2, "):
-        compensate(model, keep, [], dataclasses.replace(LEAST, propagate="dense"), gram=other)
 
 
 def twins():
@@ -303,7 +256,7 @@ def test_cut_is_masked_after_compensation(make, config):
     assert np.abs(masked - forward(model, TOKENS, masks(keep))).max() > 1e-3
 
 
-@pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.method)
+@pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.name)
 def test_a_whole_model_is_left_as_it_is(config):
     model = dense_model()
     new = compensate(model, existing_units(model.segments), batches_of(), config)
@@ -323,7 +276,7 @@ def test_biases_that_a_model_has_are_kept_and_added_to():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.method)
+@pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.name)
 def test_the_size_of_the_microbatches_changes_nothing(config, x64):
     model = dense_model(dtype=np.float64)
     keep = random_keep(existing_units(model.segments), 0.5, seed=1)
@@ -352,7 +305,7 @@ def test_what_would_harm_held_out_text_is_not_corrected(harms, x64):
     *_, w, kept, fit = problem()
     a, _, weights, *_ = problem(seed=1)
     held = sums_of(a, np.where(kept, a, 0) @ w, weights) if harms else fit
-    found, _, damping, (before, after) = corrected((fit, held), jnp.asarray(w), kept, LEARNED)
+    found, _, damping, (before, after) = corrected((fit, held), jnp.asarray(w), kept, LeastSquares())
     assert (damping == np.inf) == harms
     assert after <= before
     assert (np.asarray(found) == np.where(kept[:, None], w, 0)).all() == harms
@@ -362,18 +315,21 @@ def test_what_would_harm_held_out_text_is_not_corrected(harms, x64):
 def test_too_little_text_to_hold_some_out_is_refused():
     model = dense_model()
     keep = random_keep(existing_units(model.segments), 0.5)
-    with pytest.raises(ValueError, match="at least 4 microbatches .* got 3; give more calibration.examples"):
-        compensate(model, keep, batches_of(3), dataclasses.replace(LEAST, damping=None))
+    with pytest.raises(ValueError, match="least_squares: expected at least 4 microbatches .* got 3"):
+        LeastSquares().check(LlamaSubject(model), 3)
+    LEAST.check(LlamaSubject(model), 3)
     assert compensate(model, keep, batches_of(3), LEAST).corrections
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"damping": 0.0}, "compensation.damping: expected a number above 0 or None, got 0.0"),
-        ({"damping": float("inf")}, "compensation.damping: expected a number above 0 or None, got inf"),
+        ("damping=0.0", "least_squares.damping: expected a number above 0 or None, got 0.0"),
+        ("damping=x", "least_squares.damping: expected float | None, got 'x'"),
+        ("tokens=some", "least_squares.tokens: expected one of scaled, equal, got 'some'"),
+        ("propagate=some", "least_squares.propagate: expected one of dense, pruned, got 'some'"),
     ],
 )
 def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        CompensationConfig(**options)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse(f"wanda > least_squares({options})")

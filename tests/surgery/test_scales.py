@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from saap_jax.config.compensation import CompensationConfig, check_correction
 
 from saap_jax.data import Windows
 from saap_jax.llama.segments import existing_units, masks
+from saap_jax.steps.chain import parse
+from saap_jax.steps.repair.least_squares import LeastSquares
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut
@@ -18,7 +19,7 @@ from saap_jax.types import STRUCTURES
 from tests.divergence import batches_of, plain_divergence
 from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
 
-CONFIG = CompensationConfig(method="scales", steps=12, rate=0.03)
+STEPS, RATE = 12, 0.03
 TOKENS = jnp.asarray(random_tokens(2, 6, seed=9))
 
 
@@ -38,9 +39,9 @@ def test_factors_are_those_of_plain_steps_of_adam(build, x64):
     model = build(dtype=np.float64)
     keep, batches = pruned(model), batches_of()
     batches[3] = batches[0]  # so that what is learnt holds on what is held out
-    _, done = scaled(model, model, keep, batches, CONFIG)
+    _, done = scaled(model, model, keep, batches, STEPS, RATE)
     order, scales = np.random.default_rng(0), {name: np.ones(units.shape) for name, units in keep.items()}
-    optimiser = optax.adam(optax.cosine_decay_schedule(CONFIG.rate, CONFIG.steps))
+    optimiser = optax.adam(optax.cosine_decay_schedule(RATE, STEPS))
     found = [scales]
 
     @jax.jit
@@ -54,7 +55,7 @@ def test_factors_are_those_of_plain_steps_of_adam(build, x64):
 
     with jax.enable_x64(True):
         state = optimiser.init(jax.tree.map(jnp.asarray, scales))
-        for _ in range(CONFIG.steps // 3):
+        for _ in range(STEPS // 3):
             for number in order.permutation(3):
                 with jax.numpy_dtype_promotion("standard"):
                     updates, state = optimiser.update(gradient(scales, *map(jnp.asarray, batches[number])), state)
@@ -108,8 +109,7 @@ def test_a_factor_that_was_lost_is_found_again():
     teacher = dense_model()
     halved = changed(teacher, "segments/0/mlp/down", lambda value: value.at[1, 2].multiply(0.5))
     keep = existing_units(teacher.segments)
-    config = CompensationConfig(method="scales", steps=120, rate=0.05)
-    new, done = scaled(halved, teacher, keep, batches_of(8), config)
+    new, done = scaled(halved, teacher, keep, batches_of(8), 120, 0.05)
     assert done.scales["mlp"][1, 2] == pytest.approx(2, abs=0.2)
     assert min(done.divergences) < 0.1 * done.divergences[0]
     text = batches_of(2, seed=7)
@@ -121,7 +121,7 @@ def test_a_factor_that_was_lost_is_found_again():
 def test_factors_that_do_harm_on_held_out_text_are_not_taken():
     model = dense_model()
     keep = pruned(model)
-    new, done = scaled(model, model, keep, batches_of(), CompensationConfig(method="scales", steps=6, rate=50.0))
+    new, done = scaled(model, model, keep, batches_of(), 6, 50.0)
     assert done.best == 0 < len(done.divergences) - 1
     assert all((values == 1).all() for values in done.scales.values())
     np.testing.assert_array_equal(forward(new, TOKENS, masks(keep)), forward(model, TOKENS, masks(keep)))
@@ -135,36 +135,35 @@ def test_what_is_not_a_number_is_never_the_best():
 @pytest.mark.slow
 def test_nothing_is_learnt_where_nothing_is_gone():
     model = dense_model()
-    _, done = scaled(model, model, existing_units(model.segments), batches_of(), CONFIG)
+    _, done = scaled(model, model, existing_units(model.segments), batches_of(), STEPS, RATE)
     assert done.best == 0
     assert done.divergences[0] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.slow
 def test_corrections_come_first():
-    """Of the corrected model, towards the unpruned one: what a subject does with `least_squares+scales`."""
+    """Of the corrected model, towards the unpruned one."""
     model = dense_model()
-    keep, batches = pruned(model), batches_of()
+    keep, batches, least = pruned(model), batches_of(), LeastSquares(damping=0.1)
     text = Windows(*(np.concatenate(each) for each in zip(*batches, strict=True)))
-    config = CompensationConfig(method="least_squares+scales", damping=0.1, steps=6)
-    subject, changes = LlamaSubject(model).compensated(keep, text, config, batch_size=2)
-    made = compensate(model, keep, batches, config)
-    expected, done = scaled(made.model, model, keep, batches, config)
-    assert changes[:-1] == made.corrections
-    assert changes[-1].divergences == done.divergences
+    dense = LlamaSubject(model)
+    repaired, changes = dense.repaired(keep, text, least, dense=dense, batch_size=2)
+    subject, done = repaired.scaled(keep, text, 6, 0.01, dense=dense, batch_size=2)
+    made = compensate(model, keep, batches, least)
+    expected, trained = scaled(made.model, model, keep, batches, 6, 0.01)
+    assert changes == made.corrections
+    assert done.divergences == trained.divergences
     np.testing.assert_allclose(forward(subject.model, TOKENS, masks(keep)), forward(expected, TOKENS, masks(keep)))
-    alone = LlamaSubject(model).compensated(keep, text, CompensationConfig(method="scales", steps=6), batch_size=2)[1]
-    assert len(alone) == 1
-    assert alone[0].divergences[0] != done.divergences[0]
+    alone = dense.scaled(keep, text, 6, 0.01, dense=dense, batch_size=2)[1]
+    assert alone.divergences[0] != done.divergences[0]
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(ValueError, match=r"compensation.steps: expected at least 1"):
-        CompensationConfig(method="scales", steps=0)
-    with pytest.raises(ValueError, match="compensation.rate: expected a number above 0, got nan"):
-        CompensationConfig(method="scales", rate=float("nan"))
-    with pytest.raises(ValueError, match="expected at least 4 microbatches of calibration text for scales"):
-        scaled(dense_model(), dense_model(), pruned(dense_model()), batches_of(3), CONFIG)
-    for method in ("least_square+scales", "scale", "bias+scale", "none+scales"):
-        with pytest.raises(ValueError, match="grid.compensations: expected"):
-            check_correction("grid.compensations", method)
+    for options, said in (
+        ("0", "scales.steps: expected at least 1"),
+        ("rate=0.0", "scales.rate: expected a number ab"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            parse(f"wanda > scales({options})")
+    with pytest.raises(ValueError, match="scales: expected at least 4 microbatches of calibration text"):
+        scaled(dense_model(), dense_model(), pruned(dense_model()), batches_of(3), STEPS, RATE)

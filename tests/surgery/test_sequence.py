@@ -1,16 +1,13 @@
 """Units chosen layer by layer: each place by plain formulas on activations of the model as pruned up to there."""
 
-import dataclasses
-
 import numpy as np
 import pytest
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import SearchConfig
-from saap_jax.selection.calibrate import calibrate
-from saap_jax.selection.choose import choose_path
 
+import saap_jax
 from saap_jax.data import Windows
 from saap_jax.llama.segments import existing_units
+from saap_jax.steps.repair.bias import Bias
+from saap_jax.steps.repair.least_squares import LeastSquares
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.types import STRUCTURES
@@ -20,8 +17,7 @@ from tests.in_sequence import entering, surgeon_order, swapped_by_hand
 LAYERS, KV_HEADS, CHANNELS, EMBED = 3, 3, 10, 8
 TOKENS = random_tokens(8, 9)
 BATCHES = [(TOKENS[at : at + 2], np.ones((2, 9), bool)) for at in range(0, 8, 2)]
-PLAIN = CompensationConfig(tokens="equal")
-LEAST = CompensationConfig(method="least_squares", damping=0.1, tokens="equal")
+LEAST = LeastSquares(damping=0.1, tokens="equal")
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +43,11 @@ def plain_scores(rule: str, weight: np.ndarray, active: np.ndarray, count: int) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["wanda", "obs", "obs_swaps", "leverage"])
-@pytest.mark.parametrize("config", [PLAIN, LEAST], ids=["none", "least_squares"])
-def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, config, x64):
+@pytest.mark.parametrize("repair", [None, LEAST], ids=["none", "least_squares"])
+def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, repair, x64):
     wide = random_model(spec_of(*[(KV_HEADS, CHANNELS)] * LAYERS), dtype=np.float64)
     asked = random_keep(existing_units(wide.segments), 0.4)
-    keep = chosen_in_sequence(wide, asked, BATCHES, rule, config)
+    keep = chosen_in_sequence(wide, asked, BATCHES, rule, repair, "equal")
     for name in STRUCTURES:
         np.testing.assert_array_equal(keep[name].sum(1), asked[name].sum(1))
     for layer in range(LAYERS):
@@ -59,7 +55,7 @@ def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, config, x64):
             count = int(asked[name][layer].sum())
             if count == keep[name].shape[1]:
                 continue
-            active = entering(wide, keep, layer, name, TOKENS, BATCHES, config)
+            active = entering(wide, keep, layer, name, TOKENS, BATCHES, repair)
             weight = layers_of(wide)[layer][path].reshape(keep[name].shape[1], -1, EMBED)
             scores = plain_scores(rule, weight, active, count)
             expected = np.sort(np.argsort(-scores, kind="stable")[:count])
@@ -70,7 +66,7 @@ def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, config, x64):
 def test_it_differs_from_choosing_on_the_whole_model(model):
     """Negative control: behind what was removed, other units are the lowest."""
     asked = random_keep(existing_units(model.segments), 0.5)
-    keep = chosen_in_sequence(model, asked, BATCHES, "wanda", PLAIN)
+    keep = chosen_in_sequence(model, asked, BATCHES, "wanda", tokens="equal")
     whole = {}
     for name, path in (("attention", "attention/output"), ("mlp", "mlp/down")):
         whole[name] = np.zeros_like(asked[name])
@@ -85,27 +81,28 @@ def test_it_differs_from_choosing_on_the_whole_model(model):
     np.testing.assert_array_equal(keep["attention"][0], whole["attention"][0])
 
 
-def test_the_search_keeps_its_budget_and_chooses_again(model):
-    subject, text = LlamaSubject(model), {"text": Windows(TOKENS, np.ones(TOKENS.shape, bool))}
-    search = SearchConfig(allocation="global")
-    scores = calibrate(subject, text, ["random"], batch_size=2)
-
-    def path(**changes):
-        own = dataclasses.replace(search, **changes)
-        return choose_path(subject, scores, text, "random", [0.2, 0.4], own, compensation=PLAIN, batch_size=2)
-
-    plain, again = path(), path(in_sequence="wanda")
+def test_the_step_keeps_the_budget_and_chooses_again(model):
+    subject, text = LlamaSubject(model), Windows(TOKENS, np.ones(TOKENS.shape, bool))
     for ratio in (0.2, 0.4):
-        assert again[ratio].removed == plain[ratio].removed == subject.removed(again[ratio].keep)
-        assert any((again[ratio].keep[name] != plain[ratio].keep[name]).any() for name in STRUCTURES)
-        expected = chosen_in_sequence(model, plain[ratio].keep, BATCHES, "wanda", PLAIN)
-        for name in STRUCTURES:
-            np.testing.assert_array_equal(again[ratio].keep[name], expected[name])
+        plain, again, repaired = (
+            saap_jax.run_chain(subject, f"random > global{then}", text, ratio, batch_size=2).keep
+            for then in ("", " > layerwise(wanda, tokens=equal)", " > layerwise(wanda) > bias(tokens=equal)")
+        )
+        assert subject.removed(again) == subject.removed(plain)
+        assert any((again[name] != plain[name]).any() for name in STRUCTURES)
+        for keep, repair in ((again, None), (repaired, Bias(tokens="equal"))):
+            expected = chosen_in_sequence(model, plain, BATCHES, "wanda", repair, "equal")
+            for name in STRUCTURES:
+                np.testing.assert_array_equal(keep[name], expected[name])
 
 
 def test_what_cannot_be_done_is_refused(model):
-    keep = existing_units(model.segments)
+    keep, text = existing_units(model.segments), Windows(TOKENS, np.ones(TOKENS.shape, bool))
     with pytest.raises(ValueError, match="keep: expected attention and mlp alone, got query_heads too"):
-        chosen_in_sequence(model, {**keep, "query_heads": np.ones((LAYERS, 2 * KV_HEADS), bool)}, BATCHES, "obs", PLAIN)
-    with pytest.raises(ValueError, match="expected compensation.propagate pruned beside it, .*got dense"):
-        chosen_in_sequence(model, keep, BATCHES, "obs", CompensationConfig(method="bias", propagate="dense"))
+        chosen_in_sequence(model, {**keep, "query_heads": np.ones((LAYERS, 2 * KV_HEADS), bool)}, BATCHES, "obs")
+    for steps, said in (
+        ("layerwise(obs) > bias(propagate=dense)", "layerwise: expected a repair with propagate=pruned .* got dense"),
+        ("layerwise(best)", "layerwise.rule: expected one of wanda, obs, obs_swaps, leverage, got 'best'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            saap_jax.run_chain(model, f"random > {steps}", text, 0.3, batch_size=2)

@@ -59,6 +59,8 @@ class Sharing:
             raise ValueError(f"within.depth: expected a ranking of all units behind it, global, got {self.name}")
         if self.solver == "exact" and (within.max_segments or within.max_shapes):
             raise ValueError("within.max_segments and max_shapes: expected solver greedy behind them, got exact")
+        if within.whole_layers and any(within.layer(n).min_keep or within.layer(n).max_ratio < 1 for n in STRUCTURES):
+            raise ValueError("within.whole_layers: expected min_keep 0 and max_ratio 1 of attention and mlp")
 
 
 class Blocks(NamedTuple):

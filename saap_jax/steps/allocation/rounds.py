@@ -22,7 +22,6 @@ class Rounds(Step):
 
     kind = "allocation"
     drives = True
-    costly = True
 
     every: float = 0.1
     """Share of the prunable parameters that goes in a round."""

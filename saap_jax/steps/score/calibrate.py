@@ -1,6 +1,6 @@
 """From calibration text to scores: observe each scenario in one pass, score, fuse."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -287,9 +287,3 @@ def _indicator(parts: Sequence[PerExample]) -> Scores | None:
         return None
     together: PerExample = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}
     return stability_indicator(fluctuation_of(together))
-
-
-def check_members(names: Iterable[str]) -> None:
-    """Raise ValueError for an estimator that is unknown, alone or within a fusion."""
-    for name in names:
-        make_members({name: Wanted(name)})

@@ -1,6 +1,7 @@
 """Steps that score: an estimator, several that become one, and what turns scores into others."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from saap_jax.config.checks import check_choice
 from saap_jax.steps.allocation.search import checked
 from saap_jax.steps.base import Before, Context, State, Step, need, step
-from saap_jax.steps.score.calibrate import Calibrated, Wanted, check_members
+from saap_jax.steps.score.calibrate import Calibrated, Wanted, fusion_members, make_members
 from saap_jax.steps.score.fusion import FusionMethod, FusionScope
 from saap_jax.steps.score.stability import ScenarioReduction, stabilised, standardised
 from saap_jax.subjects.base import Subject
@@ -30,7 +31,11 @@ class Score(Step):
     estimator: str
 
     def __post_init__(self) -> None:
-        check_members(self.wanted.members())
+        for part in self.wanted.parts().values():
+            members = fusion_members(part)
+            if twice := next((name for name in members if members.count(name) > 1), None):
+                raise ValueError(f"{part}: expected each estimator of a fusion once, but {twice!r} is named twice")
+        make_members({"": self.wanted})
 
     @property
     def wanted(self) -> Wanted:
@@ -51,10 +56,14 @@ class Score(Step):
             )
         subject.check_estimators(self.wanted.members(structures))
 
+    def ahead(self, behind: Sequence[Step]) -> "Stable | None":
+        """Find what asks for the stability indicator of the same pass."""
+        return next((each for each in behind if isinstance(each, Stable)), None)
+
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Observe the model as it is, and score the units that are there."""
         assert on.observe is not None
-        scored: Calibrated = on.observe(self, state, any(isinstance(each, Stable) for each in on.behind))
+        scored: Calibrated = on.observe(self, state, self.ahead(on.behind) is not None)
         return state._replace(scored=scored, label=self.text, scores=scored.scores(self.text))
 
 

@@ -6,28 +6,22 @@ import shutil
 
 import numpy as np
 import pytest
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import SearchConfig
-from saap_jax.selection.choose import choose_calibrated
-from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stability_indicator
 
 import saap_jax
-from saap_jax.config import FrontierConfig, GridConfig, PruneConfig, SensitivityConfig
-from saap_jax.config.jobs import CompareConfig, PatternsConfig, ScoreConfig
-from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
-from saap_jax.jobs import compare, prune
+from saap_jax.config import PruneConfig
+from saap_jax.config.jobs import PatternsConfig, ScoreConfig
+from saap_jax.config.method import CalibrationConfig, ModelConfig
+from saap_jax.jobs import prune
 from saap_jax.jobs.chosen import calibration_of
-from saap_jax.jobs.score import score_run
+from saap_jax.jobs.score import plan_of, score_run, scores_of
 from saap_jax.runs import scores as kept_module
 from saap_jax.runs.scores import read_scores
+from saap_jax.steps.score.stability import fluctuation_of, reduce_scenarios, stability_indicator
 from saap_jax.subjects.llama import LlamaSubject, scenarios_of
 from saap_jax.types import STRUCTURES
 
 SCENARIOS = ("code=builtin:reference", "prose=builtin:descriptions")
 NAMES = ("gate_taylor", "wanda", "gate_taylor+wanda")
-
-
-NOTHING = CompensationConfig()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +30,7 @@ def score_config(tiny_model_directory, tmp_path_factory) -> ScoreConfig:
         name="kept",
         model=ModelConfig(name=str(tiny_model_directory)),
         calibration=CalibrationConfig(scenarios=SCENARIOS, examples=3, length=16, batch_size=2),
-        estimation=EstimationConfig(estimators=("taylor_element_second", "gate_taylor", "activation_frequency")),
+        estimators=("taylor_element_second", "gate_taylor", "activation_frequency"),
         runs=str(tmp_path_factory.mktemp("runs")),
     )
 
@@ -53,19 +47,24 @@ def session(score_config):
     return model, scenarios_of(score_config.calibration, tokenizer)
 
 
+@pytest.fixture(scope="module")
+def both(session):
+    model, windows = session
+    return saap_jax.score_units(model, windows, NAMES, batch_size=2)
+
+
 def assert_scores_equal(first, second):
     for name in STRUCTURES:
         np.testing.assert_array_equal(first[name], second[name])
 
 
 @pytest.mark.slow
-def test_scenarios_are_scored_apart_and_reduced_when_asked(session):
+def test_scenarios_are_scored_apart_and_reduced_when_asked(session, both):
     model, windows = session
-    both = saap_jax.calibrate(model, windows, NAMES, batch_size=2)
     assert list(both.scenarios) == ["code", "prose"]
     assert list(both.fusions["prose"]) == ["gate_taylor+wanda"]
     for scenario, text in windows.items():
-        alone = saap_jax.calibrate(model, text, NAMES, batch_size=2)
+        alone = saap_jax.score_units(model, text, NAMES, batch_size=2)
         for name in NAMES:
             assert_scores_equal(both.scenarios[scenario][name], alone.scores(name))
     for name in NAMES:
@@ -76,11 +75,10 @@ def test_scenarios_are_scored_apart_and_reduced_when_asked(session):
 
 
 @pytest.mark.slow
-def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(session):
+def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(session, both):
     model, windows = session
-    both = saap_jax.calibrate(model, windows, NAMES, batch_size=2)
     joined = saap_jax.data.Windows(*(np.concatenate(parts) for parts in zip(*windows.values(), strict=True)))
-    together = saap_jax.calibrate(model, joined, NAMES, batch_size=2)
+    together = saap_jax.score_units(model, joined, NAMES, batch_size=2)
     for name in STRUCTURES:
         np.testing.assert_allclose(both.indicator("wanda")[name], together.stability[name], rtol=2e-3, atol=2e-3)
     apart = [both.scenarios[scenario]["wanda"] for scenario in windows]
@@ -90,17 +88,31 @@ def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(sessi
     assert not np.allclose(over_scenarios["mlp"], both.stability["mlp"], atol=0.1)
 
 
-def test_the_search_reads_how_scenarios_are_reduced_and_what_is_to_be_stable(session):
+def test_steps_say_how_scenarios_are_reduced_and_what_is_to_be_stable(session, both):
     model, windows = session
-    both = saap_jax.calibrate(model, windows, NAMES, batch_size=2)
-    searches = [SearchConfig(allocation="global", scenario_reduction=name) for name in ("mean", "max", "min_rank")]
-    searches += [
-        SearchConfig(allocation="adaptive", stability_weight=1.0, stability_over=over)
-        for over in ("examples", "scenarios")
-    ]
-    kept = [choose_calibrated(LlamaSubject(model), both, "gate_taylor", 0.4, config).keep for config in searches]
-    chosen = {tuple(keep["mlp"].ravel()) for keep in kept}
-    assert len(chosen) >= 4, "the options change what is kept"
+    steps = ["scenarios(mean)", "scenarios(max)", "scenarios(min_rank)", "scenarios(only=code)"]
+    steps += ["stable(1.0)", "stable(1.0, over=scenarios)"]
+    kept = {
+        step: saap_jax.select_units(model, both, 0.4, f"{step} > global", estimator="gate_taylor").keep
+        for step in steps
+    }
+    assert len({tuple(keep["mlp"].ravel()) for keep in kept.values()}) >= 4, "the options change what is kept"
+    assert_scores_equal(
+        kept["scenarios(only=code)"],
+        saap_jax.select_units(model, both.scenarios["code"]["gate_taylor"], 0.4, "global").keep,
+    )
+    assert_scores_equal(
+        kept["stable(1.0, over=scenarios)"],
+        saap_jax.run_chain(
+            model, "gate_taylor > stable(1.0, over=scenarios) > global", windows, 0.4, batch_size=2
+        ).keep,
+    )
+    for scored, method, said in (
+        (both.only("code"), "stable(over=scenarios) > global", "scenarios expects two or more calibration scenarios"),
+        (both, "scenarios(only=news) > global", "scenarios.only: expected one of code, prose, got 'news'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            saap_jax.select_units(model, scored, 0.4, method, estimator="gate_taylor")
 
 
 def test_patterns_of_an_unknown_estimator_are_refused_before_anything_is_loaded(score_config, monkeypatch, tmp_path):
@@ -111,43 +123,13 @@ def test_patterns_of_an_unknown_estimator_are_refused_before_anything_is_loaded(
     assert not list(tmp_path.iterdir())
 
 
-def test_stability_over_one_scenario_is_refused():
-    for kind in (CompareConfig, PruneConfig, SensitivityConfig):
-        search = SearchConfig(allocation="adaptive", stability_over="scenarios")
-        with pytest.raises(ValueError, match=r"'scenarios' expects two or more calibration\.scenarios, got 1"):
-            kind(search=search)
-        kind(search=search, calibration=CalibrationConfig(scenarios=("a=builtin:reference", "builtin:descriptions")))
-    with pytest.raises(ValueError, match="expects two or more"):
-        FrontierConfig(
-            grid=GridConfig(allocations=("uniform", "adaptive")), search=SearchConfig(stability_over="scenarios")
-        )
-
-
-@pytest.mark.slow
-def test_a_comparison_over_scenarios(score_config, tmp_path):
-    config = CompareConfig(
-        name="several",
-        model=score_config.model,
-        calibration=dataclasses.replace(score_config.calibration, scenarios=(SCENARIOS[0], "x=builtin:descriptions")),
-        estimation=EstimationConfig(estimators=("gate_taylor", "saap")),
-        search=SearchConfig(allocation="adaptive", stability_over="scenarios", scenario_reduction="max"),
-        evaluation=EvaluationConfig(windows=3, length=16, batch_size=2),
-        ratios=(0.3,),
-        best_ratio=0.3,
-        runs=str(tmp_path),
-    )
-    run = compare.compare(config)
-    assert set(run.record["fusions"]) == {"code", "x"}
-    assert len(run.candidates()) == 2
-
-
 @pytest.mark.slow
 def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, session, tmp_path, monkeypatch):
     run, _ = kept
     model, windows = session
-    names = ("fisher", "taylor_element(reduction='max')", "gate_fisher", "saap")
-    fusion = FusionConfig(estimators=("gate_taylor", "taylor_element"), method="learned")
-    fresh = saap_jax.calibrate(model, windows, names, fusion=fusion, batch_size=2)
+    fused = "fused(estimators=(gate_taylor, taylor_element), method=learned)"
+    names = ("fisher", "taylor_element(reduction='max')", "gate_fisher", fused)
+    fresh = saap_jax.score_units(model, windows, names, batch_size=2)
     monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("observed again"))
     monkeypatch.setattr("saap_jax.subjects.llama.load_tokenizer", lambda *_: pytest.fail("looked for text"))
     config = dataclasses.replace(
@@ -155,8 +137,7 @@ def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, se
         name="again",
         runs=str(tmp_path),
         from_run=str(run.path),
-        estimation=EstimationConfig(estimators=names),
-        fusion=fusion,
+        estimators=names,
     )
     again, calibrated = score_run(config)
     assert again.record["scenarios"] == run.record["scenarios"] == {"code": [3, 16], "prose": [3, 16]}
@@ -181,13 +162,13 @@ def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
         name="again",
         runs=str(tmp_path),
         from_run=str(run.path),
-        estimation=EstimationConfig(estimators=("fisher",)),
+        estimators=("fisher",),
     )
     message = r"from_run: .*small kept neither scores of fisher nor .* --keep-statistics all"
     with pytest.raises(ValueError, match=message):
         score_run(again)
     assert not (tmp_path / "again" / "scores.npz").exists()
-    ok, _ = score_run(dataclasses.replace(again, estimation=EstimationConfig(estimators=("gate_fisher",))))
+    ok, _ = score_run(dataclasses.replace(again, estimators=("gate_fisher",)))
     assert ok.finished
     assert "left_out" not in ok.record, "all that were named are there"
     none = dataclasses.replace(score_config, name="none", runs=str(tmp_path), keep_statistics="none")
@@ -201,28 +182,30 @@ def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
 
 @pytest.mark.slow
 def test_small_statistics_serve_what_they_can(score_config, tmp_path):
-    """The usual estimators and `saap`: of members whose statistics are gone, the scores on record are fused."""
+    """The usual estimators and `fused`: of members whose statistics are gone, the scores on record are fused."""
     names = ("gate_fisher", "taylor_element", "wanda")
     options = {"runs": str(tmp_path), "keep_statistics": "small"}
-    own = dataclasses.replace(score_config, name="own", estimation=EstimationConfig(estimators=names), **options)
-    fresh = dataclasses.replace(own, name="fresh", estimation=EstimationConfig(estimators=("saap",)))
+    own = dataclasses.replace(score_config, name="own", estimators=names, **options)
+    fresh = dataclasses.replace(own, name="fresh", estimators=("fused",))
     run, expected = score_run(own)[0], score_run(fresh)[1]
     again, found = score_run(
         ScoreConfig(name="again", model=own.model, runs=own.runs, from_run=str(run.path), mesh=own.mesh)
     )
-    usual = EstimationConfig().estimators
+    usual = ScoreConfig().estimators
     assert again.record["left_out"] == ["taylor_vector"]
     assert found.estimators == [name for name in usual if name != "taylor_vector"]
     for scenario, scores in read_scores(run).scenarios.items():
         assert_scores_equal(found.scenarios[scenario]["taylor_element"], scores["taylor_element"])
-    saap = kept_module.rescored(str(run.path), LlamaSubject(saap_jax.load_model(own.model.name)), ["saap"], own.fusion)
+    subject = LlamaSubject(saap_jax.load_model(own.model.name))
+    fused = kept_module.rescored(str(run.path), subject, plan_of(scores_of(["fused"])))
     for scenario, scores in expected.scenarios.items():
         for structure in STRUCTURES:
             np.testing.assert_allclose(
-                saap.scenarios[scenario]["saap"][structure], scores["saap"][structure], rtol=1e-4
+                fused.scenarios[scenario]["fused"][structure], scores["fused"][structure], rtol=1e-4
             )
-    pruned = prune.prune(PruneConfig(out=str(tmp_path / "cut"), from_run=str(run.path), model=own.model,
-                                       ratio=0.3, search=SearchConfig(), compensation=NOTHING))  # fmt: skip
+    pruned = prune.prune(
+        PruneConfig(out=str(tmp_path / "cut"), from_run=str(run.path), model=own.model, ratio=0.3, method="fused")
+    )
     assert pruned.selection.actual >= 0.3
 
 
@@ -253,13 +236,12 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
 @pytest.mark.slow
 def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
     options = {"model": score_config.model, "calibration": score_config.calibration, "ratio": 0.4}
-    options |= {"search": SearchConfig(), "compensation": NOTHING}
-    fresh = prune.prune(PruneConfig(out=str(tmp_path / "fresh"), estimator="fisher", **options))
+    fresh = prune.prune(PruneConfig(out=str(tmp_path / "fresh"), method="fisher", **options))
     reused = prune.prune(
-        PruneConfig(out=str(tmp_path / "reused"), estimator="fisher", from_run=str(kept[0].path), **options)
+        PruneConfig(out=str(tmp_path / "reused"), method="fisher", from_run=str(kept[0].path), **options)
     )
     assert_scores_equal(fresh.selection.keep, reused.selection.keep)
-    other = prune.prune(PruneConfig(out=str(tmp_path / "other"), estimator="random", **options))
+    other = prune.prune(PruneConfig(out=str(tmp_path / "other"), method="random", **options))
     assert any((other.selection.keep[name] != fresh.selection.keep[name]).any() for name in STRUCTURES)
 
 
@@ -282,29 +264,18 @@ def test_the_calibration_of_several_seeds_is_that_of_the_scores(score_config, ke
     assert score_config.calibration.seed != 3
 
 
-def test_scores_of_another_fusion_or_of_other_weights_are_refused(score_config, kept, tmp_path):
-    """Those that the run has; of other scores than its own nothing is known."""
-    config = PruneConfig(
-        out=str(tmp_path / "out"), estimator="saap", from_run=str(tmp_path / "run"), model=score_config.model,
-        calibration=score_config.calibration, search=SearchConfig(), compensation=NOTHING,
-    )  # fmt: skip
-    other = dataclasses.replace(score_config.fusion, estimators=("taylor_vector", "taylor_element"))
-    scored = dataclasses.replace(
-        score_config, name="run", runs=str(tmp_path), fusion=other, estimation=EstimationConfig(estimators=("saap",))
-    )
-    score_run(scored)
-    with pytest.raises(
-        ValueError, match=r"fusion.estimators: expected \['taylor_vector', 'taylor_element'\], by which"
-    ):
-        prune.prune(config)
+def test_scores_of_other_weights_are_refused(score_config, kept, tmp_path):
+    shutil.copytree(kept[0].path, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     changed = record | {"inputs": record["inputs"] | {"model": "f00d" * 16}}
     (tmp_path / "run" / "run.json").write_text(json.dumps(changed))
+    config = PruneConfig(
+        out=str(tmp_path / "out"), method="gate_taylor", from_run=str(tmp_path / "run"), model=score_config.model,
+        calibration=score_config.calibration,
+    )  # fmt: skip
     with pytest.raises(ValueError, match="has scored another model of the name"):
-        prune.prune(dataclasses.replace(config, fusion=other))
+        prune.prune(config)
     assert not (tmp_path / "out").exists()
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    prune.prune(dataclasses.replace(config, fusion=other))
 
 
 def test_a_finished_run_is_not_scored_again(score_config, kept, monkeypatch):

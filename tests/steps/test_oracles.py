@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from saap_jax.selection.calibrate import calibrate, check_estimators
-from saap_jax.selection.oracles import Passes, is_oracle, make_oracle
 
-from saap_jax.config.method import FusionConfig
 from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import WindowLosses, window_losses
 from saap_jax.llama.segments import masks
+from saap_jax.steps.score.calibrate import Wanted, calibrate
+from saap_jax.steps.score.oracles import Passes, is_oracle, make_oracle
+from saap_jax.steps.score.score import Score
 from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import LlamaSubject
 from tests.helpers import length_mask, random_model, random_tokens, spec_of
@@ -20,6 +20,10 @@ WINDOWS = Windows(TOKENS, MASK)
 @pytest.fixture(scope="module")
 def subject():
     return LlamaSubject(random_model(spec_of((2, 6), (2, 4), (0, 5))))
+
+
+def scored(subject, *names, text=WINDOWS, **options):
+    return calibrate(subject, {"text": text}, {name: Wanted(name) for name in names}, **options)
 
 
 def loss(subject, keep) -> float:
@@ -34,9 +38,8 @@ def test_blocks_are_removed_one_by_one(subject, granularity, pruned):
     keep = {name: units.copy() for name, units in subject.existing.items()}
     if pruned:
         keep["mlp"][0], keep["attention"][1, 0] = False, False
-    scores = calibrate(
-        subject, {"text": WINDOWS}, [f"block_ablation(granularity='{granularity}')"], keep=keep if pruned else None
-    ).scores(f"block_ablation(granularity='{granularity}')")
+    name = f"block_ablation(granularity='{granularity}')"
+    scores = scored(subject, name, keep=keep if pruned else None).scores(name)
     for name in ("attention", "mlp"):
         for layer in range(3):
             there = keep[name][layer]
@@ -53,8 +56,7 @@ def test_blocks_are_removed_one_by_one(subject, granularity, pruned):
 
 @pytest.mark.slow
 def test_an_oracle_scores_one_structure_and_an_estimator_the_other(subject):
-    text = {"text": WINDOWS}
-    both = calibrate(subject, text, ["block_ablation/wanda", "block_ablation", "wanda"])
+    both = scored(subject, "block_ablation/wanda", "block_ablation", "wanda")
     mixed = both.scores("block_ablation/wanda")
     np.testing.assert_array_equal(mixed["attention"], both.scores("block_ablation")["attention"])
     np.testing.assert_array_equal(mixed["mlp"], both.scores("wanda")["mlp"])
@@ -62,7 +64,7 @@ def test_an_oracle_scores_one_structure_and_an_estimator_the_other(subject):
 
 @pytest.mark.slow
 def test_the_exact_changes_can_be_fused(subject):
-    made = calibrate(subject, {"text": WINDOWS}, ["ablation", "ablation/wanda+magnitude"])
+    made = scored(subject, "ablation", "ablation/wanda+magnitude")
     np.testing.assert_array_equal(
         made.scores("ablation/wanda+magnitude")["attention"], made.scores("ablation")["attention"]
     )
@@ -119,9 +121,10 @@ def test_the_ridge_is_that_of_the_primal_problem():
 )
 def test_the_first_examples_suffice_if_asked(subject, spec):
     first, whole = Windows(TOKENS[:2], MASK[:2]), Windows(TOKENS, MASK)
-    few = calibrate(subject, {"text": whole}, [spec.format(2)]).scores(spec.format(2))
-    alone = calibrate(subject, {"text": first}, [spec.format(9)]).scores(spec.format(9))
-    every = calibrate(subject, {"text": whole}, [spec.format(9)]).scores(spec.format(9))
+    few, alone, every = (
+        scored(subject, spec.format(count), text=text).scores(spec.format(count))
+        for count, text in ((2, whole), (9, first), (9, whole))
+    )
     for name, scores in few.items():
         np.testing.assert_array_equal(scores, alone[name])
         assert not np.array_equal(scores, every[name], equal_nan=True)
@@ -139,11 +142,11 @@ def test_the_first_examples_suffice_if_asked(subject, spec):
 )
 def test_bad_options_are_refused(text, said):
     with pytest.raises(ValueError, match=said.replace("(", r"\(")):
-        check_estimators([text], FusionConfig())
+        Score(text)
     assert is_oracle(text)
 
 
 @pytest.mark.parametrize("text", ["wanda+wanda", "block_ablation+block_ablation", "wanda/magnitude+magnitude"])
 def test_a_fusion_of_one_with_itself_is_refused(text):
     with pytest.raises(ValueError, match="is named twice"):
-        check_estimators([text], FusionConfig())
+        Score(text)

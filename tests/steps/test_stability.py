@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stabilised, stability_indicator, standardised
+
+from saap_jax.steps.score.stability import (
+    fluctuation_of,
+    reduce_scenarios,
+    stabilised,
+    stability_indicator,
+    standardised,
+)
 
 
 def one(values) -> dict:

@@ -6,22 +6,43 @@ import math
 import re
 
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from saap_jax.config.search import PROTECTED, PerStructure, SearchConfig, SharePerStructure
-from saap_jax.selection import budget
-from saap_jax.selection import search as search_module
-from saap_jax.selection.search import search, skipped_layers
 from scipy.optimize import minimize
 
+from saap_jax.steps.allocation import budget
+from saap_jax.steps.allocation import search as search_module
+from saap_jax.steps.allocation.allocation import Allocation
+from saap_jax.steps.allocation.search import Prunable, Selection, search
+from saap_jax.steps.allocation.softmax import Softmax
+from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.base import State
+from saap_jax.steps.chain import limits_of, parse, steps_of
+from saap_jax.steps.limits import Within, protected
+from saap_jax.steps.score.calibrate import Calibrated
 from saap_jax.types import STRUCTURES
 
-NO_FLOOR = PerStructure(attention=0, mlp=0)
-FREE = SearchConfig(allocation="global", min_keep=NO_FLOOR)
-MLP_ONLY = dataclasses.replace(FREE, max_ratio=SharePerStructure(attention=0.0))
+FREE = "within(min_keep=0) > global"
+MLP_ONLY = "within(min_keep=0, max_ratio={attention: 0}) > global"
+
+
+def searched(scores, prunable: Prunable, ratio: float, method: str, stability=None, gone=None) -> Selection:
+    """Follow the steps of a chain behind its score."""
+    keep = {n: units if gone is None else units & ~gone[n] for n, units in prunable.existing.items()}
+    scored = Calibrated({"text": {"own": scores}}, stability, {})
+    state = State(None, keep, Within(), scored=scored, label="own", scores=scores)
+    for step in steps_of(method):
+        if isinstance(step, Allocation):
+            return search(state.scores, prunable, ratio, step, state.limits, gone)
+        state = step(state, None, None)
+    raise AssertionError("no allocation")
+
+
+def whole(**arrays) -> dict[str, np.ndarray]:
+    """All units of scores."""
+    return {name: np.ones(np.shape(values), bool) for name, values in arrays.items()}
 
 
 class Problem:
@@ -36,8 +57,8 @@ class Problem:
         self.costs = {n: np.full(layers, c, np.int64) for n, c in zip(STRUCTURES, costs, strict=True)}
         self.stability = {name: rng.normal(size=shape) for name, shape in shapes.items()}
 
-    def search(self, ratio: float, config: SearchConfig):
-        return search(self.scores, self.costs, self.existing, ratio, config, self.stability)
+    def search(self, ratio: float, method: str, gone=None) -> Selection:
+        return searched(self.scores, Prunable(self.costs, self.existing), ratio, method, self.stability, gone)
 
     @property
     def prunable(self) -> int:
@@ -50,10 +71,14 @@ class Problem:
         return float(sum(self.scores[n][self.existing[n] & ~keep[n]].sum() for n in STRUCTURES))
 
 
-def allowed(problem: Problem, keep, config: SearchConfig) -> bool:
+def within_of(method: str) -> Within:
+    return limits_of(parse(f"wanda > {method}"))
+
+
+def allowed(problem: Problem, keep, method: str) -> bool:
     """Say whether a keep-set obeys floors, caps, alignment and the layers left alone."""
-    layers = len(keep["mlp"])
-    alone = {layer % layers for layer in config.skip_layers}
+    layers, within = len(keep["mlp"]), within_of(method)
+    alone = {layer % layers for layer in within.protect}
     for name in STRUCTURES:
         if (keep[name] & ~problem.existing[name]).any():
             return False
@@ -61,31 +86,33 @@ def allowed(problem: Problem, keep, config: SearchConfig) -> bool:
             units, kept = int(problem.existing[name][layer].sum()), int(keep[name][layer].sum())
             if kept == units:
                 continue
-            if layer in alone or kept < getattr(config.min_keep, name):
+            if layer in alone or kept < within.of("min_keep", name, 1):
                 return False
-            if units - kept > units * getattr(config.max_ratio, name) + 1e-9:
+            if units - kept > units * within.of("max_ratio", name, 1.0) + 1e-9:
                 return False
-            if kept % (units if config.depth else getattr(config.multiple_of, name)):
+            if kept % (units if within.depth else within.of("multiple_of", name, 1)):
                 return False
     return True
 
 
-def last_blocks(problem: Problem, keep, config: SearchConfig):
+def last_blocks(problem: Problem, keep, method: str):
     """Yield (structure, layer, parameters) of the block that was last removed from each layer."""
+    within = within_of(method)
     for name in STRUCTURES:
         for layer, kept in enumerate(keep[name].sum(1)):
-            units, multiple = int(problem.existing[name][layer].sum()), getattr(config.multiple_of, name)
+            units, multiple = int(problem.existing[name][layer].sum()), within.of("multiple_of", name, 1)
             gone = units - int(kept)
             if gone:
                 first = units % multiple or multiple
-                block = gone if config.depth or gone == first else multiple
+                block = gone if within.depth or gone == first else multiple
                 yield name, layer, block * int(problem.costs[name][layer])
 
 
-def brute_force(problem: Problem, target: int, config: SearchConfig) -> float:
+def brute_force(problem: Problem, target: int, method: str) -> float:
     """Return the lowest sum of scores that any allowed keep-set removes with at least `target` parameters."""
+    within = within_of(method)
     where = [(n, *map(int, at)) for n in STRUCTURES for at in np.argwhere(problem.existing[n])]
-    where = [(n, layer, unit) for n, layer, unit in where if getattr(config.max_ratio, n) > 0]
+    where = [(n, layer, unit) for n, layer, unit in where if within.of("max_ratio", n, 1.0) > 0]
     best = np.inf
     for gone in itertools.product([False, True], repeat=len(where)):
         removed = [at for at, out in zip(where, gone, strict=True) if out]
@@ -96,45 +123,36 @@ def brute_force(problem: Problem, target: int, config: SearchConfig) -> float:
             keep = {n: e.copy() for n, e in problem.existing.items()}
             for name, layer, unit in removed:
                 keep[name][layer, unit] = False
-            if allowed(problem, keep, config):
+            if allowed(problem, keep, method):
                 best = loss
     return best
 
 
 @st.composite
-def fields(draw) -> dict:
-    """Draw the fields of a configuration: plain values, for `configured`."""
-    allocation = draw(st.sampled_from(["uniform", "uniform_floor", "log", "softmax", *["global", "adaptive"] * 2]))
-    ranks = allocation in ("global", "adaptive")
-    depth = ranks and draw(st.sampled_from([False, False, True]))
-    share = draw(st.sampled_from([None, None, 0.0, 0.3, 1.0]))
-    pair = lambda values: draw(st.tuples(st.sampled_from(values), st.sampled_from(values)))  # noqa: E731
-    return {
-        "allocation": allocation,
-        "rank_by": draw(st.sampled_from(["score", "score_per_parameter"])),
-        "normalize": draw(st.sampled_from(["none", "structure_mean"])),
-        "stability_weight": draw(st.sampled_from([-0.5, 0.0, 0.5])),
-        "attention_share": share,
-        "attention_from": 0.0 if share is None else draw(st.sampled_from([0.0, 0.0, 0.2])),
-        "min_keep": (0, 0) if depth else pair([0, 1, 2]),
-        "max_ratio": (1.0, 1.0) if depth else pair([1.0, 0.7, 0.5]),
-        "skip_layers": draw(st.sampled_from([(), (), (0,), (-1,), (0, -1)])),
-        "multiple_of": pair([1, 2, 3]),
-        "depth": depth,
-        "solver": draw(st.sampled_from(["greedy", "exact"])) if ranks else "greedy",
-    }
+def methods(draw, *, plain: bool = False, ranked: bool = False) -> str:
+    """Draw steps behind a score; `plain` without a share for attention, and the greedy solver."""
+    of = lambda *values: draw(st.sampled_from(values))  # noqa: E731
+    allocation = "global" if ranked else of("uniform", "uniform(floor=True)", "log", "softmax(0.1)", *["global"] * 4)
+    ranks, early = allocation == "global", []
+    depth = ranks and of(False, False, True)
+    limits = [f"protect={of('()', '()', '(0,)', '(-1,)', '(0, -1)')}", f"depth={depth}"]
+    limits += [f"multiple_of={{attention: {of(1, 2, 3)}, mlp: {of(1, 2, 3)}}}"]
+    limits += ["min_keep=0"] if depth else [f"min_keep={{attention: {of(0, 1, 2)}, mlp: {of(0, 1, 2)}}}"]
+    limits += [] if depth else [f"max_ratio={{attention: {of(1.0, 0.7, 0.5)}, mlp: {of(1.0, 0.7, 0.5)}}}"]
+    share = None if plain else of(None, None, 0.0, 0.3, 1.0)
+    if share is not None:
+        limits += [f"attention={share}", f"attention_from={of(0.0, 0.0, 0.2)}"]
+    if ranks:
+        solver = "greedy" if plain else of("greedy", "exact")
+        allocation = f"global(by={of('score', 'score_per_parameter')}, solver={solver})"
+        early = [of("none", "none", "stable(-0.5)", "stable(0.5)")]
+    return " > ".join([of("none", "normalize"), *early, f"within({', '.join(limits)})", allocation])
 
 
-def configured(fields: dict) -> SearchConfig:
-    kinds = {"min_keep": PerStructure, "max_ratio": SharePerStructure, "multiple_of": PerStructure}
-    pairs = {k: kind(**dict(zip(STRUCTURES, fields[k], strict=True))) for k, kind in kinds.items()}
-    return SearchConfig(**{**fields, **pairs})
-
-
-def largest_ratio(problem: Problem, config: SearchConfig) -> float:
+def largest_ratio(problem: Problem, method: str) -> float:
     """Return the largest possible ratio that the refusal of an impossible one names; 1 where all can be removed."""
     try:
-        problem.search(1 - 1e-9, config)
+        problem.search(1 - 1e-9, method)
     except ValueError as refused:
         named = re.search(r"largest possible ratio is (\d\.\d{4}) under", str(refused))
         assert named is not None
@@ -147,41 +165,43 @@ class TestOptimum:
     @pytest.mark.parametrize(
         "limits",
         [
-            {},
-            {"min_keep": PerStructure(attention=0, mlp=2)},
-            {"max_ratio": SharePerStructure(attention=0.0, mlp=0.5)},
-            {"skip_layers": (-1,)},
-            {"multiple_of": PerStructure(attention=1, mlp=2)},
+            "",
+            "min_keep={attention: 0, mlp: 2}",
+            "max_ratio={attention: 0, mlp: 0.5}",
+            "protect=(-1,)",
+            "multiple_of={mlp: 2}",
         ],
     )
     def test_equal_costs_remove_the_least_score_of_all_keep_sets(self, seed, limits):
         problem = Problem(seed, layers=2, heads=1, channels=4, missing=False)
-        config = dataclasses.replace(MLP_ONLY, **limits)
+        method = f"within(min_keep=0, max_ratio={{attention: 0}}) > within({limits}) > global"
         for ratio in (0.1, 0.25):
-            got = problem.search(ratio, config)
-            assert allowed(problem, got.keep, config)
-            want = brute_force(problem, int(np.ceil(ratio * problem.prunable)), config)
+            got = problem.search(ratio, method)
+            assert allowed(problem, got.keep, method)
+            want = brute_force(problem, int(np.ceil(ratio * problem.prunable)), method)
             assert problem.loss(got.keep) == pytest.approx(want, rel=1e-12)
 
     def test_another_ranking_is_not_the_optimum(self):
         problem = Problem(0, layers=2, heads=1, channels=4, missing=False)
         got = problem.search(0.25, MLP_ONLY)
-        backwards = search({n: -s for n, s in problem.scores.items()}, problem.costs, problem.existing, 0.25, MLP_ONLY)
-        assert problem.loss(backwards.keep) > 1.5 * problem.loss(got.keep)
+        best = problem.loss(got.keep)
+        scores, problem.scores = problem.scores, {n: -s for n, s in problem.scores.items()}
+        backwards, problem.scores = problem.search(0.25, MLP_ONLY), scores
+        assert problem.loss(backwards.keep) > 1.5 * best
 
     @given(st.integers(0, 10_000), st.sampled_from([0.1, 0.3, 0.5, 0.7]), st.booleans(), st.sampled_from([1, 2]))
     @settings(max_examples=25, deadline=None, derandomize=True)
     def test_two_costs_stay_within_one_block_and_exact_is_the_optimum(self, seed, ratio, ties, multiple):
         problem = Problem(seed, layers=2, heads=2, channels=3, costs=(7, 2), ties=ties)
-        config = dataclasses.replace(FREE, multiple_of=PerStructure(attention=1, mlp=multiple))
+        method = f"within(min_keep=0, multiple_of={{mlp: {multiple}}}) > global"
         target = int(np.ceil(ratio * problem.prunable - 1e-9))
         assume(target > 0)
-        best = brute_force(problem, target, config)
-        exact = problem.search(ratio, dataclasses.replace(config, solver="exact"))
+        best = brute_force(problem, target, method)
+        exact = problem.search(ratio, f"{method}(solver=exact)")
         assert problem.loss(exact.keep) == pytest.approx(best, rel=1e-9, abs=1e-12)
-        assert allowed(problem, exact.keep, config)
+        assert allowed(problem, exact.keep, method)
         assert exact.removed >= target
-        greedy = problem.loss(problem.search(ratio, config).keep)
+        greedy = problem.loss(problem.search(ratio, method).keep)
         assert best - 1e-9 <= greedy <= best + self.crossing_block(problem, target, multiple) + 1e-9
 
     def crossing_block(self, problem: Problem, target: int, multiple: int) -> float:
@@ -205,9 +225,10 @@ class TestOptimum:
     def test_greedy_is_not_the_optimum_with_two_costs(self):
         scores = {"attention": np.array([[3.0]]), "mlp": np.array([[1.1, 1.1, 9.0]])}
         costs = {"attention": np.array([3]), "mlp": np.array([1])}
-        existing = {n: np.ones(s.shape, bool) for n, s in scores.items()}
-        greedy = search(scores, costs, existing, 2 / 6, FREE)
-        exact = search(scores, costs, existing, 2 / 6, dataclasses.replace(FREE, solver="exact"))
+        greedy, exact = (
+            searched(scores, Prunable(costs, whole(**scores)), 2 / 6, f"{FREE}(solver={solver})")
+            for solver in ("greedy", "exact")
+        )
         assert greedy.removed == 3
         assert not greedy.keep["attention"].any()
         assert exact.removed == 2
@@ -216,113 +237,111 @@ class TestOptimum:
     def test_exact_shifts_negative_scores_and_removes_no_more_than_asked(self):
         problem = Problem(0, heads=1, missing=False)
         problem.scores = {n: s - 10 for n, s in problem.scores.items()}
-        config = dataclasses.replace(MLP_ONLY, solver="exact")
-        for got, want in zip(problem.search(0.2, config), problem.search(0.2, MLP_ONLY), strict=True):
+        exact, plain = problem.search(0.2, f"{MLP_ONLY}(solver=exact)"), problem.search(0.2, MLP_ONLY)
+        for got, want in zip(exact, plain, strict=True):
             np.testing.assert_equal(got, want)
 
     def test_exact_refuses_large_problems(self, monkeypatch):
         monkeypatch.setattr(budget, "EXACT_LIMIT", 100)
         with pytest.raises(ValueError, match=r"at most 100 steps, got [\d,]+ .27 blocks times \d+ sizes"):
-            Problem(0, missing=False).search(0.5, dataclasses.replace(FREE, solver="exact"))
+            Problem(0, missing=False).search(0.5, f"{FREE}(solver=exact)")
 
 
 class TestRules:
     @pytest.mark.slow
-    @given(st.integers(0, 10_000), fields(), st.floats(0, 0.95), st.booleans())
+    @given(st.integers(0, 10_000), methods(), st.floats(0, 0.95), st.booleans())
     @settings(max_examples=150, deadline=None, derandomize=True)
-    def test_obeys_all_limits_and_meets_the_budget_by_less_than_a_block(self, seed, fields, ratio, ties):
-        problem, config = Problem(seed, ties=ties), configured(fields)
+    def test_obeys_all_limits_and_meets_the_budget_by_less_than_a_block(self, seed, method, ratio, ties):
+        problem = Problem(seed, ties=ties)
         try:
-            got = problem.search(ratio, config)
+            got = problem.search(ratio, method)
         except ValueError as refused:
             assert "largest possible ratio" in str(refused)  # noqa: PT017
-            assert ratio > largest_ratio(problem, config)
+            assert ratio > largest_ratio(problem, method)
             return
-        assert allowed(problem, got.keep, config)
+        assert allowed(problem, got.keep, method)
         assert got.removed == problem.cost(got.keep)
         assert got.asked == ratio
         assert got.actual == pytest.approx(got.removed / problem.prunable)
         assert got.removed >= ratio * problem.prunable - 1e-6
-        for _, _, parameters in last_blocks(problem, got.keep, config):
+        for _, _, parameters in last_blocks(problem, got.keep, method):
             assert got.removed - parameters < ratio * problem.prunable
 
     @pytest.mark.slow
-    @given(st.integers(0, 10_000), fields())
+    @given(st.integers(0, 10_000), methods())
     @settings(max_examples=60, deadline=None, derandomize=True)
-    def test_the_largest_ratio_is_possible_and_the_next_is_not(self, seed, fields):
-        problem, config = Problem(seed), configured(fields)
-        largest = largest_ratio(problem, config)
-        assert search_module.largest_ratio(problem.costs, problem.existing, config) == min(largest, 0.9999)
+    def test_the_largest_ratio_is_possible_and_the_next_is_not(self, seed, method):
+        problem, (*_, allocation) = Problem(seed), steps_of(method)
+        largest, prunable = largest_ratio(problem, method), Prunable(problem.costs, problem.existing)
+        assert search_module.largest_ratio(prunable, allocation, within_of(method)) == min(largest, 0.9999)
         assume(largest < 1)
-        assert problem.search(largest, config).actual >= largest - 1e-9
+        assert problem.search(largest, method).actual >= largest - 1e-9
         with pytest.raises(ValueError, match="cannot be removed"):
-            problem.search(largest + 1e-4, config)
+            problem.search(largest + 1e-4, method)
 
     @pytest.mark.slow
-    @given(st.integers(0, 10_000), fields(), st.floats(0, 0.9))
+    @given(st.integers(0, 10_000), methods(plain=True, ranked=True), st.floats(0, 0.9))
     @settings(max_examples=40, deadline=None, derandomize=True)
-    def test_one_budget_removes_the_same_when_asked_for_what_it_removed(self, seed, fields, ratio):
-        free = {"attention_share": None, "attention_from": 0.0, "solver": "greedy"}
-        problem, config = Problem(seed), configured({**fields, **free})
-        assume(config.allocation in ("global", "adaptive") and ratio <= largest_ratio(problem, config))
-        first = problem.search(ratio, config)
+    def test_one_budget_removes_the_same_when_asked_for_what_it_removed(self, seed, method, ratio):
+        problem = Problem(seed)
+        assume(ratio <= largest_ratio(problem, method))
+        first = problem.search(ratio, method)
         assume(first.actual < 1)
-        assert problem.search(first.actual, config).removed == first.removed
+        assert problem.search(first.actual, method).removed == first.removed
 
     @pytest.mark.parametrize("units", [7, 49, 100])
     def test_the_ratio_of_whole_units_asks_for_just_these(self, units):
         # 0.07 * 100 is a little over 7, and 1 / 49 * 49 a little under 1
         scores = {"attention": np.ones((1, 1)), "mlp": np.arange(1.0, units)[None]}
-        existing = {n: np.ones(s.shape, bool) for n, s in scores.items()}
-        costs = {n: np.array([1]) for n in STRUCTURES}
+        prunable = Prunable({n: np.array([1]) for n in STRUCTURES}, whole(**scores))
         for gone in range(units):
-            assert search(scores, costs, existing, gone / units, FREE).removed == gone
+            assert searched(scores, prunable, gone / units, FREE).removed == gone
 
     def test_equal_scores_leave_aligned_blocks_in_order(self):
         problem = Problem(0, layers=1, heads=1, channels=7, costs=(1, 1), missing=False)
         problem.scores = {"attention": np.ones((1, 1)), "mlp": np.full((1, 7), 0.1)}
-        config = dataclasses.replace(FREE, multiple_of=PerStructure(mlp=4))
-        assert [problem.search(r, config).removed for r in (0.1, 0.5)] == [3, 7]
-        assert problem.cost(problem.search(0.1, config).keep) == 3
+        found = [problem.search(r, "within(min_keep=0, multiple_of={mlp: 4}) > global") for r in (0.1, 0.5)]
+        assert [each.removed for each in found] == [3, 7]
+        assert problem.cost(found[0].keep) == 3
 
     @pytest.mark.slow
-    @given(st.integers(0, 10_000), fields(), st.floats(0, 0.9))
+    @given(st.integers(0, 10_000), methods(), st.floats(0, 0.9))
     @settings(max_examples=60, deadline=None, derandomize=True)
-    def test_keep_sets_permute_with_the_units(self, seed, fields, ratio):
-        problem, moved, config = Problem(seed), Problem(seed), configured(fields)
-        assume(ratio <= largest_ratio(problem, config))
+    def test_keep_sets_permute_with_the_units(self, seed, method, ratio):
+        problem, moved = Problem(seed), Problem(seed)
+        assume(ratio <= largest_ratio(problem, method))
         rng = np.random.default_rng(seed)
         orders = {n: np.argsort(rng.random(s.shape), axis=1) for n, s in problem.scores.items()}
         for tree in ("scores", "existing", "stability"):
             setattr(moved, tree, {n: np.take_along_axis(v, orders[n], 1) for n, v in getattr(problem, tree).items()})
-        keep, permuted = problem.search(ratio, config).keep, moved.search(ratio, config).keep
+        keep, permuted = problem.search(ratio, method).keep, moved.search(ratio, method).keep
         for name in STRUCTURES:
             np.testing.assert_array_equal(permuted[name], np.take_along_axis(keep[name], orders[name], 1))
 
     @pytest.mark.slow
-    @given(st.integers(0, 10_000), fields(), st.floats(0, 0.9), st.sampled_from([2.0**-40, 2.0**40]))
+    @given(st.integers(0, 10_000), methods(), st.floats(0, 0.9), st.sampled_from([2.0**-40, 2.0**40]))
     @settings(max_examples=40, deadline=None, derandomize=True)
-    def test_the_scale_of_the_scores_does_not_matter(self, seed, fields, ratio, scale):
-        problem, config = Problem(seed), configured(fields)
-        assume(ratio <= largest_ratio(problem, config))
-        keep = problem.search(ratio, config).keep
+    def test_the_scale_of_the_scores_does_not_matter(self, seed, method, ratio, scale):
+        problem = Problem(seed)
+        assume(ratio <= largest_ratio(problem, method))
+        keep = problem.search(ratio, method).keep
         problem.scores = {n: s * scale for n, s in problem.scores.items()}
-        scaled = problem.search(ratio, dataclasses.replace(config, softmax_temperature=0.1 * scale)).keep
+        unit = 0.1 if "normalize" in method else 0.1 * scale
+        scaled = problem.search(ratio, method.replace("softmax(0.1)", f"softmax({unit})")).keep
         assert all((keep[n] == scaled[n]).all() for n in STRUCTURES)
 
-    @given(st.integers(0, 10_000), st.sampled_from(["global", "adaptive"]), st.booleans())
+    @given(st.integers(0, 10_000), st.sampled_from(["none", "stable"]), st.booleans())
     @settings(max_examples=30, deadline=None, derandomize=True)
-    def test_keep_sets_are_nested_where_blocks_cost_the_same(self, seed, allocation, ties):
+    def test_keep_sets_are_nested_where_blocks_cost_the_same(self, seed, early, ties):
         problem = Problem(seed, costs=(2, 2), ties=ties)
-        keeps = [problem.search(r, dataclasses.replace(FREE, allocation=allocation)).keep for r in (0.2, 0.4, 0.6, 0.8)]
+        keeps = [problem.search(r, f"{early} > {FREE}").keep for r in (0.2, 0.4, 0.6, 0.8)]
         for more, less in itertools.pairwise(keeps):
             assert all((more[n] | ~less[n]).all() for n in STRUCTURES)
 
     def test_keep_sets_are_not_nested_where_a_dear_block_replaces_cheap_ones(self):
         scores = {"attention": np.array([[5.0]]), "mlp": np.array([[1.0, 1.0]])}
         costs = {"attention": np.array([3]), "mlp": np.array([1])}
-        existing = {n: np.ones(s.shape, bool) for n, s in scores.items()}
-        two, three = (search(scores, costs, existing, n / 5, FREE).keep for n in (2, 3))
+        two, three = (searched(scores, Prunable(costs, whole(**scores)), n / 5, FREE).keep for n in (2, 3))
         assert two["attention"].all()
         assert not two["mlp"].any()
         assert three["mlp"].all()
@@ -331,15 +350,12 @@ class TestRules:
 
 class TestTies:
     def test_cheaper_then_attention_then_lower_layer_then_lower_index(self):
-        config = dataclasses.replace(FREE, rank_by="score")
-        scores = {"attention": np.ones((2, 2)), "mlp": np.ones((2, 2))}
-        existing = {n: np.ones((2, 2), bool) for n in STRUCTURES}
-        dear = {"attention": np.array([3, 3]), "mlp": np.array([1, 1])}
-        even = {"attention": np.array([1, 1]), "mlp": np.array([1, 1])}
-        assert search(scores, dear, existing, 2 / 16, config).keep["mlp"].tolist() == [[False, False], [True, True]]
-        one = search(scores, even, existing, 1 / 8, config).keep
+        method, scores = f"{FREE}(by=score)", {"attention": np.ones((2, 2)), "mlp": np.ones((2, 2))}
+        dear, even = (Prunable({"attention": np.full(2, c), "mlp": np.ones(2, int)}, whole(**scores)) for c in (3, 1))
+        assert searched(scores, dear, 2 / 16, method).keep["mlp"].tolist() == [[False, False], [True, True]]
+        one = searched(scores, even, 1 / 8, method).keep
         assert one["attention"].tolist() == [[False, True], [True, True]]
-        five = search(scores, even, existing, 5 / 8, config).keep
+        five = searched(scores, even, 5 / 8, method).keep
         assert not five["attention"].any()
         assert five["mlp"].tolist() == [[False, True], [True, True]]
 
@@ -350,7 +366,7 @@ class TestUniform:
 
     @pytest.mark.parametrize("ratio", [0.125, 0.25, 0.5])
     def test_every_layer_loses_the_same_share_of_both_structures(self, ratio):
-        keep = self.dense().search(ratio, SearchConfig()).keep
+        keep = self.dense().search(ratio, "uniform").keep
         assert len(set(keep["attention"].sum(1))) == 1
         assert len(set(keep["mlp"].sum(1))) == 1
         if ratio != 0.125:
@@ -359,30 +375,30 @@ class TestUniform:
 
     def test_the_least_important_units_of_each_layer_go(self):
         problem = self.dense()
-        keep = problem.search(0.5, SearchConfig()).keep
+        keep = problem.search(0.5, "uniform").keep
         for name in STRUCTURES:
             kept = np.where(keep[name], problem.scores[name], np.inf).min(1)
             assert (np.where(keep[name], -np.inf, problem.scores[name]).max(1) < kept).all()
 
     def test_layers_left_alone_lose_nothing_and_the_others_their_part(self):
-        keep = self.dense().search(0.25, SearchConfig(skip_layers=(0, -1))).keep
+        keep = self.dense().search(0.25, "within(protect=(0, -1)) > uniform").keep
         for name in STRUCTURES:
             assert keep[name][[0, 3]].all()
             assert keep[name][[1, 2]].sum() == keep[name][[1, 2]].size / 2
 
     def test_what_is_left_over_goes_to_the_first_layers(self):
         problem = self.dense()
-        keep = problem.search(6 / problem.prunable, SearchConfig()).keep
+        keep = problem.search(6 / problem.prunable, "uniform").keep
         assert keep["mlp"].sum(1).tolist() == [22, 22, 23, 23]
-        coarse = SearchConfig(multiple_of=PerStructure(mlp=8), max_ratio=SharePerStructure(attention=0.0))
+        coarse = "within(multiple_of={mlp: 8}, max_ratio={attention: 0}) > uniform"
         assert problem.search(16 / problem.prunable, coarse).keep["mlp"].sum(1).tolist() == [16, 16, 24, 24]
 
     @given(st.integers(0, 10_000), st.floats(0, 0.6), st.sampled_from([None, 0.4]))
     @settings(max_examples=60, deadline=None, derandomize=True)
     def test_budgets_are_met_within_a_block(self, seed, ratio, share):
-        problem, config = Problem(seed, channels=12), SearchConfig(attention_share=share, min_keep=NO_FLOOR)
-        assume(ratio <= largest_ratio(problem, config))
-        keep = problem.search(ratio, config).keep
+        problem, method = Problem(seed, channels=12), f"within(attention={share}, min_keep=0) > uniform"
+        assume(ratio <= largest_ratio(problem, method))
+        keep = problem.search(ratio, method).keep
         size = {n: problem.existing[n].sum(1) * problem.costs[n] for n in STRUCTURES}
         gone = {n: (problem.existing[n] & ~keep[n]).sum(1) * problem.costs[n] for n in STRUCTURES}
         target = ratio * problem.prunable
@@ -398,21 +414,20 @@ class TestUniform:
         problem = self.dense()
         problem.existing["mlp"][2, 1:] = problem.existing["attention"][2, 1:] = False
         with pytest.raises(ValueError, match=r"largest possible ratio is 0\.0000"):
-            problem.search(0.25, SearchConfig())
-        assert problem.search(0.25, SearchConfig(skip_layers=(2,))).actual >= 0.25
+            problem.search(0.25, "uniform")
+        assert problem.search(0.25, "within(protect=(2,)) > uniform").actual >= 0.25
 
     def test_a_layer_without_units_does_not_count(self):
         problem = self.dense()
         problem.existing["mlp"][2] = problem.existing["attention"][2] = False
-        assert problem.search(0.25, SearchConfig()).actual == pytest.approx(0.25)
+        assert problem.search(0.25, "uniform").actual == pytest.approx(0.25)
 
 
 class TestRankings:
     @pytest.mark.parametrize("weight", [-0.5, 0.5])
-    def test_adaptive_removes_the_lowest_log_score_plus_weighted_stability(self, weight):
+    def test_stable_removes_the_lowest_log_score_plus_weighted_stability(self, weight):
         problem = Problem(3, costs=(2, 2), missing=False)
-        config = dataclasses.replace(FREE, allocation="adaptive", stability_weight=weight)
-        keep = problem.search(1 / 3, config).keep
+        keep = problem.search(1 / 3, f"stable({weight}) > {FREE}").keep
         ranked = np.concatenate(
             [(np.log(problem.scores[n]) + weight * problem.stability[n]).ravel() for n in STRUCTURES]
         )
@@ -422,65 +437,58 @@ class TestRankings:
         assert any((plain[n] != keep[n]).any() for n in STRUCTURES)
 
     @pytest.mark.parametrize("rank_by", ["score", "score_per_parameter"])
-    def test_adaptive_is_the_global_ranking_of_the_exponential(self, rank_by):
+    def test_stable_is_the_global_ranking_of_the_exponential(self, rank_by):
         problem, other = Problem(3), Problem(3)
-        config = dataclasses.replace(FREE, rank_by=rank_by)
         other.scores = {n: s * np.exp(0.5 * problem.stability[n]) for n, s in problem.scores.items()}
-        got = problem.search(0.4, dataclasses.replace(config, allocation="adaptive", stability_weight=0.5)).keep
-        want = other.search(0.4, config).keep
+        got = problem.search(0.4, f"stable(0.5) > {FREE}(by={rank_by})").keep
+        want = other.search(0.4, f"{FREE}(by={rank_by})").keep
         assert all((got[n] == want[n]).all() for n in STRUCTURES)
 
     @pytest.mark.parametrize(("weight", "kept"), [(1.0, 1), (-1.0, 0)])
     def test_the_sign_of_the_weight_keeps_or_removes_the_unstable_unit(self, weight, kept):
         scores = {"attention": np.ones((1, 1)), "mlp": np.ones((1, 2))}
-        costs = {n: np.array([1]) for n in STRUCTURES}
-        existing = {n: np.ones(s.shape, bool) for n, s in scores.items()}
+        prunable = Prunable({n: np.array([1]) for n in STRUCTURES}, whole(**scores))
         stability = {"attention": np.zeros((1, 1)), "mlp": np.array([[-1.0, 1.0]])}
-        config = dataclasses.replace(MLP_ONLY, allocation="adaptive", stability_weight=weight)
-        keep = search(scores, costs, existing, 1 / 3, config, stability).keep["mlp"]
+        keep = searched(scores, prunable, 1 / 3, f"stable({weight}) > {MLP_ONLY}", stability).keep["mlp"]
         assert np.flatnonzero(keep[0]).tolist() == [kept]
 
     @given(st.integers(0, 10_000), st.sampled_from([1, 2]))
     @settings(max_examples=20, deadline=None, derandomize=True)
     def test_weight_zero_is_the_global_ranking(self, seed, multiple):
-        problem = Problem(seed)
-        config = dataclasses.replace(FREE, multiple_of=PerStructure(attention=1, mlp=multiple))
-        adaptive = dataclasses.replace(config, allocation="adaptive", stability_weight=0.0)
-        keep = problem.search(0.4, config).keep
-        same = search(problem.scores, problem.costs, problem.existing, 0.4, adaptive).keep
+        problem, method = Problem(seed), f"within(min_keep=0, multiple_of={{mlp: {multiple}}}) > global"
+        keep, same = (problem.search(0.4, each).keep for each in (method, f"stable(0.0) > {method}"))
         assert all((keep[n] == same[n]).all() for n in STRUCTURES)
 
-    def test_adaptive_needs_the_indicator_and_scores_of_at_least_zero(self):
-        problem, config = Problem(0, missing=False), dataclasses.replace(FREE, allocation="adaptive")
-        with pytest.raises(ValueError, match="expects a stability indicator, got none"):
-            search(problem.scores, problem.costs, problem.existing, 0.2, config)
+    def test_stable_needs_the_indicator_and_scores_of_at_least_zero(self):
+        problem = Problem(0, missing=False)
+        stability, problem.stability = problem.stability, None
+        with pytest.raises(ValueError, match="expected a stability indicator over two examples or more, got none"):
+            problem.search(0.2, f"stable > {FREE}")
+        problem.stability = stability
         problem.scores["mlp"][1, 2] = -1
         with pytest.raises(ValueError, match="got -1 for mlp unit 2 in layer 1"):
-            problem.search(0.2, config)
+            problem.search(0.2, f"stable > {FREE}")
         assert problem.search(0.2, FREE).actual >= 0.2
 
     def test_rank_by_decides_whether_dear_units_seem_worth_more(self):
         scores = {"attention": np.array([[4.0]]), "mlp": np.array([[2.0, 2.0]])}
         costs = {"attention": np.array([4]), "mlp": np.array([1])}
-        existing = {n: np.ones(s.shape, bool) for n, s in scores.items()}
-        for rank_by, attention in (("score", True), ("score_per_parameter", False)):
-            config = dataclasses.replace(FREE, rank_by=rank_by)
-            assert search(scores, costs, existing, 1 / 6, config).keep["attention"].all() == attention
+        for by, attention in (("score", True), ("score_per_parameter", False)):
+            found = searched(scores, Prunable(costs, whole(**scores)), 1 / 6, f"{FREE}(by={by})")
+            assert found.keep["attention"].all() == attention
 
     def test_structure_mean_makes_structures_comparable(self):
-        problem = Problem(0, missing=False)
-        config = dataclasses.replace(FREE, rank_by="score", normalize="structure_mean")
-        keep = problem.search(0.4, config).keep
+        problem, plain = Problem(0, missing=False), f"{FREE}(by=score)"
+        keep = problem.search(0.4, f"normalize > {plain}").keep
         problem.scores["mlp"] = problem.scores["mlp"] * 1024
-        assert all((problem.search(0.4, config).keep[n] == keep[n]).all() for n in STRUCTURES)
-        plain = problem.search(0.4, dataclasses.replace(config, normalize="none")).keep
-        assert (plain["attention"] != keep["attention"]).any()
+        assert all((problem.search(0.4, f"normalize > {plain}").keep[n] == keep[n]).all() for n in STRUCTURES)
+        assert (problem.search(0.4, plain).keep["attention"] != keep["attention"]).any()
         problem.scores["mlp"] = np.zeros_like(problem.scores["mlp"])
         with pytest.raises(ValueError, match="expects scores of mlp with a mean above 0, got 0"):
-            problem.search(0.4, config)
+            problem.search(0.4, f"normalize > {plain}")
 
     @pytest.mark.parametrize("seed", range(5))
-    def test_flap_as_a_configuration(self, seed):
+    def test_flap_as_a_chain(self, seed):
         problem = Problem(seed, layers=4, heads=4, channels=20, costs=(7, 2), missing=False)
         metrics, weights = [], []
         for name in STRUCTURES:
@@ -491,10 +499,9 @@ class TestRankings:
         removed = np.cumsum(weight[np.argsort(metric)])
         ratio = removed[len(removed) // 3] / removed[-1]  # where their threshold meets the budget exactly
         want = metric > np.sort(metric)[len(removed) // 3]
-        flap = dataclasses.replace(FREE, rank_by="score", normalize="layer_zscore")
-        keep = problem.search(float(ratio), flap).keep
+        keep = problem.search(float(ratio), f"normalize(layer_zscore) > {FREE}(by=score)").keep
         np.testing.assert_array_equal(np.concatenate([keep[n].ravel() for n in STRUCTURES]), want)
-        other = problem.search(float(ratio), dataclasses.replace(flap, normalize="none")).keep
+        other = problem.search(float(ratio), f"{FREE}(by=score)").keep
         assert (np.concatenate([other[n].ravel() for n in STRUCTURES]) != want).any()
 
     def test_a_single_unit_a_layer_leaves_all_to_the_mlp(self):
@@ -503,11 +510,12 @@ class TestRankings:
             existing = {"attention": np.ones((4, heads), bool), "mlp": np.ones((4, 10), bool)}
             costs = {"attention": np.full(4, 5), "mlp": np.full(4, 1)}
             scores = {name: np.arange(units.size, dtype=float).reshape(units.shape) for name, units in existing.items()}
-            for config in (SearchConfig(attention_share=0.5), SearchConfig(attention_share=0.5, max_segments=2)):
-                chosen = search(scores, costs, existing, 0.25, config)
+            prunable, share = Prunable(costs, existing), Within(attention=0.5)
+            for more in ("", ", max_segments=2"):
+                chosen = searched(scores, prunable, 0.25, f"within(attention=0.5{more}) > uniform")
                 assert (int((~chosen.keep["attention"]).sum()) > 0) == (gone > 0)
                 assert chosen.actual >= 0.25
-            assert search_module.largest_ratio(costs, existing, SearchConfig(attention_share=0.5)) > 0.25
+            assert search_module.largest_ratio(prunable, *steps_of("uniform"), share) > 0.25
 
     @given(
         st.integers(0, 10_000),
@@ -519,33 +527,31 @@ class TestRankings:
     def test_attention_share_is_met_within_a_block(self, seed, share, start, rank_by):
         """Of what goes beyond `attention_from`, where all up to that comes from the MLP."""
         problem = Problem(seed, layers=4, heads=4, channels=12)
-        config = dataclasses.replace(FREE, attention_share=share, attention_from=start, rank_by=rank_by)
-        assume(largest_ratio(problem, config) >= 0.3)
-        got = problem.search(0.3, config)
+        method = f"within(min_keep=0, attention={share}, attention_from={start}) > global(by={rank_by})"
+        assume(largest_ratio(problem, method) >= 0.3)
+        got = problem.search(0.3, method)
         attention = int((problem.existing["attention"] & ~got.keep["attention"]).sum()) * 7
         assert abs(attention - share * max(0.3 - start, 0) * problem.prunable) <= 7
 
 
 class TestDepth:
-    config = dataclasses.replace(FREE, depth=True)
+    METHOD = "within(min_keep=0, depth=True) > global"
 
     def test_removes_the_sub_blocks_of_least_mean_score(self):
         scores = {"attention": np.array([[5.0, 5.0], [1.0, 2.0]]), "mlp": np.array([[4.0, 0.0], [9.0, 9.0]])}
-        costs = {"attention": np.array([2, 2]), "mlp": np.array([2, 2])}
-        existing = {n: np.ones((2, 2), bool) for n in STRUCTURES}
-        one = search(scores, costs, existing, 0.25, self.config).keep
+        prunable = Prunable({n: np.full(2, 2) for n in STRUCTURES}, whole(**scores))
+        one = searched(scores, prunable, 0.25, self.METHOD).keep
         assert (one["attention"].tolist(), one["mlp"].all()) == ([[True, True], [False, False]], True)
-        two = search(scores, costs, existing, 0.5, self.config).keep
+        two = searched(scores, prunable, 0.5, self.METHOD).keep
         assert not two["attention"][1].any()
         assert not two["mlp"][0].any()
         assert two["attention"][0].all()
         # without depth the dead channel goes first
-        assert search(scores, costs, existing, 0.125, FREE).keep["mlp"].tolist() == [[True, False], [True, True]]
+        assert searched(scores, prunable, 0.125, FREE).keep["mlp"].tolist() == [[True, False], [True, True]]
 
     def test_a_structure_with_a_floor_keeps_all_its_sub_blocks(self):
         problem = Problem(0, missing=False)
-        config = dataclasses.replace(self.config, min_keep=PerStructure(attention=0, mlp=1))
-        keep = problem.search(0.3, config).keep
+        keep = problem.search(0.3, "within(min_keep={attention: 0}, depth=True) > global").keep
         assert keep["mlp"].all()
         assert not keep["attention"].all()
 
@@ -557,8 +563,8 @@ class TestRefusals:
             Problem(0).search(ratio, FREE)
 
     def test_ratio_zero_removes_nothing(self):
-        for config in (SearchConfig(), FREE, SearchConfig(skip_layers=(0, 1, 2))):
-            got = Problem(0).search(0.0, config)
+        for method in ("uniform", FREE, "within(protect=(0, 1, 2)) > uniform"):
+            got = Problem(0).search(0.0, method)
             assert got.removed == 0
             assert all((got.keep[n] == Problem(0).existing[n]).all() for n in STRUCTURES)
 
@@ -585,25 +591,25 @@ class TestRefusals:
 
     def test_layers_left_alone(self):
         with pytest.raises(ValueError, match=r"expected layers in \[-3, 3\) of this model, got 3"):
-            Problem(0).search(0.2, dataclasses.replace(FREE, skip_layers=(3,)))
+            Problem(0).search(0.2, "within(protect=(3,)) > global")
         with pytest.raises(ValueError, match=r"largest possible ratio is 0\.0000"):
-            Problem(0).search(0.2, SearchConfig(skip_layers=(0, 1, 2)))
+            Problem(0).search(0.2, "within(protect=(0, 1, 2)) > uniform")
 
     def test_a_share_of_the_layers_left_alone(self):
         """By hand, at depths of models that there are; of 32 layers what LLM-Pruner says by number."""
         for depth, first, last in ((32, 4, 2), (30, 4, 2), (18, 2, 1), (12, 2, 1), (3, 0, 0)):
             by_hand = np.isin(np.arange(depth), [*range(first), *range(depth - last, depth)])
-            np.testing.assert_array_equal(skipped_layers(PROTECTED, depth), by_hand)
-        np.testing.assert_array_equal(skipped_layers((0, -1), 18), skipped_layers((0.06, -0.06), 18))
-        np.testing.assert_array_equal(skipped_layers((0.5, 17), 18).nonzero()[0], [*range(9), 17])
+            np.testing.assert_array_equal(protected((0.13, -0.07), depth), by_hand)
+        np.testing.assert_array_equal(protected((0, -1), 18), protected((0.06, -0.06), 18))
+        np.testing.assert_array_equal(protected((0.5, 17), 18).nonzero()[0], [*range(9), 17])
         for wrong in (1.5, -1.2, math.nan, math.inf):
-            with pytest.raises(ValueError, match=rf"skip_layers: expected numbers of layers, or shares .* got {wrong}"):
-                SearchConfig(skip_layers=(wrong,))
+            with pytest.raises(ValueError, match=rf"within.protect: expected numbers of layers, or shares .* {wrong}"):
+                Within(protect=(wrong,))
 
     def test_a_model_without_units(self):
         problem = Problem(0)
         problem.existing = {n: np.zeros_like(e) for n, e in problem.existing.items()}
-        assert problem.search(0.5, SearchConfig()).removed == 0
+        assert problem.search(0.5, "uniform").removed == 0
 
     def test_takes_jax_arrays(self):
         problem = Problem(0)
@@ -613,62 +619,60 @@ class TestRefusals:
         assert all((got[n] == want[n]).all() for n in STRUCTURES)
 
     @pytest.mark.parametrize(
-        ("fields", "message"),
+        ("method", "message"),
         [
+            ("stable(x)", "stable.weight: expected float, got 'x'"),
+            ("softmax(0.0)", "softmax.temperature: expected a number above 0, got 0"),
+            ("within(attention=1.5)", r"within.attention: expected a number in \[0, 1\], got 1.5"),
+            ("within(attention_from=0.2)", "within.attention_from: expected attention beside it, got 0.2 alone"),
+            ("within(multiple_of=0)", "within.multiple_of: expected at least 1, got 0"),
+            ("within(max_ratio={mlp: 2})", r"within.max_ratio: expected a number in \[0, 1\], got 2"),
             (
-                {"allocation": "x"},
-                "search.allocation: expected one of uniform, uniform_floor, log, softmax, global, adaptive, got 'x'",
+                "within(depth=True) > uniform",
+                "within.depth: expected a ranking of all units behind it, global, got uni",
             ),
-            ({"stability_weight": float("nan")}, "stability_weight: expected a finite number, got nan"),
-            ({"softmax_temperature": 0.0}, "search.softmax_temperature: expected a number above 0, got 0"),
-            ({"attention_share": 1.5}, r"attention_share: expected a number in \[0, 1\], got 1.5"),
-            ({"attention_from": 0.2}, "attention_from: expected search.attention_share beside it, got 0.2 alone"),
-            ({"multiple_of": NO_FLOOR}, "multiple_of: expected numbers of at least 1"),
-            ({"depth": True}, "depth needs a ranking"),
-            ({"solver": "exact"}, "solver 'exact' needs a ranking"),
-            ({"depth": True, "allocation": "global"}, "expected a structure with min_keep 0 and max_ratio 1"),
-            ({"normalize": "layer_zscore", "allocation": "global"}, "for allocation 'global' and rank_by 'score' only"),
+            ("uniform(solver=exact)", "unknown option 'solver'; uniform takes floor"),
+            ("within(depth=True) > global", r"largest possible ratio is 0\.0000 under min_keep"),
+            ("within(whole_layers=True)", "within.whole_layers: expected depth beside it"),
+            ("within(depth=True, whole_layers=True, min_keep={mlp: 0}) > global", "whole_layers: expected min_keep 0"),
         ],
     )
-    def test_configurations(self, monkeypatch, fields, message):
-        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no type checks at run time
+    def test_options(self, method, message):
         with pytest.raises(ValueError, match=message):
-            SearchConfig(**fields)
-        with pytest.raises(ValueError, match=r"mlp: expected a number in \[0, 1\], got 2"):
-            SharePerStructure(mlp=2)
+            Problem(0).search(0.2, method)
 
 
 class TestGone:
     """Units that an earlier step removed."""
 
-    CONFIGS = (
+    METHODS = (
         FREE,
-        dataclasses.replace(FREE, rank_by="score"),
-        dataclasses.replace(FREE, rank_by="score", normalize="layer_zscore"),
-        dataclasses.replace(FREE, allocation="adaptive", stability_weight=0.5),
-        dataclasses.replace(FREE, attention_share=0.3),
-        dataclasses.replace(FREE, attention_share=0.5, attention_from=0.2),
-        dataclasses.replace(FREE, solver="exact"),
-        SearchConfig(min_keep=NO_FLOOR),
+        f"{FREE}(by=score)",
+        f"normalize(layer_zscore) > {FREE}(by=score)",
+        f"stable(0.5) > {FREE}",
+        "within(min_keep=0, attention=0.3) > global",
+        "within(min_keep=0, attention=0.5, attention_from=0.2) > global",
+        f"{FREE}(solver=exact)",
+        "within(min_keep=0) > uniform",
     )
 
-    @given(seed=st.integers(0, 1000), config=st.sampled_from(CONFIGS))
+    @given(seed=st.integers(0, 1000), method=st.sampled_from(METHODS))
     @settings(max_examples=60, deadline=None)
-    def test_they_go_first_and_their_scores_are_not_read(self, seed, config):
+    def test_they_go_first_and_their_scores_are_not_read(self, seed, method):
         problem = Problem(seed, missing=False)
-        gone = {name: ~kept for name, kept in problem.search(0.2, config).keep.items()}
+        gone = {name: ~kept for name, kept in problem.search(0.2, method).keep.items()}
         rng = np.random.default_rng(seed)
         # importance has changed since, and nothing is known of what is gone
-        fresh = {n: np.where(gone[n], np.nan, rng.lognormal(0, 1, gone[n].shape)) for n in STRUCTURES}
-        stability = {n: np.where(gone[n], np.nan, problem.stability[n]) for n in STRUCTURES}
-        found = search(fresh, problem.costs, problem.existing, 0.5, config, stability, gone)
+        problem.scores = {n: np.where(gone[n], np.nan, rng.lognormal(0, 1, gone[n].shape)) for n in STRUCTURES}
+        problem.stability = {n: np.where(gone[n], np.nan, problem.stability[n]) for n in STRUCTURES}
+        found = problem.search(0.5, method, gone)
         assert problem.cost(found.keep) == found.removed >= 0.5 * problem.prunable * (1 - 1e-9)
         assert not any((found.keep[n] & gone[n]).any() for n in STRUCTURES)
-        if config.allocation == "global" and config.solver == "greedy" and config.attention_share is None:
-            left = {n: problem.existing[n] & ~gone[n] for n in STRUCTURES}
+        if "global" in method and "exact" not in method and "attention" not in method:
             before = sum(int((gone[n].sum(1) * problem.costs[n]).sum()) for n in STRUCTURES)
             share = (0.5 * problem.prunable - before) / (problem.prunable - before)
-            rest = search(fresh, problem.costs, left, share, config, stability)
+            problem.existing = {n: problem.existing[n] & ~gone[n] for n in STRUCTURES}
+            rest = problem.search(share, method)
             assert all(np.array_equal(rest.keep[n], found.keep[n]) for n in STRUCTURES)
 
     def test_without_them_an_unknown_score_is_refused(self):
@@ -676,7 +680,7 @@ class TestGone:
         problem.scores["mlp"][0, 0] = np.nan
         gone = {n: np.zeros_like(problem.existing[n]) for n in STRUCTURES}
         gone["mlp"][0, 0] = True
-        assert not search(problem.scores, problem.costs, problem.existing, 0.2, FREE, None, gone).keep["mlp"][0, 0]
+        assert not problem.search(0.2, FREE, gone).keep["mlp"][0, 0]
         with pytest.raises(ValueError, match="scores of mlp unit 0 in layer 0 are not finite"):
             problem.search(0.2, FREE)
 
@@ -684,13 +688,13 @@ class TestGone:
 class TestWholeLayers:
     """Attention and MLP of a layer go together."""
 
-    CONFIG = SearchConfig(allocation="global", rank_by="score", depth=True, whole_layers=True, min_keep=NO_FLOOR)
+    METHOD = "within(depth=True, whole_layers=True, min_keep=0) > global(by=score)"
 
     @pytest.mark.parametrize("seed", range(5))
     @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.6])
     def test_the_layers_of_the_lowest_mean_go(self, seed, ratio):
         problem = Problem(seed, layers=6, missing=False)
-        made = problem.search(ratio, self.CONFIG)
+        made = problem.search(ratio, self.METHOD)
         gone = [not made.keep["mlp"][layer].any() for layer in range(6)]
         means = sum(problem.scores[name].mean(axis=1) for name in STRUCTURES)
         needed = int(np.ceil(6 * ratio))
@@ -705,28 +709,22 @@ class TestWholeLayers:
         problem.existing["attention"][1] = False
         for name in STRUCTURES:
             problem.scores[name] = np.where(problem.existing[name], np.arange(3.0)[:, None], np.nan)
-        first = problem.search(0.05, self.CONFIG)
+        first = problem.search(0.05, self.METHOD)
         assert not first.keep["attention"][0].any()
         assert first.keep["mlp"][1:].all()
-        second = problem.search(0.4, self.CONFIG)
+        second = problem.search(0.4, self.METHOD)
         assert not second.keep["mlp"][1].any()
         assert second.keep["attention"][2].all()
-
-    def test_it_takes_depth_of_both(self):
-        for options in ({"depth": False}, {"min_keep": PerStructure(attention=1, mlp=0)}):
-            with pytest.raises(ValueError, match=r"search.whole_layers: expected search.depth"):
-                dataclasses.replace(self.CONFIG, **options)
 
 
 class TestUniformFloor:
     """The rule of LLM-Pruner: each layer loses a share of its heads, rounded down; channels fill the budget."""
 
-    def kept(self, ratio: float, allocation: str = "uniform_floor", **options):
+    def kept(self, ratio: float, method: str = "uniform(floor=True)"):
         costs = {"attention": np.full(8, 294_912, np.int64), "mlp": np.full(8, 1_728, np.int64)}
         existing = {"attention": np.ones((8, 3), bool), "mlp": np.ones((8, 1536), bool)}
         scores = {name: np.random.default_rng(1).random(units.shape) for name, units in existing.items()}
-        config = SearchConfig(allocation=allocation, **options)
-        return search(scores, costs, existing, ratio, config)
+        return searched(scores, Prunable(costs, existing), ratio, method)
 
     @pytest.mark.parametrize(("ratio", "heads"), [(0.2, 3), (0.33, 3), (0.34, 2), (0.5, 2), (0.66, 2), (0.67, 1)])
     def test_heads_are_rounded_down_and_channels_fill(self, ratio, heads):
@@ -739,16 +737,15 @@ class TestUniformFloor:
         assert ratio <= made.actual < ratio + 294_912 / (8 * layer)
 
     def test_the_share_is_that_of_the_layers_that_are_not_left_alone(self):
-        made = self.kept(0.5, skip_layers=(0, 1))  # the six others lose two thirds each
+        method = "within(protect=(0, 1)) > uniform(floor=True)"
+        made = self.kept(0.5, method)  # the six others lose two thirds each
         assert made.keep["attention"].sum(1).tolist() == [3, 3, 1, 1, 1, 1, 1, 1]
-        assert self.kept(0.49, skip_layers=(0, 1)).keep["attention"].sum(1).tolist() == [3, 3, 2, 2, 2, 2, 2, 2]
+        assert self.kept(0.49, method).keep["attention"].sum(1).tolist() == [3, 3, 2, 2, 2, 2, 2, 2]
 
     def test_uniform_takes_heads_and_channels_alike_instead(self):
-        heads = {
-            n: self.kept(0.47, n, skip_layers=(0, 1)).keep["attention"][2:].sum(1) for n in ("uniform", "uniform_floor")
-        }
-        assert (heads["uniform_floor"] == 2).all()
-        assert (heads["uniform"] == 1).all()
+        for floor, heads in ((True, 2), (False, 1)):
+            made = self.kept(0.47, f"within(protect=(0, 1)) > uniform(floor={floor})")
+            assert (made.keep["attention"][2:].sum(1) == heads).all()
 
     def test_log_gives_deeper_layers_more(self):
         made = self.kept(0.3, "log")
@@ -765,10 +762,8 @@ class TestUniformFloor:
         costs, existing = {"mlp": np.full(6, 3)}, {"mlp": np.ones((6, 2000), bool)}
         costs["attention"], existing["attention"] = np.zeros(6, np.int64), np.zeros((6, 0), bool)
         given = {"mlp": np.broadcast_to(scores[:, None], (6, 2000)), "attention": np.zeros((6, 0))}
-        config = SearchConfig(
-            allocation="softmax", softmax_temperature=temperature, min_keep=PerStructure(attention=0, mlp=0)
-        )
-        made = search(given, costs, existing, ratio, config)
+        prunable, free = Prunable(costs, existing), Within(min_keep=0)
+        made = search(given, prunable, ratio, Softmax(temperature), free)
         solved = minimize(
             lambda phi: -(scores * (1 - phi)).sum() + temperature * (phi * np.log(phi)).sum(),
             np.full(6, ratio),
@@ -780,19 +775,57 @@ class TestUniformFloor:
         gone = 1 - made.keep["mlp"].mean(axis=1)
         np.testing.assert_allclose(gone, solved.x, atol=2e-3)
         assert (gone == 1).sum() == bound
-        flat = search(given, costs, existing, ratio, dataclasses.replace(config, softmax_temperature=1e6))
+        flat = search(given, prunable, ratio, Softmax(1e6), free)
         assert np.ptp(flat.keep["mlp"].sum(axis=1)) <= 1 < np.ptp(made.keep["mlp"].sum(axis=1))
 
     def test_softmax_takes_all_that_there_is(self):
-        config = {"allocation": "softmax", "softmax_temperature": 0.01, "skip_layers": (0,)}
-        config["min_keep"] = PerStructure(attention=0, mlp=1)
-        made = self.kept(0.87, **config)
+        method = "within(protect=(0,), min_keep={attention: 0}) > softmax(0.01)"
+        made = self.kept(0.87, method)
         assert made.keep["mlp"][0].all()
         assert made.actual >= 0.87
         with pytest.raises(ValueError, match=r"the largest possible ratio is 0\.87\d\d under"):
-            self.kept(0.88, **config)
+            self.kept(0.88, method)
 
     def test_more_heads_go_where_channels_do_not_suffice(self):
-        made = self.kept(0.5, max_ratio=SharePerStructure(attention=1.0, mlp=0.5))
+        made = self.kept(0.5, "within(max_ratio={mlp: 0.5}) > uniform(floor=True)")
         assert made.actual >= 0.5
         assert (made.keep["attention"].sum(1) < 2).any()
+
+
+class TestOwn:
+    """Allocations that somebody else writes."""
+
+    def test_shares_and_priorities_decide_the_widths(self):
+        @dataclasses.dataclass(frozen=True)
+        class Last(Allocation):
+            name = "last"
+
+            def shares(self, size, scores):
+                return size * [0, 0, 1] / size[-1]
+
+        class Backwards(Global):
+            def priority(self, scores):
+                return {name: -values for name, values in scores.items()}
+
+        scores = {"attention": np.ones((3, 4)), "mlp": np.arange(1.0, 31).reshape(3, 10)}
+        prunable = Prunable({"attention": np.full(3, 10), "mlp": np.full(3, 4)}, whole(**scores))
+
+        def kept(allocation: Allocation) -> list[int]:
+            return search(scores, prunable, 0.1, allocation, Within(attention=0.0)).keep["mlp"].sum(axis=1).tolist()
+
+        last, plain, ranked = kept(Last()), kept(Uniform()), kept(Global())
+        assert last[:2] == [10, 10]
+        assert last[2] < min(plain)
+        assert ranked == kept(Backwards())[::-1] != kept(Backwards())
+
+    @pytest.mark.parametrize("wrong", [lambda size: size / 2, lambda size: -size, lambda size: size[:2]])
+    def test_shares_that_do_not_make_one_are_refused(self, wrong):
+        @dataclasses.dataclass(frozen=True)
+        class Wrong(Allocation):
+            name = "wrong"
+
+            def shares(self, size, scores):
+                return wrong(size)
+
+        with pytest.raises(ValueError, match="wrong: expected shares of at least 0 that make 1 for 2 budgets, got"):
+            budget.shares_of(Wrong(), np.array([1, 0, 2]), np.ones(3), np.ones(3), 1)

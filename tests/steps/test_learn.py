@@ -1,38 +1,30 @@
 """Learned units: derivatives by differences, budget and limits of the search, brute force, what held-out text says."""
 
-import dataclasses
 import functools
 import io
 import itertools
 
 import numpy as np
 import pytest
-from saap_jax.config.compensation import HELD_OUT
-from saap_jax.config.search import LearnConfig, PerStructure, SearchConfig
-from saap_jax.selection.choose import choose, chosen_again
-from saap_jax.selection.learned import Problem, Smooth, hard, learned
-from saap_jax.selection.search import Selection
 
-from saap_jax.config.jobs import CompareConfig
-from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
-from saap_jax.config.prune import PruneConfig
+import saap_jax
 from saap_jax.data import Windows
+from saap_jax.steps.allocation.allocation import choose
+from saap_jax.steps.allocation.ranking import Global
+from saap_jax.steps.base import State
+from saap_jax.steps.chain import parse
+from saap_jax.steps.limits import Within
+from saap_jax.steps.refinement.learn import Learn, Problem, Smooth, hard
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.divergence import Divergence
+from saap_jax.types import HELD_OUT
 from tests.divergence import batches_of, plain_divergence
 from tests.helpers import dense_model, random_model, spec_of
-
-SEARCH = SearchConfig(learn=LearnConfig(steps=12, rate=0.2))
+from tests.steps.refined import refined, start_of
 
 
 def floats(keep):
     return {name: units.astype(np.float64) for name, units in keep.items()}
-
-
-def some_keep(subject, seed: int = 0, ratio: float = 0.4, config: SearchConfig | None = None) -> Selection:
-    random = np.random.default_rng(seed)
-    scores = {name: random.random(units.shape) for name, units in subject.existing.items()}
-    return choose(subject, scores, ratio, config or SearchConfig(allocation="global"))
 
 
 @pytest.mark.slow
@@ -40,7 +32,7 @@ def some_keep(subject, seed: int = 0, ratio: float = 0.4, config: SearchConfig |
 def test_the_derivative_is_that_of_the_divergence_of_closed_gates_too(x64, loss):
     model = dense_model(dtype=np.float64)
     subject, batches = LlamaSubject(model), batches_of()
-    keep = some_keep(subject).keep
+    keep = start_of(subject, 0.4, Global()).keep
     objective = Divergence(model, batches, loss)
     plain = functools.partial(plain_divergence, model, model, language_loss=loss)
     assert objective.parts == len(batches) - 1
@@ -95,11 +87,6 @@ def small():
     return LlamaSubject(random_model(spec_of((0, 5), (0, 5))))
 
 
-def trained(subject, objective, start, config, ratio=0.4):
-    project = lambda values, free: choose(subject, values, ratio, free)  # noqa: E731
-    return learned(project, objective, start, subject.costs, subject.existing, config)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "worst", "mean"), [("momentum", 0.1, 0.05), ("sigmoid", 0.2, 0.1), ("smooth", 0.2, 0.1)]
@@ -107,8 +94,6 @@ def trained(subject, objective, start, config, ratio=0.4):
 def test_it_nears_what_brute_force_finds(small, rule, worst, mean):
     """Among all 210 ways to keep 6 of 10 channels, from the worst: always better than most, and on average than all
     but a few."""
-    config = dataclasses.replace(SEARCH, allocation="global", learn=LearnConfig(steps=60, rate=0.2, rule=rule))
-    config = dataclasses.replace(config, min_keep=PerStructure(attention=0, mlp=0))
     ranks = []
     for seed in range(6):
         objective = Quadratic(small, seed)
@@ -117,11 +102,11 @@ def test_it_nears_what_brute_force_finds(small, rule, worst, mean):
             units = np.isin(np.arange(10), kept).reshape(2, 5)
             ways.append({"attention": small.existing["attention"], "mlp": units})
         costs = np.array([objective.judge(way) for way in ways])
-        start = Selection(ways[int(costs.argmax())], 0.4, 0.4, 0)
-        done = trained(small, objective, start, config)
+        start = State(small, ways[int(costs.argmax())], Within(min_keep=0))
+        done = refined(small, start, Learn(steps=60, rate=0.2, rule=rule), objective, 0.4)
         assert done.keep["mlp"].sum() == 6
-        assert done.divergences[0] == pytest.approx(costs.max())
-        assert objective.judge(done.keep) == min(done.divergences)
+        assert done.told["divergences"][0] == pytest.approx(costs.max())
+        assert objective.judge(done.keep) == min(done.told["divergences"])
         ranks.append((costs < objective.judge(done.keep) - 1e-9).mean())
     assert max(ranks) < worst
     assert np.mean(ranks) < mean
@@ -129,16 +114,15 @@ def test_it_nears_what_brute_force_finds(small, rule, worst, mean):
 
 def test_steps_are_those_that_are_written_out(small):
     """Values, momentum, scale and rate by plain numpy, each part once a round; the solver sees the values."""
-    config = dataclasses.replace(SEARCH, allocation="global", learn=LearnConfig(steps=5, rate=0.1))
-    objective, start = Quadratic(small, 3), some_keep(small, 1)
-    done = trained(small, objective, start, config)
+    objective, start = Quadratic(small, 3), start_of(small, 0.4, Global(), seed=1)
+    done = refined(small, start, Learn(steps=5, rate=0.1), objective, 0.4)
     parts, keeps = zip(*objective.asked, strict=True)
     assert sorted(parts[:3]) == [0, 1, 2]
     assert len(parts) == 5
     value = np.where(start.keep["mlp"], 0.75, 0.25)
     momentum, square, keep = np.zeros(value.shape), 0.0, start.keep
     judged = [objective.judge(keep)]
-    free = dataclasses.replace(config, rank_by="score", learn=LearnConfig())
+    nothing = np.zeros(small.existing["attention"].shape)
     for step in range(1, 6):
         np.testing.assert_array_equal(keep["mlp"], keeps[step - 1]["mlp"])
         derivative = Quadratic(small, 3).gradient(keep, 0)[1]["mlp"] / small.costs["mlp"][:, None]
@@ -146,16 +130,15 @@ def test_steps_are_those_that_are_written_out(small):
         square = 0.9 * square + 0.1 * (derivative**2).mean()
         rate = 0.1 * (1 + np.cos(np.pi * (step - 1) / 5)) / 2
         value = value - rate * momentum / np.sqrt(square / (1 - 0.9**step))
-        keep = choose(small, {"attention": np.zeros(small.existing["attention"].shape), "mlp": value}, 0.4, free).keep
+        keep = choose(small, {"attention": nothing, "mlp": value}, 0.4, Global(by="score"), Within()).keep
         judged += [objective.judge(keep)] * (step in (3, 5))
-    np.testing.assert_allclose(done.divergences, judged)
+    np.testing.assert_allclose(done.told["divergences"], judged)
 
 
 def test_steps_of_probabilities_are_those_of_adam_on_their_logits(small):
     """GRASPrune's rule, written out: m(p) by the lowest p, ∂/∂θ = ∂/∂m · p (1 - p), whatever a unit costs."""
-    config = dataclasses.replace(SEARCH, allocation="global", learn=LearnConfig(steps=5, rate=0.8, rule="sigmoid"))
-    objective, start = Quadratic(small, 3), some_keep(small, 1)
-    trained(small, objective, start, config)
+    objective, start = Quadratic(small, 3), start_of(small, 0.4, Global(), seed=1)
+    refined(small, start, Learn(steps=5, rate=0.8, rule="sigmoid"), objective, 0.4)
     theta, keep = np.where(start.keep["mlp"], np.log(3), -np.log(3)), start.keep["mlp"]
     first, second = np.zeros(theta.shape), np.zeros(theta.shape)
     for step, (_, asked) in enumerate(objective.asked, start=1):
@@ -173,11 +156,9 @@ def test_steps_of_probabilities_are_those_of_adam_on_their_logits(small):
 def test_soft_gates_meet_the_budget_and_their_derivative_is_that_along_it(share):
     """By differences of the whole way from values to the objective; layers that are left alone have gates of 1."""
     subject = LlamaSubject(random_model(spec_of((2, 6), (2, 8), (1, 8))))
-    config = SearchConfig(
-        allocation="global", skip_layers=(0,), attention_share=share, learn=LearnConfig(rule="smooth")
-    )
-    start, objective, costs = some_keep(subject, 2, 0.25, config), Quadratic(subject, 1), subject.costs
-    rule = Smooth(Problem(start.keep, costs, subject.existing, config))
+    within = Within(protect=(0,), attention=share)
+    start, objective, costs = start_of(subject, 0.25, Global(), within, 2), Quadratic(subject, 1), subject.costs
+    rule = Smooth(Problem(start.keep, costs, subject.existing, within))
     random = np.random.default_rng(0)
     values = {name: random.random(units.shape) for name, units in start.keep.items()}
 
@@ -224,58 +205,60 @@ def test_what_it_chose_before_stays_where_nothing_is_better(small):
             self.calls += 1
             return float(self.calls)
 
-    start = some_keep(small)
-    done = trained(small, Worse(small, 0), start, SEARCH)
+    start = start_of(small, 0.4, Global())
+    done = refined(small, start, Learn(steps=12, rate=0.2), Worse(small, 0), 0.4)
     assert done.keep is start.keep
-    assert done.divergences == (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert done.told["divergences"] == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ratio", "limits"),
+    ("ratio", "chosen"),
     [
-        (0.3, {}),
-        (0.2, {"skip_layers": (0,), "multiple_of": PerStructure(attention=1, mlp=2)}),
-        (0.3, {"attention_share": 0.5, "allocation": "global"}),
+        (0.3, "random > uniform"),
+        (0.2, "random > within(protect=(0,), multiple_of={mlp: 2}) > uniform"),
+        (0.3, "random > within(attention=0.5) > global"),
     ],
 )
-def test_budget_and_limits_are_those_of_the_search(ratio, limits):
+def test_budget_and_limits_are_those_of_the_allocation(ratio, chosen):
     subject = LlamaSubject(random_model(spec_of((2, 6), (2, 8), (1, 8))))
-    config = dataclasses.replace(SEARCH, **limits)
-    scores = {name: np.random.default_rng(3).random(units.shape) for name, units in subject.existing.items()}
-    start = choose(subject, scores, ratio, config)
-    batches = batches_of()
-    text = Windows(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
-    done = chosen_again(subject, start, {"text": text}, config, batch_size=2)
-    assert len(done.divergences) == 5
-    assert done.removed == subject.removed(done.keep)
-    assert done.actual >= ratio
+    text = Windows(*(np.concatenate(parts) for parts in zip(*batches_of(), strict=True)))
+    start, done, same = (
+        saap_jax.run_chain(subject, f"{chosen} > {then}", text, ratio, batch_size=2)
+        for then in ("none", "learn(12, rate=0.2)", "learn(0)")
+    )
+    assert len(done.told["divergences"]) == 5
+    assert subject.removed(done.keep) >= ratio * subject.prunable
     assert any((done.keep[name] != start.keep[name]).any() for name in start.keep)
-    assert min(done.divergences) < done.divergences[0]
-    if limits.get("skip_layers"):
+    assert min(done.told["divergences"]) < done.told["divergences"][0]
+    if "protect" in chosen:
         assert all(done.keep[name][0].sum() == subject.existing[name][0].sum() for name in done.keep)
         assert all(done.keep["mlp"].sum(axis=1) % 2 == 0)
-    same = chosen_again(subject, start, {"text": text}, dataclasses.replace(config, learn=LearnConfig()), batch_size=2)
-    assert same is start
+    assert all((same.keep[name] == start.keep[name]).all() for name in start.keep)
+    assert "divergences" not in same.told
 
 
-def test_bad_input(small):
-    with pytest.raises(ValueError, match="search.learn.rate: expected a number above 0, got 0"):
-        LearnConfig(rate=0.0)
-    with pytest.raises(ValueError, match="search.learn.steps: expected at least 0, got -1"):
-        LearnConfig(steps=-1)
-    with pytest.raises(ValueError, match="search.learn.language_loss: expected at least 0, got nan"):
-        LearnConfig(language_loss=float("nan"))
-    few = f"search.learn.steps: expected at least {HELD_OUT} microbatches of calibration text .* got 3"
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("rate=0.0", "learn.rate: expected a number above 0, got 0"),
+        ("-1", "learn.steps: expected at least 0, got -1"),
+        ("language_loss=-0.5", "learn.language_loss: expected at least 0, got -0.5"),
+        ("rule=hard", "learn.rule: expected one of momentum, sigmoid, smooth, got 'hard'"),
+    ],
+)
+def test_bad_options(options, said):
+    with pytest.raises(ValueError, match=said):
+        parse(f"wanda > uniform > learn({options})")
+
+
+def test_too_little_text_is_refused(small):
+    few = f"expected at least {HELD_OUT} microbatches of calibration text .* got 3"
     with pytest.raises(ValueError, match=few):
         Divergence(small.model, batches_of(3))
-    for kind in (PruneConfig, CompareConfig):
-        with pytest.raises(ValueError, match=few):
-            kind(search=SEARCH, calibration=CalibrationConfig(examples=6, batch_size=2))
-    with pytest.raises(ValueError, match="search.learn.steps: expected no targets beside it, got latency"):
-        PruneConfig(search=SEARCH, targets=TargetsConfig(latency="70%"))
-    with pytest.raises(ValueError, match="learn"):
-        PruneConfig(search=SEARCH, model=ModelConfig(name="x.py:build"))
+    text = Windows(*(np.concatenate(parts) for parts in zip(*batches_of(3), strict=True)))
+    with pytest.raises(ValueError, match=f"learn: {few}"):
+        saap_jax.run_chain(small, "random > uniform > learn(3)", text, 0.3, batch_size=2)
 
 
 # --- killed and gone on with -----------------------------------------------------------------------
@@ -308,12 +291,10 @@ class Killed(Quadratic):
 @pytest.mark.parametrize("rule", ["momentum", "sigmoid", "smooth"])
 def test_killed_it_goes_on_from_its_last_round(small, rule):
     """To the same units and divergences, bit for bit, and only the steps of the round that was killed again."""
-    config = dataclasses.replace(SEARCH, allocation="global", learn=LearnConfig(steps=11, rate=0.4, rule=rule))
-    start, store = some_keep(small, 1), Memory()
+    start, store = start_of(small, 0.4, Global(), seed=1), Memory()
 
     def run(objective, store):
-        project = lambda values, free: choose(small, values, 0.4, free)  # noqa: E731
-        return learned(project, objective, start, small.costs, small.existing, config, store=store)
+        return refined(small, start, Learn(steps=11, rate=0.4, rule=rule), objective, 0.4, store)
 
     whole = run(first := Quadratic(small, 3), None)
     with pytest.raises(KeyboardInterrupt):
@@ -321,12 +302,12 @@ def test_killed_it_goes_on_from_its_last_round(small, rule):
     assert store.saved == 2, "each round has three steps"
     resumed = run(second := Quadratic(small, 3), store)
     assert [part for part, _ in second.asked] == [part for part, _ in first.asked[6:]]
-    assert resumed.divergences == whole.divergences
-    assert len(set(whole.divergences)) > 1
+    assert resumed.told == whole.told
+    assert len(set(whole.told["divergences"])) > 1
     for name in whole.keep:
         np.testing.assert_array_equal(resumed.keep[name], whole.keep[name])
     for (_, again), (_, once) in zip(second.asked, first.asked[6:], strict=True):
         for name in again:
             np.testing.assert_array_equal(again[name], once[name])
-    assert run(third := Quadratic(small, 3), store).divergences == whole.divergences
+    assert run(third := Quadratic(small, 3), store).told == whole.told
     assert not third.asked, "what is done is not done again"

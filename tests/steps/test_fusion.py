@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from saap_jax.selection import fusion
-from saap_jax.selection.fusion import fuse, fuse_examples
 
-from saap_jax.config.method import FusionConfig
+from saap_jax.steps.chain import parse
+from saap_jax.steps.score import fusion
+from saap_jax.steps.score.fusion import fuse, fuse_examples
 
 SCOPES = ("global", "structure", "layer")
 
@@ -254,15 +254,18 @@ class TestRefusals:
             fuse(scores, scope="layer")
         assert np.isfinite(fuse(scores).scores["mlp"][1]).all()
 
-    def test_configuration(self):
-        FusionConfig(estimators=("a", "b", "c"), method="learned", scope="layer")
-        for estimators in (("a",), ("a", "a"), ("a", "b", "a")):
-            with pytest.raises(ValueError, match="two or more, each once"):
-                FusionConfig(estimators=estimators)
-
-    def test_unknown_choices(self, monkeypatch):
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("fused(wanda)", "fused: expected two or more estimators, each once, got wanda"),
+            ("fused(wanda, magnitude, wanda)", "each once, got wanda, magnitude, wanda"),
+            ("fused(method=x)", "fused.method: expected one of closed_form, learned, sampling, got 'x'"),
+            ("fused(scope=x)", "fused.scope: expected one of global, structure, layer, got 'x'"),
+        ],
+    )
+    def test_options_of_the_step(self, monkeypatch, text, said):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no type checks at run time
-        with pytest.raises(ValueError, match=r"fusion.method: expected one of closed_form, learned, sampling, got 'x'"):
-            FusionConfig(method="x")
+        with pytest.raises(ValueError, match=said):
+            parse(text)
         with pytest.raises(ValueError, match=r"fuse.scope: expected one of global, structure, layer, got 'x'"):
             fuse(two(), scope="x")

@@ -1,0 +1,207 @@
+"""Chains are read as they are written, printed as they are read, and what is no chain is refused in one line."""
+
+import dataclasses
+import importlib.metadata
+import re
+
+import pytest
+
+import saap_jax
+from saap_jax.recipes import RECIPES
+from saap_jax.steps.allocation.ranking import Global
+from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.base import PLUGINS, STEPS, Step, literal, step
+from saap_jax.steps.chain import chain, expand, limits_of, parse, steps_of
+from saap_jax.steps.limits import Within
+from saap_jax.steps.refinement.evolve import Evolve
+from saap_jax.steps.refinement.learn import Learn
+from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.steps.score.score import Fused, Normalize, Score
+
+MINE = """
+import dataclasses
+
+from saap_jax.estimation import GATE_GRADIENT, Estimator
+from saap_jax.steps.repair.bias import Bias
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Half(Bias):
+    share: float = 0.5
+
+
+def twice(*, times: int = 2) -> Estimator:
+    return Estimator(frozenset({GATE_GRADIENT}), lambda statistics, weights: {})
+"""
+
+
+@pytest.fixture(autouse=True)
+def known():
+    """Forget afterwards what was registered."""
+    before = dict(STEPS)
+    yield
+    STEPS.clear()
+    STEPS.update(before)
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    (tmp_path / "mine.py").write_text(MINE)
+    return f"{tmp_path}/mine.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("wanda > uniform", (Score("wanda"), Uniform())),
+        ("wanda,uniform", (Score("wanda"), Uniform())),
+        (" wanda>uniform( floor = True )>none ", (Score("wanda"), Uniform(floor=True))),
+        ("a+b/c > global(score)".replace("a+b/c", "wanda+fisher/obs"), (Score("wanda+fisher/obs"), Global(by="score"))),
+        ("taylor_element(reduction=max) > global", (Score("taylor_element(reduction=max)"), Global())),
+        ("wanda > within(protect=(0.13, -1))", (Score("wanda"), Within(protect=(0.13, -1)), Uniform())),
+        ("wanda > within(min_keep={attention: 0, mlp: 2})",
+         (Score("wanda"), Within(min_keep={"attention": 0, "mlp": 2}), Uniform())),
+        ("fused(wanda, fisher, scope=global) > normalize > global",
+         (Fused(("wanda", "fisher"), scope="global"), Normalize(), Global())),
+        ("fused(estimators=(wanda, taylor_element(reduction='max')))",
+         (Fused(("wanda", "taylor_element(reduction='max')")), Uniform())),
+        ("wanda > uniform > evolve(3, 4, (2, 1), (1, 2), 1/8)",
+         (Score("wanda"), Uniform(), Evolve(3, 4, (2, 1), (1, 2), 0.125))),
+        ("wanda > uniform > learn(6, rule=smooth) > least_squares(damping=None)",
+         (Score("wanda"), Uniform(), Learn(6, rule="smooth"), LeastSquares())),
+        ("within(depth=True) > wanda > global", (Within(depth=True), Score("wanda"), Global())),
+    ],
+)  # fmt: skip
+def test_what_a_text_stands_for(text, steps):
+    found = parse(text)
+    assert found.steps == steps
+    assert parse(found.written).steps == steps, "what is written in full is read as the same"
+    assert chain(*steps).steps == steps
+
+
+@pytest.mark.parametrize(
+    ("text", "allocation", "at"),
+    [("wanda", "uniform", 1), ("wanda > least_squares", "uniform", 1), ("wanda > within(min_keep=0)", "uniform", 2),
+     ("fused > stable > bias", "uniform", 2), ("wanda > rounds(0.2)", "uniform", 1), ("wanda > learn(3)", "uniform", 1),
+     ("wanda > log > bias", "log", 1), ("wanda > learn(3) > within(min_keep=0)", "uniform", 1)],
+)  # fmt: skip
+def test_uniform_follows_where_no_allocation_does(text, allocation, at):
+    assert parse(text).steps[at].name == allocation
+
+
+@pytest.mark.parametrize(
+    ("texts", "names"),
+    [
+        (["{wanda,fisher} > {uniform,global} > {none,bias}"],
+         ["wanda > uniform", "wanda > uniform > bias", "wanda > global", "wanda > global > bias", "fisher > uniform",
+          "fisher > uniform > bias", "fisher > global", "fisher > global > bias"]),
+        (["{wanda > {uniform,log},fisher}"], ["wanda > uniform", "wanda > log", "fisher"]),
+        (["wanda > learn(steps=(0, 72))"], ["wanda > learn(steps=0)", "wanda > learn"]),
+        (["wanda > learn((2, 3), rate=(0.1, 0.2))"],
+         ["wanda > learn(steps=2, rate=0.1)", "wanda > learn(steps=2, rate=0.2)", "wanda > learn(steps=3, rate=0.1)",
+          "wanda > learn(steps=3, rate=0.2)"]),
+        (["wanda > within(min_keep={attention: 0, mlp: 1})"], ["wanda > within(min_keep={attention: 0, mlp: 1})"]),
+        (["wanda > within(protect=(0, 1))"], ["wanda > within(protect=(0, 1))"]),
+        (["mine = wanda > bias", "flap", "wanda", "wanda"], ["mine", "flap", "wanda"]),
+        (["{flap,saap} > scales"], ["flap > scales", "saap > scales"]),
+    ],
+)  # fmt: skip
+def test_braces_and_tuples_of_values_stand_for_each(texts, names):
+    assert [each.name for each in expand(texts)] == names
+
+
+def test_what_a_chain_tells_of_itself():
+    made = parse("mine = fused > within(min_keep=0) > within(protect=(0,)) > uniform > learn(3) > bias")
+    assert (str(made), made.repairs, made.choosing, made.scores) == ("mine", True, 5, (Fused(),))
+    assert made.written == "fused > within(min_keep=0) > within(protect=(0,)) > uniform > learn(steps=3) > bias"
+    assert limits_of(made) == Within(min_keep=0, protect=(0,))
+    assert parse("flap").written == parse(RECIPES["flap"].chain).written
+    assert not parse("wanda > uniform").repairs
+    assert [each.text for each in steps_of("uniform > none > bias")] == ["uniform", "bias"]
+    assert saap_jax.chain("wanda", Uniform(floor=True), "bias").name == "wanda > uniform(floor=True) > bias"
+
+
+@pytest.mark.parametrize(
+    "value", [0.1, -3, True, None, "wanda", "global", "None", "a b", (), (1,), ("x", 0.5), {"m": 2}]
+)
+def test_values_are_read_as_they_are_written(value):
+    @step("takes")
+    @dataclasses.dataclass(frozen=True)
+    class Takes(Step):
+        kind = "repair"
+        value: object = 0
+        more: tuple[int | float | str, ...] = ()
+
+    made = Takes(more=value) if isinstance(value, tuple) else Takes(value=value)
+    assert steps_of(made.text) == [made]
+    assert literal(value) in made.text or value == ()
+
+
+def test_a_step_and_an_estimator_of_a_file(file):
+    made = parse(f"{file}:twice(times=3) > uniform > {file}:Half(share=0.25)")
+    score, _, half = made.steps
+    assert (score.text, half.share, half.name) == (f"{file}:twice(times=3)", 0.25, "Half")
+    assert made.written == f"{file}:twice(times=3) > uniform > {file}:Half(share=0.25)"
+    assert parse(made.written).steps == made.steps
+    assert "Half" not in STEPS, "by its file alone"
+
+
+def test_plug_ins_are_found_by_name(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Plugged(Uniform):
+        """Share alike."""
+
+    points = {"plugged": lambda: Plugged, "broken": lambda: 1 / 0}
+
+    def entry_points(group, name):
+        point = type("Point", (), {"load": staticmethod(points.get(name)), "value": "lab:steps"})
+        return [point] if group == PLUGINS and name in points else []
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    assert parse("wanda > plugged").steps[1] == Plugged()
+    with pytest.raises(ValueError, match="step 'broken': the plug-in lab:steps cannot be loaded: ZeroDivisionError"):
+        parse("wanda > broken")
+
+
+def test_names_of_steps_are_their_own():
+    for name, said in (("a b", "expected an identifier, got 'a b'"), ("uniform", "'uniform' exists already")):
+        with pytest.raises(ValueError, match=said):
+            step(name)(type("Other", (Step,), {}))
+    assert step("uniform")(Uniform) is Uniform
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "expected steps with > between them"),
+        ("wanda > > bias", "expected steps with > between them and brackets in pairs"),
+        ("wanda > learn(3", "brackets in pairs"),
+        ("wanda > {uniform,log", "expected braces in pairs"),
+        ("uniform > wanda", "chain 'uniform > wanda': expected a score first, such as wanda, got uniform"),
+        ("within(min_keep=0)", "expected a score first, such as wanda, got nothing"),
+        ("wanda > unifrm", "unknown step 'unifrm'; did you mean 'uniform'?"),
+        ("wnda", "unknown step 'wnda'; did you mean 'wanda'?"),
+        ("wanda+magnitud", "unknown estimator 'magnitud'"),
+        ("slicegpt", "slicegpt cannot be run: it rotates"),
+        ("wanda > learn(stps=3)", "unknown option 'stps'; learn takes steps, rate, rule, language_loss; did you mean"),
+        ("wanda > uniform(True, 1)", "uniform takes 1 options without a name, got 2"),
+        ("wanda > least_squares(0.1)", "least_squares takes 0 options without a name, got 1"),
+        ("wanda > learn(steps=)", "expected NAME or NAME(option=value, …)"),
+        ("wanda > learn(steps=few)", "learn.steps: expected int, got 'few'"),
+        ("wanda > learn(rate='0.1')", "learn.rate: expected float, got '0.1'"),
+        ("wanda > learn(rule=soft)", "learn.rule: expected one of momentum, sigmoid, smooth, got 'soft'"),
+        ("wanda > uniform(floor=1)", "uniform.floor: expected bool, got 1"),
+        ("wanda > within(protect=0)", "within.protect: expected tuple[int | float, ...], got 0"),
+        ("wanda > within(protect=(first,))", "within.protect: expected tuple[int | float, ...], got ('first',)"),
+        ("wanda > within(min_keep={mlp: x})", "within.min_keep: expected int | dict[str, int], got {'mlp': 'x'}"),
+        ("nowhere.py:Half", "expected a Python file, found none at nowhere.py"),
+        ("{wanda,fisher} > uniform", "chain: expected one, got 2 of"),
+        ("mine = {wanda,fisher}", "chain: expected each name once, got 'mine' for several chains"),
+    ],
+)
+def test_what_is_no_chain_is_one_line(text, said):
+    with pytest.raises(ValueError, match=re.escape(said)) as refused:
+        parse(text)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="chain: expected one value an option, got 'learn"):
+        chain("wanda", "learn(steps=(0, 3))")

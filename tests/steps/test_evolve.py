@@ -1,0 +1,193 @@
+"""Shares of layers by evolution: brute force, budget and limits, stages by counting, what held-out text says."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import saap_jax
+from saap_jax.data import Windows
+from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.chain import parse
+from saap_jax.steps.limits import Within
+from saap_jax.steps.refinement.evolve import Evolve
+from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.surgery.divergence import Divergence
+from tests.divergence import batches_of, plain_divergence
+from tests.helpers import random_model, spec_of
+from tests.steps.refined import refined, start_of
+
+EVOLVE = Evolve(generations=25, offspring=8, quantum=0.2)
+LAYERS, UNITS = 4, 5
+
+
+@pytest.fixture(scope="module")
+def small():
+    return LlamaSubject(random_model(spec_of(*[(0, UNITS)] * LAYERS)))
+
+
+class Counted:
+    """Some function of how many channels each layer keeps, the same on every part; asks are kept."""
+
+    parts = 3
+
+    def __init__(self, seed: int = 0, noise: float = 0.0) -> None:
+        random = np.random.default_rng(seed)
+        self.table, self.noise = random.random((LAYERS, UNITS + 1)), noise
+        self.table.sort(axis=1)
+        self.table = self.table.cumsum(axis=1)[:, ::-1]  # the more a layer keeps, the less one more brings
+        self.cross = random.random((LAYERS, LAYERS)) / 20
+        self.asked = []
+
+    def judge(self, keep) -> float:
+        kept = keep["mlp"].sum(axis=1)
+        return float(self.table[np.arange(LAYERS), kept].sum() + kept @ self.cross @ kept / 10)
+
+    def value(self, keep, part: int) -> float:
+        self.asked.append((part, keep["mlp"].sum(axis=1).tolist()))
+        return self.judge(keep) + self.noise * part
+
+    def gradient(self, keep, part: int):
+        raise AssertionError("evolution asks for no derivatives")
+
+
+def run(subject, objective, step=EVOLVE, within=Within(), seed: int = 0):  # noqa: B008
+    start = start_of(subject, 0.4, Uniform(), within, seed)
+    return start, refined(subject, start, step, objective, 0.4)
+
+
+def test_it_finds_what_brute_force_finds(small):
+    """Of all ways to keep 12 of 20 channels, 1 to 5 a layer; and in each layer those of the highest scores."""
+    found = 0
+    for seed in range(8):
+        objective = Counted(seed)
+        start, done = run(small, objective, within=Within(min_keep=0), seed=seed)
+        best = np.inf
+        for kept in itertools.product(range(UNITS + 1), repeat=LAYERS):
+            if sum(kept) == 12:
+                units = np.arange(UNITS) < np.array(kept)[:, None]
+                best = min(best, objective.judge({"mlp": units}))
+        assert done.told["divergences"] == [objective.judge(start.keep), objective.judge(done.keep)]
+        assert small.removed(done.keep) == small.removed(start.keep)
+        for layer, kept in enumerate(done.keep["mlp"]):
+            highest = np.sort(np.argsort(-start.scores["mlp"][layer])[: kept.sum()])
+            np.testing.assert_array_equal(np.flatnonzero(kept), highest)
+        found += objective.judge(done.keep) == pytest.approx(best)
+    assert found >= 7, "it may stay where two switches at once would be needed"
+
+
+def test_stages_ask_as_often_as_they_say(small):
+    """8 children on 1 microbatch, the 3 best and their parent on 2; a level-switch moves one unit; the best stays."""
+    evolve = Evolve(generations=4, offspring=8, survivors=(3, 1), microbatches=(1, 2), quantum=0.2)
+    objective = Counted(noise=0.01)
+    start, done = run(small, objective, evolve)
+    each = 8 + 4 * 2
+    assert len(objective.asked) == 4 * each
+    parent = start.keep["mlp"].sum(axis=1).tolist()
+    for generation in range(4):
+        asked = objective.asked[generation * each : (generation + 1) * each]
+        many, few = asked[:8], asked[8:]
+        assert len({part for part, _ in many}) == 1
+        assert [kept for _, kept in few[:2]] == [parent, parent]
+        assert all(1 <= np.abs(np.array(kept) - parent).sum() // 2 <= 3 for _, kept in many if kept != parent)
+        assert {sum(kept) for _, kept in asked} == {12}
+        plain = {str(kept): value_of(objective, kept) for _, kept in many}
+        stay = sorted((value_of(objective, kept) for _, kept in many))[:3]
+        assert sorted(plain[str(kept)] for _, kept in few[2::2]) == pytest.approx(stay)
+        parent = min([kept for _, kept in few[::2]], key=lambda kept: value_of(objective, kept))
+    assert done.keep["mlp"].sum(axis=1).tolist() == parent
+
+
+def value_of(objective: Counted, kept: list[int]) -> float:
+    return objective.judge({"mlp": np.arange(UNITS) < np.array(kept)[:, None]})
+
+
+def test_it_begins_and_ends_with_the_start_where_nothing_is_better(small):
+    class Worse(Counted):
+        calls = 0
+
+        def judge(self, keep):
+            self.calls += 1
+            return float(self.calls)
+
+        def value(self, keep, part):
+            return super().judge(keep)
+
+    start, done = run(small, Worse())
+    assert done.keep is start.keep
+    assert done.told["divergences"] == [1.0, 2.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ratio", "limits", "allocation"),
+    [
+        (0.3, "", "uniform"),
+        (0.2, "protect=(0,), multiple_of={mlp: 2}", "uniform"),
+        (0.3, "attention=0.5", "global"),
+        (0.2, "max_ratio=0.5", "uniform"),
+        (0.3, "depth=True, min_keep=0", "global"),
+    ],
+)
+def test_budget_and_limits_are_those_of_the_allocation(ratio, limits, allocation):
+    subject = LlamaSubject(random_model(spec_of(*[(2, 8)] * 5)))
+    text = Windows(*(np.concatenate(parts * 4) for parts in zip(*batches_of(1), strict=True)))  # four times the same
+    chosen = f"random > within({limits}) > {allocation}"
+    start = saap_jax.run_chain(subject, chosen, text, ratio, batch_size=2)
+    done = saap_jax.run_chain(subject, f"{chosen} > evolve(12, offspring=8, quantum=0.2)", text, ratio, batch_size=2)
+    assert subject.removed(done.keep) == subject.removed(start.keep)
+    before, after = done.told["divergences"]
+    assert after < before or (not limits and after == before), "no switch helps the first of these"
+    for name in done.keep:
+        first, last = (each.keep[name].sum(axis=1) for each in (start, done))
+        assert first.sum() == last.sum(), "quanta move between layers of a structure"
+        units = subject.existing[name].shape[1]
+        if "depth" in limits:
+            assert set(last.tolist()) <= {0, units}
+        if "protect" in limits:
+            assert last[0] == units
+            assert not (done.keep["mlp"].sum(axis=1) % 2).any()
+        if "max_ratio" in limits:
+            assert last.min() >= units / 2
+
+
+@pytest.mark.slow
+def test_a_part_is_judged_by_the_divergence():
+    subject, batches = LlamaSubject(random_model(spec_of((2, 6), (2, 6)))), batches_of()
+    random = np.random.default_rng(0)
+    keep = {name: random.random(units.shape) < 0.6 for name, units in subject.existing.items()}
+    objective, gates = Divergence(subject.model, batches), {n: k.astype(np.float32) for n, k in keep.items()}
+    plain = [plain_divergence(subject.model, subject.model, gates, [batch]) for batch in batches[:3]]
+    np.testing.assert_allclose([objective.value(keep, part) for part in range(3)], plain, rtol=1e-4)
+    assert len(set(plain)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("survivors=(4, 2)", "evolve.survivors: expected ever fewer of 16 .* got 4 2"),
+        ("survivors=(20, 1)", "evolve.survivors: expected ever fewer of 16 .* got 20 1"),
+        ("survivors=()", "evolve.survivors: expected ever fewer of 16 .* got none"),
+        ("microbatches=(1,)", "evolve.microbatches: .* which are 2, got 1"),
+        ("microbatches=(0, 2)", "evolve.microbatches: .* got 0 2"),
+        ("-1", "evolve.generations: expected at least 0, got -1"),
+        ("offspring=0", "evolve.offspring: expected at least 1, got 0"),
+        ("quantum=2.0", r"evolve.quantum: expected a number in \[0, 1\], got 2.0"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        parse(f"wanda > uniform > evolve({options})")
+
+
+@pytest.mark.parametrize("limit", ["depth=True, whole_layers=True, min_keep=0", "max_segments=3", "max_shapes=2"])
+def test_limits_that_layers_share_and_units_without_scores_are_refused(small, limit):
+    text = Windows(*(np.concatenate(parts) for parts in zip(*batches_of(), strict=True)))
+    for chain, said in (
+        (f"random > within({limit}) > global > evolve(1)", "evolve: expected no whole_layers, max_segments or max_sh"),
+        ("random > uniform > rounds(0.1) > evolve(1)", "evolve: expected scores of all units before it, got none of"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            saap_jax.run_chain(small, chain, text, 0.3, batch_size=2)
+    with pytest.raises(ValueError, match="evolve: expected at least 4 microbatches .* got 3"):
+        EVOLVE.check(small, 3)
