@@ -1,0 +1,304 @@
+"""Running chains: rounds against a loop, what is shared is done once, what is kept is served only where nothing has
+changed, and any combination of steps gives a keep-set that meets its ratio."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+
+from saap_jax.data import Windows
+from saap_jax.llama.segments import masks
+from saap_jax.steps.allocation.allocation import choose, meets
+from saap_jax.steps.allocation.rounds import stations
+from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.chain import expand, parse
+from saap_jax.steps.limits import Within
+from saap_jax.steps.run import Runner
+from saap_jax.steps.score.calibrate import Wanted, calibrate
+from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.surgery.divergence import Divergence
+from tests.helpers import forward, random_model, random_tokens, spec_of
+
+TOKENS = random_tokens(8, 8)
+TEXT = {"text": Windows(TOKENS, np.ones(TOKENS.shape, bool))}
+
+
+class Counted(LlamaSubject):
+    """A model that counts how often it is observed."""
+
+    seen = 0
+
+    def observe(self, *given, **options):
+        type(self).seen += 1
+        return super().observe(*given, **options)
+
+
+@pytest.fixture
+def subject():
+    Counted.seen = 0
+    return Counted(random_model(spec_of(*[(2, 8)] * 4)))
+
+
+class Memory:
+    """A cache in memory, which keeps copies."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, dict[str, np.ndarray]] = {}
+
+    def load(self, key):
+        return self.held.get(key)
+
+    def save(self, key, arrays) -> None:
+        self.held[key] = {name: np.array(each) for name, each in arrays.items()}
+
+
+def runner(subject, chains=(), **options) -> Runner:
+    return Runner(subject, TEXT, chains, **{"batch_size": 2, **options})
+
+
+def same(first, second) -> bool:
+    return all(np.array_equal(first[name], second[name]) for name in first)
+
+
+# --- rounds ----------------------------------------------------------------------------------------
+
+
+def test_rounds_observe_again_and_what_is_gone_stays_gone(subject):
+    keep, done = subject.existing, []
+    for ratio in stations(0.45, 0.2):
+        gone = {name: units & ~keep[name] for name, units in subject.existing.items()}
+        scored = calibrate(subject, TEXT, {"wanda": Wanted("wanda")}, keep=keep, batch_size=2)
+        keep = choose(subject, scored.scores("wanda"), ratio, Uniform(), Within(), gone).keep
+        done.append(keep)
+    assert all(not (less[name] & ~more[name]).any() for more, less in itertools.pairwise(done) for name in keep)
+    Counted.seen = 0
+    rounds = runner(subject).run(parse("wanda > uniform > rounds(0.2)"), 0.45)
+    assert same(rounds.keep, keep)
+    assert Counted.seen == 3
+    assert not same(runner(subject).run(parse("wanda > uniform"), 0.45).keep, keep), "control: in one step"
+
+
+def test_rounds_repair_and_observe_the_repaired_model(subject):
+    """Written out by two chains of one round; the text of the second is the first's outcome."""
+    whole = runner(subject).run(parse("wanda > uniform > least_squares(damping=0.1) > rounds(0.2)"), 0.4)
+    one = runner(subject).run(parse("wanda > uniform > least_squares(damping=0.1)"), 0.2)
+    scored = calibrate(one.subject, TEXT, {"wanda": Wanted("wanda")}, keep=one.keep, batch_size=2)
+    keep = choose(subject, scored.scores("wanda"), 0.4, Uniform(), Within(), one.gone).keep
+    assert same(whole.keep, keep)
+    plain = runner(subject).run(parse("wanda > uniform > rounds(0.2) > least_squares(damping=0.1)"), 0.4)
+    weights = [each.subject.model.segments[0].mlp.down[...] for each in (whole, plain)]
+    assert np.abs(weights[0] - weights[1]).max() > 1e-4, "control: repaired once"
+
+
+def test_a_round_that_a_large_block_has_made_needless_is_left_out(subject):
+    made = runner(subject).run(parse("wanda > within(depth=True, min_keep=0) > global(by=score) > rounds(0.01)"), 0.3)
+    assert meets(subject, made.keep, 0.3)
+    assert Counted.seen < 8 < 30
+
+
+def test_layers_are_repaired_in_rounds_as_the_repair_behind_them_says(subject):
+    """Two chains that differ behind the rounds alone: the second is not served what the first did."""
+    texts = [f"wanda > uniform > layerwise(wanda) > rounds(0.2) > {repair}"
+             for repair in ("bias", "least_squares(damping=0.01)")]  # fmt: skip
+    chains, together = expand(texts), runner(subject)
+    for chain in chains:
+        assert same(together.run(chain, 0.4).keep, runner(subject).run(chain, 0.4).keep)
+    assert together.key_of(chains[0], 0.4) != together.key_of(chains[1], 0.4)
+
+
+# --- done once -------------------------------------------------------------------------------------
+
+
+def test_one_pass_serves_all_chains(subject):
+    chains = expand(["{wanda,fisher,wanda+magnitude} > {uniform,stable > global} > {none,bias}"])
+    run = runner(subject, chains)
+    for chain, ratio in itertools.product(chains, (0.2, 0.4)):
+        run.run(chain, ratio)
+    assert Counted.seen == 1
+    run.run(parse("gate_taylor > uniform"), 0.2)
+    assert Counted.seen == 2, "what nobody announced takes another pass"
+
+
+def test_a_chain_that_nobody_announced_may_ask_for_stability(subject):
+    run = runner(subject, [parse("gate_taylor > uniform")])
+    run.run(parse("gate_taylor > uniform"), 0.2)
+    found = run.run(parse("gate_taylor > stable(3.0) > global"), 0.4)
+    assert same(found.keep, runner(subject).run(parse("gate_taylor > stable(3.0) > global"), 0.4).keep)
+
+
+def test_what_chains_begin_with_in_common_is_run_once(subject, monkeypatch):
+    judged = []
+    judge = Divergence.judge
+    monkeypatch.setattr(Divergence, "judge", lambda self, keep: judged.append(1) or judge(self, keep))
+    chains, run = expand(["wanda > uniform > learn(3, rate=0.3) > {none,bias,scales(2)}"]), runner(subject)
+    for chain in chains:
+        run.run(chain, 0.3)
+    assert len(judged) == 2, "the start and one round"
+
+
+# --- the cache -------------------------------------------------------------------------------------
+
+LONG = "FILE:mine > within(protect=(0,)) > uniform > rounds(0.2) > learn(3, rate=0.3)"
+MINE = """
+import dataclasses
+
+from saap_jax.estimation import GATE_GRADIENT, Estimator
+from saap_jax.steps.allocation.uniform import Uniform
+
+
+def mine() -> Estimator:
+    def score(statistics, params):
+        return {name: abs(value).mean(0) for name, value in statistics.of(GATE_GRADIENT).items()}
+
+    return Estimator(needs=frozenset({GATE_GRADIENT}), score=score)
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Uniform):
+    pass
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "own.py").write_text(MINE)
+    return tmp_path / "own.py"
+
+
+def rewrite(file, old: str, new: str) -> None:
+    file.write_text(file.read_text().replace(old, new))
+    stat = file.stat()
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+
+
+def test_a_second_runner_is_served(subject, file, monkeypatch):
+    chain, cache = parse(LONG.replace("FILE", str(file))), Memory()
+    first = runner(subject, [chain], key="a", cache=cache).run(chain, 0.4)
+    seen, asked = Counted.seen, Divergence.gradient
+    assert seen == 2
+    monkeypatch.setattr(Divergence, "gradient", lambda *_: pytest.fail("trained again"))
+    second = runner(subject, [chain], key="a", cache=cache).run(chain, 0.4)
+    assert same(first.keep, second.keep)
+    assert (second.told["divergences"], Counted.seen) == (first.told["divergences"], seen)
+    monkeypatch.setattr(Divergence, "gradient", asked)
+    other = parse(f"{chain.written.rpartition(' > ')[0]} > learn(3, rate=0.4) > bias")
+    served = runner(subject, [other], key="a", cache=cache).run(other, 0.4)
+    assert Counted.seen == seen, "scores of rounds are kept"
+    plain = runner(subject, [other]).run(other, 0.4)
+    assert same(served.keep, plain.keep), "with the limits that stand before the rounds"
+    assert served.keep["mlp"][0].all()
+
+
+def test_evolve_behind_rounds_says_the_same_from_the_cache(subject):
+    cache = Memory()
+    for ratio in (0.1, 0.4):
+        told = []
+        for text in ("wanda > uniform > rounds(0.2)", "wanda > uniform > rounds(0.2) > evolve(2, 4, (2, 1), (1, 1))"):
+            for _ in range(2):
+                try:
+                    run = runner(subject, key="a", cache=cache).run(parse(text), ratio)
+                    told.append({name: kept.tolist() for name, kept in run.keep.items()})
+                except ValueError as error:
+                    told.append(str(error))
+        assert told[0] == told[1]
+        assert told[2] == told[3]
+        assert isinstance(told[2], str) == (ratio == 0.4), "in one round all units have scores"
+
+
+INPUTS = {
+    "weights or text": lambda made, file: made(key="b"),
+    "ratio": lambda made, file: made(ratio=0.35),
+    "size of microbatches": lambda made, file: made(batch_size=4),
+    "option of a step": lambda made, file: made(("learn(3", "learn(4")),
+    "option of a step before": lambda made, file: made(("rounds(0.2", "rounds(0.3")),
+    "limits": lambda made, file: made(("protect=(0,)", "protect=(1,)")),
+    "code of the estimator": lambda made, file: (rewrite(file, "abs(value)", "value**2"), made())[1],
+    "code of a step": lambda made, file: (rewrite(file, "    pass", "    pass  # other"), made())[1],
+}
+
+
+@pytest.mark.parametrize("changed", INPUTS)
+def test_nothing_is_served_where_an_input_has_changed(subject, file, changed):
+    cache = Memory()
+
+    def made(change=("", ""), *, ratio: float = 0.4, key: str = "a", batch_size: int = 2) -> set[str]:
+        """Return the keys that a run has added."""
+        text = LONG.replace("FILE", str(file)).replace("> uniform", f"> {file}:Own").replace(*change)
+        before = set(cache.held)
+        run = runner(subject, key=key, cache=cache, batch_size=batch_size)
+        keys.append(run.key_of(parse(text), ratio))
+        run.run(parse(text), ratio)
+        return set(cache.held) - before
+
+    keys: list[str] = []
+    assert made()
+    assert not made(), "control: all is there"
+    assert INPUTS[changed](made, file)
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_the_share_at_the_end_counts_where_steps_look_ahead(subject):
+    chain = parse("wanda > within(attention=0.5, attention_from=0.3) > uniform > rounds(0.2)")
+    closed, opened = (runner(subject, open_end=end).key_of(chain, 0.4) for end in (False, True))
+    assert closed != opened
+    plain = parse("wanda > uniform > rounds(0.2)")
+    assert len({runner(subject, open_end=end).key_of(plain, 0.4) for end in (False, True)}) == 1
+
+
+def test_training_goes_on_where_it_was_killed(subject, monkeypatch):
+    chain, cache, asked = parse("wanda > uniform > learn(9, rate=0.3)"), Memory(), []
+    whole = runner(subject).run(chain, 0.4)
+    gradient = Divergence.gradient
+
+    def killed(self, gates, part):
+        asked.append(part)
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return gradient(self, gates, part)
+
+    monkeypatch.setattr(Divergence, "gradient", killed)
+    with pytest.raises(KeyboardInterrupt):
+        runner(subject, key="a", cache=cache).run(chain, 0.4)
+    resumed = runner(subject, key="a", cache=cache).run(chain, 0.4)
+    assert len(asked) == 5 + 6, "the round that was killed, and the one behind it"
+    assert same(resumed.keep, whole.keep)
+    assert resumed.told["divergences"] == whole.told["divergences"]
+
+
+# --- any combination -------------------------------------------------------------------------------
+
+ALLOCATIONS = ("uniform", "uniform(floor=True)", "log", "softmax(0.5)", "global", "global(solver=exact)",
+               "stable > global", "uniform > rounds(0.2)")  # fmt: skip
+REFINEMENTS = ("learn(3, rate=0.3)", "evolve(2, 4, (2, 1), (1, 1))", "layerwise(leverage)", "shape")
+REPAIRS = ("bias", "least_squares", "blended", "scales(2)")
+
+
+@pytest.fixture(scope="module")
+def any_runner():
+    return Runner(LlamaSubject(random_model(spec_of(*[(2, 8)] * 4))), TEXT, batch_size=2)
+
+
+def holds(run: Runner, text: str, ratio: float = 0.3) -> None:
+    """A chain meets its ratio, and the model that is cut computes what the masked one does."""
+    done = run.run(parse(text), ratio)
+    assert meets(run.subject, done.keep, ratio)
+    assert not any((done.keep[name] & ~units).any() for name, units in run.subject.existing.items())
+    masked = forward(done.subject.model, TOKENS, masks(done.keep))
+    np.testing.assert_allclose(forward(done.subject.cut(done.keep).model, TOKENS), masked, rtol=0, atol=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("allocation", "refinement"), itertools.product(ALLOCATIONS, REFINEMENTS))
+def test_any_refinement_follows_any_allocation(any_runner, allocation, refinement):
+    if "rounds" in allocation and refinement.startswith(("evolve", "shape")):  # which need scores of all units
+        with pytest.raises(ValueError, match="expected scores of all units before it"):
+            holds(any_runner, f"gate_fisher > {allocation} > {refinement}")
+        return
+    holds(any_runner, f"gate_fisher > {allocation} > {refinement}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), itertools.product((*REFINEMENTS, *REPAIRS), REPAIRS))
+def test_any_repair_follows_any_refinement_or_repair(any_runner, first, second):
+    holds(any_runner, f"gate_fisher > uniform > {first} > {second}")
