@@ -289,7 +289,7 @@ def holds(run: Runner, text: str, ratio: float = 0.3) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("allocation", "refinement"), itertools.product(ALLOCATIONS, REFINEMENTS))
+@pytest.mark.parametrize(("allocation", "refinement"), [*itertools.product(ALLOCATIONS, REFINEMENTS)])
 def test_any_refinement_follows_any_allocation(any_runner, allocation, refinement):
     if "rounds" in allocation and refinement.startswith(("evolve", "shape")):  # which need scores of all units
         with pytest.raises(ValueError, match="expected scores of all units before it"):
@@ -299,6 +299,6 @@ def test_any_refinement_follows_any_allocation(any_runner, allocation, refinemen
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "second"), itertools.product((*REFINEMENTS, *REPAIRS), REPAIRS))
+@pytest.mark.parametrize(("first", "second"), [*itertools.product((*REFINEMENTS, *REPAIRS), REPAIRS)])
 def test_any_repair_follows_any_refinement_or_repair(any_runner, first, second):
     holds(any_runner, f"gate_fisher > uniform > {first} > {second}")
