@@ -47,9 +47,9 @@ def one_line(error: BaseException) -> str:
     """Say in one line what a library raised: its message, cut where it is long, after the type where that tells more.
 
     >>> one_line(ValueError("no header\\nat all")), one_line(KeyError("a"))
-    ('no header', "KeyError: 'a'")
+    ('no header at all', "KeyError: 'a'")
     """
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line = " ".join(str(error).split())
     named = line if line and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {line}".strip(": ")
     return named if len(named) <= 300 else f"{named[:297]}..."
 
