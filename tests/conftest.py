@@ -32,9 +32,7 @@ import tests.typed  # noqa: F401  # before the package, whose functions it makes
 from saap_jax.cli.console import progress_console
 from saap_jax.data import windows
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama, save_model
-from saap_jax.runs.directory import RunDirectory
 from tests.homes import marks_of
-from tests.records import check_declared
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -85,19 +83,6 @@ def few_programs():
         gc.collect()
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)  # what compiling leaves to be used again, else a worker ends with gigabytes
-
-
-@pytest.fixture(autouse=True, scope="session")
-def declared_records():
-    """Hold all that a job has written, when it finishes its run, against the types of `runs.records`."""
-    settle = RunDirectory.settle_rows
-
-    def checked(run: RunDirectory) -> None:
-        settle(run)
-        check_declared(run)
-
-    with mock.patch.object(RunDirectory, "settle_rows", checked):
-        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -162,8 +162,6 @@ def _job(path: Path, fields: dict[str, Any], command: str, ending: Ending, overw
 
 def finish(run: RunDirectory, ending: Ending) -> None:
     """Write what follows from what the run holds, and then say that it is finished."""
-    run.settle_rows()
-    run.settle_arrays()
     write_scalars(run)
     for name, text in ending.texts(run).items():
         run.save_text(name, text)

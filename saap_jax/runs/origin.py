@@ -12,8 +12,9 @@ import numpy as np
 
 from saap_jax.evaluation.resample import sureness, two_way_means
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.formats.json_files import read_object
-from saap_jax.runs.records import Measured, WrittenText, fault_of
+from saap_jax.runs.records import Measured, WrittenText
+from saap_jax.runtime.errors import reading
+from saap_jax.runtime.files import decoded
 
 FILE = "saap.json"
 
@@ -94,16 +95,15 @@ def read_origin(directory: Path) -> Origin | None:
     path = directory / FILE
     if not path.is_file():
         return None
-    content = read_object(path)
-    if (version := content.get("schema")) != SCHEMA:
-        raise ValueError(f"{path}: expected schema {SCHEMA}, got {version!s:.60}; remove the file to go on without it")
-    if fault := fault_of(content, Origin):
-        raise ValueError(f"{path}: {fault}; the file was changed or damaged: remove it to go on without it")
-    return cast(Origin, content)
+    with reading(path, f"how the model came about (schema {SCHEMA}); remove the file to go on without it"):
+        content = decoded(path.read_bytes())
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']!s:.60}")
+        return Origin(schema=SCHEMA, base=content["base"], loader=content["loader"], steps=content["steps"])
 
 
 def figures_of(models: Mapping[str, Measured]) -> list[Figure]:
-    """Return the finite figures that were measured of models, by what they are called, with their 95 % intervals.
+    """List the finite figures that were measured of models, by what they are called, with their 95 % intervals.
 
     The interval is the percentile bootstrap's over the windows whose losses are on record; there is none of fewer than
     `FEWEST`, nor where the figure is not that of these windows, as in a race.

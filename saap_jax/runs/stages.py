@@ -2,16 +2,13 @@
 
 | field               | content                                                                                     |
 |---------------------|---------------------------------------------------------------------------------------------|
-| `seconds`           | wall time                                                                                   |
-| `times`             | how often the stage ran; sums are over all of them                                          |
+| `seconds`, `times`  | wall time, and how often the stage ran; sums are over all of them                           |
 | `compile_seconds`   | part of `seconds` in which jax traced, lowered or compiled                                  |
 | `compiles`          | programs that were compiled, or read from jax's compilation cache                           |
 | `peak_host_gib`     | peak memory of the process so far, GiB                                                      |
 | `peak_device_gib`   | peak memory so far of the process's fullest device, GiB; null where the backend tells none  |
 | `tokens`            | tokens processed; null where the stage says nothing                                         |
 | `tokens_per_second` | `tokens` / `seconds`, compiling included; null as `tokens`                                  |
-
-Fields that a version before this one did not record stay absent when it goes on with a run.
 """
 
 import contextlib
@@ -20,8 +17,8 @@ import functools
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from saap_jax.runs.records import Stage as StageRecord
 from saap_jax.runtime.processes import own_devices
@@ -50,25 +47,10 @@ class Stage:
     """Start and end, in seconds, of whatever belonged to compiling."""
     seconds: float = 0.0
 
-    def record(self) -> StageRecord:
-        """Return the stage as `run.json` holds it, run once."""
-        tokens = self.tokens or None
-        return {
-            "name": self.name,
-            "seconds": self.seconds,
-            "times": 1,
-            "compile_seconds": covered(self.compiling),
-            "compiles": self.compiles,
-            "peak_host_gib": peak_host_gib(),
-            "peak_device_gib": peak_device_gib(),
-            "tokens": tokens,
-            "tokens_per_second": _rate(tokens, self.seconds),
-        }
-
 
 @contextlib.contextmanager
 def measuring(stage: Stage) -> Iterator[None]:
-    """Measure what runs inside, whether it ends well or not; `record` of the stage has the result afterwards."""
+    """Measure what runs inside, whether it ends well or not."""
     _listen()
     _open.append(stage)
     start = time.perf_counter()
@@ -79,22 +61,33 @@ def measuring(stage: Stage) -> Iterator[None]:
         _open.remove(stage)
 
 
-def with_stage(stages: Sequence[StageRecord], new: StageRecord) -> list[StageRecord]:
-    """Return the stages on record with one more; a stage that is there already keeps its place, the two as one.
+def with_stage(stages: Sequence[StageRecord], stage: Stage) -> list[StageRecord]:
+    """Put a stage that has ended on record; one that is there already keeps its place, the two as one.
 
-    >>> stage = Stage("load", tokens=3, seconds=2.0)
-    >>> [load] = with_stage([stage.record()], stage.record())
+    >>> [load] = with_stage(with_stage([], Stage("load", tokens=3, seconds=2.0)), Stage("load", tokens=3, seconds=2.0))
     >>> [load[key] for key in ("name", "seconds", "times", "tokens", "tokens_per_second")]
     ['load', 4.0, 2, 6, 1.5]
     """
-    found = list(stages)
-    index = next((number for number, stage in enumerate(found) if stage["name"] == new["name"]), len(found))
-    found[index : index + 1] = [_together(before, new) for before in found[index : index + 1]] or [new]
-    return found
+    place = next((number for number, each in enumerate(stages) if each["name"] == stage.name), len(stages))
+    before: Any = stages[place] if place < len(stages) else {}
+    seconds = before.get("seconds", 0.0) + stage.seconds
+    tokens = ((before.get("tokens") or 0) + stage.tokens) or None
+    record: StageRecord = {
+        "name": stage.name,
+        "seconds": seconds,
+        "times": before.get("times", 0) + 1,
+        "compile_seconds": before.get("compile_seconds", 0.0) + covered(stage.compiling),
+        "compiles": before.get("compiles", 0) + stage.compiles,
+        "peak_host_gib": max(before.get("peak_host_gib", 0.0), peak_host_gib()),
+        "peak_device_gib": max(filter(None, (before.get("peak_device_gib"), peak_device_gib())), default=None),
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds if tokens and seconds > 0 else None,
+    }
+    return [*stages[:place], record, *stages[place + 1 :]]
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Return the length of the union of time spans: tracing one function may trace and compile others inside.
+    """Measure the union of time spans: tracing one function may trace and compile others inside.
 
     >>> covered([(2.0, 3.0), (1.0, 4.0), (6.0, 6.5)])
     3.5
@@ -107,13 +100,13 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def peak_host_gib() -> float:
-    """Return the peak memory of this process so far, GiB."""
+    """Read the peak memory of this process so far, GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes there, KiB on Linux
 
 
 def peak_device_gib() -> float | None:
-    """Return the peak memory so far of the fullest device of this process, GiB; None where the backend tells none."""
+    """Read the peak memory so far of the fullest device of this process, GiB; None where the backend tells none."""
     try:
         told = [device.memory_stats() or {} for device in own_devices()]
     except RuntimeError:  # no device, or a plugin without this call: no reason to lose the rest of the record
@@ -135,20 +128,3 @@ def _note(event: str, start_time: float, end_time: float, **_: str | int) -> Non
         for stage in list(_open):
             stage.compiling.append((start_time, end_time))
             stage.compiles += event == BACKEND_COMPILE
-
-
-def _together(before: Mapping[str, Any], now: Mapping[str, Any]) -> StageRecord:
-    """Return two records of one stage as one; a sum of which a part was not recorded is left out."""
-    both = dict(now) | {"seconds": before["seconds"] + now["seconds"], "times": before.get("times", 1) + now["times"]}
-    for key in ("peak_host_gib", "peak_device_gib"):
-        both[key] = max((peak for peak in (before.get(key), now[key]) if peak is not None), default=None)
-    for key in ("compile_seconds", "compiles"):
-        both[key] = (before.get(key) or 0) + now[key]
-    both["tokens"] = (before.get("tokens") or 0) + (now["tokens"] or 0) or None
-    both["tokens_per_second"] = _rate(both["tokens"], both["seconds"])
-    unknown = {"compile_seconds", "compiles", "tokens", "tokens_per_second"} - set(before)
-    return cast(StageRecord, {key: value for key, value in both.items() if key not in unknown})
-
-
-def _rate(tokens: int | None, seconds: float) -> float | None:
-    return tokens / seconds if tokens and seconds > 0 else None

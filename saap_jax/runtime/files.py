@@ -1,4 +1,4 @@
-"""Files of plain values and arrays: written whole or not at all, and read without trust in what they hold.
+"""Files of plain values and arrays: written whole or not at all.
 
 JSON has no NaN and no infinities: they are stored as the strings "NaN", "Infinity" and "-Infinity" (which `float`
 understands), and come back as floats.
@@ -8,40 +8,26 @@ import io
 import json
 import math
 import os
-import struct
-import tokenize
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.processes import is_primary
 
 KINDS = "biufcSU"
 """Kinds of numpy types that an array in a file may have: numbers and text, no objects."""
 
-LONGEST_LINE = 2**26
-"""Bytes of a line that is read at most; a longer one is none of ours."""
-
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_DIGITS = 300
-"""Whole numbers of more digits are read as floats, infinite ones: nothing can compute with them."""
-
-_DAMAGED = (
-    zipfile.BadZipFile, struct.error, EOFError, KeyError, MemoryError, NotImplementedError, OSError, OverflowError,
-    RuntimeError, SyntaxError, TypeError, ValueError, tokenize.TokenError,
-)  # fmt: skip
-"""What `zipfile` and numpy raise for content that is no npz file, or a damaged one."""
 
 
 # --- writing -----------------------------------------------------------------------------------
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON holds it: mappings, lists, strings, numbers, None; NaN and infinities as strings.
+    """Turn a value into what JSON holds: mappings, lists, strings, numbers, None; NaN and infinities as strings.
 
     >>> plain({"ratios": (0.2, float("inf"))})
     {'ratios': [0.2, 'Infinity']}
@@ -65,12 +51,12 @@ def plain(value: Any) -> Any:
 
 
 def encoded(value: Any, indent: int | None = None) -> bytes:
-    """Return a value as JSON."""
+    """Encode a value as JSON."""
     return json.dumps(plain(value), indent=indent, allow_nan=False).encode()
 
 
 def cache() -> Path:
-    """Return the directory of files that are made of others, `$XDG_CACHE_HOME/saap_jax` or `~/.cache/saap_jax`."""
+    """Name the directory of files that are made of others, `$XDG_CACHE_HOME/saap_jax` or `~/.cache/saap_jax`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saap_jax"
 
 
@@ -104,18 +90,21 @@ def write_atomically(path: Path, content: bytes, *, partial: Path | None = None)
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append a line to a file, whole or not at all; a line that a killed process tore stays a line of its own."""
+    """Append a line to a file, whole or not at all; the end of one that a kill tore is taken off first."""
     with open(path, "ab+") as file:
-        size = file.tell()
-        if size > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                line = b"\n" + line
+        whole = size = file.tell()
+        file.seek(max(size - 1, 0))
+        if file.read() not in (b"", b"\n"):
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1
         try:
-            _write_all(file.fileno(), line + b"\n")
+            file.truncate(whole)
+            rest = memoryview(line + b"\n")
+            while rest:  # around the buffer of the file: it would be written once more when the file is closed
+                rest = rest[os.write(file.fileno(), rest) :]
             os.fsync(file.fileno())
         except BaseException as error:
-            os.ftruncate(file.fileno(), size)
+            os.ftruncate(file.fileno(), whole)
             if size == 0:
                 path.unlink()
             _say_where(error, path)
@@ -128,15 +117,8 @@ def _say_where(error: BaseException, path: Path) -> None:
         error.filename = str(path)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
-    """Write around the buffer of the file: it would be written once more when the file is closed."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
 def arrays_file(arrays: Mapping[str, Any], name: str) -> bytes:
-    """Return arrays as the content of an npz file, not compressed; keys may hold slashes.
+    """Encode arrays as the content of an npz file, not compressed; keys may hold slashes.
 
     Raises:
         ValueError: an array's type is unknown to the format (bfloat16, objects); `name` is that of the file.
@@ -154,22 +136,15 @@ def arrays_file(arrays: Mapping[str, Any], name: str) -> bytes:
 
 
 def decoded(content: bytes) -> Any:
-    """Return the value of a JSON text, non-finite numbers included.
+    """Decode a JSON text, non-finite numbers included.
 
     Raises:
-        ValueError: it is no JSON, nested too deeply, has a key twice, or text that no encoding holds.
+        ValueError: it is no JSON, or nested too deeply.
     """
     try:
-        value = json.loads(content.decode(), object_pairs_hook=_object, parse_int=_integer)
-        if b"\\ud" in content.lower():  # half of a surrogate pair is a string that cannot be printed or written
-            json.dumps(value, ensure_ascii=False).encode()
-        return _decode(value)
-    except UnicodeEncodeError:
-        raise ValueError("text with half of a surrogate pair") from None
+        return _decode(json.loads(content.decode()))
     except RecursionError:
         raise ValueError("values nested too deeply") from None
-    except MemoryError:
-        raise ValueError("more values than fit into memory") from None
 
 
 def read_json(path: Path) -> Any:
@@ -178,75 +153,17 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: it is no JSON.
     """
-    try:
+    with reading(path, "JSON; the file was changed or damaged"):
         return decoded(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"expected JSON in {path}, got {error}; the file was changed or damaged") from error
 
 
 def lines_of(path: Path) -> Iterator[Any]:
     """Yield the value of each line of a file of JSON lines, an exception in place of one that is none."""
-    with open(path, "rb") as file:
-        while line := file.readline(LONGEST_LINE):
-            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                    pass
-                yield ValueError(f"a line of more than {LONGEST_LINE} bytes")
-            elif line.strip():
-                try:
-                    yield decoded(line)
-                except ValueError as error:
-                    yield error
-
-
-def read_arrays(content: bytes) -> dict[str, np.ndarray]:
-    """Return the arrays of the content of an npz file as `arrays_file` makes it.
-
-    What is declared is held against the size of the content before anything is read: no array is larger than its part.
-
-    Raises:
-        ValueError: it is no such file, or damaged.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = archive.infolist()
-            if (declared := sum(each.file_size for each in members)) > len(content):
-                raise ValueError(f"expected parts of at most {len(content)} bytes together, got {declared}")
-            return dict(_member(archive, each) for each in members)
-    except _DAMAGED as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
-
-
-def _member(archive: zipfile.ZipFile, about: zipfile.ZipInfo) -> tuple[str, np.ndarray]:
-    name = about.filename.removesuffix(".npy")
-    if about.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"expected arrays that are not compressed, got {name!r} compressed")
-    content = io.BytesIO(archive.read(about))
-    size = content.getbuffer().nbytes
-    version = np.lib.format.read_magic(content)
-    if version not in _HEADERS:
-        raise ValueError(f"expected format 1.0 or 2.0 of {name!r}, got {version}")
-    shape, _, dtype = _HEADERS[version](content)
-    if dtype.kind not in KINDS or dtype.names is not None:
-        raise ValueError(f"expected numbers or text at {name!r}, got {dtype}")
-    expected = math.prod(shape) * dtype.itemsize
-    if any(length < 0 for length in shape) or expected != size - content.tell():
-        raise ValueError(f"expected {expected} bytes for {name!r} of shape {shape}, got {size - content.tell()}")
-    content.seek(0)
-    return name, np.lib.format.read_array(content, allow_pickle=False)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"the key {twice[:80]!r} twice in one object")
-    return found
-
-
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _DIGITS else float(digits)
+    for line in path.read_bytes().splitlines():
+        try:
+            yield decoded(line)
+        except ValueError as error:
+            yield error
 
 
 def _decode(value: Any) -> Any:

@@ -88,7 +88,7 @@ def test_what_takes_the_model_makes_the_run_go_on(config, name):
     path = module.Path(config.runs) / "one"
     before = (path / "metrics.jsonl").read_bytes()
     if name == "line":
-        (path / "metrics.jsonl").write_bytes(before.splitlines()[0] + b"\n" + before.splitlines()[1][:-4] + b"\n")
+        (path / "metrics.jsonl").write_bytes(before[:-4])
     else:
         (path / name).rmdir() if name == "best" else (path / name).unlink()
     assert work(config)

@@ -7,13 +7,9 @@ import jax.monitoring
 import jax.numpy as jnp
 import pytest
 
-from saap_jax.config.jobs import FidelityConfig, ScoreConfig
-from saap_jax.config.method import CalibrationConfig, EstimationConfig, ModelConfig
-from saap_jax.jobs import fidelity
-from saap_jax.jobs.score import score_run
 from saap_jax.runs import stages as monitor
 from saap_jax.runs.directory import RunDirectory, read_run
-from saap_jax.runs.stages import Stage, covered, measuring, peak_device_gib, with_stage
+from saap_jax.runs.stages import Stage, covered, measuring, peak_device_gib
 
 FIELDS = [
     "name", "seconds", "times", "compile_seconds", "compiles", "peak_host_gib", "peak_device_gib", "tokens",
@@ -65,7 +61,7 @@ class TestCompiling:
                 jax.jit(lambda x: x * 5)(x)
             jax.jit(lambda x: x * 7)(x)
         assert (outer.compiles, inner.compiles) == (2, 1)
-        assert outer.record()["compile_seconds"] > inner.record()["compile_seconds"]
+        assert covered(outer.compiling) > covered(inner.compiling)
 
     def test_jax_is_told_once_a_process(self, monkeypatch):
         told = []
@@ -80,7 +76,7 @@ class TestCompiling:
         with measuring(stage := Stage("load")):
             jax.monitoring.record_event_time_span("/jax/something/else", 0.0, 9.0)
             jax.monitoring.record_event_time_span(monitor.BACKEND_COMPILE, 1.0, 3.0, fun_name="f")
-        assert (stage.compiles, stage.record()["compile_seconds"]) == (1, 2.0)
+        assert (stage.compiles, covered(stage.compiling)) == (1, 2.0)
 
     def test_time_is_not_counted_twice(self):
         trace, within, later = (10.0, 14.0), (11.0, 12.0), (13.5, 15.0)
@@ -154,67 +150,3 @@ class TestTokens:
             stage.tokens = 5
         assert (stages_of(run)["evaluate"]["tokens"], stages_of(run)["evaluate"]["times"]) == (15, 2)
         assert not monitor._open
-
-
-class TestOldRecords:
-    OLD = {"name": "score", "seconds": 4.0, "peak_host_gib": 1.0, "times": 1}  # noqa: RUF012
-
-    def test_are_gone_on_with_and_claim_nothing(self):
-        """Half of the compiles of a stage would look like all of them."""
-        with measuring(stage := Stage("score")):
-            stage.tokens = 8
-        stage.seconds = 2.0
-        both, other = with_stage([self.OLD, self.OLD | {"name": "cut"}], stage.record())
-        assert other == self.OLD | {"name": "cut"}
-        assert (both["name"], both["seconds"], both["times"]) == ("score", 6.0, 2)
-        assert not both.keys() & {"tokens", "tokens_per_second", "compiles", "compile_seconds"}
-        (again,) = with_stage([both], stage.record())
-        assert not again.keys() & {"tokens", "tokens_per_second", "compiles", "compile_seconds"}
-        (new,) = with_stage(with_stage([], stage.record()), stage.record())
-        assert new["tokens"] == 16, "a record of this version adds up"
-
-    def test_of_a_run_are_read(self, run):
-        run.update(stages=[self.OLD])
-        with run.stage("score"):
-            pass
-        assert stages_of(run)["score"]["times"] == 2
-
-
-class TestRuns:
-    """A run counts the calibration tokens that it observed, and those only."""
-
-    @pytest.fixture
-    def fields(self, tiny_model_directory, tmp_path) -> dict:
-        return {
-            "name": "tiny",
-            "runs": str(tmp_path),
-            "model": ModelConfig(name=str(tiny_model_directory)),
-            "calibration": CalibrationConfig(examples=5, length=16, batch_size=2),
-            "estimation": EstimationConfig(estimators=("wanda",)),
-        }
-
-    @pytest.mark.slow
-    def test_of_scores(self, fields):
-        config = ScoreConfig(**fields, keep_statistics="all")
-        run, _ = score_run(config)
-        first = stages_of(run)["score"]
-        assert first["tokens"] == 5 * 16
-        assert first["tokens_per_second"] == first["tokens"] / first["seconds"]
-        assert first["compiles"] > 0
-        assert list((run.path / "tensorboard").iterdir())
-        RunDirectory(run.path, read_run(run.path)).update(status="running")  # killed after its scores
-        score_run(config)
-        assert (stages_of(run)["score"]["tokens"], stages_of(run)["score"]["times"]) == (5 * 16, 2)
-        RunDirectory(run.path, read_run(run.path)).update(status="running")  # killed before its scores
-        (run.path / "scores.npz").unlink()
-        score_run(config)
-        assert (stages_of(run)["score"]["tokens"], stages_of(run)["score"]["times"]) == (5 * 16, 3)
-        other = ScoreConfig(**fields | {"name": "other"}, from_run=str(run.path))
-        assert stages_of(score_run(other)[0])["score"]["tokens"] is None, "no text was read"
-
-    @pytest.mark.slow
-    def test_of_fidelity(self, fields):
-        run, *_ = fidelity.judge(FidelityConfig(**fields, channels_per_layer=1, resamples=10))
-        assert stages_of(run)["score"]["tokens"] == 5 * 16
-        assert stages_of(run)["ablate"]["tokens"] is None
-        assert list((run.path / "tensorboard").iterdir())

@@ -14,7 +14,8 @@ from saap_jax.report.pages.compare import kept_figures
 from saap_jax.runs import origin as records
 from saap_jax.runs.origin import Origin, OriginStep
 from saap_jax.runs.reading import SCHEMA
-from saap_jax.runs.records import Row, RunRecord, fault_of
+from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.words import plural
 
 VERBS = {"prune": "Pruned", "compare": "Chosen and pruned", "recover": "Fine-tuned", "export": "Exported"}
@@ -27,12 +28,6 @@ class KeptUnits(TypedDict):
     units: int
     kept: list[list[int]]
     """Of each layer."""
-
-
-class KeepFile(TypedDict):
-    """`keep.json`, by structure."""
-
-    keep: dict[str, KeptUnits]
 
 
 def origin_view(path: Path, origin: Origin, *, id: str = "", name: str = "") -> View:
@@ -57,13 +52,11 @@ def _kept(path: Path, origin: Origin, name: str) -> list[Figure]:
     """Return the share of the units of the first step's model that each layer still has."""
     if not (path / "keep.json").exists():
         return []
-    content = {"keep": read_object(path / "keep.json")}
-    if fault := fault_of(content, KeepFile):
-        raise ValueError(f"{path / 'keep.json'}: {fault}; the file was changed or damaged")
-    keep: dict[str, KeptUnits] = content["keep"]
-    kept: dict[str, list[int | float]] = {
-        structure: [len(row) for row in each["kept"]] for structure, each in keep.items()
-    }
+    with reading(path / "keep.json", "kept units by structure; the file was changed or damaged"):
+        keep: dict[str, KeptUnits] = read_object(path / "keep.json")
+        kept: dict[str, list[int | float]] = {
+            structure: [len(row) for row in each["kept"]] for structure, each in keep.items()
+        }
     if wrong := next((s for s, counts in kept.items() if max(counts, default=0) > keep[s]["units"]), None):
         raise ValueError(
             f"{path / 'keep.json'}: expected at most {keep[wrong]['units']} units of {wrong} in a layer, got "
