@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import os
 import sys
+import time
 import traceback
 from typing import Annotated, Any, Union
 
@@ -13,7 +14,7 @@ import tyro
 from saap_jax.cli.arguments import Command, Distributed, RunOptions, imported, parse
 from saap_jax.cli.console import console, progress_console, show_lines, visible
 from saap_jax.runtime import interrupts
-from saap_jax.runtime.processes import is_primary, join, leave, place
+from saap_jax.runtime.processes import GONE, LOST, is_primary, join, leave, peer_has_gone, place
 from saap_jax.version import __version__
 
 DESCRIPTION = """Structured pruning of LLaMA-family language models, and of JAX models, in JAX.
@@ -24,6 +25,9 @@ docs/pods.md. `saap help COMMAND` describes every option. Start with `saap compa
 
 READER_GONE = 141
 """Exit code where the reader of standard output has gone (`saap ... | head -1`): the one that a shell gives then."""
+
+GRACE = 5.0
+"""Seconds that the first of several processes waits, when it has failed, for others to fail likewise."""
 
 _CONFIG, _SEVERAL = "[MODULE:FACTORY] [CONFIG]", "[MODULE:FACTORY] [CONFIG] [--methods ...]"
 _BOTH = (RunOptions, Distributed)
@@ -53,8 +57,8 @@ COMMANDS: dict[str, Command] = {
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return its exit code.
 
-    0: it did its work. 1: `ab` found a limit broken. 2: bad input, one line on the error stream. 130 and 143: ended
-    by a signal. 141: nobody reads the output any more.
+    0: it did its work. 1: `ab` found a limit broken. 2: bad input, one line on the error stream. 3: another process has
+    died. 130 and 143: ended by a signal. 141: nobody reads the output any more.
     """
     try:
         try:
@@ -103,20 +107,16 @@ def _command(name: str, words: list[str]) -> int:
     arguments = (config, options) if options else (config,)
     if cluster is None or not join(cluster):
         return run(*arguments) or 0
-    from saap_jax.runtime.watch import start_watch
-
     interrupts.renew()
-    watch = start_watch(cluster.coordinator and cluster.coordinator.rpartition(":")[0])
     console.quiet = progress_console.quiet = not is_primary()
     try:
         code = run(*arguments) or 0
-    except BaseException as error:  # others may come upon the same and say it too
-        watch.failing(error)
+    except BaseException as error:
         code = fail(error)
         sys.stdout.flush()
-        watch.part(interrupts.received() or isinstance(error, KeyboardInterrupt))
+        if is_primary():  # jax ends the others once the first has gone: let them come upon the same and say it
+            time.sleep(GRACE)
         os._exit(code)
-    watch.leaving()
     leave()
     return code
 
@@ -133,6 +133,8 @@ def fail(error: BaseException) -> int:
     line, code = explained(error), 2
     if interrupts.received() or isinstance(error, KeyboardInterrupt):
         line, code = interrupts.interruption()
+    elif peer_has_gone(error):
+        line, code = GONE, LOST
     elif os.environ.get("SAAP_TRACEBACK"):
         traceback.print_exception(error)
     with contextlib.suppress(BrokenPipeError):

@@ -9,17 +9,32 @@ whatever number they give, and the memory of none is this machine's. Who writes,
 host memory is asked here, and jax nowhere else.
 """
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from saap_jax.runtime import interrupts
+
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as dead; then jax ends all others."""
+
+LOST = 3
+"""Exit code of a process whose job another process has left."""
+
+GONE = (
+    "another process of this job has ended, and this one cannot go on without it; see what that one said (if nothing, "
+    "it was killed, or its machine went away), then start the job again: it goes on from what is kept"
+)
+
+_kept: list[Any] = []
+"""What C calls, which Python may not free."""
 
 LEAVING = 1800
 """Seconds that a process which is done waits for the others, of which the first may still write a report."""
@@ -63,7 +78,21 @@ def join(cluster: Cluster) -> bool:
             f"{_SWITCH}: the processes of this job did not meet at {where} ({' '.join(str(error).split())}); give "
             f"{_SWITCH}.coordinator HOST:PORT, a port of the first process that all can reach"
         ) from None
+    words = f"saap: {place()}{GONE}\n".encode()
+
+    def given_up(_: int) -> None:
+        if not interrupts.received():
+            os.write(2, words)
+        os._exit(LOST)
+
+    _kept.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(given_up))
+    ctypes.CDLL(None).signal(signal.SIGABRT, _kept[-1])  # jax ends by abort() when heartbeats of a process stop
     return True
+
+
+def peer_has_gone(error: BaseException) -> bool:
+    """Say whether an error is of a collective whose peer has died."""
+    return count() > 1 and any(words in str(error) for words in ("Gloo", "UNAVAILABLE", "coordination service"))
 
 
 def leave() -> None:

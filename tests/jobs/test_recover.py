@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
+from tests.runs.test_tensorboard import read
 
 import saap_jax
 from saap_jax.cli import main
@@ -30,7 +31,6 @@ from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
 from tests.cli.test_main import refused
 from tests.report.shown import missing_from_page
-from tests.runs.test_tensorboard import read
 
 
 @pytest.fixture
