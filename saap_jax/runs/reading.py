@@ -3,7 +3,7 @@
 import io
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -60,11 +60,6 @@ def read_candidates(path: str | os.PathLike[str]) -> tuple[list[Row], int]:
             row = decoded(line)
             found[row["candidate"]] = row
     return list(found.values()), int(bool(torn))
-
-
-def read_rows(path: str | os.PathLike[str], run: Any = None, kind: str = "") -> list[Row]:
-    """Read the candidates of a run, as `read_candidates`."""
-    return read_candidates(path)[0]
 
 
 def read_correlations(path: str | os.PathLike[str]) -> list[Correlation]:

@@ -41,15 +41,8 @@ class Row(Measured, total=False):
     variant: str
     chain: str
     """The method, as it is written."""
-    estimator: str
-    scenario: str
-    allocation: str
-    rank_by: str
-    stability_weight: float | None
-    fusion: Part | None
-    compensation: str
-    learn_steps: int
-    recipe: str
+    model: str
+    """Digest of the weights, where a chain changed them."""
     windows: int
     """By which it was judged, where a race took fewer than there are; `ppl` is then what these and the unpruned model
     let expect of all."""

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
-from tests.runs.test_tensorboard import read
 
 import saap_jax
 from saap_jax.cli import main
@@ -31,6 +30,7 @@ from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
 from tests.cli.test_main import refused
 from tests.report.shown import missing_from_page
+from tests.runs.test_directory import scalars_in
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ def test_recover(options, capsys, tmp_path):
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert not corrupt
     assert [row["step"] for row in rows if "held_out" in row] == [4, 8, 12]
-    points = read(tmp_path / "runs" / "recover" / "tensorboard")
-    assert {point.tag for point in points} > {"training/loss", "training/held_out", "training/tokens_per_second"}
-    losses = {point.step: point.value for point in points if point.tag == "training/loss"}
+    points = scalars_in(tmp_path / "runs" / "recover" / "tensorboard")
+    assert {tag for tag, *_ in points} > {"training/loss", "training/held_out", "training/tokens_per_second"}
+    losses = {step: value for tag, step, value in points if tag == "training/loss"}
     np.testing.assert_allclose([losses[row["step"]] for row in rows], [row["loss"] for row in rows], rtol=1e-6)
     model = load_model(tmp_path / "runs" / "recover" / "model")
     assert model.spec == load_model(options[1]).spec

@@ -12,7 +12,7 @@ from saap_jax.report.figures.curves import Curve, Limit, ratio_figure
 from saap_jax.report.formats import BEST, TIED, format_estimate, format_percent, marked
 from saap_jax.report.pages.common import closing_sections, files_of, suggestions_section
 from saap_jax.report.pages.compare import candidate_table
-from saap_jax.runs.reading import read_rows
+from saap_jax.runs.reading import read_candidates
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, mean_figure
 from saap_jax.runtime.words import plural, some
@@ -22,7 +22,7 @@ def frontier_sections(path: Path, run: RunRecord) -> list[Section]:
     """Return the sections of a run, finished or not."""
     said, blocks = "Nothing is found yet.", []
     if run.get("frontier"):
-        candidates = read_rows(path, run, "frontier")
+        candidates = read_candidates(path)[0]
         found = found_variants(run, candidates)
         said, blocks = summary(run, found), frontier_blocks(run, candidates, found)
     return [

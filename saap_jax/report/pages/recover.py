@@ -20,7 +20,7 @@ from saap_jax.report.formats import (
     format_relative,
 )
 from saap_jax.report.pages.common import DOMAINS, closing_sections, files_of
-from saap_jax.runs.reading import read_rows
+from saap_jax.runs.reading import read_candidates
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import metrics, number
 from saap_jax.runtime.words import plural, signed
@@ -31,7 +31,7 @@ VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
 
 def recover_sections(path: Path, run: RunRecord) -> list[Section]:
     """Return the sections of a run, finished or not."""
-    candidates = read_rows(path, run, "recover")
+    candidates = read_candidates(path)[0]
     said = summary(run) if {"data", "training", "after"} <= run.keys() else ["The training is not finished."]
     blocks: list[Block] = [recovery_table(run)] if {"before", "after"} <= run.keys() else []
     course = [_course(candidates)] if any("step" in row for row in candidates) else []

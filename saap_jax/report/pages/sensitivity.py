@@ -21,7 +21,7 @@ from saap_jax.report.blocks import Block, Column, Figure, Section, Table, Words
 from saap_jax.report.figures.maps import change_figure
 from saap_jax.report.formats import BEST, TIED, format_change
 from saap_jax.report.pages.common import closing_sections, files_of, suggestion_blocks, suggestions_section
-from saap_jax.runs.reading import read_rows
+from saap_jax.runs.reading import read_candidates
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
 from saap_jax.runs.trials import aligned_sentence
@@ -33,7 +33,7 @@ EXTREMES = 5
 
 def sensitivity_sections(path: Path, run: RunRecord) -> list[Section]:
     """Return the sections of a run, finished or not."""
-    candidates = read_rows(path, run, "sensitivity")
+    candidates = read_candidates(path)[0]
     known = "losses" in run.get(DENSE, {}) and any("layer" in row for row in candidates)
     return [
         *([] if known else [Section("Summary", [Words("Nothing is measured yet.", soft=False)])]),
