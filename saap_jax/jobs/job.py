@@ -174,7 +174,7 @@ def finish(run: RunDirectory, ending: Ending) -> None:
 
 
 def _lost(run: RunDirectory, ending: Ending) -> set[str]:
-    """Return what a finished run does not have any more: names of files, `metrics.jsonl` where a line is missing."""
+    """List the files that a finished run does not have any more, `metrics.jsonl` where a line is missing."""
     written = run.record.get("files", [])
     names = _texts(run, ending) | {name for name in ending.further if name in written}
     lost = {name for name in names if not run.has(name)}

@@ -142,7 +142,7 @@ def mirrored(address: str) -> Iterator[Mirror]:
 
 
 def _new(file: Any) -> Any:
-    """Return where a file is until its change is ended: a name in a store of objects changes within a folder alone."""
+    """Place a file until its change is ended: a name in a store of objects changes within a folder alone."""
     return file.parent / f".{file.name}.new"
 
 

@@ -39,7 +39,7 @@ def inputs_of(
     calibration: Mapping[int, Mapping[str, Any]] | None = None,
     texts: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """Return what a run on calibration text, by seed and scenario, and evaluation text, by metric, is of.
+    """Digest what a run is of: its model, calibration text by seed and scenario, evaluation text by metric.
 
     The keys are what a refusal calls them, see `RunDirectory.begin`; `model` are the digests of the model.
     """

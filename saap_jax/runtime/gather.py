@@ -81,7 +81,7 @@ def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
 
 
 def _holders(array: jax.Array) -> Mapping[Box, frozenset[int]]:
-    """Return which processes hold each part of an array, in an order that is the same on all of them."""
+    """List the processes that hold each part of an array, in an order that is the same on all of them."""
     found: dict[Box, set[int]] = {}
     for device, index in array.sharding.devices_indices_map(array.shape).items():
         found.setdefault(_box(index, array.shape), set()).add(owner(device))
@@ -107,7 +107,7 @@ def _exchanged(own: list[np.ndarray], longest: int) -> np.ndarray:
 
 @functools.cache
 def _gatherer() -> tuple[Any, Mesh]:
-    """Return what gathers an array that is spread over the processes, and their mesh of one device each."""
+    """Compile a program that gathers an array over the processes, and make their mesh of one device each."""
     each = {owner(device): device for device in reversed(jax.devices())}
     mesh = Mesh(np.array([each[number] for number in sorted(each)]), ("process",))
     return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec())), mesh

@@ -76,7 +76,7 @@ def received() -> bool:
 
 
 def interruption() -> tuple[str, int]:
-    """Return what is said of the interruption, in one line, and the exit code; then nobody else says it."""
+    """Say that the work was interrupted, in one line, with the exit code; then nobody else says it."""
     _State.said = True
     number = _State.received or signal.SIGINT
     message = f"{SIGNALS[number]}; what was finished is kept, and the same command goes on from there"

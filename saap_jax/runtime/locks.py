@@ -59,7 +59,7 @@ def lock_of(path: Path) -> Path:
 
 
 def holder(lock: Path) -> str:
-    """Return what a lock file says of who holds it, as one line of printable text."""
+    """Name who holds a lock, by its file, as one line of printable text."""
     try:
         with open(lock, encoding="utf-8", errors="replace") as file:
             said = file.read(300)

@@ -66,7 +66,7 @@ class Layout(NamedTuple):
         return self._replace(uneven="whole")
 
     def spec(self, axes: Sequence[str], shape: Sequence[int], name: str, itemsize: int = 4) -> PartitionSpec:
-        """Return how an array of these logical axes and sizes is split; see `partition_spec`."""
+        """Split an array of these logical axes and sizes; see `partition_spec`."""
         return partition_spec(self, axes, shape, name, itemsize)
 
     @property
@@ -95,7 +95,7 @@ def layout_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Layou
 
 
 def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
-    """Return where the arrays of a job lie; None where it has one device, and nothing is spread.
+    """Lay out the arrays of a job; None where it has one device, and nothing is spread.
 
     Args:
         batch_sizes: sizes of the batches that will be split, by the name that an error gives them.
@@ -156,7 +156,7 @@ def rules_of(overrides: Sequence[str]) -> Rules:
 def partition_spec(
     layout: Layout, axes: Sequence[str], shape: Sequence[int], name: str, itemsize: int = 4
 ) -> PartitionSpec:
-    """Return how an array is split: for each of its axes the mesh axes that its rule names, those of size 1 left out.
+    """Split an array: each of its axes along the mesh axes that its rule names, those of size 1 left out.
 
     Args:
         axes: logical names of the axes, one for each entry of `shape`.
@@ -353,7 +353,7 @@ Places = tuple[NamedSharding, ...]
 
 
 def places_of(tree: Any) -> Places:
-    """Return where the arrays of a tree lie that is spread over devices; nothing of one that is not."""
+    """List the places of the arrays of a tree that is spread over devices; none of one that is not."""
     return () if mesh_of(tree) is None else tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
 
 

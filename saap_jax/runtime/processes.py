@@ -102,7 +102,7 @@ def leave() -> None:
 
 
 def count() -> int:
-    """Return how many processes the job has."""
+    """Count the processes of the job."""
     jax = _jax_of_many()
     return 1 if jax is None else jax.process_count()
 
@@ -129,7 +129,7 @@ def under_pathways() -> bool:
 
 
 def controllers() -> int:
-    """Return how many processes run programs on jax's devices, whether they have joined or not."""
+    """Count the processes that run programs on jax's devices, whether they have joined or not."""
     import jax
 
     return 1 if under_pathways() else jax.process_count()
@@ -179,12 +179,12 @@ def is_primary() -> bool:
 
 
 def place() -> str:
-    """Return which process this is, to be put before a message; empty in a job of one."""
+    """Name this process, to be put before a message; empty in a job of one."""
     return f"process {number()} of {count()}: " if _jax_of_many() else ""
 
 
 def broadcast(find: Callable[[], Any]) -> Any:
-    """Return what the first process finds, on every process: plain values, as JSON holds them (lists, no tuples).
+    """Tell every process what the first one finds: plain values, as JSON holds them (lists, no tuples).
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: where `find` does so on the first process.
@@ -221,7 +221,7 @@ def broadcast_bytes(content: bytes) -> bytes:
 
 
 def room(size: int) -> int:
-    """Return how many bytes are sent at once for this many: few sizes, since each compiles a program.
+    """Round a number of bytes up to one that is sent at once: few sizes, since each compiles a program.
 
     >>> room(10), room(1024), room(1025)
     (1024, 1024, 2048)

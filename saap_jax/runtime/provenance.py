@@ -11,7 +11,7 @@ _LIBRARIES = ("saap_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transforme
 
 
 def provenance() -> dict[str, Any]:
-    """Return what a reader needs to repeat a run: `versions`, `devices` and `git_commit` (None outside a checkout).
+    """Note what a reader needs to repeat a run: `versions`, `devices` and `git_commit` (None outside a checkout).
 
     `devices` has `platform`, `kind` and `count` of jax's devices, and how many `cores` of this host the run may use.
     """

@@ -33,7 +33,7 @@ PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 """Scheme of an address -> the package that reaches it (or tensorflow, where that is installed)."""
 
 MARK = ".saap-upload"
-"""A file among others that are not all there yet: a JSON list of their names."""
+"""A file among others that are not all there yet."""
 
 LAST = ("config.json", "pruned.json", "saap.json")
 """What goes up last, without which nothing loads as a model."""
@@ -93,7 +93,7 @@ def fetched(address: str, patterns: Sequence[str]) -> Path:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: what is there is not whole, does not fit on the disk here, or cannot be reached.
+        ValueError: what is there is not whole, or cannot be reached.
     """
     path = path_of(address)
     with reaching(address):
@@ -118,15 +118,10 @@ def fetched(address: str, patterns: Sequence[str]) -> Path:
 def _fetch(address: str, path: Any, files: Mapping[str, Remote], entry: Path) -> None:
     """Copy files into an entry of the cache, which gets its name when all are there; goes on with what was begun."""
     partial = entry.with_name(f".{entry.name}.partial")
-    missing = {name: file for name, file in files.items() if not _is_here(_within(partial / path.name, name), file)}
-    size, free = sum(file.size for file in missing.values()), shutil.disk_usage(entry.parent).free
-    if size >= free:
-        raise ValueError(
-            f"{address}: expected {_amount(size)} free in {cache()}, found {_amount(free)}; free some, or set "
-            "XDG_CACHE_HOME to a directory on a larger disk"
-        )
-    _log.warning("fetching %s: %s in %d files, into %s", address, _amount(size), len(missing), entry)
-    for name in within("files fetched", list(missing)):
+    here = {name: _within(partial / path.name, name) for name in files}
+    missing = [name for name, file in here.items() if not file.is_file() or file.stat().st_size != files[name].size]
+    _log.warning("fetching %s: %d files, into %s", address, len(missing), entry)
+    for name in within("files fetched", missing):
         with reaching(address):
             copy_down(_within(path, name), _within(partial / path.name, name), files[name].size)
     partial.replace(entry)
@@ -147,10 +142,6 @@ def copy_down(file: Any, target: Path, size: int) -> None:
             f"{file}: expected {size:,} bytes, got {got:,}; has it been changed meanwhile? Run the command again"
         )
     half.replace(target)
-
-
-def _is_here(target: Path, file: Remote) -> bool:
-    return target.is_file() and target.stat().st_size == file.size
 
 
 def _wanted(files: Mapping[str, Remote], patterns: Sequence[str]) -> dict[str, Remote]:
@@ -187,7 +178,8 @@ def staged(address: str) -> Iterator[Path]:
         except BaseException:
             if is_primary():
                 with contextlib.suppress(Exception):
-                    _clear(path)
+                    if set(files_at(path)) <= {MARK}:
+                        _mark(path).unlink()
             raise
         if is_primary():
             send(place, address)
@@ -209,8 +201,10 @@ def send(place: Path, address: str) -> None:
         there = {name: file.size for name, file in files_at(path).items()}
         if there and there == ours:
             return
-        _begin(path, address, list(ours))
-        _log.warning("sending %s: %s in %d files", address, _amount(sum(ours.values())), len(ours))
+        _begin(path, address)
+        for name in there.keys() - ours.keys() - {MARK}:  # half sent by a command that was killed
+            _within(path, name).unlink()
+        _log.warning("sending %s: %d files", address, len(ours))
         for name in within("files sent", sorted(ours, key=lambda name: (name in LAST, name))):
             send_file(_within(place, name), _within(path, name))
         _mark(path).unlink()
@@ -227,8 +221,8 @@ def send_file(file: Path, target: Any) -> None:
     half.replace(target)
 
 
-def _begin(path: Any, address: str, files: Sequence[str] = ()) -> None:
-    """Mark an address as not whole; remove what the mark of a command that was killed says is of it.
+def _begin(path: Any, address: str) -> None:
+    """Mark an address as not whole.
 
     Raises:
         FileExistsError: something is there that no mark says is half sent.
@@ -237,27 +231,8 @@ def _begin(path: Any, address: str, files: Sequence[str] = ()) -> None:
         there = files_at(path)
         if there and MARK not in there:
             raise FileExistsError(f"{address}: exists already and is never overwritten; choose another address")
-        _clear(path)
-        mark = _mark(path)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(list(files)))
-
-
-def _clear(path: Any) -> None:
-    """Remove what the mark of an address says is of it, and then the mark."""
-    mark = _mark(path)
-    if not mark.exists():
-        return
-    try:
-        listed = [name for name in json.loads(mark.read_text()) if isinstance(name, str)]
-    except ValueError:  # torn: nothing was sent before it was whole
-        listed = []
-    for name in listed:
-        target = _within(path, name)
-        for each in (target.parent / f".{target.name}.half", target):
-            if each.exists():
-                each.unlink()
-    mark.unlink()
+        _mark(path).parent.mkdir(parents=True, exist_ok=True)
+        _mark(path).write_text("")
 
 
 # --- places --------------------------------------------------------------------------------------
@@ -284,7 +259,7 @@ def _within(path: Any, name: str) -> Any:
 
 
 def _mark(path: Any) -> Any:
-    """Return where the mark of an address is: within a directory; of a single file, such as GGUF's, beside it."""
+    """Place the mark of an address: within a directory; of a single file, such as GGUF's, beside it."""
     return path.parent / f".{path.name}{MARK}" if path.suffix == ".gguf" else path / MARK
 
 
@@ -311,7 +286,7 @@ def _remote(path: Any) -> Remote:
 
 
 def _version(path: Any) -> str:
-    """Return what tells a file from an earlier one, of places whose time of change `epath` does not know: S3, Azure."""
+    """Tell a file from an earlier one at places whose time of change `epath` does not know: S3, Azure."""
     import fsspec
 
     system, inner = fsspec.url_to_fs(os.fspath(path))
@@ -320,7 +295,7 @@ def _version(path: Any) -> str:
 
 
 def key_of(address: str) -> str:
-    """Return what stands for an address in the names of directories here."""
+    """Shorten an address to a name of a directory here."""
     return hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
 
 
@@ -329,17 +304,6 @@ def _remove(place: Path) -> None:
         shutil.rmtree(place)
     else:
         place.unlink(missing_ok=True)
-
-
-def _amount(size: int) -> str:
-    """Return bytes as people say them.
-
-    >>> _amount(513), _amount(513_000_000), _amount(140_000_000_000)
-    ('513 bytes', '513.0 MB', '140.0 GB')
-    """
-    if size < 100_000:
-        return f"{size:,} bytes"
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 @contextlib.contextmanager

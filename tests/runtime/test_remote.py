@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -231,15 +230,6 @@ def test_errors_of_the_way_are_one_line(error, said, bucket, monkeypatch):
     monkeypatch.setattr(bucket, "exists", lambda path: {}["a defect"])
     with pytest.raises(KeyError):
         exists(ADDRESS)
-
-
-def test_a_full_disk_is_seen_before_anything_is_fetched(bucket, monkeypatch):
-    put(bucket, "model.safetensors", "weights")
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(remote.shutil, "disk_usage", lambda path: usage(3))
-    with pytest.raises(ValueError, match="expected 7 bytes free in .*, found 3 bytes"):
-        fetched(ADDRESS, PATTERNS)
-    assert not bucket.read
 
 
 def test_an_address_is_no_factory_and_no_path():
