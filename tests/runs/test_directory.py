@@ -292,7 +292,7 @@ class TestStage:
 
 
 def scalars_in(directory: Path) -> list[tuple[str, int, float]]:
-    """Read tag, step and value of each scalar of the one event file of a directory: length, checksum, data, checksum."""
+    """Read tag, step and value of each scalar of the one event file of a directory."""
     from tensorboardX.proto.event_pb2 import Event
 
     [file], found = directory.iterdir(), []
