@@ -28,7 +28,8 @@ def options(tiny_model_directory, tmp_path) -> list[str]:
 
 
 COMPARE = ["--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2"]
-FEW = ["--estimation.estimators", "magnitude", "gate_fisher"]
+FEW = ["--estimators", "magnitude", "gate_fisher"]
+METHODS = ["--methods", "magnitude", "gate_fisher"]
 
 
 def refused(capsys, words: list[str]) -> str:
@@ -88,32 +89,31 @@ def test_completion_is_tyros(capsys):
 
 
 def test_compare(options, capsys, tmp_path):
-    assert main.main(["compare", *options, *COMPARE, *FEW]) == 0
+    assert main.main(["compare", *options, *COMPARE, *METHODS]) == 0
     text = capsys.readouterr().out
     assert "ppl@16: in = builtin:reference, out = builtin:descriptions" in text
     assert len(re.findall(r"gate_fisher", text)) >= 2
     assert (tmp_path / "runs" / "compare" / "report.html").exists()
-    assert main.main(["compare", *options, *COMPARE, *FEW]) == 0, "the same again prints what is there"
+    assert main.main(["compare", *options, *COMPARE, *METHODS]) == 0, "the same again prints what is there"
     assert "gate_fisher" in capsys.readouterr().out
-    line = refused(capsys, ["compare", *options, *COMPARE, "--estimation.estimators", "wanda"])
+    line = refused(capsys, ["compare", *options, *COMPARE, "--methods", "wanda"])
     assert "another configuration" in line
     assert "--overwrite" in line
-    assert main.main(["compare", *options, *COMPARE, "--estimation.estimators", "wanda", "--overwrite"]) == 0
+    assert main.main(["compare", *options, *COMPARE, "--methods", "wanda", "--overwrite"]) == 0
 
 
 @pytest.mark.slow
 def test_a_configuration_file_with_fields_overridden(options, capsys, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from saap_jax.config import CompareConfig, EstimationConfig\n"
-        "CONFIG = CompareConfig(name='mine', estimation=EstimationConfig(estimators=('magnitude',)))\n"
+        "from saap_jax.config import CompareConfig\nCONFIG = CompareConfig(name='mine', methods=('magnitude',))\n"
     )
     words = ["compare", str(file), *options, *COMPARE, "--ratios", "0.3"]
     assert main.main(words) == 0
     record = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())
     assert (record["config"]["ratios"], record["config"]["best_ratio"]) == ([0.3], 0.3)
     assert record["best"]["candidate"] == "magnitude@0.3"
-    assert record["config"]["estimation"]["estimators"] == ["magnitude"]
+    assert record["config"]["methods"] == ["magnitude"]
 
 
 @pytest.mark.slow
@@ -122,14 +122,10 @@ def test_score_prune_evaluate_discover(options, capsys, tmp_path, tiny_model_dir
     assert "2 gate_fisher" in capsys.readouterr().out
     out = str(tmp_path / "pruned")
     words = [word for word in options if word != "--runs" and not word.endswith("runs")]
-    words += ["--ratio", "0.5", "--out", out, "--estimator", "magnitude"]
-    assert main.main(["prune", *words]) == 2
-    few = "expected at least 4 microbatches of calibration text to hold every 4th out, got 2; give more"
-    assert few in capsys.readouterr().err
-    words += ["--compensation.method", "none"]
-    assert main.main(["prune", *words, "--search.skip-layers", "2"]) == 2
-    assert "skip_layers: expected layers in [-2, 2) of this model, got 2" in capsys.readouterr().err
-    assert main.main(["prune", *words]) == 0
+    words += ["--ratio", "0.5", "--out", out, "--method"]
+    assert main.main(["prune", *words, "magnitude > least_squares"]) == 2
+    assert "microbatches" in capsys.readouterr().err
+    assert main.main(["prune", *words, "magnitude"]) == 0
     assert "asked 50.00%" in capsys.readouterr().out
     tokens = ["--windows", "3", "--length", "16", "--batch-size", "2"]
     assert main.main(["evaluate", str(tiny_model_directory), out, *tokens]) == 0
@@ -187,7 +183,7 @@ class TestBadInput:
             ("export a b c", "expected MODEL OUT first, got a b c"),
             ("compare --resume", "--resume expected a run at runs/compare, found none"),
             ("compare --resume --overwrite", "got both"),
-            ("compare --estimation.estimators gate_fischer", "did you mean 'gate_fisher'"),
+            ("compare --methods gate_fischer", "gate_fisher"),
             ("compare --model.name none", "none"),
             ("compare --model.name bert", "bert"),
             ("compare --model.name tiny --calibration.scenarios short.txt", "ask for less or give a longer text"),
@@ -231,11 +227,11 @@ class TestBadInput:
             raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
 
         monkeypatch.setattr("saap_jax.subjects.llama.save_model", full)
-        line = refused(capsys, ["compare", *options, *COMPARE, *FEW])
+        line = refused(capsys, ["compare", *options, *COMPARE, *METHODS])
         assert "no space left on the disk while writing model.safetensors" in line
         assert not (tmp_path / "runs" / "compare" / "best").exists()
         monkeypatch.undo()
-        assert main.main(["compare", *options, *COMPARE, *FEW]) == 0, "with space again, it goes on"
+        assert main.main(["compare", *options, *COMPARE, *METHODS]) == 0, "with space again, it goes on"
 
     @pytest.mark.parametrize(
         ("error", "message"),

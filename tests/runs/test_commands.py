@@ -1,53 +1,30 @@
-"""The words to type for another run: they read as the configuration that they are of, of older runs too."""
+"""The words to type for another run: they read as the configuration that they are of."""
 
 import contextlib
 import dataclasses
 import shlex
-from typing import Any
 
 import pytest
-from saap_jax.config.search import LearnConfig, SearchConfig
-from saap_jax.selection.variants import Candidate, variants_of
 
 from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import CompareConfig
-from saap_jax.config.method import EstimationConfig, EvaluationConfig, GridConfig
+from saap_jax.config.method import EvaluationConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.jobs.prune import further_of
 from saap_jax.recovery import check_group_size
 from saap_jax.runs.commands import compare_command, prune_command
 from tests.export.models import spec_of
 
-ROW = {"variant": "wanda", "seed": 0, "estimator": "wanda", "scenario": "all", "ratio_asked": 0.3}
+CHAIN = "wanda > uniform > least_squares"
 
 
-@pytest.mark.parametrize("lacks", [(), ("attention_from", "shape", "uniform")])
-def test_a_candidate_is_pruned_as_it_was_compared(lacks):
-    """Not by what `saap prune` does by default, which an older record may know nothing of."""
-    config = dataclasses.asdict(CompareConfig())
-    for name in lacks:
-        del config["search"][name]
-    words = shlex.split(prune_command({"config": config}, ROW))
+@pytest.mark.parametrize("variant", [CHAIN, "mine"])
+def test_a_candidate_is_pruned_as_it_was_compared(variant):
+    row = {"variant": variant, "chain": CHAIN, "seed": 3, "ratio_asked": 0.3}
+    words = shlex.split(prune_command({"config": dataclasses.asdict(CompareConfig())}, row))
     read, *_ = parse("prune", COMMANDS["prune"], words[2:])
-    assert (read.search, read.compensation) == (CompareConfig().search, CompareConfig().compensation)
-    assert (read.estimator, read.ratio) == ("wanda", 0.3)
-    assert read.search != PruneConfig().search
-
-
-def test_a_candidate_is_learned_for_as_long_as_it_was():
-    """Not for as long as the configuration says, whose grid asks for both."""
-    config = CompareConfig(
-        search=SearchConfig(learn=LearnConfig(steps=72)),
-        grid=GridConfig(learn_steps=(0, 72)),
-        estimation=EstimationConfig(estimators=("wanda",)),
-    )
-    variants = variants_of(config)
-    assert [variant.search.learn.steps for variant in variants] == [0, 72]
-    for variant in variants:
-        row: Any = Candidate("x", variant, 0, 0.3).about
-        words = shlex.split(prune_command({"schema": 1, "config": dataclasses.asdict(config)}, row))
-        assert parse("prune", COMMANDS["prune"], words[2:])[0].search == variant.search
+    assert (read.method, read.ratio, read.calibration.seed) == (CHAIN, 0.3, 3)
 
 
 @pytest.mark.parametrize(("mlp", "method"), [(32, "groupwise"), (33, "lora")])
@@ -63,17 +40,11 @@ def test_the_command_that_recovers_is_one_that_the_widths_suit(mlp, method):
         check_group_size(spec, read.method.bits, read.method.group_size, read.method.matrices)
 
 
-def test_the_command_of_a_comparison_makes_its_configuration_again():
-    """Under the name that it has, or under a longer one."""
-    config = CompareConfig(
-        name="mine",
-        ratios=(0.1, 0.4),
-        best_ratio=0.4,
-        estimation=EstimationConfig(estimators=("wanda", "taylor_element(reduction='max')")),
-        evaluation=EvaluationConfig(windows=12),
+@pytest.mark.parametrize(("more", "name"), [("", "mine"), ("more", "mine-more")])
+def test_the_command_of_a_comparison_makes_its_configuration_again(more, name):
+    config = CompareConfig(name="mine", ratios=(0.1, 0.4), best_ratio=0.4, evaluation=EvaluationConfig(windows=12))
+    words = shlex.split(
+        compare_command({"schema": 1, "config": dataclasses.asdict(config)}, more, {"methods": [CHAIN]})
     )
-    for more, name in (("", "mine"), ("more", "mine-more")):
-        words = shlex.split(compare_command({"schema": 1, "config": dataclasses.asdict(config)}, more, {}))
-        read, *_ = parse("compare", COMMANDS["compare"], words[2:])
-        assert read == dataclasses.replace(config, name=name)
-    assert config != CompareConfig()
+    read, *_ = parse("compare", COMMANDS["compare"], words[2:])
+    assert read == dataclasses.replace(config, name=name, methods=(CHAIN,))

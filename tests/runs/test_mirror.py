@@ -121,7 +121,7 @@ def test_files_of_others_are_left_alone(bucket):
 def test_the_same_command_elsewhere_goes_on(bucket, tiny_model_directory, tmp_path, monkeypatch, capsys):
     words = [
         *("score", "--model.name", str(tiny_model_directory), "--runs", "gs://bucket/runs", "--name", "one"),
-        *("--calibration.examples", "3", "--calibration.length", "16", "--estimation.estimators", "magnitude"),
+        *("--calibration.examples", "3", "--calibration.length", "16", "--estimators", "magnitude"),
     ]
     assert "expected a run at gs://bucket/runs/one, found none" in refused(capsys, [*words, "--resume"])
     assert main.main(words) == 0
