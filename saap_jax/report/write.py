@@ -22,6 +22,8 @@ from saap_jax.report.pages.several import overview_sections, results_table
 from saap_jax.runs.directory import read_candidates, read_run, write_atomically
 from saap_jax.runs.origin import read_origin
 from saap_jax.runs.records import RunRecord
+from saap_jax.runs.standing import Row
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.words import plural
 
 SECTIONS: dict[str, Callable[[Path, RunRecord], list[Section]]] = {
@@ -132,20 +134,26 @@ def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", 
     if not (path / "run.json").exists() and (origin := read_origin(path)) is not None:
         return origin_view(path, origin, id=id, name=name)
     run = read_run(path)
-    kind, rows = kind_of(run), []
+    kind = kind_of(run)
+    with reading(path, f"a run of kind {kind}"):
+        sections, rows = _sections(path, run, kind)
+    status, name = status or run.get("status", "unknown"), name or run.get("name", path.name)
+    return View(name, kind, status, model_name(run), sections, run, rows, id)
+
+
+def _sections(path: Path, run: RunRecord, kind: str) -> tuple[list[Section], list[Row]]:
+    """Return what a page says of a run, and the rows of a comparison."""
     if kind == "compare":
         candidates, corrupt = read_candidates(path)
         sections, rows = compare_sections(run, candidates)
         if corrupt:
             said = Words(f"{plural(corrupt, 'unreadable line')} of metrics.jsonl left out.")
             sections[0] = sections[0]._replace(blocks=[*sections[0].blocks, said])
-    elif kind in SECTIONS:
-        sections = SECTIONS[kind](path, run)
-    else:
-        said = Words(f"A run of kind {kind}, of which a report says no more than what follows.", soft=False)
-        sections = [Section("Summary", [said]), *suggestions_section(run), *closing_sections(run)]
-    status, name = status or run.get("status", "unknown"), name or run.get("name", path.name)
-    return View(name, kind, status, model_name(run), sections, run, rows, id)
+        return sections, rows
+    if kind in SECTIONS:
+        return SECTIONS[kind](path, run), []
+    said = Words(f"A run of kind {kind}, of which a report says no more than what follows.", soft=False)
+    return [Section("Summary", [said]), *suggestions_section(run), *closing_sections(run)], []
 
 
 def kind_of(run: RunRecord) -> str:

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from saap_jax.config.field_types import check_values
+from saap_jax.config.packaged import packaged
 from saap_jax.estimation.registry import ESTIMATORS, from_file, names_file
 from saap_jax.recipes import RECIPES
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
@@ -270,7 +271,7 @@ def _score(segment: str) -> Score:
         return Score(segment)
     except ValueError as error:
         name = segment.partition("(")[0].strip()
-        known = [*STEPS, *ESTIMATORS, *ORACLES, *RECIPES]
+        known = [*STEPS, *ESTIMATORS, *ORACLES, *RECIPES, *packaged()]
         if names_file(segment) or not str(error).startswith("unknown estimator") or set("+/") & set(name):
             raise
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)

@@ -91,7 +91,7 @@ def test_completion_is_tyros(capsys):
 def test_compare(options, capsys, tmp_path):
     assert main.main(["compare", *options, *COMPARE, *METHODS]) == 0
     text = capsys.readouterr().out
-    assert "ppl@16: in = builtin:reference, out = builtin:descriptions" in text
+    assert "in = ppl@16 builtin:reference, out = ppl@16 builtin:descriptions" in text
     assert len(re.findall(r"gate_fisher", text)) >= 2
     assert (tmp_path / "runs" / "compare" / "report.html").exists()
     assert main.main(["compare", *options, *COMPARE, *METHODS]) == 0, "the same again prints what is there"
@@ -175,7 +175,7 @@ class TestBadInput:
             ("prune --ratio 30", "ratio: expected a number in [0, 1), got 30.0; did you mean 0.3?"),
             ("compare --ratios 1.0 --best-ratio 1.0", "[0, 1)"),
             ("compare --ratios nan", "[0, 1)"),
-            ("compare quikstart", "did you mean quickstart?"),
+            ("compare quikstart", "did you mean 'quickstart'?"),
             ("compare none.py", "found none at none.py"),
             ("compare quickstart learned", "at most one"),
             ("compare a.py:b c.py:d", "at most one"),

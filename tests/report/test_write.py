@@ -120,9 +120,9 @@ def test_a_run_of_any_kind_that_has_only_begun_has_a_page(kind, tmp_path):
     ("name", "content", "said"),
     [
         ("run.json", "{", "run.json"),
-        ("run.json", '{"schema": 1, "stages": 3}', "stages: expected a list"),
+        ("run.json", '{"schema": 1, "stages": 3}', "expected a run of kind compare, which cannot be read"),
         ("scores.npz", "PK", "scores.npz"),
-        ("fidelity.json", '[{"estimator": "a"}]', "fidelity.json"),
+        ("fidelity.json", '[{"estimator": "a"}]', "expected a run of kind fidelity, which cannot be read"),
     ],
 )
 def test_a_damaged_record_is_one_line(name, content, said, tmp_path, capsys):
