@@ -9,20 +9,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.registries import ALLOCATIONS, CORRECTIONS
 
 import saap_jax
 from saap_jax.cli import main
-from saap_jax.config import SearchConfig
 from saap_jax.data import Windows
 from saap_jax.estimation import ACTIVATION_MOMENTS, ESTIMATORS, GATE_GRADIENT, observe
 from saap_jax.llama import Constants, load_model, save_model
 from saap_jax.llama.files.families import FAMILIES
-from saap_jax.llama.segments import existing_units
 from saap_jax.recipes import RECIPES
-from saap_jax.surgery import compensate
-from tests.helpers import dense_model, forward, random_keep, random_model, random_tokens, spec_of
+from saap_jax.steps.base import STEPS
+from tests.helpers import dense_model, forward, random_model, random_tokens, spec_of
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
@@ -47,7 +43,7 @@ def run_block(section: str) -> dict:
 @pytest.fixture(autouse=True)
 def tables():
     """Forget afterwards what was registered."""
-    before = [(table, dict(table)) for table in (ESTIMATORS, ALLOCATIONS, CORRECTIONS, FAMILIES, RECIPES)]
+    before = [(table, dict(table)) for table in (ESTIMATORS, STEPS, FAMILIES, RECIPES)]
     yield
     for table, entries in before:
         table.clear()
@@ -81,50 +77,71 @@ def test_a_statistic():
         np.testing.assert_allclose(scored.scores("swing")[name], np.mean(gradient**4, axis=0), rtol=1e-4)
 
 
+def file_of(section: str, directory: Path) -> str:
+    """Write the one block of a section to a file of the name that it says; return its path."""
+    ((name, code),) = blocks(section).items()
+    (directory / name).write_text(code)
+    return str(directory / name)
+
+
+@pytest.fixture
+def compared(tiny_model_directory, tmp_path):
+    """Run `saap compare` with some words; return the rows by method."""
+
+    def compare(*words: str) -> dict[str, dict]:
+        options = [
+            *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path), "--name", "run", "--ratios", "0.3"),
+            *("--calibration.examples", "3", "--calibration.length", "16"),
+            *("--evaluation.windows", "3", "--evaluation.length", "16"),
+        ]
+        assert main.main(["compare", words[0], *options, *words[1:]]) == 0
+        rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        return {row["variant"]: row for row in rows if row.get("variant")}
+
+    return compare
+
+
 @pytest.mark.slow
-def test_a_recipe(tiny_model_directory, tmp_path, capsys):
-    (tmp_path / "recipe.py").write_text(blocks("A recipe")["recipe.py"])
-    words = [
-        *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path), "--name", "run", "--ratios", "0.3"),
-        *("--calibration.examples", "3", "--calibration.length", "16", "--estimation.estimators", "magnitude"),
-        *("--evaluation.windows", "3", "--evaluation.length", "16", "--recipes", "thrifty", "minitron"),
-    ]
-    assert main.main(["compare", str(tmp_path / "recipe.py"), *words]) == 0, capsys.readouterr().err
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert {row.get("recipe") for row in rows} == {None, "thrifty", "minitron"}
-    assert main.main(["recipes", "thrifty"]) == 0
+def test_a_recipe(compared, tmp_path, capsys):
+    rows = compared(file_of("A recipe", tmp_path), "--methods", "thrifty", "magnitude", "minitron")
+    assert set(rows) == {"thrifty", "magnitude", "minitron"}
+    assert rows["thrifty"]["chain"] == "wanda > global"
+    capsys.readouterr()
+    assert main.main(["methods", "thrifty"]) == 0
     said = capsys.readouterr().out
-    assert "--search.allocation global" in said
+    assert "global(by=score_per_parameter)" in said
     assert "The paper removes single weights." in said
 
 
 @pytest.mark.slow
-def test_an_allocation(tiny_model_directory, tmp_path, capsys):
-    (tmp_path / "tapered.py").write_text(blocks("An allocation")["tapered.py"])
-    words = [
-        *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path), "--name", "run", "--ratios", "0.3"),
-        *("--calibration.examples", "3", "--calibration.length", "16", "--estimation.estimators", "magnitude"),
-        *("--evaluation.windows", "3", "--evaluation.length", "16", "--grid.allocations", "tapered", "uniform"),
-    ]
-    assert main.main(["compare", str(tmp_path / "tapered.py"), *words]) == 0, capsys.readouterr().err
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["search"]["allocation"] == "tapered"
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert {json.loads(line).get("allocation") for line in lines} >= {"tapered", "uniform"}
-    size = np.array([4, 4, 4, 4])
-    np.testing.assert_allclose(ALLOCATIONS["tapered"].budgets(size), np.arange(1, 5) / 10)
-    assert main.main(["compare", "--search.allocation", "tapred"]) == 2
-    assert "did you mean 'tapered'?" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="needs a ranking"):
-        SearchConfig(allocation="tapered", depth=True)
+def test_an_allocation(compared, tmp_path):
+    tapered = f"{file_of('An allocation', tmp_path)}:Tapered"
+    rows = compared(f"magnitude > {{uniform,{tapered},{tapered}(power=0.0)}}")
+    kept = {name: row["kept"] for name, row in rows.items()}
+    assert kept[f"magnitude > {tapered}(power=0.0)"] == kept["magnitude > uniform"]
+    deeper = kept[f"magnitude > {tapered}"]["mlp"]
+    assert deeper[0] > deeper[-1], "more of deeper layers"
+    made = run_block("An allocation")["Tapered"]()
+    np.testing.assert_allclose(made.shares(np.array([4, 4, 4, 4]), np.ones(4)), np.arange(1, 5) / 10)
 
 
-def test_a_correction():
-    run_block("A correction")
-    model = dense_model(mlp=8)
-    keep = random_keep(existing_units(model.segments), 0.5)
-    config = CompensationConfig(method="rescaled", propagate="dense")
-    batches = list(zip(np.split(TOKENS, 3), np.split(MASK, 3), strict=True))
-    corrections = compensate(model, keep, batches, config).corrections
+@pytest.mark.slow
+def test_a_refinement(tmp_path):
+    chain = f"wanda > uniform > {file_of('A refinement', tmp_path)}:Jittered(6)"
+    model, text = dense_model(mlp=12), Windows(np.tile(TOKENS, (2, 1)), np.tile(MASK, (2, 1)))
+    made = saap_jax.run_chain(model, chain, text, 0.4, batch_size=3)
+    judged = made.told["divergences"]
+    assert len(judged) == 7
+    assert made.subject.removed(made.keep) >= 0.4 * made.subject.prunable
+    plain = saap_jax.run_chain(model, "wanda > uniform", text, 0.4, batch_size=3).keep
+    assert any((made.keep[name] != plain[name]).any() for name in plain) == (min(judged) < judged[0])
+    assert min(judged) < judged[0], "one of the draws is better"
+
+
+def test_a_repair(tmp_path):
+    chain = f"random > uniform > {file_of('A repair', tmp_path)}:Rescaled(propagate=dense)"
+    made = saap_jax.run_chain(dense_model(mlp=8), chain, Windows(TOKENS, MASK), 0.4, batch_size=2)
+    corrections = made.told["corrections"]
     assert corrections
     assert all(each.corrected <= each.error * (1 + 1e-5) for each in corrections)
     assert any(each.corrected < 0.99 * each.error for each in corrections)

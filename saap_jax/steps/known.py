@@ -1,12 +1,13 @@
-"""The package's own steps: importing this registers them."""
+"""The package's own steps: importing this registers them, those of every file of a folder of steps."""
 
-from saap_jax.steps.allocation import log, ranking, rounds, softmax, uniform
+import importlib
+import pkgutil
+
+from saap_jax.steps import allocation, refinement, repair, score
 from saap_jax.steps.limits import Within
-from saap_jax.steps.refinement import evolve, layerwise, learn, shape
-from saap_jax.steps.repair import bias, blended, least_squares, scales
-from saap_jax.steps.score import score
 
-__all__ = [
-    "Within", "bias", "blended", "evolve", "layerwise", "learn", "least_squares", "log", "ranking", "rounds", "scales",
-    "score", "shape", "softmax", "uniform",
-]  # fmt: skip
+__all__ = ["Within"]
+
+for _folder in (score, allocation, refinement, repair):
+    for _module in pkgutil.iter_modules(_folder.__path__):
+        importlib.import_module(f"{_folder.__name__}.{_module.name}")

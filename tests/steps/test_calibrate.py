@@ -264,20 +264,6 @@ def test_the_calibration_of_several_seeds_is_that_of_the_scores(score_config, ke
     assert score_config.calibration.seed != 3
 
 
-def test_scores_of_other_weights_are_refused(score_config, kept, tmp_path):
-    shutil.copytree(kept[0].path, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    changed = record | {"inputs": record["inputs"] | {"model": "f00d" * 16}}
-    (tmp_path / "run" / "run.json").write_text(json.dumps(changed))
-    config = PruneConfig(
-        out=str(tmp_path / "out"), method="gate_taylor", from_run=str(tmp_path / "run"), model=score_config.model,
-        calibration=score_config.calibration,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="has scored another model of the name"):
-        prune.prune(config)
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_finished_run_is_not_scored_again(score_config, kept, monkeypatch):
     monkeypatch.setattr("saap_jax.jobs.job.open_subject", lambda *_: pytest.fail("loaded a model for a finished run"))
     _, calibrated = score_run(score_config)
