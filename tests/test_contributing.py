@@ -119,16 +119,16 @@ def test_an_allocation(compared, tmp_path):
     rows = compared(f"magnitude > {{uniform,{tapered},{tapered}(power=0.0)}}")
     kept = {name: row["kept"] for name, row in rows.items()}
     assert kept[f"magnitude > {tapered}(power=0.0)"] == kept["magnitude > uniform"]
-    deeper = kept[f"magnitude > {tapered}"]["mlp"]
-    assert deeper[0] > deeper[-1], "more of deeper layers"
+    first, *_, last = zip(*kept[f"magnitude > {tapered}"].values(), strict=True)
+    assert first > last, "more of deeper layers, heads before channels"
     made = run_block("An allocation")["Tapered"]()
     np.testing.assert_allclose(made.shares(np.array([4, 4, 4, 4]), np.ones(4)), np.arange(1, 5) / 10)
 
 
 @pytest.mark.slow
 def test_a_refinement(tmp_path):
-    chain = f"wanda > uniform > {file_of('A refinement', tmp_path)}:Jittered(6)"
-    model, text = dense_model(mlp=12), Windows(np.tile(TOKENS, (2, 1)), np.tile(MASK, (2, 1)))
+    chain = f"wanda > uniform > {file_of('A refinement', tmp_path)}:Jittered(6, noise=0.5)"
+    model, text = dense_model(mlp=24), Windows(np.tile(TOKENS, (2, 1)), np.tile(MASK, (2, 1)))
     made = saap_jax.run_chain(model, chain, text, 0.4, batch_size=3)
     judged = made.told["divergences"]
     assert len(judged) == 7

@@ -209,11 +209,11 @@ def test_evolve_behind_rounds_says_the_same_from_the_cache(subject):
 INPUTS = {
     "weights or text": lambda made, file: made(key="b"),
     "ratio": lambda made, file: made(ratio=0.35),
-    "size of microbatches": lambda made, file: made(batch_size=4),
+    "size of microbatches": lambda made, file: made(batch_size=1),
     "option of a step": lambda made, file: made(("learn(3", "learn(4")),
     "option of a step before": lambda made, file: made(("rounds(0.2", "rounds(0.3")),
     "limits": lambda made, file: made(("protect=(0,)", "protect=(1,)")),
-    "code of the estimator": lambda made, file: (rewrite(file, "abs(value)", "value**2"), made())[1],
+    "code of the estimator": lambda made, file: (rewrite(file, "abs(value)", "(value**2)"), made())[1],
     "code of a step": lambda made, file: (rewrite(file, "    pass", "    pass  # other"), made())[1],
 }
 

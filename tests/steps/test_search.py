@@ -15,28 +15,38 @@ from scipy.optimize import minimize
 from saap_jax.steps.allocation import budget
 from saap_jax.steps.allocation import search as search_module
 from saap_jax.steps.allocation.allocation import Allocation
+from saap_jax.steps.allocation.ranking import Global
 from saap_jax.steps.allocation.search import Prunable, Selection, search
 from saap_jax.steps.allocation.softmax import Softmax
 from saap_jax.steps.allocation.uniform import Uniform
-from saap_jax.steps.base import State
+from saap_jax.steps.base import Context, State
 from saap_jax.steps.chain import limits_of, parse, steps_of
 from saap_jax.steps.limits import Within, protected
 from saap_jax.steps.score.calibrate import Calibrated
+from saap_jax.subjects.base import Subject
 from saap_jax.types import STRUCTURES
 
 FREE = "within(min_keep=0) > global"
 MLP_ONLY = "within(min_keep=0, max_ratio={attention: 0}) > global"
 
 
+class Unseen(Subject):
+    """A model that steps before a budget do not look at."""
+
+
+Unseen.__abstractmethods__ = frozenset()
+ON = Context(dense=Unseen(), scenarios={}, ratio=0.0, final=0.0)
+
+
 def searched(scores, prunable: Prunable, ratio: float, method: str, stability=None, gone=None) -> Selection:
     """Follow the steps of a chain behind its score."""
     keep = {n: units if gone is None else units & ~gone[n] for n, units in prunable.existing.items()}
     scored = Calibrated({"text": {"own": scores}}, stability, {})
-    state = State(None, keep, Within(), scored=scored, label="own", scores=scores)
+    state = State(ON.dense, keep, Within(), scored=scored, label="own", scores=scores)
     for step in steps_of(method):
         if isinstance(step, Allocation):
             return search(state.scores, prunable, ratio, step, state.limits, gone)
-        state = step(state, None, None)
+        state = step(state, ON, lambda state, ratio: state)
     raise AssertionError("no allocation")
 
 
