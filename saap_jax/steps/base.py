@@ -227,7 +227,7 @@ def literal(value: Any) -> str:
     """Write the value of an option as the parser of chains reads it.
 
     >>> literal((0.13, -0.07)), literal({"mlp": 32}), literal("wanda"), literal(("taylor_element(reduction='max')",))
-    ('(0.13, -0.07)', '{mlp: 32}', 'wanda', "('taylor_element(reduction=\\'max\\')',)")
+    ('(0.13, -0.07)', '{mlp: 32}', 'wanda', '("taylor_element(reduction=\\'max\\')",)')
     """
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{literal(key)}: {literal(each)}" for key, each in value.items()) + "}"

@@ -78,7 +78,7 @@ def spread(model, mesh):
 
 
 def through_the_api(model, windows):
-    """Return scores, units, perplexities (dense, masked, cut, compensated), and the compensated model."""
+    """Find scores, units, perplexities (dense, masked, cut, compensated), and the compensated model."""
     scored = saap_jax.score_units(model, windows, ["gate_fisher"])
     keep = saap_jax.select_units(model, scored, 0.3).keep
     cut = saap_jax.cut(model, keep)

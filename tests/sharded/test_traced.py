@@ -20,7 +20,7 @@ NAMES = ("magnitude", "taylor_element", "taylor_element_second", "gate_taylor", 
 
 
 def compensated(subject, keep, place):
-    """Return a compensated model's losses, dense and masked; those of the cut and of the loaded one are the same."""
+    """Compute a compensated model's losses, dense and masked; those of the cut and of the loaded one are the same."""
     held_out = subject.problem.held_out
     new, corrections = repaired(subject, keep, damping=0.1)
     assert corrections

@@ -17,7 +17,7 @@ from tests.models_for_tracing import EXAMPLES, floats
 
 
 def drawn(shapes, random):
-    """Return random arrays, positive where a model takes roots or logarithms; tokens for integers."""
+    """Draw random arrays, positive where a model takes roots or logarithms; tokens for integers."""
 
     def draw(leaf):
         if jnp.issubdtype(leaf.dtype, jnp.integer):
@@ -41,17 +41,13 @@ def example_of(name):
 
 
 def keep_of(structure, random):
-    """Return a keep-set that removes as many random units of each copy: a third, at least one, not all."""
+    """Remove as many random units of each copy: a third, at least one, not all."""
     order = random.permuted(np.broadcast_to(np.arange(structure.units), (*structure.copied, structure.units)), axis=-1)
     return order >= max(structure.units // 3, 1)
 
 
-QUICK = ("phi",)
-SLOW = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXAMPLES]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_masked_is_cut(name):
     """Of each structure by itself, then of all of them at once."""
     example, params, inputs = example_of(name)
@@ -77,7 +73,7 @@ def test_masked_is_cut(name):
 
 
 def of_llama(traced: Traced, model, gates):
-    """Return the gates of a traced LLaMA that stand for gates of the library."""
+    """Hand gates of the library to the structures of a traced LLaMA that they stand for."""
     found = {}
     for index, run in enumerate(split_gates(gates, segment_bounds(model.segments))):
         for structure in traced.prunable:
@@ -89,7 +85,8 @@ def of_llama(traced: Traced, model, gates):
     return found
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in ("gqa", "mqa", "ragged")])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gqa", "mqa", "ragged"])
 def test_injected_gates_are_those_of_llama(kind):
     model = ragged_model() if kind == "ragged" else dense_model(kind, mlp=7)
     tokens = jnp.asarray(random_tokens(2, 5))

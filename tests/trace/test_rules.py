@@ -155,7 +155,7 @@ PINNED = {
 
 
 def hidden(middle):
-    """Return the structure that holds the hidden width, and what shows that it can shrink or not."""
+    """Trace the network with `middle`, and find the structures that hold its hidden width."""
 
     def function(params, x):
         return middle(x @ params["up"] + params["bias"][None]) @ params["down"]

@@ -23,7 +23,7 @@ TOKENS = jax.ShapeDtypeStruct((2, 5), jnp.int32)
 
 
 def line(structure: TracedStructure) -> str:
-    """Return a structure in one line that does not depend on how JAX numbers equations."""
+    """Write a structure in one line that does not depend on how JAX numbers equations."""
     members = []
     for member in structure.members:
         places = [f"{p.offset}+{p.block}" + "".join(f"x{n}by{s}" for n, s in p.repeats) for p in member.places]
@@ -61,7 +61,7 @@ def test_listings(name):
 
 
 def without(example, traced, structure, left_out=None):
-    """Return the shapes of an example's parameters without a unit, but for one member."""
+    """Take a unit out of the shapes of an example's parameters, but for one member."""
     members = [member for member in structure.members if member != left_out]
     shapes = removed_shapes(traced, members).values()
     leaves, tree = jax.tree.flatten(example.params)

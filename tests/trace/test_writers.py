@@ -16,7 +16,7 @@ from tests.models_for_tracing import EXAMPLES
 from tests.trace.test_gates import example_of, keep_of
 
 QUICK = ("phi", "convnet")
-MODELS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXAMPLES]
+SOME_QUICK = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXAMPLES]
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def values_of(params):
 
 
 def small(function, *shapes, x=(5, 3), integer=()):
-    """Return the trace of `function(params, x)`, the writers of its structures, random parameters and input."""
+    """Trace `function(params, x)` with random parameters and input, and find the writers of its structures."""
     random = np.random.default_rng(0)
     params = {
         name: jnp.asarray(random.integers(-9, 9, shape), jnp.int8) if name in integer else drawn(random, shape)
@@ -47,7 +47,7 @@ def drawn(random, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_rows_times_matrices_is_what_the_program_computes(name):
     """The product of each writer, bound to its own operands, has the same numbers."""
     traced, writers, params, inputs = traced_example(name)
@@ -73,7 +73,7 @@ def test_rows_times_matrices_is_what_the_program_computes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_what_is_written_back_is_read_again_and_nothing_else_changes(name):
     _, writers, params, _ = traced_example(name)
     values, random = values_of(params), np.random.default_rng(1)
@@ -90,7 +90,7 @@ def test_what_is_written_back_is_read_again_and_nothing_else_changes(name):
         assert (after.shape, after.dtype) == (value.shape, value.dtype)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SOME_QUICK)
 def test_coordinates_of_removed_units_are_those_that_gates_set_to_zero(name):
     traced, writers, params, inputs = traced_example(name)
     random = np.random.default_rng(2)

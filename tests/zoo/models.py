@@ -56,7 +56,7 @@ def square(outputs: Any, targets: Any) -> Any:
 
 
 def shaken(problem: Problem) -> Problem:
-    """Return a problem with values near the initial ones: of heads that begin with zeros, nothing is seen."""
+    """Make a problem with values near the initial ones: of heads that begin with zeros, nothing is seen."""
     return dataclasses.replace(problem, params=nearby(problem.params))
 
 
@@ -512,5 +512,5 @@ ZOO: dict[str, Callable[[], Animal]] = {
 
 
 def counted(structures: Any) -> dict[tuple[str, int, int], int]:
-    """Return how many structures there are of each role, number of units and of copies."""
+    """Count the structures of each role, number of units and of copies."""
     return dict(Counter((each.role, each.units, each.copies) for each in structures))

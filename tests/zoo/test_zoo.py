@@ -28,13 +28,13 @@ ANIMALS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in Z
 
 @functools.cache
 def subject(name):
-    """Return a model's subject, whatever its own code takes."""
+    """Trace a model, whatever its own code takes."""
     return subject_of(ZOO[name]().problem, refused=True)
 
 
 @functools.cache
 def chosen(name):
-    """Return a keep-set that removes a third of every structure, at random, and leaves what has to be left."""
+    """Remove a third of every structure, at random, and leave what has to be left."""
     random, keep = np.random.default_rng(0), {}
     for each in subject(name).structures:
         order = random.permuted(np.tile(np.arange(each.units), (each.copies, 1)), axis=1)

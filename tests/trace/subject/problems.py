@@ -26,7 +26,7 @@ def square(outputs, targets):
 
 
 def stacked() -> Problem:
-    """Return a small model with two layers in a scan, and five examples, which batches of two do not divide."""
+    """Make a small model with two layers in a scan, and five examples, which batches of two do not divide."""
     random = np.random.default_rng(0)
 
     def draw(*shape):
@@ -47,7 +47,7 @@ def stacked() -> Problem:
 
 
 def problem_of(name: str, count: int = 6) -> Problem:
-    """Return a problem of `count` calibration and as many held-out examples, not trained."""
+    """Draw a problem of `count` calibration and as many held-out examples, not trained."""
     example, params, _ = example_of(name)
     random = np.random.default_rng(3)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2 * count, *leaf.shape[1:]), leaf.dtype), example.inputs)
@@ -62,14 +62,14 @@ def problem_of(name: str, count: int = 6) -> Problem:
 
 @functools.cache
 def subject_of_model(name: str) -> TracedSubject:
-    """Return the subject of a model that is not trained, with 16 examples, whatever its own code takes."""
+    """Trace a model that is not trained, with 16 examples, whatever its own code takes."""
     norms = name == "linen_mlp"  # its one structure is under a norm
     return subject_of(problem_of(name, 16), norms=norms, refused=True)
 
 
 @functools.cache
 def trained(name: str, count: int = 64, steps: int = 300) -> Problem:
-    """Return a problem whose targets a random network made, with parameters after some steps of Adam.
+    """Train a model on targets that a random network made, by some steps of Adam.
 
     Each step takes 64 examples, or all where there are fewer.
     """
@@ -142,5 +142,5 @@ def masked_losses(subject, keep, examples=None, params=None, batch_size=8):
 
 
 def cut_losses(subject, keep, params, batch_size=8):
-    """Return the losses of the cut model on the held-out examples."""
+    """Compute the losses of the cut model on the held-out examples."""
     return traced.cut_losses(subject, keep, params, subject.problem.held_out, batch_size)

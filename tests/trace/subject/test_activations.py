@@ -25,7 +25,7 @@ NEEDS = frozenset({ACTIVATION_MOMENTS, ACTIVATION_USAGE})
 
 
 def llama_problem(model, tokens) -> Problem:
-    """Return a model of ours as somebody else's: a function and arrays."""
+    """Pose a model of ours as somebody else's: a function and arrays."""
     targets = jnp.asarray(np.random.default_rng(0).normal(size=(*tokens.shape, model.spec.vocab)), jnp.float32)
     examples = (jnp.asarray(tokens), targets)
     return Problem(function=Llama.__call__, params=model, loss=square, calibration=examples, held_out=examples)
@@ -56,7 +56,7 @@ def test_scores_are_those_of_our_llama(kind):
 
 
 def by_hand(a, w):
-    """Return the scores of units with some coordinates each, `a` [rows, units, coordinates] and `w` [.., out]."""
+    """Score units with some coordinates each, `a` [rows, units, coordinates] and `w` [.., out]."""
     f = a.var(0) * np.square(w).sum(-1)
     r = np.sqrt(np.square(a).mean(-1))
     shares = {m: (r > m * np.sqrt(np.square(r).mean(-1, keepdims=True))).mean(0) for m in MULTIPLES}

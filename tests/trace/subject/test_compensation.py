@@ -23,7 +23,7 @@ def drawn(random, *shape):
 
 
 def mlp_problem(dtype=np.float64, rows=COUNT) -> Problem:
-    """Return one hidden layer with a bias behind it."""
+    """Make one hidden layer with a bias behind it."""
     random = np.random.default_rng(0)
     params = {"up": drawn(random, 5, F), "down": drawn(random, F, 4), "bias": drawn(random, 4)}
     params = jax.tree.map(lambda w: w.astype(dtype), params)
@@ -36,7 +36,7 @@ def mlp_problem(dtype=np.float64, rows=COUNT) -> Problem:
 
 
 def attend(h, w, xp=jnp):
-    """Return what heads hand to their output projection, `[batch, seq, heads, width]`."""
+    """Compute what heads hand to their output projection, `[batch, seq, heads, width]`."""
     q, k, v = (xp.einsum("btd,dhe->bthe", h, w[name]) for name in ("query", "key", "value"))
     scores = xp.einsum("bthe,bshe->bhts", q, k)
     weights = xp.exp(scores - scores.max(-1, keepdims=True))
@@ -44,7 +44,7 @@ def attend(h, w, xp=jnp):
 
 
 def transformer_problem(count=COUNT) -> Problem:
-    """Return a transformer with scanned layers, biases behind both projections, and a stream without a norm."""
+    """Make a transformer with scanned layers, biases behind both projections, and a stream without a norm."""
     random = np.random.default_rng(1)
     layers = {
         **{name: drawn(random, LAYERS, D, HEADS, WIDTH) for name in ("query", "key", "value")},
@@ -66,13 +66,13 @@ def transformer_problem(count=COUNT) -> Problem:
 
 @functools.cache
 def transformer(x64: bool):
-    """Return its subject, in the precision that is in force; which one that is, the caller says."""
+    """Trace it, in the precision that is in force; which one that is, the caller says."""
     assert jax.config.jax_enable_x64 == x64
     return subject_of(transformer_problem())
 
 
 def keep_for(subject, seed=0, share=0.4, only=None):
-    """Return a keep-set that removes as many random units of each copy of every structure but streams."""
+    """Remove as many random units of each copy of every structure but streams."""
     random = np.random.default_rng(seed)
     keep = {}
     for each in subject.structures:
@@ -83,7 +83,7 @@ def keep_for(subject, seed=0, share=0.4, only=None):
 
 
 def ridge(a, target, weight, kept, damping):
-    """Return W' by numpy's least squares on the rows themselves, resisted by √δ of each coordinate's energy."""
+    """Find W' by numpy's least squares on the rows themselves, resisted by √δ of each coordinate's energy."""
     resist = np.diag(np.sqrt(damping * np.square(a[:, kept]).sum(0)))
     rows = np.concatenate([a[:, kept], resist])
     found = np.zeros_like(weight)
@@ -113,7 +113,7 @@ def test_one_hidden_layer_is_numpys_least_squares(road, x64):
 
 
 def replayed(problem, keep, road, damping):
-    """Return the parameters that a loop in numpy makes, with what is gone set to zero by hand."""
+    """Correct the parameters in a loop of numpy, with what is gone set to zero by hand."""
     p = jax.tree.map(np.array, problem.params)
     layers = p["layers"]
     x = now = np.asarray(problem.calibration[0]) @ p["in"]

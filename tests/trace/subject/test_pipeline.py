@@ -26,9 +26,6 @@ from tests.trace.subject.problems import (
     trained,
 )
 
-QUICK = ("moe",)
-MODELS = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in EXAMPLES if n != MIXED]
-
 
 @pytest.fixture(scope="module")
 def subject():
@@ -36,7 +33,7 @@ def subject():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != MIXED])
 def test_a_quarter_of_every_structure_goes_and_masked_is_cut(name):
     subject = subject_of_model(name)
     problem = subject.problem
