@@ -23,11 +23,11 @@ types: $(READY)  ## pyright, and the examples of docstrings
 	$(BIN)/pyright
 	$(BIN)/pytest -q -n auto --dist worksteal saap_jax
 
-slow: $(READY)  ## what guards a landing and takes longer: oracles, contracts, harmed files, ten kills
+slow: $(READY)  ## what guards a landing and takes longer: oracles, contracts, accidents of files, ten kills
 	$(BIN)/pytest -q -n auto --dist worksteal -m "slow and not nightly" tests
 
-nightly: $(READY)  ## tests that take minutes and seldom fail alone, and harmed files by the thousand
-	SAAP_FUZZ_SCALE=$${SAAP_FUZZ_SCALE:-20} $(BIN)/pytest -q -n auto --dist worksteal -m nightly tests
+nightly: $(READY)  ## tests that take minutes and seldom fail alone
+	$(BIN)/pytest -q -n auto --dist worksteal -m nightly tests
 
 # $(1) a Python, $(2) lock files: an environment of its own, beside whose `.ready` it lies.
 define environment

@@ -7,6 +7,7 @@ from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.evaluation.targets import Target
 from saap_jax.jobs.score import source_run
+from saap_jax.runtime.errors import reading
 from saap_jax.steps.allocation.allocation import TOLERANCE
 from saap_jax.steps.base import State
 from saap_jax.steps.chain import Chain
@@ -73,9 +74,7 @@ def calibration_of(path: str, model: str) -> CalibrationConfig:
     record = source_run(path, model)
     if record["config"].get("from_run"):
         record = source_run(record["config"]["from_run"], model)
-    calibration = record["config"]["calibration"]
-    try:
+    with reading(f"{path}/run.json", "the fields of a calibration"):
+        calibration = record["config"]["calibration"]
         known = CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
         return dataclasses.replace(known, seed=record.get("seeds", {}).get("calibration", [known.seed])[0])
-    except TypeError as error:
-        raise ValueError(f"from_run: {path}: expected the fields of a calibration, got others ({error})") from None

@@ -9,6 +9,7 @@ from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.records import RunRecord
 from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
@@ -114,7 +115,8 @@ def structures(subject: Subject) -> dict[str, object]:
 def source_run(path: str, model: str) -> RunRecord:
     """Return the record of a run whose statistics are to be scored; raise where it is one of another model."""
     record = read_run(path)
-    of = record.get("config", {}).get("model")
+    with reading(f"{path}/run.json", "a run's config.model"):
+        of = record.get("config", {}).get("model")
     observed = of.get("name") if isinstance(of, dict) else of
     if observed != model:
         raise ValueError(f"from_run: {path} observed the model {observed}, got {model}; give --model.name {observed}")

@@ -22,12 +22,15 @@ from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, cut_of
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.remote import is_remote
 from saap_jax.runtime.words import plural
 
 # `_` binds to nothing: A may have seeds where B has none
 Losses = dict[str, Float[np.ndarray, "_seeds _windows"]]
 """{metric: mean loss of each evaluation window in nats a token, a row for each seed}."""
+
+_RECORDED = "metrics and losses as saap compare writes them to run.json and metrics.jsonl"
 
 
 class Reference(NamedTuple):
@@ -117,23 +120,24 @@ def recorded_losses(reference: Reference) -> Losses:
         ValueError: an older run, without losses, or seeds that were evaluated on different windows.
     """
     losses: Losses = {}
-    for metric in (metric["name"] for metric in reference.record.get("metrics", ())):
-        rows = [row.get("losses", {}).get(metric, []) for row in reference.rows]
-        if gone := [row["windows"] for row in reference.rows if row.get("windows") and "losses" not in row]:
-            raise ValueError(
-                f"{reference.text}: left the race after {plural(min(gone), 'window')}, so that it has no loss of each "
-                f"window of {metric}; run the comparison with --no-race"
-            )
-        if not all(rows):
-            raise ValueError(
-                f"{reference.text}: the run holds no loss of each window of {metric}, as runs of an older version; "
-                "run it again with --overwrite"
-            )
-        if len({len(row) for row in rows}) > 1:
-            raise ValueError(
-                f"{reference.text}: expected as many windows of each seed, got {[len(row) for row in rows]}"
-            )
-        losses[metric] = np.asarray(rows, np.float64)
+    with reading(reference.text, _RECORDED):
+        for metric in (metric["name"] for metric in reference.record.get("metrics", ())):
+            rows = [row.get("losses", {}).get(metric, []) for row in reference.rows]
+            if gone := [row["windows"] for row in reference.rows if row.get("windows") and "losses" not in row]:
+                raise ValueError(
+                    f"{reference.text}: left the race after {plural(min(gone), 'window')}, so that it has no loss of "
+                    f"each window of {metric}; run the comparison with --no-race"
+                )
+            if not all(rows):
+                raise ValueError(
+                    f"{reference.text}: the run holds no loss of each window of {metric}, as runs of an older version; "
+                    "run it again with --overwrite"
+                )
+            if len({len(row) for row in rows}) > 1:
+                raise ValueError(
+                    f"{reference.text}: expected as many windows of each seed, got {[len(row) for row in rows]}"
+                )
+            losses[metric] = np.asarray(rows, np.float64)
     if not losses:
         raise ValueError(f"{reference.text}: expected a run of saap compare, found no metrics in its run.json")
     return losses
@@ -141,9 +145,10 @@ def recorded_losses(reference: Reference) -> Losses:
 
 def text_digests(reference: Reference) -> dict[str, str]:
     """Read `{metric: digest of its windows}` as far as a run has them on record; none of a model to load."""
-    inputs = reference.record.get("inputs", {})
-    names = [metric["name"] for metric in reference.record.get("metrics", ())]
-    return {name: inputs[key] for name in names if (key := f"evaluation text of {name!r}") in inputs}
+    with reading(reference.text, _RECORDED):
+        inputs = reference.record.get("inputs", {})
+        names = [metric["name"] for metric in reference.record.get("metrics", ())]
+        return {name: inputs[key] for name in names if (key := f"evaluation text of {name!r}") in inputs}
 
 
 def loadable(reference: Reference, why: str) -> str:

@@ -17,6 +17,7 @@ from saap_jax.estimation import ESTIMATORS, make_estimators, union_of_needs
 from saap_jax.estimation.storage import kept_statistics, load_scenario, save_statistics
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.score_arrays import indicator_parts, parts_of
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps.score.calibrate import (
@@ -133,7 +134,9 @@ def kept_by(source: str) -> Kept:
         ValueError: no run of `saap score`.
     """
     record, statistics = read_run(source), {}
-    for name in record.get("scenarios", {}):
+    with reading(f"{source}/run.json", "scenarios by name"):
+        names = list(record.get("scenarios", {}))
+    for name in names:
         path = statistics_path(Path(source), name)
         if not broadcast(path.exists):
             raise FileNotFoundError(

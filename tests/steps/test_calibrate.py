@@ -251,7 +251,7 @@ def test_a_calibration_of_other_fields_is_refused(score_config, kept, tmp_path):
     record["config"]["calibration"]["words"] = 3
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     assert calibration_of(str(kept[0].path), score_config.model.name) == score_config.calibration
-    with pytest.raises(ValueError, match=r"from_run: .*expected the fields of a calibration, got others \(.*'words'\)"):
+    with pytest.raises(ValueError, match=r"run\.json: expected the fields of a calibration.*'words'"):
         calibration_of(str(tmp_path / "run"), score_config.model.name)
 
 

@@ -178,6 +178,7 @@ def _open_directory(directory: Path) -> Checkpoint:
     shapes, homes = {}, {}
     for file, expected in _tensor_files(directory).items():
         with reading(file, "a whole safetensors file"):
+            file.open("rb").close()  # of a file that may not be read, the library says that there is none
             handle = safe_open(file, framework="numpy")
             names = set(handle.keys())
         if expected is not None and (absent := sorted(expected - names)):

@@ -77,13 +77,17 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
     for name in ("pruned.json", "params.safetensors"):
         if not (path / name).is_file():
             raise FileNotFoundError(f"expected a pruned traced model in {path}, found no {name}; check the directory")
-    with reading(path, "a pruned traced model"):
+    with reading(path / "pruned.json", "the record of a pruned traced model"):
         record = json.loads((path / "pruned.json").read_text(encoding="utf-8"))
-        keep, values = _keep_of(record), load_file(path / "params.safetensors")
+        keep = _keep_of(record)
+    with reading(path / "params.safetensors", "a whole safetensors file"):
+        values = load_file(path / "params.safetensors")
     problem = problem.without_explicit_axes()
     inputs, _ = problem.row(problem.first_set, 0)
     traced = trace(problem.function, problem.params, *problem.inputs(inputs))
-    if difference := _difference(record, traced):
+    with reading(path / "pruned.json", "shapes and structures"):
+        difference = _difference(record, traced)
+    if difference:
         raise ValueError(f"{path}: was pruned from another model than this factory's: {difference}")
     by_name = {each.name: each for each in traced.structures}
     subject = TracedProblem(problem, traced, tuple(by_name[name] for name in keep))

@@ -87,7 +87,7 @@ def test_a_damaged_directory_is_refused(pruned, tmp_path, damage):
             kind, message = FileNotFoundError, "found no params.safetensors"
         case "text":
             (path / "pruned.json").write_text("{")
-            kind, message = ValueError, "expected a pruned traced model, which cannot be read"
+            kind, message = ValueError, "pruned.json: expected the record of a pruned traced model"
         case "shape":
             values = load_file(path / "params.safetensors")
             save_file(values | {"in": jnp.ones((3, 9))}, path / "params.safetensors")
@@ -99,6 +99,6 @@ def test_a_damaged_directory_is_refused(pruned, tmp_path, damage):
         case "truncated":
             content = (path / "params.safetensors").read_bytes()
             (path / "params.safetensors").write_bytes(content[:-8])
-            kind, message = ValueError, "expected a pruned traced model, which cannot be read"
+            kind, message = ValueError, "params.safetensors: expected a whole safetensors file"
     with pytest.raises(kind, match=message):
         load_pruned(path, stacked())
