@@ -128,7 +128,11 @@ def _first(name: str, command: Command, kind: type, words: list[str]) -> tuple[l
     from saap_jax.config.traced import for_factory
 
     plain = "--model" in command.first  # a field of its own; elsewhere only a factory may be named so
-    names = [word for word in words if (not _is_config(word) if plain else is_factory(word))]
+    names = [
+        word
+        for word in words
+        if (not _is_config(word) if plain else is_factory(word) and not {">", ","} & {*word})  # no step of a chain
+    ]
     files = [word for word in words if word not in names]
     chains = [word for word in files if not _is_config(word)] if "--methods" in command.first else []
     files = [word for word in files if word not in chains]

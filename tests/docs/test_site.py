@@ -4,19 +4,24 @@ import ast
 import doctest
 import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from saap_jax.cli.arguments import parse
+from saap_jax.cli.main import COMMANDS
 from saap_jax.estimation import ESTIMATORS
+from saap_jax.steps.chain import expand
 
 PROJECT = Path(__file__).parents[2]
 DOCS = PROJECT / "docs"
 API = sorted((DOCS / "api").glob("*.md"))
 FORMULAS = (DOCS / "formulas.md").read_text()
 NOTEBOOKS = sorted(path for path in (DOCS / "notebooks").glob("*.md") if path.name != "index.md")
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 CELL = re.compile(r"^```\{code-cell\}\n(?::[^\n]*\n)*(.*?)^```$", re.M | re.S)
 
 
@@ -145,3 +150,37 @@ def test_the_lock_file_adds_to_the_main_one():
     assert all(re.match(r"[\w.-]+==[\w.]+( ; .+)?$", line) for line in lines)
     assert {"sphinx", "myst-nb", "sphinx-book-theme"} <= set(names("requirements-docs.lock"))
     assert not set(names("requirements-docs.lock")) & set(names("requirements.lock"))
+
+
+def calls(page: str) -> list[str]:
+    """Return the calls of `saap` that a page shows: those in blocks, and those with options in sentences."""
+    blocks = [*re.findall(r"^```\n(.*?)^```$", page, re.M | re.S), *re.findall(r"(?:^    .*\n)+", page, re.M)]
+    lines = re.sub(r"\\\n\s*", "", "\n".join(blocks)).split("\n")
+    found = [call[1] for line in lines if (call := re.match(r"\s*(?:\w+=\S+ )*(?:.* && |.*\| )?saap (.*?) ?&?$", line))]
+    return [*found, *(call.replace("\n", " ") for call in re.findall(r"`saap ([a-z]+ [^`]* --[^`]+)`", page))]
+
+
+def refusal(call: str, capsys) -> str:
+    """Say why a call of `saap` cannot be read, whatever files it names; nothing where it can."""
+    name, *words = shlex.split(call, comments=True)
+    if name == "help" or {"mine.py", "recipe.py"} & {*words}:
+        return ""
+    try:
+        config, *_ = parse(name, COMMANDS[name], [word.replace("$i", "0") for word in words if word != "--resume"])
+        expand(getattr(config, "methods", ()))
+    except (ValueError, KeyError, SystemExit) as error:
+        return f"saap {call}: {error} {capsys.readouterr().out}"
+    return ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_that_a_page_shows_can_be_called(page, capsys):
+    assert [said for call in calls(page.read_text()) if (said := refusal(call, capsys))] == []
+
+
+def test_a_command_that_is_gone_is_found(capsys):
+    page = "```\nsaap compare --recipes all\nA=b saap compare wanda,unifrom\nsaap gone\n```\n`saap ab a b --lim 3`"
+    said = [refusal(call, capsys) for call in calls(page)]
+    assert [line.partition(":")[0] for line in said] == [
+        "saap compare --recipes all", "saap compare wanda,unifrom", "saap gone", "saap ab a b --lim 3",
+    ]  # fmt: skip
