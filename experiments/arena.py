@@ -22,16 +22,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from arena_figures import OURS, Line, draw_ranks, draw_ratios, draw_seconds
-from saap_jax.selection.oracles import is_oracle
 
 from saap_jax.config import CompareConfig
-from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.race import race
 from saap_jax.jobs import compare
 from saap_jax.jobs.racing import looks_of
-from saap_jax.recipes import find_recipes, recipes
+from saap_jax.recipes import RECIPES
 from saap_jax.runs.reading import read_candidates, read_run
+from saap_jax.steps.chain import parse
+from saap_jax.steps.score.oracles import is_oracle
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "arena"
@@ -63,7 +64,7 @@ RANDOM = "random"
 
 HEAD = """# The arena: published methods on one model, one text, one budget
 
-Each method is a [recipe](estimators.md#recipes): `saap recipes NAME` says what it is made of and where it differs from
+Each method is a [recipe](estimators.md#recipes): `saap methods NAME` says what it is made of and where it differs from
 its paper. All of them see the same calibration text and lose the same share of the prunable parameters (attention and
 MLP).
 
@@ -102,8 +103,10 @@ def _can_share(name: str) -> bool:
     """Say whether a recipe reads the text but a few times, so that others beside it save more than it takes."""
     if name == RANDOM:
         return True
-    recipe, search = recipes()[name], recipes()[name].search
-    return search.rescore_every is None and not search.trains and not is_oracle(recipe.estimator)
+    chain = parse(name)
+    trains = any(each.costly and each.name != "layerwise" for each in chain.steps)
+    oracles = any(is_oracle(member) for each in chain.scores for member in each.wanted.members())
+    return not trains and not oracles and not any(each.drives for each in chain.steps)
 
 
 def _processor_seconds() -> float:
@@ -118,8 +121,7 @@ def one(model: str, seed: int, names: Sequence[str], runs: Path) -> None:
         name=_run_name(model, seed, names),
         model=ModelConfig(name=model),
         calibration=CalibrationConfig(scenarios=(CALIBRATION,), seed=seed),
-        estimation=EstimationConfig(estimators=(RANDOM,) if RANDOM in names else ()),
-        recipes=tuple(name for name in names if name != RANDOM),
+        methods=tuple(names),
         evaluation=EvaluationConfig(in_domain=TREEBANK, out_of_domain=WIKITEXT, windows=MODELS[model].windows),
         ratios=RATIOS,
         runs=str(runs),
@@ -189,7 +191,7 @@ def lines(model: str, ratio: float) -> list[Line]:
 
 
 def _methods() -> list[str]:
-    return [RANDOM, *(name for name, each in recipes().items() if not each.missing)]
+    return [RANDOM, *(name for name, each in RECIPES.items() if not each.missing)]
 
 
 def table(model: str, ratio: float) -> list[str]:
@@ -238,10 +240,10 @@ def report() -> None:
     if not known:
         raise SystemExit(f"expected results in {RESULTS}, found none; run a seed first")
     said = [line for model, about in known.items() for line in section(model, about)]
-    missing = [f"- `{name}`: {each.missing}" for name, each in recipes().items() if each.missing]
+    missing = [f"- `{name}`: {each.missing}" for name, each in RECIPES.items() if each.missing]
     results = (json.loads(path.read_text())["rows"] for model in known for path in _files(model))
     tried = {key.partition("@")[0] for rows in results for key in rows}
-    if names := [f"`{name}`" for name, each in recipes().items() if not each.missing and name not in tried]:
+    if names := [f"`{name}`" for name, each in RECIPES.items() if not each.missing and name not in tried]:
         said += [f"Not run, and so in no table: {', '.join(names)}.", ""]
     said += ["What cannot be run here:", "", *missing, ""] if missing else []
     (DOCS / "arena.md").write_text("\n".join([HEAD, *said]).rstrip() + "\n")
@@ -277,7 +279,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "one", "report"))
     parser.add_argument("--model", choices=(*MODELS,), default=next(iter(MODELS)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--recipes", nargs="+", default=["random", "all"])
+    parser.add_argument("--recipes", nargs="+", choices=_methods(), default=_methods())
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     if arguments.what == "report":
@@ -285,10 +287,8 @@ def main() -> None:
     elif arguments.what == "one":
         one(arguments.model, arguments.seeds[0], arguments.recipes, arguments.runs)
     else:
-        plain = [name for name in arguments.recipes if name == RANDOM]
-        names = [*plain, *find_recipes(name for name in arguments.recipes if name != RANDOM)]
         for seed in arguments.seeds:
-            run(arguments.model, seed, names, arguments.runs)
+            run(arguments.model, seed, arguments.recipes, arguments.runs)
 
 
 if __name__ == "__main__":

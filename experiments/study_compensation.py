@@ -9,44 +9,47 @@ run directory a seed, and goes on where it was stopped.
 """
 
 import argparse
-import dataclasses
 import os
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import STUDIED
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT, evaluated
 from tables import in_percent, perplexity
 
 import saap_jax
-from saap_jax.api import calibrate, select_path
 from saap_jax.data import Windows, pairs
 from saap_jax.llama import Llama
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
+from saap_jax.steps.chain import parse
+from saap_jax.steps.repair.bias import Bias
+from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.steps.repair.repair import OutputRepair
+from saap_jax.steps.run import Runner
+from saap_jax.subjects.opened import subject_of
 from saap_jax.surgery.compensation import compensate
 from saap_jax.types import STRUCTURES, Keep
 
 SEEDS = (0, 1, 2)
+METHOD = "saap-scores"
 WINDOWS = 64
 
 
 class Arm(NamedTuple):
     """What is done to the kept units, on how many windows of calibration text."""
 
-    config: CompensationConfig
+    repair: OutputRepair | None
     examples: int = 32
 
 
 ARMS = {
-    "none": Arm(CompensationConfig()),
-    "least squares": Arm(CompensationConfig(method="least_squares")),
-    "least squares, 128 windows": Arm(CompensationConfig(method="least_squares"), 128),
-    "least squares, 512 windows": Arm(CompensationConfig(method="least_squares"), 512),
-    "FLAP's bias": Arm(CompensationConfig(method="bias", propagate="dense")),
-    "least squares, dense": Arm(CompensationConfig(method="least_squares", propagate="dense")),
+    "none": Arm(None),
+    "least squares": Arm(LeastSquares()),
+    "least squares, 128 windows": Arm(LeastSquares(), 128),
+    "least squares, 512 windows": Arm(LeastSquares(), 512),
+    "FLAP's bias": Arm(Bias(propagate="dense")),
+    "least squares, dense": Arm(LeastSquares(propagate="dense")),
 }
 
 
@@ -60,7 +63,7 @@ def run_seed(
     ratios: list[float],
 ) -> None:
     """Do what the run directory of a seed does not hold yet."""
-    run = RunDirectory.open(runs / f"compensation-{seed}", {"seed": seed, "search": dataclasses.asdict(STUDIED)})
+    run = RunDirectory.open(runs / f"compensation-{seed}", {"seed": seed, "method": parse(METHOD).written})
     calibration = saap_jax.calibration_windows(CALIBRATION, tokenizer, 32, LENGTH, seed)
     keeps = chosen(run, model, calibration)
     done = {row["candidate"] for row in run.candidates()}
@@ -73,10 +76,12 @@ def run_seed(
             if f"{name}@{ratio:g}" in done:
                 continue
             start = time.perf_counter()
-            made = compensate(model, keeps[ratio], pairs(windows, 8), arm.config)
+            repaired, made = model, []
+            if arm.repair is not None:
+                repaired, made = compensate(model, keeps[ratio], pairs(windows, 8), arm.repair)
             seconds = time.perf_counter() - start
-            losses = {source: evaluated(made.model, text, keeps[ratio]) for source, text in texts.items()}
-            corrections = [each._asdict() for each in made.corrections]
+            losses = {source: evaluated(repaired, text, keeps[ratio]) for source, text in texts.items()}
+            corrections = [each._asdict() for each in made]
             ppl = {source: np.exp(np.mean(each)) for source, each in losses.items()}
             measured = {"ppl": ppl, "losses": losses, "seconds": seconds}
             run.append({"candidate": f"{name}@{ratio:g}", **measured, "corrections": corrections})
@@ -86,11 +91,12 @@ def run_seed(
 
 
 def chosen(run: RunDirectory, model: Llama, calibration: Windows) -> dict[float, Keep]:
-    """Return which units are kept at each ratio, as the run holds them or by the defaults of `saap prune`."""
+    """Return which units are kept at each ratio, as the run holds them or by `METHOD`."""
     if not (run.path / "keeps.npz").exists():
-        first = calibrate(model, calibration, ["saap"])
-        path = select_path(model, first, {"calibration": calibration}, "saap", RATIOS, STUDIED)
-        run.save_arrays("keeps", {f"{r}/{n}": kept for r, each in path.items() for n, kept in each.keep.items()})
+        chain = parse(METHOD)
+        runner = Runner(subject_of(model), {"calibration": calibration}, [chain])
+        keeps = {ratio: runner.choose(chain, ratio).keep for ratio in RATIOS}
+        run.save_arrays("keeps", {f"{r}/{n}": kept for r, keep in keeps.items() for n, kept in keep.items()})
     arrays = run.load_arrays("keeps")
     return {ratio: {name: arrays[f"{ratio}/{name}"] for name in STRUCTURES} for ratio in RATIOS}
 

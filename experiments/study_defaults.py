@@ -5,34 +5,31 @@
     SAAP_DATA=DATA python experiments/study_defaults.py more       # four times the calibration text: 25 minutes
     python experiments/study_defaults.py report                    # tables, and the figures of docs/study.md
 
-An arm is an estimator, how its scores are fused, and how a budget is shared. Calibration is always on C4, evaluation
-never: the screen looks at 32 windows of WikiText-2 that come after the 64 of the confirmation, so that what was chosen
-on the one is tested on the other; Penn Treebank is looked at in the confirmation only. Both stages append to run
-directories and go on where they were stopped; an arm that changed is done again.
+An arm is a chain: an estimator, how its scores are fused, and how a budget is shared. Calibration is always on C4,
+evaluation never: the screen looks at 32 windows of WikiText-2 that come after the 64 of the confirmation, so that
+what was chosen on the one is tested on the other; Penn Treebank is looked at in the confirmation only. Both stages
+append to run directories and go on where they were stopped; an arm that changed is done again.
 """
 
 import argparse
-import dataclasses
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from saap_jax.selection.calibrate import joined, make_members, score_statistics
 from study_figures import Point, draw_points, draw_rows
 from tables import in_percent, with_spread
 
 import saap_jax
-from saap_jax.api import select_path
-from saap_jax.config import FusionConfig, SearchConfig, SharePerStructure
 from saap_jax.data import Windows, pairs
-from saap_jax.estimation import GATE_GRADIENT, Statistics
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
-from saap_jax.llama.segments import existing_units, masks
-from saap_jax.runs.directory import RunDirectory, plain, read_candidates, read_run
+from saap_jax.llama.segments import masks
+from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
+from saap_jax.steps.chain import parse
+from saap_jax.steps.run import Runner
+from saap_jax.subjects.opened import subject_of
 from saap_jax.types import STRUCTURES
 
 RATIOS = (0.2, 0.5)
@@ -43,102 +40,84 @@ SHORT = {WIKITEXT: "WikiText-2", TREEBANK: "PTB"}
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 
 
-class Arm(NamedTuple):
-    """One variant of the method."""
-
-    estimator: str
-    search: SearchConfig
-    fusion: FusionConfig = FusionConfig()
-
-
 # --- the arms ------------------------------------------------------------------------------------
 
-PROTECTED = (0, 1, 2, 3, -2, -1)
+PROTECTED = "protect=(0, 1, 2, 3, -2, -1)"
 """Layers that LLM-Pruner leaves alone."""
 
-UNIFORM = SearchConfig(allocation="uniform", skip_layers=PROTECTED)
-GLOBAL = SearchConfig(allocation="global")
-FLAP = SearchConfig(allocation="global", rank_by="score")
+UNIFORM = f"within({PROTECTED}) > uniform"
+FLAP = "global(by=score)"
 
 PEERS = {
-    "LLM-Pruner, second order": Arm("taylor_element_second", UNIFORM),
-    "LLM-Pruner, first order": Arm("taylor_element", UNIFORM),
-    "LLM-Pruner, no layer left alone": Arm("taylor_element", SearchConfig(allocation="uniform")),
-    "FLAP without its bias": Arm("fluctuation(standardize=True, attention_power=1)", FLAP),
+    "LLM-Pruner, second order": f"taylor_element_second > {UNIFORM}",
+    "LLM-Pruner, first order": f"taylor_element > {UNIFORM}",
+    "LLM-Pruner, no layer left alone": "taylor_element > uniform",
+    "FLAP without its bias": f"fluctuation(standardize=True, attention_power=1) > {FLAP}",
 }
 ESTIMATORS = ("taylor_vector", "taylor_element", "fisher", "gate_taylor", "gate_fisher", "wanda", "fluctuation")
 PAPER, PAIR = "taylor_vector+taylor_element", "gate_taylor+taylor_element"
 THREE, FISHER = "taylor_element+gate_taylor+wanda", "taylor_element+fisher+wanda"
 MIXED = f"gate_fisher/{THREE}"
 
-
-def change(search: SearchConfig, **options: Any) -> SearchConfig:
-    """Return a search with other options."""
-    return dataclasses.replace(search, **options)
-
-
-SHARED = change(UNIFORM, attention_share=0.1)
+SHARED = f"within({PROTECTED}, attention=0.1) > uniform"
 """What is removed comes from attention by one tenth, and from every layer that is not protected alike."""
 
-RANKED = change(GLOBAL, attention_share=0.1, max_ratio=SharePerStructure(attention=1.0, mlp=0.7))
+CAPPED = "within(attention=0.1, max_ratio={attention: 1.0, mlp: 0.7})"
+RANKED = f"{CAPPED} > global"
 """The same tenth, but one ranking of all channels, of which no layer loses more than 70 %."""
 
-SAAP = Arm(MIXED, change(SHARED, rescore_every=0.1))
+SAAP = f"{MIXED} > {SHARED} > rounds(0.1)"
 
 
-def screened() -> dict[str, Arm]:
+def screened() -> dict[str, str]:
     """Return all arms of the screen: those in steps first, then estimators, fusion, λ, ranking and allocation."""
     arms = {
-        f"{name}, steps of 0.1": arm._replace(search=change(arm.search, rescore_every=0.1))
+        f"{name}, steps of 0.1": f"{arm} > rounds(0.1)"
         for name, arm in {
-            f"{MIXED}, uniform protected, attention 0.1": Arm(MIXED, SHARED),
-            f"gate_fisher/{FISHER}, uniform protected, attention 0.1": Arm(f"gate_fisher/{FISHER}", SHARED),
-            f"gate_fisher/{PAIR}, global, attention 0.1, cap 0.7": Arm(f"gate_fisher/{PAIR}", RANKED),
-            f"{MIXED}, global, attention 0.1, cap 0.7": Arm(MIXED, RANKED),
-            "gate_fisher, global": Arm("gate_fisher", GLOBAL),
-            "taylor_element_second, uniform protected": Arm("taylor_element_second", UNIFORM),
+            f"{MIXED}, uniform protected, attention 0.1": f"{MIXED} > {SHARED}",
+            f"gate_fisher/{FISHER}, uniform protected, attention 0.1": f"gate_fisher/{FISHER} > {SHARED}",
+            f"gate_fisher/{PAIR}, global, attention 0.1, cap 0.7": f"gate_fisher/{PAIR} > {RANKED}",
+            f"{MIXED}, global, attention 0.1, cap 0.7": f"{MIXED} > {RANKED}",
+            "gate_fisher, global": "gate_fisher > global",
+            "taylor_element_second, uniform protected": f"taylor_element_second > {UNIFORM}",
         }.items()
     }
-    finer = Arm(MIXED, change(SHARED, rescore_every=0.05))
-    arms[f"{MIXED}, uniform protected, attention 0.1, steps of 0.05"] = finer
+    arms[f"{MIXED}, uniform protected, attention 0.1, steps of 0.05"] = f"{MIXED} > {SHARED} > rounds(0.05)"
     arms["taylor_element_second, uniform protected"] = PEERS["LLM-Pruner, second order"]
     arms["FLAP without its bias"] = PEERS["FLAP without its bias"]
     for estimator in (*ESTIMATORS, PAPER, PAIR, "taylor_element+wanda", THREE, FISHER):
-        arms[f"{estimator}, uniform protected"] = Arm(estimator, UNIFORM)
-        arms[f"{estimator}, global"] = Arm(estimator, GLOBAL)
+        arms[f"{estimator}, uniform protected"] = f"{estimator} > {UNIFORM}"
+        arms[f"{estimator}, global"] = f"{estimator} > global"
     for scope in ("global", "layer"):
-        arms[f"{THREE}, uniform protected, fused per {scope}"] = Arm(THREE, UNIFORM, FusionConfig(scope=scope))
-    pair = "gate_taylor+gate_fisher"
+        fused = f"fused({', '.join(THREE.split('+'))}, attention=fused, scope={scope})"
+        arms[f"{THREE}, uniform protected, fused per {scope}"] = f"{fused} > {UNIFORM}"
     for method in ("closed_form", "sampling"):
-        arms[f"{pair}, uniform protected, {method}"] = Arm(pair, UNIFORM, FusionConfig(method=method))
+        fused = f"fused(gate_taylor, gate_fisher, attention=fused, method={method})"
+        arms[f"gate_taylor+gate_fisher, uniform protected, {method}"] = f"{fused} > {UNIFORM}"
     for estimator in ("gate_fisher", PAIR):
-        normalised = change(GLOBAL, rank_by="score", normalize="structure_mean")
-        arms[f"{estimator}, global, by score / structure mean"] = Arm(estimator, normalised)
-    for estimator, base in (("gate_fisher", GLOBAL), (MIXED, RANKED)):
+        arms[f"{estimator}, global, by score / structure mean"] = f"{estimator} > normalize > {FLAP}"
+    for estimator, limits in (("gate_fisher", ""), (MIXED, f"{CAPPED} > ")):
         for weight in (-0.5, -0.25, 0.25, 0.5):
-            search = change(base, allocation="adaptive", stability_weight=weight)
-            arms[f"{estimator}, adaptive λ = {weight:+g}"] = Arm(estimator, search)
+            arms[f"{estimator}, adaptive λ = {weight:+g}"] = f"{estimator} > {limits}stable({weight}) > global"
     for share in (0.0, 0.1, 0.2):
-        arms[f"{MIXED}, global, attention {share:g}"] = Arm(MIXED, change(GLOBAL, attention_share=share))
-    arms[f"{MIXED}, global, attention 0.1, cap 0.7"] = Arm(MIXED, RANKED)
-    arms[f"{MIXED}, global, attention 0.1, protected"] = Arm(
-        MIXED, change(GLOBAL, attention_share=0.1, skip_layers=PROTECTED)
-    )
-    arms[f"{MIXED}, uniform protected, attention 0.1"] = Arm(MIXED, SHARED)
+        arms[f"{MIXED}, global, attention {share:g}"] = f"{MIXED} > within(attention={share}) > global"
+    arms[f"{MIXED}, global, attention 0.1, cap 0.7"] = f"{MIXED} > {RANKED}"
+    arms[f"{MIXED}, global, attention 0.1, protected"] = f"{MIXED} > within({PROTECTED}, attention=0.1) > global"
+    arms[f"{MIXED}, uniform protected, attention 0.1"] = f"{MIXED} > {SHARED}"
     return arms
 
 
-def with_more_text() -> dict[str, Arm]:
+def with_more_text() -> dict[str, str]:
     """Return what is done again with four times the calibration text: what is estimated once, for the same cost."""
     return {name: confirmed()[name] for name in ("saap, estimated once", "LLM-Pruner, first order")}
 
 
-def confirmed() -> dict[str, Arm]:
+def confirmed() -> dict[str, str]:
     """Return the peers and what the screen has left, the default of `saap` first."""
     return {
         "saap (default)": SAAP,
-        "saap, estimated once": Arm(MIXED, SHARED),
-        "gate_fisher / fused pair, global, steps of 0.1": Arm(f"gate_fisher/{PAIR}", change(RANKED, rescore_every=0.1)),
+        "saap, estimated once": f"{MIXED} > {SHARED}",
+        "gate_fisher / fused pair, global, steps of 0.1": f"gate_fisher/{PAIR} > {RANKED} > rounds(0.1)",
         **PEERS,
     }
 
@@ -149,7 +128,8 @@ def confirmed() -> dict[str, Arm]:
 class Stage(NamedTuple):
     """What is run on which text."""
 
-    arms: dict[str, Arm]
+    arms: dict[str, str]
+    """Name -> chain."""
     seeds: tuple[int, ...]
     texts: dict[str, tuple[int, int]]
     """Source -> first window and one behind the last."""
@@ -157,7 +137,7 @@ class Stage(NamedTuple):
 
 
 def stages() -> dict[str, Stage]:
-    """Return both stages."""
+    """Return all stages."""
     return {
         "screen": Stage(screened(), (0,), {WIKITEXT: (64, 96)}),
         "confirm": Stage(confirmed(), (0, 1, 2), {WIKITEXT: (0, 64), TREEBANK: (0, 64)}),
@@ -181,7 +161,7 @@ def run_stage(name: str, stage: Stage, runs: Path) -> None:
         missing = {
             arm: variant
             for arm, variant in stage.arms.items()
-            if any(done.get(f"{arm}@{ratio:g}") != described(variant) for ratio in RATIOS)
+            if any(done.get(f"{arm}@{ratio:g}") != parse(variant).written for ratio in RATIOS)
         }
         if "dense" not in run.record:
             run.update(dense={source: evaluated(model, windows, None) for source, windows in texts.items()})
@@ -192,62 +172,42 @@ def run_stage(name: str, stage: Stage, runs: Path) -> None:
 
 
 def run_arms(
-    model: Llama, calibration: Windows, arms: dict[str, Arm], texts: dict[str, Windows], run: RunDirectory
+    model: Llama, calibration: Windows, arms: dict[str, str], texts: dict[str, Windows], run: RunDirectory
 ) -> None:
-    """Score once for all arms, then search, mask and evaluate each; append it when it is done."""
+    """Choose by each arm, all scored from one pass, mask and evaluate; append it when it is done."""
+    subject, chains = subject_of(model), {name: parse(arm) for name, arm in arms.items()}
+    runner = Runner(subject, {"calibration": calibration}, [*chains.values()])
     start = time.perf_counter()
-    statistics = observed(model, calibration, arms.values())
+    runner.first()
     print(f"{run.path.name}: observed in {time.perf_counter() - start:.0f} s", flush=True)
-    for name, arm in arms.items():
-        start = time.perf_counter()
-        first = joined({"calibration": score_statistics(model, statistics, [arm.estimator], arm.fusion)})
-        path = select_path(
-            model, first, {"calibration": calibration}, arm.estimator, RATIOS, arm.search, fusion=arm.fusion
-        )
-        searched = time.perf_counter() - start
-        exists = existing_units(model.segments)
-        for ratio, selection in path.items():
-            losses = {source: evaluated(model, windows, selection.keep) for source, windows in texts.items()}
+    for name, chain in chains.items():
+        for ratio in RATIOS:
+            start = time.perf_counter()
+            keep = runner.choose(chain, ratio).keep
+            searched = time.perf_counter() - start
+            losses = {source: evaluated(model, windows, keep) for source, windows in texts.items()}
             ppl = {source: np.exp(np.mean(each)) for source, each in losses.items()}
             run.append(
                 {
                     "candidate": f"{name}@{ratio:g}",
-                    "arm": described(arm),
+                    "arm": chain.written,
                     "ratio": ratio,
-                    "actual": selection.actual,
-                    "units_removed": {n: int((exists[n] & ~selection.keep[n]).sum()) for n in STRUCTURES},
+                    "actual": subject.removed(keep) / subject.prunable,
+                    "units_removed": {n: int((subject.existing[n] & ~keep[n]).sum()) for n in STRUCTURES},
                     "ppl": ppl,
                     "losses": losses,
                     "search_seconds": searched,
                     "seconds": time.perf_counter() - start,
                 }
             )
-            ppl = "  ".join(f"{each:8.2f}" for each in ppl.values())
-            print(f"{name[:90]:<90} {ratio:.0%} {ppl}", flush=True)
-
-
-def observed(model: Llama, windows: Windows, arms: Iterable[Arm]) -> Statistics:
-    """Return what one pass observes for all arms."""
-    members = make_members(dict.fromkeys(arm.estimator for arm in arms), FusionConfig())
-    needs = union_of_needs(members.values()) | {GATE_GRADIENT}
-    return observe(model, pairs(windows, 8), needs, curvature=curvature_of(members.values()))
+            said = "  ".join(f"{each:8.2f}" for each in ppl.values())
+            print(f"{name[:90]:<90} {ratio:.0%} {said}", flush=True)
 
 
 def evaluated(model: Llama, windows: Windows, keep: dict | None) -> list[float]:
     """Return the mean loss of each window, in nats a token."""
     losses = window_losses(model, pairs(windows, 8), None if keep is None else masks(keep))
     return (losses.sums / losses.counts).tolist()
-
-
-def described(arm: Arm) -> dict:
-    """Return an arm as JSON values."""
-    return plain(
-        {
-            "estimator": arm.estimator,
-            "search": dataclasses.asdict(arm.search),
-            "fusion": dataclasses.asdict(arm.fusion),
-        }
-    )
 
 
 # --- reporting -----------------------------------------------------------------------------------
@@ -315,8 +275,8 @@ def draw_screen(name: str, stage: Stage, runs: Path) -> None:
     points = []
     for arm, variant in stage.arms.items():
         if all((arm, ratio) in found for ratio in RATIOS):
-            group = {"uniform": "uniform, layers protected", "global": "one ranking", "adaptive": "one ranking with λ"}
-            shown = "in steps" if variant.search.rescore_every is not None else group[variant.search.allocation]
+            groups = {"rounds(": "in steps", "stable(": "one ranking with λ", "global": "one ranking"}
+            shown = next((group for part, group in groups.items() if part in variant), "uniform, layers protected")
             points.append(Point(arm, *(float(found[arm, r].ppl(WIKITEXT)[0]) for r in RATIOS), shown))
     labels = (f"ppl@128 at 20 % (dense {dense[WIKITEXT]:.1f})", "ppl@128 at 50 %")
     title = "Screen: one seed, calibrated on C4, 32 windows of WikiText-2; lower left is better"

@@ -4,7 +4,7 @@
     SAAP_DATA=DATA python experiments/study_recovery.py speed   # tokens a second of the first seed, on an idle machine
     python experiments/study_recovery.py report                 # its tables
 
-SmolLM2-135M, units chosen by the defaults of `saap prune` with MLP widths to multiples of 64 (the groups of the
+SmolLM2-135M, units chosen by the recipe `saap-scores` with MLP widths to multiples of 64 (the groups of the
 quantisation), calibrated on C4. Groups of 64, because this SmolLM2 comes from a file of 4-bit blocks of 32: rounding to
 those again would lose nothing. Every arm trains the same pruned model on the same tokens: 16 steps of 4 rows of 256
 tokens, 16,384 in all, half of the rows text (C4), half responses to instructions (Alpaca). That is little: LLM-Pruner
@@ -14,7 +14,6 @@ was stopped, within a training at its last checkpoint.
 """
 
 import argparse
-import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -23,12 +22,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from saap_jax.config.search import STUDIED, PerStructure
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT
 from tables import in_percent, perplexity
 
 import saap_jax
-from saap_jax.api import calibrate, select_path
 from saap_jax.config import MethodConfig, TrainingConfig
 from saap_jax.data import Windows, pairs
 from saap_jax.data.packing import Rows, pack
@@ -45,6 +42,9 @@ from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.quantization import quantize
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
+from saap_jax.steps.chain import parse
+from saap_jax.steps.run import Runner
+from saap_jax.subjects.opened import subject_of
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES, Keep
 
@@ -53,7 +53,8 @@ WINDOWS = 32
 SOURCES = (CALIBRATION, "instruct:instruct/alpaca_random9k.jsonl")
 ROW, BATCH, STEPS = 256, 4, 16
 GROUP = 64
-SEARCH = dataclasses.replace(STUDIED, multiple_of=PerStructure(attention=1, mlp=GROUP))
+METHOD = f"fused > within(protect=(0.13, -0.07), attention=0.1, multiple_of={{mlp: {GROUP}}}) > uniform > rounds(0.1)"
+"""The recipe `saap-scores`, with widths that groups divide."""
 
 
 class Arm(NamedTuple):
@@ -83,7 +84,7 @@ def run_seed(seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows],
     """Do what the run directory of a seed does not hold yet."""
     config = {
         "seed": seed,
-        "search": dataclasses.asdict(SEARCH),
+        "method": parse(METHOD).written,
         "sources": SOURCES,
         "steps": STEPS,
         "windows": WINDOWS,
@@ -120,11 +121,12 @@ def directory_of(arm: Arm, ratio: float) -> str:
 
 
 def chosen(run: RunDirectory, model: Llama, calibration: Windows | None) -> dict[float, Keep]:
-    """Return which units are kept at each ratio, as the run holds them or by the defaults of `saap prune`."""
+    """Return which units are kept at each ratio, as the run holds them or by `METHOD`."""
     if calibration is not None and not (run.path / "keeps.npz").exists():
-        first = calibrate(model, calibration, ["saap"])
-        path = select_path(model, first, {"calibration": calibration}, "saap", RATIOS, SEARCH)
-        run.save_arrays("keeps", {f"{r}/{n}": kept for r, each in path.items() for n, kept in each.keep.items()})
+        chain = parse(METHOD)
+        runner = Runner(subject_of(model), {"calibration": calibration}, [chain])
+        keeps = {ratio: runner.choose(chain, ratio).keep for ratio in RATIOS}
+        run.save_arrays("keeps", {f"{r}/{n}": kept for r, keep in keeps.items() for n, kept in keep.items()})
     arrays = run.load_arrays("keeps")
     return {ratio: {name: arrays[f"{ratio}/{name}"] for name in STRUCTURES} for ratio in RATIOS}
 

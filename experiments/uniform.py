@@ -1,17 +1,16 @@
-"""What does it cost that all layers are alike? The price of `search.shape uniform`; what docs/uniform.md shows.
+"""What does it cost that all layers are alike? The price of the step `shape`; what docs/uniform.md shows.
 
     SAAP_DATA=DATA python experiments/uniform.py run [--seeds 0 1 2]
     python experiments/uniform.py report
 
 Two comparisons a seed: layers that are free, by the defaults of `saap prune`, and layers all alike, whose shape is
-searched (`search.shape uniform`), both with channels in multiples of 32, at 20, 35 and 50 %, with and without least
+searched (`shape`), both with channels in multiples of 32, at 20, 35 and 50 %, with and without least
 squares. Calibrated on 32 windows of 128 tokens of C4, judged on the first 64 windows of WikiText-2 (raw test) and of
 Penn Treebank (valid). What was killed goes on, what is done is not done again. Results become a small file for each
 seed in docs/uniform; `report` makes docs/uniform.md of these files.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -19,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from saap_jax.config.search import PREFERRED, PerStructure, SearchConfig
 from study_defaults import CALIBRATION, LENGTH, TREEBANK, WIKITEXT
 from tables import in_percent, perplexity
 
 from saap_jax.config import CompareConfig
-from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.jobs import compare
 from saap_jax.runs.reading import read_candidates, read_run
 
@@ -36,27 +34,29 @@ TEXTS = {f"ppl@{LENGTH} {WIKITEXT}": "WikiText-2", f"ppl@{LENGTH} {TREEBANK}": "
 
 FREE, UNIFORM = "free", "uniform"
 NONE, LEAST_SQUARES = "none", "least_squares"
-ALIGNED = dataclasses.replace(PREFERRED, multiple_of=PerStructure(attention=1, mlp=MULTIPLE))
-SHAPES: dict[str, SearchConfig] = {
-    FREE: ALIGNED,
-    UNIFORM: SearchConfig(shape="uniform", multiple_of=PerStructure(attention=1, mlp=MULTIPLE)),
+ALIGNED = f"multiple_of={{mlp: {MULTIPLE}}}"
+SHAPES = {
+    FREE: "fused > within(protect=(0.13, -0.07), attention=0.25, attention_from=0.3, "
+    f"{ALIGNED}) > uniform > rounds(0.1)",
+    UNIFORM: f"fused > within({ALIGNED}) > uniform > shape",
 }
+"""The chain of each, without repair."""
 
 HEAD = f"""# The price of uniform layers
 
     SAAP_DATA=DATA python experiments/uniform.py run
     python experiments/uniform.py report
 
-MaxText, TPU servers and plain transformers take one number for all layers; `--search.shape uniform` finds the best such
-shape ([how](estimators.md#search)). Here it is held against layers that are free (the defaults of `saap prune`), on
-SmolLM2-135M, both by the score `saap` from 32 windows of 128 tokens of C4, channels in multiples of {MULTIPLE}, without
-compensation and with least squares on the same windows. ppl@{LENGTH} on the first {WINDOWS} windows of WikiText-2 (raw
-test) and of Penn Treebank (valid); mean ± deviation over the seeds, which draw the calibration text. The price is the
-difference of uniform from free in per cent of perplexity, with its 95 % interval (paired bootstrap over seeds and
-windows). Of free layers the first four and the last two are left alone, and their units are scored again after each
-tenth of the parameters; a uniform shape leaves no layer alone, and the first scores order its units. What these two are
-of the price was not told apart. *gone* is what of the prunable parameters really went, free and uniform: widths
-in multiples overshoot.
+MaxText, TPU servers and plain transformers take one number for all layers; the step `shape` finds the best such
+shape ([how](estimators.md#refinements)). Here it is held against layers that are free (the defaults of `saap
+prune`), on SmolLM2-135M, both by the scores of `saap` from 32 windows of 128 tokens of C4, channels in multiples of
+{MULTIPLE}, without compensation and with least squares on the same windows. ppl@{LENGTH} on the first {WINDOWS}
+windows of WikiText-2 (raw test) and of Penn Treebank (valid); mean ± deviation over the seeds, which draw the
+calibration text. The price is the difference of uniform from free in per cent of perplexity, with its 95 % interval
+(paired bootstrap over seeds and windows). Of free layers the first four and the last two are left alone, and their
+units are scored again after each tenth of the parameters; a uniform shape leaves no layer alone, and the first
+scores order its units. What these two are of the price was not told apart. *gone* is what of the prunable
+parameters really went, free and uniform: widths in multiples overshoot.
 """
 
 
@@ -65,14 +65,12 @@ def run(seed: int, runs: Path) -> None:
     if _path(seed).exists():
         return
     found: dict[str, Any] = {"rows": {}}
-    for name, search in SHAPES.items():
+    for name, chain in SHAPES.items():
         config = CompareConfig(
             name=f"uniform-{seed}-{name}",
             model=ModelConfig(name=MODEL),
             calibration=CalibrationConfig(scenarios=(CALIBRATION,), seed=seed),
-            estimation=EstimationConfig(estimators=("saap",)),
-            search=search,
-            grid=GridConfig(compensations=(NONE, LEAST_SQUARES)),
+            methods=(f"{chain} > {{{NONE},{LEAST_SQUARES}}}",),
             evaluation=EvaluationConfig(in_domain=TREEBANK, out_of_domain=WIKITEXT, windows=WINDOWS, length=LENGTH),
             ratios=RATIOS,
             new_tokens=0,

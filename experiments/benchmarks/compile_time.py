@@ -13,7 +13,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from saap_jax.config import EstimationConfig
+from saap_jax.config.method import USUAL
 from saap_jax.estimation import make_estimators, union_of_needs
 from saap_jax.estimation.base import Curvature, Plan
 from saap_jax.estimation.observe import observe_step
@@ -43,7 +43,7 @@ def compile_seconds(depth: int) -> float:
     widths = LayerWidths(kv_heads=2, q_per_kv=2, mlp=64)
     spec = LlamaSpec(vocab=256, embed=32, head_dim=8, layers=(widths,) * depth, tied=True)
     model = random_llama(spec, jax.random.key(0))
-    needs = union_of_needs(make_estimators(EstimationConfig().estimators).values())
+    needs = union_of_needs(make_estimators(USUAL).values())
     state = {need: need.init(model, Plan(2, Curvature())) for need in sorted(needs)}
     tokens, mask = jnp.zeros((2, 16), jnp.int32), jnp.ones((2, 16), bool)
     jax.clear_caches()

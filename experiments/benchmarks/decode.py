@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import saap_jax
-from saap_jax.config import PerStructure, SearchConfig
 from saap_jax.evaluation.timing import Programs, Spread, Times, Workload, compile_programs, speed_up, spread, time_once
 from saap_jax.llama.generate import decoder_of
 
@@ -92,8 +91,8 @@ def cut_by_magnitude(model: saap_jax.Llama, ratio: float, multiple: int) -> saap
     tokenizer = saap_jax.load_tokenizer("smollm2-135m")
     windows = saap_jax.calibration_windows("builtin:reference", tokenizer, examples=1, length=16, seed=0)
     scores = saap_jax.score_units(model, windows, ["magnitude"], stability=False, batch_size=1).scores("magnitude")
-    config = SearchConfig(multiple_of=PerStructure(attention=1, mlp=multiple))
-    return saap_jax.cut(model, saap_jax.select_units(model, scores, ratio, config).keep)
+    method = f"within(multiple_of={{mlp: {multiple}}}) > uniform"
+    return saap_jax.cut(model, saap_jax.select_units(model, scores, ratio, method).keep)
 
 
 def torch_runner(model: saap_jax.Llama, ours: Programs, dtype: str, threads: int) -> Callable[[], Times] | None:

@@ -12,7 +12,6 @@ import argparse
 from typing import NamedTuple
 
 import saap_jax
-from saap_jax.config import PerStructure, SearchConfig
 from saap_jax.evaluation.latency import measure_table
 from saap_jax.evaluation.timing import Spread, Workload, compile_programs, spread, time_in_turns
 from saap_jax.llama.generate import decoder_of
@@ -47,10 +46,8 @@ def main() -> None:
     table = measure_table(dense, workload, repeats=arguments.repeats)
     models = [dense]
     for case in CASES:
-        search = SearchConfig(
-            allocation=case.allocation, multiple_of=PerStructure(attention=1, mlp=arguments.multiple_of)
-        )
-        models.append(saap_jax.cut(dense, saap_jax.select_units(dense, scores, case.ratio, search).keep))
+        method = f"within(multiple_of={{mlp: {arguments.multiple_of}}}) > {case.allocation}"
+        models.append(saap_jax.cut(dense, saap_jax.select_units(dense, scores, case.ratio, method).keep))
     programs = [compile_programs(decoder_of(model), workload) for model in models]
     print(f"batch {workload.batch}, {workload.prompt} prompt tokens; median (smallest to largest), ms")
     for name, model, times in zip(

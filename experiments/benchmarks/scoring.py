@@ -136,7 +136,6 @@ def jax_jobs(arguments: argparse.Namespace) -> dict[str, Job]:
     import jax
 
     import saap_jax
-    from saap_jax.api import calibrate
     from saap_jax.data import batches
     from saap_jax.evaluation.perplexity import window_losses
 
@@ -147,7 +146,17 @@ def jax_jobs(arguments: argparse.Namespace) -> dict[str, Job]:
 
     def score(names: tuple[str, ...]) -> Job:
         options = {"batch_size": arguments.batch, "remat": arguments.remat}
-        return lambda one: jax.block_until_ready(calibrate(model, first if one else windows, names, **options))
+        try:
+            from saap_jax.steps.score.calibrate import Wanted, calibrate
+            from saap_jax.subjects.opened import subject_of
+        except ModuleNotFoundError:  # `--before` names a checkout from before methods were chains
+            from saap_jax.api import calibrate
+
+            return lambda one: jax.block_until_ready(calibrate(model, first if one else windows, names, **options))
+        subject, plan = subject_of(model), {name: Wanted(name) for name in names}
+        return lambda one: jax.block_until_ready(
+            calibrate(subject, {"text": first if one else windows}, plan, **options).scenarios
+        )
 
     jobs = {name: score(tuple(names.split())) for name, names in VARIANTS.items() if names}
     matrix = jax.random.normal(jax.random.key(0), (SIZE, SIZE))
