@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from saap_jax.report.blocks import Figure, Page, Section, View, Words, leaves
+from saap_jax.report.blocks import Figure, Page, Row, Section, View, Words, leaves
 from saap_jax.report.csv_text import table_csv
 from saap_jax.report.figures.draw import saved
 from saap_jax.report.formats import slug
@@ -22,7 +22,6 @@ from saap_jax.report.pages.several import overview_sections, results_table
 from saap_jax.runs.directory import read_candidates, read_run, write_atomically
 from saap_jax.runs.origin import read_origin
 from saap_jax.runs.records import RunRecord
-from saap_jax.runs.standing import Row
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.words import plural
 

@@ -144,7 +144,7 @@ def test_auto_makes_the_proxy_known_and_meets_nobody(pathways, monkeypatch, caps
     monkeypatch.setitem(sys.modules, "pathwaysutils", SimpleNamespace(initialize=lambda: known.append(1)))
     assert processes.join(Cluster()) is False
     assert main.main(["score", "--estimators", "wandaa", "--distributed", "auto"]) == 2
-    assert "unknown estimator" in capsys.readouterr().err
+    assert "unknown step" in capsys.readouterr().err
     assert known == [1, 1]
 
 
