@@ -125,7 +125,9 @@ def evaluation_windows(
     Documents are joined by a blank line and tokenised once; see `consecutive_windows`. With a `beginning` each window
     has that many tokens of text less.
     """
-    return _windows(source, "evaluation", tokenizer, length, bos, lambda *text: consecutive_windows(*text, limit))
+    return _windows(
+        source, "evaluation", tokenizer, length, bos, lambda text, size: consecutive_windows(text, size, limit)
+    )
 
 
 def calibration_windows(

@@ -159,7 +159,8 @@ def contributions(
     new: dict[Statistic, Any] = {}
     means: Float[Array, "batch"] | None = None
     by_objective = {each: frozenset(need for need in needs if need.objective == each) for each in OBJECTIVES}
-    for objective in [each for each, some in by_objective.items() if some] or OBJECTIVES[:1]:
+    asked: list[Objective] = [each for each in OBJECTIVES if by_objective[each]] or [OBJECTIVES[0]]
+    for objective in asked:
         some, means = _contributions(model, tokens, mask, gates, by_objective[objective], objective, remat)
         new |= some
     assert means is not None  # the loss of all is the same

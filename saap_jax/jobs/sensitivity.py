@@ -203,7 +203,9 @@ class Trials:
         if "allocation" in option:
             return chain(*(parse(f"random > {option['allocation']}").steps[-1] if each.kind == "allocation"
                            and not each.drives else each for each in self.method.steps))  # fmt: skip
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in option.items()}
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in option.items()
+        }
         return with_limits(self.method, Within(**given))
 
     @staticmethod

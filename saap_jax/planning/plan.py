@@ -225,7 +225,7 @@ def remedies(
         text = f"--target {larger[0].topology} (with --mesh.fsdp -1)"
         tries.append((text, config, grown, grown[0] * grown[1], remat))
     before = estimate(config, spec, mesh, batch, remat).peak
-    saved = [(text, before - estimate(one, spec, *way).peak) for text, one, *way in tries]
+    saved = [(text, before - estimate(one, spec, where, rows, how).peak) for text, one, where, rows, how in tries]
     saved = [(text, much) for text, much in saved if much > 0.02 * GIB]
     enough = sorted(saved, key=lambda each: each[1] < overrun)  # those that suffice come first, in their order
     return [f"{text}: saves about {much / GIB:.1f} GiB a device" for text, much in enough[:3]]
@@ -237,7 +237,7 @@ def overrun_of(message: str) -> float | None:
     >>> overrun_of("Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.") / 2**30
     4.75
     """
-    units = dict(zip(("", "K", "M", "G", "T"), (1024.0**power for power in range(5)), strict=True))
+    units: dict[str, float] = dict(zip(("", "K", "M", "G", "T"), (1024.0**power for power in range(5)), strict=True))
     if found := re.search(r"[Ee]xceed\w* hbm capacity by ([\d.]+)([KMGT]?)", message):
         return float(found[1]) * units[found[2]]
     if found := re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message):

@@ -57,7 +57,7 @@ def format_difference(percent: Number, low: Number, high: Number) -> str:
     ('+3.1 (+1.2 to +5.0)', '× 22')
     """
     if percent >= 1000:
-        return f"× {with_interval(*(1 + end / 100 for end in (percent, low, high)), _factor)}"
+        return f"× {with_interval(1 + percent / 100, 1 + low / 100, 1 + high / 100, _factor)}"
     size = max((abs(end) for end in (percent, low, high) if not math.isnan(end)), default=0.0)
     digits = 0 if size >= 100 else 1 if size >= 1 else 2
     return with_interval(percent, low, high, lambda end: format_change(end, digits))

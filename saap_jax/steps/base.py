@@ -101,7 +101,7 @@ class Context:
     batch_size: int = 8
     remat: Remat = "dots"
     track: Track = quiet
-    observe: Callable[["Step", State, bool], Any] | None = None
+    observe: Callable[[Any, State, bool], Any] | None = None
     """Scores a state by a step: `steps.run.Runner`."""
     store: Store = dataclasses.field(default_factory=Forgetful)
     """What the step can go on from."""

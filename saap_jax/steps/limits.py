@@ -146,7 +146,7 @@ class Within(Step):
         return self
 
 
-def _values(value: Any) -> Sequence[int | float]:
+def _values(value: Any) -> tuple[Any, ...]:
     return () if value is None else tuple(value.values()) if isinstance(value, Mapping) else (value,)
 
 

@@ -71,7 +71,8 @@ class Runner:
         """
         self.open_end = open_end
         self.subject, self.scenarios, self.cache = subject, scenarios, cache
-        self.batch_size, self.remat, self.track = batch_size, remat, track
+        self.batch_size, self.track = batch_size, track
+        self.remat: Remat = remat
         self.steps: dict[str, Score] = {}
         self.stable = False
         self.key = digest(key, batch_size)

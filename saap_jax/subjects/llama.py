@@ -198,7 +198,7 @@ class LlamaSubject(Subject):
         examples: Windows,
         repair: Repair,
         *,
-        dense: "LlamaSubject",
+        dense: Any,
         batch_size: int = 8,
         progress: Progress = silent,
     ) -> tuple["LlamaSubject", Sequence[Correction]]:
@@ -211,9 +211,7 @@ class LlamaSubject(Subject):
     def check_objective(self, step: str) -> None:
         """Accept all: units are those of attention and MLP of layers."""
 
-    def objective(
-        self, examples: Windows, batch_size: int, dense: "LlamaSubject", language_loss: float = 0.0
-    ) -> Divergence:
+    def objective(self, examples: Windows, batch_size: int, dense: Any, language_loss: float = 0.0) -> Divergence:
         """Return the divergence from the unpruned model; see `surgery.divergence`."""
         return Divergence(self.model, pairs(examples, batch_size), language_loss, dense.model)
 
@@ -225,7 +223,7 @@ class LlamaSubject(Subject):
         repair: Repair | None,
         tokens: str,
         *,
-        dense: "LlamaSubject",
+        dense: Any,
         batch_size: int = 8,
         progress: Progress = silent,
     ) -> Keep:
@@ -240,7 +238,7 @@ class LlamaSubject(Subject):
         steps: int,
         rate: float,
         *,
-        dense: "LlamaSubject",
+        dense: Any,
         batch_size: int = 8,
         progress: Progress = silent,
     ) -> tuple["LlamaSubject", Scaled]:
@@ -249,7 +247,7 @@ class LlamaSubject(Subject):
         model, done = scaled(self.model, dense.model, keep, parts, steps, rate, progress=progress)
         return self.with_model(model), done
 
-    def _other(self, dense: "LlamaSubject") -> Llama | None:
+    def _other(self, dense: Any) -> Llama | None:
         """Return the unpruned model where it is not this one."""
         return None if dense.model is self.model else dense.model
 

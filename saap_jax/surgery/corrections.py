@@ -3,7 +3,7 @@
 What they mean, and where they are from, is said in `compensation`, which gathers the sums.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -159,10 +159,18 @@ class Solved(NamedTuple):
 class Repair(Protocol):
     """How an output matrix is corrected: `steps.repair.repair.OutputRepair`."""
 
-    biases: bool
+    biases: ClassVar[bool]
     """Whether biases are added."""
-    propagate: str
-    tokens: str
+
+    @property
+    def propagate(self) -> str:
+        """Whose activations a sub-block reads: those of the `dense` or of the `pruned` model."""
+        ...
+
+    @property
+    def tokens(self) -> str:
+        """How much each token counts: `scaled` or `equal`."""
+        ...
 
     def solve(self, sums: Sums, weight: Array, kept: Array) -> Solved:
         """Return the matrix, the bias, the error on the text that judges, and the damping."""

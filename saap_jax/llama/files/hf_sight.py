@@ -159,4 +159,6 @@ def _one_rope(given: Mapping[str, Any], where: str, family: Family, scaled: bool
     numbers: dict[str, Any] = {name: float(value) for name, value in checked(settings, _ROPE[kind], where).items()}
     if _ORIGINAL in numbers:
         numbers["original_max_positions"] = int(numbers.pop(_ORIGINAL))
-    return float(theta["rope_theta"]), None if kind == "default" else RopeScaling(kind=kind, **numbers)
+    return float(theta["rope_theta"]), None if kind == "default" else RopeScaling(
+        kind="linear" if kind == "linear" else "llama3", **numbers
+    )

@@ -97,7 +97,7 @@ def _ends(curves: Sequence[Curve], limit: Limit | None) -> tuple[float, float]:
     """Return the lowest and the highest figure of the axis."""
     judged = [curve for curve in curves if not is_baseline(curve.name) and math.isfinite(curve.points[-1][1])] or curves
     values = [value for curve in judged for _, value in curve.points if math.isfinite(value)]
-    values += [end for curve in judged for end in (curve.ends and curve.ends[0][1:2])]
+    values += [end for curve in judged for end in (curve.ends[0][1:2] if curve.ends else ())]
     low, high = min(values, default=1.0), max(values, default=10.0)
     last = sorted(curve.points[-1][1] for curve in judged if math.isfinite(curve.points[-1][1]))
     if last and low > 0:

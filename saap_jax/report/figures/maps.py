@@ -52,6 +52,7 @@ def _figure(
     def paint(figure: Any) -> None:
         colours, norm, factor = scale()
         options = {"cmap": colours, "norm": norm} if norm else {"cmap": colours, "vmin": 0, "vmax": factor}
+        image: Any = None
         for place, (panel, cells) in enumerate(panels.items()):
             bottom = height - (place + 1) * each + 0.42
             axis = figure.add_axes((0.06, bottom / height, 0.92, _ROW * len(rows) / height))

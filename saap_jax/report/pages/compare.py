@@ -71,7 +71,7 @@ def compare_sections(run: RunRecord, candidates: Sequence[records.Row]) -> tuple
         *([Section("The cut model", [cut_table(run)])] if cut_of(run) else []),
         *closing_sections(run),
     ]
-    return sections, table.rows
+    return sections, list(table.rows)
 
 
 # --- rows --------------------------------------------------------------------------------------------
@@ -138,7 +138,9 @@ def candidate_table(run: RunRecord, candidates: Sequence[records.Row], file: str
         *(Column(name, (name,), lambda value: format_figure(number(value), scale)) for name in names),
     ]
     found = sorted(candidates, key=lambda record: (number(record.get("ratio_asked")), record["candidate"]))
-    dense = [{"candidate": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0, **run[DENSE]}] if DENSE in run else []
+    dense: list[Any] = (
+        [{"candidate": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0, **run[DENSE]}] if DENSE in run else []
+    )
     rows = [{**record, "variant": label, **record.get("ppl", {})}
             for record, label in zip([*dense, *found], labels([*dense, *found]), strict=True)]  # fmt: skip
     return Table("All candidates", columns, rows, file=file)
