@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 Reads = set[tuple[str, str]]
 """(class, field)."""
 
-BY_NAME = ("PerStructure", "TargetsConfig")
+BY_NAME = ("TargetsConfig",)
 """Ends of the names of classes whose fields are read by names that are known when the program runs only."""
 
 

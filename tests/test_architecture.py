@@ -78,7 +78,7 @@ RECORDS = "runs.records"
 """The types of what runs keep: it imports nothing of ours, and whoever computes from records may read it."""
 NO_MODEL = ("config", "recipes", "report", "steps", "runs.directory", "runs.reading", "runs.records",
             "runs.standing")  # fmt: skip
-"""What sees no model, at most its widths (`llama.spec`), ."""
+"""What sees no model, at most its widths (`llama.spec`)."""
 NO_JAX = ("config", "formats", "recipes", "report", "version", "runs.directory", "runs.reading", "runs.records",
           "runs.stages", "runs.standing", "runs.tensorboard", "runtime.errors", "runtime.files", "runtime.interrupts",
           "runtime.locks")  # fmt: skip
@@ -193,7 +193,6 @@ def config_classes() -> list[type]:
 
 FROM_RECORDS = {
     ("PatternsConfig", "share"): 'asked.get("share"',
-    ("SensitivityConfig", "judged"): 'run["config"]["judged"]',
     ("SensitivityConfig", "resamples"): 'run["config"]["resamples"]',
 }
 """Fields that are read back from the record of a run, and how."""
@@ -215,11 +214,11 @@ def unread(sources: Collection[str]) -> list[tuple[str, str]]:
 def test_every_field_of_a_configuration_is_read():
     sources = list(modules().values())
     assert unread(sources) == []
-    missed = unread([source.replace(".skip_layers", ".else_layers") for source in sources])
-    assert missed == [("SweepConfig", "ratios")], "control"
-    only = "from saap_jax.config import SearchConfig\ndef f(config: SearchConfig, other):\n    return other.depth"
-    assert ("SearchConfig", "depth") in unread([only]), "control: an attribute of that name of something else"
-    assert ("SearchConfig", "depth") not in unread([only.replace("other.depth", "config.depth")])
+    missed = unread([source.replace(".race_margin", ".else_margin") for source in sources])
+    assert missed == [("CompareConfig", "race_margin")], "control"
+    only = "from saap_jax.config import CompareConfig\ndef f(config: CompareConfig, other):\n    return other.race"
+    assert ("CompareConfig", "race") in unread([only]), "control: an attribute of that name of something else"
+    assert ("CompareConfig", "race") not in unread([only.replace("other.race", "config.race")])
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
