@@ -35,6 +35,7 @@ def traced_factory(name: str) -> Found:
     """
     made = made_by(name)
     if isinstance(made, Problem):
+        made = made.without_explicit_axes()
         inputs, _ = made.row(made.first_set, 0)
         made = (made.function, made.params, *made.inputs(inputs))
     if not isinstance(made, tuple | list) or len(made) < 2 or not callable(made[0]):

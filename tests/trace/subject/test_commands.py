@@ -141,7 +141,7 @@ def test_bad_words_are_refused_in_one_line(here, capsys, command):
         (["mine.py:old"], "expected the factory to return a saap_jax.Problem"),
         (["mine.py:broken"], "the factory failed: RuntimeError: no weights here"),
         (["nowhere:problem"], "nowhere:problem: ModuleNotFoundError"),
-        (["mine.py:problem", "other:one"], "expected at most one factory, got 2: mine.py:problem, other:one"),
+        (["mine.py:problem", "other:one"], "expected at most one of each of [MODULE:FACTORY]"),
         (["mine.py:problem", option, "wanda,within(max_ratio={'nothing*': 0.5}),uniform"], "expected names of struct"),
         (["mine.py:problem", option, "block_influence"], "block_influence"),
     ):
