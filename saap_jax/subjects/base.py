@@ -19,7 +19,7 @@ import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
-from saap_jax.estimation.base import Curvature, Statistic, Statistics
+from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics
 from saap_jax.runs.records import Couplings
 from saap_jax.structures.weights import Weights
 from saap_jax.surgery.corrections import Correction, Repair
@@ -113,7 +113,7 @@ class Subject(abc.ABC):
         """Raise ValueError unless a keep-set is of this model."""
 
     @abc.abstractmethod
-    def check_estimators(self, names: Collection[str]) -> None:
+    def check_estimators(self, estimators: Mapping[str, Estimator]) -> None:
         """Raise ValueError for an estimator that looks at what this model does not have."""
 
     @abc.abstractmethod

@@ -13,7 +13,7 @@ from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.data import Windows, beginning, concatenated, evaluation_windows, load_scenarios, pairs, parse_scenario
 from saap_jax.estimation import observe
 from saap_jax.estimation.ablation import Unit, ablate
-from saap_jax.estimation.base import Curvature, Statistic, Statistics
+from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics
 from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.evaluation.cost import forward_seconds, weight_bytes
 from saap_jax.evaluation.perplexity import metric_name, window_losses
@@ -109,7 +109,7 @@ class LlamaSubject(Subject):
         """Raise ValueError unless a keep-set is of this model."""
         check_keep(keep, self.model.segments)
 
-    def check_estimators(self, names: Collection[str]) -> None:
+    def check_estimators(self, estimators: Mapping[str, Estimator]) -> None:
         """Accept all: everything can be observed."""
 
     # --- text

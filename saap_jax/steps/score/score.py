@@ -54,7 +54,7 @@ class Score(Step):
             raise ValueError(
                 f"{self.text}: expected one estimator for all structures of a traced model, got two around a slash"
             )
-        subject.check_estimators(self.wanted.members(structures))
+        subject.check_estimators(make_members({"": self.wanted}, structures))
 
     def ahead(self, behind: Sequence[Step]) -> "Stable | None":
         """Find what asks for the stability indicator of the same pass."""

@@ -53,12 +53,8 @@ def observe(
     An example counts as a token of the statistics: means are over examples.
 
     Raises:
-        ValueError: a need that is not in `OBSERVED`, activations of a structure of which they cannot be told, or a loss
-            or statistic that is not finite.
+        ValueError: activations of a structure of which they cannot be told, or a loss or statistic that is not finite.
     """
-    if missing := needs - OBSERVED:
-        names, got = (", ".join(sorted(need.name for need in some)) for some in (OBSERVED, missing))
-        raise ValueError(f"needs: expected some of {names} for a traced model, got {got}")
     check_acting(subject, needs)
     problem, curvature, count = subject.problem, curvature or Curvature(), count_examples(examples)
     parts = list(batches(examples, batch_size, subject.layout))

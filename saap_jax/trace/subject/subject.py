@@ -18,7 +18,7 @@ import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
-from saap_jax.estimation.base import Curvature, Statistic, Statistics
+from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout, taken_in
@@ -30,7 +30,7 @@ from saap_jax.trace.patterns import by_name
 from saap_jax.trace.problem import Examples, Problem, count_examples
 from saap_jax.trace.subject import saved
 from saap_jax.trace.subject.compensation import check_repair, compensate, unrepaired
-from saap_jax.trace.subject.observe import members, observe
+from saap_jax.trace.subject.observe import OBSERVED, members, observe
 from saap_jax.trace.subject.problem import (
     Losses,
     TracedProblem,
@@ -106,13 +106,16 @@ class TracedSubject(TracedProblem, Subject):
             if len(counts := set(keep[name].sum(axis=1).tolist())) > 1:
                 raise ValueError(f"keep: expected as many units of {name} in each copy, got {sorted(counts)}")
 
-    def check_estimators(self, names: Collection[str]) -> None:
-        """Raise ValueError for an estimator that looks at weights, where some of them are integers."""
-        if not self.quantised:
-            return
-        path, dtype = next(iter(self.quantised.items()))
-        for name in names:
-            if not name.startswith(WITHOUT_WEIGHTS):
+    def check_estimators(self, estimators: Mapping[str, Estimator]) -> None:
+        """Raise ValueError for one that looks at what is not observed, or at weights where some are integers."""
+        for name, estimator in estimators.items():
+            if missing := ", ".join(sorted(need.name for need in estimator.needs - OBSERVED)):
+                raise ValueError(
+                    f"estimator {name!r}: needs {missing}, which is not observed of a traced model; expected one of "
+                    "weights, activations or gradients: random, magnitude, wanda, fluctuation, taylor_*, fisher, gate_*"
+                )
+            if self.quantised and not name.startswith(WITHOUT_WEIGHTS):
+                path, dtype = next(iter(self.quantised.items()))
                 raise ValueError(
                     f"estimator {name!r}: looks at weights, expected them of floating point, got {dtype} in {path} "
                     "(quantised?); use one of gate_*, random or ablation, or dequantise the weights first"

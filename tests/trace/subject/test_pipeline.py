@@ -201,9 +201,12 @@ def test_wrong_problems_are_refused():
 
 def test_wrong_estimators_and_budgets_are_refused(subject):
     for names, message in (
-        (["block_influence"], "for a traced model, got block_change"),
+        (
+            ["block_influence"],
+            "estimator 'block_influence': needs block_change, which is not observed of a traced model",
+        ),
         (["gate_taylor/magnitude"], "two around a slash"),
-        (["gate_fisher(objective='margin')"], "gate_gradient_margin"),
+        (["gate_fisher(objective='margin')"], "needs gate_gradient_margin"),
     ):
         with pytest.raises(ValueError, match=message):
             calibrate(subject, names)
