@@ -313,7 +313,7 @@ def test_what_cannot_be_corrected_is_left_alone_with_a_reason():
 def test_too_few_examples_and_other_keep_sets_are_refused():
     problem = mlp_problem(np.float32)
     subject = subject_of(problem)
-    with pytest.raises(ValueError, match=r"damping: expected at least 4 microbatches .* got 3"):
+    with pytest.raises(ValueError, match="least_squares: expected at least 4 microbatches .* got 3"):
         repaired(subject, keep_for(subject), 8)
     with pytest.raises(ValueError, match=r"expected down\[0\] of shape \(1, 9\)"):
         repaired(subject, {"down[0]": np.ones((1, 8), bool)})
