@@ -316,7 +316,7 @@ def test_too_few_examples_and_other_keep_sets_are_refused():
     with pytest.raises(ValueError, match="least_squares: expected at least 4 microbatches .* got 3"):
         repaired(subject, keep_for(subject), 8)
     with pytest.raises(ValueError, match=r"expected down\[0\] of shape \(1, 9\)"):
-        repaired(subject, {"down[0]": np.ones((1, 8), bool)})
+        repaired(subject, {"down[0]": np.ones((1, 8), bool)}, 4)
     with pytest.raises(ValueError, match="bias: expected no repair, or least_squares, for a traced model"):
         subject.check_repair(Bias(), 8)
     new, _ = repaired(subject, keep_for(subject), 2)
