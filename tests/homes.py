@@ -12,13 +12,20 @@ NIGHTLY: tuple[str, ...] = tuple(
     for name in (
         *("evaluation/test_timing", "evaluation/test_rank_correlation", "evaluation/tasks/test_likelihood"),
         *("export/test_families", "export/test_hf", "export/test_widths"),
-        *("jobs/test_addresses", "jobs/test_cards", "jobs/test_compensated_runs", "jobs/test_full_disk"),
-        *("jobs/test_learned_runs", "jobs/test_lengths", "jobs/test_racing", "jobs/test_written", "jobs/test_judged"),
+        *("jobs/test_addresses", "jobs/test_cards", "jobs/test_full_disk"),
+        *("jobs/test_lengths", "jobs/test_racing", "jobs/test_written", "jobs/test_judged"),
         *("llama/test_load_memory", "llama/test_text", "llama/test_segments", "llama/test_tokenizer"),
         *("recovery/test_memory", "recovery/test_top_k", "recovery/test_loop", "recipes/test_paper_configs"),
-        *("report/", "runs/test_mirror", "runs/test_stages", "runs/test_suggestions", "selection/test_shapes"),
+        *(
+            "report/",
+            "runs/test_mirror",
+            "runs/test_stages",
+            "runs/test_suggestions",
+            "steps/test_few_shapes",
+            "steps/test_shape",
+        ),
         *("test_relatives", "trace/test_random_programs", "trace/subject/test_lengths", "trace/subject/test_experts"),
-        *("trace/subject/test_commands", "estimation/test_storage", "estimation/test_usage", "estimation/test_devices"),
+        *("trace/subject/test_commands", "estimation/test_storage"),
     )
 )
 """Beginnings of the names of slow tests that a landing does not wait for: what they hold, faster ones hold too."""
@@ -27,7 +34,7 @@ SMOKE: tuple[str, ...] = tuple(
     f"tests/{name}"
     for name in (
         *("llama/test_model.py", "structures/test_structures.py", "estimation/test_formulas.py"),
-        *("estimation/test_gate_identity.py", "surgery/test_counting.py", "recovery/test_objective.py"),
+        *("steps/test_chain.py", "steps/test_run.py", "recovery/test_objective.py"),
         *("evaluation/test_perplexity.py", "trace/test_factory.py", "jobs/test_compare.py", "test_api.py"),
     )
 )
