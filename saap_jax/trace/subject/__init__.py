@@ -1,7 +1,8 @@
 """A model that has never heard of this library, traced: gates by interpretation of its program.
 
-`problem` what is pruned, its losses, the cut model · `observe` the calibration pass · `ablation` the oracle · `saved`
-the cut model as a directory · `subject` all of it as a `Subject` · `pruned` all of the method as one call.
+`problem` what is pruned, its losses, the cut model · `observe` the calibration pass, `activations` its part that looks
+at units · `compensation` least squares · `saved` the cut model as a directory · `subject` all of it as a `Subject` ·
+`pruned` all of the method as one call.
 """
 
 from saap_jax.trace.subject.problem import Losses, cut
