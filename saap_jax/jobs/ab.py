@@ -32,6 +32,7 @@ from saap_jax.runs.outcomes import Compared, Comparison, comparison_json
 from saap_jax.runs.references import Losses, Reference, find, loadable, recorded_losses, text_digests
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import digest_of
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.types import Bos
@@ -134,7 +135,7 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
             f"expected the same texts of both models, got {', '.join(losses_a)} of {a.text} and {', '.join(losses_b)} "
             f"of {b.text}; evaluate both runs on the same"
         )
-    domains = {metric["name"]: metric["domain"] for metric in (a if a.run else b).record.get("metrics", ())}
+    domains = {metric["name"]: metric.get("domain", "") for metric in (a if a.run else b).record.get("metrics", ())}
     rows = []
     for metric, of_a in losses_a.items():
         of_b = losses_b[metric]
@@ -264,7 +265,8 @@ def _check_costs(config: AbConfig, a: Reference, b: Reference, names: Sequence[s
         sizes = []
         for number, (each, dtype) in enumerate(zip((a, b), dtypes, strict=True)):
             if each.run is not None:  # of several seeds, the most
-                sizes.append(max(int(row["parameters"]) for row in each.rows) * jnp.dtype(dtype).itemsize)
+                with reading(each.text, "parameters of a model"):
+                    sizes.append(max(int(row["parameters"]) for row in each.rows) * jnp.dtype(dtype).itemsize)
             else:
                 sizes.append(weight_bytes(models[number] if models else load_model(each.text, dtype)))
         checks.append(check_bytes("max_size", "weights", read_bound("max_size", config.max_size), *sizes))

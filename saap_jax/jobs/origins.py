@@ -19,6 +19,7 @@ from saap_jax.report.card import card
 from saap_jax.runs.commands import command_of, options, prune_command
 from saap_jax.runs.origin import FILE, SCHEMA, Base, Loader, Origin, OriginStep, figures_of, read_origin
 from saap_jax.runs.records import Measured, Row, RunRecord
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.provenance import versions
 from saap_jax.runtime.words import plural
 from saap_jax.steps.allocation.search import Selection
@@ -41,6 +42,8 @@ def origin_of(name: str, place: Path | None = None) -> Origin:
     if not is_factory(name):
         place = place or resolve(name)
         if place.is_dir() and (found := read_origin(place)) is not None:
+            with reading(place / FILE, "how the model came about; remove the file to go on without it"):
+                card(found, name)  # reads all that the card of the next model says of it
             return found
         base = source_of(name, place)
     return {"schema": SCHEMA, "base": Base(**base), "loader": "traced" if is_factory(name) else "saap_jax", "steps": []}

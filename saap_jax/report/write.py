@@ -131,13 +131,14 @@ def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", 
     """
     path = Path(run_dir)
     if not (path / "run.json").exists() and (origin := read_origin(path)) is not None:
-        return origin_view(path, origin, id=id, name=name)
+        with reading(path, "how a model came about"):
+            return origin_view(path, origin, id=id, name=name)
     run = read_run(path)
     kind = kind_of(run)
     with reading(path, f"a run of kind {kind}"):
         sections, rows = _sections(path, run, kind)
-    status, name = status or run.get("status", "unknown"), name or run.get("name", path.name)
-    return View(name, kind, status, model_name(run), sections, run, rows, id)
+        status, name = status or run.get("status", "unknown"), name or run.get("name", path.name)
+        return View(name, kind, status, model_name(run), sections, run, rows, id)
 
 
 def _sections(path: Path, run: RunRecord, kind: str) -> tuple[list[Section], list[Row]]:

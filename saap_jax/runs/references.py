@@ -57,7 +57,8 @@ class Reference(NamedTuple):
     @property
     def model(self) -> dict[str, str]:
         """Name and type of the model of the run."""
-        model = self.record.get("config", {}).get("model")
+        with reading(self.text, _RECORDED):
+            model = self.record.get("config", {}).get("model")
         if not isinstance(model, dict) or not {"name", "dtype"} <= model.keys():
             raise ValueError(f"{self.text}: expected config.model with name and dtype in {self.run}/run.json, got none")
         return {name: model[name] for name in ("name", "dtype")}
@@ -92,7 +93,8 @@ def _of_run(text: str, run: Path, candidate: str) -> Reference:
     if candidate == DENSE:
         if DENSE not in record:
             raise ValueError(f"{text}: the run holds no unpruned model; it has not come that far, or is no comparison")
-        return Reference(text, run, candidate, record, ({**record[DENSE], "candidate": DENSE},))
+        with reading(text, _RECORDED):
+            return Reference(text, run, candidate, record, ({**record[DENSE], "candidate": DENSE},))
     rows = [row for row in known if row["candidate"] == candidate]
     rows = rows or [row for row in known if together(row) == candidate]
     if not rows:

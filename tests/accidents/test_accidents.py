@@ -59,6 +59,7 @@ def reported(run: str) -> list[str]:
 
 AB = ["ab", "runs/c:wanda@0.3", "runs/c:dense", "--limits", "limits.toml", "--resamples", "50"]
 PRUNE = ["prune", "--model.name", "tiny", "--from-run", "runs/s", "--method", "wanda", "--ratio", "0.3", "--out", "cut"]
+EXPORT = ["export", "runs/c/best", "out", "--format", "ragged"]
 DISCOVER = ["discover", "traced.py:cut"]
 RESCORE = ["score", *SCORED, "--estimators", "wanda", "--from-run", "runs/s", "--name", "new"]
 
@@ -82,16 +83,22 @@ KINDS = (
     Kind("mine.py", ["score", "mine.py"], (truncated, empty, not_utf8, a_directory, appended("1 / 0\n"))),
     Kind(
         "runs/c/run.json", reported("runs/c"),
-        (truncated, a_list, field("stages", 3), field("dense", []), field("schema", 99)),
+        (truncated, a_list, field("stages", 3), field("dense", []), field("config.model", 3), field("schema", 99)),
     ),
     Kind("runs/c/metrics.jsonl", reported("runs/c"), (a_directory, field("ppl", 3))),
-    Kind("runs/c/run.json", AB, (torn_line, field("dense.losses", 3), field("metrics", 3), field("inputs", 3))),
+    Kind(
+        "runs/c/run.json", AB,
+        (torn_line, field("dense.losses", 3), field("metrics", 3), field("config", 3), field("dense.parameters", [])),
+    ),
     Kind("runs/c/metrics.jsonl", AB, (zeros, field("losses", 3), missing)),
     Kind("runs/f/fidelity.json", reported("runs/f"), (truncated, field("0.value", "high"))),
     Kind("runs/s/run.json", RESCORE, (truncated, empty, field("scenarios", 3))),
     Kind("runs/s/run.json", PRUNE, (field("config.calibration", 3), field("config", 3), field("seeds", 3))),
     Kind("runs/s/scores.npz", reported("runs/s"), (truncated, zeros, missing_array, a_directory)),
     Kind("runs/s/statistics/other.safetensors", RESCORE, (truncated, wrong_shape, missing_array, not_a_number)),
+    Kind(
+        "runs/c/best/saap.json", EXPORT, (truncated, field("base", {}), field("steps", 3), field("steps.0.kind", 3)),
+    ),
     Kind("runs/c/best/keep.json", reported("runs/c/best"), (truncated, field("mlp", 3))),
     Kind("small/pruned.json", DISCOVER, (truncated, field("shapes", 3), field("keep", 3), missing)),
     Kind("small/params.safetensors", DISCOVER, (truncated, wrong_shape, missing_array)),
