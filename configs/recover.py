@@ -1,6 +1,6 @@
 """Fine-tune SmolLM2-135M without a fifth of its prunable parameters, on text that comes with the package.
 
-    saap prune --ratio 0.2 --search.multiple-of.mlp 32
+    saap prune --ratio 0.2 --method "fused > within(multiple_of={mlp: 32}) > uniform > least_squares"
     saap recover recover
 
 Quantises the pruned model to 4 bits and trains group-wise adapters on the calibration part of the Python language

@@ -93,22 +93,21 @@ def jobs_of(model: str, text: Path) -> list[Job]:
     """Return the commands, each on a few windows."""
     calibration = ["--calibration.examples", "6", "--calibration.length", "16", "--calibration.batch-size", "2"]
     evaluation = ["--evaluation.windows", "6", "--evaluation.length", "16", "--evaluation.batch-size", "2"]
-    few = ["--estimation.estimators", "magnitude", "gate_fisher", "wanda"]
+    few = ["magnitude", "gate_fisher", "wanda"]
     common = ["--model.name", model, *calibration]
     return [
-        Job("compare", ["compare", *common, *evaluation, *few, "--grid.seeds", "0", "1", "--ratios", "0.2", "0.4",
+        Job("compare", ["compare", *common, *evaluation, "--methods", *few, "--seeds", "0", "1", "--ratios", "0.2", "0.4",
                         "--evaluation.candidates-at-once", "3"], 6),
-        Job("frontier", ["frontier", *common, *evaluation, *few, "--search.allocation", "global", "--ratios", "0.1",
-                         "0.3", "--search.rescore-every", "0.15", "--resamples", "50", "--tolerance", "0.02"], 2),
-        Job("sensitivity", ["sensitivity", *common, *evaluation, "--search.skip-layers", "--resamples", "50"], 2),
-        Job("fidelity", ["fidelity", *common, *few, "--channels-per-layer", "6", "--resamples", "50"], 2),
+        Job("frontier", ["frontier", *common, *evaluation, "--ratios", "0.1", "0.3", "--methods",
+                         "{magnitude,gate_fisher,wanda} > global > rounds(0.15)", "--resamples", "50", "--tolerance", "0.02"], 2),
+        Job("sensitivity", ["sensitivity", *common, *evaluation, "--method", "wanda", "--resamples", "50"], 2),
+        Job("fidelity", ["fidelity", *common, "--estimators", *few, "--channels-per-layer", "6", "--resamples", "50"], 2),
         Job("recover", ["recover", "--model", model, "--dense", model, *evaluation, "--new-tokens", "0",
                         "--method.name", "full", "--data.sources", f"text:{text}", "--data.length", "32",
                         "--training.epochs", "9", "--training.max-steps", "24", "--training.check-every", "3",
                         "--training.batch-size", "8", "--training.microbatch", "4", "--training.warmup", "2"], 2),
-        Job("prune", ["prune", *common, "--search.skip-layers", "--targets.parameters", "85%",
-                      "--compensation.method", "none", "--out", "made"], 2, "made"),
-        Job("score", ["score", *common, *few, "--calibration.scenarios", "prose=builtin:descriptions",
+        Job("prune", ["prune", *common, "--method", "wanda", "--targets.parameters", "85%", "--out", "made"], 2, "made"),
+        Job("score", ["score", *common, "--estimators", *few, "--calibration.scenarios", "prose=builtin:descriptions",
                       "manual=builtin:reference"], 2),
         Job("export", ["export", model, "made", "--format", "ragged"], 1, "made"),
         Job("export to GGUF", ["export", model, "made.gguf", "--format", "gguf"], 1, "made.gguf"),

@@ -84,7 +84,7 @@ def test_the_whole_way(tokenizer, tmp_path, capsys):
             "--evaluation.windows",
             "4",
         ),
-        *("--evaluation.length", "64", "--estimation.estimators", "random", "gate_fisher"),
+        *("--evaluation.length", "64", "--methods", "random", "gate_fisher"),
     )
     assert "gate_fisher" in text
     pruned = tmp_path / "pruned"
@@ -93,10 +93,8 @@ def test_the_whole_way(tokenizer, tmp_path, capsys):
         "0.2",
         "--out",
         pruned,
-        "--compensation.method",
-        "least_squares",
-        "--search.rescore-every",
-        "None",
+        "--method",
+        "fused > within(protect=(0.13, -0.07)) > uniform > least_squares",
     ]
     assert "asked 20.00%" in run("prune", "--model.name", NAME, *calibration, *words)
     whole, small = load_model(NAME), load_model(pruned)

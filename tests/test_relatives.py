@@ -49,11 +49,11 @@ def test_the_whole_way(family, tokenizer, tmp_path, run):
     source, runs = directory_of(family, tokenizer, tmp_path), str(tmp_path / "runs")
     calibration = [
         *("--model.name", source, "--calibration.examples", "8", "--calibration.length", "16"),
-        *("--calibration.batch-size", "2", "--search.skip-layers"),
+        *("--calibration.batch-size", "2"),
     ]
     text = run(
         *("compare", *calibration, "--runs", runs, "--evaluation.windows", "3", "--evaluation.length", "16"),
-        *("--evaluation.batch-size", "2", "--estimation.estimators", *ESTIMATORS, "--compensation.method", "none"),
+        *("--evaluation.batch-size", "2", "--methods", *ESTIMATORS),
     )
     assert all(name in text for name in ESTIMATORS)
     best = load_model(tmp_path / "runs" / "compare" / "best")
@@ -66,8 +66,8 @@ def test_the_whole_way(family, tokenizer, tmp_path, run):
 
     for method in ("least_squares", "bias"):
         pruned = str(tmp_path / method)
-        words = ["--ratio", "0.4", "--estimator", "gate_fisher", "--out", pruned, "--compensation.method", method]
-        words += ["--search.multiple-of.mlp", "4"]
+        chain = f"gate_fisher > within(multiple_of={{mlp: 4}}) > uniform > {method}"
+        words = ["--ratio", "0.4", "--method", chain, "--out", pruned]
         assert "asked 40.00%" in run("prune", *calibration, *words)
         assert load_model(pruned).spec.output_biases == (method == "bias")
 

@@ -204,7 +204,7 @@ def outcome(variant: str, dense: dict) -> dict:
             "prices": {"kind": "NVIDIA H100", "usd_per_hour": 4.2, "date": "2026-06"},
         },
         "suggestions": [
-            {"text": "Two are level.", "effect": "expected: nothing", "command": "saap compare --grid.seeds 0 1 2"}
+            {"text": "Two are level.", "effect": "expected: nothing", "command": "saap compare wanda --seeds 0 1 2"}
         ],
         "best": {
             "candidate": f"{variant}@0.2",

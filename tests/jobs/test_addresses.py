@@ -16,7 +16,7 @@ from tests.buckets import Bucket, use
 from tests.cli.test_main import refused
 
 CALIBRATION = ("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2")
-PRUNE = ("--estimator", "wanda", "--compensation.method", "none", "--search.skip-layers")
+PRUNE = ("--method", "wanda")
 DENSE, PRUNED = "gs://bucket/models/dense", "gs://bucket/models/pruned"
 
 
@@ -50,7 +50,7 @@ def test_prune_evaluate_and_export_from_address_to_address(bucket, tiny_model_di
 
 def test_bad_words_leave_nothing_at_an_address(bucket, capsys):
     assert "[0, 1)" in refused(capsys, ["prune", "--model.name", DENSE, "--out", PRUNED, "--ratio", "1"])
-    refused(capsys, ["prune", *PRUNE, *CALIBRATION, "--model.name", DENSE, "--out", PRUNED, "--estimator", "none"])
+    refused(capsys, ["prune", *PRUNE, *CALIBRATION, "--model.name", DENSE, "--out", PRUNED, "--method", "wandaa"])
     assert bucket.names(PRUNED) == set()
 
 

@@ -28,10 +28,10 @@ def commands(model: str, place: Path) -> dict[str, list[str]]:
     text = place.parent / "text.txt"
     text.write_text("the cat sat on the mat and the dog sat on the log. " * 100)
     return {
-        "score": ["score", "--model.name", model, *runs, *SMALL[:6], "--estimation.estimators", "wanda",
+        "score": ["score", "--model.name", model, *runs, *SMALL[:6], "--estimators", "wanda",
                   "--keep-statistics", "all"],
-        "compare": ["compare", "--model.name", model, *runs, *SMALL, "--estimation.estimators", "wanda",
-                    "--ratios", "0.2", "--search.skip-layers"],
+        "compare": ["compare", "--model.name", model, *runs, *SMALL, "--methods", "wanda",
+                    "--ratios", "0.2"],
         "export": ["export", model, str(place / "run.gguf"), "--format", "gguf"],
         "padded": ["export", model, str(place / "run"), "--format", "padded"],
         "recover": ["recover", "--model", model, "--dense", "", *runs, "--method.name", "full",

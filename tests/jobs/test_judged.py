@@ -79,7 +79,7 @@ def test_the_change_has_its_interval_and_too_few_windows_none():
 def test_on_the_command_line(config, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("One sentence after the other, and another one. " * 200)
-    words = ["prune", "--model.name", config.model.name, "--estimator", "wanda", "--compensation.method", "none",
+    words = ["prune", "--model.name", config.model.name, "--method", "wanda",
              "--calibration.length", "16", "--calibration.examples", "4", "--evaluation.length", "16",
              "--evaluation.windows", "8"]  # fmt: skip
     same = ["--calibration.scenarios", f"text:{text}", "--evaluation.in-domain", f"text:{text}"]
