@@ -88,14 +88,8 @@ def test_the_whole_way(tokenizer, tmp_path, capsys):
     )
     assert "gate_fisher" in text
     pruned = tmp_path / "pruned"
-    words = [
-        "--ratio",
-        "0.2",
-        "--out",
-        pruned,
-        "--method",
-        "fused > within(protect=(0.13, -0.07)) > uniform > least_squares",
-    ]
+    method = "fused > within(protect=(0.13, -0.07)) > uniform > least_squares"
+    words = ["--ratio", "0.2", "--out", pruned, "--method", method]
     assert "asked 20.00%" in run("prune", "--model.name", NAME, *calibration, *words)
     whole, small = load_model(NAME), load_model(pruned)
     assert small.constants == whole.constants

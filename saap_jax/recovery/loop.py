@@ -126,9 +126,10 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
         if not bool(measured.finite):
             what = "gradient" if math.isfinite(float(measured.loss)) else "loss"
             raise _not_finite(training, checkpoints, state, batch, what, progress | {"iterator": place})
-        figures = (float(each) for each in (measured.loss, measured.divergence, measured.distance, measured.norm))
-        tokens, seconds = int((batch["segments"] > 0).sum()), time.perf_counter() - began
-        told = Step._make((step + 1, *figures, rate_at(schedule, step), tokens, seconds))
+        told = Step(
+            step + 1, float(measured.loss), float(measured.divergence), float(measured.distance), float(measured.norm),
+            rate_at(schedule, step), int((batch["segments"] > 0).sum()), time.perf_counter() - began,
+        )  # fmt: skip
         step += 1
         if step % plan.check_every == 0 or step == schedule.steps:
             loss = held_out_loss(state.trained, training)
