@@ -189,10 +189,6 @@ class RunDirectory:
         """Write a plain value to `<name>.json`."""
         return self._save(f"{name}.json", encoded(value, indent=1))
 
-    def load_json(self, name: str) -> Any:
-        """Read the value of `<name>.json`."""
-        return broadcast(lambda: read_json(self.path / f"{name}.json"))
-
     def save_text(self, filename: str, text: str) -> Path:
         """Write a text file."""
         return self._save(filename, text.encode())

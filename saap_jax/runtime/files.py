@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,15 +155,6 @@ def read_json(path: Path) -> Any:
     """
     with reading(path, "JSON; the file was changed or damaged"):
         return decoded(path.read_bytes())
-
-
-def lines_of(path: Path) -> Iterator[Any]:
-    """Yield the value of each line of a file of JSON lines, an exception in place of one that is none."""
-    for line in path.read_bytes().splitlines():
-        try:
-            yield decoded(line)
-        except ValueError as error:
-            yield error
 
 
 def _decode(value: Any) -> Any:

@@ -84,17 +84,6 @@ def keep_to_json(keep: Keep) -> dict:
     }
 
 
-def keep_from_json(record: dict) -> Keep:
-    """Return the keep-set that `keep_to_json` wrote."""
-    keep = {}
-    for name in STRUCTURES:
-        kept = np.zeros((len(record[name]["kept"]), record[name]["units"]), bool)
-        for row, indices in zip(kept, record[name]["kept"], strict=True):
-            row[indices] = True
-        keep[name] = kept
-    return keep
-
-
 def _map_params(function: Callable[[nnx.Param], nnx.Param], tree: DecoderLayer) -> DecoderLayer:
     return jax.tree.map(function, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 

@@ -7,7 +7,7 @@ import pytest
 
 from saap_jax.steps.chain import parse
 from saap_jax.steps.score import fusion
-from saap_jax.steps.score.fusion import fuse, fuse_examples
+from saap_jax.steps.score.fusion import fuse
 
 SCOPES = ("global", "structure", "layer")
 
@@ -203,26 +203,6 @@ class TestSampling:
         per_example["element"]["mlp"] = np.ones_like(per_example["element"]["mlp"])
         with pytest.raises(ValueError, match="element that vary and have a mean above 0 in scope mlp"):
             fuse(two(), "sampling", per_example=per_example)
-
-
-class TestExamples:
-    @pytest.mark.parametrize("scope", SCOPES)
-    def test_fused_examples_average_to_the_fused_scores(self, scope):
-        per_example = TestSampling().examples()
-        scores = {m: {n: v.mean(0) for n, v in s.items()} for m, s in per_example.items()}
-        fused = fuse(scores, scope=scope)
-        each = fuse_examples(fused, per_example)
-        for name in ("attention", "mlp"):
-            np.testing.assert_allclose(np.mean(each[name], axis=0), fused.scores[name], rtol=1e-9)
-
-    def test_estimators_may_be_left_out_but_not_added(self):
-        per_example = TestSampling().examples()
-        fused = fuse(two())
-        each = fuse_examples(fused, {"vector": per_example["vector"]})
-        want = per_example["vector"]["mlp"] * fused.weights["vector"]["mlp"]
-        np.testing.assert_allclose(each["mlp"], want, rtol=1e-12)
-        with pytest.raises(ValueError, match=r"some of \['vector', 'element'\], got \['other'\]"):
-            fuse_examples(fused, {"other": per_example["vector"]})
 
 
 class TestRefusals:

@@ -1,6 +1,5 @@
 """Surgery: a masked model and a cut one are the same function of tokens."""
 
-import json
 from itertools import groupby
 
 import hypothesis
@@ -19,7 +18,7 @@ from saap_jax.steps.allocation.search import Prunable, search
 from saap_jax.steps.allocation.uniform import Uniform
 from saap_jax.steps.limits import Within
 from saap_jax.structures import discover, unit_costs
-from saap_jax.surgery.cut import cut, keep_from_json, keep_to_json
+from saap_jax.surgery.cut import cut, keep_to_json
 from saap_jax.types import STRUCTURES
 from tests.helpers import HEADS, changed, dense_model, forward, ragged_model, random_keep, random_tokens
 
@@ -185,15 +184,6 @@ def test_masks():
     gates = masks(EMPTIED)
     assert all(gate.dtype == jnp.float32 for gate in gates.values())
     jax.tree.map(np.testing.assert_array_equal, gates, {n: kept.astype(np.float32) for n, kept in EMPTIED.items()})
-
-
-@few_examples
-@hypothesis.given(keep=keeps(2, 5))
-def test_json_round_trip(keep):
-    text = json.dumps(keep_to_json(keep))
-    back = keep_from_json(json.loads(text))
-    assert all(value.dtype == bool for value in back.values())
-    jax.tree.map(np.testing.assert_array_equal, back, keep)
 
 
 def test_json_says_what_is_kept():

@@ -141,32 +141,6 @@ def fuse(
     return Fused(units.unpack(fused), named(np.sqrt(variances)), named(weights), trajectory, loss, shares)
 
 
-def fuse_examples(fused: Fused, per_example: dict[str, PerExample]) -> PerExample:
-    """Return what the estimators say of each example n, with the weights of a fusion: Î_n(u) = Σ_m I_mn(u) / (2 σ_m²).
-
-    Estimators of the fusion that have no scores for single examples may be left out of `per_example`: the weights make
-    the others comparable with what is left out, for they take the estimators' units away.
-
-    Args:
-        per_example: I_mn, `{estimator: {structure: [examples, layers, units]}}`.
-
-    Raises:
-        ValueError: no estimator, or one that was not fused.
-    """
-    if not per_example or not per_example.keys() <= fused.weights.keys():
-        raise ValueError(
-            f"fusion: expected per-example scores of some of {list(fused.weights)}, got {list(per_example)}"
-        )
-    total: PerExample = {}
-    for estimator, given in per_example.items():
-        weights = fused.weights[estimator]
-        for name, values in given.items():
-            coarse = weights.get(name, weights.get("global", np.nan))
-            each = np.array([weights.get(f"{name}/{layer}", coarse) for layer in range(values.shape[1])])
-            total[name] = total.get(name, 0) + np.asarray(values, np.float64) * each[:, None]
-    return total
-
-
 def _units(scores: dict[str, Scores], scope: FusionScope) -> Units:
     """Number the scopes and the units that exist; raise where the estimators' units differ."""
     if len(scores) < 2:
