@@ -90,6 +90,7 @@ def test_gate_gradients_are_those_of_each_example(make):
     assert not np.allclose(together["mlp"][0], together["mlp"][1], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_gate_gradients_equal_finite_differences(x64):
     model = dense_model(dtype=np.float64)
     seen = observe(model, batched(), THREE).of(GATE_GRADIENT)

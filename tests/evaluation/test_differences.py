@@ -198,6 +198,7 @@ class TestItems:
         assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
         assert found.p_value == pytest.approx(2 * (means <= 0).mean(), abs=0.005)
 
+    @pytest.mark.slow
     def test_the_interval_covers_the_truth(self):
         rng, covered = np.random.default_rng(10), 0
         for trial in range(2000):  # A alone is right on 15 % of the items, B alone on 10 %: 5 points

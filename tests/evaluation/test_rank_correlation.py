@@ -74,6 +74,7 @@ class TestIntervals:
     rho = 0.6
     truth = np.array([6 / np.pi * np.arcsin(rho / 2), 2 / np.pi * np.arcsin(rho)])
 
+    @pytest.mark.slow
     def test_cover_the_true_correlation(self):
         random, hits = np.random.default_rng(2), np.zeros(2)
         for _ in range(100):

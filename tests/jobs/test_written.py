@@ -42,6 +42,7 @@ def config(tiny_model_directory, tmp_path) -> CompareConfig:
     )
 
 
+@pytest.mark.slow
 def test_it_is_what_generate_says(config):
     run = compare.compare(config)
     models = {"dense": config.model.name, "pruned": str(run.path / "best")}

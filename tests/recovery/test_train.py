@@ -134,6 +134,7 @@ def test_the_first_step_by_hand():
         assert (moved != p).any()
 
 
+@pytest.mark.slow
 def test_biases_and_norms_do_not_decay():
     model = random_model(RELATIVES["qwen2-uniform"])
     trained, _ = split(model, nnx.Param)

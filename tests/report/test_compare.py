@@ -153,6 +153,7 @@ class TestPage:
             wanted = [np.array(named[name][structure]) / fake.UNITS[structure] for name in rows]
             np.testing.assert_allclose(axis.collections[0].get_array(), 100 * np.array(wanted))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("field", "title"),
         [("metrics", ""), ("best", "The cut model"), ("model", "What is kept where"), ("seeds", ""), ("dense", "")],

@@ -44,6 +44,7 @@ class TestOneRun:
         assert "compare of invented-135M, finished" in write_report(run.path, status="finished").read_text()
         assert "compare of invented-135M, running" in render_report(run.path)
 
+    @pytest.mark.slow
     def test_what_is_not_ours_stays(self, run, tmp_path, capsys):
         for name in ("page.html", "page.md", "page.csv"):
             (tmp_path / name).write_text("mine")
@@ -56,6 +57,7 @@ class TestOneRun:
         with pytest.raises(ValueError, match="expected at least one run directory"):
             write_reports([])
 
+    @pytest.mark.slow
     def test_figures_for_papers(self, run, tmp_path):
         lines = [line for line in fake.candidates() if line["ratio_asked"] == 0.2][:2]
         small = fake.kept_run(tmp_path / "small", lines)
@@ -83,6 +85,7 @@ class TestSeveralRuns:
             assert [curve.name for curve in curves] == ["a/x", "b/x"], "the third has another text"
         assert len([b for b in leaves(overview["Best perplexity against ratio"].blocks) if isinstance(b, Figure)]) == 2
 
+    @pytest.mark.slow
     def test_a_page_of_few_is_open_and_of_many_closed_and_small(self, three, tmp_path):
         few = write_reports(three, tmp_path / "few.html")[0].read_text()
         assert few.count('<details class="run"') == few.count("open>") == 3
