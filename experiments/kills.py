@@ -17,7 +17,6 @@ import random
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -43,8 +42,6 @@ TIMED = (
     r"run\.json:best\.(dense_)?forward_seconds",
     r"run\.json:cost\..*",
     r"metrics\.jsonl:.*\.(seconds|tokens_per_second)",
-    r"tensorboard:(seconds|compile_seconds|compiles|peak_host_gib|peak_device_gib|tokens|tokens_per_second)/.*",
-    r"tensorboard:training/tokens_per_second.*",
     r"(run|targets)\.json:git_commit",  # of whatever is checked out when a run ends
 )
 """What rests on timing, memory and prices, or counts what was done again, as FILE:PATH; it is not compared."""
@@ -152,15 +149,17 @@ class Running:
         self.moments, self._line = [time.monotonic()], threading.Condition()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "saap_jax", *words], cwd=place, env=os.environ | settings,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        self._said: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for _ in self.process.stdout:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
             with self._line:
+                self._said.append(line)
                 self.moments.append(time.monotonic())
                 self._line.notify()
 
@@ -171,17 +170,16 @@ class Running:
                 self._line.wait(0.05)
 
     def end(self) -> tuple[int, str]:
-        """Wait for the process; return its exit code and its errors."""
-        assert self.process.stderr is not None
+        """Wait for the process; return its exit code, and its last line, or all of a traceback."""
         with self.process:
             try:
-                errors = self.process.stderr.read()
                 code = self.process.wait(ENDED)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 raise
             self._reader.join()
-        return code, errors
+        whole = any(line.startswith("Traceback") for line in self._said)
+        return code, "".join(self._said if whole else self._said[-1:])
 
 
 def undisturbed(job: Job, place: Path, cache: Path) -> Undisturbed:
@@ -249,6 +247,8 @@ def _files(root: Path) -> Iterator[Path]:
     """Yield the files below a directory; those of a checkpoint have names drawn by the library, but for the first."""
     for path in root.rglob("*"):
         inside = re.search(r"checkpoints/\d+/(.*)", str(path.relative_to(root)))
+        if {".cache", "tensorboard"} & {*path.relative_to(root).parts}:  # no results, or those of the records again
+            continue
         if path.is_file() and (inside is None or inside[1] == "_CHECKPOINT_METADATA"):
             yield path
 
@@ -261,15 +261,14 @@ def _different(ours: Path, theirs: Path) -> list[str]:
         return [] if _made_anew(ours) and _made_anew(theirs) else ["not what its records make"]
     try:
         a, b = _leaves(ours), _leaves(theirs)
-    except (ValueError, struct.error) as error:
+    except ValueError as error:
         return [f"damaged ({error})"]
     if a is None or b is None:
         return ["other bytes"]
-    kind = "tensorboard" if "tfevents" in ours.name else ours.name
     return [
         f"{path} {a.get(path)!r} {b.get(path)!r}"
         for path in sorted(a.keys() | b.keys())
-        if a.get(path) != b.get(path) and not any(re.fullmatch(timed, f"{kind}:{path}") for timed in TIMED)
+        if a.get(path) != b.get(path) and not any(re.fullmatch(timed, f"{ours.name}:{path}") for timed in TIMED)
     ]
 
 
@@ -280,8 +279,6 @@ def _leaves(file: Path) -> dict[str, Any] | None:
     if file.suffix == ".jsonl":
         rows = [json.loads(line) for line in file.read_bytes().splitlines()]
         return dict(_flat({_key(row): row for row in rows} | {"rows": len(rows)}, ""))
-    if "tfevents" in file.name:
-        return {f"{tag} {step}": value for tag, step, value in _scalars(file.read_bytes())}
     return None
 
 
@@ -297,21 +294,6 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     yield f"{path}.", len(value)
     for key, item in items:
         yield from _flat(item, f"{path}.{key}" if path else str(key))
-
-
-def _scalars(content: bytes) -> Iterator[tuple[str, int, float]]:
-    """Yield tag, step and value of each event: length, its check sum, the event, its check sum."""
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c
-
-    while content:
-        (size,) = struct.unpack("<Q", content[:8])
-        event, (check,) = content[12 : 12 + size], struct.unpack("<I", content[12 + size : 16 + size])
-        if masked_crc32c(event) != check:
-            raise ValueError("an event with another check sum")
-        read = Event.FromString(event)
-        yield from ((value.tag, read.step, value.simple_value) for value in read.summary.value)
-        content = content[16 + size :]
 
 
 @functools.cache

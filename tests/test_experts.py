@@ -281,7 +281,7 @@ def test_the_whole_way(tokenizer, tmp_path, run):
 
     pruned = str(tmp_path / "pruned")
     said = run("prune", *calibration, "--ratio", "0.3", "--method", "reap > least_squares", "--out", pruned)
-    assert "mlp is not compensated: tokens of an expert that goes are routed to others" in said
+    assert "mlp is not repaired: tokens of an expert that goes are routed to others" in said
     words = "--method.name lora --method.matrices query key value output"  # a tiny width has no groups of 32
     assert f"saap recover {pruned} --dense {source} {words}" in said
     assert "--format padded" not in said

@@ -178,7 +178,6 @@ class TestCommandLine:
         assert main.main(["frontier", *words]) == 0
         text = capsys.readouterr().out
         assert "largest ratio within +20 %" in text
-        assert max(map(len, text.partition("saap prune")[0].splitlines())) <= 100
         assert "saap prune" in text, "a command is one line, however long"
         assert main.main(["frontier", *words]) == 0, "the same again prints what is there"
         assert "magnitude" in capsys.readouterr().out

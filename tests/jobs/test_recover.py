@@ -137,7 +137,6 @@ def test_the_dense_model_is_not_in_memory_when_its_top_logits_are_on_disk(option
     assert about["dense model"] == run["inputs"]["dense model"]
     assert run["top_k_logits"]["rows"] == 24  # three steps of eight rows
     assert run["top_k_logits"]["bytes"] == 24 * 31 * (8 * 5 + 4)
-    assert "24 rows: 0.03 MiB on disk" in capsys.readouterr().out
     assert [stage["name"] for stage in run["stages"]].index("top-k logits") == 4
     assert abs(rows[0]["divergence"]) < 1e-5  # the model is still the dense one
     assert rows[-1]["divergence"] > 1e-4
@@ -254,7 +253,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_model(options, tmp_path):
         seen += read_run(run)["status"] == "running"
     assert seen >= 2
     last = process([*words, "--resume"])
-    assert last.communicate()[1] == b""
+    assert b"saap:" not in last.communicate()[1]
     assert last.returncode == 0
     names = [tmp_path / "runs" / name / "model" / "model.safetensors" for name in ("whole", "killed")]
     assert names[0].read_bytes() == names[1].read_bytes()

@@ -168,7 +168,7 @@ class TestTrials:
         method = f"magnitude > within(attention=0.3) > uniform{rounds}"
         other = dataclasses.replace(config, runs=str(tmp_path), method=method, ratio=0.3, align=0)
         run = sensitivity.sensitivity(other)
-        (trial,) = [trial for trial in run.record["trials"] if trial["kind"] == "attention-share"]
+        (trial,) = [trial for trial in run.record["trials"] if trial["kind"] == "attention"]
         command = compare_command(run.record, "tried", {"methods": [trial["chain"]]})
         compared = compare.compare(parse("compare", COMMANDS["compare"], shlex.split(command)[2:])[0])
         rows = {row["candidate"]: row for row in run.candidates()}
