@@ -22,6 +22,7 @@ from saap_jax.steps.base import Context, Forgetful, State, Step, Store
 from saap_jax.steps.chain import Chain, limits_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.score.calibrate import Calibrated, Wanted, calibrate
+from saap_jax.steps.score.fusion import Fused
 from saap_jax.steps.score.score import Score, Stable
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Remat, Scores
@@ -207,9 +208,11 @@ class Runner:
         if missing := {label: self.steps[label].wanted for label in keys if label not in found}:
             made = self._calibrate(missing, state, self.stable and stability is None)
             for label in missing:
-                found[label] = made._replace(
-                    scenarios={name: {label: each[label]} for name, each in made.scenarios.items()},
-                    stability=None, stability_of={},
+                wanted = missing[label]
+                own = {*wanted.parts(tuple(self.subject.existing)).values()} if label == wanted.estimator else {label}
+                found[label] = Calibrated(
+                    {name: {label: each[label]} for name, each in made.scenarios.items()}, None,
+                    {name: {n: fused for n, fused in each.items() if n in own} for name, each in made.fusions.items()},
                 )  # fmt: skip
                 self._save(keys[label], found[label])
         elif self.stable and stability is None:
@@ -220,7 +223,8 @@ class Runner:
             stability = made._replace(scenarios={name: {} for name in made.scenarios}, fusions={})
             self._save(asi, stability)
         scenarios = {name: {label: found[label].scenarios[name][label] for label in keys} for name in self.scenarios}
-        fusions: dict[str, Any] = {} if made is None else made.fusions
+        fusions = {name: {n: fused for label in keys for n, fused in found[label].fusions.get(name, {}).items()}
+                   for name in self.scenarios}  # fmt: skip
         if stability is None:
             self._first = Calibrated(scenarios, None, fusions)
         else:
@@ -272,7 +276,15 @@ def packed(made: Calibrated) -> dict[str, np.ndarray]:
             add(["stability", scenario, structure], values)
     for structure, values in (made.stability or {}).items():
         add(["stability", "", structure], values)
-    about = {"places": places, "scenarios": list(made.scenarios)}
+    fusions = {
+        scenario: {name: fused._replace(scores={}, trajectory=None)._asdict() for name, fused in each.items()}
+        for scenario, each in made.fusions.items()
+    }
+    for scenario, each in made.fusions.items():
+        for name, fused in each.items():
+            for member, sigmas in (fused.trajectory or {}).items():
+                add(["fusion", scenario, name, member], sigmas)
+    about = {"places": places, "scenarios": list(made.scenarios), "fusions": fusions}
     return arrays | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
 
 
@@ -281,12 +293,20 @@ def unpacked(arrays: Mapping[str, np.ndarray]) -> Calibrated:
     about = json.loads(arrays["about"].tobytes())
     scenarios: dict[str, dict[str, Scores]] = {name: {} for name in about["scenarios"]}
     stability: dict[str, Scores] = {}
+    trajectories: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for number, (what, scenario, *rest) in enumerate(about["places"]):
         if what == "scores":
             scenarios[scenario].setdefault(rest[0], {})[rest[1]] = arrays[str(number)]
+        elif what == "fusion":
+            trajectories.setdefault((scenario, rest[0]), {})[rest[1]] = arrays[str(number)]
         else:
             stability.setdefault(scenario, {})[rest[0]] = arrays[str(number)]
-    return Calibrated(scenarios, stability.pop("", None), {}, stability)
+    fusions = {
+        scenario: {name: Fused(**{**fused, "trajectory": trajectories.get((scenario, name))})
+                   for name, fused in each.items()}
+        for scenario, each in about["fusions"].items()
+    }  # fmt: skip
+    return Calibrated(scenarios, stability.pop("", None), fusions, stability)
 
 
 class _Training:

@@ -172,6 +172,23 @@ def rewrite(file, old: str, new: str) -> None:
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
 
 
+def test_how_fusions_came_about_is_served_too(subject):
+    """Otherwise a run that goes on after a kill would say less of them than one that nobody killed."""
+    chains, cache = expand(["fused(wanda, magnitude, method=learned) > uniform", "wanda+magnitude"]), Memory()
+
+    def told(*asked):
+        found = runner(subject, asked, key="a", cache=cache).first().fusions["text"]
+        return {name: fused._replace(scores={}, trajectory=None) for name, fused in found.items()}, found
+
+    (first, made), (second, kept) = told(*chains), told(*chains)
+    assert Counted.seen == 1
+    assert len(first) == 2
+    assert second == first
+    (learned,) = [name for name, fused in made.items() if fused.trajectory]
+    assert same(made[learned].trajectory, kept[learned].trajectory)
+    assert list(told(chains[1])[0]) == ["wanda+magnitude"], "no fusion that nobody asked for"
+
+
 def test_a_second_runner_is_served(subject, file, monkeypatch):
     chain, cache = parse(LONG.replace("FILE", str(file))), Memory()
     first = runner(subject, [chain], key="a", cache=cache).run(chain, 0.4)
