@@ -279,6 +279,10 @@ def test_the_whole_way(tokenizer, tmp_path, run):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 300, (2, 12)))
     np.testing.assert_allclose(forward(best, tokens), forward(original, tokens, masks(keep)), rtol=0, atol=5e-5)
 
+    repaired = ("--name", "repaired", "--ratios", "0.3", "--methods", "reap > least_squares")
+    said = run("compare", *calibration, "--runs", runs, *judged, *repaired)
+    assert "Repairs of reap > least_squares leave mlp as it is: tokens of an expert that goes" in said
+
     pruned = str(tmp_path / "pruned")
     said = run("prune", *calibration, "--ratio", "0.3", "--method", "reap > least_squares", "--out", pruned)
     assert "mlp is not repaired: tokens of an expert that goes are routed to others" in said

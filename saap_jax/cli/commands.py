@@ -34,7 +34,8 @@ from saap_jax.runtime.remote import is_remote
 def compare(config: CompareConfig, options: RunOptions) -> None:
     """Run `saap compare`."""
     from saap_jax.jobs import compare as comparison
-    from saap_jax.report.pages.compare import comparison_table, cut_table, structure_sentences
+    from saap_jax.report.pages.common import structure_sentences
+    from saap_jax.report.pages.compare import comparison_table, cut_table
     from saap_jax.runs.standing import cut_of
 
     with progress() as track:

@@ -19,7 +19,7 @@ from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.runtime.provenance import provenance, versions
+from saap_jax.runtime.provenance import computed_by, provenance
 from saap_jax.steps.base import State
 from saap_jax.steps.chain import Chain
 from saap_jax.steps.run import Runner, digest
@@ -75,8 +75,8 @@ def cache_of(run: RunDirectory) -> Cache:
 
 
 def key_of(subject: Subject, scenarios: Mapping[str, Examples]) -> str:
-    """Digest a model, its calibration text, and the versions of what computes."""
-    return digest(versions(), subject.digests(), {name: digest_of(text) for name, text in scenarios.items()})
+    """Digest a model, its calibration text, and what computes."""
+    return digest(computed_by(), subject.digests(), {name: digest_of(text) for name, text in scenarios.items()})
 
 
 def runners_of(
@@ -113,7 +113,7 @@ class Evaluator:
         self.rows = {name: self.subject.count(text)[0] for name, text in texts.items()}
         self.cache = cache_of(run)
         about = {name: digest_of(text) for name, text in texts.items()}
-        self.key = digest("losses", versions(), self.subject.digests(), about)
+        self.key = digest("losses", computed_by(), self.subject.digests(), about, self.batch_size)
         self.keeps: dict[str, Keep] = {DENSE: self.subject.existing}
         self.models: dict[str, str] = {DENSE: keep_digest(self.subject.existing)}
         self.asked: dict[str, Candidate] = {}

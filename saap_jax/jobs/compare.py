@@ -75,7 +75,8 @@ def _compare(
     if config.race:
         check_race(subject, texts, config.evaluation)
     run.begin(material.inputs)
-    run.update(**about_run("compare", subject, list(texts), seeds))
+    left = {chain.name: reasons for chain in chains if (reasons := chain.unrepaired(subject))}
+    run.update(**about_run("compare", subject, list(texts), seeds), unrepaired=left)
     with run.stage("score") as stage:
         for seed, runner in runners.items():
             stage.tokens += sum(subject.count(text)[1] for text in material.calibration[seed].values())

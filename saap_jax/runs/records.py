@@ -222,11 +222,9 @@ class RunRecord(TypedDict, total=False):
     and after each round."""
     couplings: Couplings
     structures: list[TracedStructure]
-    further: list[str]
-    """Structures of a model of ours that are told apart beside attention and MLP."""
     race: list[RaceRecord]
-    uncompensated: dict[str, dict[str, str]]
-    """Of a traced model: by method of compensation, the structures that it leaves as they are, and why."""
+    unrepaired: dict[str, dict[str, str]]
+    """By method, the structures that its repairs leave as they are, and why."""
     frontier: Frontier
     trials: list[Trial]
     data: TrainingText

@@ -23,6 +23,13 @@ def provenance() -> dict[str, Any]:
     return {"versions": versions(), "devices": kinds, "git_commit": git_commit(Path(__file__).parent)}
 
 
+def computed_by() -> list[Any]:
+    """Note what numbers depend on beside their inputs: versions of libraries, and the kind of jax's devices."""
+    import jax
+
+    return [versions(), jax.devices()[0].device_kind]
+
+
 def versions() -> dict[str, str | None]:
     """Return the versions of Python and of the libraries that results depend on, None of one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}

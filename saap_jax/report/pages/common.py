@@ -179,3 +179,21 @@ def files_of(stem: str, blocks: Sequence[Block]) -> dict[str, str]:
         elif isinstance(block, Table) and block.file:
             files[f"{block.file}.csv"] = table_csv(block)
     return files | {f"{stem}.md": markdown_text(blocks)}
+
+
+def structure_sentences(run: RunRecord) -> list[str]:
+    """Say what of a traced model can be pruned, and what repairs leave as it is."""
+    lines = [
+        f"Repairs of {method} leave {name} as it is: {reason}."
+        for method, reasons in run.get("unrepaired", {}).items()
+        for name, reason in reasons.items()
+    ]
+    if "structures" not in run:
+        return lines
+    structures, model = run["structures"], run["model"]
+    held = f"{model['prunable_parameters']:,} of {model['parameters']:,} parameters"
+    copied = ", ".join(structure["name"] for structure in structures if structure["copied"])
+    said = [f"{plural(len(structures), 'structure')} with {held} can be pruned."]
+    if copied:
+        said.append(f"Each copy (layer, expert) of a structure keeps as many units as the others: {copied}.")
+    return said + lines

@@ -29,7 +29,13 @@ from saap_jax.report.formats import (
     format_spread,
     marked,
 )
-from saap_jax.report.pages.common import DOMAINS, closing_sections, figure_of, suggestions_section
+from saap_jax.report.pages.common import (
+    DOMAINS,
+    closing_sections,
+    figure_of,
+    structure_sentences,
+    suggestions_section,
+)
 from saap_jax.report.pages.score import fusion_section
 from saap_jax.runs import records
 from saap_jax.runs.records import RunRecord
@@ -215,22 +221,6 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, scale: Scal
         gap = 100 * (figures[others[0]] / figures[first] - 1) if figures[first] else math.inf
         said += f", {gap:,.1f} % below {others[0].label}" if gap >= 0.05 else f", level with {others[0].label}"
     return f"{said}."
-
-
-def structure_sentences(run: RunRecord) -> list[str]:
-    """Say what of a traced model can be pruned."""
-    if "structures" not in run:
-        return []
-    structures, model = run["structures"], run["model"]
-    held = f"{model['prunable_parameters']:,} of {model['parameters']:,} parameters"
-    copied = ", ".join(structure["name"] for structure in structures if structure["copied"])
-    lines = [f"{plural(len(structures), 'structure')} with {held} can be pruned."]
-    if copied:
-        lines.append(f"Each copy (layer, expert) of a structure keeps as many units as the others: {copied}.")
-    for method, reasons in run.get("uncompensated", {}).items():
-        alone = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
-        lines.append(f"Compensation by {method} leaves structures as they are: {alone}.")
-    return lines
 
 
 def _headline(run: RunRecord) -> str:
