@@ -72,7 +72,7 @@ class Race:
             groups.setdefault((self._have(name), stop if masked else self.rows), []).append(name)
         for (start, end), names in groups.items():
             if start < end:
-                doing = f"race: {len(names)} candidates to window {end} of {self.rows}"
+                doing = f"race at {100 * ratio:g} %: {len(names)} candidates to window {end} of {self.rows}"
                 found = self.evaluator.losses(names, self._windows(start, end), doing, self.track, self.stage)
                 self._add({self.evaluator.models[name]: lap for name, lap in found.items()})
 
