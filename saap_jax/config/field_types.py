@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Union
 
 from saap_jax.config.checks import check_choice
-from saap_jax.formats.json_files import shown
+from saap_jax.runtime.errors import shown
 
 
 def check_types(config: Any, place: str = "") -> None:

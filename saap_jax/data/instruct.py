@@ -6,7 +6,7 @@ A JSON object a line, with the fields of Alpaca (`instruction`, `input`, `output
 
 from typing import Any, NamedTuple
 
-from saap_jax.formats.json_files import fields_of
+from saap_jax.runtime.errors import fields_of
 
 CONTEXTS, RESPONSES = ("input", "context"), ("output", "response")
 """Names of the same field in Alpaca and in Dolly."""

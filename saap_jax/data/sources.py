@@ -28,8 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 from saap_jax.data import tfds_source
 from saap_jax.data.instruct import Exchange, exchange_of
-from saap_jax.formats.json_files import fields_of, parse_json, read_lines
-from saap_jax.runtime.errors import reading
+from saap_jax.runtime.errors import fields_of, parse_json, read_lines, reading
 
 Part = Literal["calibration", "evaluation", "all"]
 """Which of a built-in source's documents to read; a file is always read whole."""

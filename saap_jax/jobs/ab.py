@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import itertools
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +24,6 @@ from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.limits import Check, check_accuracy, check_bytes, check_perplexity, check_seconds
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.evaluation.scales import PERPLEXITY
-from saap_jax.formats.json_files import shown
-from saap_jax.formats.toml_files import read_toml
 from saap_jax.jobs.task_comparison import compare_tasks
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.attention import attending
@@ -32,7 +31,7 @@ from saap_jax.runs.outcomes import Compared, Comparison, comparison_json
 from saap_jax.runs.references import Losses, Reference, find, loadable, recorded_losses, text_digests
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import digest_of
-from saap_jax.runtime.errors import reading
+from saap_jax.runtime.errors import reading, shown
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.types import Bos
@@ -89,7 +88,9 @@ def with_limits(config: AbConfig) -> AbConfig:
         ValueError: no TOML, an unknown key, a bad value, no limit at all, or one on text or tasks where none are named.
     """
     if config.limits:
-        limits = read_toml(find_file(config.limits, "limits: expected a TOML file", ".toml"), "limits")
+        path = find_file(config.limits, "limits: expected a TOML file", ".toml")
+        with reading(f"limits {path}", "TOML"):
+            limits = tomllib.loads(path.read_bytes().decode("utf-8"))
         try:
             for key, value in limits.items():
                 if key not in LIMITS:

@@ -16,7 +16,6 @@ from saap_jax.export.gguf_vocabulary import copied_vocabulary, no_vocabulary, vo
 from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
 from saap_jax.export.widths import without_empty_layers
-from saap_jax.formats.json_files import read_object
 from saap_jax.jobs import origins
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.files import maxtext, tunix
@@ -28,6 +27,7 @@ from saap_jax.llama.files.source import loader_of
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.files.write import new_output, write_further, write_json, write_tokenizer
 from saap_jax.llama.quantized import dequantized, quantization_of
+from saap_jax.runtime.errors import read_object
 from saap_jax.runtime.remote import is_remote, staged
 from saap_jax.structures import count_parameters
 

@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Float
 
 from saap_jax.evaluation.tasks.likelihood import Progress, Request, log_likelihoods
-from saap_jax.formats.json_files import parse_json, read_lines, shown
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
+from saap_jax.runtime.errors import parse_json, read_lines, shown
 
 # --- results ---------------------------------------------------------------------------------------
 

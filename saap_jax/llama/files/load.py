@@ -19,7 +19,6 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from jax.sharding import NamedSharding
 from safetensors import safe_open
 
-from saap_jax.formats.json_files import read_object, shown
 from saap_jax.llama.files.hf_config import quantization_from_config, spec_from_config
 from saap_jax.llama.files.hf_groups import groups_of, regrouped
 from saap_jax.llama.files.hf_layout import (
@@ -40,7 +39,7 @@ from saap_jax.llama.files.values import some
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
-from saap_jax.runtime.errors import one_line, reading
+from saap_jax.runtime.errors import one_line, read_object, reading, shown
 from saap_jax.runtime.mesh import Layout, check_experts, shardings, taken_in
 from saap_jax.runtime.remote import fetched, is_remote
 from saap_jax.runtime.steps import within

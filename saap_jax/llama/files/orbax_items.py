@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from saap_jax.formats.json_files import read_object
 from saap_jax.llama.files.hf_config import spec_from_config
 from saap_jax.llama.spec import LlamaSpec
+from saap_jax.runtime.errors import read_object
 
 
 def item_of(directory: Path, name: str) -> Path | None:

@@ -8,11 +8,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from saap_jax.formats.json_files import read_object
 from saap_jax.llama.files.gguf_file import GgufFile, open_gguf_file
 from saap_jax.llama.files.load import resolve
 from saap_jax.llama.files.values import Kind, Values, checked
-from saap_jax.runtime.errors import reading, shown
+from saap_jax.runtime.errors import read_object, reading, shown
 
 Tokenizer = Any
 """A `transformers.PreTrainedTokenizerFast`; not named as such, because importing transformers takes seconds."""

@@ -6,7 +6,6 @@ from typing import TypedDict
 
 from saap_jax.evaluation.resample import few
 from saap_jax.evaluation.scales import format_figure, scale_of
-from saap_jax.formats.json_files import read_object
 from saap_jax.report.blocks import Block, Code, Figure, Section, Table, View, Words, facts, text_table
 from saap_jax.report.formats import format_percent, format_relative
 from saap_jax.report.pages.common import written_section
@@ -15,7 +14,7 @@ from saap_jax.runs import origin as records
 from saap_jax.runs.origin import Origin, OriginStep
 from saap_jax.runs.reading import SCHEMA
 from saap_jax.runs.records import Row, RunRecord
-from saap_jax.runtime.errors import reading
+from saap_jax.runtime.errors import read_object, reading
 from saap_jax.runtime.words import plural
 
 VERBS = {"prune": "Pruned", "compare": "Chosen and pruned", "recover": "Fine-tuned", "export": "Exported"}

@@ -1,1 +1,0 @@
-"""Strict readers: whatever a file holds, plain values that are safe to use or one ValueError."""
