@@ -28,8 +28,7 @@ from tables import in_percent, perplexity
 import saap_jax
 from saap_jax.config import MethodConfig, TrainingConfig
 from saap_jax.data import Windows, pairs
-from saap_jax.data.packing import Rows, pack
-from saap_jax.data.pieces import read_pieces
+from saap_jax.data.packing import Rows, pack, read_pieces
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns

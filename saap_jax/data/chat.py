@@ -1,8 +1,8 @@
-"""Turn a chat into tokens by the template of a tokenizer: a program that the library runs in a sandbox."""
+"""Prompts: a chat by a tokenizer's template, and instructions with responses, as Alpaca or Dolly has them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from saap_jax.runtime.errors import reading
+from saap_jax.runtime.errors import fields_of, reading
 
 
 def encode_chat(tokenizer: Any, said: str) -> list[int]:
@@ -19,7 +19,7 @@ def encode_chat(tokenizer: Any, said: str) -> list[int]:
 
 
 def conversation(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
-    """Write messages as one text, by the chat template of a tokenizer.
+    """Write messages as one text, by the chat template of a tokenizer: a program that runs in a sandbox.
 
     Raises:
         ValueError: it fails on them, or what it makes is no text.
@@ -37,3 +37,48 @@ def check_text(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         half = ascii(text[error.start : error.start + 1])
         raise ValueError(f"{name}: expected text, got half of a character, {half}, at {error.start}") from None
+
+
+class Exchange(NamedTuple):
+    """One instruction with its response; `context` may be empty."""
+
+    name: str
+    instruction: str
+    context: str
+    response: str
+
+    @property
+    def prompt(self) -> str:
+        """The instruction in Alpaca's template (tatsu-lab/stanford_alpaca, train.py), to the letter up to a line end
+        that LLM-Pruner adds too."""
+        paired = ", paired with an input that provides further context" if self.context else ""
+        given = f"### Input:\n{self.context}\n\n" if self.context else ""
+        return (
+            f"Below is an instruction that describes a task{paired}. Write a response that appropriately completes the "
+            f"request.\n\n### Instruction:\n{self.instruction}\n\n{given}### Response:\n"
+        )
+
+    @property
+    def said(self) -> str:
+        """What a user says in a chat: the instruction, and after a blank line what it is about."""
+        return f"{self.instruction}\n\n{self.context}" if self.context else self.instruction
+
+
+def exchange_of(name: str, record: dict[str, Any], source: str) -> Exchange:
+    """Read the exchange of a JSON object with the fields of Alpaca (`instruction`, `input`, `output`) or of Dolly
+    (`instruction`, `context`, `response`); input and context may be absent, a response may be empty.
+
+    Raises:
+        ValueError: a field is no string, or instruction or response are missing.
+    """
+    found = []
+    for names, default in (("instruction",), None), (("input", "context"), ""), (("output", "response"), None):
+        value = next((record[each] for each in names if each in record), None)
+        value = default if value is None else value
+        if not isinstance(value, str):
+            raise ValueError(
+                f"data source {source!r}: {name}: expected a string field {' or '.join(map(repr, names))}, found "
+                f"fields: {fields_of(record)}; instruction data has the fields of Alpaca or Dolly"
+            )
+        found.append(value.strip())
+    return Exchange(name, *found)

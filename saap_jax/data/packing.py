@@ -1,6 +1,8 @@
-"""Pieces packed into rows of equal length; batches of rows, shuffled anew each epoch, from a place that can be kept.
+"""What a model is trained on: pieces of tokens, packed into rows of equal length; batches of rows.
 
-A row holds several pieces. `segments` tells them apart, so that none sees another, and `positions` start anew in each:
+A document of text becomes pieces of at most `length` tokens, all of which are predicted but the first. An instruction
+with its response becomes one piece; the response is predicted, with the token that ends it, and the prompt is not. A
+row holds several pieces. `segments` tells them apart, so that none sees another, and `positions` start anew in each:
 
     tokens      The  cat  sat  |  Dogs  bark  |  -
     segments     1    1    1       2     2      -1
@@ -8,14 +10,18 @@ A row holds several pieces. `segments` tells them apart, so that none sees anoth
     targets      F    T    T       F     T       F
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import grain
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from saap_jax.data.pieces import Piece
+from saap_jax.data.chat import Exchange, encode_chat
+from saap_jax.data.sources import parse_source, read_exchanges, read_texts
+from saap_jax.data.windows import beginning, tokenize
+
+Template = Literal["alpaca", "chat"]
 
 OPEN = 128
 """Rows that are looked at for room, the newest ones."""
@@ -23,33 +29,96 @@ OPEN = 128
 FIELDS = ("tokens", "segments", "positions", "targets")
 
 
-class Rows(NamedTuple):
-    """Packed rows in host memory; padding is on the right, has segment -1 and is never a target."""
+class Piece(NamedTuple):
+    """Tokens that belong together, and which of them are to be predicted from those before; never the first one."""
 
-    tokens: Int32[np.ndarray, "rows seq"]
-    segments: Int32[np.ndarray, "rows seq"]
-    positions: Int32[np.ndarray, "rows seq"]
-    targets: Bool[np.ndarray, "rows seq"]
-    names: tuple[tuple[str, ...], ...]
-    """The pieces of each row."""
+    name: str
+    tokens: Int32[np.ndarray, " tokens"]
+    targets: Bool[np.ndarray, " tokens"]
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays by name."""
-        return {name: getattr(self, name) for name in FIELDS}
 
-    def first(self, count: int) -> "Rows":
-        """Return the first rows, at most so many."""
-        tokens, segments, positions, targets = (value[:count] for value in self.arrays().values())
-        return Rows(tokens, segments, positions, targets, self.names[:count])
+class Pieces(NamedTuple):
+    """All pieces of some sources, shuffled by document, and what became of the documents."""
 
-    @property
-    def predicted(self) -> int:
-        """Tokens that are predicted in all rows."""
-        return int(self.targets.sum())
+    pieces: tuple[Piece, ...]
+    documents: int
+    cut: int
+    """Responses that lost their end because prompt and response are longer than `length`."""
+    left_out: int
+    """Pieces without a token to predict: empty responses, prompts of `length` tokens or more, rests of one token."""
+
+
+def read_pieces(sources: Sequence[str], tokenizer: Any, *, length: int, template: Template, seed: int) -> Pieces:
+    """Read text and instruction sources (of built-in ones the calibration part) as pieces of at most `length` tokens.
+
+    Documents of all sources are shuffled together; the pieces of a document stay neighbours, in order.
+
+    Raises:
+        ValueError: bad input, or nothing to predict in all of it.
+    """
+    documents = []
+    for source in sources:
+        instruct = parse_source(source).format == "instruct"
+        documents += [(source, each) for each in (read_exchanges if instruct else read_texts)(source, "calibration")]
+    order = np.random.Generator(np.random.Philox(seed)).permutation(len(documents))
+    pieces, cut, left_out = [], 0, 0
+    begin, end = beginning(tokenizer), tokenizer.eos_token_id
+    for source, document in (documents[place] for place in order):
+        name = f"{source} {document.name}"
+        if isinstance(document, Exchange):
+            if end is None:
+                raise ValueError(
+                    f"data source {source!r}: expected a tokenizer with an end-of-text token, which ends a response, "
+                    "got one without; give text sources, or name the token in tokenizer_config.json"
+                )
+            prompt, response = encode_exchange(document, tokenizer, template, begin)
+            found = [response_piece(name, prompt, response, end, length)]
+            cut += len(prompt) + len(response) + 1 > length and bool(found[0].targets.any())
+        else:
+            found = list(text_pieces(name, tokenize(document.text, tokenizer), length))
+        whole = [piece for piece in found if piece.targets.any()]
+        left_out += len(found) - len(whole)
+        pieces += whole
+    if not pieces:
+        raise ValueError(f"data: expected something to predict in {', '.join(sources)}, got none; give more text")
+    return Pieces(tuple(pieces), len(documents), cut, left_out)
+
+
+def text_pieces(name: str, tokens: Int32[np.ndarray, " tokens"], length: int) -> Iterator[Piece]:
+    """Cut a document into pieces of `length` tokens, the last one shorter; all but the first token are targets."""
+    for start in range(0, len(tokens), length):
+        piece = tokens[start : start + length]
+        yield Piece(f"{name} from {start}", piece, np.arange(len(piece)) > 0)
+
+
+def response_piece(name: str, prompt: Sequence[int], response: Sequence[int], end: int, length: int) -> Piece:
+    """Join prompt, response and end token, cut to `length`; what is not prompt is a target."""
+    tokens = np.asarray([*prompt, *response, end], np.int32)[:length]
+    targets = (np.arange(len(tokens)) >= max(len(prompt), 1)) & (len(response) > 0)
+    return Piece(name, tokens, targets)
+
+
+def encode_exchange(
+    exchange: Exchange, tokenizer: Any, template: Template, begin: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Tokenise prompt and response, as they come when a model answers; `begin` is what a text begins with.
+
+    Text of the data is spelled out, never read as a special token, in Alpaca's template. A chat template writes special
+    tokens itself, so that none is added.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or one that fails.
+    """
+    response = tokenize(exchange.response, tokenizer).tolist()
+    if template == "alpaca":
+        return [*begin, *tokenize(exchange.prompt, tokenizer).tolist()], response
+    if not tokenizer.chat_template:
+        raise ValueError("data.template: expected a tokenizer with a chat template, got one without; take alpaca")
+    return encode_chat(tokenizer, exchange.said), response
 
 
 def split_pieces(pieces: Sequence[Piece], share: float) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """Return pieces to train on and the last `share` of them, which is held out (at least one, if the share is not 0).
+    """Split off the last `share` of the pieces, which is held out (at least one, if the share is not 0).
 
     The pieces of a document are neighbours, so at most one document has pieces in both.
 
@@ -63,6 +132,33 @@ def split_pieces(pieces: Sequence[Piece], share: float) -> tuple[tuple[Piece, ..
             "text, or data.held_out 0"
         )
     return tuple(pieces[: len(pieces) - held]), tuple(pieces[len(pieces) - held :])
+
+
+# --- rows --------------------------------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """Packed rows in host memory; padding is on the right, has segment -1 and is never a target."""
+
+    tokens: Int32[np.ndarray, "rows seq"]
+    segments: Int32[np.ndarray, "rows seq"]
+    positions: Int32[np.ndarray, "rows seq"]
+    targets: Bool[np.ndarray, "rows seq"]
+    names: tuple[tuple[str, ...], ...]
+    """The pieces of each row."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by name."""
+        return dict(zip(FIELDS, self[:4], strict=True))
+
+    def first(self, count: int) -> "Rows":
+        """The first rows, at most so many."""
+        return Rows(*(value[:count] for value in self))
+
+    @property
+    def predicted(self) -> int:
+        """Tokens that are predicted in all rows."""
+        return int(self.targets.sum())
 
 
 def pack(pieces: Sequence[Piece], length: int, *, together: bool = True) -> Rows:
@@ -90,20 +186,16 @@ def pack(pieces: Sequence[Piece], length: int, *, together: bool = True) -> Rows
     for place, row in enumerate(rows):
         start = 0
         for segment, piece in enumerate(row, start=1):
-            stop = start + len(piece.tokens)
-            tokens[place, start:stop] = piece.tokens
-            segments[place, start:stop] = segment
-            positions[place, start:stop] = np.arange(stop - start)
-            targets[place, start:stop] = piece.targets
-            start = stop
-    names = tuple(tuple(piece.name for piece in row) for row in rows)
-    return Rows(tokens, segments, positions, targets, names)
+            here = place, slice(start, start + len(piece.tokens))
+            tokens[here], segments[here], targets[here] = piece.tokens, segment, piece.targets
+            positions[here] = np.arange(len(piece.tokens))
+            start = here[1].stop
+    return Rows(tokens, segments, positions, targets, tuple(tuple(piece.name for piece in row) for row in rows))
 
 
 def padded_rows(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """Return `size` rows, those missing filled with padding; `row` is -1 there."""
-    missing = size - len(rows["tokens"])
-    blank = {"segments": -1, "row": -1}
+    """Fill up to `size` rows with padding; `row` is -1 there."""
+    missing, blank = size - len(rows["tokens"]), {"segments": -1, "row": -1}
     return {
         name: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1), constant_values=blank.get(name, 0))
         for name, value in rows.items()
@@ -127,7 +219,7 @@ class _Source:
 
 
 def feed(rows: Rows, *, batch_size: int, epochs: int, seed: int) -> grain.DatasetIterator:
-    """Return an iterator over batches of `batch_size` rows, `{field: [batch, seq]}` with `row: [batch]`.
+    """Iterate over batches of `batch_size` rows, `{field: [batch, seq]}` with `row: [batch]`.
 
     All rows come once an epoch, in an order drawn from seed and epoch; batches run on from one epoch to the next, and
     only the last can be short, where it is filled with padding. `get_state` and `set_state` keep and restore the place.
@@ -138,11 +230,7 @@ def feed(rows: Rows, *, batch_size: int, epochs: int, seed: int) -> grain.Datase
 
 
 def rows_fed(rows: Rows, *, batch_size: int, epochs: int, seed: int, steps: int) -> Int32[np.ndarray, "fed"]:
-    """Return the numbers of the rows that the first batches of `feed` have, in the order of the rows.
-
-    Args:
-        steps: how many batches, at most those that there are.
-    """
+    """List, in order, the numbers of the rows that the first `steps` batches of `feed` have, of all where those end."""
     if steps * batch_size >= len(rows.tokens):
         return np.arange(len(rows.tokens), dtype=np.int32)
     batches = feed(rows, batch_size=batch_size, epochs=epochs, seed=seed)
@@ -150,5 +238,5 @@ def rows_fed(rows: Rows, *, batch_size: int, epochs: int, seed: int, steps: int)
 
 
 def count_batches(rows: Rows, *, batch_size: int, epochs: int) -> int:
-    """Return how many batches `feed` gives."""
+    """Count the batches that `feed` gives."""
     return -(-len(rows.tokens) * epochs // batch_size)

@@ -8,7 +8,7 @@
 | `jsonl:PATH#FIELD`        | string FIELD (default `text`) of the JSON object on each line                      |
 | `wikitext:PATH`           | a raw WikiText file, as one document, joined as papers join its rows               |
 | `ptb:PATH`                | a Penn Treebank file (a sentence a line), as one document, sentences joined by " " |
-| `instruct:PATH`           | instructions with responses, see `instruct`: Alpaca's prompt with the response     |
+| `instruct:PATH`           | instructions with responses, see `chat`: Alpaca's    prompt with the response     |
 | `tfds:NAME@SPLIT#FIELD`   | text FIELD of a prepared TensorFlow data set's examples, see `tfds_source`         |
 
 A plain path that ends in .txt or .md means `text:`, one that ends in .jsonl (or .jsonl#FIELD) means `jsonl:`. A
@@ -16,25 +16,23 @@ relative PATH that does not exist as given is looked up below the directory that
 """
 
 import ast
+import codecs
 import difflib
 import functools
 import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from saap_jax.data import tfds_source
-from saap_jax.data.instruct import Exchange, exchange_of
+from saap_jax.data.chat import Exchange, exchange_of
 from saap_jax.runtime.errors import fields_of, parse_json, read_lines, reading
 
 Part = Literal["calibration", "evaluation", "all"]
 """Which of a built-in source's documents to read; a file is always read whole."""
-
-DEFAULT_FIELD = "text"
-"""Field of a JSON line that is read when the source names none."""
 
 SHORT = 100
 """Characters below which two equal documents are taken for a coincidence ("Yes."), not for an overlap."""
@@ -71,16 +69,21 @@ def parse_source(source: str) -> Source:
     kind, colon, path = source.partition(":")
     if not colon:
         kind, path = _SUFFIXES.get(Path(source.partition("#")[0]).suffix, ""), source
-    if kind == "builtin" and path in BUILTIN:
-        return Source(kind, path)
-    if kind not in (*FORMATS, "tfds") or not path:
-        raise ValueError(_unknown(source))
-    if kind == "tfds":
-        tfds_source.parse_reference(source, path.partition("#")[0])
+    if not path or (kind not in (*FORMATS, "tfds") and not (kind == "builtin" and path in BUILTIN)):
+        known = {name: f"builtin:{name}" for name in BUILTIN}
+        known |= {name: name for name in known.values()} | {name: f"{name}:PATH" for name in FORMATS}
+        known["tfds"] = "tfds:NAME"
+        near = [each for text in (source, kind or source) for each in difflib.get_close_matches(text, known, 1)]
+        raise ValueError(
+            f"data source {source!r}: expected one of {', '.join(dict.fromkeys(known.values()))}, or a path ending in "
+            f"{', '.join(_SUFFIXES)}" + (f"; did you mean {known[near[0]]}?" if near else "")
+        )
     if kind not in ("jsonl", "tfds"):
         return Source(kind, path)
     path, _, field = path.partition("#")
-    return Source(kind, path, field or DEFAULT_FIELD)
+    if kind == "tfds":
+        tfds_source.parse_reference(source, path)
+    return Source(kind, path, field or "text")
 
 
 def read_texts(source: str, part: Part = "all") -> tuple[Document, ...]:
@@ -91,31 +94,23 @@ def read_texts(source: str, part: Part = "all") -> tuple[Document, ...]:
     `check_disjoint` verifies. Raises ValueError for an unknown source and for a file that is empty, not UTF-8 or not
     in its format; FileNotFoundError for a missing one.
     """
-    parsed = parse_source(source)
-    if parsed.format == "builtin":
-        documents = BUILTIN[parsed.path]()
-        documents = tuple(d for d in documents if part in ("all", part_of(d.name)))
-    elif parsed.format == "tfds":
-        reference = tfds_source.parse_reference(source, parsed.path)
-        documents = tuple(Document(*each) for each in tfds_source.read_examples(reference, parsed.field, part))
+    kind, path, field = parse_source(source)
+    if kind == "builtin":
+        found = [(name, text) for name, text in BUILTIN[path]() if part in ("all", part_of(name))]
+    elif kind == "tfds":
+        found = tfds_source.read_examples(source, path, field, part)
     else:
-        documents = FORMATS[parsed.format](_find(source, parsed.path), source, parsed)
-    documents = tuple(d for d in documents if d.text.strip())
+        found = FORMATS[kind](_find(source, path), source, field)
+    documents = tuple(Document(name, text) for name, text in found if text.strip())
     if not documents:
         raise ValueError(f"data source {source!r}: expected text, found none; give a file that is not empty")
     return documents
 
 
-def read_exchanges(source: str) -> tuple[Exchange, ...]:
-    """Read the instructions and responses of a source `instruct:PATH`.
-
-    Raises:
-        ValueError, FileNotFoundError: as `read_texts`; the source is of another format.
-    """
-    parsed = parse_source(source)
-    if parsed.format != "instruct":
-        raise ValueError(f"data source {source!r}: expected instruct:PATH, got the format {parsed.format}")
-    return _exchanges(_find(source, parsed.path), source)
+def read_exchanges(source: str, part: Part = "all") -> tuple[Exchange, ...]:
+    """Read the instructions and responses of a source `instruct:PATH`; raises as `read_texts`."""
+    path = _find(source, parse_source(source).path)
+    return tuple(exchange_of(name, record, source) for name, record in _records(path, source))
 
 
 def join_texts(documents: Sequence[Document]) -> str:
@@ -124,7 +119,7 @@ def join_texts(documents: Sequence[Document]) -> str:
 
 
 def part_of(name: str) -> Literal["calibration", "evaluation"]:
-    """Return the part that a built-in document of this name belongs to: the lowest bit of the name's SHA-256.
+    """Tell the part that a built-in document of this name belongs to: the lowest bit of the name's SHA-256.
 
     It depends on nothing else, so no seed and no other version of the installed packages moves a document across.
     """
@@ -162,37 +157,22 @@ def _words(text: str) -> str:
     return " ".join(text.split())
 
 
-def _unknown(source: str) -> str:
-    """Return the message for a source whose format or built-in name does not exist."""
-    builtin = {name: f"builtin:{name}" for name in BUILTIN}
-    known = (
-        builtin
-        | {name: name for name in builtin.values()}
-        | {name: f"{name}:{'NAME' if name == 'tfds' else 'PATH'}" for name in (*FORMATS, "tfds")}
-    )
-    near = difflib.get_close_matches(source, known, 1) or difflib.get_close_matches(source.partition(":")[0], known, 1)
-    hint = f"; did you mean {known[near[0]]}?" if near else ""
-    expected = ", ".join(dict.fromkeys(known.values()))
-    return f"data source {source!r}: expected one of {expected}, or a path ending in {', '.join(_SUFFIXES)}{hint}"
+# --- files -------------------------------------------------------------------------------------------
 
 
 def _find(source: str, path: str) -> Path:
-    """Return the file: the path as given, or below SAAP_DATA."""
-    given, root = Path(path), os.environ.get("SAAP_DATA")
-    candidates = [given, *([Path(root) / given] if root else [])]
-    for candidate in candidates:
+    """Find the file: the path as given, or below SAAP_DATA."""
+    root = os.environ.get("SAAP_DATA")
+    for candidate in (Path(path), *([Path(root) / path] if root else [])):
         if candidate.is_file():
             return candidate
-    if given.is_absolute():
-        where = "check the path"
-    elif root:
-        where = f"neither here nor below SAAP_DATA={root}"
-    else:
-        where = "not found here, and SAAP_DATA, below which relative paths are looked up next, is not set"
-    raise FileNotFoundError(f"data source {source!r}: expected a file {path}; {where}")
+    raise FileNotFoundError(
+        f"data source {source!r}: expected a file {path}, found none here nor below "
+        f"{f'SAAP_DATA={root}' if root else 'SAAP_DATA, which is not set'}; check the path"
+    )
 
 
-def _decode(source: str, path: Path) -> str:
+def _decoded(path: Path, source: str) -> str:
     """Read a file as UTF-8, with `\\n` line ends and without a byte order mark."""
     with reading(f"data source {source!r}", "text in UTF-8"):
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
@@ -204,57 +184,53 @@ def _records(path: Path, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         where = f"data source {source!r}: line {number}"
-        record = parse_json(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where)
+        record = parse_json(line.removeprefix(codecs.BOM_UTF8), where)
         if not isinstance(record, dict):
             raise ValueError(f"{where}: expected an object, got {type(record).__name__}")
         yield f"line {number}", record
 
 
-def _exchanges(path: Path, source: str) -> tuple[Exchange, ...]:
-    return tuple(exchange_of(name, record, source) for name, record in _records(path, source))
-
-
-def _read_text(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
-    return (Document(source, _decode(source, path)),)
-
-
-def _read_jsonl(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
-    documents = []
+def _read_jsonl(path: Path, source: str, field: str) -> Iterator[tuple[str, str]]:
     for name, record in _records(path, source):
-        value = record.get(parsed.field)
-        if not isinstance(value, str):
+        if not isinstance(value := record.get(field), str):
             raise ValueError(
-                f"data source {source!r}: {name}: expected a string field {parsed.field!r}, "
+                f"data source {source!r}: {name}: expected a string field {field!r}, "
                 f"found fields: {fields_of(record)}; name one as PATH#FIELD"
             )
-        documents.append(Document(name, value))
-    return tuple(documents)
+        yield name, value
 
 
-def _read_wikitext(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
+def _read_text(path: Path, source: str, field: str) -> Iterator[tuple[str, str]]:
+    yield source, _decoded(path, source)
+
+
+def _read_wikitext(path: Path, source: str, field: str) -> Iterator[tuple[str, str]]:
     """Join the rows as `"\\n\\n".join(dataset["text"])` does, where a blank row is "" and others keep their `\\n`."""
-    rows = _decode(source, path).removesuffix("\n").split("\n")
-    return (Document(source, "\n\n".join(row + "\n" if row.strip() else "" for row in rows)),)
+    rows = _decoded(path, source).removesuffix("\n").split("\n")
+    yield source, "\n\n".join(row + "\n" if row.strip() else "" for row in rows)
 
 
-def _read_ptb(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
-    return (Document(source, " ".join(row.strip() for row in _decode(source, path).split("\n") if row.strip())),)
+def _read_ptb(path: Path, source: str, field: str) -> Iterator[tuple[str, str]]:
+    yield source, " ".join(row.strip() for row in _decoded(path, source).split("\n") if row.strip())
 
 
-def _read_instruct(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
-    return tuple(Document(each.name, each.prompt + each.response) for each in _exchanges(path, source))
+def _read_instruct(path: Path, source: str, field: str) -> Iterator[tuple[str, str]]:
+    return ((each.name, each.prompt + each.response) for each in read_exchanges(source))
 
 
-FORMATS: dict[str, Callable[[Path, str, Source], tuple[Document, ...]]] = {
+FORMATS: dict[str, Callable[[Path, str, str], Iterator[tuple[str, str]]]] = {
     "text": _read_text,
     "jsonl": _read_jsonl,
     "wikitext": _read_wikitext,
     "ptb": _read_ptb,
     "instruct": _read_instruct,
 }
-"""Format of a file -> reader of (the file, source as written, parsed source)."""
+"""Format of a file -> reader of names and texts from (the file, source as written, field)."""
 
 _SUFFIXES = {".txt": "text", ".md": "text", ".jsonl": "jsonl"}
+
+
+# --- built in ----------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -265,7 +241,7 @@ def _reference() -> tuple[Document, ...]:
         raise ValueError(
             "data source 'builtin:reference': this Python has no module pydoc_data; install its full standard library"
         ) from None
-    return _unrepeated(Document(name, topics[name]) for name in sorted(topics))
+    return _unrepeated((name, topics[name]) for name in sorted(topics))
 
 
 @functools.cache
@@ -275,14 +251,12 @@ def _descriptions() -> tuple[Document, ...]:
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("data source 'builtin:descriptions': tensorflow-datasets is not installed; install it")
     root = Path(spec.submodule_search_locations[0])
-    readmes = [
-        Document(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8"))
-        for path in sorted(root.glob("datasets/*/README.md"))
-    ]
-    return _unrepeated([*readmes, *_description_constants(root)])
+    readmes = sorted(root.glob("datasets/*/README.md"))
+    found = [(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")) for path in readmes]
+    return _unrepeated([*found, *_description_constants(root)])
 
 
-def _description_constants(root: Path) -> Iterator[Document]:
+def _description_constants(root: Path) -> Iterator[tuple[str, str]]:
     """Yield the string constants `…_DESCRIPTION` of the data-set modules below `root`, except templates with `{…}`."""
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
@@ -295,10 +269,10 @@ def _description_constants(root: Path) -> Iterator[Document]:
             match node:
                 case ast.Assign(targets=[ast.Name(id=constant)], value=ast.Constant(value=str(text))):
                     if constant.endswith("_DESCRIPTION") and not re.search(r"\{\w*\}", text):
-                        yield Document(f"{name}:{constant}", text)
+                        yield f"{name}:{constant}", text
 
 
-def _unrepeated(documents: Iterator[Document] | list[Document]) -> tuple[Document, ...]:
+def _unrepeated(documents: Iterable[tuple[str, str]]) -> tuple[Document, ...]:
     """Leave out each paragraph that an earlier document, or this one, has had already.
 
     Half of the reference's topics are chapters that hold other topics whole: without this, what is calibrated on

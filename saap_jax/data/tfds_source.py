@@ -6,7 +6,7 @@ SPLIT is TFDS's own notation, slices included (`train[:1000]`, `train[10%:20%]`,
 calibration and training read `train`, evaluation reads `validation`, or `test` where there is none. FIELD is a feature
 of type text, by default `text`. Data sets are looked for below the directory that TFDS_DATA_DIR names (by default
 `~/tensorflow_datasets`). They have to be in the format array_record, the one that needs no TensorFlow: prepare them by
-`tfds build NAME --file_format=array_record`, or make one of local text by `python -m saap_jax.data.tfds_builder`.
+`tfds build NAME --file_format=array_record`, or make one of local text by `experiments/tfds_builder.py`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from saap_jax.runtime.errors import reading
 
@@ -27,37 +27,28 @@ AT_ONCE = 1000
 """Examples that are read by one call."""
 
 
-class Reference(NamedTuple):
-    """A parsed `NAME[/CONFIG][:VERSION][@SPLIT]`; version and split are empty where none is named."""
+def parse_reference(source: str, path: str) -> tuple[str, str]:
+    """Split what follows `tfds:` (without its field) into the data set, as TFDS names it, and the split, maybe empty.
 
-    source: str
-    name: str
-    version: str
-    split: str
+    Raises ValueError where it is no such reference; no file is looked at.
 
-
-def parse_reference(source: str, path: str) -> Reference:
-    """Split what follows `tfds:` (without its field) into its parts; no file is looked at.
-
-    Raises:
-        ValueError: it is no such reference.
-
-    >>> parse_reference("", "c4/en:3.0.1@train[:1%]")[1:]
-    ('c4/en', '3.0.1', 'train[:1%]')
+    >>> parse_reference("", "c4/en:3.0.1@train[:1%]")
+    ('c4/en:3.0.1', 'train[:1%]')
     """
-    match = re.fullmatch(r"(?P<name>\w+(/[\w.+-]+)?)(:(?P<version>\d+\.\d+\.\d+))?(@(?P<split>[^@]+))?", path)
+    match = re.fullmatch(r"(\w+(?:/[\w.+-]+)?(?::\d+\.\d+\.\d+)?)(?:@([^@]+))?", path)
     if match is None:
         raise ValueError(
             f"data source {source!r}: expected tfds:NAME[/CONFIG][:VERSION][@SPLIT][#FIELD], such as "
             "tfds:c4/en:3.0.1@train[:1%]#text"
         )
-    return Reference(source, match["name"], match["version"] or "", match["split"] or "")
+    return match[1], match[2] or ""
 
 
-def read_examples(reference: Reference, field: str, part: str) -> Iterator[tuple[str, str]]:
+def read_examples(source: str, path: str, field: str, part: str) -> Iterator[tuple[str, str]]:
     """Yield name and text of each example of a split, in its order.
 
     Args:
+        path: see `parse_reference`.
         field: the feature of type text.
         part: `evaluation`, `calibration` or `all`; it chooses the split where the reference names none.
 
@@ -65,21 +56,24 @@ def read_examples(reference: Reference, field: str, part: str) -> Iterator[tuple
         FileNotFoundError: the data set is not prepared here.
         ValueError: another file format; an unknown split or field; more than `MOST` examples.
     """
-    where = f"data source {reference.source!r}"
+    where, (name, split) = f"data source {source!r}", parse_reference(source, path)
     with _quiet(), reading(where, "a prepared data set"):
-        import tensorflow_datasets as tfds
-
-        builder = _builder(tfds, reference, where)
+        builder = _builder(name, where)
         kinds = {name: type(feature).__name__ for name, feature in builder.info.features.items()}
         if kinds.get(field) != "Text":
             found = ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items()))
             raise ValueError(
                 f"{where}: expected a feature {field!r} of type Text, found features: {found}; name one as #FIELD"
             )
-        split = reference.split or _split_of(builder, where, part)
-        named = f"a split of {', '.join(builder.info.splits)}, or a slice of one, got {split!r}"
-        with reading(where, named):
-            count = builder.info.splits[split].num_examples
+        splits, wanted = builder.info.splits, ("validation", "test") if part == "evaluation" else ("train",)
+        split = split or next((each for each in wanted if each in splits), "")
+        if not split:
+            raise ValueError(
+                f"{where}: expected a split {' or '.join(wanted)} for {part}, found {', '.join(splits)}; name one as "
+                "@SPLIT"
+            )
+        with reading(where, f"a split of {', '.join(splits)}, or a slice of one, got {split!r}"):
+            count = splits[split].num_examples
             records = builder.as_data_source(split=split)
     if count > MOST:
         raise ValueError(
@@ -93,20 +87,17 @@ def read_examples(reference: Reference, field: str, part: str) -> Iterator[tuple
             yield f"{split} {row}", text.decode("utf-8") if isinstance(text, bytes) else str(text)
 
 
-def data_directory() -> Path:
-    """Return the directory below which prepared data sets are."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
-def _builder(tfds: Any, reference: Reference, where: str) -> Any:
+def _builder(name: str, where: str) -> Any:
     """Open a prepared data set from its files, whether or not its code is known."""
-    root, named = data_directory(), reference.name + (f":{reference.version}" if reference.version else "")
-    how = f"tfds build {reference.name}"
+    import tensorflow_datasets as tfds
+
+    root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    how = f"tfds build {name.partition(':')[0]}"
     try:
-        builder = tfds.core.read_only_builder.builder_from_files(named, data_dir=str(root))
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(root))
     except tfds.core.registered.DatasetNotFoundError:
         raise FileNotFoundError(
-            f"{where}: expected the data set {named}, prepared below {root}, found none; name its directory in "
+            f"{where}: expected the data set {name}, prepared below {root}, found none; name its directory in "
             f"TFDS_DATA_DIR, or prepare it there: {how} --data_dir={root} --file_format=array_record"
         ) from None
     kind = builder.info.file_format
@@ -116,17 +107,6 @@ def _builder(tfds: Any, reference: Reference, where: str) -> Any:
             f"{builder.data_dir}; prepare the data set again: {how} --file_format=array_record"
         )
     return builder
-
-
-def _split_of(builder: Any, where: str, part: str) -> str:
-    wanted = ("validation", "test") if part == "evaluation" else ("train",)
-    found = next((name for name in wanted if name in builder.info.splits), None)
-    if found is None:
-        raise ValueError(
-            f"{where}: expected a split {' or '.join(wanted)} for {part}, found {', '.join(builder.info.splits)}; name "
-            "one as @SPLIT"
-        )
-    return found
 
 
 @contextlib.contextmanager

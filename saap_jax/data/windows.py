@@ -1,27 +1,15 @@
-"""How text becomes examples: one token stream, cut into windows of equal length."""
+"""How text becomes examples: one token stream, cut into windows of equal length; scenarios are named sets of them."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from saap_jax.data.sources import Part, join_texts, read_texts
+from saap_jax.data.sources import Part, join_texts, parse_source, read_texts
 from saap_jax.types import Bos
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What this module asks of a tokenizer: the call and the table of added tokens of a `transformers` one."""
-
-    @property
-    def added_tokens_decoder(self) -> dict[int, Any]:
-        """Id -> added token, with its text `content` and the flag `special`."""
-        ...
-
-    def __call__(self, text: Any, **options: Any) -> Any:
-        """Return a mapping whose `input_ids` are the tokens of the text."""
-        ...
 
 
 class Windows(NamedTuple):
@@ -35,24 +23,18 @@ class Windows(NamedTuple):
     mask: Bool[np.ndarray, "examples seq"]
 
 
-def tokenize(text: str, tokenizer: Tokenizer) -> Int32[np.ndarray, " tokens"]:
-    """Tokenise a whole text at once, as plain text.
+def tokenize(text: str, tokenizer: Any) -> Int32[np.ndarray, " tokens"]:
+    """Tokenise a whole text at once, as plain text, by a tokenizer as `transformers` has it.
 
     No token is added (windows begin with one of their own, see `beginning`), and none is read out of the text: the
     `<unk>` of the Penn Treebank or an `<|endoftext|>` on a web page is spelled like any other word. Raises ValueError
     when the tokenizer does not honour that.
     """
-    encoded = tokenizer(
-        text,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        verbose=False,  # no warning that the stream is longer than the model's context
-    )
+    plain = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
+    encoded = tokenizer(text, **plain, verbose=False)  # no warning that the stream is longer than the model's context
     tokens = np.asarray(encoded["input_ids"], np.int32).reshape(-1)
     special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special and t.content in text}
-    parsed = tokens[np.isin(tokens, list(special))]
-    if parsed.size:
+    if (parsed := tokens[np.isin(tokens, list(special))]).size:
         raise ValueError(
             f"tokenizer: expected {special[int(parsed[0])]!r} in the text to be spelled out, got the special token "
             f"{parsed[0]}; use a tokenizer that honours split_special_tokens (a fast one)"
@@ -61,7 +43,7 @@ def tokenize(text: str, tokenizer: Tokenizer) -> Int32[np.ndarray, " tokens"]:
 
 
 def beginning(tokenizer: Any, bos: Bos = "auto") -> list[int]:
-    """Return the token that each window begins with, if any: the tokenizer's beginning of text.
+    """List the token that each window begins with, if any: the tokenizer's beginning of text.
 
     Args:
         bos: `auto`, where the tokenizer puts one in front of every text; `always`; or `never`.
@@ -86,9 +68,7 @@ def consecutive_windows(
 
     Raises ValueError when the stream is shorter than one window.
     """
-    if (limit is not None and limit < 1) or length < 2:
-        raise ValueError(f"windows: expected limit >= 1 and length >= 2, got {limit} and {length}")
-    _check_long(stream, 1, length)
+    _check_long(stream, 1 if limit is None else min(limit, 1), length)
     count = stream.size // length if limit is None else min(stream.size // length, limit)
     return stream[: count * length].reshape(count, length)
 
@@ -100,8 +80,6 @@ def random_windows(
 
     Deterministic in `seed` (Philox). Raises ValueError when the stream is shorter than `examples` windows.
     """
-    if examples < 1 or length < 2:
-        raise ValueError(f"windows: expected examples >= 1 and length >= 2, got {examples} and {length}")
     _check_long(stream, examples, length)
     random = np.random.Generator(np.random.Philox(seed))
     phase = int(random.integers(min(stream.size - examples * length, length - 1), endpoint=True))
@@ -110,6 +88,8 @@ def random_windows(
 
 
 def _check_long(stream: Int32[np.ndarray, " tokens"], examples: int, length: int) -> None:
+    if examples < 1 or length < 2:
+        raise ValueError(f"expected 1 window or more of 2 tokens of text or more, got {examples} of {length}")
     if stream.size < examples * length:
         raise ValueError(
             f"expected at least {examples * length} tokens for {examples} x {length}, got {stream.size}; "
@@ -118,7 +98,7 @@ def _check_long(stream: Int32[np.ndarray, " tokens"], examples: int, length: int
 
 
 def evaluation_windows(
-    source: str, tokenizer: Tokenizer, length: int, limit: int | None = None, *, bos: Bos = "auto"
+    source: str, tokenizer: Any, length: int, limit: int | None = None, *, bos: Bos = "auto"
 ) -> Windows:
     """Cut the windows that perplexity is measured on: those of the source's evaluation part, in order.
 
@@ -131,27 +111,21 @@ def evaluation_windows(
 
 
 def calibration_windows(
-    source: str, tokenizer: Tokenizer, examples: int, length: int, seed: int, *, bos: Bos = "auto"
+    source: str, tokenizer: Any, examples: int, length: int, seed: int, *, bos: Bos = "auto"
 ) -> Windows:
     """Draw windows at random from the source's calibration part; see `random_windows`, and `beginning`.
 
     Batching comes later, so the batch size changes nothing.
     """
-
-    def drawn(text: np.ndarray, length: int) -> np.ndarray:
-        return random_windows(text, examples, length, seed)
-
-    return _windows(source, "calibration", tokenizer, length, bos, drawn)
+    return _windows(
+        source, "calibration", tokenizer, length, bos, lambda text, size: random_windows(text, examples, size, seed)
+    )
 
 
 def _windows(
-    source: str, part: Part, tokenizer: Tokenizer, length: int, bos: Bos, cut: Callable[[np.ndarray, int], np.ndarray]
+    source: str, part: Part, tokenizer: Any, length: int, bos: Bos, cut: Callable[[np.ndarray, int], np.ndarray]
 ) -> Windows:
     begin = beginning(tokenizer, bos)
-    if begin and length == 2:
-        raise ValueError(
-            "length: expected at least 3 tokens a window that begins with the beginning of text, got 2; or bos never"
-        )
     tokens = tokenize(join_texts(read_texts(source, part)), tokenizer)
     try:
         text = cut(tokens, length - len(begin))
@@ -162,27 +136,70 @@ def _windows(
 
 
 def batches(windows: Windows, batch_size: int) -> Iterator[tuple[Windows, int]]:
-    """Return microbatches of `batch_size` examples each, with the number of real ones.
+    """Yield microbatches of `batch_size` examples each, with the number of real ones.
 
     Only the last can be short; it is filled up with rows of token 0 that are masked throughout, so that every
     microbatch has the same shape and one compiled program serves all.
     """
     if batch_size < 1:
         raise ValueError(f"batches: expected batch_size >= 1, got {batch_size}")
-
-    def batch(start: int) -> tuple[Windows, int]:
+    for start in range(0, len(windows.tokens), batch_size):
         rows = [array[start : start + batch_size] for array in windows]
-        missing = batch_size - rows[0].shape[0]
-        return Windows(*(np.pad(array, ((0, missing), (0, 0))) for array in rows)), batch_size - missing
-
-    return (batch(start) for start in range(0, windows.tokens.shape[0], batch_size))
+        missing = batch_size - len(rows[0])
+        yield Windows(*(np.pad(array, ((0, missing), (0, 0))) for array in rows)), batch_size - missing
 
 
 def pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the windows as microbatches (tokens, mask) of one shape."""
+    """List the windows as microbatches (tokens, mask) of one shape."""
     return [(batch.tokens, batch.mask) for batch, _ in batches(windows, min(batch_size, len(windows.tokens)))]
 
 
 def concatenated(parts: Iterable[Windows]) -> Windows:
     """Put windows of one length one behind the other."""
     return Windows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+# --- scenarios ---------------------------------------------------------------------------------------
+
+
+class Scenario(NamedTuple):
+    """A calibration set: the name that results carry, and the source of its text."""
+
+    name: str
+    source: str
+
+
+def parse_scenario(text: str) -> Scenario:
+    """Read `name=source`, or a bare source, which is named after its file or its built-in name.
+
+    Raises ValueError for an unknown source.
+
+    >>> parse_scenario("web=jsonl:c4.jsonl#text")
+    Scenario(name='web', source='jsonl:c4.jsonl#text')
+    >>> parse_scenario("builtin:reference").name, parse_scenario("tfds:wiki40b/en@train#text").name
+    ('reference', 'wiki40b-en')
+    """
+    named = re.fullmatch(r"([\w.-]+)=(.+)", text)
+    source = named[2] if named else text
+    parsed = parse_source(source)
+    tfds = parsed.format == "tfds"
+    stem = re.split("[:@]", parsed.path)[0].replace("/", "-") if tfds else Path(parsed.path).stem
+    return Scenario(named[1] if named else stem, source)
+
+
+def load_scenarios(
+    scenarios: Sequence[Scenario], tokenizer: Any, examples: int, length: int, seed: int, *, bos: Bos = "auto"
+) -> dict[str, Windows]:
+    """Draw each scenario's calibration windows: `examples` of `length` tokens.
+
+    All are drawn with the same seed, so adding, renaming or reordering scenarios changes no other one's windows.
+    Raises ValueError for no scenario at all and for a name or a source that comes twice.
+    """
+    if not scenarios:
+        raise ValueError("scenarios: expected at least one, got none; give name=source")
+    for field, values in zip(Scenario._fields, zip(*scenarios, strict=True), strict=True):
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(
+                f"scenarios: expected each {field} once, got {twice[0]!r} twice; give name=source with another one"
+            )
+    return {name: calibration_windows(source, tokenizer, examples, length, seed, bos=bos) for name, source in scenarios}

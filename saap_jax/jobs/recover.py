@@ -14,8 +14,7 @@ import numpy as np
 
 from saap_jax.config.recover import MethodConfig, RecoverConfig
 from saap_jax.data import Windows, check_disjoint, pairs
-from saap_jax.data.packing import Rows, pack, rows_fed, split_pieces
-from saap_jax.data.pieces import Pieces, read_pieces
+from saap_jax.data.packing import Pieces, Rows, pack, read_pieces, rows_fed, split_pieces
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from saap_jax.data.instruct import exchange_of
-from saap_jax.data.pieces import encode_exchange, read_pieces, response_piece, text_pieces
-from saap_jax.data.sources import read_exchanges, read_texts
+from saap_jax.data.chat import exchange_of
+from saap_jax.data.packing import encode_exchange, read_pieces, response_piece, text_pieces
+from saap_jax.data.sources import read_texts
 
 ALPACA = {"instruction": "Add the numbers.", "input": "1 and 2", "output": "3"}
 DOLLY = {"instruction": "Say hello.", "context": "", "response": "hello", "category": "open_qa"}
@@ -25,14 +25,9 @@ def source(tmp_path):
     return f"instruct:{path}"
 
 
-def test_both_kinds_of_fields_are_read():
-    alpaca, dolly = exchanges(ALPACA, DOLLY)
-    assert alpaca[1:] == ("Add the numbers.", "1 and 2", "3")
-    assert dolly[1:] == ("Say hello.", "", "hello")
-
-
 def test_the_prompts_are_those_of_alpaca():
     alpaca, dolly = exchanges(ALPACA, DOLLY)
+    assert (alpaca.response, dolly.response) == ("3", "hello")
     assert alpaca.prompt == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
         "response that appropriately completes the request.\n\n### Instruction:\nAdd the numbers.\n\n### Input:\n"
@@ -43,12 +38,6 @@ def test_the_prompts_are_those_of_alpaca():
         "\n\n### Instruction:\nSay hello.\n\n### Response:\n"
     )
     assert (alpaca.said, dolly.said) == ("Add the numbers.\n\n1 and 2", "Say hello.")
-
-
-def test_braces_in_the_data_stay_what_they_are():
-    (exchange,) = exchanges({**ALPACA, "instruction": "Format {context} and {x}"})
-    assert "Format 1 and 2 and {x}" not in exchange.prompt
-    assert "Format {context} and {x}" in exchange.prompt
 
 
 @pytest.mark.parametrize(
@@ -69,8 +58,6 @@ def test_it_is_a_text_source_too(source):
     documents = read_texts(source)
     assert [document.name for document in documents] == ["line 1", "line 2", "line 3"]
     assert documents[0].text.endswith("### Response:\n3")
-    with pytest.raises(ValueError, match="expected instruct:PATH, got the format builtin"):
-        read_exchanges("builtin:reference")
 
 
 def test_the_response_is_predicted_and_nothing_else(source, tokenizer):
@@ -115,13 +102,9 @@ def test_a_chat_template_writes_its_own_special_tokens_once(tokenizer, monkeypat
     assert tokenizer.decode(response) == "3"
 
 
-def test_pieces_of_text_hold_every_token_once():
+def test_pieces_of_text_hold_every_token_once_and_a_first_token_is_never_a_target():
     tokens = np.arange(10, dtype=np.int32)
     pieces = list(text_pieces("a", tokens, 4))
     np.testing.assert_array_equal(np.concatenate([piece.tokens for piece in pieces]), tokens)
     assert [piece.targets.tolist() for piece in pieces] == [[False] + [True] * 3] * 2 + [[False, True]]
-
-
-def test_a_first_token_is_never_a_target():
-    piece = response_piece("a", [], [5, 6], 9, 8)
-    assert piece.targets.tolist() == [False, True, True]
+    assert response_piece("a", [], [5, 6], 9, 8).targets.tolist() == [False, True, True]

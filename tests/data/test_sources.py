@@ -24,10 +24,9 @@ def paragraphs(documents):
 
 
 def test_a_source_is_a_format_and_a_path():
-    assert parse_source("jsonl:a/b.jsonl") == ("jsonl", "a/b.jsonl", "text")
     assert parse_source("a/b.jsonl#output") == ("jsonl", "a/b.jsonl", "output")
     assert parse_source("text:a:b.rst") == ("text", "a:b.rst", "")
-    assert parse_source("a.md").format == "text"
+    assert parse_source("tfds:c4/en:3.0.1@train[:1%]") == ("tfds", "c4/en:3.0.1@train[:1%]", "text")
 
 
 @pytest.mark.parametrize(
@@ -144,11 +143,11 @@ def test_relative_paths_are_looked_up_below_saap_data(tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.txt").write_text("found")
     monkeypatch.delenv("SAAP_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match=r"expected a file sub/a\.txt; .*SAAP_DATA.* is not set$"):
+    with pytest.raises(FileNotFoundError, match=r"expected a file sub/a\.txt, .*SAAP_DATA, which is not set"):
         read_texts("sub/a.txt")
     monkeypatch.setenv("SAAP_DATA", str(tmp_path))
     assert read_texts("sub/a.txt")[0].text == "found"
-    with pytest.raises(FileNotFoundError, match="neither here nor below SAAP_DATA="):
+    with pytest.raises(FileNotFoundError, match="none here nor below SAAP_DATA="):
         read_texts("sub/b.txt")
     (tmp_path / "here" / "sub").mkdir(parents=True)
     (tmp_path / "here" / "sub" / "a.txt").write_text("nearer")

@@ -10,12 +10,15 @@ from tokenizers.processors import TemplateProcessing
 
 from saap_jax.data.sources import BUILTIN, join_texts, read_texts
 from saap_jax.data.windows import (
+    Scenario,
     Windows,
     batches,
     beginning,
     calibration_windows,
     consecutive_windows,
     evaluation_windows,
+    load_scenarios,
+    parse_scenario,
     random_windows,
     tokenize,
 )
@@ -80,13 +83,11 @@ def test_batches_have_one_shape_and_lose_nothing(count, length, batch_size):
 @pytest.mark.parametrize("size", [0, -1])
 def test_sizes_below_one_are_refused(size):
     with pytest.raises(ValueError, match=f"expected batch_size >= 1, got {size}"):
-        batches(Windows(np.zeros((1, 2), np.int32), np.ones((1, 2), bool)), size)
-    with pytest.raises(ValueError, match="expected examples >= 1 and length >= 2"):
-        random_windows(stream(9), size, 2, 0)
-    with pytest.raises(ValueError, match="expected limit >= 1 and length >= 2"):
-        consecutive_windows(stream(9), 2, size)
-    with pytest.raises(ValueError, match="expected limit >= 1 and length >= 2"):
-        consecutive_windows(stream(9), 1)
+        next(batches(Windows(np.zeros((1, 2), np.int32), np.ones((1, 2), bool)), size))
+    for cut in (lambda: random_windows(stream(9), size, 2, 0), lambda: consecutive_windows(stream(9), 2, size),
+                lambda: consecutive_windows(stream(9), 1)):  # fmt: skip
+        with pytest.raises(ValueError, match="expected 1 window or more of 2 tokens of text or more, got"):
+            cut()
 
 
 def test_special_tokens_are_neither_added_nor_read_out_of_the_text(tokenizer):
@@ -177,7 +178,7 @@ def test_a_window_has_text_behind_its_beginning(tokenizer, tmp_path):
     for read in (lambda **bos: evaluation_windows(str(tmp_path / "a.txt"), tokenizer, 2, **bos),
                  lambda **bos: calibration_windows(str(tmp_path / "a.txt"), tokenizer, 1, 2, 0, **bos)):  # fmt: skip
         assert read().tokens.shape[1] == 2
-        with pytest.raises(ValueError, match="length: expected at least 3 tokens a window .* got 2; or bos never"):
+        with pytest.raises(ValueError, match="expected 1 window or more of 2 tokens of text or more, got 1 of 1"):
             read(bos="always")
 
 
@@ -214,3 +215,46 @@ def test_builtin_sources_are_long_enough_for_a_real_tokenizer(name):
     text = "a <|endoftext|> and <unk>"
     assert real.decode(tokenize(text, real)) == text
     assert not np.isin(tokenize(text, real), real.all_special_ids).any()
+
+
+# --- scenarios -----------------------------------------------------------------------------------
+
+REFERENCE = Scenario("reference", "builtin:reference")
+DESCRIPTIONS = Scenario("descriptions", "builtin:descriptions")
+
+
+@pytest.mark.parametrize(
+    ("text", "scenario"),
+    [
+        ("builtin:reference", REFERENCE),
+        ("prose=builtin:reference", ("prose", "builtin:reference")),
+        ("jsonl:web/c4.jsonl#text", ("c4", "jsonl:web/c4.jsonl#text")),
+        ("news=ptb:a=b.txt", ("news", "ptb:a=b.txt")),
+        ("text:a=b.txt", ("a=b", "text:a=b.txt")),
+    ],
+)
+def test_a_scenario_is_a_name_and_a_source(text, scenario):
+    assert parse_scenario(text) == scenario
+
+
+def test_each_scenario_has_its_own_windows_whatever_else_is_loaded(tokenizer):
+    both = load_scenarios([REFERENCE, DESCRIPTIONS], tokenizer, 3, 16, seed=5)
+    alone = load_scenarios([DESCRIPTIONS], tokenizer, 3, 16, seed=5)
+    assert list(both) == ["reference", "descriptions"]
+    np.testing.assert_array_equal(both["descriptions"].tokens, alone["descriptions"].tokens)
+    expected = calibration_windows(DESCRIPTIONS.source, tokenizer, 3, 16, seed=5)
+    np.testing.assert_array_equal(alone["descriptions"].tokens, expected.tokens)
+    renamed = load_scenarios([Scenario("other", DESCRIPTIONS.source)], tokenizer, 3, 16, seed=5)
+    reseeded = load_scenarios([DESCRIPTIONS], tokenizer, 3, 16, seed=6)
+    np.testing.assert_array_equal(renamed["other"].tokens, alone["descriptions"].tokens)
+    assert not np.array_equal(both["reference"].tokens, alone["descriptions"].tokens)
+    assert not np.array_equal(reseeded["descriptions"].tokens, alone["descriptions"].tokens)
+
+
+def test_scenarios_that_come_twice_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="expected each name once, got 'reference' twice"):
+        load_scenarios([REFERENCE, Scenario("reference", "builtin:descriptions")], tokenizer, 1, 8, 0)
+    with pytest.raises(ValueError, match="expected each source once, got 'builtin:reference' twice"):
+        load_scenarios([REFERENCE, Scenario("again", "builtin:reference")], tokenizer, 1, 8, 0)
+    with pytest.raises(ValueError, match="expected at least one, got none"):
+        load_scenarios([], tokenizer, 1, 8, 0)

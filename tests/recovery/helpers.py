@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from saap_jax.data.packing import Rows, pack
-from saap_jax.data.pieces import Piece
+from saap_jax.data.packing import Piece, Rows, pack
 from saap_jax.llama import Llama
 from saap_jax.recovery.methods import Method
 from saap_jax.recovery.objective import Packed
