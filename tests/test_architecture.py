@@ -80,7 +80,7 @@ NO_MODEL = ("config", "recipes", "report", "steps", "runs.directory", "runs.read
 """What sees no model, at most its widths (`llama.spec`)."""
 NO_JAX = ("config", "recipes", "report", "version", "runs.directory", "runs.reading", "runs.records",
           "runs.stages", "runs.standing", "runs.tensorboard", "runtime.errors", "runtime.files", "runtime.interrupts",
-          "runtime.locks")  # fmt: skip
+          "runtime.words")  # fmt: skip
 """What is read where no accelerator is: it imports jax within functions at most."""
 REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
+from saap_jax.runtime.files import run_file
 from saap_jax.runtime.processes import Cluster
-from saap_jax.runtime.python_files import run_file
 from saap_jax.runtime.remote import exists, is_remote
 
 HELP = {"-h", "--help", "-H", "--help-verbose"}

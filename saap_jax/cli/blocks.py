@@ -8,7 +8,7 @@ from rich.text import Text
 
 from saap_jax.cli.console import show, show_lines
 from saap_jax.report.blocks import Block, Code, Section, Table, Words, text_table
-from saap_jax.runtime.visible import visible
+from saap_jax.runtime.words import visible
 
 _STYLES = {"best": "bold", "good": "green", "bad": "bold red"}
 

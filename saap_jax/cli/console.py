@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from saap_jax.runtime.visible import visible
+from saap_jax.runtime.words import visible
 
 PIPED = 10_000
 """Columns of what is printed elsewhere than on a terminal, where COLUMNS does not say: nothing is folded."""

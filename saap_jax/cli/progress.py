@@ -11,8 +11,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from saap_jax.cli.console import progress_console
-from saap_jax.runtime.steps import telling
-from saap_jax.runtime.visible import visible
+from saap_jax.runtime.progress import telling
+from saap_jax.runtime.words import visible
 
 INTERVAL = 30.0
 """Seconds between two lines of a stage where no bars are shown."""

@@ -20,7 +20,7 @@ from saap_jax.config.checks import check_seed
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import existing_units, join_segments, segment_bounds
-from saap_jax.runtime.finite import leaves_by_path
+from saap_jax.runtime.gather import leaves_by_path
 from saap_jax.structures import channel_view, discover, unit_view
 from saap_jax.structures.weights import TracedWeights, Weights, units_of
 from saap_jax.types import Gates, Objective, Scores

@@ -35,8 +35,7 @@ from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
 from saap_jax.llama.segments import join_segments, ones_gates, segment_bounds
 from saap_jax.runtime.constraints import on_mesh_of
-from saap_jax.runtime.finite import first_not_finite, leaves_by_path
-from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.gather import fetched, first_not_finite, leaves_by_path
 from saap_jax.runtime.mesh import Places, held, mesh_of, places_of, settled, shard
 from saap_jax.structures.weights import Weights, units_of
 from saap_jax.types import STRUCTURES, Gates, Objective, Remat, Scores

@@ -20,7 +20,7 @@ from saap_jax.estimation import activations, gates, gram, hessian, reconstructio
 from saap_jax.estimation.base import Estimator, Statistic
 from saap_jax.estimation.objectives import OBJECTIVES
 from saap_jax.runtime.digests import code_digest
-from saap_jax.runtime.python_files import run_file
+from saap_jax.runtime.files import run_file
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "random": taylor.random,

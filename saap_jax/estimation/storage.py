@@ -20,8 +20,7 @@ from saap_jax.estimation.base import Curvature, Plan, Statistic, Statistics, sta
 from saap_jax.estimation.registry import STATISTICS
 from saap_jax.llama.files.write import Tensor, write_tensors
 from saap_jax.runtime.errors import reading
-from saap_jax.runtime.finite import leaves_by_path
-from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.gather import fetched, leaves_by_path
 from saap_jax.runtime.mesh import mesh_of
 from saap_jax.runtime.processes import is_primary
 from saap_jax.structures.weights import TracedWeights, Weights, units_of

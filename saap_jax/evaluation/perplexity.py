@@ -13,7 +13,7 @@ from saap_jax.llama.segments import ones_gates
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import shard
-from saap_jax.runtime.steps import within
+from saap_jax.runtime.progress import within
 from saap_jax.types import Gates, WindowLosses
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]

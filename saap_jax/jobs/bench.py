@@ -10,9 +10,9 @@ from saap_jax.evaluation.cost import prefill_macs, step_bytes, token_macs, weigh
 from saap_jax.evaluation.timing import Programs, Times, Workload, compile_programs, speed_up, spread, time_in_turns
 from saap_jax.llama import load_model
 from saap_jax.llama.generate import decoder_of, rounded
+from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.runtime.provenance import provenance
 from saap_jax.structures import count_parameters
 
 Record = dict[str, Any]

@@ -17,9 +17,8 @@ from saap_jax.runs.cache import Cache
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
-from saap_jax.runtime.digests import digest_of
+from saap_jax.runtime.digests import computed_by, digest_of, provenance
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.runtime.provenance import computed_by, provenance
 from saap_jax.steps.base import State
 from saap_jax.steps.chain import Chain
 from saap_jax.steps.run import Runner, digest

@@ -13,10 +13,10 @@ from saap_jax.report.pages.fidelity import fidelity_files
 from saap_jax.runs.changes import read_changes
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import save_scores
+from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import append_line
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.runtime.provenance import provenance
 from saap_jax.steps.run import Runner
 from saap_jax.types import Scores
 

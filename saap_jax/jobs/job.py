@@ -28,7 +28,7 @@ from saap_jax.runs.directory import RunDirectory, now
 from saap_jax.runs.mirror import mirrored
 from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.digests import inputs_of
-from saap_jax.runtime.locks import held
+from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, step

@@ -19,8 +19,8 @@ from saap_jax.report.card import card
 from saap_jax.runs.commands import command_of, options, prune_command
 from saap_jax.runs.origin import FILE, SCHEMA, Base, Loader, Origin, OriginStep, figures_of, read_origin
 from saap_jax.runs.records import Measured, Row, RunRecord
+from saap_jax.runtime.digests import versions
 from saap_jax.runtime.errors import reading
-from saap_jax.runtime.provenance import versions
 from saap_jax.runtime.words import plural
 from saap_jax.steps.allocation.search import Selection
 from saap_jax.subjects.llama import CutLlama

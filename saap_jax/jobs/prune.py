@@ -32,11 +32,11 @@ from saap_jax.runs.commands import ATTENTION, commands_after
 from saap_jax.runs.directory import plain
 from saap_jax.runs.origin import figures_of
 from saap_jax.runs.records import WrittenText
-from saap_jax.runtime.locks import held
+from saap_jax.runtime.digests import provenance
+from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
-from saap_jax.runtime.provenance import provenance
 from saap_jax.runtime.remote import staged
 from saap_jax.runtime.words import signed
 from saap_jax.steps.allocation.allocation import selection_of

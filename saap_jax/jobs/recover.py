@@ -36,12 +36,11 @@ from saap_jax.report.pages.recover import recovery_files
 from saap_jax.runs.directory import RunDirectory, flatten, plain
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.tensorboard import write_scalars
-from saap_jax.runtime.digests import digest_of, inputs_of, model_digest
-from saap_jax.runtime.locks import held
+from saap_jax.runtime.digests import digest_of, inputs_of, model_digest, provenance
+from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, quiet, step
-from saap_jax.runtime.provenance import provenance
 from saap_jax.runtime.remote import exists, is_remote, send
 from saap_jax.runtime.words import plural
 from saap_jax.structures import count_parameters

@@ -9,10 +9,10 @@ from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.records import RunRecord
 from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served
+from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet, step
-from saap_jax.runtime.provenance import provenance
 from saap_jax.steps.chain import steps_of
 from saap_jax.steps.score.calibrate import Calibrated, Plan
 from saap_jax.steps.score.score import Score

@@ -24,7 +24,6 @@ from saap_jax.recovery.adapters import AdapterParam, adapted
 from saap_jax.recovery.objective import Objective, Packed
 from saap_jax.recovery.train import Schedule, State, optimizer_of, split, train_step
 from saap_jax.runtime.mesh import Layout, shardings
-from saap_jax.runtime.processes import host_device
 from saap_jax.types import Remat
 
 
@@ -84,7 +83,7 @@ def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, re
         model = abstract_quantized(model, Quantization(method.bits, method.group_size, method.matrices), "model")
     if config.method != "full":
         group = method.group_size if config.method == "groupwise" else None
-        with jax.default_device(host_device()):
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
             model = adapted(
                 model,
                 jax.random.key(0),

@@ -31,7 +31,7 @@ from saap_jax.recovery.train import (
     train_step,
 )
 from saap_jax.runtime.constraints import on_mesh_of
-from saap_jax.runtime.finite import first_not_finite
+from saap_jax.runtime.gather import first_not_finite
 from saap_jax.runtime.mesh import places_of
 from saap_jax.runtime.words import some
 

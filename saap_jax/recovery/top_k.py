@@ -30,8 +30,7 @@ from saap_jax.llama.packed import packed_hidden
 from saap_jax.recovery.objective import Objective, Packed, TopK, cast, masses_of
 from saap_jax.runtime.constraints import batch_shards, in_force, on_mesh_of, vocab_shards
 from saap_jax.runtime.files import encoded, read_json, write_atomically
-from saap_jax.runtime.finite import first_not_finite
-from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.gather import fetched, first_not_finite
 from saap_jax.runtime.mesh import shard
 from saap_jax.runtime.processes import barrier, broadcast
 from saap_jax.runtime.progress import Track, quiet

@@ -6,7 +6,7 @@ from saap_jax.report.blocks import Code, Section, Words
 from saap_jax.report.markdown import escaped, markdown_text
 from saap_jax.report.pages.origin import VERBS, is_pruned, origin_licence, origin_sizes, origin_summary, step_blocks
 from saap_jax.runs.origin import Loader, Origin
-from saap_jax.runtime.visible import visible
+from saap_jax.runtime.words import visible
 
 _TRANSFORMERS = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer

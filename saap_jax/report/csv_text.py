@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from saap_jax.report.blocks import Table
-from saap_jax.runtime.visible import visible
+from saap_jax.runtime.words import visible
 
 _FORMULA = ("=", "+", "-", "@", "\t")
 """What a cell begins with that a spreadsheet takes for a formula."""

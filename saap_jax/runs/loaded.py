@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.scores import read_scores
-from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.steps.score.calibrate import Calibrated
 
 
@@ -44,9 +43,6 @@ class Run(NamedTuple):
         names = dict.fromkeys(name for row in flat for name in row)
         for row in flat:
             yield {name: row.get(name) for name in names}
-
-    to_dataframe = to_dataframe
-    _repr_html_ = repr_html
 
     def __repr__(self) -> str:
         kind, status = self.record.get("kind", "run"), self.record.get("status")

@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from saap_jax.runtime.files import cache, write_atomically
-from saap_jax.runtime.locks import held
+from saap_jax.runtime.files import cache, held, write_atomically
 from saap_jax.runtime.processes import broadcast, is_primary
-from saap_jax.runtime.remote import copy_down, files_at, key_of, path_of, reaching, send_file
+from saap_jax.runtime.remote import copy, files_at, key_of, path_of, reaching
 
 SYNC = ".saap-sync"
 
@@ -60,7 +59,7 @@ class Mirror:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
             for name, file in files.items():
-                copy_down(self._there / name, fresh / name, file.size)
+                copy(self._there / name, fresh / name, file.size)
             if self._token() != token or (self._there / SYNC / "change").exists():
                 raise ValueError(f"{self.address}: another machine sends it right now; wait until it ends")
             self._notes.unlink(missing_ok=True)  # killed from here on, what is here counts for nothing
@@ -88,7 +87,7 @@ class Mirror:
             if there is not None and not changed and not removed:
                 return
             for name in changed:
-                send_file(self.path / name, _new(self._there / name))
+                copy(self.path / name, _new(self._there / name), now[name][0])
             token = uuid.uuid4().hex
             self._put("change", {"token": token, "changed": changed, "removed": removed})
             self._apply()

@@ -10,6 +10,7 @@ The mesh is the one in force (`jax.set_mesh`, entered by `on_mesh_of`); without 
 
 import contextlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,27 +18,31 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import linear_call
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.lax import with_sharding_constraint
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from saap_jax.config.mesh import BATCH, EXPERT, WEIGHTS
+from saap_jax.runtime.mesh import batch_axes, mesh_of
 
 GATHERED = "gathered weights"
 """Name of a layer's gathered weights, which are not kept for the backward pass: they would be the whole model."""
 
 
 def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
-    """Return a context in which programs know the mesh that a model, or a part of one (concrete or abstract), is spread
-    over, if any.
-    """
-    places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
-    mesh = next((place.mesh for place in places if isinstance(place, NamedSharding)), None)
-    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) and mesh.size > 1 else contextlib.nullcontext()
+    """Return a context in which programs know the mesh that a model, or a part of one, is spread over, if any."""
+    mesh = mesh_of(tree)
+    return jax.set_mesh(mesh) if mesh is not None and mesh.size > 1 else contextlib.nullcontext()
+
+
+def _sizes() -> Mapping[str, int]:
+    """Return the sizes of the axes of the mesh in force."""
+    return jax.sharding.get_abstract_mesh().shape
 
 
 def in_force() -> bool:
     """Say whether there is a mesh that anything could be spread over."""
-    return math.prod(jax.sharding.get_abstract_mesh().shape.values()) > 1
+    return math.prod(_sizes().values()) > 1
 
 
 def by_example(x: Array) -> Array:
@@ -47,23 +52,22 @@ def by_example(x: Array) -> Array:
     """
     if not in_force():
         return x
-    sizes = jax.sharding.get_abstract_mesh().shape
-    parts = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1)
-    if x.shape[0] % math.prod(sizes[axis] for axis in parts):
-        parts = ()
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(parts or None, *(None,) * (x.ndim - 1)))
+    return with_sharding_constraint(x, PartitionSpec(batch_parts(len(x)) or None, *(None,) * (x.ndim - 1)))
+
+
+def batch_parts(examples: int) -> tuple[str, ...]:
+    """Name the axes of the mesh that a batch of so many examples is split over; none where they do not divide it."""
+    return batch_axes(_sizes(), examples)
 
 
 def batch_shards(examples: int) -> int:
     """Return in how many parts of equal size, each on devices of its own, a batch of so many examples is split."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    shards = math.prod(sizes.get(axis, 1) for axis in BATCH)
-    return 1 if examples % shards else shards
+    return math.prod(_sizes()[axis] for axis in batch_parts(examples))
 
 
 def vocab_shards(vocab: int) -> int:
     """Return in how many parts the vocabulary is spread over devices, by the default rules."""
-    shards = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    shards = _sizes().get("tensor", 1)
     return 1 if vocab % shards else shards
 
 
@@ -72,15 +76,15 @@ def unit_axes(axes: tuple[str, ...], width: int) -> tuple[str, ...]:
 
     None where they do not divide the flat `width` of the units. `axes` are the logical axes of the matrix.
     """
-    sizes = jax.sharding.get_abstract_mesh().shape
+    sizes = _sizes()
     parts = tuple(axis for axis in ((EXPERT, "tensor") if "experts" in axes else ("tensor",)) if sizes.get(axis, 1) > 1)
     return () if width % math.prod(sizes[axis] for axis in parts) else parts
 
 
 def expert_shards(axes: tuple[str, ...], units: int) -> int:
     """Return in how many parts the units of a matrix are spread where the mesh has an axis for experts; else 1."""
-    parts, sizes = unit_axes(axes, units), jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes[axis] for axis in parts) if EXPERT in parts else 1
+    parts = unit_axes(axes, units)
+    return math.prod(_sizes()[axis] for axis in parts) if EXPERT in parts else 1
 
 
 def sum_of_shards(own: Array, embed: int) -> Array:
@@ -89,13 +93,13 @@ def sum_of_shards(own: Array, embed: int) -> Array:
     Row s is the sum of the examples of part s of `batch_shards`: parts are exchanged, and each device adds up its part
     of those of the others.
     """
-    sizes = jax.sharding.get_abstract_mesh().shape
+    sizes = _sizes()
     if len(own) == 1 or own.shape[1 + embed] % sizes.get(WEIGHTS, 1):
         return own.sum(axis=0)
     spec: list[Any] = [tuple(axis for axis in BATCH if axis != WEIGHTS and sizes.get(axis, 1) > 1) or None]
     spec += [PartitionSpec.UNCONSTRAINED] * (own.ndim - 1)
     spec[1 + embed] = WEIGHTS if WEIGHTS in sizes else None
-    return jax.lax.with_sharding_constraint(own, PartitionSpec(*spec)).sum(axis=0)
+    return with_sharding_constraint(own, PartitionSpec(*spec)).sum(axis=0)
 
 
 def gathered(tree: Any) -> Any:
@@ -111,17 +115,15 @@ def _gathered(variable: Any) -> Any:
     if value is None or split is None:
         return variable
     place = axes.index(split) - len(axes)  # from the end: a scan took `layers`
-    sizes = jax.sharding.get_abstract_mesh().shape
-    even = WEIGHTS in sizes and value.shape[place] % sizes[WEIGHTS] == 0
+    shards = _sizes().get(WEIGHTS)
 
     def constrained(x: Array, axis: str | None) -> Array:
         spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
         spec[place] = axis
-        return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+        return with_sharding_constraint(x, PartitionSpec(*spec))
 
     if not jnp.issubdtype(value.dtype, jnp.inexact):
         return variable.replace(checkpoint_name(constrained(value, None), GATHERED))
-    whole = linear_call(
-        lambda _, x: constrained(x, None), lambda _, x: constrained(x, WEIGHTS if even else None), (), value
-    )
+    back = WEIGHTS if shards is not None and value.shape[place] % shards == 0 else None
+    whole = linear_call(lambda _, x: constrained(x, None), lambda _, x: constrained(x, back), (), value)
     return variable.replace(checkpoint_name(whole, GATHERED))

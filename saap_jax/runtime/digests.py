@@ -1,8 +1,15 @@
-"""What a job is of, as digests: equal ones stand for the same weights and the same text, to the last bit."""
+"""What numbers are of and depend on: digests of weights, text and code; versions, devices and the commit.
+
+Equal digests stand for the same weights and the same text, to the last bit.
+"""
 
 import functools
 import hashlib
+import importlib.metadata
 import inspect
+import os
+import platform
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +19,9 @@ import numpy as np
 
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of
+
+_LIBRARIES = ("saap_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
+_HOME = Path(__file__).parents[1]
 
 
 def digest_of(tree: Any) -> str:
@@ -43,13 +53,13 @@ def inputs_of(
 
     The keys are what a refusal calls them, see `RunDirectory.begin`; `model` are the digests of the model.
     """
-    drawn = {
+    read = {
         f"calibration text {scenario!r} of seed {seed}": windows
         for seed, scenarios in (calibration or {}).items()
         for scenario, windows in scenarios.items()
     }
-    read = {f"evaluation text of {metric!r}": windows for metric, windows in (texts or {}).items()}
-    return dict(model) | {name: digest_of(windows) for name, windows in (drawn | read).items()}
+    read |= {f"evaluation text of {metric!r}": windows for metric, windows in (texts or {}).items()}
+    return dict(model) | {name: digest_of(windows) for name, windows in read.items()}
 
 
 def code_digest(made: Any, source: str = "") -> str:
@@ -58,13 +68,12 @@ def code_digest(made: Any, source: str = "") -> str:
     Args:
         source: the file, where it is known; else Python is asked.
     """
-    home = Path(__file__).parents[1]
     try:
         file = Path(source or inspect.getsourcefile(made) or "")
     except TypeError:  # of no file, as what the interpreter holds
-        file = home
-    own = home in file.parents or not file.is_file()
-    return _digest_of_files(home, 0) if own else _digest_of_files(file, file.stat().st_mtime_ns)
+        file = _HOME
+    own = _HOME in file.parents or not file.is_file()
+    return _digest_of_files(_HOME, 0) if own else _digest_of_files(file, file.stat().st_mtime_ns)
 
 
 @functools.cache
@@ -73,3 +82,46 @@ def _digest_of_files(place: Path, changed: int) -> str:
     for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def provenance() -> dict[str, Any]:
+    """Note what a reader needs to repeat a run: `versions`, `devices` and `git_commit` (None outside a checkout).
+
+    `devices` has `platform`, `kind` and `count` of jax's devices, and how many `cores` of this host the run may use.
+    """
+    devices = jax.devices()
+    kinds: dict[str, Any] = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+    kinds["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"versions": versions(), "devices": kinds, "git_commit": git_commit(_HOME)}
+
+
+def computed_by() -> list[Any]:
+    """Note what numbers depend on beside their inputs: versions of libraries, and the kind of jax's devices."""
+    return [versions(), jax.devices()[0].device_kind]
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the libraries that results depend on, None of one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found[library] = None
+    return found
+
+
+def git_commit(directory: Path) -> str | None:
+    """Return the commit that a directory is checked out at, with "-dirty" if files differ, or None.
+
+    None is for a directory that git does not track, such as a library installed below somebody else's checkout.
+    """
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(("git", *arguments), cwd=directory, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if git("ls-files", ".") else None

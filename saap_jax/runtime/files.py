@@ -1,29 +1,43 @@
-"""Files of plain values and arrays: written whole or not at all.
+"""Files of ours: written whole or not at all, by one process at a time; and Python files of users.
 
 JSON has no NaN and no infinities: they are stored as the strings "NaN", "Infinity" and "-Infinity" (which `float`
 understands), and come back as floats.
+
+Who writes a run directory or an output holds a lock, which a kill releases. The lock of `runs/a` is the file
+`runs/.a.lock`, beside what it guards, which need not exist yet. It says who holds it, is locked by the operating
+system, and is removed with the lock; one that a killed process left is held by nobody.
 """
 
+import contextlib
 import io
 import json
 import math
 import os
-from collections.abc import Mapping
+import platform
+import runpy
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from saap_jax.runtime.errors import reading
-from saap_jax.runtime.processes import is_primary
-
-KINDS = "biufcSU"
-"""Kinds of numpy types that an array in a file may have: numbers and text, no objects."""
+from saap_jax.runtime.processes import broadcast, is_primary
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
+_mine: set[tuple[Path, int]] = set()
+"""Locks that are held, with the thread."""
 
-# --- writing -----------------------------------------------------------------------------------
+_MOMENT = 0.2
+"""Seconds in which a lock file may be removed by who releases it, and be made anew."""
+
+
+# --- plain values --------------------------------------------------------------------------------
 
 
 def plain(value: Any) -> Any:
@@ -55,6 +69,54 @@ def encoded(value: Any, indent: int | None = None) -> bytes:
     return json.dumps(plain(value), indent=indent, allow_nan=False).encode()
 
 
+def decoded(content: bytes) -> Any:
+    """Decode a JSON text, non-finite numbers included.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [finite(item) if isinstance(item, dict | list | str) else item for item in value]
+        return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+    try:
+        return finite(json.loads(content.decode()))
+    except RecursionError:
+        raise ValueError("values nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read the plain value of a JSON file, non-finite numbers included.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    with reading(path, "JSON; the file was changed or damaged"):
+        return decoded(path.read_bytes())
+
+
+def arrays_file(arrays: Mapping[str, Any], name: str) -> bytes:
+    """Encode arrays as the content of an npz file, not compressed; keys may hold slashes.
+
+    Raises:
+        ValueError: an array's type is unknown to the format (bfloat16, objects); `name` is that of the file.
+    """
+    values = {key: np.asarray(value) for key, value in arrays.items()}
+    for key, value in values.items():
+        if value.dtype.kind not in "biufcSU":
+            raise ValueError(f"expected numbers or text at {key!r} of {name}, got {value.dtype}; convert it first")
+    file = io.BytesIO()
+    np.savez(file, **values)  # pyright: ignore[reportArgumentType]  # its stub takes an array for `allow_pickle`
+    return file.getvalue()
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
 def cache() -> Path:
     """Name the directory of files that are made of others, `$XDG_CACHE_HOME/saap_jax` or `~/.cache/saap_jax`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saap_jax"
@@ -78,20 +140,19 @@ def write_atomically(path: Path, content: bytes, *, partial: Path | None = None)
         return
     partial = partial or path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "wb") as file:
+        with _named(path), open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException as error:
+    except BaseException:
         partial.unlink(missing_ok=True)
-        _say_where(error, path)
         raise
 
 
 def append_line(path: Path, line: bytes) -> None:
     """Append a line to a file, whole or not at all; the end of one that a kill tore is taken off first."""
-    with open(path, "ab+") as file:
+    with _named(path), open(path, "ab+") as file:
         whole = size = file.tell()
         file.seek(max(size - 1, 0))
         if file.read() not in (b"", b"\n"):
@@ -103,63 +164,92 @@ def append_line(path: Path, line: bytes) -> None:
             while rest:  # around the buffer of the file: it would be written once more when the file is closed
                 rest = rest[os.write(file.fileno(), rest) :]
             os.fsync(file.fileno())
-        except BaseException as error:
+        except BaseException:
             os.ftruncate(file.fileno(), whole)
             if size == 0:
                 path.unlink()
-            _say_where(error, path)
             raise
 
 
-def _say_where(error: BaseException, path: Path) -> None:
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
     """Name the file in an error of the system that does not: writing and syncing know a descriptor only."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-        error.filename = str(path)
-
-
-def arrays_file(arrays: Mapping[str, Any], name: str) -> bytes:
-    """Encode arrays as the content of an npz file, not compressed; keys may hold slashes.
-
-    Raises:
-        ValueError: an array's type is unknown to the format (bfloat16, objects); `name` is that of the file.
-    """
-    values = {key: np.asarray(value) for key, value in arrays.items()}
-    for key, value in values.items():
-        if value.dtype.kind not in KINDS:
-            raise ValueError(f"expected numbers or text at {key!r} of {name}, got {value.dtype}; convert it first")
-    file = io.BytesIO()
-    np.savez(file, **values)  # pyright: ignore[reportArgumentType]  # its stub takes an array for `allow_pickle`
-    return file.getvalue()
-
-
-# --- reading -----------------------------------------------------------------------------------
-
-
-def decoded(content: bytes) -> Any:
-    """Decode a JSON text, non-finite numbers included.
-
-    Raises:
-        ValueError: it is no JSON, or nested too deeply.
-    """
     try:
-        return _decode(json.loads(content.decode()))
-    except RecursionError:
-        raise ValueError("values nested too deeply") from None
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
-def read_json(path: Path) -> Any:
-    """Read the plain value of a JSON file, non-finite numbers included.
+# --- one process at a time -----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a file or directory while the block runs; of several processes of a job, the first holds it.
+
+    Directories on the way are made, and removed again if nothing is in them at the end. Within the block the same
+    thread may hold the same lock again.
+
+    Args:
+        what: names, in the error, what may be written by one process at a time.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: another process, or another thread of this one, holds it, with which and since when.
     """
-    with reading(path, "JSON; the file was changed or damaged"):
-        return decoded(path.read_bytes())
+    path = Path(os.path.realpath(path))
+    lock = path.with_name(f".{path.name}.lock")
+    with contextlib.ExitStack() as stack:
+        mine = (lock, threading.get_ident())
+        if mine not in _mine:
+            broadcast(lambda: _take(lock, what, stack))
+            _mine.add(mine)
+            stack.callback(_mine.discard, mine)
+        yield
 
 
-def _decode(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _decode(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_decode(item) if isinstance(item, dict | list | str) else item for item in value]
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+def _take(lock: Path, what: str, stack: contextlib.ExitStack) -> None:
+    for parent in (*reversed(lock.parent.parents), lock.parent):
+        if not parent.exists():
+            parent.mkdir(exist_ok=True)
+            stack.callback(_remove_empty, parent)
+    own = filelock.FileLock(lock)
+    try:
+        own.acquire(timeout=_MOMENT, poll_interval=_MOMENT / 10)
+    except filelock.Timeout:
+        said = ""
+        with contextlib.suppress(OSError):
+            said = "".join(filter(str.isprintable, lock.read_bytes()[:300].decode(errors="replace")))
+        raise ValueError(
+            f"{what} is in use: {said or 'another process'} holds {lock}; wait until it ends, or choose another name"
+        ) from None
+    stack.callback(own.release)
+    stack.callback(lock.unlink, missing_ok=True)  # while it is held: who waits for the removed file makes a new one
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        lock.write_text(f"process {os.getpid()} on {platform.node()}, since {since},", encoding="utf-8")
+
+
+def _remove_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
+# --- Python files of users -----------------------------------------------------------------------
+
+
+def run_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Run a file as `python FILE` does, and return its names: its directory comes first where modules are searched.
+
+    It stays among them, as the last one, for what is imported when a function of the file is called.
+    """
+    place = str(Path(path).resolve().parent)
+    sys.path.insert(0, place)
+    try:
+        return runpy.run_path(str(path))
+    finally:
+        if place in sys.path:  # a file may set its own
+            sys.path.remove(place)
+        if place not in sys.path:
+            sys.path.append(place)

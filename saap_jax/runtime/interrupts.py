@@ -31,8 +31,6 @@ PATIENCE = 1.5
 ONCE = 0.3
 """Seconds in which a second signal counts as the first: a terminal and a launcher may both send it."""
 
-_SHOW_CURSOR = b"\x1b[?25h\n"
-
 
 class _State:
     """What has come so far; a process has one."""
@@ -48,7 +46,11 @@ def run(main: Callable[[], int]) -> NoReturn:
 
     The code of a signal is 128 and its number: 130 for Ctrl-C, 143 for SIGTERM.
     """
-    _listen()
+    inbox, outbox = _State.pipe = socket.socketpair()
+    outbox.setblocking(False)
+    signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(inbox,), daemon=True).start()
+    renew()
     code = 1
     try:
         code = main()
@@ -60,14 +62,17 @@ def run(main: Callable[[], int]) -> NoReturn:
         for number in SIGNALS:  # the work is done: what comes now may not change the code
             signal.signal(number, signal.SIG_IGN)
         sys.exit(code)
-    _flush()
+    for file in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            file.flush()
     _end(_State.received)
 
 
 def renew() -> None:
     """Handle the signals again, where a library has taken one: `jax.distributed` takes SIGTERM."""
-    if _State.pipe is not None:
-        _handle()
+    for number in SIGNALS if _State.pipe else ():
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and a shell in the background ask for
+            signal.signal(number, _raise)
 
 
 def received() -> bool:
@@ -79,23 +84,7 @@ def interruption() -> tuple[str, int]:
     """Say that the work was interrupted, in one line, with the exit code; then nobody else says it."""
     _State.said = True
     number = _State.received or signal.SIGINT
-    message = f"{SIGNALS[number]}; what was finished is kept, and the same command goes on from there"
-    return message, 128 + number
-
-
-def _listen() -> None:
-    """Hear of signals from now on."""
-    inbox, outbox = _State.pipe = socket.socketpair()
-    outbox.setblocking(False)
-    signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(inbox,), daemon=True).start()
-    _handle()
-
-
-def _handle() -> None:
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and a shell in the background ask for
-            signal.signal(number, _raise)
+    return f"{SIGNALS[number]}; what was finished is kept, and the same command goes on from there", 128 + number
 
 
 def _raise(number: int, _: FrameType | None) -> None:
@@ -103,31 +92,22 @@ def _raise(number: int, _: FrameType | None) -> None:
     _State.received = _State.received or number
     if _State.raising:
         _State.raising = False
-        sys.unraisablehook = _ignore
+        sys.unraisablehook = lambda _: None  # Python says at length what was raised in a callback, and so lost
         raise KeyboardInterrupt
-
-
-def _ignore(_: object) -> None:
-    """Say nothing of an exception that was raised in a callback, and so lost; Python says it at length."""
 
 
 def _watch(inbox: socket.socket) -> None:
     """End the process when the main thread does not, or at a second signal."""
-    number = _next(inbox)
-    _State.received = _State.received or number
-    start = time.monotonic()
-    while (left := start + PATIENCE - time.monotonic()) > 0 and select.select([inbox], [], [], left)[0]:
-        _next(inbox)
-        if time.monotonic() - start > ONCE:
+    start, left = 0.0, None  # the first one is waited for without end
+    while select.select([inbox], [], [], left)[0]:
+        number = inbox.recv(1)[0]
+        if number in SIGNALS and left is None:
+            _State.received, start = _State.received or number, time.monotonic()
+        elif number in SIGNALS and time.monotonic() - start > ONCE:
             break
-    _end(number)
-
-
-def _next(inbox: socket.socket) -> int:
-    """Wait for one of our signals: Python passes on the numbers of all that it handles."""
-    while (number := inbox.recv(1)[0]) not in SIGNALS:
-        pass
-    return number
+        if start:  # Python passes on the numbers of all signals that it handles
+            left = max(0.0, start + PATIENCE - time.monotonic())
+    _end(_State.received or signal.SIGINT)
 
 
 def _end(number: int) -> NoReturn:
@@ -136,12 +116,6 @@ def _end(number: int) -> NoReturn:
         message, _ = interruption()
         with contextlib.suppress(OSError):  # a terminal that has gone away
             if os.isatty(1):
-                os.write(1, _SHOW_CURSOR)
+                os.write(1, b"\x1b[?25h\n")  # show the cursor
             os.write(2, f"saap: {message}\n".encode())
     os._exit(128 + number)
-
-
-def _flush() -> None:
-    for file in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            file.flush()

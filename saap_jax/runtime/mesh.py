@@ -10,7 +10,6 @@ those, and has their mesh in force (`jax.set_mesh`); `taken_in` is the door thro
 import contextlib
 import functools
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -30,20 +29,12 @@ Rules = Mapping[str, tuple[str, ...]]
 
 RULES: Rules = {
     "embed": (WEIGHTS,),
+    "outputs": (WEIGHTS,),
     "vocab": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "experts": (EXPERT, "tensor"),
-    "channels": (),
-    "layers": (),
-    "q_per_kv": (),
-    "head_dim": (),
-    "outputs": (WEIGHTS,),
-    "inputs": (),
-    "groups": (),
-    "bytes": (),
-    "rank": (),
-}
+} | dict.fromkeys(("channels", "layers", "q_per_kv", "head_dim", "inputs", "groups", "bytes", "rank"), ())
 """The rules that hold unless `MeshConfig.rules` says otherwise.
 
 `tensor` splits heads, channels and vocabulary, so that a layer needs one sum over it after each sub-block; `fsdp`
@@ -59,20 +50,19 @@ class Layout(NamedTuple):
     mesh: Mesh
     rules: Rules
     uneven: str = "refuse"
-    """What becomes of an axis that its mesh axes do not divide: `refuse`, `replicate` with a warning, or `whole`."""
+    """What to do with an axis that its mesh axes do not divide: `refuse`, or `replicate` (each holds it whole)."""
 
     def lenient(self) -> "Layout":
         """Return the layout for a cut model, whose widths the mesh seldom divides: those axes are held whole."""
-        return self._replace(uneven="whole")
-
-    def spec(self, axes: Sequence[str], shape: Sequence[int], name: str, itemsize: int = 4) -> PartitionSpec:
-        """Split an array of these logical axes and sizes; see `partition_spec`."""
-        return partition_spec(self, axes, shape, name, itemsize)
+        return self._replace(uneven="replicate")
 
     @property
     def batch_shards(self) -> int:
         """Number of parts that a batch is split into."""
         return math.prod(self.mesh.shape[axis] for axis in BATCH)
+
+
+# --- from a configuration ------------------------------------------------------------------------
 
 
 def layout_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
@@ -81,17 +71,18 @@ def layout_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Layou
     An axis of the mesh lies along axes of the machine's torus, or along part of one where the sizes ask for that.
 
     Raises:
-        ValueError: sizes that do not multiply to the number of devices, an unknown axis in a rule, two axes of one
-            parameter on the same mesh axis, or TPUs of several slices.
+        ValueError: sizes that do not multiply to the number of devices, an unknown axis in a rule, or TPUs of several
+            slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices))
     slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
     if len(slices) > 1:
         raise ValueError(f"mesh: expected devices of one TPU slice, got {len(slices)} slices; start a job a slice")
-    automatic = (AxisType.Auto,) * len(sizes)  # explicit axes would refuse to contract two split dimensions
     placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Layout(Mesh(placed, tuple(by_axis(sizes)), axis_types=automatic), rules_of(config.rules), config.uneven)
+    # explicit axes would refuse to contract two split dimensions
+    mesh = Mesh(placed, tuple(by_axis(sizes)), axis_types=(AxisType.Auto,) * len(sizes))
+    return Layout(mesh, rules_of(config.rules), config.uneven)
 
 
 def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
@@ -101,7 +92,7 @@ def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
         batch_sizes: sizes of the batches that will be split, by the name that an error gives them.
 
     Raises:
-        ValueError: see `layout_of` and `check_batch`; or several processes, and a mesh of one device.
+        ValueError: see `layout_of`; a batch that cannot be split; or several processes, and a mesh of one device.
     """
     if set(config.sizes) == {1}:
         if (processes := controllers()) > 1:
@@ -112,7 +103,11 @@ def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
         return None
     layout = layout_of(config)
     for name, size in batch_sizes.items():
-        check_batch(size, layout, name)
+        if size % layout.batch_shards:
+            raise ValueError(
+                f"{name}: expected a multiple of {layout.batch_shards}, the mesh axes that split a batch "
+                f"({' x '.join(BATCH)}), got {size}"
+            )
     return layout
 
 
@@ -124,8 +119,8 @@ def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
     """
     sizes = config.sizes
     given = math.prod(size for size in sizes if size != -1)
-    asked = " x ".join(f"{axis} {size}" for axis, size in by_axis(sizes).items())
     if devices % given or (-1 not in sizes and given != devices):
+        asked = " x ".join(f"{axis} {size}" for axis, size in by_axis(sizes).items())
         raise ValueError(
             f"mesh: expected {asked} to make {devices} devices, got {given}; set one axis to -1 for what is left"
         )
@@ -139,33 +134,37 @@ def rules_of(overrides: Sequence[str]) -> Rules:
     >>> rules_of(["vocab=", "embed=data+fsdp"])["embed"]
     ('data', 'fsdp')
     """
-    rules = dict(RULES)
+    rules, known = dict(RULES), (*MESH_AXES, EXPERT)
     for text in overrides:
         axis, equals, places = text.partition("=")
         parts = tuple(part for part in places.split("+") if part)
-        wrong = [part for part in parts if part not in (*MESH_AXES, EXPERT)]
-        if not equals or axis not in RULES or wrong or len(set(parts)) < len(parts):
+        if not equals or axis not in RULES or not set(parts) <= set(known) or len(set(parts)) < len(parts):
             raise ValueError(
                 f"mesh.rules: expected AXIS=MESH_AXIS+…, with an axis of {', '.join(RULES)} and mesh axes of "
-                f"{', '.join((*MESH_AXES, EXPERT))}, each once, got {text!r}"
+                f"{', '.join(known)}, each once, got {text!r}"
             )
         rules[axis] = parts
     return rules
 
 
-def partition_spec(
-    layout: Layout, axes: Sequence[str], shape: Sequence[int], name: str, itemsize: int = 4
-) -> PartitionSpec:
-    """Split an array: each of its axes along the mesh axes that its rule names, those of size 1 left out.
+def check_experts(sizes: Mapping[str, int], mixture: bool, model: str) -> None:
+    """Raise ValueError if a mesh of these sizes by axis has one for experts, and `model` is no mixture of them."""
+    if not mixture and (size := sizes.get(EXPERT, 1)) > 1:
+        raise ValueError(
+            f"mesh.expert: expected 1 for a model without experts, got {size} for {model}; spread it with mesh.fsdp or "
+            "mesh.tensor"
+        )
 
-    Args:
-        axes: logical names of the axes, one for each entry of `shape`.
-        name: of the array, for messages.
-        itemsize: bytes an element, to say what replication wastes.
+
+# --- places of arrays ----------------------------------------------------------------------------
+
+
+def partition_spec(layout: Layout, axes: Sequence[str], shape: Sequence[int], name: str) -> PartitionSpec:
+    """Split the array `name`: each of its logical axes along the mesh axes of its rule, those of size 1 left out.
 
     Raises:
-        ValueError: an axis without a rule, two axes on one mesh axis, or one that is not divided by its mesh axes
-            (where `layout.uneven` is not `refuse`, that axis is held whole, with a warning or without).
+        ValueError: an axis without a rule, two axes on one mesh axis, or one that is not divided by its mesh axes,
+            unless the layout replicates those.
     """
     used: dict[str, str] = {}
     entries: list[Any] = []
@@ -173,26 +172,17 @@ def partition_spec(
         if axis not in layout.rules:
             raise ValueError(f"{name}: no rule for axis {axis!r}; the rules know {', '.join(layout.rules)}")
         parts = tuple(part for part in layout.rules[axis] if layout.mesh.shape.get(part, 1) > 1)
-        for part in parts:
-            if part in used:
-                raise ValueError(
-                    f"{name}: axes {used[part]!r} and {axis!r} are both on mesh axis {part!r}, which can split only "
-                    f"one of them; change a rule, such as mesh.rules={axis}="
-                )
-            used[part] = axis
-        split = math.prod(layout.mesh.shape[part] for part in parts)
-        if split > 1 and size % split:
+        if twice := next((part for part in parts if part in used), None):
+            raise ValueError(
+                f"{name}: axes {used[twice]!r} and {axis!r} are both on mesh axis {twice!r}, which can split only "
+                f"one of them; change a rule, such as mesh.rules={axis}="
+            )
+        used |= dict.fromkeys(parts, axis)
+        if size % (split := math.prod(layout.mesh.shape[part] for part in parts)):
             if layout.uneven == "refuse":
                 raise ValueError(
                     f"{name}: axis {axis!r} of size {size} is not divided by {' x '.join(parts)} = {split}; change the "
                     f"mesh, leave the axis whole with mesh.rules={axis}=, or set mesh.uneven=replicate"
-                )
-            if layout.uneven == "replicate":
-                wasted = math.prod(shape) * itemsize * (split - 1) // split
-                warnings.warn(
-                    f"{name}: axis {axis!r} of size {size} is not divided by {' x '.join(parts)} = {split} and is held "
-                    f"whole on each device, {wasted:,} bytes more than if it were",
-                    stacklevel=2,
                 )
             parts = ()
         entries.append(parts[0] if len(parts) == 1 else parts or None)
@@ -208,19 +198,26 @@ def shardings(tree: Any, layout: Layout) -> Any:
 
     def place(path: tuple, variable: nnx.Variable) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        itemsize = np.dtype(variable.dtype).itemsize
-        return variable.replace(
-            NamedSharding(layout.mesh, partition_spec(layout, variable.axes, variable.shape, name, itemsize))
-        )
+        spec = partition_spec(layout, variable.axes, variable.shape, name)
+        return variable.replace(NamedSharding(layout.mesh, spec))
 
     return jax.tree_util.tree_map_with_path(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
     """Return the mesh that the arrays of a model, or of a part of one, are spread over; None of those on one device."""
-    places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
-    meshes = (place.mesh for place in places if isinstance(place, NamedSharding))
+    meshes = (leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if _is_spread(leaf))
     return next((mesh for mesh in meshes if isinstance(mesh, Mesh)), None)
+
+
+def _is_spread(leaf: Any) -> bool:
+    return isinstance(getattr(leaf, "sharding", None), NamedSharding)
+
+
+def batch_axes(sizes: Mapping[str, int], examples: int) -> tuple[str, ...]:
+    """Name the axes, of a mesh of these sizes, that a batch is split over; none where they do not divide it."""
+    parts = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1)
+    return () if examples % math.prod(sizes[axis] for axis in parts) else parts
 
 
 def shard(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array:
@@ -231,12 +228,55 @@ def shard(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array
     """
     if (mesh := mesh_of(model)) is None:
         return jnp.asarray(batch)
-    parts = tuple(name for name in BATCH if mesh.shape.get(name, 1) > 1)
-    if batch.shape[axis] % math.prod(mesh.shape[name] for name in parts):
-        parts = ()
+    parts = batch_axes(mesh.shape, batch.shape[axis])
     where = NamedSharding(mesh, PartitionSpec(*[None] * axis, parts or None))
     return jax.make_array_from_callback(batch.shape, where, lambda part: batch[part])
 
+
+def settled(tree: Any, mesh: Mesh | None) -> Any:
+    """Return a tree whose arrays all lie on the mesh: those that are spread as they are, others on every device."""
+    if mesh is None:
+        return tree
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: x if _is_spread(x) else jax.device_put(x, whole), tree)
+
+
+def laid_out(tree: Any, layout: Layout) -> Any:
+    """Return a tree whose parameters lie where the layout places them; those that are spread already, as they are.
+
+    The others are on this host, and the same on every process; each device takes its part.
+    """
+
+    def one(value: Any, place: NamedSharding) -> Any:
+        if _is_spread(value):
+            return value
+        whole = np.asarray(value)
+        return jax.make_array_from_callback(whole.shape, place, lambda part: whole[part])
+
+    return jax.tree.map(one, tree, shardings(tree, layout))
+
+
+Places = tuple[NamedSharding, ...]
+"""Where the arrays of a tree lie, in its order: a static argument of a step that changes them, see `held`."""
+
+
+def places_of(tree: Any) -> Places:
+    """List the places of the arrays of a tree that is spread over devices; none of one that is not."""
+    return () if mesh_of(tree) is None else tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
+
+
+def held(tree: Any, places: Places) -> Any:
+    """Return, within a jitted step, what it makes of a tree, kept where the tree lay (see `places_of`).
+
+    So memory does not depend on what a compiler prefers, and the second step finds its input where the first one did.
+    """
+    if not places:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, map(jax.lax.with_sharding_constraint, leaves, places))
+
+
+# --- explicit axes of callers --------------------------------------------------------------------
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -267,7 +307,7 @@ def on_explicit_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
     def either(*args: Any) -> Any:
         traced = (_explicit(leaf) for leaf in jax.tree.leaves(args) if isinstance(leaf, Tracer))
         mesh = next((mesh for mesh in traced if mesh is not None), jax.sharding.get_abstract_mesh())
-        if not _is_explicit(mesh):
+        if AxisType.Explicit not in mesh.axis_types:
             return function(*automatic(args))
         with jax.sharding.use_abstract_mesh(mesh):
             return jax.sharding.auto_axes(function, out_sharding=PartitionSpec())(*args)
@@ -290,23 +330,22 @@ def automatic(tree: Any) -> Any:
 
     Abstract arrays with explicit axes lose their place. A tree without such axes is returned as it is.
     """
-    if not any(map(_explicit, jax.tree.leaves(tree))):
-        return tree
-    return jax.tree.map(_automatic, tree)
 
+    def one(leaf: Any) -> Any:
+        mesh = _explicit(leaf)
+        if mesh is None or isinstance(leaf, Tracer):
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        place = leaf.sharding
+        if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
+            twin = Mesh(place.mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+            return jax.device_put(leaf, NamedSharding(twin, place.spec, memory_kind=place.memory_kind))
+        # put on one device since, where jax leaves the mesh in its type
+        parts = [each.data for each in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, place, parts)
 
-def _automatic(leaf: Any) -> Any:
-    mesh = _explicit(leaf)
-    if mesh is None or isinstance(leaf, Tracer):
-        return leaf
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    place = leaf.sharding
-    if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
-        twin = Mesh(place.mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-        return jax.device_put(leaf, NamedSharding(twin, place.spec, memory_kind=place.memory_kind))
-    # put on one device since, where jax leaves the mesh in its type
-    return jax.make_array_from_single_device_arrays(leaf.shape, place, [each.data for each in leaf.addressable_shards])
+    return jax.tree.map(one, tree) if any(map(_explicit, jax.tree.leaves(tree))) else tree
 
 
 def _explicit(leaf: Any) -> AbstractMesh | None:
@@ -314,78 +353,5 @@ def _explicit(leaf: Any) -> AbstractMesh | None:
     if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return None
     place = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf).sharding
-    if not isinstance(place, NamedSharding) or not _is_explicit(place.mesh):
-        return None
-    return place.mesh.abstract_mesh
-
-
-def _is_explicit(mesh: Mesh | AbstractMesh) -> bool:
-    return AxisType.Explicit in mesh.axis_types
-
-
-def settled(tree: Any, mesh: Mesh | None) -> Any:
-    """Return a tree whose arrays all lie on the mesh: those that are spread as they are, others on every device."""
-    if mesh is None:
-        return tree
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(
-        lambda x: x if isinstance(getattr(x, "sharding", None), NamedSharding) else jax.device_put(x, whole), tree
-    )
-
-
-def laid_out(tree: Any, layout: Layout) -> Any:
-    """Return a tree whose parameters lie where the layout places them; those that are spread already, as they are.
-
-    The others are on this host, and the same on every process; each device takes its part.
-    """
-
-    def one(value: Any, place: NamedSharding) -> Any:
-        if isinstance(getattr(value, "sharding", None), NamedSharding):
-            return value
-        whole = np.asarray(value)
-        return jax.make_array_from_callback(whole.shape, place, lambda part: whole[part])
-
-    return jax.tree.map(one, tree, shardings(tree, layout))
-
-
-Places = tuple[NamedSharding, ...]
-"""Where the arrays of a tree lie, in its order: a static argument of a step that changes them, see `held`."""
-
-
-def places_of(tree: Any) -> Places:
-    """List the places of the arrays of a tree that is spread over devices; none of one that is not."""
-    return () if mesh_of(tree) is None else tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
-
-
-def held(tree: Any, places: Places) -> Any:
-    """Return, within a jitted step, what it makes of a tree, kept where the tree lay (see `places_of`).
-
-    So memory does not depend on what a compiler prefers, and the second step finds its input where the first one did.
-    """
-    if not places:
-        return tree
-    leaves, structure = jax.tree.flatten(tree)
-    return jax.tree.unflatten(structure, map(jax.lax.with_sharding_constraint, leaves, places))
-
-
-def put(tree: Any, layout: Layout) -> Any:
-    """Return a model that is on this host with every parameter where the layout places it."""
-    return jax.tree.map(jax.device_put, tree, shardings(tree, layout))
-
-
-def check_experts(sizes: Mapping[str, int], mixture: bool, model: str) -> None:
-    """Raise ValueError if a mesh of these sizes by axis has one for experts, and `model` is no mixture of them."""
-    if not mixture and (size := sizes.get(EXPERT, 1)) > 1:
-        raise ValueError(
-            f"mesh.expert: expected 1 for a model without experts, got {size} for {model}; spread it with mesh.fsdp or "
-            "mesh.tensor"
-        )
-
-
-def check_batch(size: int, layout: Layout, name: str = "batch_size") -> None:
-    """Raise ValueError unless a batch of `size` examples can be split."""
-    if size % layout.batch_shards:
-        raise ValueError(
-            f"{name}: expected a multiple of {layout.batch_shards}, the mesh axes that split a batch "
-            f"({' x '.join(BATCH)}), got {size}"
-        )
+    explicit = isinstance(place, NamedSharding) and AxisType.Explicit in place.mesh.axis_types
+    return place.mesh.abstract_mesh if explicit else None

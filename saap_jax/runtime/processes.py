@@ -6,7 +6,7 @@ tells the others what it found (`broadcast`). In a job of one process all of thi
 
 Under Pathways one controller drives the devices of many machines: there is one process, to which all devices belong
 whatever number they give, and the memory of none is this machine's. Who writes, what belongs to whom and what lies in
-host memory is asked here, and jax nowhere else.
+host memory is asked here, and jax nowhere else. It is imported where it is needed: most words need no device.
 """
 
 import ctypes
@@ -25,6 +25,9 @@ from saap_jax.runtime import interrupts
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as dead; then jax ends all others."""
 
+LEAVING = 1800
+"""Seconds that a process which is done waits for the others, of which the first may still write a report."""
+
 LOST = 3
 """Exit code of a process whose job another process has left."""
 
@@ -33,14 +36,11 @@ GONE = (
     "it was killed, or its machine went away), then start the job again: it goes on from what is kept"
 )
 
+_SHARED = (FileNotFoundError, FileExistsError, ValueError)
+"""Errors that the first process shares with the others; any other ends it, and so them."""
+
 _kept: list[Any] = []
 """What C calls, which Python may not free."""
-
-LEAVING = 1800
-"""Seconds that a process which is done waits for the others, of which the first may still write a report."""
-
-_SWITCH = "--distributed"
-_SMALLEST = 1024  # bytes that are sent at once, or this times a power of two: each size compiles a program
 
 
 class Cluster(NamedTuple):
@@ -51,6 +51,9 @@ class Cluster(NamedTuple):
     processes: int | None = None
     process: int | None = None
     """Number of this process, from 0."""
+
+
+# --- meeting and parting -------------------------------------------------------------------------
 
 
 def join(cluster: Cluster) -> bool:
@@ -68,15 +71,14 @@ def join(cluster: Cluster) -> bool:
     if _names_proxy():
         _use_proxy(cluster)
         return False
-
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(*cluster, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LEAVING)
     except (ValueError, RuntimeError) as error:
         where = "what Slurm, Open MPI, a TPU pod or GKE says" if cluster.coordinator is None else cluster.coordinator
         raise ValueError(
-            f"{_SWITCH}: the processes of this job did not meet at {where} ({' '.join(str(error).split())}); give "
-            f"{_SWITCH}.coordinator HOST:PORT, a port of the first process that all can reach"
+            f"--distributed: the processes of this job did not meet at {where} ({' '.join(str(error).split())}); give "
+            "--distributed.coordinator HOST:PORT, a port of the first process that all can reach"
         ) from None
     words = f"saap: {place()}{GONE}\n".encode()
 
@@ -90,6 +92,23 @@ def join(cluster: Cluster) -> bool:
     return True
 
 
+def _use_proxy(cluster: Cluster) -> None:
+    """Make the proxy of Pathways known to jax; several times do no harm."""
+    if cluster != Cluster():
+        raise ValueError(
+            "--distributed: expected no processes that meet under Pathways (JAX_PLATFORMS names its proxy), whose one "
+            f"controller has all devices, got number {cluster.process} of {cluster.processes}; give --distributed "
+            "auto, or nothing"
+        )
+    try:
+        importlib.import_module("pathwaysutils").initialize()
+    except ImportError:
+        raise ValueError(
+            "--distributed auto: expected pathwaysutils, by which jax knows the proxy that JAX_PLATFORMS names, found "
+            "none; pip install pathwaysutils"
+        ) from None
+
+
 def peer_has_gone(error: BaseException) -> bool:
     """Say whether an error is of a collective whose peer has died."""
     return count() > 1 and any(words in str(error) for words in ("Gloo", "UNAVAILABLE", "coordination service"))
@@ -99,6 +118,15 @@ def leave() -> None:
     """Wait until all processes of the job are done, and part from them."""
     if (jax := _jax_of_many()) is not None:
         jax.distributed.shutdown()
+
+
+# --- who and whose -------------------------------------------------------------------------------
+
+
+def _jax_of_many() -> Any:
+    """Return jax if this process has joined others, else None, without importing what nobody has imported."""
+    jax = sys.modules.get("jax")
+    return jax if jax is not None and jax.distributed.is_initialized() and not _names_proxy() else None
 
 
 def count() -> int:
@@ -111,6 +139,23 @@ def number() -> int:
     """Return the number of this process, from 0."""
     jax = _jax_of_many()
     return 0 if jax is None else jax.process_index()
+
+
+def is_primary() -> bool:
+    """Say whether this is the process that writes: the only one, or the first of several."""
+    return number() == 0
+
+
+def place() -> str:
+    """Name this process, to be put before a message; empty in a job of one."""
+    return f"process {number()} of {count()}: " if _jax_of_many() else ""
+
+
+def _names_proxy() -> bool:
+    """Say whether the platforms that jax was told to use name the proxy of Pathways, without starting any."""
+    jax = sys.modules.get("jax")
+    platforms = os.environ.get("JAX_PLATFORMS") if jax is None else jax.config.jax_platforms
+    return "proxy" in (platforms or "").split(",")
 
 
 def under_pathways() -> bool:
@@ -135,32 +180,11 @@ def controllers() -> int:
     return 1 if under_pathways() else jax.process_count()
 
 
-def owner(device: Any) -> int:
-    """Return the number of the process that a device belongs to."""
-    return 0 if under_pathways() else device.process_index
-
-
 def own_devices() -> list[Any]:
     """Return the devices that belong to this process."""
     import jax
 
     return jax.devices() if under_pathways() else jax.local_devices()
-
-
-def host_device() -> Any:
-    """Return the CPU of this machine as a device.
-
-    Raises:
-        ValueError: jax was told to leave it out.
-    """
-    import jax
-
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        raise ValueError(
-            f"JAX_PLATFORMS: expected cpu among the platforms, got {_platforms()}; add it behind the others"
-        ) from None
 
 
 def belongs_here(array: Any) -> bool:
@@ -173,14 +197,7 @@ def in_host_memory(array: Any) -> bool:
     return {device.platform for device in array.devices()} == {"cpu"} and not under_pathways()
 
 
-def is_primary() -> bool:
-    """Say whether this is the process that writes: the only one, or the first of several."""
-    return number() == 0
-
-
-def place() -> str:
-    """Name this process, to be put before a message; empty in a job of one."""
-    return f"process {number()} of {count()}: " if _jax_of_many() else ""
+# --- telling the others --------------------------------------------------------------------------
 
 
 def broadcast(find: Callable[[], Any]) -> Any:
@@ -195,16 +212,12 @@ def broadcast(find: Callable[[], Any]) -> Any:
     if is_primary():
         try:
             found = {"value": find()}
-        except tuple(_ERRORS.values()) as error:
-            found = {"error": type(error).__name__, "message": str(error)}
+        except _SHARED as error:
+            found = {"error": [isinstance(error, kind) for kind in _SHARED].index(True), "message": str(error)}
     found = json.loads(broadcast_bytes(json.dumps(found).encode()))
     if "error" in found:
-        raise _ERRORS[found["error"]](found["message"])
+        raise _SHARED[found["error"]](found["message"])
     return found["value"]
-
-
-_ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, FileNotFoundError, FileExistsError)}
-"""Errors that the first process shares with the others; any other ends it, and so them."""
 
 
 def broadcast_bytes(content: bytes) -> bytes:
@@ -214,19 +227,10 @@ def broadcast_bytes(content: bytes) -> bytes:
     from jax.experimental import multihost_utils
 
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(content), np.int32)))
-    padded = np.zeros(room(size), np.uint8)
+    padded = np.zeros(1 << max(10, size.bit_length()), np.uint8)  # few sizes, since each compiles a program
     if is_primary():
         padded[:size] = np.frombuffer(content, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded))[:size].tobytes()
-
-
-def room(size: int) -> int:
-    """Round a number of bytes up to one that is sent at once: few sizes, since each compiles a program.
-
-    >>> room(10), room(1024), room(1025)
-    (1024, 1024, 2048)
-    """
-    return _SMALLEST << max(0, (size - 1) // _SMALLEST).bit_length()
 
 
 def barrier(name: str) -> None:
@@ -235,38 +239,3 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
-
-
-def _names_proxy() -> bool:
-    """Say whether jax's platforms name a proxy, without starting any."""
-    return "proxy" in _platforms().split(",")
-
-
-def _platforms() -> str:
-    """Return the platforms that jax was told to use, with commas between them; nothing where it is to choose."""
-    jax = sys.modules.get("jax")
-    return (os.environ.get("JAX_PLATFORMS") if jax is None else jax.config.jax_platforms) or ""
-
-
-def _use_proxy(cluster: Cluster) -> None:
-    """Make the proxy known to jax; several times do no harm."""
-    if cluster != Cluster():
-        raise ValueError(
-            f"{_SWITCH}: expected no processes that meet under Pathways (JAX_PLATFORMS names its proxy), whose one "
-            f"controller has all devices, got number {cluster.process} of {cluster.processes}; give {_SWITCH} auto, or "
-            "nothing"
-        )
-    try:
-        pathwaysutils = importlib.import_module("pathwaysutils")
-    except ImportError:
-        raise ValueError(
-            f"{_SWITCH} auto: expected pathwaysutils, by which jax knows the proxy that JAX_PLATFORMS names, found "
-            "none; pip install pathwaysutils"
-        ) from None
-    pathwaysutils.initialize()
-
-
-def _jax_of_many() -> Any:
-    """Return jax if this process has joined others, else None, without importing what nobody has imported."""
-    jax = sys.modules.get("jax")
-    return jax if jax is not None and jax.distributed.is_initialized() and not _names_proxy() else None

@@ -1,12 +1,19 @@
-"""Progress as the library tells it: iterables of work, wrapped by whoever shows them."""
+"""Progress as the library tells it: iterables of work, and loops within them, wrapped by whoever shows them."""
 
 import contextlib
+import contextvars
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, TypeVar
 
 Track = Callable[[str, Iterable[Any], int], Iterator[Any]]
 """Wraps an iterable, to show progress: (what is being done, items, how many)."""
+
+Item = TypeVar("Item")
+Show = Callable[[str, Collection[Any]], Iterator[Any]]
+"""Yields the items of a loop, and shows how far it has come: (what they are, items)."""
+
+_show: contextvars.ContextVar[Show] = contextvars.ContextVar("show", default=lambda what, items: iter(items))
 
 
 def quiet(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
@@ -23,8 +30,7 @@ def bars(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
         warnings.simplefilter("ignore")  # tqdm's, that ipywidgets is not there
         from tqdm.auto import tqdm
 
-        shown = tqdm(items, desc=doing, total=total)
-    return iter(shown)
+        return iter(tqdm(items, desc=doing, total=total))
 
 
 @contextlib.contextmanager
@@ -34,3 +40,18 @@ def step(track: Track, doing: str) -> Iterator[None]:
     next(items)
     yield
     next(items, None)
+
+
+def within(what: str, items: Collection[Item]) -> Iterator[Item]:
+    """Yield the items of a loop within a stage, such as tensors or windows, and tell `telling` how far it has come."""
+    return _show.get()(what, items)
+
+
+@contextlib.contextmanager
+def telling(show: Show) -> Iterator[None]:
+    """Tell `show` of loops within stages while the body runs."""
+    token = _show.set(show)
+    try:
+        yield
+    finally:
+        _show.reset(token)

@@ -7,7 +7,7 @@
 |      | last. Whoever finds that file here takes what is there for no model, and the same command sends it anew  |
 
 No lock is held there: two machines that write to one address at once are not told of each other. Of several processes
-of a job each one reads for itself, and the first one writes.
+of a job each one reads for itself, and the first one writes. Paths there are those of `epath`.
 """
 
 import contextlib
@@ -18,16 +18,15 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
 
-from saap_jax.runtime.files import cache
-from saap_jax.runtime.locks import held
+from saap_jax.runtime.files import cache, held
 from saap_jax.runtime.processes import barrier, broadcast, is_primary
-from saap_jax.runtime.steps import within
+from saap_jax.runtime.progress import within
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 """Scheme of an address -> the package that reaches it (or tensorflow, where that is installed)."""
@@ -38,8 +37,7 @@ MARK = ".saap-upload"
 LAST = ("config.json", "pruned.json", "saap.json")
 """What goes up last, without which nothing loads as a model."""
 
-_CHUNK = 2**24
-_MINE = re.compile(r"(gcsfs|google|fsspec|aiohttp|s3fs|botocore|adlfs|azure|tensorflow|requests|urllib3)\b")
+_LIBRARIES = re.compile(r"(gcsfs|google|fsspec|aiohttp|s3fs|botocore|adlfs|azure|tensorflow|requests|urllib3)\b")
 """Libraries whose errors say that a place cannot be reached."""
 
 _log = logging.getLogger(__name__)
@@ -51,6 +49,9 @@ class Remote(NamedTuple):
     size: int
     changed: int | str
     """Seconds of the epoch, or what else tells a file from an earlier one there; empty where the place does not say."""
+
+
+# --- places --------------------------------------------------------------------------------------
 
 
 def is_remote(name: str | Path) -> bool:
@@ -82,7 +83,101 @@ def exists(name: str | Path) -> bool:
     return bool(files) and MARK not in files
 
 
-# --- down ----------------------------------------------------------------------------------------
+def path_of(address: str) -> Any:
+    """Return an address as a path of `epath`.
+
+    Raises:
+        ValueError: an address of another kind, or one that names no file or directory in a bucket.
+    """
+    scheme, _, rest = address.partition("://")
+    if scheme not in PACKAGES or len([part for part in rest.split("/") if part]) < 2 or ".." in rest.split("/"):
+        kinds = ", ".join(f"{each}://" for each in PACKAGES)
+        raise ValueError(f"{address}: expected an address of {kinds} with a bucket and a name in it, got {address!r}")
+    from etils import epath  # here: most commands name no address
+
+    return epath.Path(address.rstrip("/"))
+
+
+def key_of(address: str) -> str:
+    """Shorten an address to a name of a directory here."""
+    return hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
+
+
+def files_at(path: Any) -> dict[str, Remote]:
+    """Return the files at an address by their name within it, that of a single file empty; the mark among them."""
+    found = {MARK: Remote(0, 0)} if _mark(path).exists() else {}
+    if not path.exists():
+        return found
+    if not path.is_dir():
+        return found | {"": _state(path)}
+    for each in path.iterdir():
+        if each.is_dir() and each.name not in (".", ".."):
+            found |= {f"{each.name}/{name}": file for name, file in files_at(each).items()}
+        elif each.name not in (MARK, ".", ".."):
+            found[each.name] = _state(each)
+    return found
+
+
+def _state(path: Any) -> Remote:
+    """Describe a file; S3 and Azure, of which `epath` knows no time of change, say by other names when it was made."""
+    stat = path.stat()
+    if changed := int(stat.mtime or 0):
+        return Remote(int(stat.length), changed)
+    import fsspec
+
+    system, inner = fsspec.url_to_fs(os.fspath(path))
+    info = system.info(inner)
+    versions = (str(info[key]) for key in ("LastModified", "last_modified", "ETag", "etag") if info.get(key))
+    return Remote(int(stat.length), next(versions, ""))
+
+
+def _mark(path: Any) -> Any:
+    """Place the mark of an address: within a directory; of a single file, such as GGUF's, beside it."""
+    return path.parent / f".{path.name}{MARK}" if path.suffix == ".gguf" else path / MARK
+
+
+@contextlib.contextmanager
+def reaching(address: str, more: str = "") -> Iterator[None]:
+    """Turn what libraries raise that reach an address into one line.
+
+    Raises:
+        ValueError: a library is missing, or the place cannot be reached or refuses.
+    """
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except ImportError:
+        package = PACKAGES[address.partition(":")[0]]
+        raise ValueError(
+            f"{address}: such addresses take the package {package}, which is not installed; run pip install {package}"
+        ) from None
+    except Exception as error:
+        if not (isinstance(error, OSError) or _LIBRARIES.match(type(error).__module__)):
+            raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{address}: cannot be reached, or refuses ({said}){more}") from error
+
+
+# --- down and up ---------------------------------------------------------------------------------
+
+
+def copy(source: Any, target: Any, size: int) -> None:
+    """Copy a file of so many bytes, down or up, which gets its name when all of it is there.
+
+    Raises:
+        OSError: another number of bytes arrived.
+    """
+    from etils import epath
+
+    target = epath.Path(target)
+    half = target.parent / f".{target.name}.half"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as file, half.open("wb") as made:
+        shutil.copyfileobj(file, made, 2**24)
+    if (got := half.stat().length) != size:
+        raise OSError(f"{got:,} of {size:,} bytes of {source} arrived; has it been changed meanwhile?")
+    half.replace(target)
 
 
 def fetched(address: str, patterns: Sequence[str]) -> Path:
@@ -104,54 +199,21 @@ def fetched(address: str, patterns: Sequence[str]) -> Path:
         raise ValueError(
             f"{address}: is not whole: sending it has begun and not ended; run the command that makes it again"
         )
-    files = _wanted(files, patterns)
+    of_model = {name for name in files if "/" not in name and any(fnmatch.fnmatch(name, each) for each in patterns)}
+    if any(name.endswith(".safetensors") for name in of_model):
+        files = {name: file for name, file in files.items() if name in of_model}
     state = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()[:16]
     entry = cache() / "remote" / key_of(address) / state
-    if not entry.exists():
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(entry.with_name(f".{state}.lock")):
-            if not entry.exists():
-                _fetch(address, path, files, entry)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(entry.with_name(f".{state}.lock")), reaching(address):
+        if not entry.exists():
+            partial = entry.with_name(f".{state}.partial")  # what was begun, is gone on with
+            missing = [name for name in files if not _within(partial / path.name, name).is_file()]
+            _log.warning("fetching %s: %d files, into %s", address, len(missing), entry)
+            for name in within("files fetched", missing):
+                copy(_within(path, name), _within(partial / path.name, name), files[name].size)
+            partial.replace(entry)
     return entry / path.name
-
-
-def _fetch(address: str, path: Any, files: Mapping[str, Remote], entry: Path) -> None:
-    """Copy files into an entry of the cache, which gets its name when all are there; goes on with what was begun."""
-    partial = entry.with_name(f".{entry.name}.partial")
-    here = {name: _within(partial / path.name, name) for name in files}
-    missing = [name for name, file in here.items() if not file.is_file() or file.stat().st_size != files[name].size]
-    _log.warning("fetching %s: %d files, into %s", address, len(missing), entry)
-    for name in within("files fetched", missing):
-        with reaching(address):
-            copy_down(_within(path, name), _within(partial / path.name, name), files[name].size)
-    partial.replace(entry)
-
-
-def copy_down(file: Any, target: Path, size: int) -> None:
-    """Copy a file of so many bytes from there, which gets its name here when all of it is here.
-
-    Raises:
-        ValueError: it has another size by now.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    half = target.with_name(f".{target.name}.half")
-    with file.open("rb") as source, half.open("wb") as copy:
-        shutil.copyfileobj(source, copy, _CHUNK)
-    if (got := half.stat().st_size) != size:
-        raise ValueError(
-            f"{file}: expected {size:,} bytes, got {got:,}; has it been changed meanwhile? Run the command again"
-        )
-    half.replace(target)
-
-
-def _wanted(files: Mapping[str, Remote], patterns: Sequence[str]) -> dict[str, Remote]:
-    """Return the files that a model is of."""
-    top = {name for name in files if any(fnmatch.fnmatch(name, each) for each in patterns) and "/" not in name}
-    of_model = top if any(name.endswith(".safetensors") for name in top) else set(files)
-    return {name: file for name, file in files.items() if name in of_model}
-
-
-# --- up ------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -194,9 +256,9 @@ def send(place: Path, address: str) -> None:
         FileExistsError: something else is at the address.
         ValueError: it cannot be reached; the same call sends all of it again.
     """
-    path = path_of(address)
-    ours = {str(file.relative_to(place)): file.stat().st_size for file in place.rglob("*") if file.is_file()}
-    ours = {"": place.stat().st_size} if place.is_file() else ours
+    path, files = path_of(address), [place] if place.is_file() else sorted(place.rglob("*"))
+    ours = {str(file.relative_to(place)): file.stat().st_size for file in files if file.is_file()}
+    ours = {"" if name == "." else name: size for name, size in ours.items()}
     with reaching(address, f"; what was made is whole at {place}, until the same command makes and sends it again"):
         there = {name: file.size for name, file in files_at(path).items()}
         if there and there == ours:
@@ -206,19 +268,8 @@ def send(place: Path, address: str) -> None:
             _within(path, name).unlink()
         _log.warning("sending %s: %d files", address, len(ours))
         for name in within("files sent", sorted(ours, key=lambda name: (name in LAST, name))):
-            send_file(_within(place, name), _within(path, name))
+            copy(_within(place, name), _within(path, name), ours[name])
         _mark(path).unlink()
-
-
-def send_file(file: Path, target: Any) -> None:
-    """Copy a file up, which gets its name there when all of it is there."""
-    half = target.parent / f".{target.name}.half"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("rb") as source, half.open("wb") as copy:
-        shutil.copyfileobj(source, copy, _CHUNK)
-    if (size := half.stat().length) != file.stat().st_size:
-        raise OSError(f"{size:,} of {file.stat().st_size:,} bytes of {file.name} arrived")
-    half.replace(target)
 
 
 def _begin(path: Any, address: str) -> None:
@@ -235,68 +286,9 @@ def _begin(path: Any, address: str) -> None:
         _mark(path).write_text("")
 
 
-# --- places --------------------------------------------------------------------------------------
-
-
-def path_of(address: str) -> Any:
-    """Return an address as a path of `epath`.
-
-    Raises:
-        ValueError: an address of another kind, or one that names no file or directory in a bucket.
-    """
-    scheme, _, rest = address.partition("://")
-    if scheme not in PACKAGES or len([part for part in rest.split("/") if part]) < 2 or ".." in rest.split("/"):
-        kinds = ", ".join(f"{each}://" for each in PACKAGES)
-        raise ValueError(f"{address}: expected an address of {kinds} with a bucket and a name in it, got {address!r}")
-    from etils import epath  # here: most commands name no address
-
-    return epath.Path(address.rstrip("/"))
-
-
 def _within(path: Any, name: str) -> Any:
     """Return a file of a directory; the path itself where it is one file, whose name is empty."""
     return path / name if name else path
-
-
-def _mark(path: Any) -> Any:
-    """Place the mark of an address: within a directory; of a single file, such as GGUF's, beside it."""
-    return path.parent / f".{path.name}{MARK}" if path.suffix == ".gguf" else path / MARK
-
-
-def files_at(path: Any) -> dict[str, Remote]:
-    """Return the files at an address by their name within it, that of a single file empty; the mark among them."""
-    found: dict[str, Remote] = {}
-    if _mark(path).exists():
-        found[MARK] = Remote(0, 0)
-    if not path.exists():
-        return found
-    if not path.is_dir():
-        return found | {"": _remote(path)}
-    for each in path.iterdir():
-        if each.is_dir() and each.name not in (".", ".."):
-            found |= {f"{each.name}/{name}": file for name, file in files_at(each).items()}
-        elif each.name not in (MARK, ".", ".."):
-            found[each.name] = _remote(each)
-    return found
-
-
-def _remote(path: Any) -> Remote:
-    stat = path.stat()
-    return Remote(int(stat.length), int(stat.mtime or 0) or _version(path))
-
-
-def _version(path: Any) -> str:
-    """Tell a file from an earlier one at places whose time of change `epath` does not know: S3, Azure."""
-    import fsspec
-
-    system, inner = fsspec.url_to_fs(os.fspath(path))
-    info = system.info(inner)
-    return next((str(info[key]) for key in ("LastModified", "last_modified", "ETag", "etag") if info.get(key)), "")
-
-
-def key_of(address: str) -> str:
-    """Shorten an address to a name of a directory here."""
-    return hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
 
 
 def _remove(place: Path) -> None:
@@ -304,27 +296,3 @@ def _remove(place: Path) -> None:
         shutil.rmtree(place)
     else:
         place.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def reaching(address: str, more: str = "") -> Iterator[None]:
-    """Turn what libraries raise that reach an address into one line.
-
-    Raises:
-        ValueError: a library is missing, or the place cannot be reached or refuses.
-    """
-    try:
-        yield
-    except (FileExistsError, KeyboardInterrupt):
-        raise
-    except ImportError:
-        scheme = address.partition(":")[0]
-        raise ValueError(
-            f"{address}: addresses of {scheme}:// take the package {PACKAGES[scheme]}, which is not installed; run "
-            f"pip install {PACKAGES[scheme]}"
-        ) from None
-    except Exception as error:
-        if not (isinstance(error, OSError) or _MINE.match(type(error).__module__)):
-            raise
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{address}: cannot be reached, or refuses ({said}){more}") from error

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from saap_jax.runtime.files import run_file
 from saap_jax.runtime.mesh import automatic
-from saap_jax.runtime.python_files import run_file
 from saap_jax.trace.own_code import Verdict, verdicts
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.trace import Traced, trace

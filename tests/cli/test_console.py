@@ -13,7 +13,7 @@ from saap_jax.data import Windows, pairs
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import load_model, save_model
 from saap_jax.report.blocks import text_table
-from saap_jax.runtime.steps import telling, within
+from saap_jax.runtime.progress import telling, within
 from tests.helpers import random_tokens
 
 HOSTILE = "a\x1b[31m\x07\x9b2Jb\u202ec\x7f\ud800\r"

@@ -15,7 +15,7 @@ from saap_jax.estimation import (
 )
 from saap_jax.estimation.objectives import OBJECTIVES, drawn, draws
 from saap_jax.llama.segments import ones_gates
-from saap_jax.runtime.finite import leaves_by_path
+from saap_jax.runtime.gather import leaves_by_path
 from tests.helpers import forward, length_mask, losses_of, random_model, random_tokens, spec_of
 
 TOKENS, MASK = random_tokens(2, 6), length_mask(6, 4, seq=6)

@@ -14,8 +14,8 @@ from saap_jax.runs import stages
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime import files
+from saap_jax.runtime.digests import git_commit, provenance
 from saap_jax.runtime.files import plain
-from saap_jax.runtime.provenance import git_commit, provenance
 
 CONFIG = {"seed": 0, "search": {"ratios": (0.2, 0.5), "min_keep": 1}, "limit": math.inf}
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from saap_jax.llama.files.write import new_output
-from saap_jax.runtime.locks import held, lock_of
+from saap_jax.runtime.files import held
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from saap_jax.runtime.locks import held
+from saap_jax.runtime.files import held
 with held(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(60)
@@ -43,7 +43,7 @@ def test_the_second_is_told_who_holds_it(other, tmp_path):
     ):
         pytest.fail("two at once")
     assert time.monotonic() - start < 2
-    for said in (f"process {other.pid} on {os.uname().nodename}, since 2", str(lock_of(tmp_path / "runs" / "one"))):
+    for said in (f"process {other.pid} on {os.uname().nodename}, since 2", str(tmp_path / "runs" / ".one.lock")):
         assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     with held(tmp_path / "runs" / "two", "another run"):
@@ -55,7 +55,7 @@ def test_a_kill_releases_it(other, tmp_path):
     other.wait()
     assert os.listdir(tmp_path / "runs") == [".one.lock"]
     with held(tmp_path / "runs" / "one", "the run"):
-        assert f"process {os.getpid()} " in lock_of(tmp_path / "runs" / "one").read_text()
+        assert f"process {os.getpid()} " in (tmp_path / "runs" / ".one.lock").read_text()
     assert os.listdir(tmp_path / "runs") == []
 
 
@@ -89,15 +89,12 @@ def test_a_thread_may_hold_it_twice_and_another_may_not(tmp_path):
     assert found[1:] == ["two at once"], "it is free again"
 
 
-def test_a_lock_says_only_what_can_be_printed(tmp_path):
-    from saap_jax.runtime.locks import holder
-
-    lock = tmp_path / ".x.lock"
-    lock.write_bytes(b"process 1\x1b[31m\n\xff" + b"a" * 9999)
-    assert "\x1b" not in holder(lock)
-    assert "\n" not in holder(lock)
-    assert len(holder(lock)) <= 300
-    assert holder(tmp_path / "none") == "another process"
+def test_a_lock_says_only_what_can_be_printed(other, tmp_path):
+    (tmp_path / "runs" / ".one.lock").write_bytes(b"process 1\x1b[31m\n\xff" + b"a" * 9999)
+    with pytest.raises(ValueError, match=r"in use: process 1\[31m") as caught, held(tmp_path / "runs" / "one", "it"):
+        pytest.fail("two at once")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 600
 
 
 @pytest.mark.parametrize("suffix", [None, ".gguf"])

@@ -20,7 +20,7 @@ from saap_jax.recovery.methods import full
 from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.train import Schedule, microbatches, split, start, train_step
 from saap_jax.runtime.constraints import on_mesh_of
-from saap_jax.runtime.mesh import layout_of, put
+from saap_jax.runtime.mesh import laid_out, layout_of
 from tests.helpers import RELATIVES, changed, random_model
 from tests.recovery.helpers import rows_of
 
@@ -76,7 +76,7 @@ def test_a_step_of_recovery_is_that_of_one_device(family):
     batch = {name: array[:4] for name, array in batch.items()}
     assert len(batch["tokens"]) == 4
     trained, moments, norms = [], [], []
-    for model in (alone, put(alone, layout(MESHES[family]))):
+    for model in (alone, laid_out(alone, layout(MESHES[family]))):
         state, frozen = split(full().prepare(model, jax.random.key(0)), full().trainable)
         schedule = Schedule(learning_rate=1e-2, warmup=0, steps=4)
         begun = start(state, schedule)

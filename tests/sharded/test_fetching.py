@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from saap_jax.runtime import gather
 from saap_jax.runtime.gather import fetched
 from tests.sharded.test_processes import port, started
 
@@ -24,7 +23,6 @@ from tests.sharded.test_fetching import DTYPES, SPECS, reference
 coordinator, processes, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(coordinator, processes, number)
-gather.PIECE = 1024  # so that there are several, the last of them not full
 mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, -1), ("x", "y"))
 for spec in SPECS:
     for dtype in DTYPES:
@@ -60,17 +58,6 @@ def test_on_eight_devices(spec, dtype):
 def test_on_one_device_it_is_a_view():
     array = jnp.arange(6.0).reshape(2, 3)
     assert np.shares_memory(fetched(array), fetched(array, 1))
-
-
-def test_a_piece_is_as_large_as_is_needed_and_no_larger(monkeypatch):
-    said, put = [], jax.device_put
-    monkeypatch.setattr(jax, "device_put", lambda x, device: (said.append(x.nbytes), put(x, device))[1])
-    for length, sizes in ((10, [1024]), (1024, [1024]), (1025, [2048]), (9 * 2**20, [2**22] * 3)):
-        own = np.arange(length, dtype=np.uint8)
-        received = gather._exchanged([own[:3], own[3:]], length)
-        np.testing.assert_array_equal(received[0, :length], own)
-        assert said == sizes
-        said.clear()
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 1)])

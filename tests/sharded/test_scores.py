@@ -18,7 +18,7 @@ from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, sav
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import ones_gates
 from saap_jax.runtime.constraints import on_mesh_of
-from saap_jax.runtime.mesh import layout_of, mesh_of, put, settled, shard
+from saap_jax.runtime.mesh import laid_out, layout_of, mesh_of, settled, shard
 from saap_jax.structures import parameters_by_path
 from saap_jax.surgery.cut import cut
 from saap_jax.types import Remat
@@ -77,7 +77,7 @@ def test_scores_and_choices_do_not_depend_on_the_mesh(config, model, batches, es
     """Second derivatives, whose programs take longest to compile, on the mixed mesh alone."""
     if config != MIXED:
         estimators = {name: made for name, made in estimators.items() if GATE_HESSIAN not in made.needs}
-    sharded = put(model, layout_of(config, devices(config)))
+    sharded = laid_out(model, layout_of(config, devices(config)))
     statistics, scores = scores_of(sharded, batches, estimators, REMAT[config])
     for name, by_structure in scores.items():
         for structure, values in by_structure.items():
@@ -99,7 +99,7 @@ def test_a_device_works_on_its_own_examples_only(model, batches):
     """Also where every device holds all of them: the model says which are its own."""
     needs, flops = frozenset({GATE_GRADIENT}), []
     for config in (None, MESHES[0]):
-        own = model if config is None else put(model, layout_of(config, devices(config)))
+        own = model if config is None else laid_out(model, layout_of(config, devices(config)))
         state, losses, gates = settled(
             ({need: need.init(own, Plan(8)) for need in needs}, jnp.zeros(8), ones_gates(own.segments)), mesh_of(own)
         )
@@ -113,7 +113,7 @@ def test_a_device_works_on_its_own_examples_only(model, batches):
 def test_a_mesh_with_other_examples_gives_other_scores(model, batches, estimators, alone):
     changed = [(np.roll(batches[0][0], 1, axis=1), batches[0][1]), batches[1]]
     some = {"gate_fisher": estimators["gate_fisher"]}
-    _, scores = scores_of(put(model, layout_of(MIXED, devices(MIXED))), changed, some)
+    _, scores = scores_of(laid_out(model, layout_of(MIXED, devices(MIXED))), changed, some)
     assert not np.allclose(scores["gate_fisher"]["mlp"], alone["gate_fisher"]["mlp"], rtol=1e-3)
 
 
@@ -121,7 +121,7 @@ def test_narrow_parameters_have_wide_statistics(model, batches, estimators):
     """Rounded differently where sums are split, and still the scores of one device to the precision of bfloat16."""
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
     some = {"fisher": estimators["fisher"]}
-    statistics, scores = scores_of(put(narrow, layout_of(MIXED, devices(MIXED))), batches, some, "full")
+    statistics, scores = scores_of(laid_out(narrow, layout_of(MIXED, devices(MIXED))), batches, some, "full")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(statistics.values)} == {"float32"}
     for name, wanted in scores_of(narrow, batches, some)[1].items():
         for structure, values in wanted.items():
@@ -130,7 +130,7 @@ def test_narrow_parameters_have_wide_statistics(model, batches, estimators):
 
 def test_statistics_are_saved_and_read_where_they_lie(model, batches, estimators, tmp_path):
     some = {name: estimators[name] for name in ("fisher", "wanda")}
-    sharded = put(model, layout_of(MIXED, devices(MIXED)))
+    sharded = laid_out(model, layout_of(MIXED, devices(MIXED)))
     statistics, scores = scores_of(sharded, batches, some)
     read = load_statistics(save_statistics(tmp_path / "s", {"a": statistics}), sharded)["a"]
     for ours, theirs in zip(*map(jax.tree.leaves, (read, statistics)), strict=True):
@@ -145,7 +145,7 @@ def test_a_sharded_model_is_cut_and_saved_as_a_whole_one(config, model, tmp_path
     """Widths that the mesh does not divide any more are held whole; what is saved is what one device saves."""
     keep = {"attention": np.ones((2, 4), bool), "mlp": np.ones((2, 16), bool)}
     keep["attention"][0, 1] = keep["mlp"][1, :3] = False
-    sharded = cut(put(model, layout_of(config, devices(config))), keep)
+    sharded = cut(laid_out(model, layout_of(config, devices(config))), keep)
     whole = cut(model, keep)
     assert sharded.spec == whole.spec
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(sharded))
@@ -159,7 +159,7 @@ def test_a_sharded_model_is_cut_and_saved_as_a_whole_one(config, model, tmp_path
 
 @pytest.mark.parametrize("config", MESHES, ids=mesh_name)
 def test_losses_do_not_depend_on_the_mesh(config, model, batches):
-    sharded = put(model, layout_of(config, devices(config)))
+    sharded = laid_out(model, layout_of(config, devices(config)))
     keep = {"attention": np.ones((2, 4), bool), "mlp": np.ones((2, 16), bool)}
     keep["attention"][1, 2] = keep["mlp"][0, 5:9] = False
     for ours, single in zip(
@@ -176,7 +176,7 @@ def test_loading_onto_a_mesh_reads_the_same_parameters(config, model, tmp_path):
     path = save_model(model, tmp_path / "model")
     where = layout_of(config, devices(config))
     loaded = load_model(path, layout=where)
-    for ours, theirs, wanted in zip(*map(jax.tree.leaves, (loaded, model, put(model, where))), strict=True):
+    for ours, theirs, wanted in zip(*map(jax.tree.leaves, (loaded, model, laid_out(model, where))), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
         assert ours.sharding == wanted.sharding
 

@@ -41,8 +41,8 @@ from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
 from saap_jax.runtime.errors import one_line, read_object, reading, shown
 from saap_jax.runtime.mesh import Layout, check_experts, shardings, taken_in
+from saap_jax.runtime.progress import within
 from saap_jax.runtime.remote import fetched, is_remote
-from saap_jax.runtime.steps import within
 from saap_jax.types import STRUCTURES, Keep
 
 _ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if it starts at a multiple of this

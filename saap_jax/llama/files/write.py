@@ -15,11 +15,10 @@ from saap_jax.llama.files.hf_layout import Stored, stored_parameters, stored_sha
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import QuantizedArray
 from saap_jax.llama.spec import LayerWidths
-from saap_jax.runtime.files import plain, write_atomically
+from saap_jax.runtime.files import held, plain, write_atomically
 from saap_jax.runtime.gather import fetched
-from saap_jax.runtime.locks import held
 from saap_jax.runtime.processes import barrier, broadcast, is_primary
-from saap_jax.runtime.steps import within
+from saap_jax.runtime.progress import within
 
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Name of a dtype of parameters -> how safetensors calls it."""

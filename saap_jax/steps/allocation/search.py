@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.steps.allocation.budget import (
     SLACK,
     Blocks,
@@ -65,9 +64,6 @@ class Selection(NamedTuple):
         for structure, kept in self.keep.items():
             for layer, units in enumerate(np.atleast_2d(kept)):
                 yield {"structure": structure, "layer": layer, "kept": int(np.sum(units))}
-
-    to_dataframe = to_dataframe
-    _repr_html_ = repr_html
 
     def __repr__(self) -> str:
         kept = ", ".join(f"{name} {int(np.sum(units)):,}" for name, units in self.keep.items())

@@ -11,7 +11,6 @@ from saap_jax.estimation import GATE_GRADIENT, Statistics, make_estimators, scor
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.observe import curvature_of
 from saap_jax.estimation.registry import names_file
-from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps.score.fusion import Fused, FusionMethod, FusionScope, PerExample, fuse
@@ -104,9 +103,6 @@ class Calibrated(NamedTuple):
                         if not np.isnan(value):
                             yield {"scenario": scenario, "estimator": estimator, "structure": structure,
                                    "layer": layer, "unit": unit, "score": float(value)}  # fmt: skip
-
-    to_dataframe = to_dataframe
-    _repr_html_ = repr_html
 
     def __repr__(self) -> str:
         shapes = {name: list(np.shape(values)) for name, values in self.scores(self.estimators[0]).items()}
