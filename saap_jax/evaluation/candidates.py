@@ -103,16 +103,11 @@ def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Group]:
         raise ValueError(f"at_once: expected at least 1, got {at_once}")
     if not keeps:
         return []
-    layers, whole = [_by_layer(keep) for keep in keeps], _by_layer(existing)
+    whole, *layers = [np.concatenate([keep[name] for name in STRUCTURES], axis=1) for keep in (existing, *keeps)]
     shared = [max(_common([of, each]) for of in (whole, layers[0])) for each in layers]
     order = sorted(range(len(keeps)), key=lambda number: -shared[number])
     pieces = [order[first : first + at_once] for first in range(0, len(order), at_once)]
     return [Group(tuple(piece), _common([layers[n] for n in piece])) for piece in pieces]
-
-
-def _by_layer(keep: Keep) -> Bool[np.ndarray, "_layers _units"]:
-    """Put side by side what of each layer is kept."""
-    return np.concatenate([keep[name] for name in STRUCTURES], axis=1)
 
 
 def _common(layers: Sequence[Bool[np.ndarray, "_layers _units"]]) -> int:

@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.resample import LEVEL, holm, resamples_for, shares, sureness
+from saap_jax.evaluation.resample import LEVEL, counts, holm, resamples_for, sureness
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.runs.records import Frontier, FrontierLine, Row, RunRecord
+from saap_jax.runs.records import Row, RunRecord
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -43,11 +43,6 @@ class Bracket(NamedTuple):
         if math.isinf(self.high):
             return self.top if self.low < self.top else None
         return round((self.low + self.high) / 2, 6) if self.high - self.low > tolerance else None
-
-    def narrowed(self, ratio: float, holds: bool) -> "Bracket":
-        """Tell what is known once `ratio` was tried."""
-        ends = {"low": ratio} if holds else {"high": ratio}
-        return self._replace(**ends, rounds=self.rounds + 1)
 
 
 def first_bracket(ratios: Sequence[float], holds: Sequence[bool], top: float) -> Bracket:
@@ -78,8 +73,9 @@ def bisect(
         asked = {key: ratio for key, ratio in asked.items() if ratio is not None}
         if not asked:
             return found
-        held = judge(asked)
-        found |= {key: found[key].narrowed(ratio, held[key]) for key, ratio in asked.items()}
+        for key, held in judge(asked).items():
+            ends = {"low" if held else "high": asked[key]}
+            found[key] = found[key]._replace(**ends, rounds=found[key].rounds + 1)
 
 
 def knee(
@@ -183,92 +179,61 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
     """
     frontier, metric = run["frontier"], run["frontier"]["metric"]
     dense = np.asarray(run["dense"]["losses"][metric], np.float64)
-    scale = scale_of(metric)
-    rows: dict[tuple[str, int], list[Row]] = {}
-    for candidate in candidates:
-        rows.setdefault((candidate["variant"], candidate["seed"]), []).append(candidate)
-    variants: dict[str, list[FrontierLine]] = {}
+    scale, lines = scale_of(metric), {}
     for line in frontier["lines"]:
-        variants.setdefault(line["variant"], []).append(line)
-    resamples = resamples_for(len(variants) - 1, frontier["resamples"])
-    random, unpruned = np.random.default_rng(seed), {**run["dense"], "candidate": "dense"}
-    draws = _Draws(*(shares(count, resamples, random) for count in (len(dense), max(map(len, variants.values())))))
-    found, ratios = [], {}
-    for variant, lines in variants.items():
-        curves = [sorted(rows[variant, line["seed"]], key=lambda row: row["ratio_asked"]) for line in lines]
-        at = [
-            next((row for row in curve if row["ratio_asked"] == line["ratio"]), unpruned)
-            for curve, line in zip(curves, lines, strict=True)
-        ]
-        ratios[variant] = draws.means(_ratios(dense, curves, frontier, draws))
+        lines.setdefault(line["variant"], []).append(line)
+    resamples = resamples_for(len(lines) - 1, frontier["resamples"])
+    random, windows = np.random.default_rng(seed), len(dense)
+    by_window, by_seed = (
+        counts(count, resamples, random) / count for count in (windows, max(len(each) for each in lines.values()))
+    )
+
+    def curve(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+        """Ratios `[points]` and the loss of each window there `[points, windows]`, the unpruned model first."""
+        losses = np.stack([dense, *(np.asarray(row["losses"][metric], np.float64) for row in rows)])
+        return np.array([0.0, *(row["ratio_asked"] for row in rows)]), losses
+
+    def estimate(values: Sequence[float], drawn: Sequence[np.ndarray]) -> tuple[Estimate, np.ndarray]:
+        """The mean of one value a seed, with its interval, and the mean in each draw; NaN does not count."""
+        known = np.isfinite(drawn)
+        weights = by_seed.T * known
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = (weights * np.where(known, drawn, 0)).sum(axis=0) / weights.sum(axis=0)
+        low, high, _ = sureness(means[np.isfinite(means)], windows).tolist()
+        of = np.array(values, np.float64)[np.isfinite(values)]
+        mean = float(of.mean()) if len(of) else math.nan
+        return Estimate(mean, float(of.std(ddof=1)) if len(of) > 1 else math.nan, low, high), means
+
+    found, drawn_ratios = [], {}
+    for variant, own in lines.items():
+        at, ratios, knees, knees_drawn = [], [], [], []
+        for line in own:
+            rows = [row for row in candidates if (row["variant"], row["seed"]) == (variant, line["seed"])]
+            rows.sort(key=lambda row: row["ratio_asked"])
+            points, losses = curve(rows)
+            drawn = np.einsum("dw,pw->dp", by_window, losses)
+            worse = math.log1p(frontier["percent"] / 100)
+            limits = drawn[:, 0] + (worse if scale.logarithmic else np.abs(drawn[:, 0]) * frontier["percent"] / 100)
+            ratios.append(crossing(points, drawn, limits))
+            points, losses = curve([row for row in rows if row["ratio_asked"] in frontier["ratios"]])  # not bisected
+            knees.append(float(knee(points, losses.mean(axis=1))))
+            knees_drawn.append(knee(points, np.einsum("dw,pw->dp", by_window, losses)))
+            at.append(next((row for row in rows if row["ratio_asked"] == line["ratio"]), run["dense"]))
+        ratio, drawn_ratios[variant] = estimate([line["ratio"] for line in own], ratios)
         found.append(
             Found(
                 variant,
-                len(lines),
-                draws.estimate(np.array([line["ratio"] for line in lines]), ratios[variant]),
+                len(own),
+                ratio,
                 float(np.mean([row.get("ratio_actual", 0.0) for row in at])),
                 scale.value(float(np.mean([scale.loss(row["ppl"][metric]) for row in at]))),
-                _knee(dense, curves, frontier, draws),
-                sum(line["breaks_at"] is None for line in lines),
-                tuple(sorted({ratio for line in lines for ratio in line["again"]})),
-                windows=len(dense),
+                estimate(knees, knees_drawn)[0],
+                sum(line["breaks_at"] is None for line in own),
+                tuple(sorted({ratio for line in own for ratio in line["again"]})),
+                windows=windows,
             )
         )
     first, *others = sorted(found, key=lambda each: -each.ratio.mean)
-    differences = (ratios[first.variant] - ratios[each.variant] for each in others)
-    p_values = holm([float(sureness(each, len(dense))[2]) for each in differences]).tolist()
+    differences = (drawn_ratios[first.variant] - drawn_ratios[each.variant] for each in others)
+    p_values = holm([float(sureness(each, windows)[2]) for each in differences]).tolist()
     return [first, *(each._replace(p_value=p) for each, p in zip(others, p_values, strict=True))]
-
-
-class _Draws(NamedTuple):
-    """Weights of bootstrap draws, `[draws, windows]` and `[draws, seeds]`, rows that sum to 1."""
-
-    windows: np.ndarray
-    seeds: np.ndarray
-
-    def means(self, drawn: np.ndarray) -> np.ndarray:
-        """Take the mean over the seeds of each draw, of the numbers `[seeds, draws]`; NaN does not count."""
-        known = np.isfinite(drawn)
-        weights = self.seeds.T * known
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (weights * np.where(known, drawn, 0)).sum(axis=0) / weights.sum(axis=0)
-
-    def estimate(self, values: np.ndarray, means: np.ndarray) -> Estimate:
-        """Take the mean of one value a seed, with its interval from the `means` of each draw. NaN does not count."""
-        low, high, _ = sureness(means[np.isfinite(means)], self.windows.shape[1]).tolist()
-        values = values[np.isfinite(values)]
-        mean = float(values.mean()) if len(values) else math.nan
-        return Estimate(mean, float(values.std(ddof=1)) if len(values) > 1 else math.nan, low, high)
-
-
-def _curve(dense: np.ndarray, rows: Sequence[Row], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Collect ratios `[points]` and the loss of each window there `[points, windows]`, the unpruned model first."""
-    losses = np.stack([dense, *(np.asarray(row["losses"][metric], np.float64) for row in rows)])
-    return np.array([0.0, *(row["ratio_asked"] for row in rows)]), losses
-
-
-def _ratios(
-    dense: np.ndarray, curves: Sequence[Sequence[Row]], frontier: Frontier, draws: _Draws
-) -> Float[np.ndarray, "seeds draws"]:
-    """Find the largest ratio that holds the limit, of each seed in each draw."""
-    drawn = []
-    for rows in curves:
-        ratios, each = _curve(dense, rows, frontier["metric"])
-        losses = np.einsum("dw,pw->dp", draws.windows, each)
-        if scale_of(frontier["metric"]).logarithmic:
-            limits = losses[:, 0] + math.log1p(frontier["percent"] / 100)
-        else:
-            limits = losses[:, 0] + np.abs(losses[:, 0]) * frontier["percent"] / 100
-        drawn.append(crossing(ratios, losses, limits))
-    return np.stack(drawn)
-
-
-def _knee(dense: np.ndarray, curves: Sequence[Sequence[Row]], frontier: Frontier, draws: _Draws) -> Estimate:
-    """Find the knee of the curves on the grid: at points of bisection the curve is not looked at more closely."""
-    values, drawn = [], []
-    for rows in curves:
-        points = [row for row in rows if row["ratio_asked"] in frontier["ratios"]]
-        ratios, losses = _curve(dense, points, frontier["metric"])
-        values.append(knee(ratios, losses.mean(axis=1)))
-        drawn.append(knee(ratios, np.einsum("dw,pw->dp", draws.windows, losses)))
-    return draws.estimate(np.array(values, np.float64), draws.means(np.stack(drawn)))

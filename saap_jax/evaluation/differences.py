@@ -8,15 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saap_jax.evaluation.resample import (
-    FEWEST,
-    few,
-    format_interval,
-    resamples_for,
-    shares,
-    sureness,
-    two_way_means,
-)
+from saap_jax.evaluation.resample import FEWEST, counts, few, format_interval, resamples_for, sureness, two_way_means
 from saap_jax.evaluation.scales import LOSS, PERPLEXITY, Scale
 from saap_jax.runtime.words import signed
 
@@ -61,8 +53,7 @@ class Difference(NamedTuple):
         >>> Difference(np.log(0.9), np.log(0.8), 0.0).percent
         (-10.0, -20.0, 0.0)
         """
-        ends = (self.value, self.low, self.high)
-        value, low, high = (round(self.scale.percent(float(end), self.base), 12) for end in ends)
+        value, low, high = (round(self.scale.percent(float(end), self.base), 12) for end in self[:3])
         return value, low, high
 
     @property
@@ -85,7 +76,7 @@ class Difference(NamedTuple):
             )
         if not math.isfinite(self.value) or any(map(math.isnan, self.percent[: 1 if math.isnan(self.low) else 3])):
             return f"A and B cannot be compared: a {self.scale.noun} is not finite"
-        return _in_words(self.scale.noun, self.percent, self.sure, few(self.windows), " %", " %")
+        return _in_words(self.scale.noun, self.percent, few(self.windows), " %", " %")
 
 
 class AccuracyDifference(NamedTuple):
@@ -115,19 +106,16 @@ class AccuracyDifference(NamedTuple):
         """
         if self.points == self.low == self.high == 0:
             return "A and B are right on the same items"
-        ends = (self.points, self.low, self.high)
-        return _in_words("accuracy", ends, self.sure, few(self.items, "item"), " points")
+        return _in_words("accuracy", self[:3], few(self.items, "item"), " points")
 
 
-def _in_words(
-    noun: str, ends: tuple[float, float, float], sure: bool, why_not: str, unit: str, unit_of_ends: str = ""
-) -> str:
+def _in_words(noun: str, ends: tuple[float, float, float], why_not: str, unit: str, unit_of_ends: str = "") -> str:
     """Say who is better, of a difference A - B with its interval; `why_not` says why there is none."""
     value, low, high = ends
     digits = decimals_of(value)
     if math.isnan(low):
         return f"who is better is not known: the difference is {signed(value, digits)}{unit}, {why_not}"
-    if not sure:
+    if low <= 0 <= high:
         interval = format_interval(low, high, lambda end: signed(end, digits))
         shown = f"{signed(value, digits)}{unit} ({interval}{unit_of_ends})"
         return f"A and B cannot be told apart: the difference is {shown}"
@@ -240,8 +228,7 @@ def p_values_against(
 ) -> Float[np.ndarray, "variants"]:
     """Test "as good as the base" of each variant: two-sided p-values, NaN where a loss is not finite.
 
-    Arguments and errors are those of `differences_against`; by default there are as many resamples as are needed to
-    adjust the p-values for their number.
+    As `differences_against`; by default there are as many resamples as adjusting the p-values for their number takes.
     """
     found = differences_against(base, others, resamples=resamples or resamples_for(len(others)), seed=seed)
     return np.array([difference.p_value for difference in found], np.float64)
@@ -270,28 +257,28 @@ def paired_tasks(
         ValueError: not the same tasks, items and seeds of both models, or a task without items.
     """
     _check_options(resamples, level)
-    if not a or a.keys() != b.keys():
-        raise ValueError(f"paired_tasks: expected the same tasks of both models, got {[*a]} and {[*b]}")
-    seeds = {outcomes.shape[:1] for each in (a, b) for outcomes in each.values()}
-    if len(seeds) > 1 or any(a[task].shape != b[task].shape or not a[task].size for task in a):
-        shapes = {task: (a[task].shape, b[task].shape) for task in a}
-        raise ValueError(f"paired_tasks: expected [seeds, items] of one item or more, twice the same, got {shapes}")
-    (count,) = seeds.pop()
-    by_seed = shares(count, resamples, np.random.default_rng(seed))
-    found, points, wins, means, items = {}, [], [], [], []
+    shapes = {task: (a[task].shape, b[task].shape if task in b else None) for task in a}
+    seeds = {shape[0] for shape, _ in shapes.values()}
+    if a.keys() != b.keys() or len(seeds) != 1 or any(of_a != of_b or 0 in of_a for of_a, of_b in shapes.values()):
+        raise ValueError(
+            "paired_tasks: expected the same tasks of both models, [seeds, items] of one item or more, twice the same, "
+            f"got {shapes} of A and tasks {[*b]} of B"
+        )
+    random, found, every = np.random.default_rng(seed), {}, []
+    by_seed = counts(*seeds, resamples, random) / max(seeds)
     for task in a:
         difference = np.asarray(a[task], np.float64) - np.asarray(b[task], np.float64)
-        points.append(100 * float(difference.mean()))
-        wins.append(0.5 + float(difference.mean()) / 2)
-        items.append(difference.shape[1])
+        items, mean = difference.shape[1], float(difference.mean())
         sign = 1 if difference.sum() >= 0 else -1  # one order of draws, so that a swap mirrors exactly
-        patterns, counts = np.unique(sign * difference, axis=1, return_counts=True)
+        patterns, often = np.unique(sign * difference, axis=1, return_counts=True)
         random = np.random.default_rng([seed, zlib.crc32(task.encode())])
-        drawn = random.multinomial(items[-1], counts / items[-1], size=resamples) / items[-1]
-        means.append(100 * (sign * np.einsum("rs,sp,rp->r", by_seed, patterns, drawn, optimize=True)))
-        low, high, p = sureness(means[-1], items[-1], level).tolist()
-        found[task] = AccuracyDifference(points[-1], low, high, wins[-1], p, items[-1])
+        drawn = random.multinomial(items, often / items, size=resamples) / items
+        every.append(100 * (sign * np.einsum("rs,sp,rp->r", by_seed, patterns, drawn, optimize=True)))
+        low, high, p = sureness(every[-1], items, level).tolist()
+        found[task] = AccuracyDifference(100 * mean, low, high, 0.5 + mean / 2, p, items)
     if len(a) > 1:
-        low, high, p = sureness(np.mean(means, axis=0), min(items), level).tolist()
-        found[ALL] = AccuracyDifference(float(np.mean(points)), low, high, float(np.mean(wins)), p, min(items))
+        fewest = min(each.items for each in found.values())
+        points, wins = (float(np.mean([each[place] for each in found.values()])) for place in (0, 3))
+        low, high, p = sureness(np.mean(every, axis=0), fewest, level).tolist()
+        found[ALL] = AccuracyDifference(points, low, high, wins, p, fewest)
     return found

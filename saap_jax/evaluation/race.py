@@ -90,28 +90,24 @@ def race(
         )
     left, seen, p_values = [*range(len(losses))], np.zeros(len(losses), int), np.ones(len(losses))
     others, pairs = len(losses) - 1, len(losses) * (len(losses) - 1) / 2
-
-    def verdict(ending: Ending, following: int = 0) -> Verdict:
-        return Verdict(tuple(left), tuple(seen.tolist()), ending, following, tuple(p_values.tolist()))
-
-    if len(left) == 1:
-        return verdict("alone")
-    for count in looks:
+    ending: Ending = "spent" if others else "alone"
+    following = 0
+    for count in looks if others else ():
         if any(losses[each].shape[1] < count for each in left):
-            return verdict("", count)
+            ending, following = "", count
+            break
         seen[left] = count
         found = pairwise(np.stack([losses[each][:, :count].mean(axis=0) for each in left]))
         evidence = np.where(found.gap > ROUNDING, log_evidence_above(found.t, count), -np.inf).max(axis=1)
         p_values[left] = np.minimum(p_values[left], np.exp(np.minimum(math.log(others) - evidence, 0)))
         stay = p_values[left] > level
         left = [each for each, stays in zip(left, stay, strict=True) if stays]
-        if len(left) == 1:
-            return verdict("alone")
         with np.errstate(invalid="ignore"):
-            half = found.error * boundary(count, math.log(pairs / level))
-        if margin and (np.abs(found.gap) + half)[np.ix_(stay, stay)].max() < margin:
-            return verdict("tied")
-    return verdict("spent")
+            reach = np.abs(found.gap) + found.error * boundary(count, math.log(pairs / level))
+        if len(left) == 1 or (margin and reach[np.ix_(stay, stay)].max() < margin):
+            ending = "alone" if len(left) == 1 else "tied"
+            break
+    return Verdict(tuple(left), tuple(seen.tolist()), ending, following, tuple(p_values.tolist()))
 
 
 class Pairs(NamedTuple):
@@ -123,7 +119,7 @@ class Pairs(NamedTuple):
 
 
 def pairwise(losses: Float[np.ndarray, "variants windows"]) -> Pairs:
-    """Return how the losses of each pair differ on the same windows.
+    """Tell how the losses of each pair differ on the same windows.
 
     Of losses that are not finite: a variant with one is infinitely worse than one without, surely; of two with one
     nothing is known.
@@ -135,18 +131,15 @@ def pairwise(losses: Float[np.ndarray, "variants windows"]) -> Pairs:
     error = np.sqrt(differences.var(axis=-1, ddof=1) / losses.shape[1])
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(gap == 0, 0.0, gap / error)
-    sure, unknown = finite[:, None] != finite, ~finite[:, None] & ~finite
+    cases = [finite[:, None] != finite, ~finite[:, None] & ~finite]  # surely worse or better; unknown
     endless = np.where(finite[:, None], -np.inf, np.inf)
-    return Pairs(
-        np.where(sure, endless, np.where(unknown, 0.0, gap)),
-        np.where(sure, 0.0, np.where(unknown, np.inf, error)),
-        np.where(sure, endless, np.where(unknown, 0.0, t)),
-    )
+    choices = (((endless, 0.0), gap), ((0.0, np.inf), error), ((endless, 0.0), t))
+    return Pairs(*(np.select(cases, both, otherwise) for both, otherwise in choices))
 
 
 @functools.cache
 def boundary(count: int, threshold: float) -> float:
-    """Return the |t| of `count` differences at which their e-value reaches e^threshold; infinite where none does."""
+    """Find the |t| of `count` differences at which their e-value reaches e^threshold; infinite where none does."""
     low, high = 0.0, 1e6
     if float(log_evidence(high, count)) < threshold:
         return math.inf
@@ -156,34 +149,28 @@ def boundary(count: int, threshold: float) -> float:
     return high
 
 
-def log_evidence(t: float | Float[np.ndarray, "*pairs"], count: int) -> Float[np.ndarray, "*pairs"]:
-    """Return the logarithm of the e-value of a t statistic of `count` differences, against a mean of 0.
+def log_evidence(
+    t: float | Float[np.ndarray, "*pairs"], count: int, *, above: bool = False
+) -> Float[np.ndarray, "*pairs"]:
+    """Compute the logarithm of the e-value of a t statistic of `count` differences, against a mean of 0.
 
     >>> log_evidence(0.0, 100).round(2).item(), log_evidence(5.0, 100).round(2).item()
     (-1.32, 8.44)
     """
-    return np.asarray(np.logaddexp.reduce(_by_scale(_bounded(t), count), axis=-1) - math.log(len(SCALES)))
+    t = np.clip(np.asarray(t, np.float64), -1e150, 1e150)[..., None]  # an axis for scales; its square is finite
+    square, free, spread = np.square(t), count - 1, count * np.asarray(SCALES)
+    each = -0.5 * np.log1p(spread) + 0.5 * count * (np.log1p(square / free) - np.log1p(square / (free * (1 + spread))))
+    if above:
+        posterior = t * np.sqrt(spread / (1 + spread) * count / (free + square / (1 + spread)))
+        with np.errstate(divide="ignore"):
+            each = each + np.log(2 * stdtr(count, posterior))
+    return np.asarray(np.logaddexp.reduce(each, axis=-1) - math.log(len(SCALES)))
 
 
 def log_evidence_above(t: float | Float[np.ndarray, "*pairs"], count: int) -> Float[np.ndarray, "*pairs"]:
-    """Return the logarithm of the e-value e⁺ of a t statistic of `count` differences, against a mean of 0 or below.
+    """Compute the logarithm of the e-value e⁺ of a t statistic of `count` differences, against a mean of 0 or below.
 
     >>> [log_evidence_above(t, 100).round(2).item() for t in (-5.0, 0.0, 5.0)]
     [-2.91, -1.32, 9.13]
     """
-    value, spread = _bounded(t), count * np.asarray(SCALES)
-    posterior = value * np.sqrt(spread / (1 + spread) * count / (count - 1 + np.square(value) / (1 + spread)))
-    with np.errstate(divide="ignore"):
-        each = _by_scale(value, count) + np.log(2 * stdtr(count, posterior))
-    return np.asarray(np.logaddexp.reduce(each, axis=-1) - math.log(len(SCALES)))
-
-
-def _bounded(t: float | Float[np.ndarray, "*pairs"]) -> Float[np.ndarray, "*pairs 1"]:
-    """Return t with an axis for scales, so that its square is finite."""
-    return np.clip(np.asarray(t, np.float64), -1e150, 1e150)[..., None]
-
-
-def _by_scale(t: Float[np.ndarray, "*pairs 1"], count: int) -> Float[np.ndarray, "*pairs scales"]:
-    """Return log e of each variance of `SCALES`."""
-    square, free, spread = np.square(t), count - 1, count * np.asarray(SCALES)
-    return -0.5 * np.log1p(spread) + 0.5 * count * (np.log1p(square / free) - np.log1p(square / (free * (1 + spread))))
+    return log_evidence(t, count, above=True)

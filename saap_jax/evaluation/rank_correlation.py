@@ -92,20 +92,16 @@ def fidelity(
         for estimator, by_structure in scores.items():
             values = _measured(estimator, by_structure, measured)
             random = np.random.default_rng(seed)  # anew: every estimator meets the same resamples
-            found[estimator] = bootstrap(values, truth, resamples, random)
-            if scope == "pooled":
-                found[estimator] += [Resampled(math.nan, np.empty(0), 0)] * 2
-            else:
-                found[estimator] += bootstrap_layers(values, truth, layers, resamples, random)
-        if windows:  # neither does it say more than the windows do
-            found = {name: [each._replace(size=min(each.size, windows)) for each in own] for name, own in found.items()}
+            own = bootstrap(values, truth, resamples, random)
+            own += [NONE] * 2 if scope == "pooled" else bootstrap_layers(values, truth, layers, resamples, random)
+            if windows:  # neither does it say more than the windows do
+                own = [each._replace(size=min(each.size, windows)) for each in own]
+            found[estimator] = own
         compared = [_against_highest({name: own[place] for name, own in found.items()}) for place in range(4)]
         rows += [
-            Fidelity(
-                estimator, scope, measure, len(truth), own.value, *own.interval(level), by_name[estimator], windows
-            )
+            Fidelity(estimator, scope, name, len(truth), own.value, *own.interval(level), p_values[estimator], windows)
             for estimator, each in found.items()
-            for measure, own, by_name in zip(MEASURES, each, compared, strict=True)
+            for name, own, p_values in zip(MEASURES, each, compared, strict=True)
         ]
     return rows
 
@@ -119,22 +115,24 @@ class Resampled(NamedTuple):
     """Units or layers that a resample is drawn from."""
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Return the percentile interval; resamples without a correlation (one unit only) are left out."""
+        """The percentile interval; resamples without a correlation (one unit only) are left out."""
         drawn = self.drawn[np.isfinite(self.drawn)] if math.isfinite(self.value) else np.empty(0)
         low, high, _ = sureness(drawn, self.size, level).tolist()
         return low, high
 
 
+NONE = Resampled(math.nan, np.empty(0), 0)
+
+
 def _against_highest(found: Mapping[str, Resampled]) -> dict[str, float]:
     """Compute Holm's p-value of each estimator against the one of the highest correlation; NaN of that one itself."""
     known = {name: own for name, own in found.items() if math.isfinite(own.value)}
+    highest = max(known, key=lambda name: known[name].value, default="")
     p_values = dict.fromkeys(found, math.nan)
-    if known:
-        highest = max(known, key=lambda name: known[name].value)
-        for name in known.keys() - {highest}:
-            difference = known[highest].drawn - known[name].drawn
-            size = min(known[highest].size, known[name].size)
-            p_values[name] = float(sureness(difference[np.isfinite(difference)], size)[2])
+    for name in known.keys() - {highest}:
+        difference = known[highest].drawn - known[name].drawn
+        size = min(known[highest].size, known[name].size)
+        p_values[name] = float(sureness(difference[np.isfinite(difference)], size)[2])
     return dict(zip(p_values, holm([*p_values.values()]).tolist(), strict=True))
 
 
@@ -153,18 +151,10 @@ def correlations(
     def pairs(x: np.ndarray) -> np.ndarray:
         return np.sum((counts @ x) * counts, axis=1)
 
-    rho = _ratio(np.sum(counts * r * q, axis=1), np.sum(counts * r * r, axis=1), np.sum(counts * q * q, axis=1))
-    return np.stack([rho, _ratio(pairs(s * t), pairs(np.abs(s)), pairs(np.abs(t)))])
-
-
-def correlations_in_layers(
-    a: Float[np.ndarray, "units"], b: Float[np.ndarray, "units"], layers: np.ndarray
-) -> Float[np.ndarray, "2 layers"]:
-    """Compute ρ and τ_b within each layer that has units; `layers` says which layer each unit is of."""
-    found = [np.flatnonzero(layers == layer) for layer in np.unique(layers)]
-    if not found:
-        return np.empty((2, 0))
-    return np.concatenate([correlations(a[of], b[of], np.ones((1, len(of)))) for of in found], axis=1)
+    products = np.stack([np.sum(counts * r * q, axis=1), pairs(s * t)])
+    firsts = np.stack([np.sum(counts * r * r, axis=1), pairs(np.abs(s))])
+    scale = np.sqrt(firsts * np.stack([np.sum(counts * q * q, axis=1), pairs(np.abs(t))]))
+    return np.divide(products, scale, out=np.full(products.shape, np.nan), where=scale > 0)
 
 
 def bootstrap(
@@ -173,10 +163,10 @@ def bootstrap(
     """Compute ρ and τ_b, and both in resamples of the units."""
     units = len(a)
     if units == 0:
-        return [Resampled(math.nan, np.empty(0), 0)] * 2
-    drawn = counts(units, resamples, random).astype(np.float64)
+        return [NONE] * 2
+    drawn = correlations(a, b, counts(units, resamples, random).astype(np.float64))
     values = correlations(a, b, np.ones((1, units)))[:, 0].tolist()
-    return [Resampled(*pair, units) for pair in zip(values, correlations(a, b, drawn), strict=True)]
+    return [Resampled(*pair, units) for pair in zip(values, drawn, strict=True)]
 
 
 def bootstrap_layers(
@@ -186,22 +176,18 @@ def bootstrap_layers(
     resamples: int,
     random: np.random.Generator,
 ) -> list[Resampled]:
-    """Compute the mean of ρ and of τ_b within layers, and both in resamples of the layers."""
-    found = []
-    for by_layer in correlations_in_layers(a, b, layers):
+    """Compute the mean of ρ and of τ_b within layers, and both in resamples of the layers; `layers` says which layer
+    each unit is of."""
+    within = [np.flatnonzero(layers == layer) for layer in np.unique(layers)]
+    every, found = [correlations(a[of], b[of], np.ones((1, len(of))))[:, 0] for of in within], []
+    for by_layer in np.reshape(every, (-1, 2)).T:
         defined = by_layer[np.isfinite(by_layer)]
-        if len(defined) == 0:
-            found.append(Resampled(math.nan, np.empty(0), 0))
-            continue
-        drawn = defined[random.integers(len(defined), size=(resamples, len(defined)))]
-        found.append(Resampled(float(np.mean(defined)), np.mean(drawn, axis=1), len(defined)))
+        if len(defined):
+            drawn = defined[random.integers(len(defined), size=(resamples, len(defined)))]
+            found.append(Resampled(float(np.mean(defined)), np.mean(drawn, axis=1), len(defined)))
+        else:
+            found.append(NONE)
     return found
-
-
-def _ratio(product: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return product / √(first · second), NaN where a factor is 0."""
-    scale = np.sqrt(first * second)
-    return np.divide(product, scale, out=np.full(product.shape, np.nan), where=scale > 0)
 
 
 def _measured(estimator: str, scores: Scores, measured: dict[str, np.ndarray]) -> Float[np.ndarray, "units"]:
@@ -209,14 +195,10 @@ def _measured(estimator: str, scores: Scores, measured: dict[str, np.ndarray]) -
     found = []
     for name, where in measured.items():
         values = np.asarray(scores[name], np.float64)
-        if values.shape != where.shape:
+        if values.shape != where.shape or np.isnan(values[where]).any():
             raise ValueError(
-                f"fidelity: expected scores of {estimator} for {name} of {where.shape}, got {values.shape}"
-            )
-        if len(wrong := np.argwhere(where & np.isnan(values))):
-            raise ValueError(
-                f"fidelity: the score of {estimator} for {name} unit {wrong[0][1]} of layer {wrong[0][0]} is NaN, "
-                "though its change was measured; scores and changes must be of the same model"
+                f"fidelity: expected scores of {estimator} for {name} of {where.shape} and none NaN where a change was "
+                f"measured, got {values.shape}; scores and changes must be of the same model"
             )
         found.append(values[where])
     return np.concatenate(found)

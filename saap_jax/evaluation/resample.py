@@ -23,7 +23,6 @@ normal values 95 % intervals cover P(|t with n - 1 degrees of freedom| < 1.96 âˆ
 the level says, which is as far as we go; and by the sign test, even 5 of 5 on one side are no rejection (p = 2 / 2âµ).
 """
 
-
 _HELD = 2**22  # shares of windows held at once: 32 MiB
 
 LEVEL = 0.05
@@ -80,8 +79,7 @@ def sureness(
     """Find the ends of the percentile interval of resampled means, and their two-sided p-value, see `FEWEST`.
 
     Args:
-        means: a number a resample, of one thing or of several.
-        count: how many values each resample is drawn from; of fewer than `FEWEST` all is NaN, as it is without means.
+        count: values that each resample is drawn from; of fewer than `FEWEST` all is NaN, as it is without means.
     """
     if count < FEWEST or not means.shape[-1]:
         return np.full((3, *means.shape[:-1]), np.nan)
@@ -109,19 +107,14 @@ def format_interval(low: float, high: float, show: Callable[[float], str]) -> st
 
 
 def counts(count: int, resamples: int, random: np.random.Generator) -> Int[np.ndarray, "resamples count"]:
-    """Draw resamples of `count` things with replacement; return how often each was drawn in each."""
+    """Draw resamples of `count` things with replacement: how often each was drawn in each."""
     return random.multinomial(count, np.full(count, 1 / count), size=resamples)
-
-
-def shares(count: int, resamples: int, random: np.random.Generator) -> Float[np.ndarray, "resamples count"]:
-    """Draw resamples of `count` things with replacement; return the share that each thing has in each."""
-    return counts(count, resamples, random) / count
 
 
 def two_way_means(
     values: Float[np.ndarray, "variants seeds windows"], resamples: int, seed: int, block: int | None = None
 ) -> Float[np.ndarray, "variants resamples"]:
-    """Resample seeds and windows, each with replacement, by draws that all variants share; return the means.
+    """Take means of resamples of seeds and windows, each drawn with replacement, by draws that all variants share.
 
     Args:
         block: resamples of which first the seeds and then the windows are drawn, all if None; another number gives
@@ -129,10 +122,10 @@ def two_way_means(
     """
     seeds, windows = values.shape[1:]
     random, means = np.random.default_rng(seed), []
+    held = max(1, _HELD // windows)
     for start in range(0, resamples, block or resamples):
-        by_seed = shares(seeds, min(block or resamples, resamples - start), random)
-        for rows in range(0, len(by_seed), max(1, _HELD // windows)):
-            of_rows = by_seed[rows : rows + max(1, _HELD // windows)]
-            by_window = shares(windows, len(of_rows), random)
+        by_seed = counts(seeds, min(block or resamples, resamples - start), random) / seeds
+        for of_rows in (by_seed[rows : rows + held] for rows in range(0, len(by_seed), held)):
+            by_window = counts(windows, len(of_rows), random) / windows
             means.append(np.einsum("vsw,rw,rs->vr", values, by_window, of_rows, optimize=True))
     return np.concatenate(means, axis=1)

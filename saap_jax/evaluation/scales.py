@@ -20,7 +20,7 @@ class Scale(NamedTuple):
     """True where the figure is exp of the mean loss, so that a difference of losses is a ratio of figures."""
 
     def value(self, loss: float) -> float:
-        """Return the figure of a mean loss.
+        """The figure of a mean loss.
 
         >>> PERPLEXITY.value(0.0), LOSS.value(0.25)
         (1.0, 0.25)
@@ -29,16 +29,16 @@ class Scale(NamedTuple):
             return float(np.exp(loss)) if self.logarithmic else float(loss)
 
     def loss(self, value: float) -> float:
-        """Return the mean loss of a figure."""
+        """The mean loss of a figure."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(np.log(value)) if self.logarithmic else float(value)
 
     def shown(self, value: float) -> str:
-        """Return a figure as text: a perplexity with two decimals, a loss with four digits."""
+        """A figure as text: a perplexity with two decimals, a loss with four digits."""
         return f"{value:.2f}" if self.logarithmic else f"{value:.4g}"
 
     def limit(self, value: float, percent: float) -> float:
-        """Return the figure that is some percent worse.
+        """The figure that is some percent worse.
 
         >>> PERPLEXITY.limit(10.0, 10.0), LOSS.limit(-2.0, 10.0)
         (11.0, -1.8)
@@ -46,7 +46,7 @@ class Scale(NamedTuple):
         return value + abs(value) * percent / 100
 
     def percent(self, difference: float, base: float) -> float:
-        """Return a difference of mean losses as percent of the base's figure; `base` is a mean loss.
+        """A difference of mean losses as percent of the base's figure; `base` is a mean loss.
 
         >>> round(PERPLEXITY.percent(np.log(1.1), 3.0), 6), LOSS.percent(0.1, 2.0)
         (10.0, 5.0)
@@ -61,7 +61,7 @@ LOSS = Scale("loss", "loss", False)
 
 
 def scale_of(metric: str) -> Scale:
-    """Return the scale of a metric by its name.
+    """Find the scale of a metric by its name.
 
     >>> scale_of("ppl@128 builtin:reference").noun, scale_of("loss held_out").noun
     ('perplexity', 'loss')
@@ -70,7 +70,7 @@ def scale_of(metric: str) -> Scale:
 
 
 def format_ppl(value: float) -> str:
-    """Return a perplexity in at most seven characters.
+    """Write a perplexity in at most seven characters.
 
     >>> [format_ppl(value) for value in (12.345, 99_999.0, 123_456.0, 9.96e307, math.inf, math.nan)]
     ['12.35', '99999', '1.2e5', '1e308', 'inf', 'n/a']
@@ -84,7 +84,7 @@ def format_ppl(value: float) -> str:
 
 
 def format_figure(value: float, scale: Scale = PERPLEXITY) -> str:
-    """Return a perplexity, or a mean loss with four digits.
+    """Write a perplexity, or a mean loss with four digits.
 
     >>> format_figure(12.345), format_figure(0.012345, LOSS)
     ('12.35', '0.01235')

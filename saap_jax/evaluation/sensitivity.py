@@ -81,13 +81,12 @@ def judged_metric(run: RunRecord) -> str:
 def changes_of(run: RunRecord, candidates: Sequence[Row]) -> list[Change]:
     """Measure what each removal at one place changed, by structure, layer and share."""
     metric = judged_metric(run)
-    dense = float(np.mean(run["dense"]["losses"][metric]))
-    order = structures_in(candidates)
+    whole = np.array(run["dense"]["losses"][metric], np.float64)
+    dense, order = float(np.mean(whole)), structures_in(candidates)
     rows = sorted(at_one_place(candidates), key=lambda r: (order.index(r["structure"]), r["layer"], r["asked"]))
-    nats = [float(np.mean(row["losses"][metric])) - dense for row in rows]
     losses = np.array([row["losses"][metric] for row in rows], np.float64).reshape(len(rows), 1, -1)
-    whole = np.array(run["dense"]["losses"][metric], np.float64)[None]
-    differences = differences_against(whole, losses, resamples=run["config"]["resamples"], scale=scale_of(metric))
+    nats = [float(np.mean(row["losses"][metric])) - dense for row in rows]
+    differences = differences_against(whole[None], losses, resamples=run["config"]["resamples"], scale=scale_of(metric))
     totals: dict[tuple[str, float], list[float]] = {}
     for row, change in zip(rows, nats, strict=True):
         total = totals.setdefault((row.get("among", row["structure"]), row["asked"]), [0.0, 0.0])
@@ -138,15 +137,16 @@ def costs_of(run: RunRecord, candidates: Sequence[Row]) -> dict[Place, Cost]:
     """Collect the measured curve of each place."""
     metric = judged_metric(run)
     dense = float(np.mean(run["dense"]["losses"][metric]))
-    points: dict[Place, dict[float, Row]] = {}
+    units: dict[Place, int] = {}
+    points: dict[Place, dict[float, float]] = {}
     for row in at_one_place(candidates):
-        points.setdefault((row["structure"], row["layer"]), {})[row["actual"]] = row
-    costs = {}
-    for place, by_fraction in sorted(points.items()):
-        rows = [row for _, row in sorted(by_fraction.items())]
-        nats = [float(np.mean(row["losses"][metric])) - dense for row in rows]
-        costs[place] = Cost(rows[0]["units"], np.array([0.0, *sorted(by_fraction)]), np.array([0.0, *nats]))
-    return costs
+        place = (row["structure"], row["layer"])
+        units.setdefault(place, row["units"])
+        points.setdefault(place, {0.0: 0.0})[row["actual"]] = float(np.mean(row["losses"][metric])) - dense
+    return {
+        place: Cost(units[place], *map(np.array, zip(*sorted(points[place].items()), strict=True)))
+        for place in sorted(points)
+    }
 
 
 def structures_in(candidates: Sequence[Row]) -> list[str]:

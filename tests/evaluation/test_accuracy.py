@@ -63,9 +63,9 @@ def test_planted_difference():
 
 
 def test_refused():
-    with pytest.raises(ValueError, match="expected the same tasks of both models"):
+    with pytest.raises(ValueError, match="expected the same tasks of both models, "):
         paired_tasks({"t": outcomes(5)}, {"u": outcomes(5)})
-    with pytest.raises(ValueError, match="of one item or more, twice the same"):
+    with pytest.raises(ValueError, match="of one item or more"):
         paired_tasks({"t": outcomes(5)}, {"t": outcomes(6)})
     with pytest.raises(ValueError, match="of one item or more"):
         paired_tasks({"t": outcomes(0)}, {"t": outcomes(0)})
