@@ -13,14 +13,12 @@ from saap_jax.estimation.base import (
     Estimator,
     Statistic,
     Statistics,
-    merge,
     score_matrices,
     score_writers,
 )
 from saap_jax.estimation.gates import GATE_GRADIENT
-from saap_jax.estimation.gram import GRAM
-from saap_jax.estimation.hessian import GATE_HESSIAN, GateHessian
-from saap_jax.estimation.observe import curvature_of, observe, score, union_of_needs
+from saap_jax.estimation.hessian import GATE_HESSIAN, GateHessian, curvature_of
+from saap_jax.estimation.observe import observe, score, union_of_needs
 from saap_jax.estimation.reconstruction import SECOND_MOMENT
 from saap_jax.estimation.registry import ESTIMATORS, STATISTICS, make_estimator, make_estimators, register
 from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
@@ -35,7 +33,6 @@ __all__ = [
     "ESTIMATORS",
     "GATE_GRADIENT",
     "GATE_HESSIAN",
-    "GRAM",
     "SECOND_MOMENT",
     "SQUARED_WEIGHT_GRADIENT",
     "STATISTICS",
@@ -51,7 +48,6 @@ __all__ = [
     "load_statistics",
     "make_estimator",
     "make_estimators",
-    "merge",
     "observe",
     "register",
     "save_statistics",

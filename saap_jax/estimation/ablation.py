@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.config.checks import check_at_least
 from saap_jax.estimation.base import Batch
 from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, post_normed, rms_norm, written_by
 from saap_jax.llama.positions import apart_of, sight_of
@@ -27,7 +28,7 @@ from saap_jax.llama.product import added
 from saap_jax.llama.resume import layer_of, run_layers, summed_losses
 from saap_jax.llama.segments import existing_units, segment_bounds
 from saap_jax.llama.spec import Constants
-from saap_jax.types import STRUCTURES, Keep, Scores
+from saap_jax.types import Keep, Scores
 
 
 class Unit(NamedTuple):
@@ -39,21 +40,11 @@ class Unit(NamedTuple):
     """Index within the layer."""
 
 
-class Group(NamedTuple):
-    """Units of one structure and layer that are removed, each by itself, in one batch of `size`."""
+Group = tuple[Unit, ...]
+"""Units of one structure and layer that are removed, each by itself, in one batch; the last one fills it up."""
 
-    units: tuple[Unit, ...]
-    size: int
-
-
-class Prefix(NamedTuple):
-    """What one dense pass over a microbatch leaves behind, in host memory."""
-
-    batch: Batch
-    states: Float[np.ndarray, "layers batch seq embed"]
-    """Residual stream before each layer."""
-    loss: float
-    """Summed loss in nats, all gates 1."""
+Prefix = tuple[Batch, Float[np.ndarray, "layers batch seq embed"], float]
+"""What a dense pass over a microbatch leaves in host memory: the stream before each layer, the summed loss in nats."""
 
 
 def sample_units(existing: Keep, channels_per_layer: int, seed: int = 0) -> list[Unit]:
@@ -64,8 +55,7 @@ def sample_units(existing: Keep, channels_per_layer: int, seed: int = 0) -> list
     Channels are the first of a random order that depends on the seed and the layer alone: a larger sample contains
     the smaller one, so that earlier results count. The order of the list is by layer.
     """
-    if channels_per_layer < 0:
-        raise ValueError(f"channels_per_layer: expected at least 0, got {channels_per_layer}")
+    check_at_least("channels_per_layer", channels_per_layer, 0)
     units: list[Unit] = []
     for layer in range(max(len(each) for each in existing.values())):
         for name, each in existing.items():
@@ -102,26 +92,33 @@ def ablate(
     Raises:
         ValueError: no token to predict, a unit that the model does not have, or a loss that is not finite.
     """
-    _check_units(units, existing_units(model.segments))
+    check_at_least("at_once", at_once, 1)
+    existing = existing_units(model.segments)
+    for name, layer, number in units:
+        known = existing.get(name, np.zeros((0, 0), bool))
+        if not (0 <= layer < known.shape[0] and 0 <= number < known.shape[1] and known[layer, number]):
+            raise ValueError(
+                f"ablation: {Unit(name, layer, number)} does not exist in this model of {len(model.spec.layers)} "
+                "layers; choose units with `sample_units(existing_units(model.segments), …)`"
+            )
     results = {unit: done[unit] for unit in units if unit in done} if done else {}
     groups = _groups([unit for unit in dict.fromkeys(units) if unit not in results], at_once)
     batches = list(batches)
     tokens = sum(int(mask[:, 1:].sum()) for _, mask in batches)
     if tokens == 0:
         raise ValueError("ablation: expected at least one example with two tokens, got none")
-    if groups:
-        prefixes = [_prefix(model, batch) for batch in batches]
-        for group in progress(groups):
-            new = list(zip(group.units, (_changes(model, prefixes, group) / tokens).tolist(), strict=True))
-            results.update(new)
-            if save is not None:
-                save(new)
+    prefixes = [prefix_of(model, batch) for batch in batches if groups]
+    for group in progress(groups) if groups else ():
+        new = dict(zip(group, (changes_of(model, prefixes, group) / tokens).tolist(), strict=True))
+        results |= new
+        if save is not None:
+            save(list(new.items()))
     return {unit: results[unit] for unit in dict.fromkeys(units)}
 
 
 def changes_to_scores(changes: Mapping[Unit, float], existing: Keep) -> Scores:
     """Lay the changes out as `[layers, units]` a structure, NaN where a unit was not sampled or does not exist."""
-    scores: dict[str, np.ndarray] = {name: np.full(units.shape, np.nan) for name, units in existing.items()}
+    scores = {name: np.full(units.shape, np.nan) for name, units in existing.items()}
     for unit, change in changes.items():
         scores[unit.structure][unit.layer, unit.number] = change
     return dict(scores)
@@ -141,12 +138,11 @@ def changes_from_lines(text: str) -> dict[Unit, float]:
     changes: dict[Unit, float] = {}
     for line in filter(None, text.split("\n")):
         try:
-            structure, layer, number, change = json.loads(line)
-        except (ValueError, TypeError, RecursionError):
+            match json.loads(line):
+                case [str(structure), int(layer), int(number), float(change)] if math.isfinite(change):
+                    changes[Unit(structure, layer, number)] = change
+        except (ValueError, RecursionError):
             continue
-        places = type(layer) is int and type(number) is int and layer >= 0 and number >= 0
-        if type(structure) is str and places and type(change) is float and math.isfinite(change):
-            changes[Unit(structure, layer, number)] = change
     return changes
 
 
@@ -227,23 +223,23 @@ def suffix_step(
     return summed_losses(model, hidden.reshape(states.shape), tokens, mask)
 
 
-def _prefix(model: Llama, batch: Batch) -> Prefix:
+def prefix_of(model: Llama, batch: Batch) -> Prefix:
+    """Run the dense model on a microbatch."""
     states, losses = prefix_step(model, *map(jnp.asarray, batch))
     loss = float(np.asarray(losses, np.float64).sum())
     if not np.isfinite(loss):
         raise ValueError(f"ablation: the loss of the whole model is {loss}; check the model's weights and dtype")
-    return Prefix(batch, np.asarray(states), loss)
+    return batch, np.asarray(states), loss
 
 
-def _changes(model: Llama, prefixes: Sequence[Prefix], group: Group) -> Float[np.ndarray, "units"]:
+def changes_of(model: Llama, prefixes: Sequence[Prefix], group: Group) -> Float[np.ndarray, "units"]:
     """Compute the change of the summed loss over all batches for each unit of the group."""
-    structure, layer, _ = group.units[0]
+    structure, layer, _ = group[0]
     every = segment_bounds(model.segments)
     number, bounds = next((i, b) for i, b in enumerate(every) if layer < b.stop)
     apart = apart_of(model.constants, every)[number]
-    indices = [unit.number for unit in group.units]
-    indices = jnp.asarray(indices + indices[-1:] * (group.size - len(indices)), jnp.int32)
-    total = np.zeros(group.size)
+    indices = jnp.asarray([unit.number for unit in group], jnp.int32)
+    total = np.zeros(len(group))
     for (tokens, mask), states, dense in prefixes:
         x = remove_step(
             model.segments[number],
@@ -256,18 +252,15 @@ def _changes(model: Llama, prefixes: Sequence[Prefix], group: Group) -> Float[np
         )
         losses = suffix_step(model, x, jnp.asarray(layer + 1, jnp.int32), jnp.asarray(tokens), jnp.asarray(mask))
         total += np.asarray(losses, np.float64).sum(axis=1) - dense
-    for unit, change in zip(group.units, total, strict=False):
-        if not np.isfinite(change):
-            raise ValueError(
-                f"ablation: the loss without {unit} is not finite; check the model's weights and its dtype"
-            )
-    return total[: len(group.units)]
+    if len(wrong := np.flatnonzero(~np.isfinite(total))):
+        raise ValueError(
+            f"ablation: the loss without {group[wrong[0]]} is not finite; check the model's weights and dtype"
+        )
+    return total
 
 
 def _groups(units: Sequence[Unit], at_once: int) -> list[Group]:
     """Group units by layer and structure into batches of one size a structure, so that few programs serve them all."""
-    if at_once < 1:
-        raise ValueError(f"at_once: expected at least 1, got {at_once}")
     places: dict[tuple[int, str], list[Unit]] = {}
     for unit in sorted(units, key=lambda unit: (unit.layer, unit.structure, unit.number)):
         places.setdefault((unit.layer, unit.structure), []).append(unit)
@@ -275,19 +268,9 @@ def _groups(units: Sequence[Unit], at_once: int) -> list[Group]:
     for (_, structure), members in places.items():
         most = max(len(others) for (_, name), others in places.items() if name == structure)
         size = -(-most // -(-most // at_once))  # the fullest layer in equal batches of at most `at_once`
-        groups += [Group(tuple(members[i : i + size]), size) for i in range(0, len(members), size)]
+        for some in (members[i : i + size] for i in range(0, len(members), size)):
+            groups.append((*some, *some[-1:] * (size - len(some))))
     return groups
-
-
-def _check_units(units: Sequence[Unit], existing: Keep) -> None:
-    for unit in units:
-        layer, number = unit.layer, unit.number
-        known = existing.get(unit.structure, np.zeros((0, 0), bool))
-        if not (0 <= layer < known.shape[0] and 0 <= number < known.shape[1] and known[layer, number]):
-            raise ValueError(
-                f"ablation: {unit} does not exist in this model of {existing[STRUCTURES[0]].shape[0]} layers; "
-                "choose units with `sample_units(existing_units(model.segments), …)`"
-            )
 
 
 def _flat(states: Float[Array, "units batch seq embed"]) -> Float[Array, "examples seq embed"]:

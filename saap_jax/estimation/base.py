@@ -20,7 +20,6 @@ from saap_jax.config.checks import check_seed
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import existing_units, join_segments, segment_bounds
-from saap_jax.runtime.gather import leaves_by_path
 from saap_jax.structures import channel_view, discover, unit_view
 from saap_jax.structures.weights import TracedWeights, Weights, units_of
 from saap_jax.types import Gates, Objective, Scores
@@ -30,6 +29,9 @@ Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "ba
 
 Reduction = Literal["sum", "mean", "max", "prod", "last"]
 """How the scores of the matrices of one unit become the score of the unit."""
+
+REDUCTIONS: dict[str, Callable[..., Array]] = {"sum": jnp.sum, "mean": jnp.mean, "max": jnp.max, "prod": jnp.prod}
+"""All but `last`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,20 +84,18 @@ class Point(NamedTuple):
 class Accumulation(NamedTuple):
     """How an array of a statistic grows: `mean_over`, `ROWS`, or another."""
 
-    add: Callable[[Array, Array, Int[Array, ""], int], Array]
-    """(total, what a microbatch adds, the index of its first example, its examples) -> total."""
+    add: Callable[[Array, Array, Int[Array, ""]], Array]
+    """(total, what a microbatch adds, the index of its first example) -> total."""
     finish: Callable[[Array, "Statistics"], Array]
     """(total, counts) -> what estimators read."""
-    merge: Callable[[Array, Array, "Statistics", "Statistics"], Array]
-    """(finished array of one text, of another, counts of the one, of the other) -> that of both."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Statistic:
-    """What a calibration pass observes: how it starts, what a microbatch adds, and how parts become the whole.
+    """What a calibration pass observes: how it starts, what a microbatch adds, and how sums become what is read.
 
-    Values are float32 at least, padding excluded. What is said here is all that the pass, merging, the check for
-    finite numbers and files of statistics know of a statistic: one of your own needs no change of them.
+    Values are float32 at least, padding excluded. What is said here is all that the pass, the check for finite numbers
+    and files of statistics know of a statistic: one of your own needs no change of them.
     """
 
     name: str
@@ -119,8 +119,6 @@ class Statistic:
     parameter."""
     step: Callable[..., Any] | None = None
     """A jitted program in place of `observe` and `contribute`, such as `hessian.hessian_step`."""
-    curvature: Callable[[Any], Curvature] | None = None
-    """Where its shapes depend on the curvature of the plan: from its value."""
     objective: Objective = "loss"
     """Of gradients: what is differentiated in place of the loss, by a backward pass of its own; see `of_objective`."""
 
@@ -185,6 +183,13 @@ class Estimator(NamedTuple):
     """How the gate Hessian is to be observed, if it is needed."""
 
 
+def estimator_of(
+    need: Statistic, formula: Callable[[Any, Weights], Scores], curvature: Curvature | None = None
+) -> Estimator:
+    """Make an estimator that needs one statistic: `formula(its value, weights)`."""
+    return Estimator(frozenset({need}), lambda seen, weights: formula(seen.of(need), weights), curvature)
+
+
 def score_matrices(
     formula: Callable[..., Array], *trees: Weights, reduction: Reduction = "sum", channels: bool = False
 ) -> Scores:
@@ -198,8 +203,12 @@ def score_matrices(
     Raises:
         ValueError: `channels` of a traced model, whose axes have no names.
     """
+
+    def reduced(view: Callable[[Any, Any], Array], trees: Sequence[Any], members: Sequence[Any]) -> Array:
+        each = jnp.stack([formula(*(wide(view(tree, member)) for tree in trees)) for member in members])
+        return each[-1] if reduction == "last" else REDUCTIONS[reduction](each, axis=0)
+
     traced = [tree for tree in trees if isinstance(tree, TracedWeights)]
-    models = [tree for tree in trees if isinstance(tree, Llama)]
     if traced and channels:
         raise ValueError(
             "estimator: expected within='matrix' for a traced model, which does not tell the channels of a unit apart, "
@@ -207,20 +216,16 @@ def score_matrices(
         )
     if traced:
         return {
-            structure.name: reduce_matrices(
-                [formula(*(wide(tree.view(structure, each)) for tree in traced)) for each in structure.members],
-                reduction,
-            )
-            for structure in traced[0].structures
+            each.name: reduced(lambda tree, member, each=each: tree.view(each, member), traced, each.members)
+            for each in traced[0].structures
         }
-    view, scores = channel_view if channels else unit_view, {}
-    for name, structure in discover(models[0]).items():
-        pieces = []
-        for segments in zip(*(tree.segments for tree in models), strict=True):
-            matrices = [formula(*(wide(view(each, member)) for each in segments)) for member in structure.members]
-            pieces.append(reduce_matrices(matrices, reduction))
-        scores[name] = join_segments(pieces, fill=jnp.nan)
-    return scores
+    models = [tree for tree in trees if isinstance(tree, Llama)]
+    segments = list(zip(*(model.segments for model in models), strict=True))
+    view = channel_view if channels else unit_view
+    return {
+        name: join_segments([reduced(view, each, structure.members) for each in segments], fill=jnp.nan)
+        for name, structure in discover(models[0]).items()
+    }
 
 
 def score_writers(formula: Callable[..., Array], params: Weights, *statistics: dict[str, Array]) -> Scores:
@@ -259,20 +264,12 @@ def output_matrices(model: Llama) -> dict[str, list[tuple[slice, Float[Array, "_
     return matrices
 
 
-def reduce_matrices(values: Sequence[Array], reduction: Reduction) -> Float[Array, "layers units"]:
-    """Combine the scores of a unit's matrices."""
-    stacked = jnp.stack(list(values))
-    reductions = {"sum": jnp.sum, "mean": jnp.mean, "max": jnp.max, "prod": jnp.prod}
-    if reduction == "last":
-        return stacked[-1]
-    if reduction not in reductions:
-        raise ValueError(f"reduction: expected 'sum', 'mean', 'max', 'prod' or 'last', got {reduction!r}")
-    return reductions[reduction](stacked, axis=0)
-
-
-def only_units(params: Weights, values: Mapping[str, Array]) -> Scores:
-    """Set values `[layers, units]` to NaN where a layer has no such unit."""
-    return {name: jnp.where(jnp.asarray(exists), values[name], jnp.nan) for name, exists in units_of(params).items()}
+def only_units(
+    params: Weights, values: Mapping[str, Array], formula: Callable[[Array], Array] = lambda value: value
+) -> Scores:
+    """Score by `formula(value of a structure) -> [layers, units]`; NaN where a layer has no such unit."""
+    exists = units_of(params)
+    return {name: jnp.where(jnp.asarray(units), formula(values[name]), jnp.nan) for name, units in exists.items()}
 
 
 def wide(array: Array) -> Array:
@@ -326,55 +323,14 @@ def like_units(model: Llama, before: tuple[int, ...] = (), after: dict[str, int]
 
 def mean_over(per: Literal["examples", "tokens", "seen"]) -> Accumulation:
     """Accumulate a sum that becomes a mean over a count of `Statistics`."""
-
-    def merge(a: Array, b: Array, first: Statistics, second: Statistics) -> Array:
-        weights = [int(getattr(part, per)) for part in (first, second)]
-        share = weights[0] / sum(weights)
-        return share * a + (1 - share) * b
-
     return Accumulation(
-        add=lambda total, new, position, size: total + new.astype(total.dtype),
+        add=lambda total, new, position: total + new.astype(total.dtype),
         finish=lambda total, counts: total / int(getattr(counts, per)),
-        merge=merge,
     )
 
 
 ROWS = Accumulation(
-    add=lambda total, new, position, size: jax.lax.dynamic_update_slice_in_dim(total, wide(new), position, axis=0),
+    add=lambda total, new, position: jax.lax.dynamic_update_slice_in_dim(total, wide(new), position, axis=0),
     finish=lambda total, counts: total[: int(counts.examples)],
-    merge=lambda a, b, first, second: jnp.concatenate([a, b]),
 )
 """A row an example, kept as it is; padding is cut off at the end."""
-
-
-def merge(first: Statistics, second: Statistics) -> Statistics:
-    """Merge the statistics of two parts of a text, observed alike on the same model.
-
-    A mean is weighted by what it is a mean over: tokens, or examples; rows of examples follow each other.
-
-    Raises:
-        ValueError: the parts hold different statistics, or of different shapes (another model, other probes).
-    """
-    if set(first.values) != set(second.values):
-        names = [", ".join(statistic.name for statistic in sorted(part.values)) or "none" for part in (first, second)]
-        raise ValueError(f"merge: expected the same statistics in both parts, got {names[0]} and {names[1]}")
-
-    def merged(statistic: Statistic) -> Any:
-        parts = [part.values[statistic] for part in (first, second)]
-        shapes = [
-            {path: x.shape[statistic.axes(path)[:1] == ("examples",) :] for path, x in leaves_by_path(part).items()}
-            for part in parts
-        ]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"merge: statistic {statistic.name} has other shapes in the second part than in the first; "
-                "observe both on the same model with the same options"
-            )
-        return jax.tree.map(lambda a, b: statistic.accumulation.merge(a, b, first, second), *parts)
-
-    return Statistics(
-        examples=first.examples + second.examples,
-        tokens=first.tokens + second.tokens,
-        losses=jnp.concatenate([first.losses, second.losses]),
-        values={statistic: merged(statistic) for statistic in first.values},
-    )

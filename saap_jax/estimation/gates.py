@@ -9,9 +9,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saap_jax.estimation.base import ROWS, Estimator, Statistic, Statistics, like_units, only_units
-from saap_jax.structures.weights import Weights
-from saap_jax.types import Objective, Scores
+from saap_jax.estimation.base import ROWS, Estimator, Statistic, estimator_of, like_units, only_units
+from saap_jax.types import Objective
 
 GATE_GRADIENT = Statistic(
     name="gate_gradient",
@@ -23,28 +22,13 @@ GATE_GRADIENT = Statistic(
 """Gradient of each example's mean loss: {structure: [examples, layers, units]}."""
 
 
-def mean_absolute(gradient: Float[Array, "examples layers units"]) -> Float[Array, "layers units"]:
-    """(1/N) Σ_n |∂ℒ_n/∂g_u|."""
-    return jnp.mean(jnp.abs(gradient), axis=0)
-
-
-def mean_square(gradient: Float[Array, "examples layers units"]) -> Float[Array, "layers units"]:
-    """(1/N) Σ_n (∂ℒ_n/∂g_u)²."""
-    return jnp.mean(jnp.square(gradient), axis=0)
-
-
-def negated_mean(gradient: Float[Array, "examples layers units"]) -> Float[Array, "layers units"]:
-    """-(1/N) Σ_n ∂ℒ_n/∂g_u."""
-    return -jnp.mean(gradient, axis=0)
-
-
 def gate_taylor(*, objective: Objective = "loss") -> Estimator:
     """Score a unit by (1/N) Σ_n |∂ℒ_n/∂g_u|, the mean absolute first-order effect of removing it on an example.
 
     ℒ is the loss, or another objective (`estimation.objectives`).
     Source: Molchanov et al. (arXiv:1906.10771) with gates; Michel et al. (arXiv:1905.10650) for attention heads.
     """
-    return _on_gates(mean_absolute, objective)
+    return _on_gates(lambda gradient: jnp.mean(jnp.abs(gradient), axis=0), objective)
 
 
 def gate_taylor_signed() -> Estimator:
@@ -53,7 +37,7 @@ def gate_taylor_signed() -> Estimator:
     In nats, of either sign: a negative score says that removal is expected to help. Source: as `gate_taylor`, without
     the absolute value.
     """
-    return _on_gates(negated_mean, "loss")
+    return _on_gates(lambda gradient: -jnp.mean(gradient, axis=0), "loss")
 
 
 def gate_fisher(*, objective: Objective = "loss") -> Estimator:
@@ -63,13 +47,11 @@ def gate_fisher(*, objective: Objective = "loss") -> Estimator:
     (`estimation.objectives`).
     Source: Kwon et al. (arXiv:2204.09656), the diagonal of their mask Fisher, without the factor ½.
     """
-    return _on_gates(mean_square, objective)
+    return _on_gates(lambda gradient: jnp.mean(jnp.square(gradient), axis=0), objective)
 
 
-def _on_gates(formula: Callable[[Array], Array], objective: Objective) -> Estimator:
+def _on_gates(
+    formula: Callable[[Float[Array, "examples layers units"]], Float[Array, "layers units"]], objective: Objective
+) -> Estimator:
     gradient = GATE_GRADIENT.of_objective(objective)
-
-    def score(statistics: Statistics, params: Weights) -> Scores:
-        return only_units(params, {name: formula(each) for name, each in statistics.of(gradient).items()})
-
-    return Estimator(frozenset({gradient}), score)
+    return estimator_of(gradient, lambda gradients, params: only_units(params, gradients, formula))

@@ -8,7 +8,7 @@ channels need anyway.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from saap_jax.estimation.base import (
     Estimator,
     Plan,
     Statistic,
-    Statistics,
+    estimator_of,
     like_units,
     mean_over,
     only_units,
@@ -48,13 +48,6 @@ class GateHessian(NamedTuple):
     """z ⊙ Hz of each probe z, [probes, layers, units], whose mean estimates the diagonal; the other structures."""
 
 
-def removal_effect(
-    gradient: Float[Array, "layers units"], diagonal: Float[Array, "layers units"]
-) -> Float[Array, "layers units"]:
-    """|∂ℒ/∂g_u - ½ (∂²ℒ/∂g²)_uu|: the size of the change of the loss when g_u goes from 1 to 0, to second order."""
-    return jnp.abs(gradient - 0.5 * diagonal)
-
-
 def gate_hessian(*, probes: int = 16, seed: int = 0, attention: str = "exact") -> Estimator:
     """Score a unit by |∂ℒ/∂g_u - ½ (∂²ℒ/∂g²)_uu|, ℒ the mean loss over all tokens.
 
@@ -69,15 +62,12 @@ def gate_hessian(*, probes: int = 16, seed: int = 0, attention: str = "exact") -
     """
     curvature = Curvature(probes=probes, seed=seed, attention=attention)
 
-    def score(statistics: Statistics, params: Weights) -> Scores:
-        hessian: GateHessian = statistics.of(GATE_HESSIAN)
-        effects = {
-            name: removal_effect(gradient, diagonal(hessian, name, curvature))
-            for name, gradient in hessian.gradient.items()
-        }
+    def score(hessian: GateHessian, params: Weights) -> Scores:
+        diagonals = {name: diagonal(hessian, name, curvature) for name in hessian.gradient}
+        effects = {name: jnp.abs(hessian.gradient[name] - 0.5 * each) for name, each in diagonals.items()}
         return only_units(params, effects)
 
-    return Estimator(frozenset({GATE_HESSIAN}), score, curvature)
+    return estimator_of(GATE_HESSIAN, score, curvature)
 
 
 def diagonal(hessian: GateHessian, structure: str, curvature: Curvature) -> Float[Array, "layers units"]:
@@ -94,12 +84,13 @@ def diagonal(hessian: GateHessian, structure: str, curvature: Curvature) -> Floa
     return jnp.mean(hessian.probed[structure][: curvature.probes], axis=0)
 
 
-def joint_curvature(asked: set[Curvature]) -> Curvature:
-    """Join what several ask of the gate Hessian: it is observed once, with the most probes.
+def curvature_of(estimators: Iterable[Estimator]) -> Curvature:
+    """Join how estimators ask to observe the gate Hessian: in one pass, with the most probes.
 
     Raises:
         ValueError: they ask for different seeds or kinds of attention.
     """
+    asked = {each.curvature for each in estimators if each.curvature is not None}
     if len({(one.seed, one.attention) for one in asked}) > 1:
         raise ValueError(
             "gate_hessian: expected one seed and one kind of attention in a pass, got "
@@ -178,19 +169,12 @@ def _zeros(model: Llama, plan: Plan) -> GateHessian:
     return GateHessian(gates, {}, probed)
 
 
-def _curvature(hessian: GateHessian) -> Curvature:
-    """Tell how a gate Hessian was observed from its shapes."""
-    attention = "exact" if "attention" in hessian.exact else "probes"
-    return Curvature(probes=len(next(iter(hessian.probed.values()))), attention=attention)
-
-
 GATE_HESSIAN = Statistic(
     name="gate_hessian",
     init=_zeros,
     source="step",
     kind=GateHessian,
     step=hessian_step,
-    curvature=_curvature,
     accumulation=mean_over("tokens"),
     axes=lambda path: ("probes",) * path.startswith("probed") + ("layers", "units"),
 )

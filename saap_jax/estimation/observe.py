@@ -26,7 +26,6 @@ from saap_jax.estimation.base import (
     statistics_dtype,
     wide,
 )
-from saap_jax.estimation.hessian import joint_curvature
 from saap_jax.estimation.objectives import OBJECTIVES, summed_objective
 from saap_jax.estimation.registry import STATISTICS
 from saap_jax.estimation.squares import flattened, parts, watched
@@ -103,7 +102,7 @@ def observe(
     for need in sorted(needs):
         finish = need.accumulation.finish
         counts.values[need] = jax.tree.map(lambda total, finish=finish: finish(total, counts), state.pop(need))
-    refuse_not_finite(counts, model, batches)
+    refuse_not_finite(counts, model)
     return counts
 
 
@@ -130,16 +129,10 @@ def observe_step(
     places: Places = (),
 ) -> tuple[dict[Statistic, Any], Float[Array, "examples"]]:
     """Add one microbatch, whose first example has index `position`, to the accumulators, which stay at `places`."""
-
     new, means = contributions(model, tokens, mask, gates, needs, remat)
-    state = {
-        need: jax.tree.map(
-            lambda total, more, add=need.accumulation.add: add(total, more, position, len(tokens)),
-            state[need],
-            new[need],
-        )
-        for need in sorted(needs)
-    }
+    for need in sorted(needs):
+        add = need.accumulation.add
+        state[need] = jax.tree.map(lambda total, more, add=add: add(total, more, position), state[need], new[need])
     return held((state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)), places)
 
 
@@ -155,57 +148,41 @@ def contributions(
 
     Each objective that is differentiated takes a backward pass of its own.
     """
-    new: dict[Statistic, Any] = {}
-    means: Float[Array, "batch"] | None = None
-    by_objective = {each: frozenset(need for need in needs if need.objective == each) for each in OBJECTIVES}
-    asked: list[Objective] = [each for each in OBJECTIVES if by_objective[each]] or [OBJECTIVES[0]]
-    for objective in asked:
-        some, means = _contributions(model, tokens, mask, gates, by_objective[objective], objective, remat)
-        new |= some
-    assert means is not None  # the loss of all is the same
-    return new, means
-
-
-def _contributions(
-    model: Llama,
-    tokens: Int[Array, "batch seq"],
-    mask: Bool[Array, "batch seq"],
-    gates: Gates,
-    needs: frozenset[Statistic],
-    objective: Objective,
-    remat: Remat,
-) -> tuple[dict[Statistic, Any], Float[Array, "batch"]]:
-    """Make what a microbatch adds to the statistics of one objective, and the mean loss of its examples."""
     dtype = statistics_dtype(model)
     counts = jnp.maximum(predicted_tokens(mask), 1).astype(dtype)
     examples_gates = {n: jnp.broadcast_to(g.astype(dtype), (len(tokens), *g.shape)) for n, g in gates.items()}
 
-    def summed_loss(model: Llama, gates: Gates) -> tuple[Array, tuple[Array, list]]:
-        seen = observer(needs, mask, model.constants.norm_eps)
-        values, sums, observed = summed_objective(model, tokens, mask, gates, objective, observe=seen, remat=remat)
-        return jnp.sum(values), (sums, observed)
+    def one_pass(objective: Objective, needs: frozenset[Statistic]) -> tuple[dict[Statistic, Any], Array]:
+        def summed(model: Llama, gates: Gates) -> tuple[Array, tuple[Array, list]]:
+            seen = observer(needs, mask, model.constants.norm_eps)
+            values, sums, observed = summed_objective(model, tokens, mask, gates, objective, observe=seen, remat=remat)
+            return jnp.sum(values), (sums, observed)
 
-    sources = {need.source for need in needs}
-    on_squares, on_gates = "squares" in sources, "gates" in sources
-    on_weights = on_squares or "weights" in sources
-    if on_weights:
-        model = watched(model, 1 / counts) if on_squares else flattened(model)
-    inputs = (model, examples_gates if on_gates else gates)
-    argnums = (0,) * on_weights + (1,) * on_gates
-    if argnums:
-        gradients, (sums, observed) = jax.grad(summed_loss, argnums=argnums, has_aux=True)(*inputs)
-    else:
-        gradients, (_, (sums, observed)) = (), summed_loss(*inputs)
-    by_argument: dict[int, Any] = dict(zip(argnums, gradients, strict=True))
-    shown: dict[str, Any] = {}
-    if on_weights:
-        gradient, squares = parts(by_argument[0])
-        shown |= {"weights": gradient, "squares": squares}
-    if on_gates:
-        shown["gates"] = {name: by_argument[1][name] / counts[:, None, None] for name in STRUCTURES}
-    activations = joined(observed)
-    new = {need: need.contribute(activations.get(need, shown.get(need.source))) for need in sorted(needs)}
-    return new, sums.astype(dtype) / counts
+        sources = {need.source for need in needs}
+        on_squares, on_gates = "squares" in sources, "gates" in sources
+        on_weights = on_squares or "weights" in sources
+        watching = (watched(model, 1 / counts) if on_squares else flattened(model)) if on_weights else model
+        inputs, argnums = (watching, examples_gates if on_gates else gates), (0,) * on_weights + (1,) * on_gates
+        gradients: Any = ()
+        if argnums:
+            gradients, (sums, observed) = jax.grad(summed, argnums=argnums, has_aux=True)(*inputs)
+        else:
+            _, (sums, observed) = summed(*inputs)
+        shown: dict[str, Any] = {}
+        if on_weights:
+            shown["weights"], shown["squares"] = parts(gradients[0])
+        if on_gates:
+            shown["gates"] = {name: gradients[-1][name] / counts[:, None, None] for name in STRUCTURES}
+        activations = joined(observed)
+        new = {need: need.contribute(activations.get(need, shown.get(need.source))) for need in sorted(needs)}
+        return new, sums.astype(dtype) / counts
+
+    by_objective: dict[Objective, frozenset[Statistic]]
+    by_objective = {each: frozenset(need for need in needs if need.objective == each) for each in OBJECTIVES}
+    passes = [one_pass(each, own) for each, own in by_objective.items() if own or (not needs and each == "loss")]
+    return {need: value for new, _ in passes for need, value in new.items()}, passes[-1][
+        1
+    ]  # the loss of all is the same
 
 
 @functools.partial(jax.jit, static_argnames=("formulas",))
@@ -240,11 +217,6 @@ def union_of_needs(estimators: Iterable[Estimator]) -> frozenset[Statistic]:
     return frozenset[Statistic]().union(*(estimator.needs for estimator in estimators))
 
 
-def curvature_of(estimators: Iterable[Estimator]) -> Curvature:
-    """Join how the estimators ask to observe the gate Hessian, in one pass."""
-    return joint_curvature({e.curvature for e in estimators if e.curvature is not None})
-
-
 def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"], norm_eps: float) -> Observe | None:
     """Sum activations over the real tokens of a microbatch, `{statistic: {key: sums}}` a point.
 
@@ -277,56 +249,25 @@ def joined(observed: list[dict[str, dict[Statistic, Mapping[str, Any]]]]) -> dic
     return whole
 
 
-# --- where a pass went wrong -----------------------------------------------------------------------
-
-ADVICE = "check the model's weights and its dtype"
-
-
-def refuse_not_finite(statistics: Statistics, model: Llama, batches: Sequence[Batch]) -> None:
+def refuse_not_finite(statistics: Statistics, model: Llama) -> None:
     """Raise ValueError where a loss or a statistic is not finite, with its place in the model."""
     wrong = np.flatnonzero(~np.isfinite(fetched(statistics.losses)))
     if len(wrong):
-        batch, row = divmod(int(wrong[0]), len(batches[0][0]))
-        place = first_activation(model, jnp.asarray(batches[batch][0][row : row + 1]))
+        place = first_not_finite(model)
         raise ValueError(
-            f"calibration: the loss of {len(wrong)} examples is not finite, the first is example {wrong[0]}, "
-            f"where it starts in {place}; {ADVICE}"
+            f"calibration: the loss of {len(wrong)} examples is not finite, the first is example {wrong[0]}; "
+            + (f"expected finite weights, got others in {place}" if place else f"its activations overflow: {ADVICE}")
         )
     for statistic, value in statistics.values.items():
         if (path := first_not_finite(value)) is None:
             continue
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(fetched(leaves_by_path(value)[path])))[0])
-        example = f" on example {index[0]}" if statistic.axes(path)[:1] == ("examples",) else ""
-        raise ValueError(
-            f"calibration: the {statistic.name.replace('_', ' ')} of {_place(statistic, path, index, model)} "
-            f"is not finite{example}; {ADVICE}"
-        )
+        index = [int(i) for i in np.argwhere(~np.isfinite(fetched(leaves_by_path(value)[path])))[0]]
+        axes = dict(zip(statistic.axes(path), index, strict=False))
+        place = path.rpartition("/")[2] + "".join(f" {axis.removesuffix('s')} {at}" for axis, at in axes.items())
+        if in_segment := re.fullmatch(r"segments/(\d+)/(.+)", path):
+            first = segment_bounds(model.segments)[int(in_segment[1])].start
+            place = f"{in_segment[2]} layer {first + index[0]}"
+        raise ValueError(f"calibration: the {statistic.name.replace('_', ' ')} of {place} is not finite; {ADVICE}")
 
 
-def first_activation(model: Llama, tokens: Int[Array, "1 seq"]) -> str:
-    """Find the first point of the forward pass whose activation is not finite, in words."""
-    points = ("attention_in", "attention", "attention_out", "mlp_in", "mlp", "mlp_out")  # in the order of the pass
-    for bounds, segment in zip(segment_bounds(model.segments), _finite_points(model, tokens), strict=True):
-        for layer in range(bounds.stop - bounds.start):
-            for point in points:
-                if not bool(segment[point][layer]):
-                    return f"{point} of layer {bounds.start + layer}"
-    return "the logits"
-
-
-@jax.jit
-def _finite_points(model: Llama, tokens: Int[Array, "1 seq"]) -> list[dict[str, Array]]:
-    """Say, for each segment, which points are finite in each layer."""
-    return model.hidden(tokens, observe=lambda _, activation: jnp.all(jnp.isfinite(activation)))[1]
-
-
-def _place(statistic: Statistic, path: str, index: tuple[int, ...], model: Llama) -> str:
-    """Say in words which parameter or unit of which layer an entry of a statistic belongs to."""
-    in_segment = re.fullmatch(r"segments/(\d+)/(.+)", path)
-    if in_segment:
-        return f"{in_segment[2]} in layer {segment_bounds(model.segments)[int(in_segment[1])].start + index[0]}"
-    axes = dict(zip(statistic.axes(path), index, strict=False))
-    if not axes:
-        return path
-    unit = f" unit {axes['units']}" if "units" in axes else ""
-    return f"{path.rpartition('/')[2]}{unit} in layer {axes['layers']}"
+ADVICE = "check the model's weights and its dtype"

@@ -23,12 +23,11 @@ from saap_jax.estimation.base import (
     Plan,
     Point,
     Statistic,
-    Statistics,
+    estimator_of,
     mean_over,
     output_matrices,
     statistics_dtype,
 )
-from saap_jax.estimation.gram import flat_units, gram_sums, widest_coordinates
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_segments
 from saap_jax.structures.weights import TracedWeights, Weights
@@ -38,16 +37,37 @@ FEWEST_SWAPS = 16
 """Of `swapped`, that are allowed however few units there are."""
 
 
+def gram_sums(
+    active: Float[Array, "batch seq coordinates"], weights: Float[Array, "batch seq"]
+) -> tuple[Float[Array, "coordinates coordinates"], Float[Array, "coordinates"], Float[Array, ""]]:
+    """Sum w a aᵀ, w a and w over the tokens of a microbatch, each with a weight w."""
+    rows = active.reshape(math.prod(active.shape[:2]), active.shape[2])
+    weighted = rows * weights.reshape(-1, 1)
+    return weighted.T @ rows, jnp.sum(weighted, axis=0), jnp.sum(weights)
+
+
+def token_weights(
+    behind: Float[Array, "batch seq embed"], mask: Bool[Array, "batch seq"], norm_eps: float
+) -> Float[Array, "batch seq"]:
+    """Weigh each token by w = 1/(mean x² + ε), 0 of padding: whatever reads the stream divides it by its RMS."""
+    return mask.astype(behind.dtype) / (jnp.mean(jnp.square(behind), axis=-1) + norm_eps)
+
+
 def _zeros(model: Llama, plan: Plan) -> dict[str, Array]:
     layers, dtype = sum(segment.length for segment in model.segments), statistics_dtype(model)
-    return {name: jnp.zeros((layers, width, width), dtype) for name, width in widest_coordinates(model).items()}
+    widest = {
+        "attention": max(math.prod(segment.attention.output.shape[1:4]) for segment in model.segments),
+        "mlp": max(segment.widths.mlp_channels for segment in model.segments),
+    }
+    return {name: jnp.zeros((layers, width, width), dtype) for name, width in widest.items()}
 
 
 def _products(point: Point) -> dict[str, Float[Array, "coordinates coordinates"]]:
-    """Sum aᵀa over the real tokens, each alike."""
+    """Sum aᵀa over the real tokens, each alike; the coordinates of a unit in a row."""
     if point.name not in STRUCTURES:
         return {}
-    active = flat_units(point, point.name)
+    units = point.units(point.name)
+    active = units.reshape(*units.shape[:2], math.prod(units.shape[2:]))
     return {point.name: gram_sums(active, point.mask.astype(active.dtype))[0]}
 
 
@@ -79,12 +99,8 @@ def obs(*, greedy: bool = True, block: int = 16, damping: float = 0.01) -> Estim
     check_at_least("obs: block", block, 1)
     _check_damping("obs", damping)
 
-    def score(statistics: Statistics, params: Weights) -> Scores:
-        moments = statistics.of(SECOND_MOMENT)
-        return _by_layer(formula, params, moments, damping)
-
     formula = functools.partial(greedy_costs, block=block) if greedy else single_costs
-    return Estimator(frozenset({SECOND_MOMENT}), score)
+    return estimator_of(SECOND_MOMENT, lambda moments, params: _by_layer(formula, params, moments, damping))
 
 
 def leverage(*, damping: float = 0.01) -> Estimator:
@@ -98,11 +114,7 @@ def leverage(*, damping: float = 0.01) -> Estimator:
         ValueError: a damping that is not positive.
     """
     _check_damping("leverage", damping)
-
-    def score(statistics: Statistics, params: Weights) -> Scores:
-        return _by_layer(leverages, params, statistics.of(SECOND_MOMENT), damping)
-
-    return Estimator(frozenset({SECOND_MOMENT}), score)
+    return estimator_of(SECOND_MOMENT, lambda moments, params: _by_layer(leverages, params, moments, damping))
 
 
 def _check_damping(name: str, damping: float) -> None:
@@ -118,6 +130,12 @@ def _by_layer(formula: Callable[..., Array], params: Weights, moments: dict[str,
     """
     if isinstance(params, TracedWeights):
         raise ValueError("estimator: expected a model of ours, whose second moments are observed, got a traced one")
+
+    def of_layer(layer: tuple[Array, Array]) -> Array:
+        matrix, product = layer
+        with jax.default_matmul_precision("highest"):
+            return formula(matrix.astype(product.dtype), product, damping * jnp.mean(jnp.diag(product)))
+
     scores = {}
     for name, matrices in output_matrices(params).items():
         pieces = []
@@ -125,27 +143,9 @@ def _by_layer(formula: Callable[..., Array], params: Weights, moments: dict[str,
             layers, units, coordinates, _ = weight.shape
             count = units * coordinates
             own = moments[name][place, :count, :count]
-            made = _mapped(formula, weight, own, damping) if count else jnp.zeros((layers, 0), own.dtype)
-            pieces.append(made)
+            pieces.append(jax.lax.map(of_layer, (weight, own)) if count else jnp.zeros((layers, 0), own.dtype))
         scores[name] = join_segments(pieces, fill=jnp.nan)
     return scores
-
-
-@functools.partial(jax.jit, static_argnames=("formula", "damping"))
-def _mapped(
-    formula: Callable[..., Array],
-    weight: Float[Array, "layers units coordinates embed"],
-    moment: Float[Array, "layers all all"],
-    damping: float,
-) -> Float[Array, "layers units"]:
-    """Apply a formula to one layer after another."""
-
-    def of_layer(layer: tuple[Array, Array]) -> Array:
-        matrix, product = layer
-        with jax.default_matmul_precision("highest"):
-            return formula(matrix.astype(product.dtype), product, damping * jnp.mean(jnp.diag(product)))
-
-    return jax.lax.map(of_layer, (weight, moment))
 
 
 def leverages(

@@ -10,37 +10,25 @@ import functools
 import importlib.metadata
 import inspect
 import re
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from saap_jax.estimation import activations, gates, gram, hessian, reconstruction, squares, taylor
+from saap_jax.estimation import activations, gates, hessian, reconstruction, squares, taylor
 from saap_jax.estimation.base import Estimator, Statistic
 from saap_jax.estimation.objectives import OBJECTIVES
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.files import run_file
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
-    "random": taylor.random,
-    "magnitude": taylor.magnitude,
-    "taylor_vector": taylor.taylor_vector,
-    "taylor_element": taylor.taylor_element,
-    "taylor_element_second": taylor.taylor_element_second,
-    "fisher": taylor.fisher,
-    "gate_taylor": gates.gate_taylor,
-    "gate_taylor_signed": gates.gate_taylor_signed,
-    "gate_fisher": gates.gate_fisher,
-    "gate_hessian": hessian.gate_hessian,
-    "wanda": activations.wanda,
-    "fluctuation": activations.fluctuation,
-    "activation_frequency": activations.activation_frequency,
-    "activation_norm": activations.activation_norm,
-    "reap": activations.reap,
-    "block_influence": activations.block_influence,
-    "obs": reconstruction.obs,
-    "leverage": reconstruction.leverage,
+    factory.__name__: factory
+    for factory in (
+        *(taylor.random, taylor.magnitude, taylor.taylor_vector, taylor.taylor_element, taylor.taylor_element_second),
+        *(taylor.fisher, gates.gate_taylor, gates.gate_taylor_signed, gates.gate_fisher, hessian.gate_hessian),
+        *(activations.wanda, activations.fluctuation, activations.activation_frequency, activations.activation_norm),
+        *(activations.reap, activations.block_influence, reconstruction.obs, reconstruction.leverage),
+    )
 }
 """Name -> factory with keyword-only hyper-parameters."""
 
@@ -56,7 +44,6 @@ STATISTICS: dict[str, Statistic] = {
         activations.ACTIVATION_USAGE,
         activations.WRITTEN_NORMS,
         activations.BLOCK_CHANGE,
-        gram.GRAM,
         reconstruction.SECOND_MOMENT,
         *(each.of_objective(objective) for objective in OBJECTIVES[1:] for each in _GRADIENTS),
     )
@@ -65,11 +52,6 @@ STATISTICS: dict[str, Statistic] = {
 
 PLUGINS = "saap_jax.estimators"
 """Group of the entry points by which packages add estimators."""
-
-_FILE = re.compile(r"(?P<file>[^()]+\.py):(?P<call>\w+(\(.*\))?)", re.S)
-
-_LONGEST = 1000
-"""The most characters of a name with its hyper-parameters."""
 
 Factory = Callable[..., Estimator]
 Made = TypeVar("Made")
@@ -93,13 +75,18 @@ def register(name: str, factory: Factory) -> Factory:
     return factory
 
 
-def names_file(text: str) -> bool:
-    """Say whether a name is of an estimator in a file, `FILE.py:FACTORY`, with hyper-parameters in brackets if any.
-
-    >>> names_file("lab/mine.py:energy(root=True)"), names_file("wanda/fisher")
-    (True, False)
-    """
-    return _FILE.fullmatch(text) is not None
+def make_estimators(
+    texts: Iterable[str], given: Mapping[str, Estimator] = MappingProxyType({})
+) -> dict[str, Estimator]:
+    """Make estimators keyed by the text that names them, but for those that are `given`; none may be named twice."""
+    estimators: dict[str, Estimator] = {}
+    for text in texts:
+        if text in estimators:
+            raise ValueError(f"estimator {text!r} is named twice")
+        estimators[text] = given[text] if text in given else make_estimator(text)
+    if not estimators:
+        raise ValueError(f"expected at least one estimator of {', '.join(ESTIMATORS)}, got none")
+    return estimators
 
 
 def make_estimator(text: str) -> Estimator:
@@ -133,55 +120,40 @@ def call_factory(text: str, factories: Mapping[str, Callable[..., Made]]) -> Mad
     return _called(name, factories[name], options)
 
 
-def _called(name: str, factory: Callable[..., Made], options: dict[str, Any]) -> Made:
-    known = inspect.signature(factory).parameters
-    for option, value in options.items():
-        if option not in known:
-            takes = f"takes {', '.join(known)}" if known else "takes none"
-            raise ValueError(f"estimator {name!r}: unknown hyper-parameter {option!r}; it {takes}")
-        if expected := _refused(value, known[option].annotation):
-            raise ValueError(f"estimator {name!r}: {option}: expected {expected}, got {value!r}")
-    try:
-        return _made(factory, **options)
-    except TypeError:  # an option that cannot be hashed
-        return factory(**options)
-
-
-@functools.cache
-def _made(factory: Callable[..., Made], **options: Hashable) -> Made:
-    """Make an estimator once: its formula, made again, would be compiled again."""
-    return factory(**options)
-
-
-def _plugin(name: str) -> Factory | None:
-    """Load the factory of an installed plugin and register it; None where there is none of that name."""
-    for point in importlib.metadata.entry_points(group=PLUGINS, name=name):
-        try:
-            factory = point.load()
-        except Exception as error:  # whatever the plugin raises
-            package = point.dist.name if point.dist else point.value
-            raise ValueError(
-                f"estimator {name!r}: the plugin {package} cannot be loaded: {type(error).__name__}: {error}"
-            ) from error
-        return register(name, factory)
-    return None
-
-
-@functools.cache
-def _namespace(file: str, changed: float) -> dict[str, Any]:
-    return run_file(file)
-
-
 def code_of(text: str) -> str:
     """Digest the code of an estimator that a name stands for; that of the package where it is its own."""
     return code_digest(_found(text)[2] or code_of)
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+_FILE = re.compile(r"(?P<file>[^()]+\.py):(?P<call>\w+(\(.*\))?)", re.S)
+
+
+def names_file(text: str) -> bool:
+    """Say whether a name is of an estimator in a file, `FILE.py:FACTORY`, with hyper-parameters in brackets if any.
+
+    >>> names_file("lab/mine.py:energy(root=True)"), names_file("wanda/fisher")
+    (True, False)
+    """
+    return _FILE.fullmatch(text) is not None
 
 
 def _found(text: str) -> tuple[str, dict[str, Any], Factory | None]:
     """Find name, hyper-parameters and factory of an estimator; no factory where the name is unknown."""
     in_file = _FILE.fullmatch(text)
     name, options = _parse(in_file["call"] if in_file else text)
-    return name, options, from_file(in_file["file"], name) if in_file else ESTIMATORS.get(name) or _plugin(name)
+    if in_file:
+        return name, options, from_file(in_file["file"], name)
+    for point in () if name in ESTIMATORS else importlib.metadata.entry_points(group=PLUGINS, name=name):
+        try:
+            register(name, point.load())
+        except Exception as error:  # whatever the plugin raises
+            package = point.dist.name if point.dist else point.value
+            raise ValueError(
+                f"estimator {name!r}: the plugin {package} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+    return name, options, ESTIMATORS.get(name)
 
 
 def from_file(file: str, name: str) -> Any:
@@ -202,6 +174,48 @@ def from_file(file: str, name: str) -> Any:
     return namespace[name]
 
 
+@functools.cache
+def _namespace(file: str, changed: float) -> dict[str, Any]:
+    return run_file(file)
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Split "name(key=value, …)" into the name and its literal keyword arguments, words without quotes too."""
+    try:
+        match ast.parse(text.strip(), mode="eval").body:
+            case ast.Name(name):
+                return name, {}
+            case ast.Call(ast.Name(name), [], words) if all(word.arg for word in words):
+                values = {str(word.arg): word.value for word in words}
+                return name, {
+                    word: value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+                    for word, value in values.items()
+                }
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: brackets in brackets
+        pass
+    raise ValueError(f"estimator: expected NAME or NAME(option=value, …), got {text[:200]!r}")
+
+
+def _called(name: str, factory: Callable[..., Made], options: dict[str, Any]) -> Made:
+    known = inspect.signature(factory).parameters
+    for option, value in options.items():
+        if option not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes none"
+            raise ValueError(f"estimator {name!r}: unknown hyper-parameter {option!r}; it {takes}")
+        if expected := _refused(value, known[option].annotation):
+            raise ValueError(f"estimator {name!r}: {option}: expected {expected}, got {value!r}")
+    try:
+        return _made(factory, **options)
+    except TypeError:  # an option that cannot be hashed
+        return factory(**options)
+
+
+@functools.cache
+def _made(factory: Callable[..., Made], **options: Hashable) -> Made:
+    """Make an estimator once: its formula, made again, would be compiled again."""
+    return factory(**options)
+
+
 def _refused(value: Any, kind: Any) -> str:
     """Say what a hyper-parameter takes, where a value is none of it; what is not annotated takes all.
 
@@ -215,41 +229,3 @@ def _refused(value: Any, kind: Any) -> str:
     if inspect.Parameter.empty in kinds or type(value) in taken:
         return ""
     return " or ".join(each.__name__ for each in kinds)
-
-
-def make_estimators(
-    texts: Iterable[str], given: Mapping[str, Estimator] = MappingProxyType({})
-) -> dict[str, Estimator]:
-    """Make estimators keyed by the text that names them, but for those that are `given`; none may be named twice."""
-    estimators: dict[str, Estimator] = {}
-    for text in texts:
-        if text in estimators:
-            raise ValueError(f"estimator {text!r} is named twice")
-        estimators[text] = given[text] if text in given else make_estimator(text)
-    if not estimators:
-        raise ValueError(f"expected at least one estimator of {', '.join(ESTIMATORS)}, got none")
-    return estimators
-
-
-def _parse(text: str) -> tuple[str, dict]:
-    """Split "name(key=value, …)" into the name and its literal keyword arguments."""
-    if len(text) > _LONGEST:
-        raise ValueError(f"estimator: expected at most {_LONGEST} characters, got {len(text):,}: {text[:40]!r}...")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the parser: whatever is odd about the text, it is refused below
-            node = ast.parse(text.strip(), mode="eval").body
-        if isinstance(node, ast.Name):
-            return node.id, {}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            pairs = {
-                keyword.arg: keyword.value.id
-                if isinstance(keyword.value, ast.Name)
-                else ast.literal_eval(keyword.value)
-                for keyword in node.keywords
-            }
-            if None not in pairs:
-                return node.func.id, pairs
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: brackets in brackets
-        pass
-    raise ValueError(f"estimator: expected NAME or NAME(option=value, …), got {text!r}")

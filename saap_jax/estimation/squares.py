@@ -34,11 +34,8 @@ from saap_jax.runtime.constraints import batch_shards, sum_of_shards, unit_axes
 TILE = (512, 512, 1024)
 """Largest tile of the kernel: tokens, inputs, outputs; with both results and two buffers each 14 MiB in bfloat16."""
 
-ROWS = 16
-"""What the tokens of a tile are a multiple of, as bfloat16 lies in memory."""
-
-VMEM = 32 * 2**20
-"""Bytes of vector memory that the kernel may take."""
+ROWS, VMEM = 16, 32 * 2**20
+"""What the tokens of a tile are a multiple of, as bfloat16 lies in memory; bytes of vector memory for the kernel."""
 
 Sums = tuple[Float[Array, "inputs outputs"], Float[Array, "inputs outputs"]]
 
@@ -89,7 +86,7 @@ def one_by_one(
     zeros = jnp.zeros((shards, x.shape[-1], cotangent.shape[-1]), wide)
     examples = split(x), split(cotangent), split(scale.astype(wide))
     (total, square), _ = jax.lax.scan(add, (zeros, zeros), examples)
-    return _exchanged(total, square, embed, x.dtype)
+    return sum_of_shards(total.astype(x.dtype), embed), sum_of_shards(square, embed)
 
 
 def tiled(
@@ -196,12 +193,7 @@ def _on_devices(
         out_specs=(PartitionSpec(batch or None, *units),) * 2,
         check_vma=False,
     )(x, cotangent, scale)
-    return _exchanged(total, square, embed, x.dtype)
-
-
-def _exchanged(total: Array, square: Array, embed: int, dtype: Any) -> Sums:
-    """Add up the sums of the parts of a batch, those of gradients in the type that the model computes in."""
-    return sum_of_shards(total.astype(dtype), embed), sum_of_shards(square, embed)
+    return sum_of_shards(total.astype(x.dtype), embed), sum_of_shards(square, embed)
 
 
 # --- a model that is watched -----------------------------------------------------------------------
@@ -234,10 +226,8 @@ def _product(equation: str, axes: tuple[str, ...], x: Array, weight: Array, squa
     return flat_product(equation, x, weight)
 
 
-def _forward(
-    equation: str, axes: tuple[str, ...], x: Array, weight: Array, square: Array, scale: Array
-) -> tuple[Array, Any]:
-    return flat_product(equation, x, weight), (x, weight, scale)  # not `_product`: `remat` sees its dots
+def _forward(equation: str, axes: tuple[str, ...], x: Array, weight: Array, *rest: Array) -> tuple[Array, Any]:
+    return flat_product(equation, x, weight), (x, weight, rest[1])  # not `_product`: `remat` sees its dots
 
 
 def _backward(
@@ -257,23 +247,9 @@ def _backward(
 _product.defvjp(_forward, _backward)
 
 
-def watched(model: Llama, scale: Float[Array, "batch"]) -> Llama:
-    """Watch every matrix of the layers of a model, and every bias that belongs to units.
-
-    Args:
-        scale: weight s_b of each example; 1 / tokens makes the gradient of a summed loss that of the mean one.
-    """
-    return _with_matrices(model, lambda matrix: Watched(matrix, scale))
-
-
-def flattened(model: Llama) -> Llama:
+def flattened(model: Llama, make: Callable[[nnx.Param], Flat] = Flat) -> Llama:
     """Make the matrices of the layers `Flat`: the same function, its gradient made faster."""
-    return _with_matrices(model, Flat)
-
-
-def _with_matrices(model: Llama, make: Callable[[nnx.Param], Flat]) -> Llama:
-    graph, rest = nnx.split(model)
-    made = nnx.merge(graph, rest)
+    made = nnx.merge(*nnx.split(model))
     for segment in made.segments:
         for block in (segment.attention, segment.mlp):
             for name, value in list(vars(block).items()):
@@ -282,28 +258,31 @@ def _with_matrices(model: Llama, make: Callable[[nnx.Param], Flat]) -> Llama:
     return made
 
 
+def watched(model: Llama, scale: Float[Array, "batch"]) -> Llama:
+    """Watch every matrix of the layers of a model, and every bias that belongs to units.
+
+    Args:
+        scale: weight s_b of each example; 1 / tokens makes the gradient of a summed loss that of the mean one.
+    """
+    return flattened(model, lambda matrix: Watched(matrix, scale))
+
+
 def parts(gradients: Llama) -> tuple[Llama, Llama]:
     """Split what is differentiated of a flattened or watched model: gradients of its weights, and squares.
 
     What is not watched, embeddings and norms, has a single 0 for its squares: no structure counts them.
     """
 
-    def first(value: Any) -> Any:
-        return value.weight if isinstance(value, Flat) else value
-
-    def second(value: Any) -> Any:
+    def square(value: Any) -> Any:
         if isinstance(value, Watched):
             return value.square
         parameter = value.weight if isinstance(value, Flat) else value
         return parameter.replace(jnp.zeros((), at_least_float32(parameter.dtype)))
 
-    def matrix_or_parameter(value: Any) -> bool:
-        return isinstance(value, nnx.Variable | Flat)
+    def split(pick: Callable[[Any], Any]) -> Llama:
+        return jax.tree.map(pick, gradients, is_leaf=lambda value: isinstance(value, nnx.Variable | Flat))
 
-    return (
-        jax.tree.map(first, gradients, is_leaf=matrix_or_parameter),
-        jax.tree.map(second, gradients, is_leaf=matrix_or_parameter),
-    )
+    return split(lambda value: value.weight if isinstance(value, Flat) else value), split(square)
 
 
 SQUARED_WEIGHT_GRADIENT = Statistic(

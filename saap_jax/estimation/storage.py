@@ -1,13 +1,14 @@
-"""Statistics in a file, so that a new formula or fusion needs no new pass over the text.
+"""The statistics of one pass in a file, so that a new formula or fusion needs no new pass over the text.
 
-One safetensors file holds all scenarios: tensors `SCENARIO/STATISTIC/PATH` and `SCENARIO/losses`, float32, and the
-counts as JSON in the metadata. Statistics that neither this package nor the caller knows are left where they are.
+A safetensors file: tensors `STATISTIC/PATH` and `losses`, float32, and the counts as JSON in the metadata. Statistics
+that neither this package nor the caller knows are left where they are.
 """
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from safetensors import safe_open
 
-from saap_jax.estimation.base import Curvature, Plan, Statistic, Statistics, statistics_dtype
+from saap_jax.estimation.base import Plan, Statistic, Statistics, statistics_dtype
 from saap_jax.estimation.registry import STATISTICS
 from saap_jax.llama.files.write import Tensor, write_tensors
 from saap_jax.runtime.errors import reading
@@ -25,65 +26,52 @@ from saap_jax.runtime.mesh import mesh_of
 from saap_jax.runtime.processes import is_primary
 from saap_jax.structures.weights import TracedWeights, Weights, units_of
 
-FORMAT = "saap_jax statistics 1"
+FORMAT = "saap_jax statistics 2"
 
 
-def save_statistics(
-    path: str | Path, statistics: Mapping[str, Statistics], *, only: frozenset[Statistic] | None = None
-) -> Path:
-    """Write the statistics of each scenario to a safetensors file; return its path.
+def save_statistics(path: str | Path, statistics: Statistics, *, only: frozenset[Statistic] | None = None) -> Path:
+    """Write statistics to a safetensors file, whole or not at all; return its path.
 
-    `only` leaves the others out: weight gradients take as much space as the model. The file is written under a
-    temporary name and renamed, and replaces one of an earlier run. One layer of a statistic at a time is held beside
-    the statistics. Of several processes of a job, all have to call this, and the first one writes.
+    `only` leaves the others out: weight gradients take as much space as the model. One layer of a statistic at a time
+    is held beside the statistics. Of several processes of a job, all have to call this, and the first one writes.
     """
+
+    def tensor(name: str, leaf: Any) -> Tensor:
+        def pieces() -> Iterator[np.ndarray]:
+            return (fetched(leaf, index) for index in range(leaf.shape[0]))
+
+        spread = leaf.ndim > 2 and leaf.size and mesh_of(leaf)
+        return Tensor(name, tuple(leaf.shape), lambda: fetched(leaf), np.dtype(np.float32), pieces if spread else None)
+
+    named = {each.name: tree for each, tree in statistics.values.items() if only is None or each in only}
+    tensors = [
+        tensor(f"{name}/{place}".rstrip("/"), leaf)
+        for name, tree in {"losses": statistics.losses, **named}.items()
+        for place, leaf in leaves_by_path(tree).items()
+    ]
+    counts = {"examples": int(statistics.examples), "tokens": int(statistics.tokens), "statistics": sorted(named)}
     target = Path(path)
-    tensors: list[Tensor] = []
-    scenarios = {}
-    for scenario, observed in statistics.items():
-        named = {each.name: tree for each, tree in observed.values.items() if only is None or each in only}
-        for name, tree in {"losses": observed.losses, **named}.items():
-            for place, leaf in leaves_by_path(tree).items():
-                tensors.append(_tensor(f"{scenario}/{name}/{place}".rstrip("/"), leaf))
-        counts = {"examples": int(observed.examples), "tokens": int(observed.tokens)}
-        scenarios[scenario] = {**counts, "statistics": sorted(named)}
-    about = {"format": FORMAT, "scenarios": json.dumps(scenarios)}
-    if not is_primary():
-        write_tensors(tensors, target, np.dtype(np.float32), about)
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")  # what a kill leaves there is written over
     try:
-        write_tensors(tensors, partial, np.dtype(np.float32), about)
-        os.replace(partial, target)
+        if is_primary():
+            target.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(tensors, partial, np.dtype(np.float32), {"format": FORMAT, "counts": json.dumps(counts)})
+        if is_primary():
+            os.replace(partial, target)
     finally:
-        partial.unlink(missing_ok=True)
+        if is_primary():
+            partial.unlink(missing_ok=True)
     return target
 
 
-def _tensor(name: str, leaf: Any) -> Tensor:
-    """Describe how an array of a statistic is written: layer by layer, or example by example."""
-
-    def pieces() -> Iterator[np.ndarray]:
-        return (fetched(leaf, index) for index in range(leaf.shape[0]))
-
-    rows = pieces if leaf.ndim > 2 and leaf.size and mesh_of(leaf) else None
-    return Tensor(name, tuple(leaf.shape), lambda: fetched(leaf), np.dtype(np.float32), rows)
-
-
-def kept_statistics(path: str | Path, scenario: str) -> frozenset[str]:
-    """Name the statistics that a file holds of a scenario, by its header alone; raises as `load_statistics`."""
+def kept_statistics(path: str | Path) -> frozenset[str]:
+    """Name the statistics that a file holds, by its header alone; raises as `load_statistics`."""
     with reading(path, f"a file of {FORMAT!r}"), safe_open(path, framework="numpy") as file:
-        return frozenset(_of_scenario(path, _described(path, file), scenario)["statistics"])
+        return frozenset(_counts(path, file)["statistics"])
 
 
-def load_scenario(path: str | Path, model: Weights, scenario: str, known: Iterable[Statistic] = ()) -> Statistics:
-    """Read the statistics of one scenario; raises as `load_statistics`, also where the file has another."""
-    return _of_scenario(path, load_statistics(path, model, known), scenario)
-
-
-def load_statistics(path: str | Path, model: Weights, known: Iterable[Statistic] = ()) -> dict[str, Statistics]:
-    """Read the statistics of each scenario, observed on `model` or one of the same shapes (abstract is enough).
+def load_statistics(path: str | Path, model: Weights, known: Iterable[Statistic] = ()) -> Statistics:
+    """Read statistics that were observed on `model`, or one of the same shapes (abstract is enough).
 
     `known` are statistics that may be in the file beside those of `STATISTICS`; of others nothing is read.
 
@@ -93,85 +81,69 @@ def load_statistics(path: str | Path, model: Weights, known: Iterable[Statistic]
     """
     by_name = STATISTICS | {statistic.name: statistic for statistic in known}
     with reading(path, f"a file of {FORMAT!r}"), safe_open(path, framework="numpy") as file:
-        found = {}
-        for scenario, about in _described(path, file).items():
-            examples, tokens = int(about["examples"]), int(about["tokens"])
-            names = [name for name in about["statistics"] if name in by_name]
-            values = {
-                by_name[name]: _read(path, file, f"{scenario}/{name}", by_name[name], examples, model) for name in names
-            }
-            dtype = jnp.float32 if isinstance(model, TracedWeights) else statistics_dtype(model)
-            losses = _placed(path, file, f"{scenario}/losses", jax.ShapeDtypeStruct((examples,), dtype))
-            if losses.shape != (examples,):
-                raise ValueError(
-                    f"{path}: expected the losses of {examples} examples, got {len(losses)}; observe again"
-                )
-            found[scenario] = Statistics(jnp.asarray(examples), jnp.asarray(tokens), losses, values)
-        return found
+        about = _counts(path, file)
+        examples, tokens = int(about["examples"]), int(about["tokens"])
+        stored: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name in file.keys():  # noqa: SIM118
+            statistic, _, place = name.partition("/")
+            stored.setdefault(statistic, {})[place] = tuple(file.get_slice(name).get_shape())
+
+        def read(name: str, like: Any, homes: Mapping[str, Any] = MappingProxyType({})) -> Any:
+            expected, found = leaves_by_path(like), stored.get(name, {})
+            for place in sorted(expected.keys() | found.keys()):
+                shape = expected[place].shape if place in expected else None
+                if shape != found.get(place):
+                    raise ValueError(
+                        f"{path}: expected tensor {name}/{place} of shape {shape} for this model, got "
+                        f"{found.get(place)}; load it with the model that the statistics were observed on"
+                    )
+            arrays = [
+                _placed(path, file, f"{name}/{place}".rstrip("/"), leaf, homes.get(place))
+                for place, leaf in expected.items()
+            ]
+            return jax.tree.unflatten(jax.tree.structure(like), arrays)
+
+        values = {}
+        for statistic in sorted(by_name[name] for name in by_name.keys() & set(about["statistics"])):
+            like = _like(statistic, stored.get(statistic.name, {}), examples, model)
+            values[statistic] = read(statistic.name, like, leaves_by_path(model) if statistic.large else {})
+        losses = read("losses", jax.ShapeDtypeStruct((examples,), _dtype(model)))
+        return Statistics(jnp.asarray(examples), jnp.asarray(tokens), losses, values)
 
 
-def _of_scenario(path: str | Path, scenarios: Mapping[str, Any], scenario: str) -> Any:
-    if scenario not in scenarios:
-        raise ValueError(f"{path}: expected statistics of scenario {scenario!r}, got those of {', '.join(scenarios)}")
-    return scenarios[scenario]
-
-
-def _described(path: str | Path, file: Any) -> dict[str, dict[str, Any]]:
-    """Read the metadata of a file of statistics: counts and names by scenario."""
+def _counts(path: str | Path, file: Any) -> dict[str, Any]:
+    """Read the metadata of a file of statistics."""
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a file of {FORMAT!r}, got {metadata.get('format')!r}")
-    return json.loads(metadata["scenarios"])
+    return json.loads(metadata["counts"])
 
 
-def _shapes(statistic: Statistic, stored: Mapping[str, tuple[int, ...]], examples: int, model: Weights) -> Any:
-    """Make the tree that a statistic is for a model, of abstract arrays.
-
-    Of a traced model, sizes beside those of the units are as they are stored.
-    """
-    abstract = {place: jax.ShapeDtypeStruct(shape, jnp.float32) for place, shape in stored.items()}
-    if not isinstance(model, TracedWeights):
-        curvature = statistic.curvature(_tree(statistic, abstract)) if statistic.curvature else Curvature()
-        return jax.eval_shape(lambda: statistic.init(model, Plan(examples, curvature)))
+def _like(statistic: Statistic, stored: Mapping[str, tuple[int, ...]], examples: int, model: Weights) -> Any:
+    """Make the tree that a statistic is for a model, of abstract arrays; sizes of axes that no model has as stored."""
     if statistic.large:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), model)
+        if isinstance(model, TracedWeights):
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), model)
+        return jax.eval_shape(lambda: statistic.init(model, Plan(examples)))
+    exists, dtype = units_of(model), _dtype(model)
+    arrays: dict[str, dict[str, Any]] = {}
     for place, shape in stored.items():
-        at, name = statistic.axes(place).index("layers"), place.partition("/")[2] if statistic.kind else place
-        units = units_of(model)[name].shape
-        abstract[place] = jax.ShapeDtypeStruct((*shape[:at], *units, *shape[at + 2 :]), jnp.float32)
-    return _tree(statistic, abstract)
+        field, _, structure = place.partition("/") if statistic.kind else ("", "", place)
+        layers, units = exists.get(structure, next(iter(exists.values()))).shape
+        sizes, axes = {"examples": examples, "layers": layers, "units": units}, statistic.axes(place)
+        leading = (sizes.get(axis, own) for axis, own in zip(axes, shape, strict=False))
+        array = jax.ShapeDtypeStruct((*leading, *shape[len(axes) :]), dtype)
+        arrays.setdefault(field, {})[structure] = array
+    found = {structure for each in arrays.values() for structure in each}
+    if missing := exists.keys() - found - ({*exists} if found == {""} else set()):
+        raise ValueError(f"no {statistic.name} of {', '.join(missing)}; load it with the model that it was observed on")
+    if statistic.kind:
+        return statistic.kind(*(arrays.get(field, {}) for field in getattr(statistic.kind, "_fields")))  # noqa: B009
+    return arrays[""].get("", arrays[""])
 
 
-def _tree(statistic: Statistic, arrays: Mapping[str, Any]) -> Any:
-    """Make the value of a statistic, other than one like the model, from its arrays by path."""
-    if statistic.kind is None:
-        return arrays.get("", dict(arrays))
-    fields = getattr(statistic.kind, "_fields")  # noqa: B009
-    return statistic.kind(
-        *(
-            {place.removeprefix(f"{field}/"): array for place, array in arrays.items() if place.startswith(f"{field}/")}
-            for field in fields
-        )
-    )
-
-
-def _read(path: str | Path, file: Any, start: str, statistic: Statistic, examples: int, model: Weights) -> Any:
-    """Read a statistic whose tensors begin with `start`; raise ValueError unless they are as the model calls for."""
-    names = [name for name in file.keys() if f"{name}/".startswith(f"{start}/")]  # noqa: SIM118
-    stored = {name.removeprefix(start).removeprefix("/"): tuple(file.get_slice(name).get_shape()) for name in names}
-    like = _shapes(statistic, stored, examples, model)
-    expected, homes = leaves_by_path(like), leaves_by_path(model) if statistic.large else {}
-    for place in sorted(expected.keys() | stored.keys()):
-        shape = expected[place].shape if place in expected else None
-        if shape != stored.get(place):
-            raise ValueError(
-                f"{path}: expected tensor {start}/{place} of shape {shape} for this model, got {stored.get(place)}; "
-                "load it with the model that the statistics were observed on"
-            )
-    arrays = [
-        _placed(path, file, f"{start}/{place}".rstrip("/"), leaf, homes.get(place)) for place, leaf in expected.items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), arrays)
+def _dtype(model: Weights) -> Any:
+    return jnp.float32 if isinstance(model, TracedWeights) else statistics_dtype(model)
 
 
 def _placed(path: str | Path, file: Any, name: str, leaf: Any, home: Any = None) -> jax.Array:

@@ -27,16 +27,8 @@ from saap_jax.estimation.base import (
     score_matrices,
 )
 from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
-from saap_jax.structures.weights import Weights, units_of
-from saap_jax.types import STRUCTURES, Objective, Scores
-
-PerMatrix = Float[Array, "layers units rest"]
-"""A unit's part of one matrix, or of its gradient, or of the squares of that."""
-
-PerChannel = Float[Array, "layers units channels embed"]
-"""The same channel by channel."""
-
-PerUnit = Float[Array, "layers units"]
+from saap_jax.structures.weights import TracedWeights, Weights, units_of
+from saap_jax.types import Objective, Scores
 
 WEIGHT_GRADIENT = Statistic(
     name="weight_gradient",
@@ -48,42 +40,6 @@ WEIGHT_GRADIENT = Statistic(
 )
 """Gradient of the mean loss over all tokens: a tree like the model's, of the matrices of its layers; each other
 parameter has a single 0. A statistic of your own whose source is `weights` is shown the gradient of all parameters."""
-
-
-# --- formulas --------------------------------------------------------------------------------------
-
-
-def squared_norm(weight: PerMatrix) -> PerUnit:
-    """‖w_M‖² of each unit's part of a matrix M."""
-    return jnp.sum(jnp.square(weight), axis=-1)
-
-
-def vector_wise(weight: PerMatrix, gradient: PerMatrix) -> PerUnit:
-    """|Σ_k w_k ∂w_k| over a unit's part of one matrix: the absolute value after the sum."""
-    return jnp.abs(jnp.sum(weight * gradient, axis=-1))
-
-
-def channel_wise(weight: PerChannel, gradient: PerChannel) -> PerUnit:
-    """Σ_c |Σ_{k∈c} w_k ∂w_k| over the channels c of a unit's part of one matrix."""
-    return jnp.sum(jnp.abs(jnp.sum(weight * gradient, axis=-1)), axis=-1)
-
-
-def element_wise(weight: PerMatrix, gradient: PerMatrix) -> PerUnit:
-    """Σ_k |w_k ∂w_k| over a unit's part of one matrix: the absolute value before the sum."""
-    return jnp.sum(jnp.abs(weight * gradient), axis=-1)
-
-
-def element_wise_second(weight: PerMatrix, gradient: PerMatrix, fisher: PerMatrix) -> PerUnit:
-    """Σ_k |w_k ∂w_k - ½ w_k² F_k| over a unit's part of one matrix."""
-    return jnp.sum(jnp.abs(weight * gradient - 0.5 * jnp.square(weight) * fisher), axis=-1)
-
-
-def fisher_weighted(weight: PerMatrix, fisher: PerMatrix) -> PerUnit:
-    """Σ_k w_k² F_k over a unit's part of one matrix."""
-    return jnp.sum(jnp.square(weight) * fisher, axis=-1)
-
-
-# --- estimators ------------------------------------------------------------------------------------
 
 
 def random(*, seed: int = 0) -> Estimator:
@@ -108,7 +64,7 @@ def magnitude(*, reduction: Reduction = "sum") -> Estimator:
     """
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        squares = score_matrices(squared_norm, params, reduction=reduction)
+        squares = score_matrices(lambda w: jnp.sum(jnp.square(w), axis=-1), params, reduction=reduction)
         return {name: jnp.sqrt(square) for name, square in squares.items()}
 
     return Estimator(frozenset(), score)
@@ -127,8 +83,13 @@ def taylor_vector(
     `vectorize`. An MLP channel is one channel in each matrix, so only attention differs. ∂w is the gradient of the mean
     loss, or of another objective (`estimation.objectives`).
     """
-    formula = channel_wise if within == "channel" else vector_wise
-    return _on_weights(formula, reduction, objective, WEIGHT_GRADIENT, channels=within == "channel")
+    channels = within == "channel"  # [layers, units, channels, embed], else [layers, units, rest]
+
+    def formula(w: Array, d: Array) -> Float[Array, "layers units"]:
+        sums = jnp.abs(jnp.sum(w * d, axis=-1))
+        return jnp.sum(sums, axis=-1) if channels else sums
+
+    return _on_weights(formula, reduction, objective, WEIGHT_GRADIENT, channels=channels)
 
 
 def taylor_element(
@@ -139,18 +100,20 @@ def taylor_element(
     `within="layer"` gives all units of a layer the sum over all of them, attention and MLP together: whole layers, as
     Shortened LLaMA's Taylor criterion ranks them (arXiv:2402.02834). ∂w is as in `taylor_vector`.
     """
-    each = _on_weights(element_wise, reduction, objective, WEIGHT_GRADIENT)
+    each = _on_weights(lambda w, d: jnp.sum(jnp.abs(w * d), axis=-1), reduction, objective, WEIGHT_GRADIENT)
     if within == "unit":
         return each
-    return each._replace(score=lambda statistics, params: _of_layers(each.score(statistics, params)))
 
+    def of_layers(statistics: Statistics, params: Weights) -> Scores:
+        if isinstance(params, TracedWeights):
+            raise ValueError(
+                "taylor_element: expected within 'unit' for a traced model, which has no layers, got 'layer'"
+            )
+        scores = each.score(statistics, params)
+        total = jnp.sum(jnp.stack([jnp.nansum(one, axis=1) for one in scores.values()]), axis=0)
+        return {name: jnp.where(jnp.isnan(one), jnp.nan, total[:, None]) for name, one in scores.items()}
 
-def _of_layers(scores: Scores) -> Scores:
-    """Give each unit the sum of its layer's scores."""
-    if set(scores) != set(STRUCTURES):
-        raise ValueError("taylor_element: expected within 'unit' for a traced model, which has no layers, got 'layer'")
-    total = jnp.sum(jnp.stack([jnp.nansum(each, axis=1) for each in scores.values()]), axis=0)
-    return {name: jnp.where(jnp.isnan(each), jnp.nan, total[:, None]) for name, each in scores.items()}
+    return each._replace(score=of_layers)
 
 
 def taylor_element_second(*, reduction: Reduction = "sum", objective: Objective = "loss") -> Estimator:
@@ -158,7 +121,11 @@ def taylor_element_second(*, reduction: Reduction = "sum", objective: Objective 
 
     Source: LLM-Pruner, `param_mix`. Gradients are of the loss, or of another objective (`estimation.objectives`).
     """
-    return _on_weights(element_wise_second, reduction, objective, WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT)
+
+    def formula(w: Array, d: Array, fisher: Array) -> Float[Array, "layers units"]:
+        return jnp.sum(jnp.abs(w * d - 0.5 * jnp.square(w) * fisher), axis=-1)
+
+    return _on_weights(formula, reduction, objective, WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT)
 
 
 def fisher(*, reduction: Reduction = "sum", objective: Objective = "loss") -> Estimator:
@@ -167,20 +134,22 @@ def fisher(*, reduction: Reduction = "sum", objective: Objective = "loss") -> Es
     Source: LLM-Pruner, `param_second`. With `objective="sampled"` F is the Fisher information itself, estimated by one
     draw a token (`estimation.objectives`).
     """
-    return _on_weights(fisher_weighted, reduction, objective, SQUARED_WEIGHT_GRADIENT)
+    return _on_weights(
+        lambda w, fisher: jnp.sum(jnp.square(w) * fisher, axis=-1), reduction, objective, SQUARED_WEIGHT_GRADIENT
+    )
 
 
 def _on_weights(
     formula: Callable[..., Array],
     reduction: Reduction,
     objective: Objective,
-    *statistics_of_loss: Statistic,
+    *of_loss: Statistic,
     channels: bool = False,
 ) -> Estimator:
-    needs = [each.of_objective(objective) for each in statistics_of_loss]
+    needs = [each.of_objective(objective) for each in of_loss]
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        trees = (statistics.of(need) for need in needs)
+        trees = map(statistics.of, needs)
         return score_matrices(formula, params, *trees, reduction=reduction, channels=channels)
 
     return Estimator(frozenset(needs), score)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from saap_jax.config.jobs import ScoreConfig
 from saap_jax.estimation import ESTIMATORS, make_estimators, union_of_needs
-from saap_jax.estimation.storage import kept_statistics, load_scenario, save_statistics
+from saap_jax.estimation.storage import kept_statistics, load_statistics, save_statistics
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.score_arrays import indicator_parts, parts_of
 from saap_jax.runtime.errors import reading
@@ -51,12 +51,12 @@ def kept_scores(
     for name, examples in scenarios.items():
         path = statistics_path(run.path, name)
         known = run.has(str(path.relative_to(run.path)))
-        known = known and {need.name for need in needs} <= kept_statistics(path, name)  # not where small ones alone are
+        known = known and {need.name for need in needs} <= kept_statistics(path)  # not where small ones alone are
         statistics, made[name] = score_examples(
             subject,
             examples,
             plan,
-            statistics=load_scenario(path, subject.weights, name, needs) if known else None,
+            statistics=load_statistics(path, subject.weights, needs) if known else None,
             stability=True,
             batch_size=config.calibration.batch_size,
             remat=config.remat,
@@ -66,9 +66,7 @@ def kept_scores(
         if config.keep_statistics != "none" and not known and statistics is not None:
             run.claim(path.parent.name)
             every = config.keep_statistics == "all"
-            save_statistics(
-                path, {name: statistics}, only=frozenset(n for n in statistics.values if every or not n.large)
-            )
+            save_statistics(path, statistics, only=frozenset(n for n in statistics.values if every or not n.large))
     save_scores(run, joined(made))
     return read_scores(run)
 
@@ -105,7 +103,7 @@ def rescored(source: str, subject: Subject, plan: Plan) -> Calibrated:
         }
         path, weights = statistics_path(Path(source), name), subject.weights
         try:
-            observed = load_scenario(path, weights, name, needs)
+            observed = load_statistics(path, weights, needs)
             made[name] = score_plan(weights, observed, plan, known=own)
         except ValueError as error:
             raise ValueError(f"from_run {source}: {error}") from None
@@ -142,7 +140,7 @@ def kept_by(source: str) -> Kept:
             raise FileNotFoundError(
                 f"from_run: expected statistics at {path}, found none; run `saap score` with --keep-statistics all"
             )
-        statistics[name] = kept_statistics(path, name)
+        statistics[name] = kept_statistics(path)
     if not statistics:
         raise ValueError(f"from_run: expected a run of `saap score`, got {source} without scenarios")
     run = RunDirectory(Path(source), record)

@@ -32,7 +32,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import wide
-from saap_jax.estimation.gram import gram_sums, token_weights
+from saap_jax.estimation.reconstruction import gram_sums, token_weights
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, post_normed, rms_norm
 from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.resume import layer_of

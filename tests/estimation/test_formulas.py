@@ -12,12 +12,11 @@ from saap_jax.estimation import (
     WEIGHT_GRADIENT,
     Moments,
     make_estimator,
-    taylor,
 )
-from saap_jax.estimation.base import Statistics, score_matrices
-from saap_jax.llama.segments import existing_units
+from saap_jax.estimation.base import Statistics
+from saap_jax.structures.weights import TracedWeights
 from saap_jax.types import STRUCTURES
-from tests.helpers import layers_of, ragged_model, random_model, spec_of
+from tests.helpers import layers_of, random_model, spec_of
 
 REDUCTIONS = {"sum": sum, "mean": np.mean, "max": max, "prod": np.prod, "last": lambda values: values[-1]}
 UNITS = [
@@ -118,9 +117,8 @@ def test_taylor_element_within_layers_is_the_sum_over_all_their_matrices(toy):
             known = ~np.isnan(each[name][layer])
             np.testing.assert_allclose(actual[name][layer][known], total, rtol=1e-6)
             assert np.isnan(actual[name][layer][~known]).all()
-    traced = {"up[0]": np.ones((2, 3), np.float32)}
     with pytest.raises(ValueError, match="expected within 'unit' for a traced model"):
-        taylor._of_layers(traced)
+        make_estimator("taylor_element(within='layer')").score(toy[1], TracedWeights((), {}))
 
 
 def test_taylor_vector_within_channels_is_the_vectorize_of_llm_pruner(toy):
@@ -224,20 +222,3 @@ def test_random_is_uniform_and_seeded(toy):
     assert abs(first.mean() - 0.5) < 0.03
     np.testing.assert_array_equal(first, make_estimator("random(seed=0)").score(toy[1], model)["mlp"])
     assert not np.array_equal(first, make_estimator("random(seed=1)").score(toy[1], model)["mlp"])
-
-
-@pytest.mark.slow
-def test_matrices_come_one_by_one_in_runs_of_other_widths():
-    """score_matrices gives a formula `[layers, units, rest]` of one run, and fills missing units with NaN."""
-    model, shapes = ragged_model(), []
-
-    def count(weight):
-        shapes.append(weight.shape)
-        return jnp.full(weight.shape[:2], weight.shape[2], jnp.float32)
-
-    scores = score_matrices(count, model, reduction="last")
-    for name, exists in existing_units(model.segments).items():
-        size = {"attention": 2 * 4 * 8, "mlp": 8}[name]
-        np.testing.assert_array_equal(scores[name], np.where(exists, size, np.nan))
-    assert (2, 2, 8 * 2 * 4) in shapes
-    assert (1, 5, 8) in shapes

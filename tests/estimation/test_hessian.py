@@ -129,15 +129,6 @@ class TestOptions:
         assert not np.array_equal(*signs)
 
     @pytest.mark.slow
-    def test_attention_by_probes(self, x64):
-        model, statistics = dense_model(dtype=np.float64), observed(3, "probes")
-        value = statistics.of(GATE_HESSIAN)
-        assert not value.exact
-        scores = make_estimator("gate_hessian(probes=3, attention='probes')").score(statistics, model)["attention"]
-        by_hand = np.abs(value.gradient["attention"] - np.mean(value.probed["attention"], axis=0) / 2)
-        np.testing.assert_allclose(scores, by_hand, rtol=1e-12)
-
-    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("asked", "attention", "message"),
         [
@@ -150,26 +141,12 @@ class TestOptions:
         with pytest.raises(ValueError, match=message):
             score({"h": make_estimator(asked)}, observed(3, attention), dense_model(dtype=np.float64))
 
-    def test_refuses_other_values(self):
-        with pytest.raises(ValueError, match="expected probes >= 1, got 0"):
-            make_estimator("gate_hessian(probes=0)")
-        with pytest.raises(ValueError, match="expected attention 'exact' or 'probes', got 'all'"):
-            make_estimator("gate_hessian(attention='all')")
-
     def test_one_pass_serves_several_numbers_of_probes(self):
         names = ["gate_hessian(probes=4)", "gate_hessian(probes=32)", "magnitude"]
         assert curvature_of(make_estimators(names).values()) == Curvature(probes=32)
         assert curvature_of([]) == Curvature()
         with pytest.raises(ValueError, match="one seed and one kind of attention in a pass"):
             curvature_of(make_estimators([*names, "gate_hessian(seed=1)"]).values())
-
-    @pytest.mark.slow
-    def test_a_model_without_attention(self):
-        model = random_model(spec_of((0, 3)))
-        statistics = observe(model, [(TOKENS, MASK)], NEED, curvature=Curvature(probes=5))
-        scores = score({"h": make_estimator("gate_hessian(probes=5)")}, statistics, model)["h"]
-        assert scores["attention"].shape == (1, 0)
-        assert (scores["mlp"] > 0).all()
 
 
 @pytest.mark.slow

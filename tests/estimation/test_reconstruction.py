@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import make_estimator
 from saap_jax.estimation.reconstruction import greedy_costs, leverages, single_costs, swapped
 from tests.in_sequence import swapped_by_hand
 
@@ -115,9 +114,3 @@ def test_leverage_is_the_diagonal_of_the_ridge_projection(problem):
     projection = moment @ np.linalg.inv(moment + ridge * np.eye(12))
     got = np.asarray(leverages(*map(jnp.asarray, (weight, moment, ridge))))
     np.testing.assert_allclose(got, np.diag(projection).reshape(6, 2).sum(1), rtol=1e-9)
-
-
-@pytest.mark.parametrize("text", ["obs(block=0)", "obs(damping=0.0)", "leverage(damping=-1.0)"])
-def test_bad_options_are_refused(text):
-    with pytest.raises(ValueError, match="expected"):
-        make_estimator(text)

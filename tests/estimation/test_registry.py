@@ -11,7 +11,6 @@ from saap_jax.estimation import (
     ACTIVATION_MOMENTS,
     ESTIMATORS,
     STATISTICS,
-    WEIGHT_GRADIENT,
     Moments,
     make_estimator,
     make_estimators,
@@ -27,30 +26,24 @@ from tests.helpers import layers_of, ragged_model, random_tokens
     ("text", "message"),
     [
         ("taylor_elemnt", "unknown estimator 'taylor_elemnt'; did you mean 'taylor_element'"),
-        ("magnitde(reduction='max')", "did you mean 'magnitude'"),
         ("wanda(reduction='max')", "estimator 'wanda': unknown hyper-parameter 'reduction'; it takes none"),
-        ("magnitude(reductoin='max')", "unknown hyper-parameter 'reductoin'; it takes reduction"),
         ("taylor_element('max')", "expected NAME or NAME"),
         ("taylor_element(reduction=max())", "expected NAME or NAME"),
         ("taylor_element(**{'reduction': 'max'})", "expected NAME or NAME"),
         ("taylor_element(", "expected NAME or NAME"),
-        ("a.b()", "expected NAME or NAME"),
         ("taylor_element(reduction=3)", "reduction: expected 'sum' or 'mean' or 'max' or 'prod' or 'last', got 3"),
-        ("taylor_element(reduction=['max'])", "'last', got ['max']"),
         ("fluctuation(standardize=1)", "standardize: expected bool, got 1"),
-        ("gate_hessian(probes=True)", "probes: expected int, got True"),
         ("gate_hessian(probes=1.5)", "probes: expected int, got 1.5"),
         ("gate_hessian(seed=-1)", "gate_hessian: seed: expected a number in [0, 2^32), got -1"),
-        (f"random(seed={10**30})", "random: seed: expected a number in [0, 2^32)"),
-        ("block_influence(granularity=None)", "granularity: expected str, got None"),
+        ("block_influence(granularity=None)", "granularity: expected 'sub_block' or 'layer', got None"),
+        ("gate_hessian(probes=0)", "expected probes >= 1, got 0"),
+        ("gate_hessian(attention='all')", "expected attention 'exact' or 'probes', got 'all'"),
+        ("obs(block=0)", "obs: block: expected at least 1, got 0"),
+        ("leverage(damping=-1.0)", "leverage: expected damping above 0, got -1.0"),
         ("activation_frequency(multiple='1')", "multiple: expected int or float, got '1'"),
-        ("wanda(x={[]: 1})", "expected NAME or NAME"),
-        ("wanda(x='\\d' is 2)", "expected NAME or NAME"),
         (f"wanda({'(' * 400}", "expected NAME or NAME"),
         (f"wanda(x={'-' * 900}1)", "expected NAME or NAME"),
-        ("wanda" * 10**6, "expected at most 1000 characters, got 5,000,000"),
         ("wan\0da", "expected NAME or NAME"),
-        ("3", "expected NAME or NAME"),
         ("", "expected NAME or NAME"),
     ],
 )
@@ -75,12 +68,6 @@ def test_one_estimator_with_two_options_is_two():
 def test_every_name_is_made_with_its_defaults():
     for name in ESTIMATORS:
         assert make_estimator(f" {name}() ").needs == make_estimator(name).needs <= set(STATISTICS.values())
-
-
-def test_union_of_needs():
-    made = make_estimators(["random", "wanda", "taylor_element", "fluctuation"])
-    assert union_of_needs(made.values()) == {ACTIVATION_MOMENTS, WEIGHT_GRADIENT}
-    assert union_of_needs([make_estimator("magnitude")]) == frozenset()
 
 
 def test_the_how_to_adds_an_estimator(monkeypatch):

@@ -1,4 +1,4 @@
-"""Statistics are values: one that the package does not know is observed, merged, checked and stored like its own."""
+"""Statistics are values: one that the package does not know is observed, checked and stored like its own."""
 
 import re
 import runpy
@@ -11,7 +11,7 @@ import pytest
 
 import saap_jax
 from saap_jax.data import Windows
-from saap_jax.estimation import GATE_GRADIENT, STATISTICS, load_statistics, merge, observe, save_statistics, storage
+from saap_jax.estimation import GATE_GRADIENT, STATISTICS, load_statistics, observe, save_statistics, storage
 from saap_jax.estimation.base import Statistic, like_units, mean_over
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, length_mask, random_model, random_tokens, spec_of
@@ -59,17 +59,15 @@ def test_a_statistic_in_a_file_is_observed_and_scored(plugin):
 
 
 @pytest.mark.slow
-def test_it_is_merged_and_stored(plugin, tmp_path):
+def test_it_is_stored(plugin, tmp_path):
     model, largest = random_model(spec_of((2, 6), (1, 3))), runpy.run_path(str(plugin))["LARGEST"]
     needs = frozenset({largest, GATE_GRADIENT})
     whole = observe(model, BATCHES, needs)
-    both = merge(observe(model, BATCHES[:1], needs), observe(model, BATCHES[1:], needs))
-    jax.tree.map(np.testing.assert_array_equal, both.of(largest), whole.of(largest))
-    path = save_statistics(tmp_path / "s", {"a": whole})
-    assert storage.kept_statistics(path, "a") == {"largest_activation", "gate_gradient"}
-    read = load_statistics(path, model, known=[largest])["a"]
+    path = save_statistics(tmp_path / "s", whole)
+    assert storage.kept_statistics(path) == {"largest_activation", "gate_gradient"}
+    read = load_statistics(path, model, known=[largest])
     jax.tree.map(np.testing.assert_array_equal, read, whole)
-    assert set(load_statistics(path, model)["a"].values) == {GATE_GRADIENT}, "what nobody knows is left alone"
+    assert set(load_statistics(path, model).values) == {GATE_GRADIENT}, "what nobody knows is left alone"
 
 
 @pytest.mark.slow
@@ -81,16 +79,18 @@ def test_what_is_not_finite_of_it_is_named():
         contribute=lambda gates: jax.tree.map(lambda g: jnp.sum(jnp.where(g == 0, 0, jnp.inf), axis=0), gates),
         accumulation=mean_over("examples"),
     )
-    with pytest.raises(ValueError, match=r"the infinite gates of attention unit 0 in layer 0 is not finite;"):
+    with pytest.raises(ValueError, match=r"the infinite gates of attention layer 0 unit 0 is not finite;"):
         observe(dense_model(), BATCHES, frozenset({infinite}))
 
 
 def test_names_are_unlike():
     assert [statistic.name for statistic in STATISTICS.values()] == list(STATISTICS)
-    other = Statistic(name="gram", init=lambda model, plan: {}, source="gates", accumulation=mean_over("tokens"))
-    assert other != STATISTICS["gram"]
-    for needs in ({other, STATISTICS["gram"]}, {other}):
-        with pytest.raises(ValueError, match="expected statistics of different names, got 'gram' twice"):
+    other = Statistic(
+        name="gate_hessian", init=lambda model, plan: {}, source="gates", accumulation=mean_over("tokens")
+    )
+    assert other != STATISTICS["gate_hessian"]
+    for needs in ({other, STATISTICS["gate_hessian"]}, {other}):
+        with pytest.raises(ValueError, match="expected statistics of different names, got 'gate_hessian' twice"):
             observe(dense_model(), BATCHES, frozenset(needs))
     with pytest.raises(ValueError, match="expected an identifier other than 'losses' as its name, got 'a/b'"):
         Statistic(name="a/b", init=lambda model, plan: {}, source="gates", accumulation=mean_over("tokens"))

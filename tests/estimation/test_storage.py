@@ -14,7 +14,6 @@ from saap_jax.estimation import (
     BLOCK_CHANGE,
     GATE_GRADIENT,
     GATE_HESSIAN,
-    GRAM,
     SECOND_MOMENT,
     SQUARED_WEIGHT_GRADIENT,
     WEIGHT_GRADIENT,
@@ -34,31 +33,19 @@ from saap_jax.trace.subject import subject_of
 from tests.helpers import PLAIN, dense_model, length_mask, random_model, random_tokens, spec_of
 from tests.trace.subject.problems import problem_of, stacked
 
-WIDTHS = (2, 4), (0, 3)
 WEIGHTS = {WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT}
-SCENARIOS = ("builtin:reference", "text:/a/b.txt")
+FEW = frozenset({BLOCK_CHANGE, GATE_GRADIENT, GATE_HESSIAN})
 
 
 def model(seed: int = 0):
-    return random_model(spec_of(*WIDTHS), seed)
-
-
-FEW = frozenset({BLOCK_CHANGE, GATE_GRADIENT, GATE_HESSIAN})
+    return random_model(spec_of((2, 4), (0, 3)), seed)
 
 
 @functools.cache
 def observed(attention: str = "exact", needs: frozenset[Statistic] = PLAIN):
-    """Return statistics of two scenarios of 3 and 2 examples, and a padding row: one program observes both."""
-    masks = length_mask(6, 4, 5, seq=6), length_mask(6, 3, 0, seq=6)
-    return {
-        name: observe(
-            model(),
-            [(random_tokens(len(mask), 6, seed), mask)],
-            needs,
-            curvature=Curvature(probes=3, attention=attention),
-        )
-        for seed, (name, mask) in enumerate(zip(SCENARIOS, masks, strict=True))
-    }
+    """Return statistics of 3 examples and a padding row."""
+    batches = [(random_tokens(4, 6), length_mask(6, 4, 5, 0, seq=6))]
+    return observe(model(), batches, needs, curvature=Curvature(probes=3, attention=attention))
 
 
 def assert_same(first, second) -> None:
@@ -73,124 +60,75 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, attention, needs):
     (tmp_path / "new" / ".statistics.safetensors.partial").write_text("what a kill left")
     path = save_statistics(tmp_path / "new" / "statistics.safetensors", observed(attention, needs))
     loaded = load_statistics(path, model(seed=1))
-    assert list(loaded) == list(SCENARIOS)
     assert_same(loaded, observed(attention, needs))
     assert_same(load_statistics(path, abstract_llama(model().spec)), loaded)
-    with pytest.raises(AssertionError):
-        assert_same(loaded[SCENARIOS[0]].values[BLOCK_CHANGE], loaded[SCENARIOS[1]].values[BLOCK_CHANGE])
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-@pytest.mark.slow
-def test_layout_of_the_file(tmp_path):
-    path = save_statistics(tmp_path / "s", observed())
-    tensors = load_file(path)
-    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
-    name = f"{SCENARIOS[1]}/squared_weight_gradient/segments/0/mlp/down"
-    expected = observed()[SCENARIOS[1]].values[SQUARED_WEIGHT_GRADIENT].segments[0].mlp.down[...]
-    np.testing.assert_array_equal(tensors[name], expected)
-    with safe_open(path, framework="numpy") as file:
-        about = json.loads(file.metadata()["scenarios"])
-    assert [(s["examples"], s["tokens"]) for s in about.values()] == [(3, 12), (2, 7)]
+    assert {tensor.dtype for tensor in load_file(path).values()} == {np.dtype(np.float32)}
 
 
 @pytest.mark.slow
 def test_only_some(tmp_path):
-    small = PLAIN - WEIGHTS - {GRAM, SECOND_MOMENT}
+    small = PLAIN - WEIGHTS - {SECOND_MOMENT}
     path = save_statistics(tmp_path / "s", observed(), only=small)
     assert not any("weight_gradient" in name for name in load_file(path))
-    loaded = load_statistics(path, model())[SCENARIOS[0]]
-    assert set(loaded.values) == small
-    with pytest.raises(ValueError, match="statistic weight_gradient was not observed"):
-        score(make_estimators(["taylor_vector"]), loaded, model())
+    assert set(load_statistics(path, model()).values) == small
     assert path.stat().st_size < save_statistics(tmp_path / "all", observed()).stat().st_size / 2
 
 
 def test_statistics_of_somebody_else_are_left_alone(tmp_path):
     """Those of an array by itself, whose tensor has no name of its own, too."""
-    seen = observed("probes", FEW)[SCENARIOS[0]]
+    seen = observed("probes", FEW)
     axes = {"init": lambda model, plan: None, "source": "weights", "accumulation": WEIGHT_GRADIENT.accumulation}
     one, tree = (Statistic(name=name, axes=lambda path: (), contribute=lambda x: x, **axes) for name in ("one", "tree"))
     values = seen.values | {one: jnp.ones(3), tree: {"a": jnp.ones(2)}}
-    path = save_statistics(tmp_path / "s", {SCENARIOS[0]: seen._replace(values=values)})
-    assert {f"{SCENARIOS[0]}/one", f"{SCENARIOS[0]}/tree/a"} < set(load_file(path))
-    assert_same(load_statistics(path, model())[SCENARIOS[0]], seen)
+    path = save_statistics(tmp_path / "s", seen._replace(values=values))
+    assert {"one", "tree/a"} < set(load_file(path))
+    assert_same(load_statistics(path, model()), seen)
 
 
-class TestRefuses:
-    def kept(self):
-        return observed("probes", FEW)
+def test_what_does_not_fit_is_refused(tmp_path):
+    """Another model, other tensors, metadata that say something else, numbers that are not finite."""
+    path, name = save_statistics(tmp_path / "s", observed("probes", FEW)), "gate_gradient/mlp"
+    with pytest.raises(ValueError, match=r"s: expected tensor .* of shape .* for this model, got .*; load it with"):
+        load_statistics(path, dense_model())
+    tensors = load_file(path)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    counts = json.loads(metadata["counts"])
 
-    @pytest.fixture
-    def path(self, tmp_path):
-        return save_statistics(tmp_path / "s", self.kept())
-
-    def test_another_model(self, path):
-        with pytest.raises(ValueError, match=r"s: expected tensor .* of shape .* for this model, got .*; load it with"):
-            load_statistics(path, dense_model())
-
-    def test_tensors_of_other_names_or_shapes(self, path):
-        tensors, name = load_file(path), f"{SCENARIOS[0]}/gate_gradient/mlp"
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata()
-        for change, message in (
-            ({name: tensors[name][:, 1:]}, rf"{name} of shape \(3, 2, 4\) for this model, got \(3, 1, 4\)"),
-        ):
-            save_file({k: np.array(v, order="C") for k, v in {**tensors, **change}.items()}, path, metadata)
-            with pytest.raises(ValueError, match=message):
-                load_statistics(path, model())
-        save_file({k: v for k, v in tensors.items() if k != name}, path, metadata)
-        with pytest.raises(ValueError, match=rf"{name} of shape \(3, 2, 4\) for this model, got None"):
+    def refused(match: str, values=tensors, **changed) -> None:
+        values = {key: np.array(value, order="C") for key, value in values.items()}
+        save_file(values, path, metadata | {"counts": json.dumps(counts | changed)} | changed.pop("raw", {}))
+        with pytest.raises(ValueError, match=match) as error:
             load_statistics(path, model())
-        save_file(tensors, path, metadata)
-        assert_same(load_statistics(path, model()), self.kept())
+        assert "\n" not in str(error.value)
 
-    def test_metadata_that_say_something_else(self, path):
-        tensors, first = load_file(path), SCENARIOS[0]
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata()
-        about = json.loads(metadata["scenarios"])
-
-        def refused(text: str, match: str, values=tensors) -> None:
-            save_file(values, path, metadata | {"scenarios": text})
-            with pytest.raises(ValueError, match=match) as error:
-                load_statistics(path, model())
-            assert "\n" not in str(error.value)
-
-        for text in ("", "{", "[]", "1", '{"a": 1}'):
-            refused(text, "s: expected a file of 'saap_jax statistics 1', which cannot be read")
-        for key, value, match in (
-            ("examples", None, "cannot be read"),
-            ("examples", 2, r"of shape \(2, 2, 2\) for this model, got \(3, 2, 2\)"),
-            ("tokens", "many", "cannot be read"),
-            ("statistics", 3, "cannot be read"),
-            ("statistics", ["gram"], "gram/.* for this model, got None"),
-        ):
-            refused(json.dumps(about | {first: about[first] | {key: value}}), match)
-        fewer = about | {first: {"examples": 2, "tokens": 3, "statistics": []}}
-        refused(json.dumps(fewer), "expected the losses of 2 examples, got 3")
-        name = f"{first}/gate_gradient/mlp"
-        broken = np.where(tensors[name] == tensors[name].max(), np.nan, tensors[name])
-        refused(metadata["scenarios"], f"finite numbers in tensor {name}", tensors | {name: broken})
-        save_file(tensors, path, metadata)
-        assert_same(load_statistics(path, model()), self.kept())
-        with pytest.raises(ValueError, match="expected statistics of scenario 'none', got those of"):
-            storage.load_scenario(path, model(), "none")
-
-    def test_other_files(self, tmp_path):
-        with pytest.raises(FileNotFoundError):
-            load_statistics(tmp_path / "none", model())
-        (tmp_path / "junk").write_bytes(b"no tensors here, but more than eight bytes")
-        with pytest.raises(ValueError, match="junk: expected a file of 'saap_jax statistics 1', which cannot be read"):
-            load_statistics(tmp_path / "junk", model())
-        save_file({"x": np.zeros(2)}, tmp_path / "model")
-        with pytest.raises(ValueError, match="model: expected a file of 'saap_jax statistics 1', got None"):
-            load_statistics(tmp_path / "model", model())
+    refused(rf"{name} of shape \(3, 2, 4\) for this model, got \(3, 1, 4\)", tensors | {name: tensors[name][:, 1:]})
+    refused("no gate_gradient of mlp", {key: value for key, value in tensors.items() if key != name})
+    refused(rf"finite numbers in tensor {name}", tensors | {name: np.full_like(tensors[name], np.nan)})
+    for text in ("", "{", "[]", '{"a": 1}'):
+        refused("s: expected a file of 'saap_jax statistics 2', which cannot be read", raw={"counts": text})
+    refused("cannot be read", tokens="many")
+    refused(r"of shape \(2, 2, 2\) for this model, got \(3, 2, 2\)", examples=2)
+    refused(r"tensor losses/ of shape \(2,\) for this model, got \(3,\)", examples=2, statistics=[])
+    refused("no second_moment of", statistics=["second_moment"])
+    save_file(tensors, path, metadata)
+    assert_same(load_statistics(path, model()), observed("probes", FEW))
 
 
-@pytest.mark.slow
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_statistics(tmp_path / "none", model())
+    (tmp_path / "junk").write_bytes(b"no tensors here, but more than eight bytes")
+    with pytest.raises(ValueError, match="junk: expected a file of 'saap_jax statistics 2', which cannot be read"):
+        load_statistics(tmp_path / "junk", model())
+    save_file({"x": np.zeros(2)}, tmp_path / "model")
+    with pytest.raises(ValueError, match="model: expected a file of 'saap_jax statistics 2', got None"):
+        load_statistics(tmp_path / "model", model())
+
+
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = save_statistics(tmp_path / "s", observed())
+    path = save_statistics(tmp_path / "s", observed("probes", FEW))
     before = path.read_bytes()
 
     def fail(tensors, target, dtype, about):
@@ -211,8 +149,8 @@ def test_statistics_of_a_traced_model_come_back(tmp_path):
     estimators = make_estimators([*names, "activation_frequency"])
     needs, curvature = union_of_needs(estimators.values()), curvature_of(estimators.values())
     seen = subject.observe(subject.problem.calibration, needs, curvature=curvature)
-    path = save_statistics(tmp_path / "s", {"a": seen})
-    loaded = load_statistics(path, subject.weights)["a"]
+    path = save_statistics(tmp_path / "s", seen)
+    loaded = load_statistics(path, subject.weights)
     assert_same(loaded, seen)
     assert_same(score(estimators, loaded, subject.weights), score(estimators, seen, subject.weights))
     with pytest.raises(ValueError, match="s: expected "):

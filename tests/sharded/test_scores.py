@@ -7,9 +7,9 @@ import pytest
 
 from saap_jax.api import select_units
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, WEIGHT_GRADIENT
+from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, WEIGHT_GRADIENT, curvature_of
 from saap_jax.estimation.base import Plan
-from saap_jax.estimation.observe import curvature_of, observe, observe_step, score, union_of_needs
+from saap_jax.estimation.observe import observe, observe_step, score, union_of_needs
 from saap_jax.estimation.registry import ESTIMATORS, make_estimator
 from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.evaluation.candidates import candidate_losses
@@ -132,7 +132,7 @@ def test_statistics_are_saved_and_read_where_they_lie(model, batches, estimators
     some = {name: estimators[name] for name in ("fisher", "wanda")}
     sharded = laid_out(model, layout_of(MIXED, devices(MIXED)))
     statistics, scores = scores_of(sharded, batches, some)
-    read = load_statistics(save_statistics(tmp_path / "s", {"a": statistics}), sharded)["a"]
+    read = load_statistics(save_statistics(tmp_path / "s", statistics), sharded)
     for ours, theirs in zip(*map(jax.tree.leaves, (read, statistics)), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
         assert ours.ndim < 2 or ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim) or ours.size < 100

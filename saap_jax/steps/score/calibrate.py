@@ -9,7 +9,7 @@ import numpy as np
 
 from saap_jax.estimation import GATE_GRADIENT, Statistics, make_estimators, score, union_of_needs
 from saap_jax.estimation.base import Estimator
-from saap_jax.estimation.observe import curvature_of
+from saap_jax.estimation.hessian import curvature_of
 from saap_jax.estimation.registry import names_file
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.progress import Track, quiet
