@@ -7,7 +7,7 @@ of data-set descriptions (out of domain), in a race: who is surely worse is eval
 """
 
 from saap_jax.config import CompareConfig
-from saap_jax.config.method import USUAL
+from saap_jax.config.jobs import USUAL
 
 CONFIG = CompareConfig(
     name="quickstart",

@@ -20,6 +20,7 @@ A model of another library goes through `prune`, by an adapter of `saap_jax.adap
 A name is imported when it is first used, so that the console script starts at once.
 """
 
+# ruff: noqa: F401
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -61,39 +62,7 @@ _HOMES = {
 }
 """The module of each name."""
 
-__all__ = [
-    "ESTIMATORS",
-    "STATISTICS",
-    "CompareConfig",
-    "Estimator",
-    "Llama",
-    "Problem",
-    "Statistic",
-    "Step",
-    "__version__",
-    "bars",
-    "calibration_windows",
-    "chain",
-    "compare",
-    "count_parameters",
-    "cut",
-    "discover",
-    "evaluation_windows",
-    "fuse",
-    "load_model",
-    "load_run",
-    "load_tokenizer",
-    "masks",
-    "perplexity",
-    "prunable_parameters",
-    "prune",
-    "register",
-    "run_chain",
-    "save_model",
-    "score_units",
-    "select_units",
-    "step",
-]
+__all__ = ["__version__", *sorted(name for names in _HOMES.values() for name in names)]
 
 
 def __getattr__(name: str) -> Any:

@@ -66,7 +66,7 @@ def judged_nowhere(monkeypatch):
 
 @pytest.fixture(autouse=True, scope="session")
 def written_nowhere():
-    """Let no model write after a job, which compiles programs to decode; `test_written` does."""
+    """Let no model write after a job, which compiles programs to decode; `test_judged` does."""
     with contextlib.ExitStack() as stack:
         for name in ("compare.written_by", "prune.written_by", "recover.written"):
             stack.enter_context(mock.patch(f"saap_jax.jobs.{name}", return_value=[]))

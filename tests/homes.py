@@ -13,7 +13,7 @@ NIGHTLY: tuple[str, ...] = tuple(
         *("evaluation/test_timing", "evaluation/test_rank_correlation", "evaluation/tasks/test_likelihood"),
         *("export/test_families", "export/test_hf", "export/test_widths"),
         *("jobs/test_addresses", "jobs/test_cards", "jobs/test_full_disk"),
-        *("jobs/test_lengths", "jobs/test_racing", "jobs/test_written", "jobs/test_judged"),
+        *("jobs/test_lengths", "jobs/test_racing", "jobs/test_judged"),
         *("llama/test_load_memory", "llama/test_text", "llama/test_segments", "llama/test_tokenizer"),
         *("recovery/test_memory", "recovery/test_top_k", "recovery/test_loop", "recipes/test_paper_configs"),
         *(

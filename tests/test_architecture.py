@@ -191,7 +191,6 @@ def config_classes() -> list[type]:
 
 
 FROM_RECORDS = {
-    ("PatternsConfig", "share"): 'asked.get("share"',
     ("SensitivityConfig", "resamples"): 'run["config"]["resamples"]',
 }
 """Fields that are read back from the record of a run, and how."""

@@ -13,7 +13,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from saap_jax.config.method import USUAL
+from saap_jax.config.jobs import USUAL
 from saap_jax.estimation import make_estimators, union_of_needs
 from saap_jax.estimation.base import Curvature, Plan
 from saap_jax.estimation.observe import observe_step

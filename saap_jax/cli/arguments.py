@@ -15,17 +15,17 @@ HELP = {"-h", "--help", "-H", "--help-verbose"}
 
 
 class Command(NamedTuple):
-    """A row of the table of commands. Places are `MODULE:NAME` below `saap_jax`."""
+    """A row of the table of commands."""
 
     help: str
     config: str
-    """Place of the class of its configuration, whose fields are the options."""
+    """`MODULE:CLASS` of its configuration, whose fields are the options."""
+    job: str
+    """Name of the function that does its work, in the module `jobs.NAME`."""
     first: str = ""
     """What its first words are: options that they give, `...` after one that takes several; or CONFIG."""
     options: tuple[type, ...] = ()
     """What else can be said of a call: `RunOptions`, `Distributed`."""
-    run: str = ""
-    """Place of the function that runs it; by default `cli.commands:NAME`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +83,10 @@ class Distributed:
 
 
 def imported(place: str) -> Any:
-    """Import what lies at a place, such as `config.jobs:CompareConfig`."""
+    """Import what lies at a place, such as `config.jobs:CompareConfig` or the module `jobs.compare`."""
     module, _, name = place.partition(":")
-    return getattr(importlib.import_module(f"saap_jax.{module}"), name)
+    found = importlib.import_module(f"saap_jax.{module}")
+    return getattr(found, name) if name else found
 
 
 def parse(name: str, command: Command, words: list[str]) -> tuple[Any, RunOptions | None, Cluster | None]:
@@ -124,8 +125,8 @@ def _first(name: str, command: Command, kind: type, words: list[str]) -> tuple[l
         if rest:
             raise ValueError(f"{name}: expected {command.first.replace('--', '').upper()} first, got {' '.join(words)}")
         return [], options
-    from saap_jax.config.method import is_factory  # here and below: they import jax
-    from saap_jax.config.traced import for_factory
+    from saap_jax.config.jobs import for_factory  # here and below: they import jax
+    from saap_jax.config.method import is_factory
 
     plain = "--model" in command.first  # a field of its own; elsewhere only a factory may be named so
     names = [
@@ -158,7 +159,6 @@ def load_config(path: str, kind: type) -> Any:
         ValueError: the file fails, exports no CONFIG, one of another kind, or one with a field of another type.
         FileNotFoundError: there is no such file, and none of that name in the package.
     """
-    from saap_jax.config.field_types import check_types
     from saap_jax.config.packaged import find_file
 
     file = find_file(path, "configuration: expected a Python file")
@@ -166,7 +166,6 @@ def load_config(path: str, kind: type) -> Any:
         config = run_file(file).get("CONFIG")
         if not isinstance(config, kind):
             raise ValueError(f"expected CONFIG of type {kind.__name__}, got {type(config).__name__}")
-        check_types(config)
     except KeyboardInterrupt:
         raise
     except BaseException as error:

@@ -1,17 +1,25 @@
-"""What is printed: text without hidden control characters; tables that a terminal's width folds, and nothing else."""
+"""What is printed: text without hidden control characters; blocks and tables that a terminal's width folds."""
 
 import os
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Drawn
+from rich.text import Text
 
 from saap_jax.runtime.words import visible
 
+if TYPE_CHECKING:
+    from saap_jax.report.blocks import Block, Table
+
 PIPED = 10_000
 """Columns of what is printed elsewhere than on a terminal, where COLUMNS does not say: nothing is folded."""
+
+_STYLES = {"best": "bold", "good": "green", "bad": "bold red"}
 
 
 class Terminal(Console):
@@ -31,16 +39,48 @@ console = Terminal()
 progress_console = Terminal(stderr=True)
 
 
-def show(*things: str | Table) -> None:
-    """Print sentences, broken between words, and tables, in the console's width."""
+def show_blocks(*things: "Block | Drawn | str | Mapping[str, object]") -> None:
+    """Print what a command shows, in the console's width: blocks, tables that are drawn already, sentences, and where
+    things are, by name. Figures have no place there, nor has what is folded."""
+    from saap_jax.report.blocks import Code, Section, Table, Words  # which takes long: help comes without
+
     for thing in things:
-        if isinstance(thing, Table):
-            for column in thing.columns:
-                column.overflow = "fold"
-            title, caption, thing.title, thing.caption = thing.title, thing.caption, None, None  # as wide as they are
-            console.print(*(part for part in (title, thing, caption) if part))
-        else:
-            console.print(visible(thing))
+        match thing:
+            case Table():
+                show_blocks(drawn(thing))
+            case Drawn():
+                for column in thing.columns:
+                    column.overflow = "fold"
+                title, caption, thing.title, thing.caption = thing.title, thing.caption, None, None  # as wide as they
+                console.print(*(part for part in (title, thing, caption) if part))
+            case str() | Words():
+                console.print(visible(thing if isinstance(thing, str) else thing.text))
+            case Code():
+                show_lines(thing.text)
+            case Section() if not thing.folded:
+                show_blocks(thing.title, *thing.blocks)
+            case Mapping():
+                show_paths(**thing)
+
+
+def drawn(table: "Table") -> Drawn:
+    """Draw a table for the terminal, without its wide columns."""
+    narrow = [place for place, column in enumerate(table.columns) if not column.wide]
+    found = Drawn(
+        title=Text(visible(table.title), style="italic") if table.title else None,
+        caption=Text(visible("\n".join(table.notes))) if table.notes else None,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_header=any(table.header),
+    )
+    for column in (table.columns[place] for place in narrow):
+        found.add_column(Text(column.head), justify="left" if column.words else "right")
+    for row in table.rows:
+        cells = table.cells(row)
+        found.add_row(*(Text(visible(cells[place])) for place in narrow), style=_STYLES.get(row.get("mark", ""), ""))
+    return found
 
 
 def show_lines(*lines: str) -> None:

@@ -7,12 +7,14 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Annotated, Any, Union
 
 import tyro
 
 from saap_jax.cli.arguments import Command, Distributed, RunOptions, imported, parse
-from saap_jax.cli.console import console, progress_console, show_lines, visible
+from saap_jax.cli.console import console, progress_console, show_blocks, show_lines, visible, write
+from saap_jax.cli.progress import progress
 from saap_jax.runtime import interrupts
 from saap_jax.runtime.processes import GONE, LOST, is_primary, join, leave, peer_has_gone, place
 from saap_jax.version import __version__
@@ -30,28 +32,34 @@ GRACE = 5.0
 """Seconds that the first of several processes waits, when it has failed, for others to fail likewise."""
 
 _CONFIG, _SEVERAL = "[MODULE:FACTORY] [CONFIG]", "[MODULE:FACTORY] [CONFIG] [--methods ...]"
-_BOTH = (RunOptions, Distributed)
+_RUN, _BOTH = (RunOptions,), (RunOptions, Distributed)
 
+_JOBS, _USE = "config.jobs:", "config.use:"
 COMMANDS: dict[str, Command] = {
-    "compare": Command("compare pruning methods on a model", "config.jobs:CompareConfig", _SEVERAL, _BOTH),
-    "methods": Command("list steps, estimators and recipes", "cli.commands:Methods", "[--names ...]"),
-    "discover": Command("print the coupled structures of a model", "cli.commands:Discover", "[--model]"),
-    "score": Command("score every unit from one pass over text", "config.jobs:ScoreConfig", _CONFIG, _BOTH),
-    "prune": Command("prune by one method, save the model", "config.prune:PruneConfig", _CONFIG, (Distributed,)),
-    "recover": Command("fine-tune a pruned model", "config.recover:RecoverConfig", "[--model] [CONFIG]", _BOTH),
-    "export": Command("write a model for other programs", "config.jobs:ExportConfig", "--model --out"),
-    "evaluate": Command(
-        "perplexity of models, accuracy on tasks", "config.judge:EvaluateConfig", "[--models ...]", (Distributed,)
+    "compare": Command("compare pruning methods on a model", _JOBS + "CompareConfig", "compare", _SEVERAL, _BOTH),
+    "methods": Command("list steps, estimators and recipes", _USE + "MethodsConfig", "methods", "[--names ...]"),
+    "discover": Command("print the coupled structures of a model", _USE + "DiscoverConfig", "discover", "[--model]"),
+    "score": Command("score every unit from one pass over text", _JOBS + "ScoreConfig", "score_run", _CONFIG, _BOTH),
+    "prune": Command("prune by one method, save the model", _JOBS + "PruneConfig", "prune", _CONFIG, (Distributed,)),
+    "recover": Command(
+        "fine-tune a pruned model", "config.recover:RecoverConfig", "recover", "[--model] [CONFIG]", _BOTH
     ),
-    "fidelity": Command("judge estimators by exact removals", "config.jobs:FidelityConfig", _CONFIG, (RunOptions,)),
-    "frontier": Command("the largest ratio within a limit", "config.jobs:FrontierConfig", _SEVERAL, (RunOptions,)),
-    "sensitivity": Command("what each layer costs", "config.jobs:SensitivityConfig", _CONFIG, (RunOptions,)),
-    "report": Command("one page of runs, and figures for papers", "config.jobs:ReportConfig", "--runs ..."),
-    "ab": Command("is model A better than B; with limits, exit code 1", "config.judge:AbConfig", "--a --b"),
-    "generate": Command("continue texts (- for standard input)", "config.use:GenerateConfig", "--model --prompts ..."),
-    "bench": Command("parameters, operations, memory and times", "config.use:BenchConfig", "[--models ...]"),
-    "plan": Command("does a job fit a TPU or GPUs", "config.plan:PlanConfig", "[--model] [--target]"),
+    "export": Command("write a model for other programs", _USE + "ExportConfig", "export_model", "--model --out"),
+    "evaluate": Command(
+        "perplexity of models, accuracy on tasks", _USE + "EvaluateConfig", "evaluate", "[--models ...]", (Distributed,)
+    ),
+    "fidelity": Command("judge estimators by exact removals", _JOBS + "FidelityConfig", "judge", _CONFIG, _RUN),
+    "frontier": Command("the largest ratio within a limit", _JOBS + "FrontierConfig", "frontier", _SEVERAL, _RUN),
+    "sensitivity": Command("what each layer costs", _JOBS + "SensitivityConfig", "sensitivity", _CONFIG, _RUN),
+    "report": Command("one page of runs, and figures for papers", _USE + "ReportConfig", "report", "--runs ..."),
+    "ab": Command("is model A better than B; with limits, exit code 1", _USE + "AbConfig", "ab", "--a --b"),
+    "generate": Command(
+        "continue texts (- for standard input)", _USE + "GenerateConfig", "generate", "--model --prompts ..."
+    ),
+    "bench": Command("parameters, operations, memory and times", _USE + "BenchConfig", "bench", "[--models ...]"),
+    "plan": Command("does a job fit a TPU or GPUs", _USE + "PlanConfig", "plan_job", "[--model] [--target]"),
 }
+"""What the module of that name below `jobs` has: a function that does the work, and `shown`, what is shown of it."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,14 +111,12 @@ def _command(name: str, words: list[str]) -> int:
     """Run a command, as one of the processes of a job if its words say so."""
     command = COMMANDS[name]
     config, options, cluster = parse(name, command, words)
-    run = imported(command.run or f"cli.commands:{name}")
-    arguments = (config, options) if options else (config,)
     if cluster is None or not join(cluster):
-        return run(*arguments) or 0
+        return _work(name, config, options)
     interrupts.renew()
     console.quiet = progress_console.quiet = not is_primary()
     try:
-        code = run(*arguments) or 0
+        code = _work(name, config, options)
     except BaseException as error:
         code = fail(error)
         sys.stdout.flush()
@@ -119,6 +125,20 @@ def _command(name: str, words: list[str]) -> int:
         os._exit(code)
     leave()
     return code
+
+
+def _work(name: str, config: Any, options: RunOptions | None) -> int:
+    """Do what a command does, and show what came of it."""
+    job = imported(f"jobs.{name}")
+    with progress() as track:
+        more = {"overwrite": options.overwrite} if options else {}
+        result = getattr(job, COMMANDS[name].job)(config, track=track, **more)
+    if isinstance(result, Iterator):  # of texts, as a model writes them
+        for text in result:
+            write(text)
+        return 0
+    show_blocks(*job.shown(config, result))
+    return 0 if getattr(result, "held", True) else 1
 
 
 # --- errors --------------------------------------------------------------------------------------

@@ -1,26 +1,157 @@
-"""What the fields of configurations are checked for: each check raises ValueError, the field and the value named."""
+"""Types of the fields of configurations, checks that stand beside them, and amounts as they are written.
+
+Every message names the field, what was expected and what was given.
+"""
 
 import dataclasses
+import functools
+import math
 import re
-from typing import Any, Literal, get_args, get_origin
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from saap_jax.runtime.errors import shown
+
+Check = Callable[[str, Any], object]
+"""Raises ValueError where the value of a field, which comes with its name, is not a good one."""
 
 
-def check_run_name(name: str) -> None:
-    """Raise ValueError unless `name` is a plain directory name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in ("NaN", "Infinity"):  # numbers in run.json
-        raise ValueError(f"name: expected letters, digits, '.', '_' and '-', and no number's name, got {name!r}")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A configuration whose fields are checked when it is built: by their types, and by what `Annotated` adds to those.
+
+    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class Sizes(Checked):
+    ...     ratios: tuple[float, ...] = (0.2,)
+    ...     rows: Annotated[int, at_least(1)] = 8
+    >>> Sizes(ratios=[1, 0.5]).rows  # a list counts as a tuple, a whole number as a float
+    8
+    >>> Sizes(ratios="0.2")
+    Traceback (most recent call last):
+    ValueError: ratios: expected tuple[float, ...], got '0.2'
+    >>> Sizes(rows=0)
+    Traceback (most recent call last):
+    ValueError: rows: expected at least 1, got 0
+    """
+
+    PLACE = ""
+    """What stands before the names of the fields in messages."""
+
+    def __post_init__(self) -> None:
+        check_values(type(self), {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}, self.PLACE)
 
 
-def check_ratios(ratios: tuple[float, ...], name: str = "ratios") -> None:
-    """Raise ValueError unless `ratios` is a non-empty tuple of distinct numbers in [0, 1)."""
-    if not ratios:
-        raise ValueError(f"{name}: expected at least one number in [0, 1), got none")
+_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
+
+
+def check_values(kind: type, values: Mapping[str, Any], place: str = "") -> None:
+    """Check values by the fields of a class; a default of it is a good one.
+
+    Raises:
+        ValueError: the first that is not.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    for name, value in values.items():
+        hint, checks = _hints(kind)[name], ()
+        if get_origin(hint) is Annotated:
+            hint, *checks = get_args(hint)
+        if not _is(value, hint):
+            if get_origin(hint) is Literal and isinstance(value, str):
+                check_choice(f"{place}{name}", value, hint)
+            expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise ValueError(f"{place}{name}: expected {expected}, got {shown(value)}")
+        for check in checks if value != defaults[name] else ():
+            check(f"{place}{name}", value)
+
+
+def _is(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_is(value, each) for each in inner)
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in inner)
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        if inner[-1] is Ellipsis:
+            return all(_is(each, inner[0]) for each in value)
+        return len(value) == len(inner) and all(map(_is, value, inner))
+    if origin is dict:
+        return isinstance(value, Mapping) and all(_is(k, inner[0]) and _is(v, inner[1]) for k, v in value.items())
+    if hint is float and type(value) is int:
+        return abs(value) < 2**53
+    if hint in (int, bool, str):
+        return type(value) is hint
+    return value is None if hint in (None, type(None)) else hint is Any or isinstance(value, hint)
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def at_least(least: int) -> Check:
+    """Make the check that a number, or each of several, is at least so large."""
+
+    def check(name: str, value: Any) -> None:
+        for each in value if isinstance(value, tuple | list) else (value,):
+            check_at_least(name, each, least)
+
+    return check
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def check_seed(name: str, value: int) -> None:
+    if not 0 <= value < 2**32:
+        raise ValueError(f"{name}: expected a number in [0, 2^32), got {value}")
+
+
+def check_share(name: str, value: Any) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}{meant(value)}")
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise ValueError unless `value` is one of the `choices`, a Literal."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a number above 0, got {value}")
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a number of at least 0, got {value}")
+
+
+def check_several(name: str, values: Any) -> None:
+    """Raise ValueError unless there is at least one value, and each once."""
+    if not values or len(set(values)) < len(values):
+        got = ", ".join(map(str, values)) or "none"
+        raise ValueError(f"{name}: expected at least one, each once, got {got}")
+
+
+def check_run_name(name: str, value: str) -> None:
+    """Raise ValueError unless `value` is a plain directory name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) or value in ("NaN", "Infinity"):  # numbers in run.json
+        raise ValueError(f"{name}: expected letters, digits, '.', '_' and '-', and no number's name, got {value!r}")
+
+
+def check_ratios(name: str, value: Any) -> None:
+    """Raise ValueError unless there is a number in [0, 1), or several, each once."""
+    ratios = value if isinstance(value, tuple | list) else (value,)
+    check_several(name, tuple(ratios))
     for ratio in ratios:
         if not 0 <= ratio < 1:
             numbers = "a number" if len(ratios) == 1 else "numbers"
             raise ValueError(f"{name}: expected {numbers} in [0, 1), got {ratio}{meant(*ratios)}")
-    if len(set(ratios)) < len(ratios):
-        raise ValueError(f"{name}: expected each once, got {list(ratios)}")
 
 
 def meant(*values: float) -> str:
@@ -34,29 +165,58 @@ def meant(*values: float) -> str:
     return f"; did you mean {' '.join(f'{value / 100 if 1 < value <= 100 else value:g}' for value in values)}?"
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
+Natural = Annotated[int, at_least(0)]
+Positive = Annotated[int, at_least(1)]
+Seed = Annotated[int, check_seed]
+Share = Annotated[float, check_share]
+Ratios = Annotated[tuple[float, ...], check_ratios]
+RunName = Annotated[str, check_run_name]
+Names = Annotated[tuple[str, ...], check_several]
 
 
-def check_seed(name: str, value: int) -> None:
-    if not 0 <= value < 2**32:
-        raise ValueError(f"{name}: expected a number in [0, 2^32), got {value}")
+# --- amounts -------------------------------------------------------------------------------------
+
+_NUMBER = r"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*"
+BYTES: dict[str, float] = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 
 
-def check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number in [0, 1], got {value}{meant(value)}")
+class Bound(NamedTuple):
+    """The most, or the least, that something may take."""
+
+    value: float
+    unit: Literal["percent", "amount"]
+    """Percent of the other model's, or whatever is counted."""
 
 
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise ValueError unless `value` is one of the `choices`, a Literal."""
-    if value not in get_args(choices):
-        raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")
+def read_percent(name: str, text: str) -> float:
+    """Return a percentage, which carries its sign so that nobody takes a share for it.
+
+    >>> read_percent("max_ppl_increase", "5 %")
+    5.0
+    """
+    match = re.fullmatch(_NUMBER + "(%?)", text.rstrip())
+    if not match or not math.isfinite(share := float(match[1])):
+        raise ValueError(f"{name}: expected a percentage of at least 0, such as 5%, got {shown(text)}")
+    if not match[2]:
+        other = f", or {100 * share:g}% if it is a share" if share <= 1 else ""
+        raise ValueError(f"{name}: expected a percentage with its sign, got {shown(text)}; write {match[1]}%{other}")
+    return share
 
 
-def check_choices(name: str, config: Any) -> None:
-    """Check all fields of type Literal."""
-    for field in dataclasses.fields(config):
-        if get_origin(field.type) is Literal:
-            check_choice(f"{name}.{field.name}", getattr(config, field.name), field.type)
+def read_bound(name: str, text: str, units: Mapping[str, float] = BYTES, example: str = "300MiB") -> Bound:
+    """Return a bound: a percentage of the other model's, or an amount with one of some units (one may be empty).
+
+    >>> read_bound("max_size", "80%"), read_bound("max_size", "1.5 kB")
+    (Bound(value=80.0, unit='percent'), Bound(value=1500.0, unit='amount'))
+    """
+    if text.rstrip().endswith("%"):
+        return Bound(read_percent(name, text), "percent")
+    match = re.fullmatch(_NUMBER + "([A-Za-z]*)", text.rstrip())
+    sizes = {unit.lower(): size for unit, size in units.items()}
+    if match and 0 < (amount := float(match[1]) * sizes.get(match[2].lower(), math.nan)) < math.inf:
+        return Bound(amount, "amount")
+    named = ", ".join(unit for unit in units if unit)
+    raise ValueError(
+        f"{name}: expected a percentage of the other model's, such as 80%, or a number above 0"
+        f"{f' with one of the units {named}' if named else ''}, such as {example}, got {shown(text)}"
+    )

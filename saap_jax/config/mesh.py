@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from saap_jax.config.checks import check_choices
+from saap_jax.config.checks import Checked
 
 MESH_AXES = ("data", "fsdp", "tensor")
 """Axes of the mesh of devices: what splits batches alone, batches and weights, and heads and channels."""
@@ -20,8 +20,10 @@ WEIGHTS = "fsdp"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
+class MeshConfig(Checked):
     """How the devices of a job are arranged, and what is spread over them; see `saap_jax.runtime.mesh`."""
+
+    PLACE = "mesh."
 
     data: int = 1
     """Devices along `data`, each with other examples and the same weights; -1: those that are left."""
@@ -37,7 +39,7 @@ class MeshConfig:
     """What to do with an axis that the devices do not divide."""
 
     def __post_init__(self) -> None:
-        check_choices("mesh", self)
+        super().__post_init__()
         if any(size < 1 and size != -1 for size in self.sizes) or self.sizes.count(-1) > 1:
             got = ", ".join(f"{axis} {size}" for axis, size in by_axis(self.sizes).items())
             raise ValueError(f"mesh: expected sizes of at least 1, one of them perhaps -1, got {got}")

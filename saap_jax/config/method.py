@@ -5,13 +5,12 @@ JSON values only, refused early, the value named. What is done on them is said b
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from saap_jax.config.amounts import BYTES, read_limit
-from saap_jax.config.checks import check_at_least, check_choice, check_choices, check_seed
+from saap_jax.config.checks import BYTES, Checked, Natural, Positive, Seed, at_least, read_bound
 from saap_jax.types import AttentionPath, Bos
 
-KeepStatistics = Literal["all", "small", "none"]
+Length = Annotated[int, at_least(2)]
 
 
 def is_factory(name: str) -> bool:
@@ -26,8 +25,10 @@ def is_factory(name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """Which model."""
+
+    PLACE = "model."
 
     name: str = "smollm2-135m"
     """`smollm2-135m`, `gemma3-270m`, a GGUF file, a directory in Hugging Face format or of a pruned model, or a hub
@@ -47,7 +48,7 @@ class ModelConfig:
     else with them. The pruned program runs all the same; the own code needs other sizes."""
 
     def __post_init__(self) -> None:
-        check_choices("model", self)
+        super().__post_init__()
         if not self.traced and (self.norms or self.refused):
             field = "norms" if self.norms else "refused"
             raise ValueError(
@@ -61,65 +62,35 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrationConfig:
+class CalibrationConfig(Checked):
     """On which text importance is estimated."""
+
+    PLACE = "calibration."
 
     scenarios: tuple[str, ...] = ("builtin:reference",)
     """One text source or more, whose scores are kept apart: `SOURCE` or `NAME=SOURCE`, where SOURCE is
     `builtin:reference`, `builtin:descriptions`, `text:PATH`, `jsonl:PATH#FIELD`, …; of a traced model, names of its
     calibration sets, where none stands for all of them."""
-    examples: int = 32
+    examples: Natural = 32
     """Windows drawn at random from each scenario; of a traced model examples, where 0 takes all of them in order."""
-    length: int = 128
+    length: Length = 128
     """Tokens a window."""
     bos: Bos = "auto"
     """Whether each window begins with the tokenizer's token for the beginning of text, in place of its last token of
     text: `auto`, where the tokenizer puts one in front of every text; `always`; `never`, as papers have it."""
-    batch_size: int = 8
+    batch_size: Positive = 8
     """Windows a microbatch; changes speed and memory, not the result."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the windows drawn."""
-
-    def __post_init__(self) -> None:
-        check_at_least("calibration.examples", self.examples, 0)
-        check_at_least("calibration.length", self.length, 2)
-        check_choice("calibration.bos", self.bos, Bos)
-        check_at_least("calibration.batch_size", self.batch_size, 1)
-        check_seed("calibration.seed", self.seed)
-
-    def check_text(self) -> None:
-        """Raise ValueError unless text is named, and how much of it."""
-        if not self.scenarios:
-            raise ValueError("calibration.scenarios: expected at least one text source, got none")
-        check_at_least("calibration.examples", self.examples, 1)
-
-    def microbatches(self, scenarios: int) -> int:
-        """Count the microbatches of some scenarios together."""
-        windows = scenarios * self.examples
-        return -(-windows // min(self.batch_size, windows))
-
-
-USUAL = (
-    "random",
-    "magnitude",
-    "taylor_vector",
-    "taylor_element",
-    "gate_taylor",
-    "gate_fisher",
-    "wanda",
-    "fluctuation",
-)
-"""Estimators that are compared where nothing is said."""
-
-OURS = "saap"
-"""The method of `saap prune` where nothing is said: a recipe."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TargetsConfig:
+class TargetsConfig(Checked):
     """What a pruned model may take: the smallest ratio at which all of these hold is found. Each is a percentage of the
     unpruned model's, such as 70%, or an amount; empty: no such target.
     """
+
+    PLACE = "targets."
 
     parameters: str = ""
     """All parameters, at most: `70%`, `100M`."""
@@ -133,19 +104,17 @@ class TargetsConfig:
     """Time to read the prompts on this device, at most: `70%`, `250ms`."""
     tokens_per_second: str = ""
     """Tokens generated on this device, all rows together, at least: `150%`, `40`."""
-    batch: int = 1
+    batch: Positive = 1
     """Prompts that are read together."""
-    length: int = 128
+    length: Positive = 128
     """Tokens of each prompt."""
-    repeats: int = 5
+    repeats: Positive = 5
     """Measurements, of which the median counts."""
 
     def __post_init__(self) -> None:
-        for name, (units, example) in TARGETS.items():
-            if getattr(self, name):
-                read_limit(f"targets.{name}", getattr(self, name), units, example)
-        for name in ("batch", "length", "repeats"):
-            check_at_least(f"targets.{name}", getattr(self, name), 1)
+        super().__post_init__()
+        for name, asked in self.asked.items():
+            read_bound(f"targets.{name}", asked, *TARGETS[name])
 
     @property
     def asked(self) -> dict[str, str]:
@@ -165,31 +134,35 @@ TARGETS: dict[str, tuple[dict[str, float], str]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class WindowsConfig(Checked):
+    """How much text quality is measured on, and how it is cut."""
+
+    windows: Natural = 24
+    """Windows (or examples) of each text; 0 takes all."""
+    length: Length = 128
+    """Tokens a window; part of the metric's name."""
+    bos: Bos = "auto"
+    """Whether each window begins with the token for the beginning of text, as `calibration.bos` says it."""
+    batch_size: Positive = 8
+    """Windows evaluated at once, and rows of 128 tokens of tasks; changes speed and memory, not the result."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(WindowsConfig):
     """On which text quality is measured."""
+
+    PLACE = "evaluation."
 
     in_domain: str = "builtin:reference"
     """Text of the calibration domain, never the calibration text itself; of a traced model, the name of a held-out set,
     where empty stands for the first."""
     out_of_domain: str = "builtin:descriptions"
     """Text of another domain; of a traced model, another held-out set, the second if there is one and none is named."""
-    windows: int = 24
-    """Windows (or examples) of each text; 0 takes all."""
-    length: int = 128
-    """Tokens a window; part of the metric's name."""
-    bos: Bos = "auto"
-    """Whether each window begins with the token for the beginning of text, as `calibration.bos` says it."""
-    batch_size: int = 8
-    """Windows evaluated at once; changes speed and memory, not the result."""
-    candidates_at_once: int = 2
+    candidates_at_once: Positive = 2
     """Candidates that are evaluated in one batch, each on those windows; changes speed and memory. The more, the more
     share the layers that all of them leave whole; on a CPU they soon no longer fit the cache."""
 
     def __post_init__(self) -> None:
-        check_at_least("evaluation.candidates_at_once", self.candidates_at_once, 1)
-        check_at_least("evaluation.windows", self.windows, 0)
-        check_at_least("evaluation.length", self.length, 2)
-        check_choice("evaluation.bos", self.bos, Bos)
-        check_at_least("evaluation.batch_size", self.batch_size, 1)
+        super().__post_init__()
         if self.in_domain == self.out_of_domain != "":
             raise ValueError(f"evaluation.out_of_domain: expected another text than in_domain, got {self.in_domain!r}")

@@ -2,136 +2,130 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from saap_jax.config.checks import check_at_least, check_choices, check_run_name, check_seed, check_share
+from saap_jax.config.checks import (
+    Checked,
+    Names,
+    Natural,
+    Positive,
+    RunName,
+    Seed,
+    Share,
+    at_least,
+    check_not_negative,
+    check_positive,
+    check_several,
+)
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.method import EvaluationConfig
+from saap_jax.config.method import EvaluationConfig, Length
 from saap_jax.types import AttentionPath, Remat
 
 Matrix = Literal["query", "key", "value", "output", "gate", "up", "down"]
+Floor = Annotated[float, check_not_negative]
+Above = Annotated[float, check_positive]
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MethodConfig:
+class MethodConfig(Checked):
     """What is trained. See docs/recovery.md."""
+
+    PLACE = "method."
 
     name: Literal["groupwise", "lora", "full"] = "groupwise"
     """`groupwise`: matrices are quantised, and adapters that see one number a group are trained, which merge into the
     zero points. `lora`: plain adapters beside matrices in floats. `full`: all parameters."""
-    bits: int = 4
+    bits: Positive = 4
     """Of `groupwise`: bits of a weight."""
-    group_size: int = 32
+    group_size: Positive = 32
     """Of `groupwise`: inputs that share scale and zero point; all widths have to be multiples of it."""
     rounding: Literal["nearest", "search"] = "search"
     """Of `groupwise`: `nearest`, or a `search` for the scales that round best."""
-    rank: int = 8
+    rank: Positive = 8
     """Of adapters: r, their width."""
-    scale: float = 16.0
+    scale: Annotated[float, _check_finite] = 16.0
     """Of adapters: η; they are multiplied by η/r."""
-    matrices: tuple[Matrix, ...] = ("query", "key", "value", "output", "gate", "up", "down")
+    matrices: Annotated[tuple[Matrix, ...], check_several] = ("query", "key", "value", "output", "gate", "up", "down")
     """Of adapters: the matrices that have one (with `groupwise`: that are quantised and have one)."""
-
-    def __post_init__(self) -> None:
-        check_choices("method", self)
-        check_at_least("method.group_size", self.group_size, 1)
-        check_at_least("method.rank", self.rank, 1)
-        if not math.isfinite(self.scale):
-            raise ValueError(f"method.scale: expected a finite number, got {self.scale}")
-        if not self.matrices or len(set(self.matrices)) < len(self.matrices):
-            raise ValueError(f"method.matrices: expected one or more, each once, got {list(self.matrices)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingTextConfig:
+class TrainingTextConfig(Checked):
     """What is learned from."""
 
-    sources: tuple[str, ...] = ("builtin:reference",)
+    PLACE = "data."
+
+    sources: Names = ("builtin:reference",)
     """Text sources, of which all tokens are predicted (of a built-in one, the calibration part), and instruction data,
     `instruct:PATH`, of which the responses are."""
     template: Literal["alpaca", "chat"] = "alpaca"
     """What leads to a response: the prompt of Alpaca, or the model's own chat template."""
-    length: int = 256
+    length: Length = 256
     """Tokens a row."""
     packing: bool = True
     """Several pieces in a row, none of which sees another; else one piece a row, and padding."""
-    held_out: float = 0.05
+    held_out: Share = 0.05
     """Share of the pieces that is not trained on: it says which checkpoint is the best, and when to stop."""
-    held_out_rows: int = 64
+    held_out_rows: Positive = 64
     """The most rows that are held out."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order of the text."""
-
-    def __post_init__(self) -> None:
-        check_choices("data", self)
-        if not self.sources or len(set(self.sources)) < len(self.sources):
-            raise ValueError(f"data.sources: expected one text source or more, each once, got {list(self.sources)}")
-        check_at_least("data.length", self.length, 2)
-        check_share("data.held_out", self.held_out)
-        check_at_least("data.held_out_rows", self.held_out_rows, 1)
-        check_seed("data.seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Checked):
     """How the trainable parameters are found."""
 
-    epochs: int = 2
+    PLACE = "training."
+
+    epochs: Positive = 2
     """Times that all rows come."""
-    max_steps: int = 0
+    max_steps: Natural = 0
     """The most steps, whatever the epochs; 0: as many as the epochs take."""
-    batch_size: int = 32
+    batch_size: Positive = 32
     """Rows a step."""
-    microbatch: int = 4
+    microbatch: Positive = 4
     """Rows whose gradients are computed at once, a divisor of `batch_size`; changes speed and memory alone."""
-    learning_rate: float = 1e-4
+    learning_rate: Above = 1e-4
     """Of AdamW, at its highest."""
-    warmup: int | None = None
+    warmup: Annotated[int | None, at_least(0)] = None
     """Steps in which it rises from 0; then it falls to 0 along half a cosine. None: a tenth of all, at most 100."""
-    weight_decay: float = 0.0
+    weight_decay: Floor = 0.0
     """Of the matrices of layers."""
-    clip: float = 1.0
+    clip: Floor = 1.0
     """The largest norm of the gradient; 0: any."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Type in which the passes compute; what is trained is float32 in any case."""
     remat: Remat = "none"
     """What the backward pass recomputes: nothing, all but matrix products (`dots`), or the whole layer (`full`)."""
-    check_every: int = 50
+    check_every: Positive = 50
     """Steps between checks: the held-out loss, and a checkpoint."""
-    keep: int = 2
-    """Checkpoints that are kept, beside the best one: the latest ones."""
-    patience: int = 0
+    patience: Natural = 0
     """Stop after so many checks without a lower held-out loss; 0: never."""
-    distillation: float = 0.0
+    distillation: Share = 0.0
     """Weight, in [0, 1], of the divergence from the dense model; the loss has the rest."""
-    hidden: float = 0.0
+    hidden: Floor = 0.0
     """Weight of how far the residual stream behind each layer is from the dense model's, relative to that; beside both.
     Needs a model with as many layers, of the same width."""
-    temperature: float = 2.0
+    temperature: Above = 2.0
     """What divides the logits before they are compared with the dense model's."""
-    top_k_logits: int = 0
+    top_k_logits: Natural = 0
     """Compare on the dense model's so many likeliest tokens, and on all others together, which are kept on disk before
     the training: the dense model is not in memory then. 0: on all tokens, with it in memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the adapters, and of the order of the rows."""
 
     def __post_init__(self) -> None:
-        check_choices("training", self)
-        for name in ("epochs", "batch_size", "microbatch", "check_every", "keep"):
-            check_at_least(f"training.{name}", getattr(self, name), 1)
-        for name in ("max_steps", "warmup", "patience", "top_k_logits"):
-            check_at_least(f"training.{name}", getattr(self, name) or 0, 0)
+        super().__post_init__()
         if self.batch_size % self.microbatch:
             raise ValueError(
                 f"training.microbatch: expected a divisor of batch_size {self.batch_size}, got {self.microbatch}"
             )
-        for name, above in (("learning_rate", 1), ("temperature", 1), ("weight_decay", 0), ("clip", 0), ("hidden", 0)):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and (value > 0 if above else value >= 0)):
-                raise ValueError(
-                    f"training.{name}: expected a number {'above' if above else 'of at least'} 0, got {value}"
-                )
-        check_share("training.distillation", self.distillation)
         if self.top_k_logits and not self.distillation:
             raise ValueError(
                 "training.top_k_logits: expected training.distillation above 0, the weight of what is compared on "
@@ -142,14 +136,13 @@ class TrainingConfig:
                 "training.top_k_logits: expected training.hidden 0, because hidden states need the dense model in "
                 f"memory, got {self.hidden}; leave one of the two out"
             )
-        check_seed("training.seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecoverConfig:
+class RecoverConfig(Checked):
     """Fine-tune a pruned model, and compare it with what it was before and with the dense model."""
 
-    name: str = "recover"
+    name: RunName = "recover"
     """Name of the run, a directory below `runs`."""
     model: str = "models/pruned"
     """The model to recover: a name, GGUF file or directory, pruned or not."""
@@ -167,19 +160,16 @@ class RecoverConfig:
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
-    new_tokens: int = 32
+    new_tokens: Natural = 32
     """Tokens that each model decodes to be timed, after a prompt of `evaluation.length` tokens; 0: no timing, and
     nothing that the models write for the report."""
-    repeats: int = 5
+    repeats: Positive = 5
     """Measurements of each model, in turns."""
     runs: str = "runs"
     """Directory of all runs."""
 
     def __post_init__(self) -> None:
-        check_run_name(self.name)
-        check_choices("recover", self)
-        check_at_least("new_tokens", self.new_tokens, 0)
-        check_at_least("repeats", self.repeats, 1)
+        super().__post_init__()
         if self.new_tokens == 1:
             raise ValueError("new_tokens: expected 0, or at least 2, because the first one is not timed, got 1")
         if self.training.patience and not self.data.held_out:

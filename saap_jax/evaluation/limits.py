@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from saap_jax.config.amounts import Bound
+from saap_jax.config.checks import Bound
 from saap_jax.evaluation.differences import AccuracyDifference, Difference, decimals_of
 from saap_jax.evaluation.resample import few, format_interval
 from saap_jax.runtime.words import MINUS, signed
@@ -59,7 +59,7 @@ def check_bytes(name: str, what: str, bound: Bound, measured: int, baseline: int
     """Hold bytes against a limit in bytes, or in percent of B's."""
     share = 100 * measured / baseline
     shown = f"{mebibytes(measured)}, {share:.1f} % of {mebibytes(baseline)}"
-    if bound.unit == "bytes":
+    if bound.unit == "amount":
         return Check(name, what, mebibytes(bound.value), shown, measured <= bound.value)
     return Check(name, what, f"{bound.value:g} % of B", shown, share <= bound.value * (1 + _SLACK))
 

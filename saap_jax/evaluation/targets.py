@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from saap_jax.config.amounts import read_limit
+from saap_jax.config.checks import read_bound
 from saap_jax.config.method import TARGETS, TargetsConfig
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.latency import LatencyTable
@@ -96,7 +96,7 @@ def targets_of(config: TargetsConfig, dense: Mapping[str, float]) -> list[Target
     """Return the targets with their limits as amounts; percentages are those of the unpruned model's costs."""
     targets = []
     for name, asked in config.asked.items():
-        bound = read_limit(f"targets.{name}", asked, *TARGETS[name])
+        bound = read_bound(f"targets.{name}", asked, *TARGETS[name])
         limit = bound.value * dense[name] / 100 if bound.unit == "percent" else bound.value
         targets.append(Target(name, asked, limit))
     return targets

@@ -16,7 +16,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from saap_jax.export.gguf_vocabulary import Pair
-from saap_jax.export.widths import added_parameters, gguf_widths
+from saap_jax.export.hf import RAGGED
+from saap_jax.export.widths import added_parameters, gguf_widths, unfit
 from saap_jax.llama.files.families import all_but_each
 from saap_jax.llama.files.gguf_layout import (
     PERMUTED,
@@ -82,7 +83,10 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
     tensors = [_in_gguf(tensor, spec, architecture) for tensor in tensors]
     unread = {f"blk.{index}.attn_norm.weight" for index, layer in enumerate(layers) if not layer.kv_heads}
     tensors = [tensor for tensor in tensors if tensor.name not in unread]  # llama.cpp refuses tensors it does not use
-    tensors += _rope_factors(spec)
+    scaling = spec.constants.rope_scaling
+    if scaling is not None and scaling.kind == "llama3":
+        divisors = llama3_divisors(scaling, spec.constants.rope_theta, spec.head_dim).astype(np.float32)
+        tensors.append(Tensor(ROPE_FACTORS, divisors.shape, lambda: divisors))
     types = [_type_of(tensor, dtype) for tensor in tensors]
     for tensor, kind in zip(tensors, types, strict=True):
         block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -123,18 +127,19 @@ def architecture_of(spec: LlamaSpec) -> str:
     """
     family, scaling, gguf = spec.constants.family, spec.constants.rope_scaling, spec.constants.traits.gguf
     if spec.constants.traits.experts:
-        _check_experts(spec)
+        least, counts = spec.constants.experts_per_token or 1, sorted({layer.mlp for layer in spec.layers})
+        if len(counts) > 1 or counts[0] < least:
+            expected, got = f"as many experts in each layer, at least {least}", f"{counts[0]} to {counts[-1]}"
+            raise unfit("gguf", expected, got, "prune with the allocation uniform, all layers alike")
+        if spec.constants.route_scale != "sum_to_one":
+            expected = "weights of a token's experts that are divided by their sum, as in llama.cpp"
+            raise unfit("gguf", expected, "others (norm_topk_prob false)", "choose --format hf")
     if gguf.equal_layers:
         if spec.output_biases:
-            raise ValueError(
-                f"format gguf: expected no biases of output projections in family {family}, got those of "
-                "the step bias; choose --format ragged (transformers with trust_remote_code)"
-            )
+            raise unfit("gguf", f"no biases of output projections in family {family}", "those of the step bias", RAGGED)
         if scaling is not None and scaling.kind == "llama3" and gguf.architecture != "llama":
-            raise ValueError(
-                f"format gguf: rope type 'llama3' is not supported in family {family}, as llama.cpp reads its divisors "
-                "only in LLaMA; choose --format hf, padded or ragged"
-            )
+            expected = f"no rope type 'llama3' in family {family}, as llama.cpp reads its divisors only in LLaMA"
+            raise unfit("gguf", expected, "it", "choose --format hf, padded or ragged")
         if gguf.windows:
             _check_windows(spec)
         return gguf.architecture
@@ -143,21 +148,6 @@ def architecture_of(spec: LlamaSpec) -> str:
     first = spec.layers[0]
     whole = first.kv_heads * first.q_per_kv * spec.head_dim == spec.embed
     return gguf.architecture if whole or not gguf.whole_heads else "llama"
-
-
-def _check_experts(spec: LlamaSpec) -> None:
-    """Raise ValueError for a mixture whose experts, or whose routing, no architecture computes."""
-    least, counts = spec.constants.experts_per_token or 1, sorted({layer.mlp for layer in spec.layers})
-    if len(counts) > 1 or counts[0] < least:
-        raise ValueError(
-            f"format gguf: expected as many experts in each layer, at least {least}, got {counts[0]} to {counts[-1]}; "
-            "prune with the allocation uniform, all layers alike"
-        )
-    if spec.constants.route_scale != "sum_to_one":
-        raise ValueError(
-            "format gguf: llama.cpp divides the weights of a token's experts by their sum, which this model does not "
-            "(norm_topk_prob false); choose --format hf"
-        )
 
 
 def _check_windows(spec: LlamaSpec) -> None:
@@ -172,10 +162,8 @@ def _check_windows(spec: LlamaSpec) -> None:
         ("query_pre_attn_scalar", constants.query_scalar is None, constants.query_scalar),
     ):
         if not good:
-            raise ValueError(
-                f"format gguf: llama.cpp's {traits.gguf.architecture} computes another {what} than this model's {got}; "
-                "choose --format hf or padded"
-            )
+            expected = f"the {what} that llama.cpp's {traits.gguf.architecture} computes"
+            raise unfit("gguf", expected, got, "choose --format hf or padded")
 
 
 def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name: str, dtype: str) -> list[Pair]:
@@ -227,26 +215,13 @@ def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
     if traits.norm_offset and tensor.name.endswith("norm.weight"):
         return Tensor(name, tensor.shape, lambda: tensor.read().astype(np.float32) + traits.norm_offset, tensor.dtype)
     if (side := experts_side(tensor.name, spec.constants.family)) is not None:
-        return _matrices(tensor._replace(name=name), spec.layers[0].mlp, side)
+        (rows, columns), experts = tensor.shape, spec.layers[0].mlp  # which lie side by side; a matrix for each of them
+        shape = (experts, rows, columns // experts) if side else (experts, rows // experts, columns)
+        return Tensor(name, shape, lambda: expert_matrices(tensor.read(), experts, side), tensor.dtype)
     if architecture not in PERMUTED or not tensor.name.endswith(("q_proj.weight", "k_proj.weight")):
         return tensor._replace(name=name)
     heads = tensor.shape[0] // spec.head_dim
     return Tensor(name, tensor.shape, lambda: permute(tensor.read(), heads), tensor.dtype)
-
-
-def _matrices(tensor: Tensor, experts: int, side: int) -> Tensor:
-    """Turn a tensor of experts that lie side by side into one of a matrix for each of them."""
-    rows, columns = tensor.shape
-    shape = (experts, rows, columns // experts) if side else (experts, rows // experts, columns)
-    return tensor._replace(shape=shape, read=lambda: expert_matrices(tensor.read(), experts, side))
-
-
-def _rope_factors(spec: LlamaSpec) -> list[Tensor]:
-    scaling = spec.constants.rope_scaling
-    if scaling is None or scaling.kind != "llama3":
-        return []
-    divisors = llama3_divisors(scaling, spec.constants.rope_theta, spec.head_dim).astype(np.float32)
-    return [Tensor(ROPE_FACTORS, divisors.shape, lambda: divisors)]
 
 
 def _type_of(tensor: Tensor, dtype: str) -> Type:
@@ -281,11 +256,9 @@ def check_blocks(model: Llama) -> bool:
     if (quantization := quantization_of(model)) is None:
         return False
     if (quantization.bits, quantization.group_size) != (BITS, GROUP):
-        raise ValueError(
-            f"format gguf: expected matrices of {BITS} bits in groups of {GROUP} (blocks of Q4_1), got "
-            f"{quantization.bits} bits in groups of {quantization.group_size}; choose --dequantize, with --dtype q8_0 "
-            "or float16 to stay small, or recover the model with those"
-        )
+        got = f"{quantization.bits} bits in groups of {quantization.group_size}"
+        instead = "choose --dequantize, with --dtype q8_0 or float16 to stay small, or recover the model with those"
+        raise unfit("gguf", f"matrices of {BITS} bits in groups of {GROUP} (blocks of Q4_1)", got, instead)
     return True
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from saap_jax.export.widths import added_parameters, uniform_widths
+from saap_jax.export.widths import added_parameters, unfit, uniform_widths
 from saap_jax.llama.files.hf_config import config_from_spec, fits_plain_config
 from saap_jax.llama.files.hf_groups import as_stored, groups_of
 from saap_jax.llama.files.tokenizer import Tokenizer
@@ -22,6 +22,8 @@ REMOTE = Path(__file__).parent / "remote"
 """Code that travels with a ragged model. It imports torch and transformers, and nothing of this library."""
 
 Form = Literal["hf", "padded", "ragged"]
+
+RAGGED = "choose --format ragged (transformers with trust_remote_code)"
 
 
 def write_hf(
@@ -39,13 +41,7 @@ def write_hf(
     plain model of the family (`hf`, `padded`) cannot hold the model, naming what can.
     """
     spec = model.spec
-    if form == "hf":
-        check_plain(spec)
-    elif form == "padded":
-        check_no_experts(spec, form)
-        check_biases(spec, form)
-    else:
-        check_code(spec)
+    check_form(spec, form)
     layers = uniform_widths(spec) if form == "padded" else spec.layers
     config = config_from_spec(dataclasses.replace(spec, layers=layers), dtype.name, per_layer=form == "ragged")
     if form == "ragged":
@@ -73,24 +69,29 @@ def write_hf(
     return added_parameters(spec, layers) + sum(tensor.shape[0] for tensor in zeros)
 
 
-def check_code(spec: LlamaSpec) -> None:
-    """Raise ValueError for what the code that travels with a ragged model does not compute."""
-    constants = spec.constants
-    check_no_experts(spec, "ragged")
-    if constants.apart is not None or constants.traits.post_norms:
-        raise ValueError(
-            "format ragged: its code has layers that see positions alike, and no norms behind sub-blocks, got a "
-            f"{constants.family} with {'layers apart' if constants.apart is not None else 'such norms'}; choose "
-            "--format padded or gguf"
-        )
+def check_form(spec: LlamaSpec, form: Form) -> None:
+    """Raise `ValueError` unless a format can hold a model; the message says which one can.
 
-
-def check_plain(spec: LlamaSpec) -> None:
-    """Raise `ValueError` unless a plain configuration of its family can hold a model."""
-    check_biases(spec, "hf")
-    first, traits = spec.layers[0], spec.constants.traits
+    An expert of zeros would be routed to, so mixtures are not padded. The code that travels with a ragged model has
+    layers that see positions alike, and no norms behind sub-blocks. A plain family may have no output biases, and
+    transformers refuses numbers of heads that do not divide the residual width.
+    """
+    constants, traits = spec.constants, spec.constants.traits
+    if form != "hf" and traits.experts:
+        alike = "choose --format hf, for layers that are alike (the allocation uniform)"
+        raise unfit(form, "a model without experts", f"a {constants.family}", alike)
+    if form == "ragged":
+        if constants.apart is not None or traits.post_norms:
+            got = f"a {constants.family} with {'layers apart' if constants.apart is not None else 'such norms'}"
+            expected = "layers that see positions alike, and no norms behind sub-blocks"
+            raise unfit(form, expected, got, "choose --format padded or gguf")
+        return
+    if spec.output_biases and not traits.plain_biases:
+        expected = f"no biases of output projections in family {constants.family}"
+        raise unfit(form, expected, "those of the step bias", RAGGED)
+    first = spec.layers[0]
     heads = first.kv_heads * first.q_per_kv
-    if fits_plain_config(spec) and (spec.embed % heads == 0 or not traits.heads_divide):
+    if form == "padded" or (fits_plain_config(spec) and (spec.embed % heads == 0 or not traits.heads_divide)):
         return
     units = "experts" if traits.experts else "MLP channels"
     kinds = {"KV heads": "kv_heads", "query heads a KV head": "q_per_kv", units: "mlp"}
@@ -100,38 +101,14 @@ def check_plain(spec: LlamaSpec) -> None:
     if not got and heads and first.mlp:
         got = f"{heads} attention heads, which transformers refuses beside a hidden size of {spec.embed}"
     if traits.experts:
-        least = spec.constants.experts_per_token
-        raise ValueError(
-            f"format hf: expected layers alike, with heads and at least {least} experts, got "
-            f"{got or 'fewer'}; prune with the allocation uniform, all layers alike"
-        )
-    raise ValueError(
-        f"format hf: expected layers of equal widths above zero, got {got or 'layers without heads or channels'}; "
-        "choose --format padded (a plain model with zeros added), ragged (transformers with trust_remote_code) or "
-        "gguf (llama.cpp)"
-    )
-
-
-def check_no_experts(spec: LlamaSpec, form: str) -> None:
-    """Raise `ValueError` for a mixture of experts: an expert of zeros would be routed to."""
-    if spec.constants.traits.experts:
-        raise ValueError(
-            f"format {form}: expected a model without experts, got a {spec.constants.family}; choose --format hf, for "
-            "layers that are alike (the allocation uniform)"
-        )
-
-
-def check_biases(spec: LlamaSpec, form: Form) -> None:
-    """Raise `ValueError` where output projections have biases and a plain model of the family has none."""
-    if spec.output_biases and not spec.constants.traits.plain_biases:
-        raise ValueError(
-            f"format {form}: expected no biases of output projections in family {spec.constants.family}, got those of "
-            "the step bias; choose --format ragged (transformers with trust_remote_code)"
-        )
+        expected = f"layers alike, with heads and at least {constants.experts_per_token} experts"
+        raise unfit(form, expected, got or "fewer", "prune with the allocation uniform, all layers alike")
+    instead = "choose --format padded (a plain model with zeros added), ragged (trust_remote_code) or gguf (llama.cpp)"
+    raise unfit(form, "layers of equal widths above zero", got or "layers without heads or channels", instead)
 
 
 def _generation(spec: LlamaSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Return where a text begins and ends: as the model says, or else as its tokenizer does."""
+    """Tell where a text begins and ends: as the model says, or else as its tokenizer does."""
     found = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "pad")}
     ends = list(spec.constants.eos_tokens)
     if spec.constants.bos_token is not None:
@@ -142,12 +119,7 @@ def _generation(spec: LlamaSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def _zero_biases(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the biases that a plain LLaMA with biases has beside those of the output projections."""
+    """Make the biases that a plain LLaMA with biases has beside those of the output projections."""
     inner = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
-    zeros = []
-    for tensor in tensors:
-        if tensor.name.endswith(inner):
-            rows = tensor.shape[0]
-            name = tensor.name.removesuffix("weight") + "bias"
-            zeros.append(Tensor(name, (rows,), lambda rows=rows: np.zeros(rows, np.float32)))
-    return zeros
+    rows = {each.name.removesuffix("weight") + "bias": each.shape[0] for each in tensors if each.name.endswith(inner)}
+    return [Tensor(name, (size,), lambda size=size: np.zeros(size, np.float32)) for name, size in rows.items()]

@@ -15,6 +15,11 @@ DECI_CHANNELS = 32
 """Channels of zeros that a layer without channels gets in GGUF; a whole block of Q8_0."""
 
 
+def unfit(form: str, expected: str, got: object, instead: str) -> ValueError:
+    """Make the error of a format that cannot hold a model, which says what can."""
+    return ValueError(f"format {form}: expected {expected}, got {got}; {instead}")
+
+
 def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
     """Return the narrowest widths, equal in all layers and none of them zero, that hold every layer.
 
@@ -37,10 +42,8 @@ def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
         if spec.embed % (kv * group) == 0
     ]
     if not fitting:
-        raise ValueError(
-            f"format padded: expected a number of heads of at least {kv_heads} x {q_per_kv} that divides the width of "
-            f"the embeddings, {spec.embed}, found none; choose --format ragged or gguf"
-        )
+        expected = f"a number of heads of at least {kv_heads} x {q_per_kv} that divides the embeddings' {spec.embed}"
+        raise unfit("padded", expected, "none", "choose --format ragged or gguf")
     _, q_per_kv, kv_heads = min(fitting)
     return (LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, mlp=widest.mlp),) * len(spec.layers)
 
@@ -71,11 +74,9 @@ def gguf_widths(spec: LlamaSpec, architecture: str) -> tuple[LayerWidths, ...]:
         heads = spec.embed // spec.head_dim
         fitting = [n for n in range(widest.kv_heads, heads // widest.q_per_kv + 1) if heads % n == 0]
         if spec.embed % spec.head_dim or not fitting:
-            raise ValueError(
-                f"format gguf: expected heads of a {architecture} to be together as wide as its embeddings, "
-                f"{spec.embed}, which at least {widest.kv_heads} x {widest.q_per_kv} of {spec.head_dim} are not; "
-                "choose --format padded or ragged"
-            )
+            expected = f"heads of a {architecture} to be together as wide as its embeddings, {spec.embed}"
+            got = f"at least {widest.kv_heads} x {widest.q_per_kv} of {spec.head_dim}"
+            raise unfit("gguf", expected, got, "choose --format padded or ragged")
         widest = dataclasses.replace(widest, kv_heads=fitting[0], q_per_kv=heads // fitting[0])
     return (widest,) * len(spec.layers)
 
@@ -98,13 +99,13 @@ def deci_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
 
 def added_parameters(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
     """Count the parameters, all zero, that widening a model to `layers` adds."""
-    return _prunable(spec, layers) - _prunable(spec, spec.layers)
 
+    def prunable(layers: Sequence[LayerWidths]) -> int:
+        heads = sum(2 * layer.kv_heads * (1 + layer.q_per_kv) for layer in layers)
+        biases = sum(layer.kv_heads * (2 + layer.q_per_kv) for layer in layers) * spec.head_dim * spec.input_biases
+        return spec.embed * (heads * spec.head_dim + 3 * sum(layer.mlp_channels for layer in layers)) + biases
 
-def _prunable(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
-    heads = sum(2 * layer.kv_heads * (1 + layer.q_per_kv) for layer in layers)
-    biases = sum(layer.kv_heads * (2 + layer.q_per_kv) for layer in layers) * spec.head_dim * spec.input_biases
-    return spec.embed * (heads * spec.head_dim + 3 * sum(layer.mlp_channels for layer in layers)) + biases
+    return prunable(layers) - prunable(spec.layers)
 
 
 def without_empty_layers(model: Llama) -> Llama:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.config.amounts import read_bound, read_percent
-from saap_jax.config.judge import LIMITS, AbConfig
+from saap_jax.config.checks import check_values, read_bound, read_percent
 from saap_jax.config.packaged import find_file
+from saap_jax.config.use import LIMITS, AbConfig
 from saap_jax.data import Windows, evaluation_windows, pairs
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.differences import paired_difference
@@ -27,11 +27,14 @@ from saap_jax.evaluation.scales import PERPLEXITY
 from saap_jax.jobs.task_comparison import compare_tasks
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.attention import attending
+from saap_jax.report.blocks import Block
+from saap_jax.report.pages.measured import comparison_blocks
 from saap_jax.runs.outcomes import Compared, Comparison, comparison_json
 from saap_jax.runs.references import Losses, Reference, find, loadable, recorded_losses, text_digests
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import digest_of
-from saap_jax.runtime.errors import reading, shown
+from saap_jax.runtime.errors import reading
+from saap_jax.runtime.errors import shown as quoted
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.types import Bos
@@ -92,14 +95,13 @@ def with_limits(config: AbConfig) -> AbConfig:
         with reading(f"limits {path}", "TOML"):
             limits = tomllib.loads(path.read_bytes().decode("utf-8"))
         try:
-            for key, value in limits.items():
-                if key not in LIMITS:
-                    near = difflib.get_close_matches(key.replace("-", "_"), LIMITS, 1)
-                    hint = f"; did you mean {near[0]!r}?" if near else ""
-                    raise ValueError(f"unknown limit {shown(key)}, expected {', '.join(LIMITS)}{hint}")
-                LIMITS[key](key, value)
+            if unknown := [key for key in limits if key not in LIMITS]:
+                near = difflib.get_close_matches(unknown[0].replace("-", "_"), LIMITS, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"unknown limit {quoted(unknown[0])}, expected {', '.join(LIMITS)}{hint}")
             if not limits:
                 raise ValueError('expected at least one limit, such as max_ppl_increase = "5%", found none')
+            check_values(AbConfig, limits)
         except ValueError as error:
             raise ValueError(f"limits {config.limits}: {error}") from None
         values = {key: float(value) if isinstance(value, int) else value for key, value in limits.items()}
@@ -126,7 +128,13 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
                 f"{each.text}: expected a language model, or a run of one, got a run of a traced model, whose losses "
                 "are no perplexities; saap report shows such runs side by side"
             )
-    seeds = _check_seeds(a, b)
+    seeds = len(a.seeds or b.seeds or (0,))  # a model without seeds (unpruned, loaded) stands beside each seed
+    if a.seeds and b.seeds and a.seeds != b.seeds and (len(a.seeds), len(b.seeds)) != (1, 1):
+        of_a, of_b = (", ".join(map(str, each)) for each in (a.seeds, b.seeds))
+        raise ValueError(
+            f"expected the same calibration seeds of both models, which are compared seed by seed, got {of_a} of "
+            f"{a.text} and {of_b} of {b.text}; name one candidate each, or run both with the same seeds"
+        )
     if not config.sources:
         return Comparison(a.text, b.text, seeds, config.resamples, ())
     a, b = _on_record(config, a, b), _on_record(config, b, a)
@@ -153,19 +161,6 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
     return Comparison(a.text, b.text, seeds, config.resamples, tuple(rows))
 
 
-def _check_seeds(a: Reference, b: Reference) -> int:
-    """Count the seeds that are compared; a model without seeds (unpruned, loaded) stands beside each seed."""
-    if a.seeds is None or b.seeds is None:
-        return len(a.seeds or b.seeds or (0,))
-    if len(a.seeds) != len(b.seeds) or (len(a.seeds) > 1 and a.seeds != b.seeds):
-        of_a, of_b = (", ".join(map(str, seeds)) for seeds in (a.seeds, b.seeds))
-        raise ValueError(
-            f"expected the same calibration seeds of both models, which are compared seed by seed, got {of_a} of "
-            f"{a.text} and {of_b} of {b.text}; name one candidate each, or run both with the same seeds"
-        )
-    return len(a.seeds)
-
-
 # --- losses, on record or new --------------------------------------------------------------------
 
 
@@ -186,7 +181,13 @@ def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple
         return recorded_losses(a), recorded_losses(b)
     found = {model.text: recorded_losses(model) for model in (a, b) if model.run is not None}
     setting = _setting_of(config, a, b)
-    windows = {name: _windows(setting, name) for name in dict.fromkeys((a.tokenizer, b.tokenizer))}
+    windows: dict[str, dict[str, Windows]] = {}
+    for name in dict.fromkeys((a.tokenizer, b.tokenizer)):
+        tokenizer = load_tokenizer(name)
+        windows[name] = {
+            metric: evaluation_windows(source, tokenizer, length, count or None, bos=setting.bos)
+            for metric, (source, length, count) in setting.texts.items()
+        }
     of_a, of_b = windows[a.tokenizer], windows[b.tokenizer]
     for metric in of_a:
         if not np.array_equal(of_a[metric].tokens, of_b[metric].tokens):
@@ -236,14 +237,6 @@ def _refuse_own_text(config: AbConfig, run: Reference) -> None:
         )
 
 
-def _windows(setting: Setting, model: str) -> dict[str, Windows]:
-    tokenizer = load_tokenizer(model)
-    return {
-        metric: evaluation_windows(source, tokenizer, length, windows or None, bos=setting.bos)
-        for metric, (source, length, windows) in setting.texts.items()
-    }
-
-
 def _check_texts(known: Sequence[tuple[Reference, Mapping[str, str]]]) -> None:
     """Raise ValueError where a metric is of other windows of one model than of another, by their digests."""
     for (one, of_one), (other, of_other) in itertools.pairwise(known):
@@ -287,3 +280,8 @@ def _check_costs(config: AbConfig, a: Reference, b: Reference, names: Sequence[s
         held = [forward_bytes(each, tokens) for each in models]
         checks.append(check_bytes("max_memory", "forward pass", bound, *held))
     return checks
+
+
+def shown(config: AbConfig, comparison: Comparison) -> Sequence[Block]:
+    """Show the differences, and which limits hold."""
+    return comparison_blocks(comparison)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from saap_jax.evaluation.cost import prefill_macs, step_bytes, token_macs, weigh
 from saap_jax.evaluation.timing import Programs, Times, Workload, compile_programs, speed_up, spread, time_in_turns
 from saap_jax.llama import load_model
 from saap_jax.llama.generate import decoder_of, rounded
+from saap_jax.report.blocks import Block
+from saap_jax.report.pages.measured import bench_blocks
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet
@@ -89,3 +92,8 @@ def _row(mine: Programs, times: list[Times], base: Programs, base_times: list[Ti
         row["tokens_per_second"] = spread(batch / t.step for t in times)._asdict()
         row["decode_speed_up"] = {"predicted": faster.step, **faster.measured_step._asdict()}
     return row
+
+
+def shown(config: BenchConfig, result: Record) -> Sequence[Block]:
+    """Show tables of the models."""
+    return bench_blocks(result)

@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.config.jobs import SensitivityConfig, SweepConfig
+from saap_jax.config.method import EvaluationConfig
 from saap_jax.evaluation.candidates import keep_digest
 from saap_jax.evaluation.scales import scale_of
+from saap_jax.jobs.job import Material
 from saap_jax.runs.cache import Cache
 from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.scores import save_scores
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import computed_by, digest_of, provenance
@@ -43,29 +46,9 @@ class Candidate(NamedTuple):
         return {"variant": self.chain.name, "chain": self.chain.written, "seed": self.seed, "ratio_asked": self.ratio}
 
 
-def candidates_of(chains: Sequence[Chain], seeds: Sequence[int], ratios: Sequence[float]) -> list[Candidate]:
-    """Return every chain with every seed at every ratio; the name tells the seed where there are several."""
-    return [
-        candidate_of(chain, ratio, seed, told=len(seeds) > 1) for ratio in ratios for chain in chains for seed in seeds
-    ]
-
-
 def candidate_of(chain: Chain, ratio: float, seed: int, *, told: bool) -> Candidate:
-    """Return a chain at a ratio; the name tells the seed if that is asked for, as in `wanda,seed=1@0.5`."""
+    """Name a chain at a ratio; the name tells the seed if that is asked for, as in `wanda,seed=1@0.5`."""
     return Candidate(f"{chain.name}{f',seed={seed}' if told else ''}@{ratio:g}", chain, seed, ratio)
-
-
-def about_run(kind: str, subject: Subject, metrics: Sequence[str], seeds: Sequence[int]) -> Row:
-    """Describe a run: what was used, on what, and what the metrics mean (the one of the calibration domain first)."""
-    record = subject.structures_record()
-    return {
-        "kind": kind,
-        **provenance(),
-        "seeds": {"calibration": list(seeds)},
-        "model": subject.about(),
-        **({} if record is None else {"structures": record}),
-        "metrics": [{"name": n, "domain": d} for n, d in zip(metrics, ("in", "out"), strict=False)],
-    }
 
 
 def cache_of(run: RunDirectory) -> Cache:
@@ -81,17 +64,38 @@ def key_of(subject: Subject, scenarios: Mapping[str, Examples]) -> str:
 def runners_of(
     config: SweepConfig | SensitivityConfig,
     run: RunDirectory,
-    subject: Subject,
-    calibration: Mapping[int, Mapping[str, Examples]],
+    material: Material,
     chains: Sequence[Chain],
     track: Track,
 ) -> dict[int, Runner]:
-    """Return what runs the chains on the text of each seed."""
+    """Make what runs the chains on the text of each seed."""
     options: dict[str, Any] = {"batch_size": config.calibration.batch_size, "remat": config.remat, "track": track}
+    subject = material.subject
     return {
         seed: Runner(subject, scenarios, chains, key=key_of(subject, scenarios), cache=cache_of(run), **options)
-        for seed, scenarios in calibration.items()
+        for seed, scenarios in material.calibration.items()
     }
+
+
+def score_all(run: RunDirectory, kind: str, material: Material, runners: Mapping[int, Runner], **about: Any) -> None:
+    """Record what a run is of, what on, and what its metrics mean (the one of the calibration domain first); score what
+    all chains ask for on the text of each seed, and keep the scores of the first."""
+    subject, record = material.subject, material.subject.structures_record()
+    run.begin(material.inputs)
+    run.update(
+        kind=kind,
+        **provenance(),
+        seeds={"calibration": list(runners)},
+        model=subject.about(),
+        **({} if record is None else {"structures": record}),
+        metrics=[{"name": n, "domain": d} for n, d in zip(material.texts, ("in", "out"), strict=False)],
+        **about,
+    )
+    with run.stage("score") as stage:
+        for seed, runner in runners.items():
+            stage.tokens += sum(subject.count(text)[1] for text in material.calibration[seed].values())
+            runner.first()
+        save_scores(run, next(iter(runners.values())).first())
 
 
 class Evaluator:
@@ -103,13 +107,16 @@ class Evaluator:
     """
 
     def __init__(
-        self, run: RunDirectory, texts: Mapping[str, Examples], config: Any, runners: Mapping[int, Runner], at_once: int
+        self, run: RunDirectory, material: Material, config: EvaluationConfig, runners: Mapping[int, Runner], most: int
     ) -> None:
-        """Take what is evaluated on; `config` is an `EvaluationConfig`, `runners` are by seed."""
-        self.run, self.texts, self.runners = run, dict(texts), runners
+        """Take what is evaluated on; `runners` are by seed, `most` are the candidates that there can be at once."""
+        texts = material.texts
+        self.run, self.texts, self.runners = run, texts, runners
         self.subject = next(iter(runners.values())).subject
-        self.batch_size, self.at_once = config.batch_size, at_once
+        self.batch_size, self.at_once = config.batch_size, min(config.candidates_at_once, most)
         self.rows = {name: self.subject.count(text)[0] for name, text in texts.items()}
+        self.judging = [*texts][:2][-1]
+        """The metric that judges: that out of the calibration domain, where there is one."""
         self.cache = cache_of(run)
         about = {name: digest_of(text) for name, text in texts.items()}
         self.key = digest("losses", computed_by(), self.subject.digests(), about, self.batch_size)
@@ -144,10 +151,6 @@ class Evaluator:
         return name not in self.asked or not self.asked[name].chain.repairs
 
     # --- losses
-
-    def whole(self) -> dict[str, np.ndarray]:
-        """Return all windows of each text."""
-        return {name: np.arange(rows) for name, rows in self.rows.items()}
 
     def losses(
         self, names: Sequence[str], windows: Mapping[str, np.ndarray], doing: str, track: Track, stage: Stage | None
@@ -204,11 +207,11 @@ class Evaluator:
         stage: Stage | None = None,
     ) -> dict[str, Row]:  # fmt: skip
         """Evaluate candidates on all windows, and record them; `dense`, the unpruned model, in the run's record."""
-        windows = self.whole()
+        windows = {name: np.arange(rows) for name, rows in self.rows.items()}
         found, rows = self.losses(names, windows, doing, track, stage), {}
         for name in names:
             measured = {
-                "ppl": {n: self.figure(n, np.asarray(values)) for n, values in found[name]["losses"].items()},
+                "ppl": {n: figure(n, np.asarray(values)) for n, values in found[name]["losses"].items()},
                 "losses": found[name]["losses"], "seconds": found[name]["seconds"],
             }  # fmt: skip
             rows[name] = self.record(name, about.get(name, {}), measured)
@@ -235,14 +238,12 @@ class Evaluator:
             self.run.append(row)
         return row
 
-    @staticmethod
-    def figure(metric: str, losses: np.ndarray) -> float:
-        """Return the figure of a metric from mean losses of windows of as many tokens each."""
-        return scale_of(metric).value(float(losses.mean()))
+    def save_keeps(self) -> None:
+        """Keep the keep-sets of all candidates as arrays `CANDIDATE/STRUCTURE`."""
+        keeps = {name: keep for name, keep in self.keeps.items() if name != DENSE}
+        self.run.save_arrays("keeps", {f"{name}/{part}": each for name, k in keeps.items() for part, each in k.items()})
 
 
-def keeps_file(evaluator: Evaluator) -> dict[str, np.ndarray]:
-    """Return the keep-sets of all candidates as arrays `CANDIDATE/STRUCTURE`."""
-    return {
-        f"{name}/{part}": kept for name, keep in evaluator.keeps.items() if name != DENSE for part, kept in keep.items()
-    }
+def figure(metric: str, losses: np.ndarray) -> float:
+    """Compute the figure of a metric from mean losses of windows of as many tokens each."""
+    return scale_of(metric).value(float(losses.mean()))

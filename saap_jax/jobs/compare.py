@@ -7,28 +7,23 @@ and evaluated is kept as it comes; the same command again does only what is miss
 import dataclasses
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.evaluation.price import Price, read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs import origins
-from saap_jax.jobs.candidates import (
-    Candidate,
-    Evaluator,
-    about_run,
-    candidates_of,
-    keeps_file,
-    runners_of,
-)
-from saap_jax.jobs.job import Ending, check, finish, job, load
-from saap_jax.jobs.racing import Race, check_race
-from saap_jax.jobs.written import written_by
+from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of, runners_of, score_all
+from saap_jax.jobs.job import Ending, check, load, run_job
+from saap_jax.jobs.judged import written_by
+from saap_jax.jobs.racing import Race, looks_of
 from saap_jax.report.figures.couplings import coupling_files
+from saap_jax.report.pages.common import structure_sentences
+from saap_jax.report.pages.compare import comparison_table, cut_table
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.scores import save_scores
-from saap_jax.runs.standing import DENSE, comparison_rows
+from saap_jax.runs.standing import DENSE, comparison_rows, cut_of
 from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.mesh import Layout, taken_in
 from saap_jax.runtime.processes import broadcast
@@ -50,10 +45,9 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         config = dataclasses.replace(config, best_ratio=config.cut_ratio)  # on record is what was done
     chains, layout = expand(config.methods), check(config)
     prices = read_prices()  # a wrong amount is refused before any time is spent
-    with job(config, ENDING, overwrite=overwrite) as run:
-        if not run.finished:
-            _compare(config, run, chains, layout, prices, track)
-    return run
+    return run_job(
+        config, ENDING, lambda run: _compare(config, run, chains, layout, prices, track), overwrite=overwrite
+    )
 
 
 def _compare(
@@ -67,27 +61,22 @@ def _compare(
     """Do what `compare` does, as far as the run does not hold it yet."""
     seeds = config.seeds_drawn
     material = load(config, run, layout, track, seeds)
-    subject, texts = material.subject, material.texts
-    runners = runners_of(config, run, subject, material.calibration, chains, track)
+    runners = runners_of(config, run, material, chains, track)
     for chain in chains:
         for runner in runners.values():
             runner.check(chain, config.ratios)  # what is impossible is refused before any time is spent
     if config.race:
-        check_race(subject, texts, config.evaluation)
-    run.begin(material.inputs)
-    left = {chain.name: reasons for chain in chains if (reasons := chain.unrepaired(subject))}
-    run.update(**about_run("compare", subject, list(texts), seeds), unrepaired=left)
-    with run.stage("score") as stage:
-        for seed, runner in runners.items():
-            stage.tokens += sum(subject.count(text)[1] for text in material.calibration[seed].values())
-            runner.first()
-        save_scores(run, runners[seeds[0]].first())
-    candidates = candidates_of(chains, seeds, config.ratios)
-    at_once = min(config.evaluation.candidates_at_once, 1 + len(candidates))
-    evaluator = Evaluator(run, texts, config.evaluation, runners, at_once)
+        looks_of(material.subject.count([*material.texts.values()][:2][-1])[0], config.evaluation.batch_size)
+    left = {chain.name: reasons for chain in chains if (reasons := chain.unrepaired(material.subject))}
+    score_all(run, "compare", material, runners, unrepaired=left)
+    several = len(seeds) > 1
+    candidates = [
+        candidate_of(chain, ratio, seed, told=several) for ratio in config.ratios for chain in chains for seed in seeds
+    ]
+    evaluator = Evaluator(run, material, config.evaluation, runners, 1 + len(candidates))
     with run.stage("search"):
         evaluator.choose(candidates)
-        run.save_arrays("keeps", keeps_file(evaluator))
+        evaluator.save_keeps()
     with run.stage("evaluate") as stage:
         about = {candidate.name: candidate.about for candidate in candidates}
         doing = "evaluate dense model" + " and candidates" * (not config.race)
@@ -95,19 +84,14 @@ def _compare(
         evaluator.measure(names, about, doing=doing, track=track, stage=stage)
         if config.race:
             run.update(race=Race(evaluator, candidates, config.race_margin, track, stage).run())
+    # of the first seed, the method that has the lowest perplexity out of domain
+    rows, ratio = comparison_rows(run.record, run.candidates()), config.cut_ratio
+    label = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)
+    best = next(each for each in candidates if (each.chain.name, each.ratio) == (label, ratio))
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
-        _cut_best(config, evaluator, best_of(run, candidates, config.cut_ratio), track)
-    run.update(cost=run_cost(run.record, prices))
-    run.update(couplings=subject.couplings())
+        _cut_best(config, evaluator, best, track)
+    run.update(cost=run_cost(run.record, prices), couplings=material.subject.couplings())
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
-    finish(run, ENDING)
-
-
-def best_of(run: RunDirectory, candidates: Sequence[Candidate], ratio: float) -> Candidate:
-    """Return the candidate of the first seed of the method that has the lowest perplexity out of domain at a ratio."""
-    rows = comparison_rows(run.record, run.candidates())
-    best = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)
-    return next(each for each in candidates if (each.chain.name, each.ratio) == (best, ratio))
 
 
 def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, track: Track) -> None:
@@ -151,3 +135,12 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
             "segments": loaded.segments,
         }
     )
+
+
+def shown(config: CompareConfig, run: RunDirectory) -> Iterator[Any]:
+    """Show a comparison."""
+    yield from structure_sentences(run.record)
+    yield comparison_table(run.record, run.candidates())
+    if cut_of(run.record):
+        yield cut_table(run.record)
+    yield {"report": run.path / "report.html", "model": run.path / "best"}

@@ -1,15 +1,18 @@
 """What `saap evaluate` runs: perplexity of models on texts, and their accuracy on tasks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from saap_jax.api import perplexity
-from saap_jax.config.judge import EvaluateConfig
+from saap_jax.config.use import EvaluateConfig
 from saap_jax.data import evaluation_windows
 from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.evaluation.tasks import find_tasks, run_named
 from saap_jax.evaluation.tasks.likelihood import Progress
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.attention import attending
+from saap_jax.report.blocks import Block
+from saap_jax.report.pages.measured import evaluation_blocks
 from saap_jax.runs.outcomes import Evaluated, evaluation_json
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.mesh import layout_of_job
@@ -44,3 +47,8 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
 def scoring(track: Track, name: str) -> Progress:
     """Show the progress of a model's tasks."""
     return lambda batches: track(f"score tasks of {name}", batches, len(batches))
+
+
+def shown(config: EvaluateConfig, rows: dict[str, Evaluated]) -> Sequence[Block]:
+    """Show a table of the models."""
+    return evaluation_blocks(rows)

@@ -2,15 +2,15 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gguf
 import jax.numpy as jnp
 from safetensors import safe_open
 
-from saap_jax.config.jobs import ExportConfig
+from saap_jax.config.use import ExportConfig
 from saap_jax.export.gguf_file import context_of, write_gguf
 from saap_jax.export.gguf_vocabulary import copied_vocabulary, no_vocabulary, vocabulary_of
 from saap_jax.export.hf import write_hf
@@ -27,7 +27,9 @@ from saap_jax.llama.files.source import loader_of
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.files.write import new_output, write_further, write_json, write_tokenizer
 from saap_jax.llama.quantized import dequantized, quantization_of
+from saap_jax.report.blocks import Code, text_table
 from saap_jax.runtime.errors import read_object
+from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.remote import is_remote, staged
 from saap_jax.structures import count_parameters
 
@@ -36,9 +38,6 @@ TUNIX, MAXTEXT = "tunix.json", "maxtext.yml"
 
 TEACHER = "teacher"
 """Name of the directory of the unpruned model, beside what MaxText distils."""
-
-Step = Callable[[str], contextlib.AbstractContextManager]
-"""Shows a step of the work while it runs."""
 
 
 class Exported(NamedTuple):
@@ -59,7 +58,7 @@ class Exported(NamedTuple):
     """What a user should know: a sentence each."""
 
 
-def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -> Exported:
+def export_model(config: ExportConfig, *, track: Track = quiet) -> Exported:
     """Write `config.model` to `config.out`, which appears only when its logits were found to be those of the source.
 
     Raises:
@@ -76,14 +75,14 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
     if config.format == "gguf" and Path(config.out).suffix != ".gguf":
         raise ValueError(f"out: expected a file name that ends in .gguf for format gguf, got {config.out}")
     with staged(config.out) as out:
-        return _export(config, source, teacher, out.expanduser(), step)
+        return _export(config, source, teacher, out.expanduser(), track)
 
 
-def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path, step: Step) -> Exported:
+def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path, track: Track) -> Exported:
     """Do what `export_model` does, to a path of this machine."""
     notes: list[str] = []
     with new_output(out, "the model", suffix=".gguf" if config.format == "gguf" else None) as place:
-        with step("load the model"):
+        with step(track, "load the model"):
             model, tokenizer = load_model(source), None
             with contextlib.suppress(FileNotFoundError):
                 tokenizer = load_tokenizer(source)
@@ -106,10 +105,10 @@ def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path,
         positions = context_of(model.constants) if config.format == "gguf" else model.constants.max_positions
         tokens = sample_tokens(tokenizer, model.spec.vocab, positions)
         beside = None if teacher is None else _teacher(teacher, model, config.teacher)
-        with step("write"):
+        with step(track, "write"):
             kind, added, more = _write(config, written, tokenizer, source, place, beside)
             notes += more
-        with step("read back and compare"):
+        with step(track, "read back and compare"):
             if beside is not None:
                 check_agreement(beside, load_model(place / TEACHER), tokens, config.dtype)
             agreement = check_agreement(model, load_model(place), tokens, config.dtype, blocks=blocks)
@@ -215,3 +214,21 @@ def _write_maxtext(
     elif len(teacher.spec.layers) != len(model.spec.layers):
         notes += ("whole layers went, so MaxText can compare logits, but not features of layers: leave distill_beta 0",)
     return f"MaxText, decoder block {maxtext.BLOCKS[model.constants.family].name}", 0, notes
+
+
+def shown(config: ExportConfig, exported: Exported) -> Iterator[Any]:
+    """Show what was written, and how its logits compare with the source's."""
+    agreement = exported.agreement
+    share = f"{agreement.deviation:.2g} of their spread (accepted for {config.dtype}: {agreement.tolerance:g})"
+    rows = [
+        ("parameters", f"{exported.parameters:,}"),
+        ("parameters in the files", f"{exported.written:,}"),
+        ("zeros added by the format", f"{exported.added:,} ({exported.added / exported.parameters:.1%})"),
+        ("bytes", f"{exported.bytes:,}"),
+        (f"logits on {agreement.tokens} tokens", f"largest difference {agreement.largest:.2g}"),
+        ("  root mean square", share),
+        ("  same most likely token", f"{agreement.argmax:.1%}"),
+    ]
+    yield text_table(exported.kind, (), rows, words=2)
+    yield from (Code("", note) for note in exported.notes)
+    yield {"model": config.out}

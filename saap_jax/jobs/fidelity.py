@@ -1,15 +1,15 @@
 """How well do estimators predict the exact effect of removing a unit? What `saap fidelity` runs."""
 
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 from saap_jax.config.jobs import FidelityConfig
-from saap_jax.estimation.ablation import Unit, changes_from_lines, changes_to_lines, sample_units
+from saap_jax.estimation.ablation import changes_from_lines, changes_to_lines, sample_units
 from saap_jax.evaluation.rank_correlation import Fidelity, fidelity
 from saap_jax.jobs.candidates import cache_of, key_of
-from saap_jax.jobs.job import Ending, check, finish, job, load
+from saap_jax.jobs.job import Ending, check, load, run_job
 from saap_jax.jobs.score import check_scores, scores_of, structures
-from saap_jax.report.pages.fidelity import fidelity_files
+from saap_jax.report.pages.fidelity import BRIEF, fidelity_files, fidelity_table
 from saap_jax.runs.changes import read_changes
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import save_scores
@@ -23,44 +23,38 @@ from saap_jax.types import Scores
 CHANGES = "ablation.jsonl"
 
 
-class Judged(NamedTuple):
-    """What a finished run says of its estimators."""
-
-    rows: list[Fidelity]
-    """The rank correlations."""
-    scores: dict[str, Scores]
-    exact: Scores
-    """The exact changes, NaN where a unit was not ablated."""
+Judgement = tuple[RunDirectory, list[Fidelity], dict[str, Scores], Scores]
+"""A run, its rank correlations, its scores, and the exact changes (NaN where a unit was not ablated)."""
 
 
-def judge(
-    config: FidelityConfig, *, overwrite: bool = False, track: Track = quiet
-) -> tuple[RunDirectory, list[Fidelity], dict[str, Scores], Scores]:
+def judge(config: FidelityConfig, *, overwrite: bool = False, track: Track = quiet) -> Judgement:
     """Compare every estimator's scores with the oracle, the exact change of loss on the calibration windows themselves.
 
     Ablation is the longest job: finished units are appended to `ablation.jsonl`, and the same call goes on from there.
-
-    Returns:
-        The run, the rank correlations, the scores, and the exact changes (NaN where a unit was not ablated).
     """
     scores_of(config.estimators)  # a wrong word is refused before any time is spent
     layout = check(config)
+
+    def judged(run: RunDirectory) -> Judgement:
+        scores, exact = read_changes(run.path)
+        windows = sum(rows for rows, *_ in run.record.get("scenarios", {}).values())
+        rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
+        return run, rows, scores, exact
+
+    def work(run: RunDirectory) -> None:
+        _judge(config, run, layout, track)
+        run.save_json("fidelity", [row._asdict() for row in judged(run)[1]])
+
     ending = Ending(
-        lambda run: fidelity_files(*_judged(config, run)), further=("scores.npz", "ablation.jsonl", "fidelity.json")
+        lambda run: fidelity_files(*judged(run)[1:]), further=("scores.npz", "ablation.jsonl", "fidelity.json")
     )
-    with job(config, ending, overwrite=overwrite) as run:
-        if not run.finished:
-            _judge(config, run, layout, track)
-            run.save_json("fidelity", [row._asdict() for row in _judged(config, run).rows])
-            finish(run, ending)
-    judged = _judged(config, run)
-    return run, judged.rows, judged.scores, judged.exact
+    return judged(run_job(config, ending, work, overwrite=overwrite))
 
 
 def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, track: Track) -> None:
     """Score and ablate what the run does not hold yet."""
     material = load(config, run, layout, track)
-    subject, scenarios = material.subject, material.scenarios
+    subject, scenarios = material.subject, material.calibration[config.calibration.seed]
     run.begin(material.inputs)
     about = {name: subject.shape(examples) for name, examples in scenarios.items()}
     run.update(kind="fidelity", scenarios=about, **structures(subject), **provenance())
@@ -76,24 +70,20 @@ def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, tra
         stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
     units = sample_units(subject.existing, config.channels_per_layer, config.seed)
     path, known = run.claim(CHANGES), set(units)
+    there = changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
     with run.stage("ablate"):
         subject.ablate(
             subject.join([*scenarios.values()]),
             units,
             batch_size=config.calibration.batch_size,
-            done={unit: change for unit, change in _changes(path).items() if unit in known},
+            done={unit: change for unit, change in there.items() if unit in known},
             save=lambda changes: append_line(path, changes_to_lines(changes).encode()),
             progress=lambda groups: track("ablate units", groups, len(groups)),
         )
 
 
-def _judged(config: FidelityConfig, run: RunDirectory) -> Judged:
-    """Return what follows from the scores and the exact changes that a run holds."""
-    scores, exact = read_changes(run.path)
-    windows = sum(rows for rows, *_ in run.record.get("scenarios", {}).values())
-    rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
-    return Judged(rows, scores, exact)
-
-
-def _changes(path: Path) -> dict[Unit, float]:
-    return changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
+def shown(config: FidelityConfig, result: Judgement) -> Iterator[Any]:
+    """Show the rank correlations of each scope."""
+    run, rows, *_ = result
+    yield from (fidelity_table(rows, scope, BRIEF) for scope in dict.fromkeys(row.scope for row in rows))
+    yield {"report": run.path / "report.html", "beside it": "fidelity.svg, fidelity.md, fidelity.csv"}

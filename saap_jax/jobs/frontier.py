@@ -5,28 +5,20 @@ program; then bisection of the largest ratio that holds the limit, all lines tog
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from saap_jax.config.amounts import read_percent
+from saap_jax.config.checks import read_percent
 from saap_jax.config.jobs import FrontierConfig
-from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket
+from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket, found_variants
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.jobs.candidates import (
-    Candidate,
-    Evaluator,
-    Row,
-    about_run,
-    candidate_of,
-    keeps_file,
-    runners_of,
-)
-from saap_jax.jobs.job import Ending, check, check_judged, finish, job, load
-from saap_jax.report.pages.frontier import frontier_files
+from saap_jax.jobs.candidates import Candidate, Evaluator, Row, candidate_of, runners_of, score_all
+from saap_jax.jobs.job import Ending, check, load, run_job
+from saap_jax.report.pages.common import suggestion_blocks
+from saap_jax.report.pages.frontier import frontier_files, frontier_table, summary
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.scores import save_scores
 from saap_jax.runs.stages import Stage
-from saap_jax.runs.standing import DENSE, first_metric
+from saap_jax.runs.standing import DENSE
 from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
@@ -60,10 +52,7 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
         ValueError: bad input, or a ratio that a method cannot meet.
     """
     chains, layout = expand(config.methods), check(config)
-    with job(config, ENDING, overwrite=overwrite) as run:
-        if not run.finished:
-            _frontier(config, run, chains, layout, track)
-    return run
+    return run_job(config, ENDING, lambda run: _frontier(config, run, chains, layout, track), overwrite=overwrite)
 
 
 def _frontier(
@@ -72,8 +61,7 @@ def _frontier(
     """Do what `frontier` does, as far as the run does not hold it yet."""
     seeds = config.seeds_drawn
     material = load(config, run, layout, track, seeds)
-    subject, texts = material.subject, material.texts
-    runners = runners_of(config, run, subject, material.calibration, chains, track)
+    runners = runners_of(config, run, material, chains, track)
     tops = {}
     for chain in chains:
         for runner in runners.values():
@@ -85,22 +73,13 @@ def _frontier(
                 f"min_keep, max_ratio, protect, multiple_of and attention, got {max(config.ratios)}; relax one or ask "
                 "for less"
             )
-    check_judged(config.judged, texts)
-    run.begin(material.inputs)
-    run.update(**about_run("frontier", subject, list(texts), seeds))
-    with run.stage("score") as stage:
-        for seed, runner in runners.items():
-            stage.tokens += sum(subject.count(text)[1] for text in material.calibration[seed].values())
-            runner.first()
-        save_scores(run, runners[seeds[0]].first())
+    score_all(run, "frontier", material, runners)
     lines = {
         (chain.name, seed): Line(chain, seed, tops[chain.name], len(seeds) > 1) for chain in chains for seed in seeds
     }
-    at_once = min(config.evaluation.candidates_at_once, len(lines))
-    evaluator = Evaluator(run, texts, config.evaluation, runners, at_once)
+    evaluator = Evaluator(run, material, config.evaluation, runners, len(lines))
     run.update(frontier=_measure(config, lines, evaluator, track))
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
-    finish(run, ENDING)
 
 
 def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evaluator, track: Track) -> Row:
@@ -119,9 +98,15 @@ def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evalu
         evaluator.choose([lines[key].at(ratio) for key, ratio in grid])
     with run.stage("evaluate") as stage:
         rows = measured(grid, "evaluate dense model and curves", stage, DENSE)
-    metric = str(first_metric(run.record, config.judged))
+    metric = evaluator.judging
     percent = read_percent("max_ppl_increase", config.max_ppl_increase)
-    limit = limit_of(metric, run.record[DENSE]["ppl"][metric], percent)
+    scale, dense = scale_of(metric), run.record[DENSE]["ppl"][metric]
+    if not math.isfinite(dense):
+        raise ValueError(
+            f"max_ppl_increase: expected a finite {scale.noun} of the unpruned model on {metric}, got {dense}; check "
+            "the model, or choose other text"
+        )
+    limit = scale.limit(dense, percent)
     holds = {key: [row["ppl"][metric] <= limit for (k, _), row in zip(grid, rows, strict=True) if k == key]
              for key in lines}  # fmt: skip
     with run.stage("bisect") as stage:
@@ -135,27 +120,12 @@ def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evalu
 
         starts = {key: first_bracket(ratios, holds[key], line.top) for key, line in lines.items()}
         brackets = bisect(starts, judge, config.tolerance)
-    run.save_arrays("keeps", keeps_file(evaluator))
+    evaluator.save_keeps()
     said = [_said(lines[key], brackets[key], starts[key], ratios, holds[key]) for key in lines]
     return {
         "metric": metric, "percent": percent, "limit": limit, "tolerance": config.tolerance,
         "ratios": ratios, "resamples": config.resamples, "rounds": rounds, "lines": said,
     }  # fmt: skip
-
-
-def limit_of(metric: str, dense: float, percent: float) -> float:
-    """Return the highest figure that holds, some percent above the unpruned model's.
-
-    Raises:
-        ValueError: the unpruned model's is not finite, so that nothing can be held against it.
-    """
-    scale = scale_of(metric)
-    if not math.isfinite(dense):
-        raise ValueError(
-            f"max_ppl_increase: expected a finite {scale.noun} of the unpruned model on {metric}, got {dense}; check "
-            "the model, or choose other text"
-        )
-    return scale.limit(dense, percent)
 
 
 def _said(line: Line, found: Bracket, start: Bracket, ratios: Sequence[float], holds: Sequence[bool]) -> Row:
@@ -170,3 +140,12 @@ def _said(line: Line, found: Bracket, start: Bracket, ratios: Sequence[float], h
         "rounds": found.rounds,
         "again": [ratio for ratio, held in zip(ratios, holds, strict=True) if held and ratio > start.high],
     }
+
+
+def shown(config: FrontierConfig, run: RunDirectory) -> Iterator[Any]:
+    """Show where curves end."""
+    found = found_variants(run.record, run.candidates())
+    yield frontier_table(run.record, found)
+    yield summary(run.record, found)
+    yield from suggestion_blocks(run.record)
+    yield {"report": run.path / "report.html", "beside it": "frontier.svg, frontier.md, frontier.csv, curve.csv"}

@@ -1,20 +1,18 @@
 """What `saap generate` runs: load a model, continue texts."""
 
-import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 
 from saap_jax.config.use import GenerateConfig
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.generate import decoder_of, stream_texts
 from saap_jax.llama.sampling import Sampling
+from saap_jax.runtime.progress import Track, quiet
 
 
-def write_texts(config: GenerateConfig, write: Callable[[str], object], *, with_prompts: bool) -> None:
-    """Write what a model makes of the prompts: of one as it comes, of several one after the other.
-
-    Args:
-        with_prompts: write each prompt before its continuation.
+def generate(config: GenerateConfig, *, track: Track = quiet) -> Iterator[str]:
+    """Yield what a model makes of the prompts: of one as it comes, of several one after the other. On a terminal each
+    prompt stands before its continuation.
 
     Raises:
         ValueError: bad settings, or a prompt that does not fit the model.
@@ -34,15 +32,15 @@ def write_texts(config: GenerateConfig, write: Callable[[str], object], *, with_
         chat=config.chat,
         batch_size=config.batch_size,
     )
-    texts = [f"{prompt}\n\n" if config.chat else prompt for prompt in prompts] if with_prompts else [""] * len(prompts)
+    texts = [f"{each}\n\n" if config.chat else each for each in prompts] if sys.stdout.isatty() else [""] * len(prompts)
     if len(prompts) == 1:
         try:
-            for piece in itertools.chain(texts, (piece for _, piece in pieces)):
-                write(piece)
-        finally:
-            write("\n")
+            yield texts[0]
+            yield from (piece for _, piece in pieces)
+        finally:  # what is said of an error begins on a line of its own
+            yield "\n"
         return
     for row, piece in pieces:
         texts[row] += piece
     for number, text in enumerate(texts, start=1):
-        write(f"--- {number}\n{text}\n")
+        yield f"--- {number}\n{text}\n"

@@ -1,19 +1,17 @@
 """How a job begins, holds its run, and ends: with everything that its command names, before it says "finished".
 
-`check` refuses what cannot work before any time is spent, `job` holds the run directory, `load` brings model and text
-into memory. What is missing of a finished run is made again by the same command: from the records where they suffice;
-else the run goes on, as if it had been killed before that was written.
+`check` refuses what cannot work before any time is spent, `run_job` holds the run directory, `load` brings model and
+text into memory. What is missing of a finished run is made again by the same command: from the records where they
+suffice; else the run goes on, as if it had been killed before that was written.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from saap_jax.config.jobs import (
     CompareConfig,
-    Domain,
     FidelityConfig,
     FrontierConfig,
     ScoreConfig,
@@ -54,11 +52,6 @@ class Material(NamedTuple):
     inputs: dict[str, str]
     """Digests of all this, see `RunDirectory.begin`."""
 
-    @property
-    def scenarios(self) -> dict[str, Examples]:
-        """The calibration examples of the first seed by scenario."""
-        return next(iter(self.calibration.values()))
-
 
 def check(config: Config) -> Layout | None:
     """Check what a configuration names, as far as that takes neither model nor tokenizer; return where arrays lie.
@@ -74,12 +67,6 @@ def check(config: Config) -> Layout | None:
             check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
         sizes["evaluation.batch_size"] = config.evaluation.batch_size
     return layout_of_job(config.mesh, **sizes)
-
-
-def check_judged(domain: Domain, texts: Collection[str]) -> None:
-    """Raise ValueError where removals are to be judged out of domain, and there is one text alone."""
-    if domain == "out" and len(texts) < 2:
-        raise ValueError("judged: expected in, as there is one held-out set and none out of its domain, got out")
 
 
 def load(config: Config, run: RunDirectory, layout: Layout | None, track: Track, seeds: Sequence[int] = ()) -> Material:
@@ -101,8 +88,8 @@ def load(config: Config, run: RunDirectory, layout: Layout | None, track: Track,
 
 
 def lengths_of(config: Any) -> dict[str, int]:
-    """Return the lengths of the windows that a job calibrates and evaluates on, as `load_model` takes them."""
-    parts = {name: getattr(config, name, None) for name in ("calibration", "evaluation")}
+    """Name the lengths of the windows that a job calibrates and evaluates on, as `load_model` takes them."""
+    parts = {name: getattr(config, name, None) for name in ("calibration", "data", "evaluation")}
     return {f"{name}.length": part.length for name, part in parts.items() if part is not None}
 
 
@@ -117,47 +104,42 @@ class Ending(NamedTuple):
     """Whether a line of `metrics.jsonl` that is missing can be measured again."""
 
 
-@contextlib.contextmanager
-def job(config: Config | RecoverConfig, ending: Ending, *, overwrite: bool = False) -> Iterator[RunDirectory]:
-    """Open the run directory of a configuration (its `runs` and `name`), and hold it for the length of the job, whose
-    programs compute attention as the configuration says. On record is the command that makes the configuration.
+def run_job(
+    config: Config | RecoverConfig, ending: Ending, work: Callable[[RunDirectory], None], *, overwrite: bool = False
+) -> RunDirectory:
+    """Open the run directory of a configuration (its `runs` and `name`), hold it while `work` does what it does not
+    hold yet, and finish it. Programs compute attention as the configuration says.
 
-    A finished run is yielded as it is, at once: neither its model nor its text is looked at. Where something of its
-    ending is missing, that is made again, or the run is not finished any more.
+    A finished run is returned as it is, at once: neither its model nor its text is looked at. Where something of its
+    ending is missing, that is made again, or the run goes on.
 
     Raises:
         ValueError: see `RunDirectory.open`; or another process holds the run.
     """
-    fields, command = dataclasses.asdict(config), command_of(config)
+    options: dict[str, Any] = {"overwrite": overwrite, "command": command_of(config)}
+
+    def done(path: Path, send: Callable[[], None] | None = None) -> RunDirectory:
+        run = RunDirectory.open(path, dataclasses.asdict(config), **options)
+        if run.finished and not _lost(run, ending):
+            return run
+        with held(path, f"the run {path}"):
+            run = RunDirectory.open(path, dataclasses.asdict(config), **options)  # another may have gone on meanwhile
+            if send is not None:
+                run.sent = send
+            if run.finished and (lost := _lost(run, ending)) and not lost <= _texts(run, ending):
+                run.update(status="running")
+            if not run.finished:
+                work(run)
+            finish(run, ending)
+        return run
+
     with attending(config.attention if isinstance(config, RecoverConfig) else config.model.attention):
         if not is_remote(config.runs):
-            with _job(Path(config.runs) / config.name, fields, command, ending, overwrite) as run:
-                yield run
-            return
+            return done(Path(config.runs) / config.name)
         with mirrored(f"{config.runs.rstrip('/')}/{config.name}") as mirror:
-            with _job(mirror.path, fields, command, ending, overwrite) as run:
-                run.sent = mirror.send
-                yield run
+            run = done(mirror.path, mirror.send)
             mirror.send()
-
-
-@contextlib.contextmanager
-def _job(path: Path, fields: dict[str, Any], command: str, ending: Ending, overwrite: bool) -> Iterator[RunDirectory]:
-    """Do what `job` does, in a directory of this machine."""
-    run = RunDirectory.open(path, fields, overwrite=overwrite, command=command)
-    if run.finished and not _lost(run, ending):
-        yield run
-        return
-    with held(path, f"the run {path}"):
-        run = RunDirectory.open(
-            path, fields, overwrite=overwrite, command=command
-        )  # another process may have gone on meanwhile
-        if run.finished and (lost := _lost(run, ending)):
-            if lost <= _texts(run, ending):
-                finish(run, ending)
-            else:
-                run.update(status="running")
-        yield run
+        return run
 
 
 def finish(run: RunDirectory, ending: Ending) -> None:

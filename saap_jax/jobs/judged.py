@@ -1,4 +1,4 @@
-"""What pruning cost: perplexity of the unpruned and the pruned model on the same windows, and how fast both are."""
+"""What pruning cost: perplexity and speed of both models on the same windows, and what they write after some words."""
 
 import math
 from collections.abc import Mapping
@@ -6,16 +6,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.config.prune import PruneConfig
+from saap_jax.config.jobs import PruneConfig
 from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import format_figure, scale_of
+from saap_jax.llama import Llama
+from saap_jax.llama.files.tokenizer import Tokenizer
+from saap_jax.llama.generate import stream_texts
 from saap_jax.runs.origin import figures_of
-from saap_jax.runs.records import Measured
+from saap_jax.runs.records import Measured, WrittenText
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.words import signed
 from saap_jax.subjects.base import Examples, Subject
-from saap_jax.types import WindowLosses
+from saap_jax.subjects.llama import CutLlama, LlamaSubject
 
 DENSE, PRUNED = "dense", "pruned"
 REPEATS = 3
@@ -52,24 +55,20 @@ def judge(subject: Subject, cut: Any, texts: Mapping[str, Examples], rows: int, 
         return None
     whole = subject.whole()
     with step(track, "judge the unpruned and the pruned model"):
-        models = {
-            name: _measured({metric: model.losses(text, rows) for metric, text in texts.items()})
-            for name, model in ((DENSE, whole), (PRUNED, cut))
-        }
+        models: dict[str, Measured] = {}
+        for name, model in ((DENSE, whole), (PRUNED, cut)):
+            losses = {metric: model.losses(text, rows) for metric, text in texts.items()}
+            models[name] = {
+                "ppl": {metric: scale_of(metric).value(each.mean) for metric, each in losses.items()},
+                "losses": {metric: each.means.tolist() for metric, each in losses.items()},
+            }
         text = next(iter(texts.values()))
         before, after = subject.seconds([whole, cut], text, rows, repeats=REPEATS)
     return Judged(models, (before, after), math.prod(subject.shape(text, rows)))
 
 
-def _measured(losses: Mapping[str, WindowLosses]) -> Measured:
-    return {
-        "ppl": {name: scale_of(name).value(each.mean) for name, each in losses.items()},
-        "losses": {name: each.means.tolist() for name, each in losses.items()},
-    }
-
-
 def judged_rows(judged: Judged) -> list[tuple[str, str]]:
-    """Return what was measured as rows of text: each perplexity with its interval, and the change with its own."""
+    """Write what was measured as rows: each perplexity with its interval, and the change with its own."""
     found = []
     figures = {(each["model"], each["metric"]): each for each in figures_of(judged.models)}
     for metric in judged.models[DENSE]["ppl"]:
@@ -87,8 +86,41 @@ def judged_rows(judged: Judged) -> list[tuple[str, str]]:
         if not math.isnan(low):
             found.append(("", f"{signed(value, 1)} % ({signed(low, 1)} to {signed(high, 1)}, 95 % interval)"))
     before, after = judged.seconds
-    speeds = "{:,.0f} -> {:,.0f}".format(*(judged.tokens / each for each in judged.seconds))
-    found.append(
-        (f"tokens a second, forward pass of {judged.tokens:,}", f"{speeds} ({signed(100 * (before / after - 1), 1)}%)")
-    )
+    speeds = f"{judged.tokens / before:,.0f} -> {judged.tokens / after:,.0f}"
+    faster = signed(100 * (before / after - 1), 1)
+    return [*found, (f"tokens a second, forward pass of {judged.tokens:,}", f"{speeds} ({faster}%)")]
+
+
+# --- what models write, for people to read beside the figures ---------------------------------------
+
+PROMPTS = ("The capital of France is", "Once upon a time, a little dog", "To bake bread, first")
+
+NEW_TOKENS = 64
+"""Of `saap prune` and `saap recover`; `saap compare` has an option."""
+
+
+def written_by(subject: Subject, cut: Any, most: int, track: Track) -> list[WrittenText]:
+    """Return what the unpruned and the pruned model write; nothing of a traced model, or on several devices."""
+    if not (isinstance(subject, LlamaSubject) and isinstance(cut, CutLlama)) or subject.layout:
+        return []
+    return written({DENSE: subject.model, PRUNED: cut.model}, subject.words, most, track)
+
+
+def written(models: Mapping[str, Llama], tokenizer: Tokenizer, most: int, track: Track) -> list[WrittenText]:
+    """Return what each model writes after each of `PROMPTS`, the likeliest token each time.
+
+    Args:
+        models: by what they are called.
+        most: new tokens; fewer where the models have no more positions. Nothing is written where they have none, or
+            where the tokenizer knows no token of a prompt.
+    """
+    lengths = [len(tokenizer.encode(prompt, verbose=False)) for prompt in PROMPTS]
+    most = min([most, *(model.constants.positions - max(lengths) for model in models.values())])
+    if most < 1 or not models or not all(lengths):
+        return []
+    found: list[WrittenText] = [{"prompt": prompt, "texts": dict.fromkeys(models, "")} for prompt in PROMPTS]
+    with step(track, "let the models write"):
+        for name, model in models.items():
+            for row, piece in stream_texts(model, tokenizer, PROMPTS, max_new_tokens=most):
+                found[row]["texts"][name] += piece
     return found

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saap_jax.config.jobs import CompareConfig, ExportConfig
+from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import CalibrationConfig, is_factory
-from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig
+from saap_jax.config.use import ExportConfig
 from saap_jax.llama import Llama
 from saap_jax.llama.files.hf_config import config_from_spec
 from saap_jax.llama.files.load import resolve
@@ -30,7 +30,7 @@ NAMES = {"dense": "dense", "before": "pruned", "after": "recovered"}
 
 
 def origin_of(name: str, place: Path | None = None) -> Origin:
-    """Return how a model came about, as far as its files say it.
+    """Read how a model came about, as far as its files say it.
 
     Args:
         place: of its files; None: where its name leads, see `llama.files.load.resolve`.

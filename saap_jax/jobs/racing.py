@@ -6,30 +6,17 @@ candidate whose weights were changed has a model of its own, and is evaluated on
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from saap_jax.config.method import EvaluationConfig
 from saap_jax.evaluation.race import Verdict, race
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.jobs.candidates import Candidate, Evaluator, Row
+from saap_jax.jobs.candidates import Candidate, Evaluator, Row, figure
 from saap_jax.runs.records import RaceRecord
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.progress import Track
-from saap_jax.subjects.base import Examples, Subject
-
-
-def check_race(subject: Subject, texts: Mapping[str, Examples], config: EvaluationConfig) -> None:
-    """Raise ValueError for too few windows of the text that judges."""
-    looks_of(subject.count(texts[judging_of(texts)])[0], config.batch_size)
-
-
-def judging_of(texts: Mapping[str, Any]) -> str:
-    """Return the metric that judges a race: that of another domain, where there is one."""
-    return [*texts][:2][-1]
 
 
 class Race:
@@ -41,8 +28,7 @@ class Race:
         """Take who runs; `margin` are nats a token that count as no difference."""
         self.evaluator, self.margin, self.track, self.stage = evaluator, margin, track, stage
         self.candidates = {candidate.name: candidate for candidate in candidates}
-        self.judging = judging_of(evaluator.texts)
-        self.rows = evaluator.rows[self.judging]
+        self.judging, self.rows = evaluator.judging, evaluator.rows[evaluator.judging]
         self.looks = looks_of(self.rows, evaluator.batch_size)
         self.orders = {name: np.random.default_rng(0).permutation(rows) for name, rows in evaluator.rows.items()}
         self.field: dict[float, dict[str, list[str]]] = {}
@@ -54,7 +40,13 @@ class Race:
 
     def run(self) -> list[RaceRecord]:
         """Evaluate lap after lap until every race has ended, and record the candidates."""
-        while any((verdicts := self._verdicts())[ratio].next for ratio in self.field):
+        while True:
+            verdicts = {
+                ratio: race([*map(self._losses, variants.values())], self.looks, margin=self.margin)
+                for ratio, variants in self.field.items()
+            }
+            if not any(verdict.next for verdict in verdicts.values()):
+                break
             for ratio, verdict in verdicts.items():
                 if verdict.next:
                     self._evaluate(ratio, verdict, verdict.next)
@@ -92,10 +84,6 @@ class Race:
         ends = {name: [-(-at * rows[name] // self.rows) for at in (start, stop)] for name in rows}
         return {name: self.orders[name][first:last] for name, (first, last) in ends.items()}
 
-    def _verdicts(self) -> dict[float, Verdict]:
-        return {ratio: race([self._losses(names) for names in variants.values()], self.looks, margin=self.margin)
-                for ratio, variants in self.field.items()}  # fmt: skip
-
     def _losses(self, names: list[str]) -> np.ndarray:
         """Return `[seeds, windows]` of a variant, as many windows as all its seeds have."""
         count, models = min(map(self._have, names)), [self.evaluator.models[name] for name in names]
@@ -110,7 +98,7 @@ class Race:
             with np.errstate(invalid="ignore"):
                 ppl[name] = scale_of(name).value(whole.mean() + (own - whole[order]).mean())
             if len(values) == len(whole):
-                losses[name], ppl[name] = own[np.argsort(order)].tolist(), self.evaluator.figure(name, own)
+                losses[name], ppl[name] = own[np.argsort(order)].tolist(), figure(name, own)
         whole = self.judging in losses
         rest = {"losses": losses} if whole else {"windows": len(self.laps[model][self.judging])}
         return {"ppl": ppl, **rest, "seconds": self.seconds[model]}

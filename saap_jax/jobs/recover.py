@@ -5,7 +5,7 @@ A run that is killed at any moment goes on from its newest checkpoint, to the sa
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,12 @@ from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
 from saap_jax.jobs import origins
-from saap_jax.jobs.job import Ending, finish, job
-from saap_jax.jobs.written import NEW_TOKENS, written
+from saap_jax.jobs.job import Ending, lengths_of, run_job
+from saap_jax.jobs.judged import NEW_TOKENS, written
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.files.load import load_keep, resolve
 from saap_jax.llama.files.save import check_widths
+from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.files.write import write_further
 from saap_jax.llama.generate import decoder_of
 from saap_jax.recovery.checkpoints import Checkpoints
@@ -32,7 +33,7 @@ from saap_jax.recovery.methods import METHODS, Method
 from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.top_k import Kept, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
-from saap_jax.report.pages.recover import recovery_files
+from saap_jax.report.pages.recover import recovery_files, recovery_table, summary
 from saap_jax.runs.directory import RunDirectory, flatten, plain
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.tensorboard import write_scalars
@@ -45,9 +46,6 @@ from saap_jax.runtime.remote import exists, is_remote, send
 from saap_jax.runtime.words import plural
 from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import texts_of
-
-Note = Callable[[str, bool], None]
-"""Told how it goes: a line of text, and whether it is worth a line where no bar is shown."""
 
 
 class Text(NamedTuple):
@@ -64,14 +62,11 @@ WARMUP = 100
 ENDING = Ending(lambda run: recovery_files(run.record, run.candidates()), rows=False)
 
 
-def recover(
-    config: RecoverConfig,
-    *,
-    overwrite: bool = False,
-    track: Track = quiet,
-    note: Note = lambda text, milestone: None,
-) -> RunDirectory:
+def recover(config: RecoverConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Fine-tune a model, save it merged, and keep the record of it all in a run directory.
+
+    Args:
+        track: shows progress; where it has a `note`, that is told how the training goes.
 
     Raises:
         ValueError: bad input, found before anything is written where that can be; a loss that is not finite.
@@ -83,21 +78,25 @@ def recover(
         raise ValueError(
             f"new_tokens: expected 0 on a mesh of several devices, where decoding is not timed, got {config.new_tokens}"
         )
-    with job(config, ENDING, overwrite=overwrite) as run:
-        if not run.finished:
-            out = _target(config, run)
-            with held(out, f"out: {out}"):
-                _recover(config, run, out, layout, track, note)
-    return run
+
+    def work(run: RunDirectory) -> None:
+        if config.out and "training" not in run.record and broadcast(lambda: exists(config.out)):
+            raise ValueError(
+                f"out: expected a directory that does not exist yet, found {config.out}; choose another --out"
+            )
+        away = is_remote(config.out)  # it is sent there from the run
+        out = Path(config.out).expanduser() if config.out and not away else run.path / "model"
+        with held(out, f"out: {out}"):
+            _recover(config, run, out, layout, track)
+
+    return run_job(config, ENDING, work, overwrite=overwrite)
 
 
-def _recover(
-    config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout | None, track: Track, note: Note
-) -> None:
+def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout | None, track: Track) -> None:
     """Do what `recover` does, as far as the run does not hold it yet."""
     method = method_of(config.method)
     with run.stage("load"), step(track, "load the models"):
-        lengths = {"data.length": config.data.length, "evaluation.length": config.evaluation.length}
+        lengths = lengths_of(config)
         if config.new_tokens:
             lengths["evaluation.length + new_tokens"] = config.evaluation.length + config.new_tokens
         model = load_model(config.model, config.dtype, layout=layout, lengths=lengths)
@@ -111,9 +110,8 @@ def _recover(
             check_widths(keep, model)
     with run.stage("text"), step(track, "tokenise the texts"):
         texts, text = texts_of(config.evaluation, tokenizer), read_text(config, tokenizer)
-    schedule = schedule_of(config, text.rows)
     with run.stage("prepare"), step(track, "prepare the model"):
-        training = training_of(config, method, model, dense, text, schedule, layout)
+        training = training_of(config, method, model, dense, text, layout)
     run.begin(
         inputs_of({"model": model_digest(model)}, texts=texts)
         | ({} if dense is None else {"dense model": model_digest(dense)})
@@ -126,12 +124,12 @@ def _recover(
     with run.stage("evaluate"):
         for name, each in (("dense", dense), ("before", model)):
             if each is not None and name not in run.record:
-                with step(track, f"evaluate the {'dense' if name == 'dense' else 'pruned'} model"):
+                with step(track, f"evaluate the {origins.NAMES[name]} model"):
                     run.update(**{name: measure(each)})
     if dense is not None and config.training.top_k_logits:
-        training = _with_top_k(config, run, training, dense, track, note)
+        training = _with_top_k(config, run, training, dense, track)
         dense = None  # the training does without it
-    outcome = _train(config, run, training, text, track, note)
+    outcome = _train(config, run, training, track)
     with run.stage("merge"), step(track, "merge and save"):
         recovered = cast(method.merge(join(outcome.trained, training.frozen)), config.dtype)
         if not broadcast(out.exists):
@@ -142,20 +140,13 @@ def _recover(
     if config.new_tokens:
         if dense is None and config.dense:  # given up for the training
             dense = load_model(config.dense, config.dtype)
-        models = {"dense": dense, "before": model, "after": recovered}
-        present = {origins.NAMES[name]: each for name, each in models.items() if each is not None}
-        with run.stage("write"):
-            run.update(written=written(present, tokenizer, NEW_TOKENS, track))
+        _decode(config, run, {"dense": dense, "before": model, "after": recovered}, tokenizer, track)
     made = origins.recovered(config, run.record)
     write_further(origins.files_of(origin, made, origins.loader_of_model(recovered), config.name), out)
     if is_remote(config.out) and is_primary():
         with step(track, f"send the model to {config.out}"):
             send(out, config.out)
-    if config.new_tokens:
-        with run.stage("time"):
-            _time(config, run, {"dense": dense, "before": model, "after": recovered}, track)
     run.update(out=config.out if is_remote(config.out) else str(out))
-    finish(run, ENDING)
 
 
 # --- before the training -------------------------------------------------------------------------
@@ -171,7 +162,7 @@ def method_of(config: MethodConfig) -> Method:
     return METHODS[config.name](**options)
 
 
-def read_text(config: RecoverConfig, tokenizer: Any) -> Text:
+def read_text(config: RecoverConfig, tokenizer: Tokenizer) -> Text:
     """Read, tokenise and pack the text, the held-out part apart."""
     data = config.data
     pieces = read_pieces(data.sources, tokenizer, length=data.length, template=data.template, seed=data.seed)
@@ -183,13 +174,15 @@ def read_text(config: RecoverConfig, tokenizer: Any) -> Text:
     return Text(pieces, packed(kept), rows.first(data.held_out_rows))
 
 
-def schedule_of(config: RecoverConfig, rows: Rows) -> Schedule:
-    """Plan how the parameters move, over the steps that the rows make.
+def training_of(
+    config: RecoverConfig, method: Method, model: Llama, dense: Llama | None, text: Text, layout: Layout | None
+) -> Training:
+    """Put together everything that the training is made of, on the devices of `layout`.
 
     Raises:
-        ValueError: there are no more steps than the warm-up has.
+        ValueError: the rows make no more steps than the warm-up has.
     """
-    options = config.training
+    options, rows = config.training, text.rows
     steps = steps_of(rows, batch_size=options.batch_size, epochs=options.epochs, most=options.max_steps)
     warmup = min(WARMUP, steps // 10) if options.warmup is None else options.warmup
     if steps <= warmup:
@@ -198,20 +191,7 @@ def schedule_of(config: RecoverConfig, rows: Rows) -> Schedule:
             f"{options.epochs} epochs of batch_size {options.batch_size}, got {warmup}; pass fewer, such as "
             f"--training.warmup {steps // 10}, or give more text"
         )
-    return Schedule(options.learning_rate, warmup, steps, options.weight_decay, options.clip)
-
-
-def training_of(
-    config: RecoverConfig,
-    method: Method,
-    model: Llama,
-    dense: Llama | None,
-    text: Text,
-    schedule: Schedule,
-    layout: Layout | None,
-) -> Training:
-    """Put together everything that the training is made of, on the devices of `layout`."""
-    options = config.training
+    schedule = Schedule(options.learning_rate, warmup, steps, options.weight_decay, options.clip)
     prepared = method.prepare(model, jax.random.fold_in(jax.random.key(options.seed), 0))
     if layout is not None:
         prepared = laid_out(prepared, layout.lenient())
@@ -219,21 +199,10 @@ def training_of(
     objective = Objective(options.compute, options.remat, *weights)
     teacher = dense if objective.taught else None
     trained, frozen = split(prepared, method.trainable, None if options.top_k_logits else teacher)
-    rows = [rows.arrays() for rows in (text.rows, text.held_out) if rows is not None]
     about = flatten(plain(dataclasses.asdict(config)))
-    about |= {"digest of the model": digest_of((prepared, teacher)), "digest of the text": digest_of(rows)}
-    return Training(trained, frozen, text.rows, text.held_out, objective, schedule, options, about)
-
-
-def _target(config: RecoverConfig, run: RunDirectory) -> Path:
-    """Choose where the recovered model goes, in the run if it is sent to an address from there.
-
-    Raises:
-        ValueError: something is there, and this very run did not write it.
-    """
-    if config.out and "training" not in run.record and broadcast(lambda: exists(config.out)):
-        raise ValueError(f"out: expected a directory that does not exist yet, found {config.out}; choose another --out")
-    return Path(config.out).expanduser() if config.out and not is_remote(config.out) else run.path / "model"
+    about["digest of the model"] = digest_of((prepared, teacher))
+    about["digest of the text"] = digest_of([each.arrays() for each in (rows, text.held_out) if each is not None])
+    return Training(trained, frozen, rows, text.held_out, objective, schedule, options, about)
 
 
 def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> None:
@@ -283,16 +252,19 @@ def _about(config: RecoverConfig, text: Text, training: Training, model: Llama) 
 # --- the training, and after it ------------------------------------------------------------------
 
 
-def _with_top_k(
-    config: RecoverConfig, run: RunDirectory, training: Training, dense: Llama, track: Track, note: Note
-) -> Training:
+def _note(track: Track, text: str, milestone: bool) -> None:
+    """Tell how it goes: a line, and whether it is worth one where no bar is shown."""
+    getattr(track, "note", lambda text, milestone: None)(text, milestone)
+
+
+def _with_top_k(config: RecoverConfig, run: RunDirectory, training: Training, dense: Llama, track: Track) -> Training:
     """Give the training the dense model's likeliest tokens on disk; those that are not there yet are made."""
     plan, k, length = training.plan, config.training.top_k_logits, config.data.length
     fed = {"batch_size": plan.batch_size, "epochs": plan.epochs, "seed": plan.seed, "steps": training.schedule.steps}
     numbers = rows_fed(training.rows, **fed)
     kept = Kept(run.claim("top_k_logits"), numbers, length - 1, k, dense.spec.vocab, plan.microbatch)
     said = f"{plural(k, 'logit')} of the dense model behind each token of {plural(len(numbers), 'row')}"
-    note(f"{said}: {kept.nbytes / 2**20:,.2f} MiB on disk", True)
+    _note(track, f"{said}: {kept.nbytes / 2**20:,.2f} MiB on disk", True)
     run.update(top_k_logits={"k": k, "rows": len(numbers), "bytes": kept.nbytes})
     about = {
         **{name: run.record["inputs"][name] for name in ("dense model", "training text")},
@@ -309,16 +281,15 @@ def _with_top_k(
     return training._replace(top=kept)
 
 
-def _train(
-    config: RecoverConfig, run: RunDirectory, training: Training, text: Text, track: Track, note: Note
-) -> Outcome:
+def _train(config: RecoverConfig, run: RunDirectory, training: Training, track: Track) -> Outcome:
     """Train with checkpoints, a line of `metrics.jsonl` a step."""
-    with run.stage("train") as stage, Checkpoints(run.claim("checkpoints"), keep=config.training.keep) as checkpoints:
+    with run.stage("train") as stage, Checkpoints(run.claim("checkpoints"), keep=2) as checkpoints:
         if "first_loss" not in run.record:
             run.update(first_loss=held_out_loss(training.initial, training))
-        told = _Told(run, stage, training.schedule.steps, checkpoints.latest or 0, track, note)
+        told = _Told(run, stage, training.schedule.steps, checkpoints.latest or 0, track)
         outcome = train(training, checkpoints, done=told)
-        told.end()
+        for _ in told.bar:  # also where training stopped early
+            pass
     run.update(
         training={
             "steps": outcome.steps,
@@ -336,11 +307,11 @@ def _train(
 class _Told:
     """Keeps what each step told, and shows it."""
 
-    def __init__(self, run: RunDirectory, stage: Stage, steps: int, first: int, track: Track, note: Note) -> None:
-        self._run, self._stage, self._steps, self._note = run, stage, steps, note
-        self._bar = track("train", range(first, steps), steps - first)
+    def __init__(self, run: RunDirectory, stage: Stage, steps: int, first: int, track: Track) -> None:
+        self._run, self._stage, self._steps, self._track = run, stage, steps, track
+        self.bar = track("train", range(first, steps), steps - first)
         self._rates: list[float] = []
-        next(self._bar, None)
+        next(self.bar, None)
 
     def __call__(self, told: Step) -> None:
         rate = told.tokens / told.seconds
@@ -351,15 +322,10 @@ class _Told:
         held = "" if told.held_out is None else f", held out {told.held_out:.4f}"
         milestone = told.held_out is not None or told.step == self._steps
         where = f"step {told.step} of {self._steps}: " if milestone else ""
-        self._note(f"{where}loss {told.loss:.4f}{held}, {np.median(self._rates):,.0f} tokens/s", milestone)
+        _note(self._track, f"{where}loss {told.loss:.4f}{held}, {np.median(self._rates):,.0f} tokens/s", milestone)
         if milestone:
             write_scalars(self._run)
-        next(self._bar, None)
-
-    def end(self) -> None:
-        """End the bar, also where training stopped early."""
-        for _ in self._bar:
-            pass
+        next(self.bar, None)
 
 
 def measured(model: Llama, texts: dict[str, Windows], batch_size: int) -> dict[str, Any]:
@@ -373,15 +339,30 @@ def measured(model: Llama, texts: dict[str, Windows], batch_size: int) -> dict[s
     }
 
 
-def _time(config: RecoverConfig, run: RunDirectory, models: dict[str, Llama | None], track: Track) -> None:
-    """Time how the models decode, in turns, and keep the median."""
-    workload = Workload(1, config.evaluation.length, config.new_tokens)
+def _decode(
+    config: RecoverConfig, run: RunDirectory, models: dict[str, Llama | None], tokenizer: Tokenizer, track: Track
+) -> None:
+    """Keep what the models write, and how fast they decode, in turns: the median."""
     present = {name: model for name, model in models.items() if model is not None}
-    programs = [
-        compile_programs(decoder_of(model), workload)
-        for model in track("compile the models", present.values(), len(present))
-    ]
-    times = time_in_turns(programs, config.repeats, progress=lambda turns: track("time the models", turns, len(turns)))
-    for name, each in zip(present, times, strict=True):
-        rate = workload.batch / spread(one.step for one in each).median
-        run.update(**{name: run.record[name] | {"tokens_per_second": rate}})
+    with run.stage("write"):
+        named = {origins.NAMES[name]: model for name, model in present.items()}
+        run.update(written=written(named, tokenizer, NEW_TOKENS, track))
+    workload = Workload(1, config.evaluation.length, config.new_tokens)
+    with run.stage("time"):
+        programs = [
+            compile_programs(decoder_of(model), workload)
+            for model in track("compile the models", present.values(), len(present))
+        ]
+        times = time_in_turns(
+            programs, config.repeats, progress=lambda turns: track("time the models", turns, len(turns))
+        )
+        for name, each in zip(present, times, strict=True):
+            rate = workload.batch / spread(one.step for one in each).median
+            run.update(**{name: run.record[name] | {"tokens_per_second": rate}})
+
+
+def shown(config: RecoverConfig, run: RunDirectory) -> Iterator[Any]:
+    """Show the models before and after."""
+    yield recovery_table(run.record)
+    yield from summary(run.record)
+    yield {"report": run.path / "report.html", "model": run.record["out"]}

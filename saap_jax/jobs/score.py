@@ -1,11 +1,13 @@
 """What `saap score` runs: every unit scored by every estimator, from text or from the statistics of another run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from saap_jax.config.jobs import ScoreConfig
-from saap_jax.config.method import USUAL
-from saap_jax.jobs.job import Ending, check, finish, job, load
+from saap_jax.config.jobs import USUAL, ScoreConfig
+from saap_jax.config.method import CalibrationConfig
+from saap_jax.jobs.job import Ending, check, load, run_job
+from saap_jax.report.pages.score import find_patterns, fusion_table, pattern_table, rank_table
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.records import RunRecord
 from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served
@@ -59,12 +61,7 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
         config = dataclasses.replace(config, estimators=tuple(names))
         scores = scores_of(names)
     layout = check(config)
-    importance = config.patterns.importance
-    if importance and importance not in scores:
-        raise ValueError(f"patterns.importance: expected one of estimators ({', '.join(scores)}), got {importance!r}")
-    with job(config, SCORED, overwrite=overwrite) as run:
-        if not run.finished:
-            _score(config, run, scores, layout, left_out, track)
+    run = run_job(config, SCORED, lambda run: _score(config, run, scores, layout, left_out, track), overwrite=overwrite)
     return run, read_scores(run)
 
 
@@ -73,8 +70,8 @@ def _score(
     track: Track,
 ) -> None:  # fmt: skip
     """Do what `score_run` does, as far as the run does not hold it yet."""
-    source = source_run(config.from_run, config.model.name) if config.from_run else {}
     if config.from_run:
+        source = source_run(config.from_run, config.model.name)
         with run.stage("load"), step(track, "load the model"):
             subject = open_subject(config.model, layout=layout)
         check_scores(scores, subject)
@@ -86,7 +83,7 @@ def _score(
         save_scores(run, calibrated)
     else:
         material = load(config, run, layout, track)
-        subject, scenarios = material.subject, material.scenarios
+        subject, scenarios = material.subject, material.calibration[config.calibration.seed]
         check_scores(scores, subject)
         about = {name: subject.shape(examples) for name, examples in scenarios.items()}
         run.begin(material.inputs)
@@ -97,7 +94,6 @@ def _score(
     run.update(kind="score", scenarios=about, **provenance())
     if left_out:
         run.update(left_out=left_out)
-    finish(run, SCORED)
 
 
 def check_scores(scores: dict[str, Score], subject: Subject) -> None:
@@ -121,3 +117,28 @@ def source_run(path: str, model: str) -> RunRecord:
     if observed != model:
         raise ValueError(f"from_run: {path} observed the model {observed}, got {model}; give --model.name {observed}")
     return record
+
+
+def calibration_of(path: str, model: str) -> CalibrationConfig:
+    """Tell on which text a run's scores were made: of several seeds, the first."""
+    record = source_run(path, model)
+    with reading(f"{path}/run.json", "the fields of a calibration"):
+        if record["config"].get("from_run"):
+            record = source_run(str(record["config"]["from_run"]), model)
+        calibration = record["config"]["calibration"]
+        known = CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
+        return dataclasses.replace(known, seed=record.get("seeds", {}).get("calibration", [known.seed])[0])
+
+
+def shown(config: ScoreConfig, result: tuple[RunDirectory, Calibrated]) -> Iterator[Any]:
+    """Show how estimators rank units, and what scenarios have in common."""
+    run, calibrated = result
+    for scenario, scores in calibrated.scenarios.items():
+        yield rank_table(scores, scenario if len(calibrated.scenarios) > 1 else None)
+    if any(run.record["fusions"].values()):
+        yield fusion_table(run.record["fusions"])
+    if found := find_patterns(run.record, calibrated.scenarios):
+        yield from (pattern_table(found, structure) for structure in found.structures)
+    if left_out := run.record.get("left_out"):
+        yield f"left out, since {config.from_run} does not serve them (--keep-statistics all): {', '.join(left_out)}"
+    yield {"report": run.path / "report.html", "scores": run.path / "scores.npz"}

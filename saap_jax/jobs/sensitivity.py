@@ -7,7 +7,7 @@ chains with a step more, and suggested where it was better.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ import numpy as np
 from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
-from saap_jax.jobs.candidates import Evaluator, Row, about_run, candidate_of, keeps_file, runners_of
-from saap_jax.jobs.job import Ending, check, check_judged, finish, job, load
-from saap_jax.report.pages.sensitivity import sensitivity_files
+from saap_jax.jobs.candidates import Evaluator, Row, candidate_of, runners_of, score_all
+from saap_jax.jobs.job import Ending, check, load, run_job
+from saap_jax.report.pages.common import suggestion_blocks
+from saap_jax.report.pages.sensitivity import extreme_table, sensitivity_files
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.scores import save_scores
 from saap_jax.runs.standing import DENSE
 from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runs.trials import trial_options
@@ -46,10 +46,7 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
         ValueError: bad input, or a ratio that the method cannot meet (with `align`, also with aligned widths).
     """
     method, layout = parse(config.method), check(config)
-    with job(config, ENDING, overwrite=overwrite) as run:
-        if not run.finished:
-            _sensitivity(config, run, method, layout, track)
-    return run
+    return run_job(config, ENDING, lambda run: _sensitivity(config, run, method, layout, track), overwrite=overwrite)
 
 
 def _sensitivity(
@@ -57,8 +54,8 @@ def _sensitivity(
 ) -> None:
     """Do what `sensitivity` does, as far as the run does not hold it yet."""
     material = load(config, run, layout, track)
-    subject, texts, seed = material.subject, material.texts, config.calibration.seed
-    (runner,) = runners_of(config, run, subject, material.calibration, [method], track).values()
+    runners = runners_of(config, run, material, [method], track)
+    (runner,) = runners.values()
     aligned = [with_limits(method, Within(multiple_of={"mlp": config.align}))] if config.align else []
     for each in (method, *aligned):
         runner.check(each, [])
@@ -67,16 +64,11 @@ def _sensitivity(
                 f"ratio: expected at most {top:.4f}, the largest that {each.name} can meet, got {config.ratio}; relax "
                 "min_keep, max_ratio, protect, align, …"
             )
-    check_judged(config.judged, texts)
-    run.begin(material.inputs)
-    run.update(**about_run("sensitivity", subject, list(texts), [seed]), method=method.written)
-    with run.stage("score") as stage:
-        stage.tokens = sum(subject.count(text)[1] for text in material.scenarios.values())
-        scores = runner.scored(method)
-        save_scores(run, runner.first())
+    score_all(run, "sensitivity", material, runners, method=method.written)
+    scores = runner.scored(method)
     assert scores.scores is not None
-    keeps, about = one_place_each(subject, scores.scores, config.fractions)
-    evaluator = Evaluator(run, texts, config.evaluation, {seed: runner}, config.evaluation.candidates_at_once)
+    keeps, about = one_place_each(material.subject, scores.scores, config.fractions)
+    evaluator = Evaluator(run, material, config.evaluation, runners, 1 + len(keeps))
     for name, keep in keeps.items():
         evaluator.add(name, keep)
     with run.stage("evaluate") as stage:
@@ -84,9 +76,8 @@ def _sensitivity(
         evaluator.measure([DENSE, *keeps], about, doing=doing, track=track, stage=stage)
     with run.stage("try"):
         run.update(trials=Trials(config, method, evaluator, scores, track).measured())
-    run.save_arrays("keeps", keeps_file(evaluator))
+    evaluator.save_keeps()
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
-    finish(run, ENDING)
 
 
 def with_limits(method: Chain, within: Within) -> Chain:
@@ -98,7 +89,7 @@ def with_limits(method: Chain, within: Within) -> Chain:
 def one_place_each(
     subject: Subject, scores: Scores, fractions: Sequence[float]
 ) -> tuple[dict[str, Keep], dict[str, dict[str, Any]]]:
-    """Return the keep-sets that remove a share of the units of one place, and what is recorded of each, by name.
+    """Remove shares of the units of one place at a time; the keep-sets, and what is recorded of each, by name.
 
     A place is a structure of a layer; of a traced model, whose copies lose as many units
     each, a whole structure. The units of the lowest scores go, of equal ones the first; as many as make up the share,
@@ -128,14 +119,9 @@ def one_place_each(
             name = f"{variant}@{fraction:g}"
             keeps[name] = existing | {structure: kept}
             about[name] = {
-                "variant": variant,
-                "layer": layer,
-                "structure": structure,
-                "asked": fraction,
-                "actual": gone / units,
-                "units": units,
-                "removed": subject.removed(keeps[name]),
-            } | ({} if limits is None else {"among": "all"})
+                "variant": variant, "layer": layer, "structure": structure, "asked": fraction, "actual": gone / units,
+                "units": units, "removed": subject.removed(keeps[name]),
+            } | ({} if limits is None else {"among": "all"})  # fmt: skip
     return keeps, about
 
 
@@ -232,3 +218,10 @@ class Trials:
             "tokens": math.prod(self.subject.shape(text, rows)),
             "segments": [model.segments for model in models],
         }
+
+
+def shown(config: SensitivityConfig, run: RunDirectory) -> Iterator[Any]:
+    """Show what costs most and least, and what follows."""
+    yield extreme_table(run.record, run.candidates())
+    yield from suggestion_blocks(run.record)
+    yield {"report": run.path / "report.html", "beside it": "sensitivity.svg, sensitivity.md, sensitivity.csv"}

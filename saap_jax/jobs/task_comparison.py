@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from saap_jax.config.judge import AbConfig
+from saap_jax.config.use import AbConfig
 from saap_jax.evaluation.differences import ALL, paired_tasks
 from saap_jax.evaluation.tasks import find_tasks, run_named
 from saap_jax.evaluation.tasks.local import TaskResult, compared_metric

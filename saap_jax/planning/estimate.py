@@ -18,8 +18,8 @@ import itertools
 import math
 from typing import NamedTuple
 
-from saap_jax.config.plan import PlanConfig
 from saap_jax.config.recover import MethodConfig
+from saap_jax.config.use import PlanConfig
 from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.observe import union_of_needs
 from saap_jax.estimation.registry import make_estimator

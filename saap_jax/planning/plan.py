@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from saap_jax.config.mesh import by_axis
-from saap_jax.config.plan import PlanConfig
+from saap_jax.config.use import PlanConfig
 from saap_jax.llama.attention import attending, whole
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning import count

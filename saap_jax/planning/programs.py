@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from saap_jax.config.mesh import BATCH
-from saap_jax.config.plan import PlanConfig
+from saap_jax.config.use import PlanConfig
 from saap_jax.estimation.base import Plan
 from saap_jax.estimation.observe import observe_step, union_of_needs
 from saap_jax.estimation.registry import make_estimator

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from saap_jax.config.plan import PlanConfig
+from saap_jax.config.use import PlanConfig
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning.chips import Target, targets
 from saap_jax.planning.estimate import Mesh, estimate, meshes

@@ -5,8 +5,14 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, ScoreConfig, SensitivityConfig
-from saap_jax.config.prune import PruneConfig
+from saap_jax.config.jobs import (
+    CompareConfig,
+    FidelityConfig,
+    FrontierConfig,
+    PruneConfig,
+    ScoreConfig,
+    SensitivityConfig,
+)
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recipes import RECIPES

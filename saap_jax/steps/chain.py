@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from saap_jax.config.field_types import check_values
+from saap_jax.config.checks import check_values
 from saap_jax.config.packaged import packaged
 from saap_jax.estimation.registry import ESTIMATORS, from_file, names_file
 from saap_jax.recipes import RECIPES

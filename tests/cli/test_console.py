@@ -8,7 +8,7 @@ import pytest
 
 from saap_jax.cli import console as terminal
 from saap_jax.cli import progress as bars
-from saap_jax.cli.blocks import show_blocks
+from saap_jax.cli.console import show_blocks
 from saap_jax.data import Windows, pairs
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import load_model, save_model

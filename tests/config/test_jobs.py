@@ -1,7 +1,6 @@
 """Bad values are refused where they enter, with the value in the message."""
 
 import contextlib
-import copy
 import dataclasses
 import json
 
@@ -10,7 +9,7 @@ import pytest
 from saap_jax import config as c
 from saap_jax.config import method as o
 from saap_jax.config import recover as r
-from saap_jax.config.field_types import check_types
+from saap_jax.config.checks import check_values
 from saap_jax.steps.chain import parse
 
 
@@ -45,8 +44,14 @@ def test_the_default_is_json():
         (lambda: parse("wanda > within(attention=500.0)"), "got 500.0$"),
         (lambda: parse("wanda > within(min_keep={mlp: -1})"), "within.min_keep: expected at least 0, got -1"),
         (lambda: o.CalibrationConfig(examples=-1), "calibration.examples: expected at least 0, got -1"),
-        (lambda: o.CalibrationConfig(examples=0).check_text(), "calibration.examples: expected at least 1, got 0"),
-        (lambda: o.CalibrationConfig(scenarios=()).check_text(), "expected at least one text source, got none"),
+        (
+            lambda: c.ScoreConfig(calibration=o.CalibrationConfig(examples=0)),
+            "calibration.examples: expected at least 1",
+        ),
+        (
+            lambda: c.ScoreConfig(calibration=o.CalibrationConfig(scenarios=())),
+            "expected at least one text source, got none",
+        ),
         (lambda: o.CalibrationConfig(length=1), "calibration.length: expected at least 2, got 1"),
         (lambda: o.CalibrationConfig(batch_size=0), "calibration.batch_size: expected at least 1, got 0"),
         (lambda: o.EvaluationConfig(windows=-1), "evaluation.windows: expected at least 0, got -1"),
@@ -56,9 +61,9 @@ def test_the_default_is_json():
             lambda: o.EvaluationConfig(in_domain="a.txt", out_of_domain="a.txt"),
             "another text than in_domain, got 'a.txt'",
         ),
-        (lambda: c.EvaluateConfig(models=()), "expected at least one model"),
+        (lambda: c.EvaluateConfig(models=()), "models: expected at least one"),
         (lambda: r.MethodConfig(rank=0), "method.rank: expected at least 1, got 0"),
-        (lambda: r.MethodConfig(matrices=()), "method.matrices: expected one or more"),
+        (lambda: r.MethodConfig(matrices=()), "method.matrices: expected at least one"),
         (lambda: r.MethodConfig(scale=float("nan")), "method.scale: expected a finite number"),
         (lambda: r.TrainingTextConfig(sources=("a.txt", "a.txt")), "data.sources: .* each once"),
         (lambda: r.TrainingTextConfig(held_out=1.5), r"data.held_out: expected a number in \[0, 1\], got 1.5"),
@@ -93,30 +98,38 @@ def test_the_ratio_of_the_cut_model_follows_from_the_ratios(ratios, given, cut):
 
 
 @pytest.mark.parametrize(
-    ("kind", "path", "value", "message"),
+    ("kind", "field", "value", "message"),
     [
         (c.ScoreConfig, "runs", {}, "runs: expected str, got {}"),
         (c.ScoreConfig, "from_run", ("a",), r"from_run: expected str, got \('a',\)"),
         (c.ScoreConfig, "model", o.ModelConfig, "model: expected ModelConfig, got <class"),
         (c.ScoreConfig, "estimators", ("wanda", 1), "estimators: expected tuple"),
-        (c.ScoreConfig, "calibration.examples", 2.0, "calibration.examples: expected int, got 2.0"),
+        (o.CalibrationConfig, "examples", 2.0, "examples: expected int, got 2.0"),
         (c.ScoreConfig, "keep_statistics", ["all"], "keep_statistics: expected Literal"),
         (c.ScoreConfig, "keep_statistics", "some", "keep_statistics: expected one of .*, got 'some'"),
         (c.CompareConfig, "ratios", (True, 0.2), r"ratios: expected tuple\[float, ...\], got \(True, 0.2\)"),
         (c.PruneConfig, "method", None, "method: expected str, got None"),
         (c.AbConfig, "max_accuracy_drop", 2**53, r"max_accuracy_drop: expected float \| None"),
-        (r.RecoverConfig, "new_tokens", 2.0, "new_tokens: expected int, got 2.0"),
+        (c.AbConfig, "max_accuracy_drop", -1, "max_accuracy_drop: expected a number of at least 0"),
+        (c.TargetsConfig, "batch", 0, "batch: expected at least 1, got 0"),
         (c.CompareConfig, "ratios", [0, 0.2], ""),
         (c.AbConfig, "max_accuracy_drop", 3, ""),
     ],
 )
-def test_types_of_fields(kind, path, value, message):
-    config = holder = kind()
-    check_types(config)
-    *parts, name = path.split(".")
-    for part in parts:
-        holder = getattr(holder, part)
-        object.__setattr__(config, part, holder := copy.copy(holder))  # the default is everybody's
-    object.__setattr__(holder, name, value)  # the tests check types at once; a user's Python does not
+def test_types_of_fields(kind, field, value, message):
     with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
-        check_types(config)
+        check_values(kind, {field: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latency": "70"}, "targets.latency: expected a percentage .* one of the units us, ms, s, such as 250ms, got"),
+        ({"macs": "0G"}, "targets.macs: expected .* a number above 0 with one of the units M, G, T, such as 10G"),
+        ({"parameters": "many"}, "targets.parameters: expected .* such as 100M, got 'many'"),
+        ({"tokens_per_second": "-3"}, "targets.tokens_per_second: expected .* a number above 0, such as 40, got '-3'"),
+    ],
+)
+def test_bad_targets_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        c.TargetsConfig(**options)

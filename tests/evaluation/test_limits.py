@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from saap_jax.config.amounts import Bound
+from saap_jax.config.checks import Bound
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.limits import check_bytes, check_perplexity, check_seconds, verdict
 
@@ -46,8 +46,8 @@ def test_what_is_not_finite_breaks_every_limit(bad, which):
 def test_bytes_and_seconds():
     assert check_bytes("max_size", "weights", Bound(80.0, "percent"), 80, 100).passed
     assert not check_bytes("max_size", "weights", Bound(80.0, "percent"), 81, 100).passed
-    assert check_bytes("max_size", "weights", Bound(300.0 * 2**20, "bytes"), 300 * 2**20, 1).passed
-    check = check_bytes("max_size", "weights", Bound(300.0 * 2**20, "bytes"), 300 * 2**20 + 1, 600 * 2**20)
+    assert check_bytes("max_size", "weights", Bound(300.0 * 2**20, "amount"), 300 * 2**20, 1).passed
+    check = check_bytes("max_size", "weights", Bound(300.0 * 2**20, "amount"), 300 * 2**20 + 1, 600 * 2**20)
     assert not check.passed
     assert (check.limit, check.measured) == ("300.0 MiB", "300.0 MiB, 50.0 % of 600.0 MiB")
     assert check_seconds(105.0, 1.05, 1.0).passed

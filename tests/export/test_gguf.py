@@ -28,6 +28,28 @@ def types_of(path):
     return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
 
 
+def rewritten(source, target, architecture, fields=None):
+    """Copy a GGUF file with other fields, None for one that is left out."""
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, architecture)
+    old, fields = reader.fields["general.architecture"].contents(), dict(fields or {})
+    for key, field in reader.fields.items():
+        if key.startswith(("GGUF.", "general.architecture")):
+            continue
+        name = key.removeprefix(f"{old}.")
+        if (value := fields.pop(name, field.contents())) is not None:
+            writer.add_key_value(key.replace(old, architecture), value, *(*field.types, None)[:2])
+    for name, value in fields.items():
+        if value is not None:
+            writer.add_uint32(f"{architecture}.{name}", value)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_equal_layers_are_a_llama(name, tmp_path):
     model = random_model(PLAIN[name])
@@ -63,18 +85,7 @@ def test_a_llama_with_per_layer_numbers_is_refused(tmp_path):
     content = (tmp_path / "x.gguf").read_bytes()
     for before in (b"deci.attention", b"deci.feed"):
         assert before in content
-    reader = gguf.GGUFReader(tmp_path / "x.gguf")
-    writer = gguf.GGUFWriter(tmp_path / "y.gguf", "llama")
-    for key, field in reader.fields.items():
-        if key.startswith("deci."):
-            kinds = (*field.types, None)
-            writer.add_key_value(key.replace("deci.", "llama."), field.contents(), kinds[0], kinds[1])
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    rewritten(tmp_path / "x.gguf", tmp_path / "y.gguf", "llama")
     with pytest.raises(ValueError, match="expected layers of equal widths for architecture 'llama'"):
         load_model(tmp_path / "y.gguf")
 

@@ -11,7 +11,7 @@ from saap_jax.export.gguf_file import architecture_of
 from saap_jax.llama import Constants, load_model
 from saap_jax.llama.files.families import FAMILIES
 from tests.export.models import MIXTURES
-from tests.export.test_gguf import fields_of, types_of, written
+from tests.export.test_gguf import fields_of, rewritten, types_of, written
 from tests.helpers import changed, forward, parameters_by_path, random_model
 from tests.llama.conftest import assert_same
 
@@ -77,28 +77,8 @@ def test_experts_of_zeros_are_refused():
 def test_routing_that_llama_cpp_has_not_is_refused():
     spec = MIXTURES["qwen3_moe-uniform"]
     kept = Constants(family="qwen3_moe", experts_per_token=2, route_scale="kept")
-    with pytest.raises(ValueError, match=r"by their sum, which this model does not \(norm_topk_prob false\); choose"):
+    with pytest.raises(ValueError, match=r"by their sum, .* got others \(norm_topk_prob false\); choose"):
         architecture_of(dataclasses.replace(spec, constants=kept))
-
-
-def rewritten(source, target, architecture, fields=None, tensors=None):
-    """Copy a GGUF file with other fields and tensors; None for one that is left out."""
-    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, architecture)
-    old = reader.fields["general.architecture"].contents()
-    change = fields or {}
-    for key, field in reader.fields.items():
-        if key.startswith(("GGUF.", "general.architecture")):
-            continue
-        name = key.removeprefix(f"{old}.")
-        if (value := change.get(name, field.contents())) is not None:
-            writer.add_key_value(key.replace(old, architecture), value, *(*field.types, None)[:2])
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, (tensors or {}).get(tensor.name, tensor.data))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
 
 
 @pytest.mark.parametrize(
@@ -107,7 +87,6 @@ def rewritten(source, target, architecture, fields=None, tensors=None):
         ("qwen3moe", {"expert_count": None}, "expected qwen3moe.expert_count to be a positive integer, got None"),
         ("qwen3moe", {"expert_count": 5}, r"has shape \[6, 32, 24\], expected a matrix for each of 5 experts"),
         ("qwen3moe", {"expert_used_count": 7}, "expected qwen3moe.expert_used_count of at most 6 experts, got 7"),
-        ("qwen3moe", {"expert_used_count": None}, "expected qwen3moe.expert_used_count to be a positive integer"),
         ("qwen3moe", {"expert_feed_forward_length": 12}, r"has shape \[32, 144\], expected \[32, 72\]"),
         ("qwen3", {}, "expected qwen3.expert_count to be none, got 6"),
     ],
@@ -119,12 +98,3 @@ def test_files_that_contradict_themselves(architecture, fields, message, tmp_pat
         load_model(path)
     assert "y.gguf" in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_experts_that_are_no_matrices(tmp_path):
-    written(random_model(MIXTURES["qwen3_moe-uniform"]), tmp_path / "x.gguf")
-    name = "blk.0.ffn_up_exps.weight"
-    flat = {name: np.zeros((6 * 24, 32), np.float32)}
-    path = rewritten(tmp_path / "x.gguf", tmp_path / "y.gguf", "qwen3moe", {}, flat)
-    with pytest.raises(ValueError, match=rf"{name} has shape \[144, 32\], expected a matrix for each of 6 experts"):
-        load_model(path)

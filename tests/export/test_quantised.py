@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.config.jobs import ExportConfig
+from saap_jax.config.use import ExportConfig
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import no_vocabulary
 from saap_jax.jobs import export

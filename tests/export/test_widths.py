@@ -34,7 +34,7 @@ def test_uniform_widths_are_the_narrowest(name):
 
 
 def test_no_number_of_heads_may_divide_the_embeddings():
-    with pytest.raises(ValueError, match="at least 5 x 1 that divides .* 4, found none; choose --format ragged"):
+    with pytest.raises(ValueError, match="at least 5 x 1 that divides .* 4, got none; choose --format ragged"):
         uniform_widths(spec_of((5, 1, 4), (1, 1, 4), embed=4))
 
 

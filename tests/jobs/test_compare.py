@@ -1,7 +1,6 @@
 """The comparison on a tiny model: what a run leaves behind, what it does not do twice, what it compiles."""
 
 import dataclasses
-import itertools
 import json
 import shlex
 from pathlib import Path
@@ -119,29 +118,6 @@ class TestTheCache:
         assert compare.compare(config).candidates() == run.candidates()
         assert run.path.joinpath("metrics.jsonl").read_bytes() == before
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize("moment", [0, 2, 7])
-    def test_after_a_kill_the_same_command_gives_the_same_table(self, config, run, tmp_path, monkeypatch, moment):
-        """Killed while losses are kept; what was kept is not evaluated again."""
-        other, keep = dataclasses.replace(config, runs=str(tmp_path)), candidates.Cache.keep
-        kept, count = [], itertools.count()
-
-        def dying(self, key, value):
-            if next(count) == moment:
-                raise KeyboardInterrupt
-            kept.append(key)
-            keep(self, key, value)
-
-        monkeypatch.setattr(candidates.Cache, "keep", dying)
-        with pytest.raises(KeyboardInterrupt):
-            compare.compare(other)
-        again: list[str] = []
-        monkeypatch.setattr(
-            candidates.Cache, "keep", lambda self, key, value: (again.append(key), keep(self, key, value))
-        )
-        assert rows_of(compare.compare(other)) == rows_of(run)
-        assert not set(again) & set(kept)
-
     def test_another_run_does_only_what_is_new(self, config, run, monkeypatch):
         """In one directory of runs neither scores nor losses are made twice; another option is another thing."""
         monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("scored again"))
@@ -195,26 +171,6 @@ def test_another_configuration_is_refused_and_overwrite_starts_anew(config, tmp_
         compare.compare(other)
     assert (run.path / "metrics.jsonl").read_bytes() == before
     assert set(read_scores(compare.compare(other, overwrite=True)).estimators) == {"magnitude", "random(seed=3)"}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"methods": ("wanda > within(protect=(0, 1))",)}, "largest possible ratio is 0"),
-        ({"methods": ("wanda > within(protect=(2,))",)}, r"within.protect: expected layers in \[-2, 2\) of this model"),
-        ({"methods": ("wandaa",)}, "unknown step 'wandaa'; did you mean 'wanda'"),
-        (
-            {"methods": ("wanda > learn",), "calibration": CalibrationConfig(examples=2, length=16)},
-            "learn: expected at",
-        ),
-        ({"methods": ("wanda > within(max_ratio={heads: 0})",)}, "within.max_ratio: expected some of attention, mlp"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_anything_is_scored(config, tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("scored"))
-    with pytest.raises(ValueError, match=message):
-        compare.compare(dataclasses.replace(config, runs=str(tmp_path / "runs"), **options))
-    assert not (tmp_path / "runs").exists()
 
 
 def test_overlapping_texts_are_refused(config, tmp_path):

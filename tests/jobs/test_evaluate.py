@@ -16,6 +16,7 @@ from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.references import together
 from saap_jax.surgery.cut import cut
+from tests.cli.test_main import refused
 from tests.evaluation.tasks.items import choice_lines, context_lines, write_lines
 
 
@@ -45,14 +46,6 @@ def pruned(tiny_model_directory, tmp_path_factory):
     return save_model(cut(model, keep), tmp_path_factory.mktemp("pruned") / "half", tokenizer=tokenizer, keep=keep)
 
 
-def refused(capsys, words: list[str]) -> str:
-    assert main.main(words) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("saap: ")
-    assert error.count("\n") == 1
-    return error
-
-
 class TestEvaluate:
     @pytest.mark.slow
     def test_tables_and_json(self, capsys, tiny_model_directory, pruned, tmp_path, data, monkeypatch):
@@ -74,14 +67,6 @@ class TestEvaluate:
                 assert shown in text
         first, second = ([task["items"] for task in each["tasks"]] for each in found)
         assert first != second, "the pruned model answers otherwise"
-
-    def test_beside_perplexity(self, capsys, tiny_model_directory, data):
-        words = ["--windows", "2", "--length", "16", "--batch-size", "2", "--sources", "builtin:reference"]
-        path = str(data / "zeroshot" / "choosing.jsonl")
-        assert main.main(["evaluate", str(tiny_model_directory), *words, "--tasks", path, "--limit", "3"]) == 0
-        text = capsys.readouterr().out
-        assert "perplexity" in text
-        assert "acc_norm" in text
 
     def test_bad_input(self, capsys, tiny_model_directory, tmp_path, monkeypatch):
         words = ["evaluate", str(tiny_model_directory), "--tasks"]
@@ -143,11 +128,6 @@ class TestAb:
             100 * accuracy(tiny_model_directory, data, "choosing", "acc_norm").mean()
         )
         assert "task filling: expected acc_norm" in refused(capsys, [*words[:4], *TASKS, "--task-metric", "acc_norm"])
-
-    def test_the_same_is_exactly_0(self, capsys, tiny_model_directory):
-        name = str(tiny_model_directory)
-        assert main.main(["ab", name, f"{name}/", "--sources", *TASKS]) == 0
-        assert capsys.readouterr().out.count("A and B are right on the same items") == 3
 
     @pytest.mark.slow
     def test_candidates_of_a_run_are_cut(self, capsys, compared, tmp_path, data):

@@ -9,7 +9,7 @@ import gguf
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.config.jobs import ExportConfig
+from saap_jax.config.use import ExportConfig
 from saap_jax.export.verify import TOLERANCES, check_tokenizer
 from saap_jax.export.widths import without_empty_layers
 from saap_jax.jobs import export as job

@@ -2,18 +2,16 @@
 
 import dataclasses
 import itertools
-import math
 
 import numpy as np
 import pytest
 
 from saap_jax.api import perplexity, run_chain
-from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig, FrontierConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.crossing import found_variants
-from saap_jax.jobs import candidates, compare, frontier
+from saap_jax.jobs import compare, frontier
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.subjects.llama import scenarios_of, texts_of
 from saap_jax.types import STRUCTURES
@@ -86,15 +84,12 @@ class TestLargestRatio:
             assert each.ratio.mean == pytest.approx(np.mean(own))
             assert each.seeds == 2
 
-    def test_rounds_are_logarithmic(self, run):
-        assert run.record["frontier"]["rounds"] <= 6  # log2 of 0.2 / 0.01 is 4.3; one more beyond the grid
-
     @pytest.mark.slow
-    @pytest.mark.parametrize(("limit", "judged"), [("100000%", "out"), ("0%", "in")])
-    def test_beyond_both_ends_of_the_grid(self, config, tmp_path, limit, judged):
+    @pytest.mark.parametrize("limit", ["100000%", "0%"])
+    def test_beyond_both_ends_of_the_grid(self, config, tmp_path, limit):
         """Everything holds: the largest ratio that the search can meet. Or nothing may, and 0 is the answer."""
         methods = ("gate_fisher > within(min_keep={mlp: 2}) > global",)
-        changes = {"runs": str(tmp_path), "max_ppl_increase": limit, "judged": judged, "methods": methods}
+        changes = {"runs": str(tmp_path), "max_ppl_increase": limit, "methods": methods}
         other = dataclasses.replace(config, seeds=(), ratios=(0.3,), **changes)
         run = frontier.frontier(other)
         for line in run.record["frontier"]["lines"]:
@@ -128,75 +123,3 @@ def test_with_rounds_every_point_is_that_of_its_ratio_alone(config, tmp_path):
     for row in compare.compare(CompareConfig(**fields)).candidates():
         assert row["keep"] == found[row["candidate"]]["keep"]
         assert row["losses"][OUT] == pytest.approx(found[row["candidate"]]["losses"][OUT], rel=1e-5)
-
-
-def stripped(run):
-    """Return what a run found, without times; in whatever order candidates came."""
-    rows = sorted(({**row, "seconds": 0} for row in run.candidates()), key=lambda row: row["candidate"])
-    return rows, run.record["frontier"], {**run.record["dense"], "seconds": 0}
-
-
-def test_nothing_is_held_against_what_is_not_finite():
-    assert frontier.limit_of("ppl@16 a", 20.0, 5.0) == pytest.approx(21)
-    for dense in (math.inf, math.nan):
-        with pytest.raises(ValueError, match=f"expected a finite perplexity of the unpruned model on .*, got {dense}"):
-            frontier.limit_of("ppl@16 a", dense, 5.0)
-
-
-@pytest.mark.slow
-def test_killed_and_taken_up_again_to_the_last_bit(config, run, tmp_path, monkeypatch):
-    """On the curve and in rounds of the bisection, in one directory."""
-    other, keep = dataclasses.replace(config, runs=str(tmp_path)), candidates.Cache.keep
-    for moment in (0, 2, 9, 5):
-        count = itertools.count()
-
-        def dying(self, key, value, count=count, moment=moment):
-            if next(count) == moment:
-                raise KeyboardInterrupt
-            keep(self, key, value)
-
-        monkeypatch.setattr(candidates.Cache, "keep", dying)
-        with pytest.raises(KeyboardInterrupt):
-            frontier.frontier(other)
-    monkeypatch.setattr(candidates.Cache, "keep", keep)
-    again = frontier.frontier(other)
-    assert stripped(again) == stripped(run)
-    (tmp_path / "less").mkdir()
-    less = frontier.frontier(dataclasses.replace(other, runs=str(tmp_path / "less"), tolerance=0.1))
-    assert stripped(less) != stripped(run)
-
-
-class TestCommandLine:
-    @pytest.mark.slow
-    def test_finds_and_shows(self, tmp_path, capsys, tiny_model_directory):
-        words = [
-            *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path), "--ratios", "0.2", "0.4", "0.6"),
-            *("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2"),
-            *("--evaluation.windows", "8", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
-            *("--methods", "magnitude", "--max-ppl-increase", "20%"),
-        ]
-        assert main.main(["frontier", *words]) == 0
-        text = capsys.readouterr().out
-        assert "largest ratio within +20 %" in text
-        assert "saap prune" in text, "a command is one line, however long"
-        assert main.main(["frontier", *words]) == 0, "the same again prints what is there"
-        assert "magnitude" in capsys.readouterr().out
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            (["--max-ppl-increase", "10"], "max_ppl_increase: expected a percentage with its sign, got '10'"),
-            (["--ratios", "0.0", "0.2"], "ratios: expected numbers above 0"),
-            (["--tolerance", "0"], "tolerance: expected a ratio in [0.0005, 1), got 0.0"),
-            (["--ratios", "0.2", "0.99"], "ratios: expected at most 0.7"),
-            (["--methods", "gate_fischer"], "did you mean 'gate_fisher'"),
-        ],
-    )
-    def test_refused(self, config, tmp_path, capsys, words, message, tiny_model_directory):
-        more = ["--calibration.examples", "3", "--calibration.length", "16", "--runs", str(tmp_path / "runs")]
-        evaluation = ["--evaluation.windows", "3", "--evaluation.length", "16"]
-        assert main.main(["frontier", "--model.name", str(tiny_model_directory), *more, *evaluation, *words]) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.count("\n") == 1
-        assert not (tmp_path / "runs").exists()

@@ -6,9 +6,7 @@ command succeeds.
 
 import os
 import resource
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,46 +98,3 @@ def test_at_every_writer(name, tiny_model_directory, tmp_path, capsys):
     assert failed >= 3
     assert results(place) == results(whole)
     assert results(place)
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = shutil.which("mount")
-    made = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True)
-    if not made or made.returncode:
-        pytest.skip("file systems can be mounted by root alone")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("name", ["score", "compare", "export", "padded", "recover"])
-def test_on_a_full_disk(name, small_disk, tiny_model_directory, tmp_path, capsys):
-    """The same on a disk that is full in truth, as the message says it: space is freed, and the command goes on."""
-    words = commands(str(tiny_model_directory), small_disk / "runs")[name]
-    whole = tmp_path / "whole"
-    assert main.main(commands(str(tiny_model_directory), whole)[name]) == 0
-    filler, failed = small_disk / "filler", 0
-    for free in (0, 8, 24, 48):
-        filler.write_bytes(b"")
-        used = shutil.disk_usage(small_disk)
-        filler.write_bytes(bytes(max(0, used.free - free * 1024)))
-        capsys.readouterr()
-        code = main.main(words)
-        error = capsys.readouterr().err
-        assert [name for name in left_over(small_disk) if name != "filler"] == []
-        if code == 0:
-            break
-        failed += 1
-        assert code == 2
-        assert "no space left on the disk while writing" in error
-        assert "free some space, then run it again" in error
-    filler.unlink()
-    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    assert main.main(words) == 0 or code == 0
-    assert failed >= 2
-    assert results(small_disk / "runs") == results(whole)

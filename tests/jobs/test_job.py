@@ -1,6 +1,5 @@
 """How runs end: everything that is named is there before the status says so, and is made again where it is missing."""
 
-import dataclasses
 import datetime
 import platform
 
@@ -8,7 +7,7 @@ import pytest
 
 from saap_jax.config import ScoreConfig
 from saap_jax.jobs import job as module
-from saap_jax.jobs.job import Ending, finish, job
+from saap_jax.jobs.job import Ending, run_job
 from saap_jax.runs.directory import read_run
 
 ENDING = Ending(lambda run: {"curve.csv": f"{len(run.candidates())}\n"}, further=("keeps.npz", "best"))
@@ -21,9 +20,10 @@ def config(tmp_path) -> ScoreConfig:
 
 def work(config: ScoreConfig, ending: Ending = ENDING, **options) -> bool:
     """Run a job that measures two candidates and makes a model; say whether there was anything to do."""
-    with job(config, ending, **options) as run:
-        if run.finished:
-            return False
+    done = []
+
+    def measure(run) -> None:
+        assert (module.Path(config.runs) / f".{config.name}.lock").exists(), "the run is held"
         run.begin({"model": "a"})
         run.update(kind="compare")
         known = {row["candidate"] for row in run.candidates()}
@@ -31,15 +31,18 @@ def work(config: ScoreConfig, ending: Ending = ENDING, **options) -> bool:
             run.append({"candidate": name, "ppl": {"x": 2.0}})
         run.save_arrays("keeps", {})
         run.claim("best").mkdir(exist_ok=True)
-        finish(run, ending)
-    return True
+        done.append(run)
+
+    run = run_job(config, ending, measure, **options)
+    assert {row["candidate"] for row in run.candidates()} == {"a", "b"} or not ending.rows
+    return bool(done)
 
 
 def test_the_record_says_how_when_and_where(config):
     """A run that is made again keeps when it began; one that starts afresh does not."""
     assert work(config)
     first = read_run(f"{config.runs}/one")
-    assert first["command"] == f"saap score --name one --runs {config.runs}"
+    assert first["command"] == f"saap score --runs {config.runs} --name one"
     began, ended = (datetime.datetime.fromisoformat(first[name]) for name in ("started", "finished"))
     assert datetime.timedelta(0) <= ended - began < datetime.timedelta(minutes=5)
     assert began.utcoffset() == datetime.timedelta(0)
@@ -95,8 +98,6 @@ def test_what_takes_the_model_makes_the_run_go_on(config, name):
     assert not work(config)
     assert (path / "keeps.npz").exists()
     assert (path / "best").exists()
-    with job(config, ENDING) as run:
-        assert {row["candidate"] for row in run.candidates()} == {"a", "b"}
 
 
 def test_steps_of_a_training_are_not_done_again(config):
@@ -106,12 +107,10 @@ def test_steps_of_a_training_are_not_done_again(config):
     assert not work(config, ending)
 
 
-def test_a_run_is_held_for_the_length_of_the_job(config):
-    with job(config, ENDING) as run:
-        run.begin()
-        lock = module.Path(config.runs) / ".one.lock"
-        assert lock.exists()
-    assert not lock.exists()
-    with pytest.raises(ValueError, match="wrong"), job(dataclasses.replace(config, name="two"), ENDING):
+def test_work_that_fails_leaves_no_lock(config):
+    def wrong(run) -> None:
         raise ValueError("wrong")
-    assert [each.name for each in module.Path(config.runs).iterdir()] == ["one"]
+
+    with pytest.raises(ValueError, match="wrong"):
+        run_job(config, ENDING, wrong)
+    assert not module.Path(config.runs).exists() or not [*module.Path(config.runs).iterdir()]

@@ -1,5 +1,6 @@
-"""What `saap prune` says of what it cost: the figures of `saap evaluate`, in the table, the card and what is next."""
+"""What commands say of what pruning cost: figures of `saap evaluate`, and what `generate` says, on page and card."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -8,38 +9,46 @@ import pytest
 from huggingface_hub import ModelCard
 
 from saap_jax.cli import main
-from saap_jax.config.judge import EvaluateConfig
+from saap_jax.config import CompareConfig, EvaluateConfig, GenerateConfig, PruneConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
-from saap_jax.config.prune import PruneConfig
+from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import format_figure, scale_of
-from saap_jax.jobs import judged, prune
+from saap_jax.jobs import compare, judged, prune, recover
 from saap_jax.jobs.evaluate import evaluate
+from saap_jax.jobs.generate import generate
+from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.report.write import render_report
 from saap_jax.runs.origin import read_origin
+from saap_jax.runtime.progress import quiet
 
 WINDOWS = EvaluationConfig(windows=9, length=16, batch_size=4)
 
 
 @pytest.fixture(autouse=True)
 def judged_here(judged_nowhere, monkeypatch):
+    monkeypatch.setattr(judged, "PROMPTS", ("the cat sat", "a dog ran far on"))
     monkeypatch.setattr(prune, "texts_of", judged.texts_of)
+    for job in (compare, prune):
+        monkeypatch.setattr(job, "written_by", judged.written_by)
+    monkeypatch.setattr(recover, "written", judged.written)
 
 
 @pytest.fixture
 def config(tiny_model_directory, tmp_path) -> PruneConfig:
-    calibration = CalibrationConfig(examples=8, length=16, batch_size=2)
     return PruneConfig(
         model=ModelConfig(name=str(tiny_model_directory)),
-        calibration=calibration,
-        estimator="wanda",
+        calibration=CalibrationConfig(examples=8, length=16, batch_size=2),
+        method="wanda",
         ratio=0.3,
         evaluation=WINDOWS,
+        runs=str(tmp_path),
         out=str(tmp_path / "pruned"),
     )
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_evaluate(config):
+def test_figures_are_those_of_evaluate(config, tmp_path):
     pruned = prune.prune(config)
     sources = (WINDOWS.in_domain, WINDOWS.out_of_domain)
     models = (config.model.name, config.out)
@@ -52,10 +61,14 @@ def test_figures_are_those_of_evaluate(config):
     said = dict(prune.summary_rows(pruned))
     for metric, value in rows[models[1]].ppl.items():
         assert f"-> {format_figure(value, scale_of(metric))} (" in said[metric]
-    steps = read_origin(Path(config.out))["steps"]
-    assert {figure["model"] for figure in steps[0]["figures"]} == {"dense", "pruned"}
+    (step,) = read_origin(Path(config.out))["steps"]
+    assert {figure["model"] for figure in step["figures"]} == {"dense", "pruned"}
+    assert step["written"] == pruned.written
+    assert {name for text in pruned.written for name in text["texts"]} == {"dense", "pruned"}
     card = ModelCard.load(f"{config.out}/README.md").content
     assert all(metric in card for metric in pruned.judged.models["dense"]["ppl"])
+    unjudged = prune.prune(dataclasses.replace(config, judge=False, out=str(tmp_path / "other")))
+    assert (unjudged.judged, unjudged.written) == (None, [])
 
 
 def test_the_change_has_its_interval_and_too_few_windows_none():
@@ -90,5 +103,66 @@ def test_on_the_command_line(config, tmp_path, capsys):
     said = capsys.readouterr().out
     assert re.search(r"ppl@16 builtin:reference\s+[\d.,e+]+ \(.* to .*\) -> ", said)
     assert f"saap ab {config.out} {config.model.name}" in said
-    assert main.main([*words, "--no-judge", "--out", str(tmp_path / "other")]) == 0
-    assert "ppl@" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_models_write_is_what_generate_says(config, tmp_path):
+    evaluation = EvaluationConfig(windows=2, length=16, batch_size=2)
+    shared = {"model": config.model, "calibration": config.calibration, "evaluation": evaluation}
+    asked = CompareConfig(methods=("magnitude",), ratios=(0.5,), new_tokens=6, runs=str(tmp_path), **shared)
+    run = compare.compare(asked)
+    models = {"dense": config.model.name, "pruned": str(run.path / "best")}
+    texts = run.record["written"]
+    assert [text["prompt"] for text in texts] == list(judged.PROMPTS)
+    for name, model in models.items():
+        options = GenerateConfig(model=model, prompts=judged.PROMPTS, max_new_tokens=6)
+        said = [f"--- {number}\n{text['texts'][name]}\n" for number, text in enumerate(texts, 1)]
+        assert [*generate(options)] == said
+    assert len({text["texts"][name] for text in texts for name in models}) > 1, "negative control"
+    assert read_origin(run.path / "best")["steps"][0]["written"] == texts
+    for page in (render_report(run.path), (run.path / "best" / "README.md").read_text()):
+        assert "What they write" in page
+    none = compare.compare(dataclasses.replace(asked, new_tokens=0, name="none"))
+    assert "written" not in none.record
+    assert "What they write" not in render_report(none.path)
+
+
+def test_no_more_is_written_than_the_positions(tiny_model_directory, monkeypatch):
+    model, tokenizer = load_model(tiny_model_directory), load_tokenizer(tiny_model_directory)
+    longest = max(len(tokenizer.encode(prompt)) for prompt in judged.PROMPTS)
+    asked: list[int] = []
+    monkeypatch.setattr(
+        judged, "stream_texts", lambda *_, max_new_tokens: asked.append(max_new_tokens) or iter([(0, "x"), (0, "y")])
+    )
+    short = [load_model(tiny_model_directory) for _ in range(2)]
+    for each, more in zip(short, (3, 0), strict=True):
+        each.constants = dataclasses.replace(each.constants, max_positions=longest + more)
+    assert judged.written({"dense": model, "pruned": short[0]}, tokenizer, 64, quiet)[0]["texts"]["pruned"] == "xy"
+    assert asked == [3, 3]
+    assert judged.written({"dense": model, "pruned": short[1]}, tokenizer, 64, quiet) == []
+    monkeypatch.setattr(judged, "PROMPTS", ("the cat sat", ""))
+    assert judged.written({"dense": model}, tokenizer, 64, quiet) == [], "a prompt without a token"
+
+
+@pytest.mark.slow
+def test_recover_lets_all_three_models_write(tiny_model_directory, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog sat on the log. " * 60)
+    options = RecoverConfig(
+        model=str(tiny_model_directory),
+        dense=str(tiny_model_directory),
+        method=MethodConfig(name="full"),
+        data=TrainingTextConfig(sources=(f"text:{text}",), length=16),
+        training=TrainingConfig(max_steps=4, batch_size=4, microbatch=4, warmup=1, check_every=2, learning_rate=0.05),
+        evaluation=EvaluationConfig(windows=2, length=16, batch_size=2),
+        new_tokens=2,
+        repeats=1,
+        runs=str(tmp_path),
+    )
+    run = recover.recover(options)
+    texts = run.record["written"]
+    assert [text["prompt"] for text in texts] == list(judged.PROMPTS)
+    assert all(text["texts"]["dense"] == text["texts"]["pruned"] for text in texts), "one model under two names"
+    assert any(text["texts"]["recovered"] != text["texts"]["pruned"] for text in texts), "negative control"
+    assert read_origin(run.path / "model")["steps"][-1]["written"] == texts
+    assert run.record["after"]["tokens_per_second"] > 0

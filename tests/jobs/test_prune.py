@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 import saap_jax
+from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
-from saap_jax.config.prune import PruneConfig
 from saap_jax.data import Windows
 from saap_jax.evaluation import latency
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.latency import LatencyTable, Phase, measure_table
-from saap_jax.evaluation.targets import Costs, Target, held_bytes, targets_of, temporaries_of, workload_of
+from saap_jax.evaluation.targets import Costs, held_bytes, targets_of, temporaries_of, workload_of
 from saap_jax.evaluation.timing import Times, Workload, compile_programs
-from saap_jax.jobs import chosen, prune
+from saap_jax.jobs import prune
+from saap_jax.jobs import targets as module
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.segments import existing_units
 from saap_jax.steps.allocation import rounds
@@ -34,8 +35,7 @@ def smallest(model, targets: TargetsConfig, chain: str = "random", least: float 
     found = targets_of(targets, costs.of(model.spec))
     text = Windows(np.random.default_rng(0).integers(0, 16, (4, 8)).astype(np.int32), np.ones((4, 8), bool))
     runner = Runner(LlamaSubject(model), {"text": text}, [parse(chain)], open_end=True)
-    price = lambda keep: costs.of(pruned_spec(model.spec, keep))  # noqa: E731
-    return costs, found, *chosen.smallest(runner, parse(chain), least, price, found), runner
+    return costs, found, *module.smallest(runner, parse(chain), least, costs, found), runner
 
 
 def test_costs_of_widths_are_those_of_the_cut_model():
@@ -64,12 +64,6 @@ def test_targets_hold_and_not_much_less_would_do(options):
     assert not all(target.holds(value[target.name]) for target in targets)
 
 
-def test_a_ratio_beside_targets_is_removed_at_least():
-    model = dense_model(layers=4, mlp=64)
-    assert smallest(model, TargetsConfig(parameters="99%"))[3] < 0.1
-    assert smallest(model, TargetsConfig(parameters="99%"), least=0.3)[3] == 0.3
-
-
 def test_in_rounds_the_model_is_observed_again_until_the_round_that_does_it(monkeypatch):
     model, observed = dense_model(layers=4, mlp=64), []
     calls = rounds.Rounds.__call__
@@ -96,6 +90,7 @@ def test_targets_out_of_reach_are_refused_with_what_can_be_reached():
         smallest(model, TargetsConfig(parameters="50%"), least=0.99)
     with pytest.raises(ValueError, match=r"targets: cannot be met by removing 0.00% .*parameters 70%"):
         smallest(model, TargetsConfig(parameters="70%"), "random > within(protect=(0.5, -0.5))")
+    assert smallest(model, TargetsConfig(parameters="99%"), least=0.3)[3] == 0.3, "a ratio beside them is the least"
     with pytest.raises(ValueError, match="targets: expected no learn beside them"):
         smallest(model, TargetsConfig(parameters="70%"), "random > uniform > learn")
 
@@ -190,10 +185,9 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
     assert size["reached"] == size["predicted"] == weight_bytes(loaded) <= 0.95 * size["dense"]
     assert all(each.held for each in pruned.reached)
     assert record["table"]["workload"]["prompt"] == 8
-    rows = prune.target_rows(pruned)
+    rows = module.target_rows(pruned.reached)
     assert [row[0] for row in rows] == ["weight_bytes", "latency", "tokens_per_second"]
-    missed = pruned._replace(reached=[pruned.reached[0]._replace(held=False, predicted=1.0)])
-    assert len(prune.warnings(missed)) == 2
+    assert len(module.target_warnings([pruned.reached[0]._replace(held=False, predicted=1.0)])) == 2
 
 
 @pytest.mark.slow
@@ -202,31 +196,10 @@ def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
     config = PruneConfig(out=str(tmp_path / "out"), model=ModelConfig(name=str(tiny_model_directory)),
                          runs=str(tmp_path), calibration=calibration)  # fmt: skip
     pruned = prune.prune(config)
-    assert pruned.selection.asked == chosen.DEFAULT_RATIO
+    assert pruned.selection.asked == prune.DEFAULT_RATIO
     assert not pruned.reached
     assert pruned.told["corrections"], "by default something makes up for what goes"
     assert all(each.corrected <= each.error for each in pruned.told["corrections"])
     said = dict(prune.summary_rows(pruned))
     assert {"seconds to choose units", "seconds to make up for what went"} <= said.keys()
     assert not (tmp_path / "out" / "targets.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"latency": "70"}, "targets.latency: expected a percentage .* one of the units us, ms, s, such as 250ms, got"),
-        ({"macs": "0G"}, "targets.macs: expected .* a number above 0 with one of the units M, G, T, such as 10G"),
-        ({"parameters": "many"}, "targets.parameters: expected .* such as 100M, got 'many'"),
-        ({"tokens_per_second": "-3"}, "targets.tokens_per_second: expected .* a number above 0, such as 40, got '-3'"),
-        ({"batch": 0}, "targets.batch: expected at least 1, got 0"),
-    ],
-)
-def test_bad_targets_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        TargetsConfig(**options)
-
-
-def test_target_order_is_that_of_the_options():
-    config = TargetsConfig(latency="1s", parameters="5M")
-    assert [(t.name, t.limit) for t in targets_of(config, {})] == [("parameters", 5e6), ("latency", 1.0)]
-    assert Target("parameters", "5M", 5e6).holds(5e6)

@@ -7,7 +7,6 @@ import shlex
 import numpy as np
 import pytest
 
-from saap_jax.cli import main
 from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import SensitivityConfig
@@ -17,7 +16,7 @@ from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import changes_of
-from saap_jax.jobs import candidates, compare, sensitivity
+from saap_jax.jobs import compare, sensitivity
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.commands import compare_command
@@ -122,35 +121,6 @@ class TestCandidates:
                 assert all(np.isnan(change.relative) for change in own)
 
 
-def stripped(run):
-    rows = sorted(({**row, "seconds": 0} for row in run.candidates()), key=lambda row: row["candidate"])
-    trials = [{**trial, "seconds": 0} for trial in run.record["trials"]]
-    return rows, trials, {**run.record["dense"], "seconds": 0}
-
-
-@pytest.mark.slow
-def test_killed_and_taken_up_again(config, run, tmp_path, monkeypatch):
-    other, keep = dataclasses.replace(config, runs=str(tmp_path)), candidates.Cache.keep
-    for moment in (0, 4, 5):
-        count = itertools.count()
-
-        def dying(self, key, value, count=count, moment=moment):
-            if next(count) == moment:
-                raise KeyboardInterrupt
-            keep(self, key, value)
-
-        monkeypatch.setattr(candidates.Cache, "keep", dying)
-        with pytest.raises(KeyboardInterrupt):
-            sensitivity.sensitivity(other)
-        monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("scored again"))
-    monkeypatch.setattr(candidates.Cache, "keep", keep)
-    again = sensitivity.sensitivity(other)
-    assert stripped(again) == stripped(run)
-    before = (again.path / "metrics.jsonl").read_bytes()
-    assert sensitivity.sensitivity(other).finished
-    assert (again.path / "metrics.jsonl").read_bytes() == before
-
-
 class TestTrials:
     def test_widths_are_multiples_at_the_same_ratio(self, config, run):
         trial, rows = run.record["trials"][-1], {row["candidate"]: row for row in run.candidates()}
@@ -177,38 +147,3 @@ class TestTrials:
         np.testing.assert_allclose(found["losses"][OUT], rows[trial["candidate"]]["losses"][OUT], rtol=1e-5)
         for suggestion in run.record["suggestions"]:
             assert f"ppl {found['ppl'][OUT]:.2f} instead of" in suggestion["effect"]
-
-    def test_an_impossible_alignment_is_refused_before_anything_is_kept(self, config, tmp_path):
-        other = dataclasses.replace(config, align=4096, runs=str(tmp_path / "runs"))
-        with pytest.raises(ValueError, match="ratio: expected at most 0.0000, .*multiple_of={mlp: 4096}.*, got 0.15"):
-            sensitivity.sensitivity(other)
-        assert not (tmp_path / "runs").exists()
-
-
-class TestCommandLine:
-    @pytest.mark.slow
-    def test_finds_and_shows(self, tmp_path, capsys, tiny_model_directory):
-        words = [
-            *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path)),
-            *("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2"),
-            *("--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
-        ]
-        assert main.main(["sensitivity", *words, "--method", "magnitude > within(protect=(2,)) > uniform"]) == 2
-        assert "protect: expected layers in [-2, 2) of this model, got 2" in capsys.readouterr().err
-        assert main.main(["sensitivity", *words, "--method", "magnitude", "--fractions", "0.25", "0.5"]) == 0
-        text = capsys.readouterr().out
-        assert "25 % of the units of one place" in text
-        assert "uggestion" in text or "saap compare" in text
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"fractions": (0.0, 0.5)}, r"fractions: expected one or more numbers in \(0, 1\], got \[0.0, 0.5\]"),
-            ({"fractions": ()}, r"got \[\]"),
-            ({"fractions": (0.5, 0.5)}, "each once"),
-            ({"align": 1}, "align: expected a multiple of at least 2, such as 64, or 0 for none, got 1"),
-        ],
-    )
-    def test_refused(self, options, message):
-        with pytest.raises(ValueError, match=message):
-            SensitivityConfig(**options)

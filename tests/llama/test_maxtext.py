@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 import yaml
 
-from saap_jax.config.jobs import ExportConfig
+from saap_jax.config.use import ExportConfig
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import Constants, LlamaSpec, RopeScaling, load_model, save_model
 from saap_jax.llama.files import maxtext

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.config.jobs import ExportConfig
+from saap_jax.config.use import ExportConfig
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import Constants, Llama, LlamaSpec, RopeScaling, load_model, load_tokenizer, save_model
 from tests.export.models import RELATIVES, UNIFORM, spec_of

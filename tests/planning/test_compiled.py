@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from saap_jax.config.mesh import MESH_AXES, MeshConfig
-from saap_jax.config.plan import PlanConfig
+from saap_jax.config.use import PlanConfig
 from saap_jax.estimation.squares import gradient_sums
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.planning.chips import GIB, target_of

@@ -13,7 +13,7 @@ import pytest
 
 from saap_jax.cli.main import main
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.plan import PlanConfig
+from saap_jax.config.use import PlanConfig
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec
 from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.quantized import MATRICES

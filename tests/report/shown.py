@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_jax.cli import console as terminal
-from saap_jax.cli.blocks import show_blocks
+from saap_jax.cli.console import show_blocks
 from saap_jax.report.blocks import Block, Figure, Table, View, leaves
 from saap_jax.report.csv_text import table_csv
 from saap_jax.report.figures.draw import painted

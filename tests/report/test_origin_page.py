@@ -6,8 +6,8 @@ import re
 import pytest
 
 from saap_jax.cli import main
+from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig
-from saap_jax.config.prune import PruneConfig
 from saap_jax.jobs.prune import prune
 from saap_jax.report.blocks import Figure
 from saap_jax.report.figures.draw import painted

@@ -8,9 +8,8 @@ import pytest
 
 from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import COMMANDS
-from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import EvaluationConfig
-from saap_jax.config.prune import PruneConfig
 from saap_jax.jobs.prune import further_of
 from saap_jax.recovery import check_group_size
 from saap_jax.runs.commands import compare_command, prune_command

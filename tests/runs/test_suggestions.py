@@ -13,9 +13,8 @@ import pytest
 from saap_jax.api import select_units
 from saap_jax.cli import arguments
 from saap_jax.cli.main import COMMANDS
-from saap_jax.config.jobs import CompareConfig, FrontierConfig, SensitivityConfig
+from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig, SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
-from saap_jax.config.prune import PruneConfig
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.evaluation.candidates import keep_digest

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.plan import PlanConfig
+from saap_jax.config.use import PlanConfig
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.planning.count import collectives_of, shard_bytes
 from saap_jax.planning.plan import peak_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.plan import PlanConfig
+from saap_jax.config.use import PlanConfig
 from saap_jax.estimation.observe import observe, score, union_of_needs
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.evaluation.perplexity import window_losses

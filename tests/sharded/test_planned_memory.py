@@ -15,7 +15,7 @@ MEASURE = """
 import json, re, sys
 from pathlib import Path
 import jax, numpy as np
-from saap_jax.config.plan import PlanConfig
+from saap_jax.config.use import PlanConfig
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.planning.plan import peak_of

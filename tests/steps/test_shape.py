@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.config.jobs import ExportConfig
+from saap_jax.config.use import ExportConfig
 from saap_jax.data import Windows
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import load_model, save_model

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from saap_jax.config.jobs import ExportConfig
+from saap_jax.config.use import ExportConfig
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import Constants, Llama, LlamaSpec, load_model, save_model
 from saap_jax.llama.files.tunix import departures

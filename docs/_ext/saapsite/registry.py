@@ -7,8 +7,8 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from saap_jax.cli.methods import KINDS, recipe_facts, step_facts
 from saap_jax.estimation.registry import ESTIMATORS
+from saap_jax.jobs.methods import KINDS, recipe_facts, step_facts
 from saap_jax.recipes import RECIPES, Recipe
 from saap_jax.steps.base import STEPS, Step
 from saap_jax.steps.score.oracles import ORACLES

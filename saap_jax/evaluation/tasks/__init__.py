@@ -3,7 +3,7 @@
 import importlib.util
 from typing import NamedTuple
 
-from saap_jax.config.judge import TasksConfig
+from saap_jax.config.use import TasksConfig
 from saap_jax.evaluation.tasks.likelihood import Progress
 from saap_jax.evaluation.tasks.local import Task, TaskResult, find_task, read_task, run_tasks
 from saap_jax.llama.files.tokenizer import Tokenizer

@@ -190,16 +190,15 @@ def find_patterns(run: RunRecord, scores: ByScenario) -> Patterns | None:
     """Return the patterns of a run; None where there is nothing to compare, or no estimator of importance.
 
     They are of two scenarios or more, or where usage frequencies were scored. The estimator of importance is
-    `config.patterns.importance`, else the first that is neither random nor a frequency and whose scores differ between
-    scenarios (weights alone say nothing of them).
+    the first that is neither random nor a frequency and whose scores differ between scenarios (weights alone say
+    nothing of them).
     """
-    asked = run.get("config", {}).get("patterns", {})
     names = list(next(iter(scores.values()), {}))
     usage = next(filter(_USAGE.fullmatch, names), None)
-    importance = asked.get("importance") or _importance(scores)
+    importance = _importance(scores)
     if not importance or (len(scores) < 2 and usage is None):
         return None
-    return patterns(scores, importance, usage, asked.get("share", 0.2))
+    return patterns(scores, importance, usage)
 
 
 def _importance(scores: ByScenario) -> str:

@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from saap_jax.cli.blocks import show_blocks, show_facts
+from saap_jax.config.use import MethodsConfig
 from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.recipes import RECIPES, Recipe
-from saap_jax.report.blocks import text_table
+from saap_jax.report.blocks import Table, text_table
+from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
 from saap_jax.steps.base import STEPS, Step, default_of, literal
 from saap_jax.steps.score.oracles import ORACLES
@@ -17,31 +18,43 @@ from saap_jax.steps.score.oracles import ORACLES
 KINDS = ("score", "limits", "allocation", "refinement", "repair")
 
 
-def show_methods(names: tuple[str, ...]) -> None:
+def methods(config: MethodsConfig, *, track: Track = quiet) -> list[Table]:
     """List what chains are made of; with names, what each is.
 
     Raises:
         ValueError: no step, estimator or recipe of a name; the nearest one is suggested.
     """
     scores: Mapping[str, Any] = {**ESTIMATORS, **ORACLES}
-    if not names:
+    if not config.names:
         steps = sorted(STEPS.items(), key=lambda each: KINDS.index(each[1].kind))
-        rows = [(each.kind, name, _first(each)) for name, each in steps]
-        show_blocks(text_table("steps", ["kind", "step", "what it does"], rows, words=3))
-        rows = [(name, _first(each)) for name, each in scores.items()]
-        show_blocks(text_table("estimators, which are scores", ["estimator", "what it does"], rows, words=2))
-        rows = [(name, each.title, each.paper, "no" if each.missing else "yes") for name, each in RECIPES.items()]
-        show_blocks(text_table("recipes", ["recipe", "method", "paper", "runs"], rows, words=4))
-    for name in names:
+        recipes = [(name, each.title, each.paper, "no" if each.missing else "yes") for name, each in RECIPES.items()]
+        return [
+            text_table("steps", ["kind", "step", "what it does"],
+                       [(each.kind, name, _first(each)) for name, each in steps], words=3),
+            text_table("estimators, which are scores", ["estimator", "what it does"],
+                       [(name, _first(each)) for name, each in scores.items()], words=2),
+            text_table("recipes", ["recipe", "method", "paper", "runs"], recipes, words=4),
+        ]  # fmt: skip
+    found = []
+    for name in config.names:
         if name in RECIPES:
-            show_facts(f"{name}: {RECIPES[name].title}", recipe_facts(RECIPES[name]))
+            title, rows = RECIPES[name].title, recipe_facts(RECIPES[name])
         elif name in STEPS:
-            show_facts(f"{name}: a step ({STEPS[name].kind})", step_facts(STEPS[name]))
+            title, rows = f"a step ({STEPS[name].kind})", step_facts(STEPS[name])
         elif name in scores:
-            show_facts(f"{name}: an estimator", estimator_facts(scores[name]))
+            options = inspect.signature(scores[name]).parameters.values()
+            title, rows = "an estimator", _paragraphs(scores[name])
+            rows += [("option", f"{each.name} = {literal(each.default)}") for each in options]
         else:
             near = difflib.get_close_matches(name, [*STEPS, *scores, *RECIPES], n=1, cutoff=0.0)[0]
             raise ValueError(f"expected a step, an estimator or a recipe, got {name!r}; did you mean {near!r}?")
+        found.append(text_table(f"{name}: {title}", (), rows, words=2))
+    return found
+
+
+def shown(config: MethodsConfig, found: list[Table]) -> list[Table]:
+    """Show the tables."""
+    return found
 
 
 def _first(made: Any) -> str:
@@ -72,12 +85,6 @@ def field_docs(kind: type) -> dict[str, str]:
                 rest = "\n".join(lines[at + 1 :]).strip().removeprefix('"""')
                 found[name] = " ".join(rest.partition('"""')[0].split())
     return found
-
-
-def estimator_facts(factory: Any) -> list[tuple[str, str]]:
-    """Return what an estimator does, and its hyper-parameters."""
-    options = inspect.signature(factory).parameters.values()
-    return _paragraphs(factory) + [("option", f"{each.name} = {literal(each.default)}") for each in options]
 
 
 def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:

@@ -1,20 +1,19 @@
 """`saap plan`: from a configuration to plans, and what is shown of them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from saap_jax.config.plan import PlanConfig
+from saap_jax.config.use import PlanConfig
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import Record, plan_one
 from saap_jax.planning.search import search, settings_of
 from saap_jax.report.blocks import Block, Words, text_table
 from saap_jax.runtime.files import check_target, write_atomically
+from saap_jax.runtime.progress import Track, quiet, step
 
 
-def plan_job(config: PlanConfig, *, track: Callable[..., Any]) -> Record:
+def plan_job(config: PlanConfig, *, track: Track = quiet) -> Record:
     """Plan a job, write the result where `config.json` says, and return it: `plan`, or None, and what was `tried`.
 
     Raises:
@@ -28,8 +27,8 @@ def plan_job(config: PlanConfig, *, track: Callable[..., Any]) -> Record:
             config, spec, target, progress=lambda items: track("trying machines", items, len(list(items)))
         )
     else:
-        lazily = (plan_one(config, spec, target, None, config.batch, config.remat) for _ in range(1))
-        [best] = track(f"planning for {target.topology}", lazily, 1)
+        with step(track, f"planning for {target.topology}"):
+            best = plan_one(config, spec, target, None, config.batch, config.remat)
         tried = [best]
     result = {"plan": best, "tried": tried}
     if config.json:
@@ -38,7 +37,7 @@ def plan_job(config: PlanConfig, *, track: Callable[..., Any]) -> Record:
 
 
 def shown(config: PlanConfig, result: Record) -> list[Block]:
-    """Lay out a result as tables and sentences."""
+    """Show a plan as tables and sentences."""
     record = result["plan"]
     if record is None:
         kind, tried = target_of(config.target).chip.kind, result["tried"]

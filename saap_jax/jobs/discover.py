@@ -1,0 +1,34 @@
+"""What `saap discover` runs: the coupled structures of one of our models, or of a factory's function."""
+
+from pathlib import Path
+from typing import Any
+
+from saap_jax.config.use import DiscoverConfig
+from saap_jax.llama import load_model
+from saap_jax.report.blocks import Code
+from saap_jax.report.figures.couplings import couplings_svg
+from saap_jax.runtime.files import check_target, write_atomically
+from saap_jax.runtime.progress import Track, quiet
+from saap_jax.runtime.remote import is_remote
+from saap_jax.trace.factory import traced_factory
+from saap_jax.trace.listing import describe, listing, traced_model, traced_tables
+
+
+def discover(config: DiscoverConfig, *, track: Track = quiet) -> list[Any]:
+    """Find the structures, draw them if that is asked for, and return what is to be shown."""
+    check_target("--drawing", config.drawing)
+    if ":" in config.model and not is_remote(config.model):
+        traced, verdicts = traced_factory(config.model)
+        found = [*traced_tables(config.model, traced, verdicts), *([Code("", describe(traced))] * config.details)]
+    else:
+        model = load_model(config.model)
+        traced, found = traced_model(model) if config.drawing else None, [*listing(config.model, model)]
+    if config.drawing and traced is not None:
+        write_atomically(Path(config.drawing), couplings_svg(traced).encode())
+        found.append({"drawing": config.drawing})
+    return found
+
+
+def shown(config: DiscoverConfig, found: list[Any]) -> list[Any]:
+    """Show what was found."""
+    return found
