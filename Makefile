@@ -6,6 +6,9 @@ NOTEBOOKS ?= cache
 BUILDER ?= docker
 READY := .venv/.ready
 
+# Modules are compiled once and not anew in each process of a suite, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
+
 ONE_EACH := tunix_llama or equinox_mlp or haiku_mlp or penzai_llama or flaxmodels_gpt2 or keras_transformer or nnx_decoder
 IN_ZOO := KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo
 

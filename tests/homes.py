@@ -1,4 +1,4 @@
-"""Where tests live that their own files do not say of: what runs at night alone, and the few of each layer.
+"""Where tests live that their own files do not say of: what is slow, what runs at night alone, a few of each layer.
 
 A test belongs to the default suite unless it takes more than about a second. What takes longer is `slow`, and guards a
 landing, if no other test would fail with it: an oracle, a contract, a file that another program reads. All other is
@@ -30,6 +30,65 @@ NIGHTLY: tuple[str, ...] = tuple(
 )
 """Beginnings of the names of slow tests that a landing does not wait for: what they hold, faster ones hold too."""
 
+_SLOW = {
+    "estimation/hessian": "TestAgainstTheFullHessian::test_attention_is_exact_whatever_the_batches[cut_model",
+    "estimation/observe": "rematerialisation one_compilation the_host_waits",
+    "estimation/reconstruction": "blocks_go a_single_cost",
+    "estimation/registry": "the_how_to",
+    "estimation/squares": "sums_of_narrow",
+    "estimation/storage": "statistics_of_somebody",
+    "evaluation/candidates": "layers_in_common",
+    "evaluation/cost": "forward_bytes",
+    "evaluation/differences": "of_three_seeds",
+    "evaluation/timing": "the_timed_programs",
+    "export/families": "gguf_of_other_layers a_gemma_whose",
+    "jobs/ab": "TestOnARealComparison",
+    "jobs/cards": "each_step",
+    "jobs/compare": "TestTheCache seeds_are ten_lines candidates_are",
+    "jobs/evaluate": "TestLimits::test_a_planted",
+    "jobs/frontier": "",
+    "jobs/full_disk": "at_every",
+    "jobs/generate": "several_texts",
+    "jobs/prune": "in_rounds targets_hold_and_not_much_less_would_do[options1 costs_of_widths a_ratio_beside "
+    "targets_hold_and_not_much_less_would_do[options3",
+    "jobs/recover": "adapters_end_in_a_model_without_them[groupwise",
+    "jobs/sensitivity": "",
+    "llama/families": "gate_gradients ablation without_what generation_equals_recomputation[mistral "
+    "generation_equals_recomputation[qwen3_moe",
+    "llama/generate": "logits_of_prompt_and_steps[fused logits_of_prompt_and_steps[runs-ragged single_layers "
+    "logits_of_prompt_and_steps[runs-biases logits_of_prompt_and_steps[single-ragged rows_decoded_alone stop_tokens",
+    "llama/goldens": "norm_epsilon",
+    "llama/maxtext": "the_teacher",
+    "llama/model": "layers_without gates_an_example",
+    "recovery/adapters": "groupwise_merges_exactly[4-4",
+    "recovery/memory": "",
+    "recovery/quantization": "pruning_comm",
+    "recovery/top_k": "logits_in_chunks a_small_rest",
+    "report/origin_page": "",
+    "report/write": "TestOneRun::test_a_command_writes",
+    "steps/blended": "",
+    "steps/run": "rounds_repair layers_are",
+    "steps/search": " ".join(
+        f"TestOptimum::test_equal_costs_remove_the_least_score_of_all_keep_sets[protect=(-1,)-{n}" for n in range(1, 6)
+    ),
+    "steps/shape": "what_it_cannot",
+    "surgery/sequence": "the_step_keeps",
+    "trace/writers": "coordinates_of_removed_units_are_those_that_gates_set_to_zero[convnet",
+    "trace/subject/adapters": "prune_returns",
+    "trace/subject/compensation": "too_few",
+    "trace/subject/estimators": "gate_scores the_gate_gradient",
+    "trace/subject/own_code": "a_pattern nothing_left a_size zeros",
+    "trace/subject/pipeline": "wrong_estimators",
+}
+"""Beginnings of the names of tests by file, without `test_`; nothing: all of the file."""
+
+SLOW = tuple(
+    f"tests/{folder}/test_{file}.py::{'' if name[:4] in ('', 'Test') else 'test_'}{name}"
+    for folder, _, file, names in ((*home.rpartition("/"), names) for home, names in _SLOW.items())
+    for name in names.split(" ")
+)
+"""Beginnings of the names of tests that take more than about a second: with these the default suite is too long."""
+
 SMOKE: tuple[str, ...] = tuple(
     f"tests/{name}"
     for name in (
@@ -43,7 +102,8 @@ SMOKE: tuple[str, ...] = tuple(
 
 def marks_of(name: str, marks: Collection[str]) -> Iterator[str]:
     """Yield the marks of a test beside its own."""
-    if "slow" in marks and name.startswith(NIGHTLY):
-        yield "nightly"
-    if name.startswith(SMOKE) and "slow" not in marks:
+    slow = "slow" in marks or name.startswith(SLOW)
+    if slow:
+        yield from ("slow", "nightly") if name.startswith(NIGHTLY) else ("slow",)
+    elif name.startswith(SMOKE):
         yield "smoke"

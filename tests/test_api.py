@@ -66,6 +66,7 @@ def test_names_objects_and_files_score_alike(model, windows, mine):
         saap_jax.score_units(model, windows, [made, made])
 
 
+@pytest.mark.slow
 def test_what_was_scored_is_searched_with_its_stability(model, windows):
     scored = saap_jax.score_units(model, windows, ["gate_taylor", "wanda"])
     stable, plain = (

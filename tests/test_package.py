@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import saap_jax
-from tests.homes import NIGHTLY, SMOKE
+from tests.homes import NIGHTLY, SLOW, SMOKE
 
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
@@ -55,6 +55,7 @@ def test_the_wheel_of_the_sdist_holds_the_package(tmp_path):
     assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.M)) == EXTRAS.keys()
 
 
+@pytest.mark.slow
 def test_a_wheel_without_its_data_is_noticed(tmp_path):
     project = copied(tmp_path) / "pyproject.toml"
     project.write_text(project.read_text().replace('"saap_jax.configs" = ["gates/*.toml"]\n', ""))
@@ -145,8 +146,12 @@ def test_workflows_cover_the_versions_that_are_declared():
 
 
 def test_what_has_a_home_is_there():
-    wanted = [f"{name}*" if name.endswith("/") else f"{name.removesuffix('.py')}.py" for name in (*NIGHTLY, *SMOKE)]
-    assert not [name for name in wanted if not list(PROJECT.glob(name))]
+    files = {path.relative_to(PROJECT).as_posix(): path for path in (PROJECT / "tests").rglob("test_*.py")}
+    for name in (*NIGHTLY, *SMOKE, *SLOW):
+        file, _, test = name.partition("::")
+        homes = [path for home, path in files.items() if home.startswith(file)]
+        said = test.partition("[")[0].rpartition("::")[2]
+        assert any(said in path.read_text() for path in homes), name
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
