@@ -15,7 +15,7 @@ from saap_jax.estimation.observe import observe, score
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.export.hf import write_hf
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
-from saap_jax.llama.files.hf_config import config_from_spec, spec_from_config
+from saap_jax.llama.files.config import config_from_spec, spec_from_config
 from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import _norms_of_parts

@@ -19,7 +19,8 @@ from safetensors import safe_open
 
 from saap_jax.estimation.base import Plan, Statistic, Statistics, statistics_dtype
 from saap_jax.estimation.registry import STATISTICS
-from saap_jax.llama.files.write import Tensor, write_tensors
+from saap_jax.llama.files.layout import Tensor
+from saap_jax.llama.files.write import write_tensors
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.gather import fetched, leaves_by_path
 from saap_jax.runtime.mesh import mesh_of

@@ -19,7 +19,7 @@ from saap_jax.export.gguf_vocabulary import Pair
 from saap_jax.export.hf import RAGGED
 from saap_jax.export.widths import added_parameters, gguf_widths, unfit
 from saap_jax.llama.files.families import all_but_each
-from saap_jax.llama.files.gguf_layout import (
+from saap_jax.llama.files.gguf import (
     PERMUTED,
     ROPE_FACTORS,
     ROUTER,
@@ -30,10 +30,8 @@ from saap_jax.llama.files.gguf_layout import (
     llama3_divisors,
     permute,
 )
-from saap_jax.llama.files.hf_config import fits_plain_config
-from saap_jax.llama.files.hf_groups import as_stored, fused_groups
-from saap_jax.llama.files.hf_layout import QUANTIZED
-from saap_jax.llama.files.write import Tensor, converted, model_tensors
+from saap_jax.llama.files.layout import QUANTIZED, Tensor, as_stored, fused_groups, model_tensors
+from saap_jax.llama.files.write import converted
 from saap_jax.llama.model import Llama, param
 from saap_jax.llama.product import Weight
 from saap_jax.llama.quantized import Quantized, quantization_of, with_matrices

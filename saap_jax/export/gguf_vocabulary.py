@@ -8,7 +8,7 @@ from typing import Any
 from gguf import GGUFValueType as Kind
 from gguf import TokenType
 
-from saap_jax.llama.files.gguf_file import open_gguf_file
+from saap_jax.llama.files.gguf import open_gguf_file
 from saap_jax.llama.files.tokenizer import Tokenizer, pre_tokenizer_name
 from saap_jax.llama.spec import Constants
 

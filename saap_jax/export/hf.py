@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from saap_jax.export.widths import added_parameters, unfit, uniform_widths
-from saap_jax.llama.files.hf_config import config_from_spec, fits_plain_config
-from saap_jax.llama.files.hf_groups import as_stored, groups_of
+from saap_jax.llama.files.config import config_from_spec, fits_plain_config
+from saap_jax.llama.files.layout import Tensor, as_stored, groups_of, model_tensors
 from saap_jax.llama.files.tokenizer import Tokenizer
-from saap_jax.llama.files.write import Tensor, model_tensors, write_json, write_tensors, write_tokenizer
+from saap_jax.llama.files.write import write_json, write_tensors, write_tokenizer
 from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import LlamaSpec
 

@@ -18,12 +18,11 @@ from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, 
 from saap_jax.export.widths import without_empty_layers
 from saap_jax.jobs import origins
 from saap_jax.llama import Llama, load_model, load_tokenizer
-from saap_jax.llama.files import maxtext, tunix
-from saap_jax.llama.files.gguf_layout import ROPE_FACTORS
-from saap_jax.llama.files.hf_config import config_from_spec
-from saap_jax.llama.files.load import resolve
-from saap_jax.llama.files.orbax_items import arrays_of, item_of
-from saap_jax.llama.files.source import loader_of
+from saap_jax.llama.files import orbax, trainers
+from saap_jax.llama.files.config import config_from_spec
+from saap_jax.llama.files.gguf import ROPE_FACTORS
+from saap_jax.llama.files.orbax import arrays_of, item_of
+from saap_jax.llama.files.sources import loader_of, resolve
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.files.write import new_output, write_further, write_json, write_tokenizer
 from saap_jax.llama.quantized import dequantized, quantization_of
@@ -129,7 +128,7 @@ def count_written(place: Path) -> int:
     if place.is_file():
         tensors = gguf.GGUFReader(place).tensors
         return sum(int(tensor.n_elements) for tensor in tensors if tensor.name != ROPE_FACTORS)
-    if (items := item_of(place, maxtext.ITEMS)) is not None:
+    if (items := item_of(place, orbax.ITEMS)) is not None:
         return sum(array.size for array in arrays_of(items).values())
     total = 0
     for path in place.glob("*.safetensors"):
@@ -172,7 +171,7 @@ def _write(
     if config.format == "maxtext":
         return _write_maxtext(config, model, tokenizer, place, teacher)
     generation = source / "generation_config.json"
-    about = tunix.configuration(model.spec) if config.format == "tunix" else None
+    about = trainers.configuration(model.spec) if config.format == "tunix" else None
     added = write_hf(
         model,
         place,
@@ -183,7 +182,7 @@ def _write(
     )
     if about is not None:
         write_json(about, place / TUNIX)
-        return f"{model.constants.traits.architecture} for {about['module']}", added, tunix.departures(model.spec)
+        return f"{model.constants.traits.architecture} for {about['module']}", added, trainers.departures(model.spec)
     if config.format == "ragged":
         return "SaapLlamaForCausalLM", added, ("load it in transformers with trust_remote_code=True",)
     return model.constants.traits.architecture, added, ()
@@ -195,14 +194,14 @@ def _write_maxtext(
     """Write a checkpoint of MaxText, perhaps its teacher's beside it, what reads them back, and what MaxText takes."""
     remote = is_remote(config.out)
     where = config.out.rstrip("/") if remote else str(Path(config.out).expanduser().absolute())
-    student = maxtext.Side(model.spec, where)
-    other = None if teacher is None else maxtext.Side(teacher.spec, f"{where}/{TEACHER}")
+    student = trainers.Side(model.spec, where)
+    other = None if teacher is None else trainers.Side(teacher.spec, f"{where}/{TEACHER}")
     # transformers reads the config.json beside a tokenizer, and refuses numbers of heads that pruning may leave
     words = None if remote or tokenizer is None else (other or student).place
-    settings = maxtext.settings_of(student, other, words)
+    settings = trainers.settings_of(student, other, words)
     for each, directory in ((model, place), (teacher, place / TEACHER)):
         if each is not None:
-            maxtext.write_maxtext(each, directory, jnp.dtype(config.dtype))
+            orbax.write_maxtext(each, directory, jnp.dtype(config.dtype))
             write_json(config_from_spec(each.spec, config.dtype), directory / "config.json")
             if tokenizer is not None:
                 write_tokenizer(tokenizer, directory)
@@ -213,7 +212,7 @@ def _write_maxtext(
         notes += (f"{MAXTEXT} lacks its teacher: export again with --teacher and the unpruned model",)
     elif len(teacher.spec.layers) != len(model.spec.layers):
         notes += ("whole layers went, so MaxText can compare logits, but not features of layers: leave distill_beta 0",)
-    return f"MaxText, decoder block {maxtext.BLOCKS[model.constants.family].name}", 0, notes
+    return f"MaxText, decoder block {orbax.BLOCKS[model.constants.family].name}", 0, notes
 
 
 def shown(config: ExportConfig, exported: Exported) -> Iterator[Any]:

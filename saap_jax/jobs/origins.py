@@ -11,9 +11,8 @@ from saap_jax.config.method import CalibrationConfig, is_factory
 from saap_jax.config.recover import MethodConfig, RecoverConfig
 from saap_jax.config.use import ExportConfig
 from saap_jax.llama import Llama
-from saap_jax.llama.files.hf_config import config_from_spec
-from saap_jax.llama.files.load import resolve
-from saap_jax.llama.files.source import CARD, loader_of, source_of
+from saap_jax.llama.files.config import config_from_spec
+from saap_jax.llama.files.sources import CARD, loader_of, resolve, source_of
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.report.card import card
 from saap_jax.runs.commands import command_of, options, prune_command

@@ -22,10 +22,10 @@ from saap_jax.jobs import origins
 from saap_jax.jobs.job import Ending, lengths_of, run_job
 from saap_jax.jobs.judged import NEW_TOKENS, written
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
-from saap_jax.llama.files.load import load_keep, resolve
-from saap_jax.llama.files.save import check_widths
+from saap_jax.llama.files.load import load_keep
+from saap_jax.llama.files.sources import resolve
 from saap_jax.llama.files.tokenizer import Tokenizer
-from saap_jax.llama.files.write import write_further
+from saap_jax.llama.files.write import check_widths, write_further
 from saap_jax.llama.generate import decoder_of
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Outcome, Step, Training, held_out_loss, steps_of, train

@@ -1,9 +1,12 @@
 """What a LLaMA-family model is: constants that no array shows, and the sizes of each layer."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from saap_jax.llama.files.families import FAMILIES, Family
+from saap_jax.runtime import words
+from saap_jax.runtime.errors import shown
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "vocabulary": (1, 2**24),
@@ -13,8 +16,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "head size": (2, 2**16),
     "layers": (1, 2**14),
     "positions": (1, 2**30),
+    "count": (0, 2**30),
     "epsilon": (1e-15, 0.1),
-    "theta": (2, 1e12),
+    "theta": (2.0, 1e12),
     "factor": (1e-6, 1e6),
 }
 """Smallest and largest value of a quantity in a file that is believed: far beyond every published model."""
@@ -192,13 +196,6 @@ class LlamaSpec:
         return tuple(segments)
 
 
-def check_bounds(value: int | float, quantity: str, what: str) -> None:
-    """Raise ValueError unless a number of a file is within `BOUNDS`; `what` names file and key."""
-    least, most = BOUNDS[quantity]
-    if not least <= value <= most:
-        raise ValueError(f"{what}: expected {quantity} from {least:,} to {most:,}, got {value:,}; the file is damaged")
-
-
 def check_length(constants: Constants, length: int, option: str) -> None:
     """Raise ValueError if rows of `length` tokens are longer than a model's positions; `option` is what sets them."""
     if length > constants.positions:
@@ -206,3 +203,84 @@ def check_length(constants: Constants, length: int, option: str) -> None:
             f"{option}: expected at most {constants.positions:,} tokens, the positions of the model, got {length:,}; "
             f"give a smaller {option}"
         )
+
+
+# --- values of files -----------------------------------------------------------------------------------
+
+
+class Values(dict[str, Any]):
+    """Values by key; `where` names the file, and a missing key is refused like one of another kind."""
+
+    def __init__(self, values: Mapping[str, Any], kinds: Mapping[str, str], where: str, prefix: str = "") -> None:
+        super().__init__(values)
+        self.kinds, self.where, self.prefix = kinds, where, prefix
+
+    def __missing__(self, key: str) -> Any:
+        kind = f" to be {_kind(self.kinds[key])[0]}" if key in self.kinds else ""
+        raise ValueError(f"{self.where}: expected {self.prefix}{key}{kind}, got None")
+
+
+def checked(given: Mapping[str, Any], kinds: Mapping[str, str], where: str, prefix: str = "") -> Values:
+    """Return the values that are not null, those in the table of the kind that it says.
+
+    Args:
+        kinds: a quantity of `BOUNDS`, with `*` behind it where a list of them may stand, or a name of `KINDS`.
+
+    Raises:
+        ValueError: a value of another kind, or a number that is beyond what is believed.
+    """
+    values = Values({key: value for key, value in given.items() if value is not None}, kinds, where, prefix)
+    for key in (key for key in kinds if key in values):
+        said, holds = _kind(kinds[key])
+        if not holds(values[key]):
+            raise ValueError(f"{where}: expected {prefix}{key} to be {said}, got {shown(values[key])}")
+    return values
+
+
+def _kind(name: str) -> tuple[str, Callable[[Any], bool]]:
+    """Return how messages call a kind, and whether a value is of it."""
+    if name in KINDS:
+        return KINDS[name]
+    least, most = BOUNDS[name.removesuffix("*")]
+    types = (int, float) if isinstance(most, float) else (int,)
+
+    def holds(value: Any) -> bool:
+        many = isinstance(value, list) and bool(value) and name.endswith("*")
+        each: list[Any] = value if many else [value]
+        return all(type(one) in types and (0 if many else least) <= one <= most for one in each)
+
+    said = f"a number from {least:g} to {most:g}" if float in types else f"a whole number from {least:,} to {most:,}"
+    return said + (", or a list of such numbers or 0" if name.endswith("*") else ""), holds
+
+
+def _is_token(value: Any) -> bool:
+    return type(value) is int and value < BOUNDS["vocabulary"][1]
+
+
+def _array(of: type, name: str) -> tuple[str, Callable[[Any], bool]]:
+    return f"an array of {name}", lambda value: isinstance(value, list) and all(type(each) is of for each in value)
+
+
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "flag": ("true or false", lambda value: type(value) is bool),
+    "object": ("an object", lambda value: isinstance(value, dict)),
+    "text": ("a text", lambda value: isinstance(value, str)),
+    "token": ("a token id", _is_token),
+    "tokens": ("a token id or some", lambda v: all(map(_is_token, v if isinstance(v, list) else [v]))),
+    "texts": _array(str, "texts"),
+    "integers": _array(int, "integers"),
+    "numbers": _array(float, "numbers"),
+}
+"""What values are that are no quantity -> how messages call it, and whether a value is of it."""
+
+
+def per_layer(value: Any, layers: int, key: str, where: str) -> list[int]:
+    """Return a number a layer, of a list or of one number for all of them."""
+    if isinstance(value, list) and len(value) != layers:
+        raise ValueError(f"{where}: expected {key} to be {layers} numbers, one a layer, got {shown(value)}")
+    return value if isinstance(value, list) else [value] * layers
+
+
+def some(names: list[str]) -> str:
+    """Name the first three, and how many more there are; what cannot be printed, or is long, as text in quotes."""
+    return words.some([name if name.isprintable() and len(name) <= 100 else shown(name) for name in names])

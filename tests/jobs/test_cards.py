@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.repocard import metadata_load
 
 from saap_jax.cli import main
-from saap_jax.llama.files.source import source_of
+from saap_jax.llama.files.sources import source_of
 from saap_jax.runs.origin import read_origin
 from saap_jax.runs.reading import read_candidates, read_run
 

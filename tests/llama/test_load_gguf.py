@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import RopeScaling, load_model
-from saap_jax.llama.files.load_gguf import _scaling_of_factors
+from saap_jax.llama.files.gguf import _scaling_of_factors
 from tests.llama.conftest import assert_same, spec_of
 
 SPEC = spec_of((2, 12), (2, 12))
@@ -158,13 +158,6 @@ def test_llama3_factors_in_a_file(pair, theta, scaling):
     assert load_model(write(path, tensors, FIELDS | {"rope.freq_base": theta})).constants.rope_scaling == scaling
 
 
-def test_other_factors_are_refused(pair):
-    _, tensors, path = pair
-    tensors["rope_freqs.weight"] = np.array([1.0, 3.0], np.float32)
-    with pytest.raises(ValueError, match=r"rope_freqs\.weight is no llama3 scaling"):
-        load_model(write(path, tensors))
-
-
 @pytest.mark.parametrize(
     "fields", [{"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope.scale_linear": 4.0}]
 )
@@ -179,22 +172,17 @@ def test_linear_scaling(pair, fields):
     [
         ({"rope.scaling.type": "yarn"}, "llama.rope.scaling.type = 'yarn' is not supported"),
         ({"rope.dimension_count": 2}, "llama.rope.dimension_count = 2 is not supported, expected head_dim 4"),
-        ({"expert_count": 8}, "expected llama.expert_used_count to be a positive integer, got None"),
+        ({"expert_count": 8}, "expected llama.expert_used_count to be a whole number from 1 to 65,536, got None"),
         ({"attention.sliding_window": 512}, "unknown attributes llama.attention.sliding_window"),
         ({"attention.head_count_kv": 3}, "no multiple of 3"),
-        (
-            {"attention.head_count": 0},
-            "llama.attention.head_count to be a positive integer, or non-negative integers, got 0",
-        ),
-        ({"attention.layer_norm_rms_epsilon": "x"}, "layer_norm_rms_epsilon to be a positive number"),
-        ({"attention.layer_norm_rms_epsilon": 1e30}, "llama.attention.layer_norm_rms_epsilon: expected epsilon from"),
-        ({"rope.freq_base": 1e-3}, "llama.rope.freq_base: expected theta from 2 to"),
-        ({"block_count": 2**31}, "llama.block_count: expected layers from 1 to 16,384"),
+        ({"attention.head_count": 0}, "llama.attention.head_count to be a whole number from 1 to 65,536, or a list"),
+        ({"attention.layer_norm_rms_epsilon": "x"}, "layer_norm_rms_epsilon to be a number from 1e-15 to 0.1"),
+        ({"rope.freq_base": 1e-3}, "llama.rope.freq_base to be a number from 2 to"),
+        ({"block_count": 2**31}, "llama.block_count to be a whole number from 1 to 16,384"),
         ({"block_count": 16_000}, "missing tensors model.layers.2.*, expected 16000 layers"),
-        ({"context_length": 2**31}, "llama.context_length: expected positions from"),
         ({"attention.key_length": 3}, "even head_dim, got 3"),
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 0.5}, "expected factor >= 1, got 0.5"),
-        ({"feed_forward_length": "12"}, "llama.feed_forward_length to be a positive integer, or"),
+        ({"feed_forward_length": "12"}, "llama.feed_forward_length to be a whole number"),
     ],
 )
 def test_metadata_refusals(pair, fields, message):
@@ -213,17 +201,19 @@ def test_other_architecture(pair):
         load_model(write(path, tensors, architecture="gemma"))
 
 
-def test_tensor_refusals(pair):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blk.0.attn_q.bias": np.zeros(16, np.float32)}, "unknown tensor blk.0.attn_q.bias"),
+        ({"blk.1.ffn_up.weight": None}, "missing tensors model.layers.1.mlp.up_proj.weight"),
+        ({"output_norm.weight": np.full(16, np.nan, np.float32)}, "model.norm.weight holds NaN"),
+        ({"rope_freqs.weight": np.array([1.0, 3.0], np.float32)}, "rope_freqs.weight is no llama3 scaling"),
+    ],
+)
+def test_tensor_refusals(pair, change, message):
     _, tensors, path = pair
-    unknown = tensors | {"blk.0.attn_q.bias": np.zeros(16, np.float32)}
-    with pytest.raises(ValueError, match=r"unknown tensor blk\.0\.attn_q\.bias"):
-        load_model(write(path, unknown))
-    missing = {name: tensor for name, tensor in tensors.items() if name != "blk.1.ffn_up.weight"}
-    with pytest.raises(ValueError, match=r"missing tensors model\.layers\.1\.mlp\.up_proj\.weight"):
-        load_model(write(path, missing))
-    nan = tensors | {"output_norm.weight": np.full(16, np.nan, np.float32)}
-    with pytest.raises(ValueError, match=r"model\.norm\.weight holds NaN"):
-        load_model(write(path, nan))
+    with pytest.raises(ValueError, match=message):
+        load_model(write(path, {name: each for name, each in (tensors | change).items() if each is not None}))
 
 
 def test_damaged_files(pair):

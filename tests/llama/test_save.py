@@ -1,4 +1,4 @@
-"""Saving: bits survive, configs do not lie, and nothing incomplete appears under a final name."""
+"""Saving: bits survive, configs do not lie, and outputs appear under their final name complete or not at all."""
 
 import errno
 import json
@@ -9,13 +9,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from saap_jax.llama import load_keep, load_model, save_model
-from saap_jax.llama.files import save as save_module
+from saap_jax.llama import LayerWidths, load_keep, load_model, save_model
+from saap_jax.llama.files import write as write_module
+from saap_jax.llama.files.layout import Tensor, model_tensors
+from saap_jax.llama.files.write import converted, new_output
+from saap_jax.surgery.cut import cut
+from tests import helpers
+from tests.helpers import RELATIVES, relative
 from tests.llama.conftest import assert_same, random_model, spec_of
 
 DENSE = spec_of((2, 12), (2, 12))
 CUT = spec_of((2, 12), (1, 12), (1, 12), (0, 0), (2, 4), tied=True)
 BIASED = spec_of((2, 12), (2, 12), output_biases=True)
+
+
+def written(model, directory, **options):
+    """Save a model; return its tensors and its config."""
+    place = save_model(model, directory, **options)
+    return load_file(place / "model.safetensors"), json.loads((place / "config.json").read_text())
 
 
 @pytest.mark.slow
@@ -27,13 +38,38 @@ def test_round_trip_is_bitwise(spec, dtype, tmp_path):
     loaded = load_model(first, dtype)
     assert_same(loaded, model)
     second = save_model(loaded, tmp_path / "second")
-    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
-    assert (first / "config.json").read_bytes() == (second / "config.json").read_bytes()
+    for name in ("model.safetensors", "config.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_empty_layer_keeps_its_query_heads(tmp_path):
-    model = random_model(CUT)
-    config = json.loads((save_model(model, tmp_path / "cut") / "config.json").read_text())
+@pytest.mark.slow
+@pytest.mark.parametrize("family", RELATIVES)
+@pytest.mark.parametrize("widths", [((2, 6), (2, 6)), ((2, 6), (1, 3), (0, 5))], ids=["dense", "ragged"])
+def test_relatives_come_back(family, widths, tmp_path):
+    model = relative(family, *widths)
+    tensors, _ = written(model, tmp_path / "m")
+    assert_same(load_model(tmp_path / "m"), model)
+    fused = [name for name in tensors if "qkv_proj" in name or "gate_up" in name]
+    assert len(fused) == (4 if family == "phi3" and len(widths) == 2 else 0)
+
+
+def test_cut_and_compensated_relatives_come_back(tmp_path):
+    """Of a Qwen2 with output biases, those of query, key and value are its own: nothing drops or refuses them."""
+    spec = helpers.spec_of((2, 6), (2, 6), output_biases=True, constants=RELATIVES["qwen2"])
+    biased = helpers.random_model(spec)
+    assert_same(load_model(save_model(biased, tmp_path / "biased")), biased)
+    keep = {"attention": np.array([[True, False], [True, True], [False, True]]), "mlp": np.ones((3, 6), bool)}
+    pruned = cut(relative("qwen2", *[(2, 6)] * 3), keep)
+    assert_same(load_model(save_model(pruned, tmp_path / "m", keep=keep)), pruned)
+
+
+def test_names_and_configs_of_cut_models(tmp_path):
+    tensors, config = written(random_model(CUT), tmp_path / "cut")
+    assert len(tensors) == 2 + 5 * 9
+    assert tensors["model.layers.1.self_attn.q_proj.weight"].shape == (8, 16)
+    assert tensors["model.layers.1.self_attn.o_proj.weight"].shape == (16, 8)
+    assert tensors["model.layers.3.mlp.down_proj.weight"].shape == (16, 0)
+    assert tensors["model.layers.4.mlp.gate_proj.weight"].shape == (4, 16)
     assert config["model_type"] == "saap_llama"
     assert config["num_key_value_heads"] == [2, 1, 1, 0, 2]
     assert config["num_attention_heads"] == [4, 2, 2, 0, 4]
@@ -42,40 +78,44 @@ def test_empty_layer_keeps_its_query_heads(tmp_path):
     assert load_model(tmp_path / "cut").spec.layers[3].q_per_kv == 2
 
 
-def test_output_biases_are_stored_under_their_names_and_said_in_the_config(tmp_path):
+def test_biases_and_norms_have_hugging_face_names(tmp_path):
+    """Head h of layer l: entries h·head_dim … of q_proj.bias are query_bias[l, h // q_per_kv, h % q_per_kv]."""
     model = random_model(BIASED)
-    directory = save_model(model, tmp_path / "biased")
-    tensors, config = load_file(directory / "model.safetensors"), json.loads((directory / "config.json").read_text())
+    tensors, config = written(model, tmp_path / "biased")
     assert (config["model_type"], config["output_biases"]) == ("saap_llama", True)
-    np.testing.assert_array_equal(
-        tensors["model.layers.1.self_attn.o_proj.bias"], model.segments[0].attention.output_bias[...][1]
-    )
-    np.testing.assert_array_equal(tensors["model.layers.0.mlp.down_proj.bias"], model.segments[0].mlp.down_bias[...][0])
-    assert not [
-        name
-        for name in load_file(save_model(random_model(DENSE), tmp_path / "d") / "model.safetensors")
-        if name.endswith("bias")
-    ]
+    attention, mlp = model.segments[0].attention, model.segments[0].mlp
+    np.testing.assert_array_equal(tensors["model.layers.1.self_attn.o_proj.bias"], attention.output_bias[...][1])
+    np.testing.assert_array_equal(tensors["model.layers.0.mlp.down_proj.bias"], mlp.down_bias[...][0])
+    assert not [name for name in written(random_model(DENSE), tmp_path / "d")[0] if name.endswith("bias")]
+    qwen2 = relative("qwen2")
+    tensors, own = written(qwen2, tmp_path / "qwen2")[0], qwen2.segments[0].attention
+    for head in range(4):
+        bias = tensors["model.layers.1.self_attn.q_proj.bias"][4 * head : 4 * head + 4]
+        np.testing.assert_array_equal(bias, own.query_bias[...][1, head // 2, head % 2])
+    np.testing.assert_array_equal(tensors["model.layers.1.self_attn.k_proj.bias"][4:], own.key_bias[...][1, 1])
+    np.testing.assert_array_equal(tensors["model.layers.0.self_attn.v_proj.bias"][:4], own.value_bias[...][0, 0])
+    qwen3 = relative("qwen3")
+    norm = written(qwen3, tmp_path / "qwen3")[0]["model.layers.1.self_attn.q_norm.weight"]
+    np.testing.assert_array_equal(norm, qwen3.segments[0].attention.query_norm[...][1])
 
 
-def test_names_and_shapes_are_hugging_face(tmp_path):
-    tensors = load_file(save_model(random_model(CUT), tmp_path / "cut") / "model.safetensors")
-    assert len(tensors) == 2 + 5 * 9
-    assert tensors["model.layers.1.self_attn.q_proj.weight"].shape == (8, 16)
-    assert tensors["model.layers.1.self_attn.k_proj.weight"].shape == (4, 16)
-    assert tensors["model.layers.1.self_attn.o_proj.weight"].shape == (16, 8)
-    assert tensors["model.layers.3.mlp.down_proj.weight"].shape == (16, 0)
-    assert tensors["model.layers.4.mlp.gate_proj.weight"].shape == (4, 16)
+def test_fused_tensors_are_the_separate_ones_below_each_other(tmp_path):
+    model = relative("phi3")
+    tensors, segment = written(model, tmp_path / "m")[0], model.segments[0]
+    matrices = (segment.attention.query, segment.attention.key, segment.attention.value)
+    parts = [np.asarray(each[...][1]).reshape(8, -1).T for each in matrices]
+    np.testing.assert_array_equal(tensors["model.layers.1.self_attn.qkv_proj.weight"], np.concatenate(parts))
+    parts = [np.asarray(each[...][1]).T for each in (segment.mlp.gate, segment.mlp.up)]
+    np.testing.assert_array_equal(tensors["model.layers.1.mlp.gate_up_proj.weight"], np.concatenate(parts))
 
 
 def test_dtype_converts(tmp_path):
     model = random_model(DENSE)
-    directory = save_model(model, tmp_path / "half", dtype="bfloat16")
-    tensors = load_file(directory / "model.safetensors")
+    tensors, config = written(model, tmp_path / "half", dtype="bfloat16")
     assert {tensor.dtype for tensor in tensors.values()} == {jnp.dtype(jnp.bfloat16)}
     expected = np.asarray(model.unembedding[...]).T.astype(jnp.bfloat16)
     np.testing.assert_array_equal(tensors["lm_head.weight"], expected)
-    assert json.loads((directory / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert config["torch_dtype"] == "bfloat16"
     with pytest.raises(ValueError, match="dtype: expected float64, float32"):
         save_model(model, tmp_path / "other", dtype="int8")
     assert os.listdir(tmp_path) == ["half"]
@@ -98,14 +138,41 @@ def test_keep_round_trip(tmp_path):
         save_model(model, tmp_path / "other", keep=keep)
 
 
+# --- tensors on their way ----------------------------------------------------------------------------
+
+
+def test_widened_tensors_hold_the_model_and_zeros():
+    model = random_model(spec_of((2, 6), (1, 3)))
+    wide = LayerWidths(kv_heads=3, q_per_kv=4, mlp=7)
+    plain = {tensor.name: tensor.read() for tensor in model_tensors(model)}
+    for tensor in model_tensors(model, [wide] * 2):
+        values, before = tensor.read(), plain[tensor.name]
+        assert values.shape == tensor.shape
+        assert np.count_nonzero(values) == np.count_nonzero(before)
+        if tensor.name == "model.layers.1.self_attn.q_proj.weight":  # rows: kv_heads, q_per_kv, head_dim
+            np.testing.assert_array_equal(
+                values.reshape(3, 4, 4, 16)[:1, :2], before.reshape(1, 2, 4, 16), err_msg="groups move apart"
+            )
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn.* or wider"):
+        model_tensors(model, [LayerWidths(kv_heads=1, q_per_kv=2, mlp=6)] * 2)
+
+
+def test_conversion_beyond_the_range_is_refused():
+    tensor = Tensor("big", (2,), lambda: np.array([1.0, 1e5], np.float32))
+    assert converted(tensor, np.dtype(np.float32)).tolist() == [1.0, 1e5]
+    with pytest.raises(ValueError, match=r"big: holds values up to 1e\+05, beyond the range of float16"):
+        converted(tensor, np.dtype(np.float16))
+
+
+# --- outputs ---------------------------------------------------------------------------------------
+
+
 def test_existing_target_is_refused(tmp_path):
-    model = random_model(DENSE)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("empty", "dangling"):
-        (tmp_path / "empty").mkdir(exist_ok=True)
-        (tmp_path / "dangling").unlink(missing_ok=True)
-        (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
         with pytest.raises(FileExistsError, match="never overwritten"):
-            save_model(model, tmp_path / name)
+            save_model(random_model(DENSE), tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["dangling", "empty"]
     assert not os.listdir(tmp_path / "empty")
 
@@ -117,30 +184,38 @@ def test_full_disk_leaves_nothing(tmp_path, monkeypatch, failing):
     def full(content, path, *rest):
         path.write_bytes(b"half")
         assert sorted(os.listdir(tmp_path)) == [".model.lock", ".model.partial"]
-        assert not (tmp_path / "model").exists()
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(save_module, failing, full)
+        patch.setattr(write_module, failing, full)
         with pytest.raises(OSError, match=r"model: the model was not saved \(No space left on device") as error:
             save_model(model, tmp_path / "model")
     assert error.value.errno == errno.ENOSPC
-    assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == []
     save_model(model, tmp_path / "model")
 
 
-def test_interruption_leaves_nothing(tmp_path, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(save_module, "write_json", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        save_model(random_model(DENSE), tmp_path / "model")
-    assert os.listdir(tmp_path) == []
-
-
-def test_parents_are_made_and_permissions_are_ordinary(tmp_path):
-    directory = save_model(random_model(DENSE), tmp_path / "a" / "b")
+@pytest.mark.parametrize("suffix", [None, ".bin"])
+def test_an_output_appears_when_it_is_complete(tmp_path, suffix):
+    target = tmp_path / "deep" / "out"
+    with new_output(target, "it", suffix=suffix) as place:
+        (place if suffix else place / "file").write_text("x")
+        assert not target.exists()
+    assert target.is_file() if suffix else (target / "file").is_file()
+    assert os.listdir(target.parent) == ["out"]
     (tmp_path / "plain").mkdir()
-    assert directory.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert suffix or target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("suffix", [None, ".bin"])
+@pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt(), FileNotFoundError("ours")])
+def test_nothing_is_left_behind(tmp_path, suffix, error):
+    def fail():
+        with new_output(tmp_path / "out", "it", suffix=suffix) as place:
+            (place if suffix else place / "file").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        fail()
+    assert raised.value is error
+    assert os.listdir(tmp_path) == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
-from saap_jax.llama.files.hf_config import config_from_spec
+from saap_jax.llama.files.config import config_from_spec
 from saap_jax.llama.files.write import model_tensors, write_json, write_tensors
 from tests.sharded.test_processes import port, started
 

@@ -13,7 +13,7 @@ import pytest
 from saap_jax.config.use import ExportConfig
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import Constants, Llama, LlamaSpec, load_model, save_model
-from saap_jax.llama.files.tunix import departures
+from saap_jax.llama.files.trainers import departures
 from tests.export.models import RELATIVES, UNIFORM, spec_of
 from tests.helpers import random_model
 

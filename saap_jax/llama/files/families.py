@@ -1,7 +1,6 @@
 """The families of models: all in which one differs from LLaMA, an entry each.
 
-What the `config.json` of a family may say beside what all have follows the configuration classes of transformers
-(`LlamaConfig`, `MistralConfig`, `Qwen2Config`, `Qwen3Config`, `Phi3Config`, `Gemma3TextConfig`); names and limits in
+What a `config.json` may say beside what all have follows the configuration classes of transformers; names and limits in
 GGUF, llama.cpp.
 """
 
@@ -83,7 +82,7 @@ class Family(NamedTuple):
     scaled_words: bool = False
     """Embeddings are multiplied by the square root of their width where they enter the residual stream."""
     windowed: bool = False
-    """A token may see only the last `Constants.sliding_window` positions, its own among them."""
+    """A token may see only the last `Constants.sliding_window` positions, as a config may say."""
     fused: bool = False
     """Query, key and value are stored as one matrix, and so are gate and up."""
     scaled: bool = True
@@ -91,7 +90,7 @@ class Family(NamedTuple):
     window_by_layer: bool = False
     """A config may give some layers a window and others none."""
     window_switch: bool = False
-    """A config says whether there is a window at all, and from which layer on."""
+    """A config says whether there is a window at all (`use_sliding_window`), and from which layer on."""
     full_every: int = 0
     """Where a config does not say which layers have a window: all but each of this number; 0: all."""
     local_theta: float | None = None
@@ -107,9 +106,9 @@ class Family(NamedTuple):
     groups_said: bool = True
     """A config must say `num_key_value_heads`; else there is one KV head a query head."""
     only: Mapping[str, tuple[Any, ...]] = _NONE
-    """Keys that change the computation -> the values that this model computes."""
+    """Keys that change the computation -> the values that this model computes; `architectures` goes without saying."""
     read: frozenset[str] = frozenset()
-    """Keys that are read beside those of all families."""
+    """Keys that are read beside those of all families and of windows."""
     defaults: Mapping[str, Any] = _NONE
     """What a missing key stands for, where that is not as in LLaMA."""
     harmless: frozenset[str] = frozenset()
@@ -125,11 +124,24 @@ class Family(NamedTuple):
         """Whether its MLPs are mixtures of experts."""
         return self.mixture is not None
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """Keys of a plain config that are read beside those of all families."""
+        found = set(self.read) | (set(self.mixture.keys) if self.mixture else set())
+        found |= {"sliding_window"} if self.windowed else set()
+        found |= {"layer_types"} if self.window_by_layer else set()
+        return frozenset(found | ({"use_sliding_window", "max_window_layers"} if self.window_switch else set()))
+
+    @property
+    def allowed(self) -> dict[str, tuple[Any, ...]]:
+        """Keys of a plain config that change the computation -> the values that this model computes."""
+        return {"architectures": (None, [self.architecture])} | dict(self.only)
+
 
 _FALSE = (None, False)
-_WINDOWS = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
 _QWEN = {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28, "bos_token_id": None}
 _QWEN |= {"eos_token_id": None}
+_HEAD_NORMS = {f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"}
 _ROUTING = frozenset({"output_router_logits", "router_aux_loss_coef"})
 
 FAMILIES: dict[str, Family] = {
@@ -149,8 +161,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(
         "MistralForCausalLM",
         windowed=True,
-        only={"architectures": (None, ["MistralForCausalLM"]), "attention_bias": _FALSE},
-        read=frozenset({"sliding_window"}),
+        only={"attention_bias": _FALSE},
         defaults={"max_position_embeddings": 4096 * 32, "sliding_window": 4096},
     ),
     "qwen2": Family(
@@ -159,8 +170,7 @@ FAMILIES: dict[str, Family] = {
         windowed=True,
         window_by_layer=True,
         window_switch=True,
-        only={"architectures": (None, ["Qwen2ForCausalLM"]), "use_mrope": _FALSE},
-        read=_WINDOWS,
+        only={"use_mrope": _FALSE},
         defaults=_QWEN,
         gguf=Gguf(
             "qwen2",
@@ -175,21 +185,15 @@ FAMILIES: dict[str, Family] = {
         windowed=True,
         window_by_layer=True,
         window_switch=True,
-        only={"architectures": (None, ["Qwen3ForCausalLM"]), "attention_bias": _FALSE, "use_mrope": _FALSE},
-        read=_WINDOWS,
+        only={"attention_bias": _FALSE, "use_mrope": _FALSE},
         defaults=_QWEN | {"head_dim": 128},
         written={"attention_bias": False},
-        gguf=Gguf(
-            "qwen3",
-            equal_layers=True,
-            tensors={f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"},
-        ),
+        gguf=Gguf("qwen3", equal_layers=True, tensors=_HEAD_NORMS),
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
         head_norms=True,
         only={
-            "architectures": (None, ["Qwen3MoeForCausalLM"]),
             "attention_bias": _FALSE,
             "use_sliding_window": _FALSE,
             "decoder_sparse_step": (None, 1),
@@ -201,7 +205,7 @@ FAMILIES: dict[str, Family] = {
         gguf=Gguf(
             "qwen3moe",
             equal_layers=True,
-            tensors={f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"},
+            tensors=_HEAD_NORMS,
             keys=frozenset({"expert_feed_forward_length"}),
             expert_channels="expert_feed_forward_length",
         ),
@@ -209,7 +213,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "mixtral": Family(
         "MixtralForCausalLM",
-        only={"architectures": (None, ["MixtralForCausalLM"]), "sliding_window": (None,)},
+        only={"sliding_window": (None,)},
         defaults={"max_position_embeddings": 4096 * 32, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0},
         harmless=_ROUTING | {"router_jitter_noise"},
         written={"sliding_window": None},
@@ -229,8 +233,7 @@ FAMILIES: dict[str, Family] = {
         fused=True,
         scaled=False,
         groups_said=False,
-        only={"architectures": (None, ["Phi3ForCausalLM"]), "attention_bias": _FALSE},
-        read=frozenset({"sliding_window"}),
+        only={"attention_bias": _FALSE},
         harmless=frozenset({"original_max_position_embeddings", "embd_pdrop", "resid_pdrop", "auto_map"}),
         defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "eos_token_id": 32000},
         written={"pad_token_id": None},  # else 32000, beyond a smaller vocabulary
@@ -260,7 +263,6 @@ FAMILIES: dict[str, Family] = {
             "mlp_post_norm": "post_feedforward_layernorm",
         },
         only={
-            "architectures": (None, ["Gemma3ForCausalLM"]),
             "attention_bias": _FALSE,
             "hidden_act": (None, "gelu_pytorch_tanh"),
             "hidden_activation": (None, "gelu_pytorch_tanh"),
@@ -269,8 +271,7 @@ FAMILIES: dict[str, Family] = {
             "use_bidirectional_attention": _FALSE,
         },
         read=frozenset(
-            {"sliding_window", "layer_types", "sliding_window_pattern", "_sliding_window_pattern"}
-            | {"rope_local_base_freq", "query_pre_attn_scalar"}
+            {"sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq", "query_pre_attn_scalar"}
         ),
         defaults={
             "max_position_embeddings": 131072,
@@ -287,7 +288,7 @@ FAMILIES: dict[str, Family] = {
         gguf=Gguf(
             "gemma3",
             equal_layers=True,
-            tensors={f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"}
+            tensors=_HEAD_NORMS
             | {
                 "post_attention_norm.weight": "post_attention_layernorm.weight",
                 "ffn_norm.weight": "pre_feedforward_layernorm.weight",

@@ -11,38 +11,32 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from jax.sharding import NamedSharding
 from safetensors import safe_open
 
-from saap_jax.llama.files.hf_config import quantization_from_config, spec_from_config
-from saap_jax.llama.files.hf_groups import groups_of, regrouped
-from saap_jax.llama.files.hf_layout import (
+from saap_jax.llama.files.config import quantization_from_config, spec_from_config
+from saap_jax.llama.files.gguf import open_gguf
+from saap_jax.llama.files.layout import (
     EMBEDDING,
     PACKED,
     UNEMBEDDING,
     Checkpoint,
     Stored,
+    groups_of,
+    regrouped,
     stored_parameters,
-    tensor_shapes,
 )
-from saap_jax.llama.files.load_gguf import open_gguf
-from saap_jax.llama.files.maxtext import ITEMS, is_of_maxtext, open_maxtext
-from saap_jax.llama.files.orbax_items import arrays_of, item_of
-from saap_jax.llama.files.packaged import PACKAGED, packaged
-from saap_jax.llama.files.tunix import PARAMETERS, open_tunix
-from saap_jax.llama.files.values import some
+from saap_jax.llama.files.orbax import open_orbax
+from saap_jax.llama.files.sources import resolve
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
-from saap_jax.llama.spec import check_bounds, check_length
-from saap_jax.runtime.errors import one_line, read_object, reading, shown
+from saap_jax.llama.spec import check_length, checked, some
+from saap_jax.runtime.errors import read_object, reading, shown
 from saap_jax.runtime.mesh import Layout, check_experts, shardings, taken_in
 from saap_jax.runtime.progress import within
-from saap_jax.runtime.remote import fetched, is_remote
 from saap_jax.types import STRUCTURES, Keep
 
 _ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if it starts at a multiple of this
@@ -51,7 +45,6 @@ _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _INNER_BIAS = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj\.bias")
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _ROWS = 4096
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 
 
 @taken_in
@@ -89,7 +82,7 @@ def load_model(
     places = [None] * len(stored) if layout is None else jax.tree.leaves(shardings(abstract, layout))
     leaves = []
     for item, place in within("parameters", list(zip(stored, places, strict=True))):
-        value = _read_parameter(checkpoint, item) if place is None else _read_shards(checkpoint, item, place)
+        value = _read_parameter(checkpoint, item, place)
         leaves.append(item.variable.replace(value))
         if item.path == "embedding" and UNEMBEDDING in checkpoint.shapes and checkpoint.spec.tied:
             _check_duplicate(checkpoint, value)
@@ -100,63 +93,29 @@ def _opened(path: Path) -> Checkpoint:
     """Open a GGUF file, a directory of safetensors, or a checkpoint of Tunix or MaxText."""
     if path.is_file():
         return open_gguf(path)
-    if next(path.glob("*.safetensors"), None) is None:
-        for name in (PARAMETERS, ITEMS):
-            if (item := item_of(path, name)) is not None:
-                arrays = arrays_of(item)
-                opened = open_maxtext if name == ITEMS or is_of_maxtext(arrays) else open_tunix
-                return opened(item, arrays)
-    return _open_directory(path)
+    found = open_orbax(path) if next(path.glob("*.safetensors"), None) is None else None
+    return found or _open_directory(path)
 
 
 def load_keep(directory: str | Path) -> Keep:
     """Read the `keep.json` of a saved model: which of the original model's units it still has."""
     path = Path(directory) / "keep.json"
     keep: Keep = {}
-    with reading(path, "units, and the kept ones of each layer, of each structure"):
-        for structure, entry in read_object(path).items():
-            if structure not in STRUCTURES:
-                raise ValueError(f"{path}: unknown structure {shown(structure)}, expected {', '.join(STRUCTURES)}")
-            units, rows = entry["units"], entry["kept"]
-            check_bounds(units, "channels", f"{path}: {structure}: units")
+    with reading(path, f"units, and the kept ones of each layer, of {', '.join(STRUCTURES)}"):
+        record = read_object(path)
+        if record.keys() != set(STRUCTURES):
+            raise ValueError(f"{path}: expected kept units of {', '.join(STRUCTURES)}, got {shown(list(record))}")
+        for structure, entry in record.items():
+            rows, where = entry["kept"], f"{path}: {structure}"
+            units = checked({"units": entry["units"]}, {"units": "channels"}, where)["units"]
             keep[structure] = np.zeros((len(rows), units), bool)
             for layer, kept in enumerate(rows):
                 if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < units):
                     raise ValueError(
-                        f"{path}: expected ascending integers from 0 below {units} in layer {layer} of {structure}, "
-                        f"got {shown(kept)}"
+                        f"{where}: expected ascending integers from 0 below {units} in layer {layer}, got {shown(kept)}"
                     )
                 keep[structure][layer, kept] = True
-    if missing := [structure for structure in STRUCTURES if structure not in keep]:
-        raise ValueError(f"{path}: expected kept units of {', '.join(STRUCTURES)}, got none of {', '.join(missing)}")
     return keep
-
-
-def resolve(name: str | Path) -> Path:
-    """Return the GGUF file or directory that a model's name stands for, fetched first if it is elsewhere."""
-    if str(name) in PACKAGED:
-        return packaged(str(name))
-    if is_remote(name):
-        return fetched(str(name), _HUB_FILES)
-    path = Path(name).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return path
-    if path.exists():
-        raise ValueError(f"{path}: expected a .gguf file or a directory with config.json and safetensors files")
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name)) or path.suffix == ".gguf":
-        raise FileNotFoundError(
-            f"{name}: no such file or directory, and not a model name (expected {' or '.join(PACKAGED)}, a .gguf "
-            "file, a directory or a hub name 'org/name')"
-        )
-    try:
-        return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=_HUB_FILES))
-    except Exception as error:  # whatever the hub's client raises
-        offline = isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError)
-        reason = "it is not in the local cache and the hub cannot be reached (is HF_HUB_OFFLINE set?)"
-        raise FileNotFoundError(
-            f"{name}: no such directory, and as a hub name: {reason if offline else one_line(error)}; give a local "
-            "directory instead"
-        ) from error
 
 
 def _parameter_dtype(dtype: Any) -> Any:
@@ -251,27 +210,23 @@ def _check_layers(checkpoint: Checkpoint) -> None:
 
 
 def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:
-    expected = dict(tensor_shapes(stored))
-    found = set(checkpoint.shapes)
-    if missing := sorted(expected.keys() - found):
-        raise ValueError(f"{checkpoint.where}: missing tensors {some(missing)}")
-    extra = found - expected.keys() - ({UNEMBEDDING} if checkpoint.spec.tied else set())
-    if extra:
-        family = "" if checkpoint.spec.constants.family == "llama" else f" of family {checkpoint.spec.constants.family}"
-        raise ValueError(f"{checkpoint.where}: unknown tensors {some(sorted(extra))}; not a plain LLaMA model{family}")
+    expected, where = {name: item.shape(item.sizes) for item in stored for name in item.names}, checkpoint.where
+    found, family = checkpoint.shapes, checkpoint.spec.constants.family
+    if missing := sorted(expected.keys() - found.keys()):
+        raise ValueError(f"{where}: missing tensors {some(missing)}")
+    if extra := sorted(found.keys() - expected.keys() - ({UNEMBEDDING} if checkpoint.spec.tied else set())):
+        of_family = "" if family == "llama" else f" of family {family}"
+        raise ValueError(f"{where}: unknown tensors {some(extra)}; not a plain LLaMA model{of_family}")
     for name, shape in expected.items():
-        if checkpoint.shapes[name] != shape:
-            raise ValueError(
-                f"{checkpoint.where}: {name} has shape {list(checkpoint.shapes[name])}, expected {list(shape)}"
-            )
+        if found[name] != shape:
+            raise ValueError(f"{where}: {name} has shape {list(found[name])}, expected {list(shape)}")
 
 
-def _read_parameter(checkpoint: Checkpoint, item: Stored) -> jax.Array:
-    return jax.device_put(_read_part(checkpoint, item, (slice(None),) * len(item.variable.shape)), may_alias=True)
-
-
-def _read_shards(checkpoint: Checkpoint, item: Stored, place: NamedSharding) -> jax.Array:
-    """Return a parameter spread over devices, of which this process reads what its own ones hold."""
+def _read_parameter(checkpoint: Checkpoint, item: Stored, place: NamedSharding | None) -> jax.Array:
+    """Return a parameter; of one that is spread over devices, this process reads what its own ones hold."""
+    shape = item.variable.shape
+    if place is None:
+        return jax.device_put(_read_part(checkpoint, item, (slice(None),) * len(shape)), may_alias=True)
     held: dict[tuple, np.ndarray] = {}  # several devices may hold the same part
 
     def read(part: Any) -> np.ndarray:
@@ -280,7 +235,7 @@ def _read_shards(checkpoint: Checkpoint, item: Stored, place: NamedSharding) -> 
             held[key] = _read_part(checkpoint, item, part)
         return held[key]
 
-    return jax.make_array_from_callback(item.variable.shape, place, read)
+    return jax.make_array_from_callback(shape, place, read)
 
 
 def _read_part(checkpoint: Checkpoint, item: Stored, part: tuple[slice, ...]) -> np.ndarray:
@@ -300,9 +255,10 @@ def _read_part(checkpoint: Checkpoint, item: Stored, part: tuple[slice, ...]) ->
         else:
             values = checkpoint.read_part(name, block)
             values = (values if item.path == "embedding" else values.T).reshape(into.shape)
-        with np.errstate(over="ignore", invalid="ignore"):  # reported below, by name
+        with np.errstate(over="ignore", invalid="ignore"):  # reported below, by name; no flags as large as the values
             into[...] = values
-        if not _finite(into):
+            finite = np.isfinite(into.min(initial=0)) and np.isfinite(into.max(initial=0))
+        if not finite:
             raise ValueError(f"{checkpoint.where}: {name} holds NaN or infinite values (as {dtype}); it is damaged")
     return buffer
 
@@ -322,12 +278,6 @@ def _check_duplicate(checkpoint: Checkpoint, embedding: jax.Array) -> None:
             f"{checkpoint.where}: tie_word_embeddings is true, but {UNEMBEDDING} differs from {EMBEDDING}; "
             "set it to false if the model is meant to have both"
         )
-
-
-def _finite(values: np.ndarray) -> bool:
-    """Say whether all values are finite, without an array of flags as large as the values."""
-    with np.errstate(invalid="ignore"):
-        return bool(np.isfinite(values.min(initial=0)) and np.isfinite(values.max(initial=0)))
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

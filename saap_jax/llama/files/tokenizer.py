@@ -8,9 +8,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from saap_jax.llama.files.gguf_file import GgufFile, open_gguf_file
-from saap_jax.llama.files.load import resolve
-from saap_jax.llama.files.values import Kind, Values, checked
+from saap_jax.llama.files.gguf import GgufFile, open_gguf_file
+from saap_jax.llama.files.sources import resolve
+from saap_jax.llama.spec import Values, checked
 from saap_jax.runtime.errors import read_object, reading, shown
 
 Tokenizer = Any
@@ -159,18 +159,7 @@ def _transformers() -> Any:
 # --- rebuilt from GGUF ---------------------------------------------------------------------------
 
 
-def _array(kind: type, words: str) -> Kind:
-    return Kind(
-        f"an array of {words}", lambda value: isinstance(value, list) and all(type(each) is kind for each in value)
-    )
-
-
-_FIELDS = {
-    "tokens": _array(str, "texts"),
-    "token_type": _array(int, "integers"),
-    "scores": _array(float, "numbers"),
-    "merges": _array(str, "texts"),
-}
+_FIELDS = {"tokens": "texts", "token_type": "integers", "scores": "numbers", "merges": "texts"}
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
 
 

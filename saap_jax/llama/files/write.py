@@ -1,76 +1,87 @@
-"""Write checkpoints tensor by tensor, and outputs that appear under their final name only when they are complete."""
+"""Write a model directory tensor by tensor, and outputs that appear under their final name only when they are complete.
+
+A directory has Hugging Face names and layout, and per-layer widths where layers differ.
+"""
 
 import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.llama.files.hf_layout import Stored, stored_parameters, stored_shape
+from saap_jax.llama.files.config import config_from_spec
+from saap_jax.llama.files.layout import Tensor, as_stored, groups_of, model_tensors
 from saap_jax.llama.model import Llama
-from saap_jax.llama.quantized import QuantizedArray
-from saap_jax.llama.spec import LayerWidths
+from saap_jax.llama.quantized import quantization_of
+from saap_jax.llama.segments import existing_units
 from saap_jax.runtime.files import held, plain, write_atomically
-from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.processes import barrier, broadcast, is_primary
 from saap_jax.runtime.progress import within
+from saap_jax.runtime.remote import check_local
+from saap_jax.types import STRUCTURES, Keep
 
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Name of a dtype of parameters -> how safetensors calls it."""
 
-_BYTES = {"uint8": "U8"}
 
+@taken_in
+def save_model(
+    model: Llama,
+    directory: str | Path,
+    *,
+    tokenizer: Any = None,
+    keep: Keep | None = None,
+    dtype: Any = None,
+    further: Mapping[str, dict[str, Any] | str] | None = None,
+) -> Path:
+    """Write `model.safetensors`, `config.json`, tokenizer files and `keep.json` to a new directory; return its path.
 
-class Tensor(NamedTuple):
-    """A tensor that is about to be written; `read` makes it, in its stored layout, and nothing keeps it."""
+    `dtype` converts the parameters (None keeps theirs); arrays of quantised matrices stay as they are. `keep`,
+    `[layers, units]` a structure, says which units of the original model are left; it must agree with the widths of
+    `model`. `further` are JSON objects and texts by file name. Everything goes to a hidden sibling directory that is
+    renamed at the end, so nothing incomplete appears under the final name. One tensor at a time is held beside the
+    model, also of one that is spread over devices. Of several processes of a job, all have to call this, and the first
+    one writes.
 
-    name: str
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
-    dtype: np.dtype | None = None
-    """How it is stored, where that is not up to the writer: of the arrays of a quantised matrix."""
-    pieces: Callable[[], Iterator[np.ndarray]] | None = None
-    """Makes it in pieces that follow each other along its first axis, where all of it at once would be large."""
-
-
-def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> list[Tensor]:
-    """Return the tensors of a model under their Hugging Face names, in the layout of a Hugging Face checkpoint.
-
-    With `layers`, one entry a layer, every layer is widened to the widths given there by units of zeros, which change
-    no logit: an added channel or head enters an output projection whose rows for it are zero.
-
-    The arrays of quantised matrices are as they are.
-
-    Raises `ValueError` if a layer is wider than what is asked for, or a quantised matrix (that is not empty) would have
-    to be widened.
+    Raises `FileExistsError` if `directory` exists, `ValueError` for a `keep` of another model or adapters that are not
+    merged, `OSError` if the disk is full; in each case nothing is left behind.
     """
-    own = model.spec.layers
-    wanted = own if layers is None else tuple(layers)
-    tensors = []
-    for item in stored_parameters(model)[0]:
-        start = 0 if not item.stacked else int(item.names[0].split(".")[2])
-        for index, name in enumerate(item.names):
-            size = {}
-            if item.stacked:
-                widths = wanted[start + index]
-                if isinstance(item.variable, QuantizedArray) and widths != own[start + index] and item.variable.size:
-                    _check_kept(item.path, own[start + index], widths)
-                size = {"kv_heads": widths.kv_heads, "q_per_kv": widths.q_per_kv, "mlp": widths.mlp}
-                size |= {} if widths.channels is None else {"channels": widths.channels}
-            tensors.append(_tensor(item, index, name, size))
-    return tensors
+    if keep is not None:
+        check_widths(keep, model)
+    stored_dtype = jnp.dtype(model.embedding.dtype if dtype is None else dtype)
+    if stored_dtype.name not in CODES:
+        raise ValueError(f"dtype: expected {', '.join(CODES)}, got {dtype!r}")
+    config = config_from_spec(model.spec, stored_dtype.name, quantization=quantization_of(model))
+    target = check_local("directory", directory).expanduser()
+    with new_output(target, "the model") as place:
+        tensors = as_stored(model_tensors(model), groups_of(model.spec, config["model_type"]))
+        write_tensors(tensors, place / "model.safetensors", stored_dtype)
+        if is_primary():
+            write_json(config, place / "config.json")
+            if keep is not None:
+                kept = {name: [np.flatnonzero(layer).tolist() for layer in keep[name]] for name in STRUCTURES}
+                record = {name: {"units": keep[name].shape[1], "kept": kept[name]} for name in STRUCTURES}
+                write_json(record, place / "keep.json")
+            write_further(further or {}, place)
+            if tokenizer is not None:
+                write_tokenizer(tokenizer, place)
+    return target
 
 
-def _check_kept(path: str, own: LayerWidths, wanted: LayerWidths) -> None:
-    """Raise ValueError if the widths of the sub-block that a quantised matrix belongs to are to change."""
-    names = ("mlp",) if "/mlp/" in path else ("kv_heads", "q_per_kv")
-    if any(getattr(own, name) != getattr(wanted, name) for name in names):
-        raise ValueError(f"{path}: expected widths of {own} for a quantised matrix, got {wanted}; dequantise the model")
+def check_widths(keep: Keep, model: Llama) -> None:
+    """Raise ValueError unless a model has as many units in each layer as `keep` says were kept."""
+    units = existing_units(model.segments)
+    for name in STRUCTURES:
+        widths, kept = units[name].sum(axis=1).tolist(), keep[name].sum(axis=1).tolist() if name in keep else "none"
+        if kept != widths:
+            raise ValueError(f"keep: expected {name} units a layer {widths}, as in the model, got {kept}; cut it first")
 
 
 def write_tensors(
@@ -88,17 +99,13 @@ def write_tensors(
         ValueError: a tensor whose values are too large for `dtype`.
     """
     header: dict[str, Any] = {"__metadata__": dict(about or {"format": "pt"})}
-    offset = 0
+    offset, codes = 0, CODES | {"uint8": "U8"}
     for tensor in tensors:
         stored = tensor.dtype or dtype
-        size = int(np.prod(tensor.shape)) * stored.itemsize
-        offsets = [offset, offset + size]
-        header[tensor.name] = {
-            "dtype": (CODES | _BYTES)[stored.name],
-            "shape": list(tensor.shape),
-            "data_offsets": offsets,
-        }
-        offset += size
+        end = offset + int(np.prod(tensor.shape)) * stored.itemsize
+        code = codes[stored.name]
+        header[tensor.name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") if is_primary() else contextlib.nullcontext() as file:
@@ -120,7 +127,6 @@ def converted(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
 
 
 def _fitted(values: np.ndarray, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
-    """Return what was read of a tensor, contiguous, in another dtype; see `converted`."""
     with np.errstate(over="ignore"):
         result = np.ascontiguousarray(values, dtype)
     narrower = np.dtype(values.dtype).itemsize > dtype.itemsize
@@ -172,14 +178,21 @@ def new_output(target: Path, what: str, *, suffix: str | None = None) -> Iterato
     they are given does not exist.
     """
     hidden = target.with_name(f".{target.name}.partial")
+
+    def remove() -> None:
+        if hidden.is_dir() and not hidden.is_symlink():
+            shutil.rmtree(hidden, ignore_errors=True)
+
     try:
         with held(target, str(target)):
-            _check_new(target, "directory" if suffix is None else "file")
+            if broadcast(lambda: target.exists() or target.is_symlink()):
+                kind = "directory" if suffix is None else "file"
+                raise FileExistsError(f"{target}: exists already and is never overwritten; choose another {kind}")
             if not is_primary():
                 yield hidden
                 barrier(f"{what} is saved")
                 return
-            _remove(hidden)
+            remove()
             try:
                 hidden.mkdir()
                 place = hidden / f"content{suffix or ''}"
@@ -189,48 +202,10 @@ def new_output(target: Path, what: str, *, suffix: str | None = None) -> Iterato
                 place.rename(target)
                 barrier(f"{what} is saved")
             finally:
-                _remove(hidden)
+                remove()
     except OSError as error:
         if error.errno is None:  # not of the system: a message of ours
             raise
         said = OSError(error.errno, f"{target}: {what} was not saved ({error.strerror or error})")
         said.filename = str(target)
         raise said from error
-
-
-def _check_new(target: Path, kind: str) -> None:
-    if broadcast(lambda: target.exists() or target.is_symlink()):
-        raise FileExistsError(f"{target}: exists already and is never overwritten; choose another {kind}")
-
-
-def _remove(hidden: Path) -> None:
-    """Remove what was written beside an output that did not come about."""
-    if hidden.is_dir() and not hidden.is_symlink():
-        shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _tensor(item: Stored, index: int, name: str, size: dict[str, int]) -> Tensor:
-    """Return one layer of a parameter (or all of one without layers), widened along the axes in `size`."""
-    axes = item.variable.axes[1:] if item.stacked else item.variable.axes
-    have = item.variable.shape[1:] if item.stacked else item.variable.shape
-    want = tuple(size.get(axis, length) for axis, length in zip(axes, have, strict=True))
-    if any(wide < length for wide, length in zip(want, have, strict=True)):
-        raise ValueError(f"{name}: expected {dict(zip(axes, have, strict=True))} or wider, got {size}")
-    shape = want if item.path == "embedding" else stored_shape(axes, want)
-
-    def read() -> np.ndarray:
-        array = _layer(item, index)
-        if want != have:
-            array = np.pad(array, [(0, wide - length) for wide, length in zip(want, have, strict=True)])
-        return array if item.path == "embedding" else array.reshape(shape[::-1]).T
-
-    fixed = np.dtype(item.variable.dtype) if isinstance(item.variable, QuantizedArray) else None
-    return Tensor(name, shape, read, fixed)
-
-
-def _layer(item: Stored, index: int) -> np.ndarray:
-    """Return a parameter's layer on the host: a view of memory that a CPU already holds, else fetched.
-
-    Never fetched whole from an accelerator, because jax would keep that copy as long as the parameter lives.
-    """
-    return fetched(item.variable[...], index if item.stacked else None)

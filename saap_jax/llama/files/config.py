@@ -1,0 +1,446 @@
+"""Hugging Face `config.json` <-> `LlamaSpec`: what the config of a family may say, and what is refused by name.
+
+A dense model, or one whose layers were all cut alike, is a plain config of its family, such as `llama`. Layers of
+different widths have no place in it, nor has a bias of the output projections alone, so such a model says `model_type:
+"saap_llama"` with its `family` and one number a layer: other readers refuse it instead of misreading it. A plain
+`llama` config may say that all projections have biases; all but those of the output projections must then be zero.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from saap_jax.llama.files.families import FAMILIES, Family, all_but_each
+from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
+from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, Values, checked, per_layer, some
+from saap_jax.runtime.errors import reading, shown
+
+PER_LAYER_TYPE = "saap_llama"
+"""`model_type` of a config with one width a layer."""
+
+_FIELDS = {
+    "vocab_size": "vocabulary",
+    "hidden_size": "width",
+    "head_dim": "head size",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "heads",
+    "intermediate_size": "channels",
+    "rms_norm_eps": "epsilon",
+    "max_position_embeddings": "positions",
+    "tie_word_embeddings": "flag",
+    "bos_token_id": "token",
+    "eos_token_id": "tokens",
+    "attention_bias": "flag",
+    "mlp_bias": "flag",
+    "rope_parameters": "object",
+    "rope_scaling": "object",
+    "rope_local_base_freq": "theta",
+    "query_pre_attn_scalar": "head size",
+    "use_sliding_window": "flag",
+    "sliding_window": "positions",
+    "max_window_layers": "count",
+    "sliding_window_pattern": "layers",
+    "_sliding_window_pattern": "layers",
+    "num_experts": "heads",
+    "num_local_experts": "heads",
+    "num_experts_per_tok": "heads",
+    "moe_intermediate_size": "channels",
+    "norm_topk_prob": "flag",
+}
+"""Keys of plain configs -> what they may be, see `spec.checked`."""
+
+_OUTPUT_BIASES = "output_biases"
+"""True when attention output and MLP down projection, and no other matrices, add a bias."""
+
+_QUANTIZATION = "saap_quantization"
+"""How the matrices are quantised: bits, group_size and their names; absent where none is."""
+
+_HEADS = ("num_attention_heads", "num_key_value_heads", "query_heads_per_kv_head", "num_experts", "num_local_experts")
+_PER_LAYER_FIELDS = (
+    _FIELDS | dict.fromkeys(_HEADS, "heads*") | dict.fromkeys(("intermediate_size", "channels"), "channels*")
+)
+_PER_LAYER_FIELDS |= {_OUTPUT_BIASES: "flag"}
+
+_NULL = {"sliding_window", "bos_token_id", "eos_token_id"}
+"""Keys where null says that there is none; elsewhere it stands for the default."""
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "hidden_act": (None, "silu"),
+    "quantization_config": (None,),
+    "partial_rotary_factor": (None, 1.0),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+}
+"""Keys that change the computation of any family -> the values that this model computes."""
+
+_PER_LAYER_ONLY = {
+    "architectures": (None, ["SaapLlamaForCausalLM"]),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+}
+"""The same, of a config with one width a layer, in place of those of its family."""
+
+_READ = {
+    *("model_type", "vocab_size", "hidden_size", "head_dim", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "intermediate_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "bos_token_id", "eos_token_id"),
+}
+_PER_LAYER_READ = {
+    *("query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map", "family", "sliding_window"),
+    *("layer_types", "rope_local_base_freq", "query_pre_attn_scalar", "channels"),
+}
+_HARMLESS = {
+    *("_name_or_path", "_commit_hash", "_attn_implementation", "attn_implementation", "attention_dropout", "dtype"),
+    *("torch_dtype", "transformers_version", "transformers.js_config", "initializer_range", "pad_token_id"),
+    *("pretraining_tp", "use_cache", "max_sequence_length", "output_attentions", "output_hidden_states"),
+    *("return_dict", "torchscript", "use_bfloat16", "problem_type", "id2label", "label2id", "is_decoder"),
+    *("chunk_size_feed_forward", "cross_attention_hidden_size", "unsloth_version", "unsloth_fixed"),
+}
+"""Keys that say nothing about the logits of a language model (training, bookkeeping, generation)."""
+
+_DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2}
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+_ORIGINAL = "original_max_position_embeddings"
+_FACTORS = dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor"), "factor")
+_ROPE = {"default": {}, "linear": {"factor": "factor"}, "llama3": _FACTORS | {_ORIGINAL: "positions"}}
+"""Rope type -> its settings."""
+
+# --- read ------------------------------------------------------------------------------------------
+
+
+def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
+    """Read the spec that a `config.json` describes; `where` names it in errors.
+
+    Missing keys have the defaults of the family's class in transformers, except sizes, which must be there. Refuses
+    (`ValueError`, one line) other model types, unsupported attributes, keys that it does not know, and numbers beyond
+    `spec.BOUNDS`.
+    """
+    with reading(where, "the config of a model"):
+        return _spec(config, where)
+
+
+def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
+    by_layer = config.get("model_type") == PER_LAYER_TYPE
+    key = "family" if by_layer else "model_type"
+    name = config.get(key, "llama" if by_layer else None)
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(
+            f"{where}: expected {key} {', '.join(FAMILIES)}, got {shown(name)}; not a LLaMA model or a relative"
+        )
+    family = FAMILIES[name]
+    _refuse_unsupported(config, where, family, by_layer)
+    defaults = _DEFAULTS | ({} if by_layer else {k: v for k, v in family.defaults.items() if k != "rope_theta"})
+    given = {key: value for key, value in config.items() if value is not None or key in _NULL}
+    if "num_key_value_heads" in config or not (family.groups_said or by_layer):  # else as many as query heads
+        given.setdefault("num_key_value_heads", config.get("num_attention_heads"))
+    found = checked(defaults | given, _PER_LAYER_FIELDS if by_layer else _FIELDS, where)
+    embed, layers = found["hidden_size"], _widths(found, family, by_layer)
+    if "head_dim" not in found:
+        heads = layers[0].kv_heads * layers[0].q_per_kv
+        if by_layer or embed % heads:
+            raise ValueError(
+                f"{where}: expected head_dim, or one width for all layers and a hidden_size that is a multiple of "
+                f"num_attention_heads, got hidden_size {embed} and {heads} heads; add head_dim"
+            )
+        found["head_dim"] = embed // heads
+    biases = found.get("attention_bias", False)
+    if not by_layer and family.plain_biases and biases != (of_mlp := found.get("mlp_bias", False)):
+        raise ValueError(
+            f"{where}: attention_bias = {biases} with mlp_bias = {of_mlp} is not supported, expected both alike"
+        )
+    how: dict[str, Any] = _sights(found, family, len(layers), by_layer)
+    if (mixture := family.mixture) is not None:
+        summed = mixture.summed is None or found.get(mixture.summed, family.defaults.get(mixture.summed, False))
+        how |= {"experts_per_token": found["num_experts_per_tok"], "route_scale": "sum_to_one" if summed else "kept"}
+    begins, ends = (_tokens(found.get(key)) for key in ("bos_token_id", "eos_token_id"))
+    scalar = found.get("query_pre_attn_scalar")
+    return LlamaSpec(
+        vocab=found["vocab_size"],
+        embed=embed,
+        head_dim=found["head_dim"],
+        layers=layers,
+        tied=found.get("tie_word_embeddings", False),
+        output_biases=biases if family.plain_biases and not by_layer else found.get(_OUTPUT_BIASES, False),
+        constants=Constants(
+            norm_eps=float(found["rms_norm_eps"]),
+            max_positions=found["max_position_embeddings"],
+            bos_token=begins[0] if begins else None,
+            eos_tokens=ends,
+            family=name,
+            query_scalar=None if scalar == found["head_dim"] else scalar,
+            **how,
+        ),
+    )
+
+
+def _tokens(given: int | list[int] | None) -> tuple[int, ...]:
+    """Return token ids, of one or some; a negative number stands for none."""
+    tokens = given if isinstance(given, list) else [-1 if given is None else given]
+    return tuple(token for token in tokens if token >= 0)
+
+
+def _refuse_unsupported(config: dict[str, Any], where: str, family: Family, by_layer: bool) -> None:
+    only = _ONLY | (_PER_LAYER_ONLY | {"hidden_act": (None, family.activation)} if by_layer else family.allowed)
+    known = _READ | _HARMLESS | only.keys() | (_PER_LAYER_READ if by_layer else family.keys | family.harmless)
+    known |= family.mixture.keys if family.mixture is not None else set()
+    if unknown := sorted(config.keys() - known):
+        raise ValueError(
+            f"{where}: unknown attributes {some(unknown)}; they may change what the model computes, "
+            "so remove them only if you know that they do not"
+        )
+    for key, values in only.items():
+        if key in config and config[key] not in values:
+            raise ValueError(f"{where}: {key} = {shown(config[key])} is not supported, expected {values[-1]!r}")
+
+
+def _widths(found: Values, family: Family, by_layer: bool) -> tuple[LayerWidths, ...]:
+    """Read the widths of all layers, of lists or of one number for all."""
+    layers, where, mixture = found["num_hidden_layers"], found.where, family.mixture
+
+    def each(key: str) -> list[int]:
+        return per_layer(found[key], layers, key, where)
+
+    heads, kv_heads = each("num_attention_heads"), each("num_key_value_heads")
+    pairs = zip(heads, kv_heads, strict=True)
+    groups = each("query_heads_per_kv_head") if by_layer else [queries // keys for queries, keys in pairs]
+    if mixture is None:
+        inner = [{"mlp": width} for width in each("intermediate_size")]
+    else:
+        said = {key: found[key] for key in mixture.counts if key in found} or {mixture.counts[0]: None}
+        _agreed(list(said.values()), f"number of experts in {' and '.join(mixture.counts)}", where)
+        experts = each(next(iter(said)))
+        if not by_layer and (most := found["num_experts_per_tok"]) > experts[0]:
+            raise ValueError(f"{where}: expected num_experts_per_tok of at most {experts[0]} experts, got {most}")
+        channels = each("channels" if by_layer else mixture.channels)
+        inner = [{"mlp": number, "channels": width} for number, width in zip(experts, channels, strict=True)]
+    widths = []
+    for layer, (queries, keys, group, units) in enumerate(zip(heads, kv_heads, groups, inner, strict=True)):
+        if queries != keys * group:
+            raise ValueError(
+                f"{where}: layer {layer} has {queries} attention heads (num_attention_heads), expected a multiple of "
+                f"num_key_value_heads {keys}, {keys} x {group}"
+            )
+        widths.append(LayerWidths(kv_heads=keys, q_per_kv=group, **units))
+    return tuple(widths)
+
+
+def _agreed(values: Sequence[Any], what: str, where: str) -> Any:
+    """Return what a config says, perhaps more than once."""
+    if any(value != values[0] for value in values):
+        raise ValueError(f"{where}: expected one {what}, got {', '.join(map(shown, values))}")
+    return values[0]
+
+
+def _sights(config: Values, family: Family, layers: int, by_layer: bool) -> dict[str, Any]:
+    """Read how layers see positions: rotary base and scaling, window, and the layers apart from the rest."""
+    theta, scaling, local = _rope(config, family, by_layer or family.scaled)
+    main: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling}
+    own: dict[str, Any] = dict(main) if local is None else {"rope_theta": local, "rope_scaling": None}
+    window = config.get("sliding_window")
+    if family.window_switch and not by_layer and not config.get("use_sliding_window"):
+        window = None
+    windowed = _local_layers(config, family, window, layers, by_layer)
+    if windowed and window is None and not by_layer:
+        raise ValueError(f"{config.where}: expected a sliding_window beside layer_types of {_SLIDING}, got null")
+    if window is not None and not by_layer and window >= config["max_position_embeddings"]:
+        window = None  # as long as any text
+    if not windowed or (own == main and window is None):
+        return main
+    own |= {"sliding_window": window}
+    return own if len(windowed) == layers else main | {"apart": Apart(layers=windowed, **own)}
+
+
+def _local_layers(config: Values, family: Family, window: int | None, layers: int, by_layer: bool) -> tuple[int, ...]:
+    """Read which layers have a local attention, also where it is as long as any text: their base may be another."""
+    if (family.window_by_layer or by_layer) and (types := config.get("layer_types")) is not None:
+        if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= {_FULL, _SLIDING}:
+            raise ValueError(
+                f"{config.where}: expected layer_types to be {layers} of {_FULL} and {_SLIDING}, got {shown(types)}"
+            )
+        return tuple(layer for layer, kind in enumerate(types) if kind == _SLIDING)
+    if window is None:
+        return ()
+    if family.window_switch and not by_layer:
+        return tuple(range(min(config["max_window_layers"], layers), layers))
+    if family.full_every and not by_layer:
+        every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", family.full_every))
+        return all_but_each(every, layers)
+    return tuple(range(layers))
+
+
+def _rope(config: Values, family: Family, scaled: bool) -> tuple[float, RopeScaling | None, float | None]:
+    """Read base and scaling of the rotary embedding, and the base of local layers where the family has one."""
+    if family.local_theta is None:
+        return (*_one_rope(config, config.where, family, scaled), None)
+    given, local = config.get("rope_parameters"), config.get("rope_local_base_freq")
+    full: Mapping[str, Any] = config
+    if given and set(given) <= {_FULL, _SLIDING}:
+        of_local, full = given.get(_SLIDING), dict(config) | {"rope_parameters": given.get(_FULL)}
+        if isinstance(of_local, dict):
+            theta, other = _one_rope({"rope_parameters": of_local}, config.where, family, scaled)
+            if other is not None or (local is not None and local != theta):
+                raise ValueError(
+                    f"{config.where}: expected rope_parameters of {_SLIDING} with rope_type default and the base of "
+                    f"rope_local_base_freq, got {shown(of_local)}"
+                )
+            local = theta if "rope_theta" in of_local else local
+    return (*_one_rope(full, config.where, family, scaled), float(family.local_theta if local is None else local))
+
+
+def _one_rope(given: Mapping[str, Any], where: str, family: Family, scaled: bool) -> tuple[float, RopeScaling | None]:
+    """Read base and scaling of the rotary embedding, from `rope_parameters` or from the two older keys."""
+    both = [given.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
+    blocks = [{name: value for name, value in each.items() if value is not None} for each in both]
+    blocks = [block for block in blocks if block] or [{}]
+    for block in blocks:
+        kinds = [block.pop(name) for name in ("type", "rope_type") if name in block]
+        block["rope_type"] = _agreed(kinds or ["default"], "rope type", where)
+    thetas = [block.pop("rope_theta") for block in blocks if "rope_theta" in block]
+    thetas += [given["rope_theta"]] if "rope_theta" in given else []
+    theta = _agreed(thetas or [family.defaults.get("rope_theta", 10_000.0)], "rope_theta", where)
+    settings = _agreed(blocks, "rotary scaling in rope_parameters and rope_scaling", where)
+    kind = settings.pop("rope_type")
+    if not isinstance(kind, str) or kind not in _ROPE or not (scaled or kind == "default"):
+        known = "default, linear or llama3" if scaled else "default"
+        raise ValueError(f"{where}: rope type {shown(kind)} is not supported, expected {known}")
+    if settings.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(f"{where}: partial_rotary_factor other than 1.0 is not supported")
+    if settings.keys() != _ROPE[kind].keys():
+        expected = ", ".join(sorted(_ROPE[kind])) or "no settings"
+        raise ValueError(f"{where}: expected {expected} for rope type {kind!r}, got {some(sorted(settings))}")
+    theta = float(checked({"rope_theta": theta}, {"rope_theta": "theta"}, where)["rope_theta"])
+    said: dict[str, Any] = {name: float(value) for name, value in checked(settings, _ROPE[kind], where).items()}
+    if _ORIGINAL in said:
+        said["original_max_positions"] = int(said.pop(_ORIGINAL))
+    return theta, None if kind == "default" else RopeScaling(**said | {"kind": kind})
+
+
+def quantization_from_config(config: dict[str, Any], where: str) -> Quantization | None:
+    """Read how the matrices of a checkpoint are quantised; None if they are floats."""
+    entry = config.get(_QUANTIZATION)
+    if entry is None:
+        return None
+    expected = (
+        f"{_QUANTIZATION} to have bits ({', '.join(map(str, PLANES))}), a group_size of whole bytes at these bits "
+    )
+    expected += f"and matrices (some of {', '.join(MATRICES)}, in this order)"
+    with reading(where, expected):
+        found = Quantization(entry["bits"], entry["group_size"], tuple(entry["matrices"]))
+        whole = type(found.group_size) is int and found.group_size > 0
+        if (
+            not (whole and all(found.group_size * width % 8 == 0 for width in PLANES[found.bits]))
+            or found.matrices != tuple(name for name in MATRICES if name in found.matrices)
+            or entry.keys() != set(Quantization._fields)
+        ):
+            raise ValueError(f"{where}: expected {expected}, got {shown(entry)}")
+    return found
+
+
+# --- written ---------------------------------------------------------------------------------------
+
+
+def config_from_spec(
+    spec: LlamaSpec, dtype: str, *, per_layer: bool | None = None, quantization: Quantization | None = None
+) -> dict[str, Any]:
+    """Make the `config.json` of a model: plain, of its family, if its layers are alike, none is empty and no biases
+    were added, else per layer; `per_layer` says it for a checkpoint that is written otherwise.
+
+    A plain `llama` config of a model with output biases says that all projections have one; other families have none.
+    A quantised model has one per layer, which other readers refuse, as they would misread it.
+    """
+    first, constants, layers = spec.layers[0], spec.constants, spec.layers
+    family, eos = constants.traits, constants.eos_tokens
+    by_layer = not fits_plain_config(spec) or spec.output_biases if per_layer is None else per_layer
+    if by_layer or quantization is not None:
+        by_layer = True
+        sizes: dict[str, Any] = {
+            "model_type": PER_LAYER_TYPE,
+            "num_key_value_heads": [layer.kv_heads for layer in layers],
+            "num_attention_heads": [layer.kv_heads * layer.q_per_kv for layer in layers],
+            "query_heads_per_kv_head": [layer.q_per_kv for layer in layers],
+            "intermediate_size": [layer.channels or layer.mlp for layer in layers],
+            _OUTPUT_BIASES: spec.output_biases,
+            **({"family": constants.family} if constants.family != "llama" else {}),
+        }
+    else:
+        sizes = {
+            "architectures": [family.architecture],
+            "model_type": constants.family,
+            "num_key_value_heads": first.kv_heads,
+            "num_attention_heads": first.kv_heads * first.q_per_kv,
+            "intermediate_size": first.channels or first.mlp,
+        }
+    if by_layer or family.plain_biases:
+        sizes |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.output_biases and not by_layer)
+    if constants.query_scalar is not None or "query_pre_attn_scalar" in family.read:
+        sizes["query_pre_attn_scalar"] = constants.query_scalar or spec.head_dim
+    if (mixture := family.mixture) is not None:
+        experts, channels = [layer.mlp for layer in layers], [layer.channels for layer in layers]
+        sizes |= dict.fromkeys(mixture.counts, experts if by_layer else experts[0])
+        sizes["channels" if by_layer else mixture.channels] = channels[0] if len(set(channels)) == 1 else channels
+        sizes["num_experts_per_tok"] = constants.experts_per_token
+        sizes |= {mixture.summed: constants.route_scale == "sum_to_one"} if mixture.summed else {}
+    made = sizes | {
+        **({} if by_layer else dict(family.written)),
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.embed,
+        "head_dim": spec.head_dim,
+        "num_hidden_layers": len(layers),
+        "hidden_act" if by_layer else family.activation_key: family.activation,
+        "tie_word_embeddings": spec.tied,
+        "rms_norm_eps": constants.norm_eps,
+        "max_position_embeddings": constants.max_positions,
+        **_sight_keys(constants, len(layers), by_layer),
+        "bos_token_id": constants.bos_token,
+        "eos_token_id": (eos[0] if len(eos) == 1 else list(eos)) if eos else None,
+        "torch_dtype": dtype,
+    }
+    return made | ({} if quantization is None else {_QUANTIZATION: quantization._asdict()})
+
+
+def _sight_keys(constants: Constants, layers: int, by_layer: bool) -> dict[str, Any]:
+    """Make the keys of a config that say how layers see positions.
+
+    Rotary settings are written twice, as `rope_parameters` (transformers 5) and as `rope_theta` with `rope_scaling`: a
+    reader that knows only one of the two would otherwise fall back to defaults without a word.
+    """
+    family, apart = constants.traits, constants.apart
+    local = apart.layers if apart is not None else range(layers if constants.sliding_window is not None else 0)
+    window = constants.sliding_window if apart is None else apart.sliding_window
+    types = {"layer_types": [_SLIDING if layer in local else _FULL for layer in range(layers)]}
+    keys: dict[str, Any] = {}
+    if by_layer:
+        keys |= {"sliding_window": window} if window is not None else {}
+        keys |= types if apart is not None else {}
+    elif family.windowed:
+        if family.full_every and window is None:  # transformers wants a number
+            window = constants.max_positions if local else family.defaults["sliding_window"]
+        keys = {"sliding_window": window}
+        if family.window_switch:
+            keys = {"use_sliding_window": bool(local), **keys, "max_window_layers": 0 if local else layers}
+        if family.window_by_layer and (family.full_every or 0 < len(local) < layers):
+            keys |= types
+    scaling: dict[str, Any] = {}
+    if (given := constants.rope_scaling) is not None:
+        named = {_ORIGINAL: given.original_max_positions}
+        scaling = {"rope_type": given.kind} | {n: named.get(n) or getattr(given, n) for n in _ROPE[given.kind]}
+    main = {"rope_type": "default", **scaling, "rope_theta": constants.rope_theta}
+    keys |= {"rope_parameters": main, "rope_theta": constants.rope_theta, "rope_scaling": scaling or None}
+    if family.local_theta is None:
+        return keys
+    theta = constants.rope_theta if apart is None else apart.rope_theta
+    if not by_layer:
+        keys["rope_parameters"] = {_FULL: main, _SLIDING: {"rope_type": "default", "rope_theta": theta}}
+    return keys | {"rope_local_base_freq": theta}
+
+
+def fits_plain_config(spec: LlamaSpec) -> bool:
+    """Say whether a plain config can hold the model: layers all alike, with heads and channels, or enough experts.
+
+    Biases of the output projections have a place in family `llama` alone.
+    """
+    least = spec.constants.experts_per_token or 1
+    alike = spec.uniform and spec.layers[0].kv_heads > 0 and spec.layers[0].mlp >= least
+    return alike and (spec.constants.traits.plain_biases or not spec.output_biases)

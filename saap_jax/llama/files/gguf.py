@@ -1,0 +1,473 @@
+"""GGUF, as llama.cpp has it: its names, its order of rotary rows, and its files read as checkpoints.
+
+Tensors are dequantised one by one and presented under Hugging Face names. Architecture `deci` has one number a layer,
+the others equal layers. What `deci` leaves out of a layer without heads or channels (matrices of no size, a norm that
+nothing reads) is filled in. `saap_jax.export.gguf_file` writes such files.
+"""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+from gguf import GGUFValueType
+from jaxtyping import Float
+
+from saap_jax.llama.files.families import FAMILIES, Family, all_but_each
+from saap_jax.llama.files.layout import EMBEDDING, UNEMBEDDING, Checkpoint, fused_groups, regrouped
+from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, Values, checked, per_layer, some
+from saap_jax.runtime.errors import reading, shown
+
+# --- names and layouts -----------------------------------------------------------------------------
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""Tensor of the divisors of each rotary frequency, float32 `[head_dim / 2]`."""
+
+SCALING_KEYS = {
+    "factor": "saap.rope.factor",
+    "low_freq_factor": "saap.rope.low_freq_factor",
+    "high_freq_factor": "saap.rope.high_freq_factor",
+    "original_max_positions": "saap.rope.original_context_length",
+}
+"""Setting of a llama3 scaling -> where our files keep it; llama.cpp needs the divisors alone."""
+
+_WORDS = "token_embd.weight"
+_WHOLE = {_WORDS: EMBEDDING, "output_norm.weight": "model.norm.weight", "output.weight": UNEMBEDDING}
+
+_LAYER = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "attn_output.bias": "self_attn.o_proj.bias",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
+    "ffn_down.bias": "mlp.down_proj.bias",
+}
+"""Tensor of a layer -> the Hugging Face tensor that it is, of a LLaMA."""
+
+ROUTER = "ffn_gate_inp.weight"
+
+_EXPERTS = {
+    ROUTER: "mlp/router",
+    "ffn_gate_exps.weight": "mlp/gate",
+    "ffn_up_exps.weight": "mlp/up",
+    "ffn_down_exps.weight": "mlp/down",
+}
+"""Of a mixture, instead of the matrices of an MLP -> the path of the parameter in a layer."""
+
+PERMUTED = ("llama", "deci")
+"""Architectures whose rotary rows llama.cpp wants as pairs; those of the others stay as halves of each head."""
+
+
+def hf_name(name: str, family: str = "llama") -> str | None:
+    """Return the Hugging Face name of a tensor in a GGUF file; None if a model of the family has no such tensor.
+
+    >>> hf_name("blk.3.attn_q.weight")
+    'model.layers.3.self_attn.q_proj.weight'
+    """
+    parts = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
+    if parts is None:
+        return _WHOLE.get(name)
+    known = _in_layer(family).get(parts[2])
+    return known and f"model.layers.{parts[1]}.{known}"
+
+
+def gguf_name(name: str, family: str = "llama") -> str:
+    """Return the name in a GGUF file of a tensor with a Hugging Face name, in a model of a family.
+
+    >>> gguf_name("model.layers.3.mlp.down_proj.bias")
+    'blk.3.ffn_down.bias'
+    """
+    if name in _WHOLE.values():
+        return next(ours for ours, theirs in _WHOLE.items() if theirs == name)
+    layer, rest = name.removeprefix("model.layers.").split(".", 1)
+    return f"blk.{layer}.{next(ours for ours, theirs in _in_layer(family).items() if theirs == rest)}"
+
+
+def _in_layer(family: str) -> dict[str, str]:
+    """Return the name in a layer of each tensor in a GGUF file -> the one in Hugging Face's."""
+    traits = FAMILIES[family]
+    names = _LAYER | dict(traits.gguf.tensors)
+    if traits.mixture is not None:
+        names = {ours: theirs for ours, theirs in names.items() if not theirs.startswith("mlp.")}
+        names |= {ours: f"{traits.mixture.names[path]}.weight" for ours, path in _EXPERTS.items()}
+    return names
+
+
+def experts_side(name: str, family: str) -> int | None:
+    """Return along which axis of a tensor with a Hugging Face name the experts of a layer lie, as rows or columns.
+
+    None where it is not one of all experts.
+
+    >>> experts_side("model.layers.0.mlp.experts.down_proj.weight", "qwen3_moe")
+    1
+    """
+    mixture = FAMILIES[family].mixture
+    return None if mixture is None else mixture.sides.get(name.split(".", 3)[-1])
+
+
+def expert_matrices(values: np.ndarray, experts: int, side: int) -> np.ndarray:
+    """Return `[experts, outputs, inputs]`, as in GGUF, of experts that lie side by side in one matrix.
+
+    >>> expert_matrices(np.array([[1, 2, 3, 4]]), 2, 1).tolist()
+    [[[1, 2]], [[3, 4]]]
+    """
+    rows, columns = values.shape
+    if side:
+        return values.reshape(rows, experts, -1).swapaxes(0, 1)
+    return values.reshape(experts, -1, columns)
+
+
+def permute(values: np.ndarray, heads: int, *, undo: bool = False) -> np.ndarray:
+    """Reorder query or key rows `[heads * head_dim, embed]`: halves of each head -> rotary pairs side by side."""
+    rows, columns = values.shape
+    sides = (rows // heads // 2, 2) if undo else (2, rows // heads // 2)
+    return values.reshape(heads, *sides, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def llama3_divisors(scaling: RopeScaling, theta: float, head_dim: int) -> Float[np.ndarray, "half"]:
+    """Return what a llama3 scaling divides each rotary frequency by, float64 in [1, factor]."""
+    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    turns = scaling.original_max_positions * frequency / (2 * np.pi)
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = np.clip(smooth, 0, 1)
+    return 1 / (smooth + (1 - smooth) / scaling.factor)
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A value of the metadata and its type; of an array, its type and that of its items."""
+
+    value: Any
+    types: tuple[GGUFValueType, ...]
+
+
+class GgufFile(NamedTuple):
+    """An opened GGUF file: metadata as values, tensors mapped into memory."""
+
+    path: Path
+    entries: dict[str, Entry]
+    tensors: dict[str, gguf.ReaderTensor]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The values of the metadata."""
+        return {key: entry.value for key, entry in self.entries.items()}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the sizes of a tensor, the outermost first."""
+        return tuple(self.tensors[name].shape.tolist()[::-1])
+
+    def read(self, name: str) -> np.ndarray:
+        """Read a tensor in floats.
+
+        Raises:
+            ValueError: of a type that cannot be converted.
+        """
+        tensor = self.tensors[name]
+        with reading(self.path, f"a type of {name} that can be converted"), np.errstate(all="ignore"):
+            return gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(self.shape(name))
+
+
+class _Reader(gguf.GGUFReader):
+    """The package's reader on a plain array: slices of a `memmap`, one a token, take five times as long."""
+
+    @property
+    def data(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._data
+
+    @data.setter
+    def data(self, mapped: np.ndarray) -> None:
+        self._data = np.asarray(mapped)
+
+
+def open_gguf_file(path: Path) -> GgufFile:
+    """Open a GGUF file; a second time without reading its metadata again, if it has not changed.
+
+    Raises:
+        ValueError: it is none, or cut short; the message begins with the path.
+    """
+    stat = path.stat()
+    return _open(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(path: Path, *_: int) -> GgufFile:
+    with reading(path, "a whole GGUF file"):
+        reader = _Reader(path)
+        if reader.byte_order != "I":
+            raise ValueError(f"{path}: expected a little-endian GGUF file, got a big-endian one")
+        found = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+        entries = {key: Entry(field.contents(), tuple(field.types[:2])) for key, field in found.items()}
+        return GgufFile(path, entries, {tensor.name: tensor for tensor in reader.tensors})
+
+
+# --- checkpoints -----------------------------------------------------------------------------------
+
+_FIELDS = {
+    "block_count": "layers",
+    "context_length": "positions",
+    "embedding_length": "width",
+    "feed_forward_length": "channels*",
+    "vocab_size": "vocabulary",
+    "attention.head_count": "heads*",
+    "attention.head_count_kv": "heads*",
+    "attention.key_length": "head size",
+    "attention.value_length": "head size",
+    "attention.layer_norm_rms_epsilon": "epsilon",
+    "rope.freq_base": "theta",
+    "rope.dimension_count": "head size",
+    "rope.scale_linear": "factor",
+    "rope.scaling.type": "text",
+    "rope.scaling.factor": "factor",
+    "expert_count": "count",
+    "expert_used_count": "heads",
+    "expert_feed_forward_length": "channels*",
+    "attention.sliding_window": "count",
+    "rope.freq_base_swa": "theta",
+}
+"""Attributes, without the name of the architecture before them -> what they may be, see `spec.checked`."""
+
+_OWN = {"expert_feed_forward_length", "attention.sliding_window", "rope.freq_base_swa"}
+"""Those that are read only of families that name them as `Gguf.keys`."""
+
+_UNREAD = {"rope.scaling.original_context_length", "rope.scaling.finetuned"}
+
+_ENDS = {role: f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot", "eom")}
+
+LLAMA_CPP_THETA = 10_000.0
+"""The rotary base of a file that says none, of any architecture."""
+
+_OTHER_SCORES = 62
+"""Layers of the one `gemma3` whose scores llama.cpp scales otherwise, which it tells by their number."""
+
+
+def gguf_families(experts: bool = False) -> dict[str, str]:
+    """Return the family that each architecture of GGUF is loaded as, with or without experts: of several the first.
+
+    >>> gguf_families()
+    {'llama': 'llama', 'deci': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'phi3': 'phi3', 'gemma3': 'gemma3_text'}
+    >>> gguf_families(experts=True)
+    {'qwen3moe': 'qwen3_moe', 'llama': 'mixtral'}
+    """
+    names = {} if experts else {"llama": "llama", "deci": "llama"}
+    for name, family in FAMILIES.items():
+        if family.experts == experts:
+            names.setdefault(family.gguf.architecture, name)
+    return names
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Open a GGUF file as a checkpoint; refuses by name what the model cannot express.
+
+    Raises:
+        ValueError: an unknown architecture, attribute or tensor; sizes that are not plausible.
+    """
+    with reading(path, "the metadata of a model"):
+        file = open_gguf_file(path)
+        found, architecture, name = _attributes(file)
+        spec, names = _spec(found, file, architecture, name), {}
+        for each in (each for each in file.tensors if each != ROPE_FACTORS):
+            if (known := hf_name(each, name)) is None:
+                raise ValueError(f"{path}: unknown tensor {some([each])}; not a plain LLaMA model, or {architecture}")
+            names[known] = each
+        checkpoint = _checkpoint(file, spec, names, architecture in PERMUTED)
+        return regrouped(checkpoint, fused_groups(spec) if FAMILIES[name].fused else [])
+
+
+def _attributes(file: GgufFile) -> tuple[Values, str, str]:
+    """Return the attributes of a model, its architecture, and its family: one with experts if the file counts any."""
+    architecture, where = file.fields.get("general.architecture"), str(file.path)
+    known = list(dict.fromkeys([*gguf_families(), *gguf_families(experts=True)]))
+    if not isinstance(architecture, str) or architecture not in known:
+        raise ValueError(
+            f"{where}: expected architecture {', '.join(known)}, got {shown(architecture)}; not a LLaMA model or a "
+            "relative"
+        )
+    prefix = f"{architecture}."
+    values = {key.removeprefix(prefix): value for key, value in file.fields.items() if key.startswith(prefix)}
+    experts = values.get("expert_count")
+    families = gguf_families(experts=bool(experts))
+    if architecture not in families:
+        expected = "none" if experts else "a positive integer"
+        raise ValueError(f"{where}: expected {prefix}expert_count to be {expected}, got {shown(experts)}")
+    name = families[architecture]
+    if unknown := sorted(values.keys() - (_FIELDS.keys() - _OWN | FAMILIES[name].gguf.keys | _UNREAD)):
+        raise ValueError(f"{where}: unknown attributes {some([prefix + key for key in unknown])}")
+    return checked(values, _FIELDS, where, prefix), architecture, name
+
+
+def _number(value: float) -> float:
+    """Return the shortest decimal that a float32 stands for, such as 1e-05."""
+    return float(str(np.float32(value)))
+
+
+def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted: bool) -> Checkpoint:
+    """Return the tensors under Hugging Face names, with those that an empty sub-block does not have in the file."""
+    family, shapes = spec.constants.family, dict[str, tuple[int, ...]]()
+    for layer, widths in enumerate(spec.layers):
+        for width, block, inputs, output, norm in (
+            (widths.kv_heads, "self_attn", ("q", "k", "v"), "o", "input"),
+            (widths.mlp, "mlp", ("gate", "up"), "down", "post_attention"),
+        ):
+            if width == 0:
+                of_layer: dict[str, tuple[int, ...]] = {
+                    f"{block}.{each}_proj.weight": (0, spec.embed) for each in inputs
+                }
+                of_layer |= {
+                    f"{block}.{output}_proj.weight": (spec.embed, 0),
+                    f"{norm}_layernorm.weight": (spec.embed,),
+                }
+                shapes |= {f"model.layers.{layer}.{each}": shape for each, shape in of_layer.items()}
+    absent = {name: shape for name, shape in shapes.items() if name not in names}
+    shapes, experts = dict(absent), spec.layers[0].mlp
+    for known, name in names.items():
+        shapes[known] = shape = file.shape(name)
+        if (side := experts_side(known, family)) is not None:  # side by side in one matrix
+            if len(shape) != 3 or shape[0] != experts:
+                raise ValueError(
+                    f"{file.path}: {name} has shape {list(shape)}, expected a matrix for each of {experts} experts"
+                )
+            shapes[known] = (shape[1], experts * shape[2]) if side else (experts * shape[1], shape[2])
+
+    def read(name: str) -> np.ndarray:
+        if name in absent:
+            return np.ones(absent[name], np.float32)
+        values = file.read(names[name])
+        if (side := experts_side(name, family)) is not None:
+            return (values.swapaxes(0, 1) if side else values).reshape(shapes[name])
+        if (offset := spec.constants.traits.norm_offset) and name.endswith("norm.weight"):
+            return values - np.float32(offset)
+        if permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
+            widths = spec.layers[int(name.split(".")[2])]
+            return permute(values, widths.kv_heads * (widths.q_per_kv if "q_proj" in name else 1), undo=True)
+        return values
+
+    return Checkpoint(str(file.path), spec, shapes, read)
+
+
+def _spec(found: Values, file: GgufFile, architecture: str, name: str) -> LlamaSpec:
+    where, family = found.where, FAMILIES[name]
+    if _WORDS not in file.tensors:
+        raise ValueError(f"{where}: missing tensor {_WORDS}")
+    layers, embed = _widths(found, architecture, family), found["embedding_length"]
+    if "attention.key_length" not in found and layers[0].kv_heads:
+        found["attention.key_length"] = embed // (layers[0].kv_heads * layers[0].q_per_kv)
+    head_dim = found["attention.key_length"]
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if found.get(key, head_dim) != head_dim:
+            raise ValueError(
+                f"{where}: {found.prefix}{key} = {found[key]} is not supported, expected head_dim {head_dim}"
+            )
+    how = _sights(found, family, len(layers))
+    if ROPE_FACTORS in file.tensors:
+        scaling = _scaling_of_factors(file.read(ROPE_FACTORS), how["rope_theta"], head_dim, where, file.fields)
+        if how["rope_scaling"] is not None and scaling is not None:
+            raise ValueError(f"{where}: both {ROPE_FACTORS} and rope.scaling.type are given, expected one")
+        how["rope_scaling"] = scaling or how["rope_scaling"]
+    if family.experts:  # llama.cpp divides the weights of a token's experts by their sum
+        most, experts = found["expert_used_count"], found["expert_count"]
+        if most > experts:
+            raise ValueError(
+                f"{where}: expected {found.prefix}expert_used_count of at most {experts} experts, got {most}"
+            )
+        how |= {"experts_per_token": most, "route_scale": "sum_to_one"}
+    tokens = checked(file.fields, dict.fromkeys(_ENDS.values(), "token"), where)
+    ends = [tokens.get(_ENDS[role]) for role in ("eos", "eot", "eom")]
+    rows = checked({"rows": file.shape(_WORDS)[0]}, {"rows": "vocabulary"}, where, f"{_WORDS}: ")
+    return LlamaSpec(
+        vocab=rows["rows"],
+        embed=embed,
+        head_dim=head_dim,
+        layers=layers,
+        tied="output.weight" not in file.tensors,
+        output_biases=any(each.endswith(("attn_output.bias", "ffn_down.bias")) for each in file.tensors),
+        constants=Constants(
+            norm_eps=_number(found["attention.layer_norm_rms_epsilon"]),
+            max_positions=found["context_length"],
+            bos_token=tokens.get(_ENDS["bos"]),
+            eos_tokens=tuple(dict.fromkeys(end for end in ends if end is not None)),
+            family=name,
+            **how,
+        ),
+    )
+
+
+def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
+    """Return how layers see positions: rotary base and scaling, window, and the layers apart from the rest."""
+    kind = found.get("rope.scaling.type", "linear" if "rope.scale_linear" in found else "none")
+    if kind not in ("none", "linear"):
+        key = f"{found.prefix}rope.scaling.type"
+        raise ValueError(f"{found.where}: {key} = {shown(kind)} is not supported, expected 'none' or 'linear'")
+    factor = _number(found.get("rope.scaling.factor", found.get("rope.scale_linear", 1.0))) if kind == "linear" else 1.0
+    scaling = None if factor == 1 else RopeScaling(kind="linear", factor=factor)
+    theta = _number(found.get("rope.freq_base", LLAMA_CPP_THETA))
+    main: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling}
+    window = found.get("attention.sliding_window") or None
+    if not family.gguf.windows:
+        return main | {"sliding_window": window}
+    if layers == _OTHER_SCORES:
+        raise ValueError(
+            f"{found.where}: a gemma3 of {layers} layers (27B) divides its scores by another number than the size of a "
+            "head, which the file does not say; load the Hugging Face directory of this model instead"
+        )
+    window = None if window is None or window >= found["context_length"] else window
+    local = all_but_each(family.full_every, layers)
+    own: dict[str, Any] = {"rope_theta": _number(found.get("rope.freq_base_swa", family.local_theta))}
+    own |= {"sliding_window": window, "rope_scaling": None}
+    return own if len(local) == layers else main | {"apart": Apart(layers=local, **own)}
+
+
+def _widths(found: Values, architecture: str, family: Family) -> tuple[LayerWidths, ...]:
+    layers, where = found["block_count"], found.where
+
+    def each(key: str) -> list[int]:
+        return per_layer(found[key], layers, f"{found.prefix}{key}", where)
+
+    heads = each("attention.head_count")
+    kv_heads = each("attention.head_count_kv") if "attention.head_count_kv" in found else heads
+    widths = []
+    for layer, (queries, keys, mlp) in enumerate(zip(heads, kv_heads, each(family.gguf.expert_channels), strict=True)):
+        if (queries == 0) != (keys == 0) or (keys and queries % keys):
+            raise ValueError(
+                f"{where}: layer {layer}: {queries} attention heads are no multiple of {keys} key/value heads"
+            )
+        if keys and not mlp:  # llama.cpp skips such a layer as a whole, which no model here means
+            raise ValueError(f"{where}: layer {layer} has attention heads but no feed-forward channels; not supported")
+        inner = {"mlp": found["expert_count"], "channels": max(1, mlp)} if family.experts else {"mlp": mlp}
+        widths.append(LayerWidths(kv_heads=keys, q_per_kv=queries // keys if keys else 1, **inner))
+    if architecture != "deci" and (len(set(widths)) > 1 or not widths[0].kv_heads):
+        kinds = shown(sorted({(each.kv_heads, each.q_per_kv, each.mlp) for each in widths}))
+        raise ValueError(
+            f"{where}: expected layers of equal widths for architecture {architecture!r}, none without heads, got "
+            f"layers of (key/value heads, query heads on each, channels) {kinds}"
+        )
+    return tuple(widths)
+
+
+def _scaling_of_factors(
+    factors: np.ndarray, theta: float, head_dim: int, where: str, fields: dict[str, Any]
+) -> RopeScaling | None:
+    """Recognise the frequency divisors of a llama3 scaling: Llama 3.1's and 3.2's, or with settings in our keys."""
+    if np.all(factors == 1):
+        return None
+    kinds = {key: "positions" if name == "original_max_positions" else "factor" for name, key in SCALING_KEYS.items()}
+    ours = checked({key: fields[key] for key in kinds if key in fields}, kinds, where)
+    given = {name: ours[key] for name, key in SCALING_KEYS.items() if key in ours}
+    scaling = RopeScaling(**{"kind": "llama3", "factor": max(float(factors.max()), 1.0)} | given)
+    expected = llama3_divisors(scaling, theta, head_dim)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
+        raise ValueError(
+            f"{where}: {ROPE_FACTORS} is no llama3 scaling with low_freq_factor {scaling.low_freq_factor:g}, "
+            f"high_freq_factor {scaling.high_freq_factor:g} and {scaling.original_max_positions} original positions; "
+            "load the Hugging Face directory of this model instead"
+        )
+    return scaling

