@@ -18,7 +18,7 @@ import argparse
 import dataclasses
 
 from saap_jax.config import PlanConfig
-from saap_jax.evaluation.price import find_price, read_prices
+from saap_jax.evaluation.cost import find_price, read_prices
 from saap_jax.planning.chips import CHIPS, GIB, targets
 from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import plan_one

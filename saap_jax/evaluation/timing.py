@@ -4,16 +4,17 @@ Prefill does many operations with each weight it reads, so its time is predicted
 step reads all weights to make one token a row, so its time is predicted by bytes.
 """
 
+import functools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.evaluation.cost import prefill_macs, step_bytes
+from saap_jax.evaluation.cost import in_turns, prefill_macs, program_bytes, step_bytes
 from saap_jax.llama.generate import STEPS, Padded, State, decode_steps, padded, prefill, rounded, stops_of
 from saap_jax.llama.model import Llama
 from saap_jax.llama.sampling import Sampling, settings_of
@@ -68,8 +69,7 @@ class Programs(NamedTuple):
     prefill: Callable[..., tuple[Any, State]]
     decode: Callable[..., tuple[Any, State]]
     memory_bytes: int | None
-    """The most that one of the two programs holds: weights, cache, results and temporaries, by the compiler's own
-    analysis; None where it gives none."""
+    """The most that one of the two programs holds, by the compiler's own analysis; None where it gives none."""
 
     def inputs(self) -> Padded:
         return padded(self.prompts, self.workload.batch)
@@ -91,66 +91,42 @@ def compile_programs(model: Llama, workload: Workload, *, seed: int = 0) -> Prog
     keys = jax.random.split(jax.random.key(seed), batch)
     inputs, settings, stops = padded(prompts, batch), settings_of(Sampling()), stops_of(())
     arguments = (model, inputs.tokens, inputs.start, inputs.done, keys, settings, stops)
-    slots = rounded(inputs.tokens.shape[1] + new)
-    lowered = prefill.lower(*arguments, slots=slots)
+    lowered = prefill.lower(*arguments, slots=rounded(inputs.tokens.shape[1] + new))
     _, state = lowered.out_info
-    reading, making = lowered.compile(), decode_steps.lower(model, state, settings, stops, jnp.int32(1)).compile()
-    memory = [program_bytes(program) for program in (reading, making)]
-    known = [each for each in memory if each is not None]
-    return Programs(model, workload, prompts, keys, reading, making, max(known) if len(known) == 2 else None)
-
-
-def program_bytes(program: Any) -> int | None:
-    """Return what a compiled program holds at once: arguments, results that do not reuse them, temporaries."""
-    memory = program.memory_analysis()
-    if memory is None:
-        return None
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return held - memory.alias_size_in_bytes
+    programs = lowered.compile(), decode_steps.lower(model, state, settings, stops, jnp.int32(1)).compile()
+    memory = [program.memory_analysis() for program in programs]
+    held = None if None in memory else max(map(program_bytes, memory))
+    return Programs(model, workload, prompts, keys, *programs, held)
 
 
 def time_once(programs: Programs) -> Times:
     """Read the prompts and make the new tokens once; every number is of work that has ended."""
-    settings, stops = settings_of(Sampling()), stops_of(())
+    settings, stops, model = settings_of(Sampling()), stops_of(()), programs.model
     start = time.perf_counter()
     inputs = jax.block_until_ready(programs.inputs())
     ready = time.perf_counter()
-    token, state = programs.prefill(
-        programs.model, inputs.tokens, inputs.start, inputs.done, programs.keys, settings, stops
-    )
+    token, state = programs.prefill(model, inputs.tokens, inputs.start, inputs.done, programs.keys, settings, stops)
     jax.block_until_ready((token, state))
     read = time.perf_counter()
     np.asarray(token)
     shown = time.perf_counter()
     left = programs.workload.new - 1
     for first in range(0, left, STEPS):
-        _, state = programs.decode(programs.model, state, settings, stops, jnp.int32(min(STEPS, left - first)))
+        _, state = programs.decode(model, state, settings, stops, jnp.int32(min(STEPS, left - first)))
     jax.block_until_ready(state)
     step = (time.perf_counter() - shown) / left if left else float("nan")
     return Times(prefill=read - ready, first_token=shown - start, step=step)
 
 
 def time_in_turns(
-    programs: Sequence[Programs],
-    repeats: int,
-    *,
-    progress: Callable[[Sequence[int]], Iterator[int]] = iter,
+    programs: Sequence[Programs], repeats: int, *, progress: Callable[[Sequence[int]], Iterable[int]] = iter
 ) -> list[list[Times]]:
-    """Return `repeats` measurements of each model; the models take turns, so that drift of the machine hits all alike.
-
-    One round before warms up and is not counted. Time one model by giving one.
-    """
-    times: list[list[Times]] = [[] for _ in programs]
-    for turn in progress(range(repeats + 1)):
-        for each, measured in zip(programs, times, strict=True):
-            taken = time_once(each)
-            if turn:
-                measured.append(taken)
-    return times
+    """Measure each model `repeats` times; see `in_turns`. Time one model by giving one."""
+    return in_turns([functools.partial(time_once, each) for each in programs], repeats, progress)
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Return median, smallest and largest.
+    """Take median, smallest and largest.
 
     >>> spread([3.0, 1.0, 2.0])
     Spread(median=2.0, low=1.0, high=3.0)
@@ -160,7 +136,7 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def speed_up(model: Programs, times: Sequence[Times], base: Programs, base_times: Sequence[Times]) -> Predicted:
-    """Return how many times faster than the baseline a model should be, by operations and bytes, and was."""
+    """Tell how many times faster than the baseline a model should be, by operations and bytes, and was."""
     batch, prompt, new = model.workload
     seq, context = rounded(prompt), prompt + new / 2
     pairs = list(zip(times, base_times, strict=True))

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from saap_jax.config.jobs import CompareConfig
-from saap_jax.evaluation.cost import directory_bytes
-from saap_jax.evaluation.price import Price, read_prices, run_cost
+from saap_jax.evaluation.cost import Price, directory_bytes, read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs import origins
 from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of, runners_of, score_all

@@ -11,9 +11,9 @@ import saap_jax
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
 from saap_jax.data import Windows
-from saap_jax.evaluation import latency
+from saap_jax.evaluation import targets as latency
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
-from saap_jax.evaluation.latency import LatencyTable, Phase, measure_table
+from saap_jax.evaluation.targets import LatencyTable, Phase, measure_table
 from saap_jax.evaluation.targets import Costs, held_bytes, targets_of, temporaries_of, workload_of
 from saap_jax.evaluation.timing import Times, Workload, compile_programs
 from saap_jax.jobs import prune

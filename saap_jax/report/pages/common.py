@@ -98,7 +98,7 @@ def stage_table(stages: Sequence[Stage]) -> Table:
 
 
 def cost_sentences(run: RunRecord) -> list[str]:
-    """Say what a run cost, see `evaluation.price`; nothing where that was not recorded."""
+    """Say what a run cost, see `evaluation.cost`; nothing where that was not recorded."""
     if not (cost := run.get("cost")):
         return []
     platform = run.get("devices", {}).get("platform")
