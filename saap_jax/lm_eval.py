@@ -3,7 +3,7 @@
     python -m saap_jax.lm_eval run --model saap --model_args path=smollm2-135m --tasks boolq --limit 100
 
 The harness looks for no plug-ins, so that its own command `lm_eval` cannot know the model. Options of `--model_args`
-are those of `saap_jax.evaluation.tasks.harness.HarnessModel`: path, dtype, max_length.
+are those of `saap_jax.evaluation.harness.HarnessModel`: path, dtype, max_length.
 """
 
 import sys
@@ -15,7 +15,7 @@ def main() -> None:
         from lm_eval.__main__ import cli_evaluate
     except ModuleNotFoundError as error:
         sys.exit(f"saap: lm-evaluation-harness is not installed ({error}); run `pip install 'saap_jax[eval]'`")
-    import saap_jax.evaluation.tasks.harness  # noqa: F401  (registers the model)
+    import saap_jax.evaluation.harness  # noqa: F401  (registers the model)
 
     cli_evaluate()
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 NIGHTLY: tuple[str, ...] = tuple(
     f"tests/{name}"
     for name in (
-        *("evaluation/test_timing", "evaluation/test_rank_correlation", "evaluation/tasks/test_likelihood"),
+        *("evaluation/test_timing", "evaluation/test_rank_correlation", "evaluation/test_likelihood"),
         *("export/test_families", "export/test_hf", "export/test_widths"),
         *("jobs/test_addresses", "jobs/test_cards", "jobs/test_full_disk"),
         *("jobs/test_lengths", "jobs/test_racing", "jobs/test_judged"),

@@ -129,7 +129,7 @@ def measure_table(model: Llama, workload: Workload, *, repeats: int = 5, progres
 
 
 def layers_of(spec: LlamaSpec, shape: LayerWidths, dtype: Any) -> int:
-    """Count the layers of such widths whose weights fill `ENOUGH`: at most as many as the model has, at least `FEWEST`."""
+    """Count the layers whose weights fill `ENOUGH`: at least `FEWEST`, at most as many as the model has."""
     heads = 2 * shape.kv_heads * (shape.q_per_kv + 1) * spec.head_dim
     layer = spec.embed * (heads + 3 * shape.mlp_channels) * jnp.dtype(dtype).itemsize
     return max(FEWEST, min(len(spec.layers), math.ceil(ENOUGH / max(layer, 1))))

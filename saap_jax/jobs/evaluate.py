@@ -6,9 +6,9 @@ from pathlib import Path
 from saap_jax.api import perplexity
 from saap_jax.config.use import EvaluateConfig
 from saap_jax.data import evaluation_windows
+from saap_jax.evaluation.likelihood import Progress
 from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.evaluation.tasks import find_tasks, run_named
-from saap_jax.evaluation.tasks.likelihood import Progress
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.attention import attending
 from saap_jax.report.blocks import Block

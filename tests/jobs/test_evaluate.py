@@ -9,15 +9,19 @@ import pytest
 from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
-from saap_jax.evaluation.tasks.local import read_task, run_tasks
+from saap_jax.evaluation.tasks import read_task, run_tasks
 from saap_jax.jobs import compare
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.references import together
 from saap_jax.surgery.cut import cut
+<<<<<<< HEAD
 from tests.cli.test_main import refused
 from tests.evaluation.tasks.items import choice_lines, context_lines, write_lines
+=======
+from tests.evaluation.items import choice_lines, context_lines, write_lines
+>>>>>>> 9b4911e (Put tasks, likelihoods and the harness beside each other)
 
 
 @pytest.fixture(scope="module")

@@ -127,30 +127,25 @@ def distinct_inputs(requests: Sequence[Request], limit: int) -> list[Inputs]:
     >>> distinct_inputs([Request((1, 2), (3,)), Request((1, 2), (4,)), Request((1,), (2, 5))], 8)
     [Inputs(tokens=(1, 2), requests=(0, 1, 2), targets=4)]
     """
-    found: dict[Tokens, list[list[int]]] = {}
+    found: dict[Tokens, list[Inputs]] = {}
     for number, (context, continuation) in enumerate(requests):
-        if not context or not continuation:
-            empty = "continuation" if context else "context"
-            raise ValueError(f"request {number}: expected a context and a continuation, got an empty {empty}")
-        if len(continuation) > limit:
+        size = len(continuation)
+        if not context or not continuation or size > limit:
             raise ValueError(
-                f"request {number}: expected a continuation of at most {limit} tokens, the positions of the model, "
-                f"got {len(continuation)}; shorten it"
+                f"request {number}: expected a context, and a continuation of 1 to {limit} tokens (the positions of "
+                f"the model), got {len(context)} and {size} tokens"
             )
-        shares = found.setdefault((*context, *continuation)[-(limit + 1) : -1], [[]])
-        if sum(len(requests[other].continuation) for other in shares[-1]) + len(continuation) > ROW_LIMIT:
-            shares.append([])
-        shares[-1].append(number)
-    return [
-        Inputs(tokens, tuple(share), sum(len(requests[number].continuation) for number in share))
-        for tokens in sorted(found)
-        for share in found[tokens]
-        if share
-    ]
+        tokens = (*context, *continuation)[-(limit + 1) : -1]
+        shares = found.setdefault(tokens, [])
+        if not shares or shares[-1].targets + size > ROW_LIMIT:
+            shares.append(Inputs(tokens, (), 0))
+        last = shares[-1]
+        shares[-1] = Inputs(tokens, (*last.requests, number), last.targets + size)
+    return [share for tokens in sorted(found) for share in found[tokens]]
 
 
 def row_cost(length: int) -> float:
-    """Return what a row costs, in tokens: the longer it is, the more each token has to attend to."""
+    """What a row costs, in tokens: the longer it is, the more each token has to attend to."""
     return length * (1 + length / QUADRATIC)
 
 
@@ -163,32 +158,29 @@ def pack(inputs: Sequence[Inputs]) -> list[Row]:
     [(3, 5)]
     """
     alike = [0, *(common_length(a.tokens, b.tokens) for a, b in itertools.pairwise(inputs))]
-    best: list[tuple[float, Row | None]] = [(0.0, None)]
+    best: list[tuple[float, list[Row]]] = [(0.0, [])]
+    rows: list[Row] = []
     for stop in range(1, len(inputs) + 1):
-        last = inputs[stop - 1]
-        shared = length = len(last.tokens)
-        targets = last.targets
-        options = [(best[stop - 1][0] + row_cost(length), Row((last,), shared, length, targets))]
-        for start in range(stop - 2, max(stop - 1 - _SIBLINGS, -1), -1):
-            total = length + (stop - start - 2) * shared + len(inputs[start].tokens)
-            shared = min(shared, alike[start + 1])
-            length, targets = total - (stop - start - 1) * shared, targets + inputs[start].targets
-            if shared == 0 or max(length, targets) > ROW_LIMIT:
+        shared, every, targets, options = len(inputs[stop - 1].tokens), 0, 0, []
+        for start in range(stop - 1, max(stop - 1 - _SIBLINGS, -1), -1):
+            if start < stop - 1:
+                shared = min(shared, alike[start + 1])
+            every, targets = every + len(inputs[start].tokens), targets + inputs[start].targets
+            length = every - (stop - start - 1) * shared
+            if start < stop - 1 and (shared == 0 or max(length, targets) > ROW_LIMIT):
                 break
-            row = Row(tuple(inputs[start:stop]), shared, length, targets)
-            options.append((best[start][0] + row_cost(length), row))
-        best.append(min(options, key=lambda option: option[0]))
-    rows, stop = [], len(inputs)
+            options.append((best[start][0] + row_cost(length), Row(tuple(inputs[start:stop]), shared, length, targets)))
+        cost, row = min(options, key=lambda option: option[0])
+        best.append((cost, [row]))
+    stop = len(inputs)
     while stop:
-        row = best[stop][1]
-        assert row is not None
-        rows.append(row)
-        stop -= len(row.inputs)
+        rows += best[stop][1]
+        stop -= len(rows[-1].inputs)
     return rows[::-1]
 
 
 def common_length(a: Tokens, b: Tokens) -> int:
-    """Return how many tokens two sequences begin with alike.
+    """Count the tokens that two sequences begin with alike.
 
     >>> common_length((1, 2, 3), (1, 2, 4, 5))
     2
@@ -200,7 +192,7 @@ def common_length(a: Tokens, b: Tokens) -> int:
 
 
 def padded_length(length: int, steps: int = 2) -> int:
-    """Return the length that a row is padded to, one of `steps` between each power of two and the next.
+    """Round a length up to one of `steps` lengths between each power of two and the next.
 
     >>> [padded_length(length) for length in (3, 32, 33, 41, 64, 65, 200)]
     [32, 32, 48, 48, 64, 96, 256]
@@ -212,7 +204,7 @@ def padded_length(length: int, steps: int = 2) -> int:
 
 
 def batches_of(rows: Iterable[Row], batch_size: int, steps: int = 2) -> list[Batch]:
-    """Return batches of rows, the longest first, so that what does not fit into memory is known at once."""
+    """Put rows into batches, the longest first, so that what does not fit into memory is known at once."""
     batches: list[Batch] = []
     left = 0
     for row in sorted(rows, key=lambda row: -row.length):
@@ -226,49 +218,49 @@ def batches_of(rows: Iterable[Row], batch_size: int, steps: int = 2) -> list[Bat
 
 
 def cheapest_batches(rows: Sequence[Row], batch_size: int, segments: int = 1) -> list[Batch]:
-    """Return batches with as many different lengths as pay: more of them pad less, but compile more programs.
+    """Make batches with as many different lengths as pay: more of them pad less, but compile more programs.
 
     A program takes longer to compile the more `segments` of equal layers the model has: each by a third of the first.
     """
-    if not rows:
-        return []
-    options = [batches_of(rows, batch_size, steps) for steps in (1, 2, 4)]
 
     def cost(batches: list[Batch]) -> float:
         padded = sum(batch.size * batch.length for batch in batches)
         return padded + PROGRAM * (2 + segments) / 3 * len({batch.length for batch in batches})
 
-    return min(options, key=cost)
+    return min((batches_of(rows, batch_size, steps) for steps in (1, 2, 4)), key=cost)
 
 
 def targets_of(batch: Batch) -> int:
-    """Return how many targets a batch has room for."""
+    """Count the targets that a batch has room for."""
     return -(-max(batch.size * batch.length, ROW_LIMIT) // TARGETS) * TARGETS
 
 
 def lay_out(batch: Batch, requests: Sequence[Request]) -> tuple[np.ndarray, ...]:
-    """Return tokens, positions and segments `[size, length]`, source and target `[targets]`, and the targets' requests.
+    """Lay out tokens, positions, segments `[size, length]`, source and target `[targets]`, and the targets' requests.
 
     A source is the place in the flat batch of the token that predicts a target. The last array is as long as there are
     targets, those before it are padded; requests come in any order.
     """
     tokens, positions = np.zeros((2, batch.size, batch.length), np.int32)
     segments = np.full((batch.size, batch.length), -1, np.int32)
-    source, target = np.zeros((2, targets_of(batch)), np.int32)
+    sources: list[int] = []
+    targets: list[int] = []
     owner: list[int] = []
-    for number, row in enumerate(batch.rows):
-        end = row.shared
-        tokens[number, :end], segments[number, :end] = row.inputs[0].tokens[:end], 0
+    for number, (inputs, shared, *_) in enumerate(batch.rows):
+        end = shared
+        tokens[number, :end], segments[number, :end] = inputs[0].tokens[:end], 0
         positions[number, :end] = np.arange(end)
-        for branch, inputs in enumerate(row.inputs, 1):
-            rest = slice(end, end + len(inputs.tokens) - row.shared)
-            tokens[number, rest], segments[number, rest] = inputs.tokens[row.shared :], branch
-            positions[number, rest] = np.arange(row.shared, len(inputs.tokens))
-            places = number * batch.length + np.r_[: row.shared, rest]
-            for request in inputs.requests:
+        for branch, own in enumerate(inputs, 1):
+            rest = slice(end, end + len(own.tokens) - shared)
+            tokens[number, rest], segments[number, rest] = own.tokens[shared:], branch
+            positions[number, rest] = np.arange(shared, len(own.tokens))
+            places = (number * batch.length + np.r_[:shared, rest]).tolist()
+            for request in own.requests:
                 continuation = requests[request].continuation
-                own = slice(len(owner), len(owner) + len(continuation))
-                source[own], target[own] = places[len(places) - len(continuation) :], continuation
+                sources += places[len(places) - len(continuation) :]
+                targets += continuation
                 owner += [request] * len(continuation)
             end = rest.stop
+    room = (0, targets_of(batch) - len(owner))
+    source, target = (np.pad(np.asarray(each, np.int32), room) for each in (sources, targets))
     return tokens, positions, segments, source, target, np.asarray(owner, np.int64)

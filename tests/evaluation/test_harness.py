@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.tasks.local import read_task, run_tasks
+from saap_jax.evaluation.tasks import read_task, run_tasks
 from saap_jax.llama import load_model, load_tokenizer
-from tests.evaluation.tasks.items import choice_lines, context_lines, write_lines
+from tests.evaluation.items import choice_lines, context_lines, write_lines
 from tests.helpers import forward
 
 pytestmark = [pytest.mark.lmeval, pytest.mark.filterwarnings("default")]
@@ -57,7 +57,7 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def harness(directory, tmp_path_factory):
     os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    from saap_jax.evaluation.tasks import harness
+    from saap_jax.evaluation import harness
 
     return harness
 
@@ -244,7 +244,5 @@ class TestRefused:
     def test_options(self, harness, model, tokenizer):
         with pytest.raises(ValueError, match="max_length: expected 2 to 2048, .* got 1"):
             harness.HarnessModel(model.model, tokenizer=tokenizer, max_length=1)
-        with pytest.raises(ValueError, match="batch_size: expected at least 1 or auto, got 0"):
-            harness.HarnessModel(model.model, tokenizer=tokenizer, batch_size=0)
         with pytest.raises(ValueError, match="got one without the other"):
             harness.HarnessModel(model.model)

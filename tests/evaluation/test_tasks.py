@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.tasks.likelihood import Request
-from saap_jax.evaluation.tasks.local import (
+from saap_jax.evaluation.likelihood import Request
+from saap_jax.evaluation.tasks import (
     Item,
     Task,
     TaskResult,
@@ -21,7 +21,7 @@ from saap_jax.evaluation.tasks.local import (
     run_tasks,
 )
 from saap_jax.llama import load_model, load_tokenizer
-from tests.evaluation.tasks.items import choice_lines, context_lines, write_lines
+from tests.evaluation.items import choice_lines, context_lines, write_lines
 from tests.helpers import forward
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import load_model, save_model
-from tests.evaluation.tasks.items import choice_lines, context_lines, write_lines
-from tests.evaluation.tasks.test_harness import requests_of, write_yaml
+from tests.evaluation.items import choice_lines, context_lines, write_lines
+from tests.evaluation.test_harness import requests_of, write_yaml
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 
@@ -43,7 +43,7 @@ def both(tmp_path_factory):
     import torch
     from transformers import LlamaForCausalLM
 
-    from saap_jax.evaluation.tasks.harness import HarnessModel
+    from saap_jax.evaluation.harness import HarnessModel
     from saap_jax.llama import load_tokenizer
 
     tokenizer = load_tokenizer("smollm2-135m")

@@ -1,4 +1,4 @@
-"""Multiple-choice tasks from local files, scored as lm-evaluation-harness does, and what came of tasks.
+"""Zero-shot tasks by name: multiple choice from local files, scored as lm-evaluation-harness does, and its own tasks.
 
 | fields of a JSON line                | scored                                  | metrics           |
 |--------------------------------------|-----------------------------------------|-------------------|
@@ -10,6 +10,7 @@ highest log-likelihood a character of the choice (`acc_norm`); of equal ones, th
 """
 
 import codecs
+import importlib.util
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.tasks.likelihood import Progress, Request, log_likelihoods
+from saap_jax.config.use import TasksConfig
+from saap_jax.evaluation.likelihood import Progress, Request, log_likelihoods
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
 from saap_jax.runtime.errors import parse_json, read_lines, shown
@@ -41,11 +43,11 @@ class TaskResult(NamedTuple):
     """Of each choice of each item, in nats; none for tasks of other kinds."""
 
     def mean(self, metric: str) -> float:
-        """Take the mean over the items: for `acc`, the accuracy."""
+        """The mean over the items: for `acc`, the accuracy."""
         return float(np.mean(self.values[metric]))
 
     def standard_error(self, metric: str) -> float:
-        """Estimate the standard error of the mean, s / sqrt(n) with s² over n - 1; NaN for one item.
+        """The standard error of the mean, s / sqrt(n) with s² over n - 1; NaN for one item.
 
         Source: `mean_stderr` of lm-evaluation-harness.
         """
@@ -87,47 +89,7 @@ def result_json(result: TaskResult) -> dict[str, Any]:
     return {"task": result.task, "source": result.source, "metrics": metrics, "items": items}
 
 
-# --- tokens of text --------------------------------------------------------------------------------
-
-
-def encode(tokenizer: Tokenizer, text: str, *, special: bool | None = None) -> list[int]:
-    """Tokenise a text. `special` says whether beginning and end tokens are added; None: as the tokenizer does, but no
-    second beginning where the text begins with one.
-    """
-    if special is None and tokenizer.bos_token and text.startswith(tokenizer.bos_token):
-        special = False
-    return tokenizer.encode(text) if special is None else tokenizer.encode(text, add_special_tokens=special)
-
-
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
-    """Tokenise a context, and what the continuation adds to it.
-
-    White space at the end of the context counts to the continuation, whose first token it begins. An empty context
-    stands for the token that begins texts.
-
-    Raises:
-        ValueError: an empty context, and a tokenizer without such a token.
-
-    Source: `TemplateLM._encode_pair` and `HFLM.tok_encode` of lm-evaluation-harness 0.4.13.
-    """
-    if not context:
-        tokens, prefix = encode(tokenizer, continuation, special=False), prefix_token(tokenizer)
-        return Request((prefix,), tuple(tokens[1:] if tokens[:1] == [prefix] else tokens))
-    before, whole = encode(tokenizer, context.rstrip()), encode(tokenizer, context + continuation)
-    return Request(tuple(before), tuple(whole[len(before) :]))
-
-
-def prefix_token(tokenizer: Tokenizer) -> int:
-    """Find the token that stands before a text without context: the beginning of a text, or else its end."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return token
-    raise ValueError(
-        "an empty context needs a token before it, but the tokenizer names neither bos_token nor eos_token"
-    )
-
-
-# --- local tasks -----------------------------------------------------------------------------------
+# --- tasks by name ---------------------------------------------------------------------------------
 
 
 class Item(NamedTuple):
@@ -159,21 +121,67 @@ class Task(NamedTuple):
     """Whether choices differ, so that `acc_norm` says something that `acc` does not."""
 
 
+class NamedTasks(NamedTuple):
+    """What was asked for."""
+
+    local: tuple[Task, ...]
+    harness: tuple[str, ...]
+    """Names that lm-evaluation-harness is asked for."""
+    limit: int
+    task_path: str
+
+
+def find_tasks(config: TasksConfig) -> NamedTasks:
+    """Find the tasks of a configuration before any model is loaded, local ones with their items.
+
+    Raises:
+        FileNotFoundError: a file that is not there.
+        ValueError: a file that is no task, or a name that is not local where the harness is not installed.
+    """
+    paths = {name: find_task(name) for name in config.task_names}
+    local = tuple(read_task(name, path, config.limit) for name, path in paths.items() if path is not None)
+    others = tuple(name for name, path in paths.items() if path is None)
+    if others and importlib.util.find_spec("lm_eval") is None:
+        raise ValueError(
+            f"tasks: {others[0]!r} is no local task, which is a JSON-lines file or the name of zeroshot/NAME.jsonl "
+            "below SAAP_DATA; lm-evaluation-harness, which may know it, is not installed: pip install 'saap_jax[eval]'"
+        )
+    return NamedTasks(local, others, config.limit, config.task_path)
+
+
+def run_named(
+    model: Llama, tokenizer: Tokenizer, tasks: NamedTasks, *, batch_size: int = 8, progress: Progress = iter
+) -> tuple[TaskResult, ...]:
+    """Run a model on tasks: on the local ones, then on the harness's.
+
+    Raises:
+        ValueError: a harness task that is unknown or cannot be run.
+    """
+    results = []
+    if tasks.local:
+        results += run_tasks(model, tokenizer, tasks.local, batch_size=batch_size, progress=progress)
+    if tasks.harness:
+        from saap_jax.evaluation.harness import HarnessModel, run_harness_tasks  # needs the extra `eval`
+
+        adapter = HarnessModel(model, tokenizer=tokenizer, batch_size=batch_size)
+        results += run_harness_tasks(adapter, tasks.harness, limit=tasks.limit, task_path=tasks.task_path)
+    return tuple(results)
+
+
 def find_task(name: str) -> Path | None:
     """Find the file of a local task: a path, or of NAME `zeroshot/NAME.jsonl` below SAAP_DATA; None where none is.
 
     Raises:
         FileNotFoundError: a name that is a path, of no file.
     """
-    data = Path(os.environ["SAAP_DATA"]) if os.environ.get("SAAP_DATA") else None
-    if name.endswith(".jsonl") or "/" in name:
-        for path in (Path(name), *([data / name] if data else [])):
-            if path.is_file():
-                return path
+    is_path, data = name.endswith(".jsonl") or "/" in name, os.environ.get("SAAP_DATA")
+    tried = [Path(name)] if is_path else []
+    tried += [Path(data) / (name if is_path else f"zeroshot/{name}.jsonl")] if data else []
+    found = next((path for path in tried if path.is_file()), None)
+    if found is None and is_path:
         where = f" (nor below SAAP_DATA, {data})" if data else ""
         raise FileNotFoundError(f"tasks: expected a JSON-lines file, found none at {name}{where}; check the path")
-    path = data / "zeroshot" / f"{name}.jsonl" if data else None
-    return path if path is not None and path.is_file() else None
+    return found
 
 
 def read_task(name: str, path: Path, limit: int = 0) -> Task:
@@ -185,15 +193,15 @@ def read_task(name: str, path: Path, limit: int = 0) -> Task:
     items: list[Item] = []
     kinds: set[bool] = set()
     for number, line in read_lines(path):
-        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        if not line.strip():
+        if not (line := line.removeprefix(codecs.BOM_UTF8)).strip():
             continue
         if limit and len(items) == limit:
             break
-        fields = parse_json(line, f"{path}, line {number}")
+        where = f"{path}, line {number}"
+        fields = parse_json(line, where)
         if not isinstance(fields, dict):
-            raise ValueError(f"{path}, line {number}: expected an object, got {type(fields).__name__}")
-        items.append(_item(fields, f"{path}, line {number}", number))
+            raise ValueError(f"{where}: expected an object, got {type(fields).__name__}")
+        items.append(_item(fields, where, number))
         kinds.add("choices" in fields)
     if not items:
         raise ValueError(f"{path}: expected JSON lines with context, choices and gold, found no line")
@@ -218,6 +226,9 @@ def _item(fields: dict[str, Any], where: str, number: int) -> Item:
     return Item(str(fields.get("id", number)), contexts, choices, gold)
 
 
+# --- scores ----------------------------------------------------------------------------------------
+
+
 def run_tasks(
     model: Llama, tokenizer: Tokenizer, tasks: Sequence[Task], *, batch_size: int = 16, progress: Progress = iter
 ) -> list[TaskResult]:
@@ -227,12 +238,11 @@ def run_tasks(
         ValueError: a choice that adds no token to its context.
     """
     requests = []
-    for task in tasks:
-        for item in task.items:
-            for pair in item.pairs:
-                requests.append(encode_pair(tokenizer, *pair))
-                if not requests[-1].continuation:
-                    raise ValueError(f"{task.path}, item {item.id}: {pair[1]!r} adds no token to its context")
+    for task, item in ((each, item) for each in tasks for item in each.items):
+        for pair in item.pairs:
+            requests.append(encode_pair(tokenizer, *pair))
+            if not requests[-1].continuation:
+                raise ValueError(f"{task.path}, item {item.id}: {pair[1]!r} adds no token to its context")
     scored = log_likelihoods(model, requests, batch_size=batch_size, progress=progress)
     found = iter([each.log_likelihood for each in scored])
     return [result_of(task, tuple(tuple(next(found) for _ in item.choices) for item in task.items)) for task in tasks]
@@ -250,3 +260,37 @@ def result_of(task: Task, log_likelihoods: tuple[tuple[float, ...], ...]) -> Tas
             values["acc_norm"].append(float(np.argmax(likelihoods / lengths) == item.gold))
     ids, metrics = tuple(item.id for item in task.items), {name: np.array(each) for name, each in values.items()}
     return TaskResult(task.name, str(task.path), ids, metrics, log_likelihoods)
+
+
+def encode(tokenizer: Tokenizer, text: str, *, special: bool | None = None) -> list[int]:
+    """Tokenise a text. `special` says whether beginning and end tokens are added; None: as the tokenizer does, but no
+    second beginning where the text begins with one.
+    """
+    if special is None and tokenizer.bos_token and text.startswith(tokenizer.bos_token):
+        special = False
+    return tokenizer.encode(text) if special is None else tokenizer.encode(text, add_special_tokens=special)
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
+    """Tokenise a context, and what the continuation adds to it.
+
+    White space at the end of the context counts to the continuation, whose first token it begins. An empty context
+    stands for the token that begins texts; ValueError where there is none.
+
+    Source: `TemplateLM._encode_pair` and `HFLM.tok_encode` of lm-evaluation-harness 0.4.13.
+    """
+    if not context:
+        tokens, prefix = encode(tokenizer, continuation, special=False), prefix_token(tokenizer)
+        return Request((prefix,), tuple(tokens[1:] if tokens[:1] == [prefix] else tokens))
+    before, whole = encode(tokenizer, context.rstrip()), encode(tokenizer, context + continuation)
+    return Request(tuple(before), tuple(whole[len(before) :]))
+
+
+def prefix_token(tokenizer: Tokenizer) -> int:
+    """Find the token that stands before a text without context: the beginning of a text, or else its end."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError(
+        "an empty context needs a token before it, but the tokenizer names neither bos_token nor eos_token"
+    )

@@ -23,8 +23,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from saap_jax.data.chat import conversation
-from saap_jax.evaluation.tasks.likelihood import Batch, Request, log_likelihoods
-from saap_jax.evaluation.tasks.local import TaskResult, encode, prefix_token
+from saap_jax.evaluation.likelihood import Batch, Request, log_likelihoods
+from saap_jax.evaluation.tasks import TaskResult, encode, prefix_token
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.generate import generate
@@ -57,31 +57,21 @@ class HarnessModel(TemplateLM):
             batch_size: rows of 128 tokens that run at once; "auto" is 16.
             max_length: tokens of context and continuation together; longer requests lose tokens on the left. None: the
                 model's positions.
-            device: not used; JAX decides.
-            max_batch_size: not used.
-
-        Raises:
-            ValueError: a bad option, or a model that cannot be loaded.
+            device, max_batch_size: given by the harness, and not used; JAX decides.
         """
         super().__init__()
         if isinstance(path, Llama) != (tokenizer is not None):
             raise ValueError(
                 "saap: expected a model and its tokenizer, or the path of a model, got one without the other"
             )
-        del device, max_batch_size
-        made = (
-            (path, tokenizer, "") if isinstance(path, Llama) else (load_model(path, dtype), load_tokenizer(path), path)
-        )
-        self.model, self.tokenizer, self.name = made
+        self.name = "" if isinstance(path, Llama) else path
+        self.model = path if isinstance(path, Llama) else load_model(path, dtype)
+        self.tokenizer = tokenizer or load_tokenizer(self.name)
         self.batch_size = 16 if str(batch_size).startswith("auto") else int(batch_size)
-        self.max_length = self.model.constants.positions if max_length is None else int(max_length)
-        if not 2 <= self.max_length <= self.model.constants.positions:
-            raise ValueError(
-                f"max_length: expected 2 to {self.model.constants.positions}, the positions of the model, "
-                f"got {max_length}"
-            )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1 or auto, got {batch_size}")
+        positions = self.model.constants.positions
+        self.max_length = positions if max_length is None else int(max_length)
+        if not 2 <= self.max_length <= positions:
+            raise ValueError(f"max_length: expected 2 to {positions}, the positions of the model, got {max_length}")
 
     # --- text and tokens -----------------------------------------------------------------------------
 
@@ -97,7 +87,7 @@ class HarnessModel(TemplateLM):
         return prefix_token(self.tokenizer)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused: Any) -> list[int]:
-        """Return the tokens of a text; see `saap_jax.evaluation.tasks.local.encode`."""
+        """Tokenise a text; see `saap_jax.evaluation.tasks.encode`."""
         return encode(self.tokenizer, string, special=add_special_tokens)
 
     @property
@@ -106,7 +96,7 @@ class HarnessModel(TemplateLM):
         return (self.tokenizer.name_or_path or self.name or "saap").replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as one text, by the tokenizer's template; without the system's part if it refuses one.
+        """Write a conversation as one text, by the tokenizer's template; without the system's part if it refuses one.
 
         Raises:
             ValueError: the tokenizer has no template, or it fails.
@@ -115,19 +105,12 @@ class HarnessModel(TemplateLM):
             raise ValueError(
                 f"{self.name or 'the model'}: its tokenizer has no chat template; leave chat templates out"
             )
-
-        def apply(messages: list[dict[str, str]]) -> str:
-            return conversation(
-                self.tokenizer,
-                messages,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-
+        ends = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
-            return apply(chat_history)
+            return conversation(self.tokenizer, chat_history, **ends)
         except ValueError:
-            return apply([message for message in chat_history if message["role"] != "system"])
+            asked = [message for message in chat_history if message["role"] != "system"]
+            return conversation(self.tokenizer, asked, **ends)
 
     # --- requests ------------------------------------------------------------------------------------
 
@@ -152,16 +135,12 @@ class HarnessModel(TemplateLM):
         return [(found.log_likelihood, found.greedy) for found in scored]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of whole texts in nats, in windows of `max_length`, each token predicted once."""
+        """Sum the log-likelihood of whole texts in nats, in windows of `max_length`, each token predicted once."""
         owners: list[int] = []
         windows: list[Any] = []
         for number, (text,) in enumerate(request.args for request in requests):
-            for window in get_rolling_token_windows(
-                token_list=self.tok_encode(text),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
-            ):
+            tokens = self.tok_encode(text)
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1):
                 owners.append(number)
                 windows.append((None, *make_disjoint_window(window)))
         scored = self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm)
@@ -172,7 +151,7 @@ class HarnessModel(TemplateLM):
         return sums.tolist()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return what each context is continued with, up to the first stop string, without it.
+        """Continue each context, up to the first stop string, without it.
 
         Contexts too long to leave room for the new tokens lose tokens on the left.
 
@@ -240,9 +219,12 @@ def run_harness_tasks(
         ValueError: a name that the harness does not know, or a task that cannot be run, such as one whose data cannot
             be downloaded.
     """
-    manager = _task_manager(names, task_path)
-    unknown = [name for name in names if name not in manager.all_tasks]
-    if unknown:
+    if task_path and not Path(task_path).is_dir():
+        raise FileNotFoundError(f"task_path: expected a directory of YAML files, found none at {task_path}")
+    manager = TaskManager(include_path=task_path, include_defaults=False) if task_path else None
+    if manager is None or not set(names) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=task_path or None)  # to index those of the package takes 10 seconds and more
+    if unknown := [name for name in names if name not in manager.all_tasks]:
         near = difflib.get_close_matches(unknown[0], manager.all_tasks, 1)
         hint = f", did you mean {near[0]!r}?" if near else "; `lm_eval ls tasks` lists them"
         raise ValueError(f"tasks: {unknown[0]!r} is neither a local task nor one of the harness{hint}")
@@ -261,17 +243,6 @@ def run_harness_tasks(
         raise ValueError(f"tasks {', '.join(names)}: the harness failed ({type(error).__name__}: {first})") from error
     source = f"lm-eval {importlib.metadata.version('lm-eval')}"
     return [_result(task, samples, source) for task, samples in found["samples"].items()]
-
-
-def _task_manager(names: Sequence[str], task_path: str) -> TaskManager:
-    """Return a manager that knows the tasks; to index those of the package takes 10 seconds and more."""
-    if task_path:
-        if not Path(task_path).is_dir():
-            raise FileNotFoundError(f"task_path: expected a directory of YAML files, found none at {task_path}")
-        own = TaskManager(include_path=task_path, include_defaults=False)
-        if set(names) <= set(own.all_tasks):
-            return own
-    return TaskManager(include_path=task_path or None)
 
 
 def _result(task: str, samples: Sequence[dict[str, Any]], source: str) -> TaskResult:
