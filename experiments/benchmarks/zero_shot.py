@@ -21,9 +21,9 @@ import numpy as np
 
 import saap_jax
 from saap_jax.config import TasksConfig
-from saap_jax.evaluation.likelihood import Request, cheapest_batches, distinct_inputs, pack, score_step
+from saap_jax.evaluation.likelihood import Request, cheapest_batches, distinct_inputs, encode_pair, pack, score_step
 from saap_jax.evaluation.perplexity import loss_step
-from saap_jax.evaluation.tasks import encode_pair, find_tasks, run_tasks
+from saap_jax.evaluation.tasks import find_tasks, run_tasks
 from saap_jax.llama.segments import ones_gates
 
 FIVE = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy")

@@ -23,8 +23,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from saap_jax.data.chat import conversation
-from saap_jax.evaluation.likelihood import Batch, Request, log_likelihoods
-from saap_jax.evaluation.tasks import TaskResult, encode, prefix_token
+from saap_jax.evaluation.likelihood import Batch, Request, encode, log_likelihoods, prefix_token
+from saap_jax.evaluation.task_results import TaskResult
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.generate import generate
@@ -87,7 +87,7 @@ class HarnessModel(TemplateLM):
         return prefix_token(self.tokenizer)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused: Any) -> list[int]:
-        """Tokenise a text; see `saap_jax.evaluation.tasks.encode`."""
+        """Tokenise a text; see `saap_jax.evaluation.likelihood.encode`."""
         return encode(self.tokenizer, string, special=add_special_tokens)
 
     @property

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
 from saap_jax.llama.packed import TARGETS, log_likelihoods_of, packed_hidden
 
@@ -116,6 +117,43 @@ def log_likelihoods(
         np.add.at(sums, owner, np.asarray(values, np.float64)[: len(owner)])
         np.logical_and.at(greedy, owner, np.asarray(likeliest)[: len(owner)])
     return [Likelihood(float(value), bool(top)) for value, top in zip(sums, greedy, strict=True)]
+
+
+# --- tokens of text --------------------------------------------------------------------------------
+
+
+def encode(tokenizer: Tokenizer, text: str, *, special: bool | None = None) -> list[int]:
+    """Tokenise a text. `special` says whether beginning and end tokens are added; None: as the tokenizer does, but no
+    second beginning where the text begins with one.
+    """
+    if special is None and tokenizer.bos_token and text.startswith(tokenizer.bos_token):
+        special = False
+    return tokenizer.encode(text) if special is None else tokenizer.encode(text, add_special_tokens=special)
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
+    """Tokenise a context, and what the continuation adds to it.
+
+    White space at the end of the context counts to the continuation, whose first token it begins. An empty context
+    stands for the token that begins texts; ValueError where there is none.
+
+    Source: `TemplateLM._encode_pair` and `HFLM.tok_encode` of lm-evaluation-harness 0.4.13.
+    """
+    if not context:
+        tokens, prefix = encode(tokenizer, continuation, special=False), prefix_token(tokenizer)
+        return Request((prefix,), tuple(tokens[1:] if tokens[:1] == [prefix] else tokens))
+    before, whole = encode(tokenizer, context.rstrip()), encode(tokenizer, context + continuation)
+    return Request(tuple(before), tuple(whole[len(before) :]))
+
+
+def prefix_token(tokenizer: Tokenizer) -> int:
+    """Find the token that stands before a text without context: the beginning of a text, or else its end."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError(
+        "an empty context needs a token before it, but the tokenizer names neither bos_token nor eos_token"
+    )
 
 
 # --- what runs, and with what ----------------------------------------------------------------------

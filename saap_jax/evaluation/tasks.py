@@ -13,81 +13,18 @@ import codecs
 import importlib.util
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from saap_jax.config.use import TasksConfig
-from saap_jax.evaluation.likelihood import Progress, Request, log_likelihoods
+from saap_jax.evaluation.likelihood import Progress, encode_pair, log_likelihoods
+from saap_jax.evaluation.task_results import TaskResult
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
 from saap_jax.runtime.errors import parse_json, read_lines, shown
-
-# --- results ---------------------------------------------------------------------------------------
-
-
-class TaskResult(NamedTuple):
-    """Outcomes of one task; `values` has a list as long as `ids` for each metric."""
-
-    task: str
-    """Its name, as it was asked for."""
-    source: str
-    """Where its items came from: a file, or "lm-eval 0.4.13"."""
-    ids: tuple[str, ...]
-    values: Mapping[str, Float[np.ndarray, "items"]]
-    """{metric: value of each item}: 1 and 0 of `acc`, `acc_norm` and `exact_match`."""
-    log_likelihoods: tuple[tuple[float, ...], ...] = ()
-    """Of each choice of each item, in nats; none for tasks of other kinds."""
-
-    def mean(self, metric: str) -> float:
-        """The mean over the items: for `acc`, the accuracy."""
-        return float(np.mean(self.values[metric]))
-
-    def standard_error(self, metric: str) -> float:
-        """The standard error of the mean, s / sqrt(n) with s² over n - 1; NaN for one item.
-
-        Source: `mean_stderr` of lm-evaluation-harness.
-        """
-        values = self.values[metric]
-        return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-METRICS = ("acc", "exact_match")
-"""Metrics of which one model's is compared with another's, in the order of preference; all are 0 or 1 an item."""
-
-
-def compared_metric(result: TaskResult, metric: str = "auto") -> str:
-    """Choose the metric by which two models are compared: the one asked for, or of `auto` the first of `METRICS`.
-
-    Raises:
-        ValueError: the task does not have it, or its values are not 0 and 1.
-    """
-    wanted = METRICS if metric == "auto" else (metric,)
-    for name in wanted:
-        found = [key for key in result.values if key == name or key.startswith(f"{name},")]
-        if found and set(np.unique(result.values[found[0]])) <= {0.0, 1.0}:
-            return found[0]
-    raise ValueError(
-        f"task {result.task}: expected {' or '.join(wanted)} of 0 or 1 an item, it has {', '.join(result.values)}"
-    )
-
-
-def result_json(result: TaskResult) -> dict[str, Any]:
-    """Write a result as JSON values: metrics with standard errors, and every item."""
-    metrics = {
-        name: {"value": result.mean(name), "standard_error": result.standard_error(name)} for name in result.values
-    }
-    items: list[dict[str, Any]] = []
-    for number, name in enumerate(result.ids):
-        item: dict[str, Any] = {"id": name, **{key: float(each[number]) for key, each in result.values.items()}}
-        if result.log_likelihoods:
-            item["log_likelihoods"] = list(result.log_likelihoods[number])
-        items.append(item)
-    return {"task": result.task, "source": result.source, "metrics": metrics, "items": items}
-
 
 # --- tasks by name ---------------------------------------------------------------------------------
 
@@ -260,37 +197,3 @@ def result_of(task: Task, log_likelihoods: tuple[tuple[float, ...], ...]) -> Tas
             values["acc_norm"].append(float(np.argmax(likelihoods / lengths) == item.gold))
     ids, metrics = tuple(item.id for item in task.items), {name: np.array(each) for name, each in values.items()}
     return TaskResult(task.name, str(task.path), ids, metrics, log_likelihoods)
-
-
-def encode(tokenizer: Tokenizer, text: str, *, special: bool | None = None) -> list[int]:
-    """Tokenise a text. `special` says whether beginning and end tokens are added; None: as the tokenizer does, but no
-    second beginning where the text begins with one.
-    """
-    if special is None and tokenizer.bos_token and text.startswith(tokenizer.bos_token):
-        special = False
-    return tokenizer.encode(text) if special is None else tokenizer.encode(text, add_special_tokens=special)
-
-
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
-    """Tokenise a context, and what the continuation adds to it.
-
-    White space at the end of the context counts to the continuation, whose first token it begins. An empty context
-    stands for the token that begins texts; ValueError where there is none.
-
-    Source: `TemplateLM._encode_pair` and `HFLM.tok_encode` of lm-evaluation-harness 0.4.13.
-    """
-    if not context:
-        tokens, prefix = encode(tokenizer, continuation, special=False), prefix_token(tokenizer)
-        return Request((prefix,), tuple(tokens[1:] if tokens[:1] == [prefix] else tokens))
-    before, whole = encode(tokenizer, context.rstrip()), encode(tokenizer, context + continuation)
-    return Request(tuple(before), tuple(whole[len(before) :]))
-
-
-def prefix_token(tokenizer: Tokenizer) -> int:
-    """Find the token that stands before a text without context: the beginning of a text, or else its end."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return token
-    raise ValueError(
-        "an empty context needs a token before it, but the tokenizer names neither bos_token nor eos_token"
-    )

@@ -10,7 +10,8 @@ import numpy as np
 
 from saap_jax.config.use import AbConfig
 from saap_jax.evaluation.differences import ALL, paired_tasks
-from saap_jax.evaluation.tasks import TaskResult, compared_metric, find_tasks, run_named
+from saap_jax.evaluation.task_results import TaskResult, compared_metric
+from saap_jax.evaluation.tasks import find_tasks, run_named
 from saap_jax.jobs.evaluate import scoring
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.attention import attending

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from saap_jax.evaluation.differences import AccuracyDifference, Difference
 from saap_jax.evaluation.limits import Check, verdict
 from saap_jax.evaluation.resample import smallest_p_value
-from saap_jax.evaluation.tasks import TaskResult, result_json
+from saap_jax.evaluation.task_results import TaskResult, result_json
 from saap_jax.runs.directory import plain
 
 

@@ -6,20 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.likelihood import Request
-from saap_jax.evaluation.tasks import (
-    Item,
-    Task,
-    TaskResult,
-    compared_metric,
-    encode_pair,
-    find_task,
-    prefix_token,
-    read_task,
-    result_json,
-    result_of,
-    run_tasks,
-)
+from saap_jax.evaluation.likelihood import Request, encode_pair, prefix_token
+from saap_jax.evaluation.task_results import TaskResult, compared_metric, result_json
+from saap_jax.evaluation.tasks import Item, Task, find_task, read_task, result_of, run_tasks
 from saap_jax.llama import load_model, load_tokenizer
 from tests.evaluation.items import choice_lines, context_lines, write_lines
 from tests.helpers import forward

@@ -16,12 +16,8 @@ from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.references import together
 from saap_jax.surgery.cut import cut
-<<<<<<< HEAD
 from tests.cli.test_main import refused
-from tests.evaluation.tasks.items import choice_lines, context_lines, write_lines
-=======
 from tests.evaluation.items import choice_lines, context_lines, write_lines
->>>>>>> 9b4911e (Put tasks, likelihoods and the harness beside each other)
 
 
 @pytest.fixture(scope="module")

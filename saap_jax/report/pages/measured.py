@@ -8,7 +8,7 @@ from saap_jax.evaluation.differences import decimals_of
 from saap_jax.evaluation.limits import Check, verdict
 from saap_jax.evaluation.resample import FEWEST, format_interval, smallest_p_value
 from saap_jax.evaluation.scales import format_ppl
-from saap_jax.evaluation.tasks import TaskResult
+from saap_jax.evaluation.task_results import TaskResult
 from saap_jax.report.blocks import Block, Table, Words, text_table
 from saap_jax.report.formats import (
     format_count,
