@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from saap_jax.config.method import TargetsConfig
-from saap_jax.evaluation.targets import measure_table, measured
-from saap_jax.evaluation.targets import TIMED, Costs, Target, temporaries_of, workload_of
+from saap_jax.evaluation.targets import TIMED, Costs, Target, measure_table, measured, temporaries_of, workload_of
 from saap_jax.evaluation.timing import compile_programs
 from saap_jax.llama import Llama
 from saap_jax.llama.generate import decoder_of

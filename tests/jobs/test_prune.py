@@ -13,8 +13,16 @@ from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
 from saap_jax.data import Windows
 from saap_jax.evaluation import targets as latency
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
-from saap_jax.evaluation.targets import LatencyTable, Phase, measure_table
-from saap_jax.evaluation.targets import Costs, held_bytes, targets_of, temporaries_of, workload_of
+from saap_jax.evaluation.targets import (
+    Costs,
+    LatencyTable,
+    Phase,
+    held_bytes,
+    measure_table,
+    targets_of,
+    temporaries_of,
+    workload_of,
+)
 from saap_jax.evaluation.timing import Times, Workload, compile_programs
 from saap_jax.jobs import prune
 from saap_jax.jobs import targets as module
