@@ -14,8 +14,7 @@ from saap_jax.llama import Llama
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.steps.allocation.allocation import selection_of
-from saap_jax.steps.allocation.search import Selection
+from saap_jax.steps.allocation.allocation import Selection, selection_of
 from saap_jax.steps.base import Context, State
 from saap_jax.steps.chain import Chain, parse, steps_of
 from saap_jax.steps.limits import Within

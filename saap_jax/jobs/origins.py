@@ -21,7 +21,7 @@ from saap_jax.runs.records import Measured, Row, RunRecord
 from saap_jax.runtime.digests import versions
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.words import plural
-from saap_jax.steps.allocation.search import Selection
+from saap_jax.steps.allocation.allocation import Selection
 from saap_jax.subjects.llama import CutLlama
 
 NAMES = {"dense": "dense", "before": "pruned", "after": "recovered"}

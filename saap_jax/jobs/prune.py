@@ -31,8 +31,7 @@ from saap_jax.runtime.mesh import layout_of_job
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.remote import staged
-from saap_jax.steps.allocation.allocation import selection_of
-from saap_jax.steps.allocation.search import Selection
+from saap_jax.steps.allocation.allocation import Selection, selection_of
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.run import Runner
 from saap_jax.subjects.llama import CutLlama, LlamaSubject
@@ -205,9 +204,9 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
                      f"{before:.1%} -> {after:.1%}"))  # fmt: skip
     for doing, seconds in pruned.seconds.items():
         rows.append((f"seconds to {doing}", f"{seconds:,.0f}"))
-    if (scaled := pruned.told.get("scaled")) is not None:
-        before, after = scaled.divergences[0], min(scaled.divergences)
-        rows.append(("KL to the unpruned model, nats a token, before and after scales", f"{before:.4f} -> {after:.4f}"))
+    if scaled := pruned.told.get("scaled"):
+        said = "KL to the unpruned model, nats a token, before and after scales"
+        rows.append((said, f"{scaled[0]:.4f} -> {min(scaled):.4f}"))
     return rows + (judged_rows(pruned.judged) if pruned.judged else [])
 
 

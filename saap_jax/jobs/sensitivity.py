@@ -25,7 +25,7 @@ from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runs.trials import trial_options
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.steps.allocation.allocation import Allocation, choose, prunable_of
+from saap_jax.steps.allocation.allocation import Allocation, choose
 from saap_jax.steps.base import State
 from saap_jax.steps.chain import Chain, chain, limits_of, parse
 from saap_jax.steps.limits import Within
@@ -95,24 +95,24 @@ def one_place_each(
     each, a whole structure. The units of the lowest scores go, of equal ones the first; as many as make up the share,
     rounded up.
     """
-    existing, limits = subject.existing, prunable_of(subject, Within())[1].limits
+    existing, limits = subject.existing, subject.limits(Within())
     layers = max(len(units) for units in existing.values())
     places = (
         [(layer, name, [layer]) for layer in range(layers) for name in existing]
-        if limits is None
+        if isinstance(limits, Within)
         else [(0, name, list(range(len(units)))) for name, units in existing.items()]
     )
     keeps: dict[str, Keep] = {}
     about: dict[str, Row] = {}
     for layer, structure, groups in places:
         units = int(existing[structure][groups[0]].sum())
-        most = units if limits is None else units - limits[structure].min_keep
+        most = units if isinstance(limits, Within) else units - limits[structure].min_keep
         values = np.asarray(scores[structure], np.float64)[:, :units]
         for fraction in sorted(fractions) if units else ():
             gone = min(units, int(np.ceil(units * fraction * (1 - 1e-12))))
             if gone > most:  # as of experts, of which some are chosen
                 continue
-            variant = f"layer={layer},{structure}" if limits is None else structure
+            variant = f"layer={layer},{structure}" if isinstance(limits, Within) else structure
             kept = existing[structure].copy()
             for group in groups:
                 kept[group, np.argsort(values[group], kind="stable")[:gone]] = False
@@ -121,7 +121,7 @@ def one_place_each(
             about[name] = {
                 "variant": variant, "layer": layer, "structure": structure, "asked": fraction, "actual": gone / units,
                 "units": units, "removed": subject.removed(keeps[name]),
-            } | ({} if limits is None else {"among": "all"})  # fmt: skip
+            } | ({} if isinstance(limits, Within) else {"among": "all"})  # fmt: skip
     return keeps, about
 
 

@@ -18,8 +18,7 @@ RECIPES = {
         "DDP: deterministic soft gates, sharpened until they are hard, under a penalty for the budget",
         "2603.08065",
         "the model's own text",
-        "its gates and its penalty have not been checked against the paper; learn(rule=smooth) has soft "
-        "gates of its own",
+        "its soft gates and its penalty are not here; learn closes gates for good in every step",
     ),
     "disp-llm": _missing(
         "DISP-LLM: gates trained by a network, each sub-block on channels of the stream of its own",

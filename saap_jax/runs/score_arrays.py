@@ -46,22 +46,10 @@ def parts_of(key: str, path: Path, structures: Sequence[str] = STRUCTURES) -> tu
     ('a', 'wanda/magnitude', 'mlp')
     """
     scenario, _, rest = key.partition("/")
-    structure = _last(rest, structures)
+    structure = max((name for name in structures if rest.endswith(f"/{name}")), key=len, default="")
     estimator = rest.removesuffix(f"/{structure}")
     if not (scenario and structure and estimator and estimator != rest):
         raise ValueError(
             f"expected arrays named scenario/estimator/structure, got {key!r} in {path}; score again with --overwrite"
         )
     return scenario, estimator, structure
-
-
-def indicator_parts(key: str, structures: Sequence[str] = STRUCTURES) -> tuple[str, str]:
-    """Return scenario ("" of all) and structure of the name of an array of stability indicators."""
-    structure = _last(key, structures) or key
-    return key.removesuffix(structure).removesuffix("/"), structure
-
-
-def _last(key: str, structures: Sequence[str]) -> str:
-    """Return the structure that a name ends in, of several the longest; "" if none."""
-    fitting = [name for name in structures if key == name or key.endswith(f"/{name}")]
-    return max(fitting, key=len, default="")

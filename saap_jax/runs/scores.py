@@ -3,8 +3,7 @@
 | file of a run                     | content                                                                     |
 |-----------------------------------|-----------------------------------------------------------------------------|
 | `scores.npz`                      | `SCENARIO/ESTIMATOR/STRUCTURE`, `[layers, units]`                           |
-| `stability.npz`                   | `STRUCTURE`: the stability indicator over the examples of all scenarios;    |
-|                                   | `SCENARIO/STRUCTURE`: over those of one                                     |
+| `stability.npz`                   | `STRUCTURE`: the stability indicator over the examples of all scenarios     |
 | `statistics/SCENARIO.safetensors` | what was observed, so that a new formula or fusion needs no new pass        |
 """
 
@@ -16,7 +15,7 @@ from saap_jax.config.jobs import ScoreConfig
 from saap_jax.estimation import ESTIMATORS, make_estimators, union_of_needs
 from saap_jax.estimation.storage import kept_statistics, load_statistics, save_statistics
 from saap_jax.runs.directory import RunDirectory, read_run
-from saap_jax.runs.score_arrays import indicator_parts, parts_of
+from saap_jax.runs.score_arrays import parts_of
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
@@ -167,8 +166,7 @@ def save_scores(run: RunDirectory, calibrated: Calibrated, suffix: str = "") -> 
             if each
         }
         run.update(fusions=fusions)
-    indicators = {f"{scenario}/{n}": asi for scenario, own in calibrated.stability_of.items() for n, asi in own.items()}
-    run.save_arrays(f"stability{suffix}", dict(calibrated.stability or {}) | indicators)
+    run.save_arrays(f"stability{suffix}", dict(calibrated.stability or {}))
     flat = {
         f"{scenario}/{name}/{structure}": value
         for scenario, scored in calibrated.scenarios.items()
@@ -184,8 +182,4 @@ def read_scores(run: RunDirectory, suffix: str = "") -> Calibrated:
     for key, value in run.load_arrays(f"scores{suffix}").items():
         scenario, estimator, structure = parts_of(key, run.path / f"scores{suffix}.npz", run.structures)
         scenarios.setdefault(scenario, {}).setdefault(estimator, {})[structure] = value
-    stability: dict[str, Scores] = {}
-    for key, value in run.load_arrays(f"stability{suffix}").items():
-        scenario, structure = indicator_parts(key, run.structures)
-        stability.setdefault(scenario, {})[structure] = value
-    return Calibrated(scenarios, stability.pop("", None), {}, stability)
+    return Calibrated(scenarios, run.load_arrays(f"stability{suffix}") or None, {})

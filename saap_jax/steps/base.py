@@ -23,6 +23,7 @@ import numpy as np
 
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.subjects.base import Examples, Subject
+from saap_jax.surgery.corrections import check_microbatches
 from saap_jax.types import Keep, Remat, Scores
 
 Kind = Literal["score", "limits", "allocation", "refinement", "repair"]
@@ -61,27 +62,32 @@ class State(NamedTuple):
 
 
 @runtime_checkable
-class Store(Protocol):
-    """Keeps arrays of a step outside of the process, so that a long one goes on where it was killed."""
+class Cache(Protocol):
+    """Keeps arrays by a digest of what they were made from: `runs.cache.Cache`."""
+
+    def load(self, key: str) -> dict[str, np.ndarray] | None:
+        """Return the arrays of a key; None where there are none."""
+        ...
+
+    def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the arrays of a key."""
+        ...
+
+
+class Store(NamedTuple):
+    """Keeps arrays of a step, where there is a cache, so that a long one goes on where it was killed."""
+
+    cache: Cache | None = None
+    key: str = ""
 
     def load(self) -> dict[str, np.ndarray]:
         """Return what was saved last; nothing if nothing was."""
-        ...
+        return {} if self.cache is None else self.cache.load(self.key) or {}
 
-    def save(self, arrays: dict[str, np.ndarray]) -> None:
+    def save(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep arrays in place of what was saved before."""
-        ...
-
-
-class Forgetful:
-    """A store that keeps nothing."""
-
-    def load(self) -> dict[str, np.ndarray]:
-        """Return nothing."""
-        return {}
-
-    def save(self, arrays: dict[str, np.ndarray]) -> None:
-        """Forget the arrays."""
+        if self.cache is not None:
+            self.cache.save(self.key, arrays)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +109,7 @@ class Context:
     track: Track = quiet
     observe: Callable[[Any, State, bool], Any] | None = None
     """Scores a state by a step: `steps.run.Runner`."""
-    store: Store = dataclasses.field(default_factory=Forgetful)
+    store: Store = dataclasses.field(default_factory=Store)
     """What the step can go on from."""
 
     @property
@@ -129,6 +135,8 @@ class Step:
     """Whether the step runs the chain before it by itself: it is given the start, and `before`."""
     costly: ClassVar[bool] = False
     """Whether the keep-set that the step chooses is worth a file."""
+    judges: ClassVar[bool] = False
+    """Whether the step goes by the divergence from the unpruned model on text, of which some is held out."""
     source: ClassVar[str] = ""
     """The Python file that the step is from, where a chain names one."""
 
@@ -163,6 +171,13 @@ class Step:
 
     def check(self, subject: Subject, microbatches: int) -> None:
         """Raise ValueError for a model, or too little text, with which the step cannot work, before time is spent."""
+        if self.judges:
+            self.check_objective(subject, microbatches)
+
+    def check_objective(self, subject: Subject, microbatches: int) -> None:
+        """Raise ValueError for too little text to hold some out, or a model whose units have no gates of their own."""
+        check_microbatches(self.name, microbatches)
+        subject.check_objective(self.name)
 
 
 STEPS: dict[str, type[Step]] = {}
@@ -216,6 +231,19 @@ def need(state: State, step: Step) -> Scores:
     if state.scores is None:
         raise ValueError(f"{step.name}: expected a score before it, such as wanda, got none")
     return state.scores
+
+
+def scores_of_all(state: State, step: Step) -> Scores:
+    """Return the score of every unit, float64, `[layers, units]` a structure; NaN where there is none.
+
+    Raises:
+        ValueError: a unit of the model has no score, as behind `rounds`.
+    """
+    scores, existing = need(state, step), state.subject.existing
+    found: Scores = {n: np.where(units, np.asarray(scores[n], np.float64), np.nan) for n, units in existing.items()}
+    if any(np.isnan(found[name][units]).any() for name, units in existing.items()):
+        raise ValueError(f"{step.name}: expected scores of all units before it, got none of those that went in rounds")
+    return found
 
 
 def default_of(field: Any) -> Any:

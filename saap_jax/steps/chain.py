@@ -157,53 +157,53 @@ def _whole(steps: list[Step], name: str) -> Chain:
 # --- reading -------------------------------------------------------------------------------------
 
 
+def _depths(text: str) -> list[int]:
+    """Return how many brackets (and quotes) are open behind each letter.
+
+    Raises:
+        ValueError: brackets that do not match.
+    """
+    depths, depth, quote = [], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+        depths.append(depth + bool(quote))
+    if min(depths, default=0) < 0 or (depths and depths[-1]):
+        raise _not_in_order(text)
+    return depths
+
+
+def _not_in_order(text: str) -> ValueError:
+    return ValueError(f"chain {text!r}: expected steps with > between them and brackets in pairs")
+
+
 def _split(text: str, separators: str) -> list[str]:
     """Split a text where no bracket is open.
 
     Raises:
         ValueError: brackets that do not match, or nothing between separators.
     """
-    parts, depth, quote, last = [], 0, "", 0
-    for at, letter in enumerate(text):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        elif letter in "([{":
-            depth += 1
-        elif letter in ")]}":
-            depth -= 1
-        elif letter in separators and not depth:
-            parts.append(text[last:at])
-            last = at + 1
-        if depth < 0:
-            break
-    parts = [part.strip() for part in (*parts, text[last:])]
-    if depth or quote or not all(parts):
-        raise ValueError(f"chain {text!r}: expected steps with > between them and brackets in pairs")
+    ends = [at for at, depth in enumerate(_depths(text)) if not depth and text[at] in separators]
+    parts = [text[start:end].strip() for start, end in zip([0, *(at + 1 for at in ends)], [*ends, None], strict=True)]
+    if not all(parts):
+        raise _not_in_order(text)
     return parts
 
 
 def _alternatives(text: str) -> Iterator[str]:
     """Yield a text with each of what its first braces outside of brackets hold, and so on."""
-    depth = 0
-    for at, letter in enumerate(text):
-        if letter == "{" and not depth:
-            end = _closing(text, at)
-            for each in _split(text[at + 1 : end], ","):
-                yield from _alternatives(text[:at] + each + text[end + 1 :])
-            return
-        depth += (letter in "([") - (letter in ")]")
-    yield text
-
-
-def _closing(text: str, start: int) -> int:
-    depth = 0
-    for at in range(start, len(text)):
-        depth += (text[at] == "{") - (text[at] == "}")
-        if not depth:
-            return at
-    raise ValueError(f"chain {text!r}: expected braces in pairs")
+    depths = _depths(text)
+    start = next((at for at, letter in enumerate(text) if letter == "{" and depths[at] == 1), None)
+    if start is None:
+        yield text
+        return
+    end = depths.index(0, start)
+    for each in _split(text[start + 1 : end], ","):
+        yield from _alternatives(text[:start] + each + text[end + 1 :])
 
 
 def steps_of(text: str) -> list[Step]:
@@ -237,14 +237,18 @@ def _read(segment: str) -> Iterator[tuple[str, tuple[Step, ...]]]:
     if call is None or kind is None:
         yield segment, (_score(segment),)
         return
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     options = _options(segment, kind, call["options"] or "")
-    many = {name: value for name, value in options.items() if _stands_for_several(kind, name, value)}
-    if not many:
-        yield segment, (_made(segment, kind, options),)
-        return
+    many = {name: value for name, value in options.items() if isinstance(value, tuple) and "tuple" not in types[name]}
     for values in itertools.product(*many.values()):
-        made = _made(segment, kind, {**options, **dict(zip(many, values, strict=True))})
-        yield made.text, (made,)
+        chosen = {**options, **dict(zip(many, values, strict=True))}
+        try:
+            check_values(kind, chosen, f"{kind.name}.")
+            made = kind(**{name: _number(value) if "float" in types[name] and "int" not in types[name] else value
+                           for name, value in chosen.items()})  # fmt: skip
+        except TypeError as error:
+            raise ValueError(f"{segment!r}: {str(error).partition(') ')[2] or error}") from None
+        yield made.text if many else segment, (made,)
 
 
 def _kind_of(name: str) -> type[Step] | None:
@@ -328,22 +332,6 @@ def _value(node: ast.expr) -> Any:
             return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True) if key}
         case _:
             return ast.unparse(node)
-
-
-def _stands_for_several(kind: type[Step], name: str, value: Any) -> bool:
-    """Say whether a tuple stands for values that an option takes one of."""
-    field = next(each for each in dataclasses.fields(kind) if each.name == name)  # type: ignore[arg-type]
-    return isinstance(value, tuple) and "tuple" not in str(field.type)
-
-
-def _made(segment: str, kind: type[Step], options: dict[str, Any]) -> Step:
-    try:
-        check_values(kind, options, f"{kind.name}.")
-        types = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-        return kind(**{name: _number(value) if "float" in types[name] and "int" not in types[name] else value
-                       for name, value in options.items()})  # fmt: skip
-    except TypeError as error:
-        raise ValueError(f"{segment!r}: {str(error).partition(') ')[2] or error}") from None
 
 
 def _number(value: Any) -> Any:

@@ -6,18 +6,13 @@ The one step of this kind is `within`. What it says holds for all allocations an
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from saap_jax.config.checks import check_at_least, check_choice, check_share
+from saap_jax.config.checks import check_at_least, check_share
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.types import Keep, Limits
-
-Device = Literal["any", "tpu", "gpu", "cpu"]
-
-DEVICE_WIDTHS = {"any": 1, "tpu": 128, "gpu": 64, "cpu": 16}
-"""MLP channels that a device works off at once."""
 
 
 @step("within")
@@ -42,9 +37,6 @@ class Within(Step):
     """Largest share of a layer's units that may go; 0 leaves a structure alone."""
     multiple_of: int | dict[str, int] = 1
     """Kept widths of what is pruned are multiples of these, such as `{mlp: 128}`."""
-    device: Device = "any"
-    """Widths that suit a device: MLP channels in multiples of 128 (`tpu`), 64 (`gpu`) or 16 (`cpu`), if `multiple_of`
-    says nothing of them."""
     max_segments: int | None = None
     """Stretches of neighbouring layers of equal widths that the pruned model has at most; each is compiled apart."""
     max_shapes: int | None = None
@@ -55,7 +47,6 @@ class Within(Step):
     """With `depth`: attention and MLP of a layer go together."""
 
     def __post_init__(self) -> None:
-        check_choice("within.device", self.device, Device)
         for layer in self.protect:
             if not (float(layer).is_integer() or -1 < layer < 1):
                 raise ValueError(
@@ -103,7 +94,7 @@ class Within(Step):
     def check_traced(self) -> None:
         """Raise ValueError for what only attention and MLP of layers have."""
         usual = Within()
-        for name in ("protect", "attention", "attention_from", "device", "max_segments", "max_shapes", "depth",
+        for name in ("protect", "attention", "attention_from", "max_segments", "max_shapes", "depth",
                      "whole_layers"):  # fmt: skip
             if (value := getattr(self, name)) != getattr(usual, name):
                 raise ValueError(
@@ -118,11 +109,8 @@ class Within(Step):
 
     def layer(self, structure: str) -> Limits:
         """Return what each layer may lose of attention or MLP."""
-        multiple = int(self.of("multiple_of", structure, 1))
-        if structure == "mlp" and multiple == 1:
-            multiple = DEVICE_WIDTHS[self.device]
         least, most = int(self.of("min_keep", structure, 1)), float(self.of("max_ratio", structure, 1.0))
-        return Limits(least, most, multiple)
+        return Limits(least, most, int(self.of("multiple_of", structure, 1)))
 
     def at(self, ratio: float) -> "Within":
         """Return the limits at a ratio: with a share for attention of all that goes.
@@ -177,3 +165,14 @@ def stops_of(units: int, limits: Limits, depth: bool) -> np.ndarray:
     if depth:
         return np.arange(units, most + 1) if units else np.zeros(0, np.int64)
     return np.arange(units % limits.multiple_of or limits.multiple_of, most + 1, limits.multiple_of)
+
+
+def levels_of(existing: Keep, within: Within) -> dict[str, list[np.ndarray]]:
+    """Return how many of its units each layer may lose, ascending from 0, a list over the layers for each structure."""
+    found = {}
+    for name, exists in existing.items():
+        limits, skipped = within.layer(name), protected(within.protect, len(exists))
+        stops = [stops_of(0 if skip else int(units.sum()), limits, within.depth)
+                 for units, skip in zip(exists, skipped, strict=True)]  # fmt: skip
+        found[name] = [np.concatenate([np.zeros(1, np.int64), each]) for each in stops]
+    return found

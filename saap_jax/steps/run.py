@@ -8,37 +8,22 @@ where there is one; to go on after a kill is to look up.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
-from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import code_of
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps.allocation.allocation import Allocation, choose, most_removable
-from saap_jax.steps.base import Context, Forgetful, State, Step, Store
+from saap_jax.steps.base import Cache, Context, State, Step, Store
 from saap_jax.steps.chain import Chain, limits_of
 from saap_jax.steps.limits import Within
-from saap_jax.steps.score.calibrate import Calibrated, Wanted, calibrate
+from saap_jax.steps.score.calibrate import STABILITY, Calibrated, Wanted, calibrate, put_together
 from saap_jax.steps.score.fusion import Fused
 from saap_jax.steps.score.score import Score, Stable
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Remat, Scores
-
-
-@runtime_checkable
-class Cache(Protocol):
-    """Keeps arrays by a digest of what they were made from: `runs.cache.Cache`."""
-
-    def load(self, key: str) -> dict[str, np.ndarray] | None:
-        """Return the arrays of a key; None where there are none."""
-        ...
-
-    def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep the arrays of a key."""
-        ...
 
 
 def digest(*parts: Any) -> str:
@@ -77,7 +62,6 @@ class Runner:
         self.steps: dict[str, Score] = {}
         self.stable = False
         self.key = digest(key, batch_size)
-        self.given: Mapping[str, Estimator] = MappingProxyType({})
         self._first: Calibrated | None = None
         self._states: dict[str, State] = {}
         for chain in chains:
@@ -161,31 +145,23 @@ class Runner:
         state = start if step.drives else before(start, ratio)
         on = Context(
             dense=self.subject, scenarios=self.scenarios, ratio=ratio, final=final, behind=behind, remat=self.remat,
-            batch_size=self.batch_size, track=self.track, observe=self._observe, store=self._store(key),
+            batch_size=self.batch_size, track=self.track, observe=self._observe,
+            store=Store(self.cache, digest(key, "training")),
         )  # fmt: skip
-        new = self._kept(step, state, key) or self._done(step, state, on, before, key)
+        kept = Store(self.cache, key)
+        if step.costly and (found := kept.load()):
+            keep = {name: found[f"keep/{name}"] for name in state.keep}
+            new = state._replace(keep=keep, told=json.loads(found["told"].tobytes()))
+        else:
+            new = step(state, on, before)
+            if step.costly and new.subject is self.subject:
+                told = np.frombuffer(json.dumps(dict(new.told)).encode(), np.uint8)
+                kept.save({f"keep/{name}": units for name, units in new.keep.items()} | {"told": told})
         new = new._replace(key=key)
         if new.subject is not self.subject:  # weights of its own: one such model is held at a time
             self._states = {k: each for k, each in self._states.items() if each.subject is self.subject}
         self._states[key] = new
         return new
-
-    def _done(self, step: Step, state: State, on: Context, before: Any, key: str) -> State:
-        new = step(state, on, before)
-        if step.costly and self.cache is not None and new.subject is self.subject:
-            told = np.frombuffer(json.dumps(dict(new.told)).encode(), np.uint8)
-            self.cache.save(key, {f"keep/{name}": kept for name, kept in new.keep.items()} | {"told": told})
-        return new
-
-    def _kept(self, step: Step, state: State, key: str) -> State | None:
-        """Return what a costly step has come to, if the cache has it."""
-        if not (step.costly and self.cache is not None) or (found := self.cache.load(key)) is None:
-            return None
-        keep = {name: found[f"keep/{name}"] for name in state.keep}
-        return state._replace(keep=keep, told=json.loads(found["told"].tobytes()))
-
-    def _store(self, key: str) -> Store:
-        return Forgetful() if self.cache is None else _Training(self.cache, digest(key, "training"))
 
     # --- scores
 
@@ -193,132 +169,68 @@ class Runner:
         """Return the scores of a state by a step; of the unpruned model from the one pass for all."""
         if state.subject is self.subject and state.gone is None:
             return self.first()
-        key = digest(state.key, "scores", step.text, stability, self._code(step.wanted))
-        return self._scores(key, {step.text: step.wanted}, state, stability)
+        kept = Store(self.cache, digest(state.key, "scores", step.text, stability, self._code(step.wanted)))
+        if found := kept.load():
+            return unpacked(found)
+        made = self._calibrate({step.text: step.wanted}, state, stability)
+        kept.save(packed(made))
+        return made
 
     def first(self) -> Calibrated:
-        """Return what the one pass over the unpruned model tells of all chains."""
+        """Return what the one pass over the unpruned model tells of all chains; each score has a file of its own."""
         if self._first is not None:
             return self._first
-        state = State(self.subject, self.subject.existing, Within())
-        keys = {label: digest(self.key, "scores", label, self._code(step.wanted)) for label, step in self.steps.items()}
-        asi = digest(self.key, "stability")
-        found = {label: kept for label, key in keys.items() if (kept := self._load(key)) is not None}
-        stability = self._load(asi) if self.stable else None
-        if missing := {label: self.steps[label].wanted for label in keys if label not in found}:
-            made = self._calibrate(missing, state, self.stable and stability is None)
+        asked = {label: Store(self.cache, digest(self.key, "scores", label, self._code(step.wanted)))
+                 for label, step in self.steps.items()}  # fmt: skip
+        asked |= {STABILITY: Store(self.cache, digest(self.key, "stability"))} if self.stable else {}
+        found = {label: unpacked(kept) for label, store in asked.items() if (kept := store.load())}
+        if missing := [label for label in asked if label not in found]:
+            plan = {label: self.steps[label].wanted for label in missing if label != STABILITY}
+            made = self._calibrate(plan, self._start(), STABILITY in missing)
             for label in missing:
-                wanted = missing[label]
-                own = {*wanted.parts(tuple(self.subject.existing)).values()} if label == wanted.estimator else {label}
-                found[label] = Calibrated(
-                    {name: {label: each[label]} for name, each in made.scenarios.items()}, None,
-                    {name: {n: fused for n, fused in each.items() if n in own} for name, each in made.fusions.items()},
-                )  # fmt: skip
-                self._save(keys[label], found[label])
-        elif self.stable and stability is None:
-            made = self._calibrate({}, state, True)
-        else:
-            made = None
-        if self.stable and stability is None and made is not None:
-            stability = made._replace(scenarios={name: {} for name in made.scenarios}, fusions={})
-            self._save(asi, stability)
-        scenarios = {name: {label: found[label].scenarios[name][label] for label in keys} for name in self.scenarios}
-        fusions = {name: {n: fused for label in keys for n, fused in found[label].fusions.get(name, {}).items()}
-                   for name in self.scenarios}  # fmt: skip
-        if stability is None:
-            self._first = Calibrated(scenarios, None, fusions)
-        else:
-            self._first = Calibrated(scenarios, stability.stability, fusions, stability.stability_of)
+                found[label] = made.part(label, plan.get(label))
+                asked[label].save(packed(found[label]))
+        self._first = put_together([found[label] for label in asked], [*self.scenarios])
         return self._first
 
     def _code(self, wanted: Wanted) -> list[str]:
         """Return digests of the code of estimators that are not the package's."""
         return [*map(str, wanted), *(code_of(member) for member in wanted.members(tuple(self.subject.existing)))]
 
-    def _scores(self, key: str, plan: Mapping[str, Wanted], state: State, stability: bool) -> Calibrated:
-        if (kept := self._load(key)) is not None:
-            return kept
-        made = self._calibrate(plan, state, stability)
-        self._save(key, made)
-        return made
-
     def _calibrate(self, plan: Mapping[str, Wanted], state: State, stability: bool) -> Calibrated:
         return calibrate(
-            state.subject, self.scenarios, plan, given=self.given, stability=stability,
+            state.subject, self.scenarios, plan, stability=stability,
             keep=None if state.gone is None else state.keep, batch_size=self.batch_size, remat=self.remat,
             track=self.track,
         )  # fmt: skip
 
-    def _load(self, key: str) -> Calibrated | None:
-        """Return scores that the cache has: arrays of scores `score/SCENARIO/LABEL/STRUCTURE` by number of label."""
-        found = None if self.cache is None else self.cache.load(key)
-        return None if found is None else unpacked(found)
-
-    def _save(self, key: str, made: Calibrated) -> None:
-        if self.cache is not None:
-            self.cache.save(key, packed(made))
-
 
 def packed(made: Calibrated) -> dict[str, np.ndarray]:
-    """Return scores and stability indicators as arrays by number, and what the numbers mean as JSON."""
-    places: list[list[str]] = []
+    """Return scores, stability indicators and how fusions came about as numbered arrays, and their places as JSON."""
     arrays: dict[str, np.ndarray] = {}
 
-    def add(place: list[str], values: Any) -> None:
-        arrays[str(len(places))] = np.asarray(values)
-        places.append(place)
+    def numbered(value: Any) -> Any:
+        if isinstance(value, Fused):
+            value = value._replace(scores={})._asdict()
+        if isinstance(value, Mapping):
+            return {name: numbered(each) for name, each in value.items()}
+        if value is None or isinstance(value, float):
+            return value
+        arrays[number := str(len(arrays))] = np.asarray(value)
+        return number
 
-    for scenario, each in made.scenarios.items():
-        for label, scores in each.items():
-            for structure, values in scores.items():
-                add(["scores", scenario, label, structure], values)
-        for structure, values in made.stability_of.get(scenario, {}).items():
-            add(["stability", scenario, structure], values)
-    for structure, values in (made.stability or {}).items():
-        add(["stability", "", structure], values)
-    fusions = {
-        scenario: {name: fused._replace(scores={}, trajectory=None)._asdict() for name, fused in each.items()}
-        for scenario, each in made.fusions.items()
-    }
-    for scenario, each in made.fusions.items():
-        for name, fused in each.items():
-            for member, sigmas in (fused.trajectory or {}).items():
-                add(["fusion", scenario, name, member], sigmas)
-    about = {"places": places, "scenarios": list(made.scenarios), "fusions": fusions}
-    return arrays | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    about = json.dumps(numbered(made._asdict()))
+    return arrays | {"about": np.frombuffer(about.encode(), np.uint8)}
 
 
 def unpacked(arrays: Mapping[str, np.ndarray]) -> Calibrated:
     """Return what `packed` wrote."""
-    about = json.loads(arrays["about"].tobytes())
-    scenarios: dict[str, dict[str, Scores]] = {name: {} for name in about["scenarios"]}
-    stability: dict[str, Scores] = {}
-    trajectories: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    for number, (what, scenario, *rest) in enumerate(about["places"]):
-        if what == "scores":
-            scenarios[scenario].setdefault(rest[0], {})[rest[1]] = arrays[str(number)]
-        elif what == "fusion":
-            trajectories.setdefault((scenario, rest[0]), {})[rest[1]] = arrays[str(number)]
-        else:
-            stability.setdefault(scenario, {})[rest[0]] = arrays[str(number)]
-    fusions = {
-        scenario: {name: Fused(**{**fused, "trajectory": trajectories.get((scenario, name))})
-                   for name, fused in each.items()}
-        for scenario, each in about["fusions"].items()
-    }  # fmt: skip
-    return Calibrated(scenarios, stability.pop("", None), fusions, stability)
 
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: whole(each) for name, each in value.items()}
+        return arrays[value] if isinstance(value, str) else value
 
-class _Training:
-    """What the training of a step has come to, in a cache."""
-
-    def __init__(self, cache: Cache, key: str) -> None:
-        self.cache, self.key = cache, key
-
-    def load(self) -> dict[str, np.ndarray]:
-        """Return its arrays; none where there are none."""
-        return self.cache.load(self.key) or {}
-
-    def save(self, arrays: dict[str, np.ndarray]) -> None:
-        """Keep arrays in place of those that are there."""
-        self.cache.save(self.key, arrays)
+    made = whole(json.loads(arrays["about"].tobytes()))
+    fusions = {name: {n: Fused(**fused) for n, fused in each.items()} for name, each in made["fusions"].items()}
+    return Calibrated(**{**made, "fusions": fusions})

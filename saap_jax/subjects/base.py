@@ -23,7 +23,6 @@ from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics
 from saap_jax.runs.records import Couplings
 from saap_jax.structures.weights import Weights
 from saap_jax.surgery.corrections import Correction, Repair
-from saap_jax.surgery.scales import Scaled
 from saap_jax.types import Keep, Remat, Scores, WindowLosses
 
 Examples = Any
@@ -49,11 +48,11 @@ class Objective(Protocol):
         """Return what is lowered on a part in nats a token, and its derivative by each gate, of what is gone too."""
         ...
 
-    def value(self, keep: Keep, part: int) -> float:
+    def value(self, gates: Keep | Scores, part: int) -> float:
         """Return the divergence on a part in nats a token."""
         ...
 
-    def judge(self, keep: Keep) -> float:
+    def judge(self, gates: Keep | Scores) -> float:
         """Return the divergence on what is held out."""
         ...
 
@@ -215,7 +214,7 @@ class Subject(abc.ABC):
     def check_objective(self, step: str) -> None:
         """Raise ValueError where units are not those of attention and MLP of layers, of which a step is.
 
-        So it is where `objective`, `layerwise` and `scaled` are not defined.
+        So it is where `objective`, `layerwise` and `folded` are not defined.
         """
         raise ValueError(f"{step}: is for attention and MLP of layers, which this model does not tell apart")
 
@@ -245,18 +244,8 @@ class Subject(abc.ABC):
         """Return as many units of each group and structure, chosen behind the groups that were pruned already."""
         raise NotImplementedError
 
-    def scaled(
-        self,
-        keep: Keep,
-        examples: Examples,
-        steps: int,
-        rate: float,
-        *,
-        dense: "Subject",
-        batch_size: int = 8,
-        progress: Progress = silent,
-    ) -> tuple["Subject", Scaled]:
-        """Return the subject with a factor for each kept unit, trained towards `dense`, and what that did."""
+    def folded(self, scales: Scores) -> "Subject":
+        """Return the subject with what each unit writes times its factor."""
         raise NotImplementedError
 
     @abc.abstractmethod

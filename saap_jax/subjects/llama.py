@@ -27,11 +27,10 @@ from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction, Repair
 from saap_jax.surgery.cut import check_keep, cut
-from saap_jax.surgery.divergence import Divergence
-from saap_jax.surgery.scales import Scaled, scaled
+from saap_jax.surgery.divergence import Divergence, folded
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.trace.listing import coupling_record, traced_model
-from saap_jax.types import STRUCTURES, Keep, Remat, WindowLosses
+from saap_jax.types import STRUCTURES, Keep, Remat, Scores, WindowLosses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,12 +89,11 @@ class LlamaSubject(Subject):
     def limits(self, within: Any) -> Any:
         """Return the limits, of a mixture with as many experts a layer as a token is routed to, at least.
 
-        With `depth` all of them go or none. Widths that suit a device are of channels, so experts have none.
+        With `depth` all of them go or none.
         """
         within.check_structures(STRUCTURES)
         if (least := self.model.constants.experts_per_token) is None:
             return within
-        within = dataclasses.replace(within, device="any")
         kept = {name: within.layer(name).min_keep for name in STRUCTURES}
         if within.depth or kept["mlp"] >= least:
             return within
@@ -203,10 +201,9 @@ class LlamaSubject(Subject):
         progress: Progress = silent,
     ) -> tuple["LlamaSubject", Sequence[Correction]]:
         """Correct the output matrices, or add biases; see `surgery.compensation`."""
-        made = compensate(
-            self.model, keep, pairs(examples, batch_size), repair, dense=self._other(dense), progress=progress
-        )
-        return self.with_model(made.model), made.corrections
+        parts, other = pairs(examples, batch_size), self._other(dense)
+        model, corrections = compensate(self.model, keep, parts, repair, dense=other, progress=progress)
+        return self.with_model(model), corrections
 
     def check_objective(self, step: str) -> None:
         """Accept all: units are those of attention and MLP of layers."""
@@ -231,21 +228,9 @@ class LlamaSubject(Subject):
         parts, other = pairs(examples, batch_size), self._other(dense)
         return chosen_in_sequence(self.model, keep, parts, rule, repair, tokens, dense=other, progress=progress)
 
-    def scaled(
-        self,
-        keep: Keep,
-        examples: Windows,
-        steps: int,
-        rate: float,
-        *,
-        dense: Any,
-        batch_size: int = 8,
-        progress: Progress = silent,
-    ) -> tuple["LlamaSubject", Scaled]:
-        """Train a factor for each kept unit and fold it into the output matrices; see `surgery.scales`."""
-        parts = pairs(examples, batch_size)
-        model, done = scaled(self.model, dense.model, keep, parts, steps, rate, progress=progress)
-        return self.with_model(model), done
+    def folded(self, scales: Scores) -> "LlamaSubject":
+        """Multiply the rows of output matrices by the factors of their units."""
+        return self.with_model(folded(self.model, scales))
 
     def _other(self, dense: Any) -> Llama | None:
         """Return the unpruned model where it is not this one."""

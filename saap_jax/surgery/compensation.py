@@ -23,7 +23,7 @@ everything.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.resume import layer_of
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.mesh import taken_in
-from saap_jax.surgery.corrections import HELD_OUT, Correction, Normal, corrected, together
+from saap_jax.surgery.corrections import HELD_OUT, Correction, Normal, Repair, corrected, together
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import STRUCTURES, Keep
 
@@ -66,7 +66,7 @@ def compensate(
     model: Llama,
     keep: Keep,
     batches: Sequence[Batch],
-    repair: Any,
+    repair: Repair,
     *,
     dense: Llama | None = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
@@ -106,7 +106,7 @@ def corrected_in_turn(
     model: Llama,
     keep: Keep,
     batches: Sequence[Batch],
-    repair: Any,
+    repair: Repair | None,
     *,
     dense: Llama | None = None,
     propagate: str = "pruned",
@@ -128,16 +128,11 @@ def corrected_in_turn(
         same = bool(at.kept.all()) and (same or not through)
         where = {"index": at.place, "segment": at.segment, "structure": at.structure}
         advance = functools.partial(advance_step, model, **where)
-        if at.routed is not None and not same:  # never corrected: see `LlamaSubject.unrepaired`
-            after = [advance(whole, stream.dense) for stream in streams]
-            new = at.masked()
-            pruned = [advance(new, stream.pruned, gates=at.routed) for stream in streams] if through else after
+        if same or at.routed is not None:  # experts are never corrected: see `LlamaSubject.unrepaired`
+            pruned = after = [advance(whole, stream.dense) for stream in streams]
+            if through and not same:
+                pruned = [advance(at.masked(), stream.pruned, gates=at.routed) for stream in streams]
             streams = [Stream(*each) for each in zip(after, pruned, strict=True)]
-            yield at, at.old, None
-            continue
-        if same:
-            after = [advance(whole, stream.dense) for stream in streams]
-            streams = [Stream(each, each) for each in after]
             yield at, at.old, None
             continue
         step = functools.partial(
@@ -179,7 +174,7 @@ class SubBlock(NamedTuple):
         """Return what carries the kept activations where nothing is corrected."""
         return self.old._replace(weight=jnp.where(jnp.asarray(self.kept)[:, None], self.old.weight, 0))
 
-    def corrected(self, sums: tuple[Normal, Normal | None], repair: Any) -> tuple[Written, Correction]:
+    def corrected(self, sums: tuple[Normal, Normal | None], repair: Repair) -> tuple[Written, Correction]:
         """Return what carries the kept activations, and what that helped; see `corrected`."""
         weight, bias, damping, errors = corrected(sums, self.old.weight, self.kept, repair)
         new = Written(weight.astype(self.old.weight.dtype), self.old.bias + bias.astype(self.old.bias.dtype))
@@ -231,7 +226,7 @@ def normal_step(
     structure: str,
     through: bool,
     equal: bool = False,
-    repair: Any = None,
+    repair: Repair | None = None,
 ) -> tuple[Normal, Float[Array, "batch seq embed"]]:
     """Return what a microbatch adds to the sums of a sub-block, and the unpruned stream behind it.
 

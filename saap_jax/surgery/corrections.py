@@ -3,7 +3,8 @@
 What they mean, and where they are from, is said in `compensation`, which gathers the sums.
 """
 
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+import dataclasses
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -155,30 +156,43 @@ class Solved(NamedTuple):
     damping: float | None = None
 
 
-@runtime_checkable
-class Repair(Protocol):
-    """How an output matrix is corrected: `steps.repair.repair.OutputRepair`."""
+Propagate = Literal["dense", "pruned"]
+Tokens = Literal["scaled", "equal"]
 
-    biases: ClassVar[bool]
-    """Whether biases are added."""
 
-    @property
-    def propagate(self) -> str:
-        """Whose activations a sub-block reads: those of the `dense` or of the `pruned` model."""
-        ...
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Repair:
+    """How output matrices are corrected: what steps of that kind have in common."""
 
-    @property
-    def tokens(self) -> str:
-        """How much each token counts: `scaled` or `equal`."""
-        ...
+    biases: ClassVar[bool] = False
+    """Whether biases are added to the output projections."""
 
-    def solve(self, sums: Sums, weight: Array, kept: Array) -> Solved:
-        """Return the matrix, the bias, the error on the text that judges, and the damping."""
-        ...
+    propagate: Propagate = "pruned"
+    """`dense`: each sub-block for itself, on the activations of the unpruned model; `pruned`: layer by layer, on those
+    of the model as pruned so far, making up for the layers before too."""
+    tokens: Tokens = "scaled"
+    """How much each token counts: `scaled` by 1 / mean(x²) of the residual stream x behind the sub-block, by whose root
+    whatever reads it divides it; or `equal`, as the rows of a traced model do."""
 
-    def target(self, own: Array, lacking: Array) -> Array:
-        """Return what a sub-block is to write, of what it writes by itself and what the stream lacks."""
-        ...
+    def solve(self, sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]) -> Solved:
+        """Return the output matrix (and bias) of a sub-block.
+
+        Args:
+            sums: over the tokens of the text: what fits, what judges, everything.
+            kept: which rows of the matrix are kept; the others are to be 0.
+        """
+        raise NotImplementedError
+
+    def target(
+        self, own: Float[Array, "batch seq embed"], lacking: Float[Array, "batch seq embed"]
+    ) -> Float[Array, "batch seq embed"]:
+        """Return what a sub-block with `propagate = pruned` is to write, where no norm stands behind it.
+
+        Args:
+            own: what the unpruned sub-block writes on the pruned stream.
+            lacking: the unpruned stream behind the sub-block less the pruned one in front of it.
+        """
+        return lacking
 
 
 def check_microbatches(what: str, count: int, otherwise: str = "") -> None:
@@ -197,13 +211,12 @@ def together(fit: Normal, held: Normal | None) -> Normal:
 
 
 def corrected(
-    sums: tuple[Normal, Normal | None], weight: Array, kept: Bool[np.ndarray, "coordinates"], repair: Any
+    sums: tuple[Normal, Normal | None], weight: Array, kept: Bool[np.ndarray, "coordinates"], repair: Repair
 ) -> tuple[Array, Array, float | None, tuple[float, float]]:
     """Return the new output matrix, the new bias, the damping, and the errors before and after on held-out text.
 
     Args:
         sums: over the text that the correction is made from; and over other text, that chooses the damping, or None.
-        repair: a `Repair`.
     """
     fit, held = sums
     rows, nothing = jnp.asarray(kept), jnp.zeros(weight.shape[1], fit.gram.dtype)
@@ -211,6 +224,6 @@ def corrected(
     everything = together(fit, held)
     judge = fit if held is None else held
     before = float(output_error(judge, jnp.where(rows[:, None], weight, 0), nothing))
-    solved: Solved = repair.solve(Sums(fit, judge, everything), weight, rows)
+    solved = repair.solve(Sums(fit, judge, everything), weight, rows)
     bias = nothing if solved.bias is None else solved.bias
     return solved.weight, bias, solved.damping, (before, solved.error)

@@ -37,25 +37,17 @@ def _wanda(weight: Array, moment: Array, ridge: Array, kept: Array) -> Float[Arr
     return jnp.sum(jnp.sum(jnp.abs(weight), axis=2) * size, axis=1)
 
 
-def _surgeon(weight: Array, moment: Array, ridge: Array, kept: Array) -> Float[Array, "units"]:
-    return greedy_costs(weight, moment, ridge, block=BLOCK)
-
-
 def _swaps(weight: Array, moment: Array, ridge: Array, kept: Array) -> Float[Array, "units"]:
-    order = jnp.argsort(-_surgeon(weight, moment, ridge, kept), stable=True)
+    order = jnp.argsort(-greedy_costs(weight, moment, ridge, block=BLOCK), stable=True)
     start = jnp.zeros(len(weight), bool).at[order].set(jnp.arange(len(weight), dtype=kept.dtype) < kept)
     return swapped(weight, moment, ridge, start).astype(weight.dtype)
 
 
-def _leverage(weight: Array, moment: Array, ridge: Array, kept: Array) -> Float[Array, "units"]:
-    return leverages(weight, moment, ridge)
-
-
 RULES: dict[str, Callable[[Array, Array, Array, Array], Float[Array, "units"]]] = {
     "wanda": _wanda,
-    "obs": _surgeon,
+    "obs": lambda weight, moment, ridge, kept: greedy_costs(weight, moment, ridge, block=BLOCK),
     "obs_swaps": _swaps,
-    "leverage": _leverage,
+    "leverage": lambda weight, moment, ridge, kept: leverages(weight, moment, ridge),
 }
 """Name -> (matrix [units, coordinates, embed], mean of â âᵀ, λ, how many units stay) -> scores of units; larger = more
 important."""

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from saap_jax.llama.model import Llama
 from saap_jax.runs.records import Couplings
-from saap_jax.structures.structures import count_parameters, discover, prunable_parameters
+from saap_jax.structures import count_parameters, discover, prunable_parameters
 from saap_jax.trace.axes import REASONS, Place
 from saap_jax.trace.own_code import Verdict
 from saap_jax.trace.patterns import groups_of

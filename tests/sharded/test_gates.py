@@ -7,14 +7,12 @@ import pytest
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.data import Windows
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
-from saap_jax.llama.segments import existing_units, masks
+from saap_jax.llama.segments import masks
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import layout_of
 from saap_jax.steps.chain import parse
 from saap_jax.steps.run import Runner
 from saap_jax.subjects.llama import LlamaSubject
-from saap_jax.surgery.scales import scaled
-from tests.helpers import random_keep
 
 pytestmark = pytest.mark.sharded
 
@@ -32,16 +30,12 @@ def subjects(request, tmp_path) -> list[LlamaSubject]:
 
 
 def test_scales_do_not_depend_on_the_mesh(subjects):
-    random = np.random.default_rng(0)
-    batches = [(random.integers(0, 32, (8, 8)).astype(np.int32), np.ones((8, 8), bool)) for _ in range(4)]
-    keep = random_keep(existing_units(subjects[0].model.segments), 0.4)
-    (one, done), (other, found) = (scaled(each.model, each.model, keep, batches, 9, 0.02) for each in subjects)
-    np.testing.assert_allclose(found.divergences, done.divergences, rtol=1e-4)
-    assert done.best > 0
-    for name, values in done.scales.items():
-        np.testing.assert_allclose(found.scales[name], values, rtol=0, atol=1e-3)
-        assert np.abs(values - 1).max() > 0.02, "control"
-    for expected, got in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    text = Windows(np.random.default_rng(0).integers(0, 32, (32, 8)).astype(np.int32), np.ones((32, 8), bool))
+    chain = parse("random > global > scales(9, rate=0.02)")
+    one, other = (Runner(each, {"text": text}, [chain]).run(chain, 0.4) for each in subjects)
+    np.testing.assert_allclose(other.told["scaled"], one.told["scaled"], rtol=1e-4)
+    assert min(one.told["scaled"]) < one.told["scaled"][0], "control"
+    for expected, got in zip(jax.tree.leaves(one.subject.model), jax.tree.leaves(other.subject.model), strict=True):
         np.testing.assert_allclose(fetched(got), expected, rtol=0, atol=1e-3)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from saap_jax.steps.allocation.allocation import Allocation, choose
-from saap_jax.steps.base import Context, Forgetful, State, Step
+from saap_jax.steps.base import Context, State, Step
 from saap_jax.steps.limits import Within
 from saap_jax.subjects.llama import LlamaSubject
 
@@ -26,10 +26,10 @@ def start_of(subject, ratio: float, allocation: Allocation, within: Within = Wit
     return State(subject, keep, within, scores=scores)
 
 
-def refined(subject, start: State, step: Step, objective: Any, ratio: float, store: Any = None) -> State:
+def refined(subject, start: State, step: Step, objective: Any, ratio: float) -> State:
     """Return the state behind a refinement that goes by an objective."""
     judged = Judged(subject.model)
     object.__setattr__(judged, "given", objective)
-    on = Context(dense=judged, scenarios={"text": None}, ratio=ratio, final=ratio, store=store or Forgetful())
+    on = Context(dense=judged, scenarios={"text": None}, ratio=ratio, final=ratio)
     object.__setattr__(judged, "join", lambda parts: None)
     return step(start._replace(subject=judged), on, lambda state, ratio: state)

@@ -189,14 +189,11 @@ class TestSampling:
         with pytest.raises(ValueError, match="per-example scores of vector, got those of: none"):
             fuse(two(), "sampling")
 
-    def test_refuses_one_example_and_other_shapes(self):
+    def test_refuses_one_example(self):
         per_example = self.examples()
         single = {**per_example, "element": {n: v[:1] for n, v in per_example["element"].items()}}
-        with pytest.raises(ValueError, match=r"attention scores of element for two examples or more.*got \[1, 3, 2\]"):
+        with pytest.raises(ValueError, match="per-example scores of element for two examples or more"):
             fuse(two(), "sampling", per_example=single)
-        half = {**per_example, "element": {"attention": per_example["element"]["attention"]}}
-        with pytest.raises(ValueError, match="mlp scores of element.*got none"):
-            fuse(two(), "sampling", per_example=half)
 
     def test_refuses_scores_without_variance(self):
         per_example = self.examples()
@@ -213,11 +210,11 @@ class TestRefusals:
     def test_differing_structures_and_units(self):
         scores = two()
         del scores["element"]["mlp"]
-        with pytest.raises(ValueError, match=r"as of vector, got \['attention'\] of element"):
+        with pytest.raises(ValueError, match="element to score the units that vector scores"):
             fuse(scores)
         scores = two()
         scores["element"]["mlp"][0, 0] = np.nan
-        with pytest.raises(ValueError, match="element to score the mlp units that vector scores"):
+        with pytest.raises(ValueError, match="element to score the units that vector scores"):
             fuse(scores)
 
     @pytest.mark.parametrize("value", [-1.0, np.inf])

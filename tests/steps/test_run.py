@@ -263,8 +263,9 @@ def test_the_share_at_the_end_counts_where_steps_look_ahead(subject):
     assert len({runner(subject, open_end=end).key_of(plain, 0.4) for end in (False, True)}) == 1
 
 
-def test_training_goes_on_where_it_was_killed(subject, monkeypatch):
-    chain, cache, asked = parse("wanda > uniform > learn(9, rate=0.3)"), Memory(), []
+@pytest.mark.parametrize("rule", ["momentum", "sigmoid"])
+def test_training_goes_on_where_it_was_killed(subject, monkeypatch, rule):
+    chain, cache, asked = parse(f"wanda > uniform > learn(9, rate=0.3, rule={rule})"), Memory(), []
     whole = runner(subject).run(chain, 0.4)
     gradient = Divergence.gradient
 
@@ -281,12 +282,15 @@ def test_training_goes_on_where_it_was_killed(subject, monkeypatch):
     assert len(asked) == 5 + 6, "the round that was killed, and the one behind it"
     assert same(resumed.keep, whole.keep)
     assert resumed.told["divergences"] == whole.told["divergences"]
+    assert len(set(whole.told["divergences"])) > 1, "control"
+    runner(subject, key="a", cache=cache).run(chain, 0.4)
+    assert len(asked) == 5 + 6, "what is done is not done again"
 
 
 # --- any combination -------------------------------------------------------------------------------
 
-ALLOCATIONS = ("uniform", "uniform(floor=True)", "log", "softmax(0.5)", "global", "global(solver=exact)",
-               "stable > global", "uniform > rounds(0.2)")  # fmt: skip
+ALLOCATIONS = ("uniform", "uniform(floor=True)", "log", "softmax(0.5)", "global", "stable > global",
+               "uniform > rounds(0.2)")  # fmt: skip
 REFINEMENTS = ("learn(3, rate=0.3)", "evolve(2, 4, (2, 1), (1, 1))", "layerwise(leverage)", "shape")
 REPAIRS = ("bias", "least_squares", "blended", "scales(2)")
 

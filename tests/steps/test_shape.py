@@ -98,17 +98,14 @@ def test_shapes_keep_limits(subject):
             assert shape.mlp == CHANNELS or shape.mlp % multiple.get("mlp", 1) == 0
 
 
-def test_shapes_keep_what_the_search_keeps_of_limits_and_devices():
-    """A limit is rounded as elsewhere, widths suit the device, and one layer stays whatever may go."""
+def test_shapes_round_a_limit_as_elsewhere_and_one_layer_stays():
     existing = {"attention": np.ones((4, 8), bool), "mlp": np.ones((4, 64), bool)}
     costs = {"attention": np.full(4, 8), "mlp": np.full(4, 1)}
-    found, free = (
-        shapes_of(existing, costs, 0.5, Within(device=device, max_ratio={"attention": 0.7}), 1.0)
-        for device in ("cpu", "any")
-    )
+    within = Within(multiple_of={"mlp": 16}, max_ratio={"attention": 0.7})
+    found = shapes_of(existing, costs, 0.5, within, 1.0)
     assert {shape.mlp % 16 for shape in found} == {0}
     assert {shape.layers for shape in found} <= {0, 1, 2, 3}
-    assert {shape.mlp % 16 for shape in free} != {0}
+    free = shapes_of(existing, costs, 0.5, Within(max_ratio={"attention": 0.7}), 1.0)
     assert min(shape.attention for shape in free) == 3, "of eight heads 0.7 is 5.6, so five may go"
 
 

@@ -13,11 +13,11 @@ from saap_jax.data import calibration_windows, evaluation_windows
 from saap_jax.estimation import make_estimators, observe, score
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units, join_segments, masks, ones_gates
+from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.ranking import Global
-from saap_jax.steps.allocation.search import Prunable, search
 from saap_jax.steps.allocation.uniform import Uniform
 from saap_jax.steps.limits import Within
-from saap_jax.structures import discover, unit_costs
+from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut, keep_to_json
 from saap_jax.types import STRUCTURES
 from tests.helpers import HEADS, changed, dense_model, forward, ragged_model, random_keep, random_tokens
@@ -213,8 +213,8 @@ def test_real_model_masked_equals_cut(x64):
     model = jax.tree.map(lambda x: x.astype(jnp.float64), model)
     existing = existing_units(model.segments)
     scores = {name: np.random.default_rng(3).random(units.shape) for name, units in existing.items()}
-    prunable, within = Prunable(unit_costs(discover(model)), existing), Within(multiple_of={"mlp": 256})
-    keep = search(scores, prunable, 0.3, Global(by="score"), within).keep
+    within = Within(multiple_of={"mlp": 256})
+    keep = choose(LlamaSubject(model), scores, 0.3, Global(by="score"), within).keep
     pruned = cut(model, keep)
     assert len(pruned.segments) > 3
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, model.spec.vocab, (2, 32), np.int32))
@@ -233,8 +233,7 @@ def test_real_model_masked_equals_cut_in_float32():
     windows = calibration_windows("builtin:reference", tokenizer, 2, 64, 0)
     wanda = make_estimators(["wanda"])
     scores = score(wanda, observe(model, [tuple(windows)], wanda["wanda"].needs), model)["wanda"]
-    prunable = Prunable(unit_costs(discover(model)), existing_units(model.segments))
-    keep = search(scores, prunable, 0.5, Uniform(), Within(protect=(0, 1, 2, 3, -2, -1))).keep
+    keep = choose(LlamaSubject(model), scores, 0.5, Uniform(), Within(protect=(0, 1, 2, 3, -2, -1))).keep
     tokens = jnp.asarray(evaluation_windows("builtin:descriptions", tokenizer, 64, 2).tokens)
     masked, pruned = forward(model, tokens, masks(keep)), forward(cut(model, keep), tokens)
     np.testing.assert_allclose(np.asarray(masked), np.asarray(pruned), rtol=0, atol=5e-4)

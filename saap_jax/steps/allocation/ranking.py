@@ -3,7 +3,7 @@
 import dataclasses
 
 from saap_jax.config.checks import check_choice
-from saap_jax.steps.allocation.allocation import Allocation, By, Solver
+from saap_jax.steps.allocation.allocation import Allocation, By
 from saap_jax.steps.base import step
 
 
@@ -16,9 +16,6 @@ class Global(Allocation):
 
     by: By = "score_per_parameter"
     """What ranks them: their scores, or the scores over their parameters, which is the knapsack's order."""
-    solver: Solver = "greedy"
-    """`exact` minimises the score that is removed, by dynamic programming; for small models only."""
 
     def __post_init__(self) -> None:
         check_choice("global.by", self.by, By)
-        check_choice("global.solver", self.solver, Solver)

@@ -12,16 +12,12 @@ of what the scores order, and held-out text says at the end whether the last sta
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from saap_jax.config.checks import check_at_least, check_share
-from saap_jax.steps.allocation.allocation import prunable_of
-from saap_jax.steps.allocation.search import levels_of
-from saap_jax.steps.base import Before, Context, State, Step, step
-from saap_jax.steps.refinement.order import scores_of_all
-from saap_jax.surgery.corrections import check_microbatches
+from saap_jax.steps.base import Before, Context, State, Step, scores_of_all, step
+from saap_jax.steps.limits import levels_of
 from saap_jax.types import Keep
 
 SWITCHES = 3
@@ -47,6 +43,7 @@ class Evolve(Step):
 
     kind = "refinement"
     costly = True
+    judges = True
 
     generations: int = 15
     offspring: int = 16
@@ -74,23 +71,18 @@ class Evolve(Step):
                 f"{len(self.survivors)}, got {' '.join(map(str, self.microbatches)) or 'none'}"
             )
 
-    def check(self, subject: Any, microbatches: int) -> None:
-        """Raise ValueError for too little text, or a model whose units have no gates of their own."""
-        check_microbatches("evolve", microbatches)
-        subject.check_objective("evolve")
-
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Search from the keep-set on; return the best of it and the outcome."""
-        within, prunable = prunable_of(state.subject, state.limits.at(on.final))
+        within = state.subject.limits(state.limits.at(on.final))
         if within.whole_layers or within.max_segments or within.max_shapes:
             raise ValueError("evolve: expected no whole_layers, max_segments or max_shapes, since layers move apart")
-        existing = prunable.existing
+        existing = state.subject.existing
         order = {name: np.argsort(np.where(existing[name], each, np.inf), axis=1, kind="stable")
                  for name, each in scores_of_all(state, self).items()}  # fmt: skip
         objective = state.subject.objective(on.text, on.batch_size, on.dense)
         levels = {(name, layer): each for name, all_of in levels_of(existing, within).items()
                   for layer, each in enumerate(all_of)}  # fmt: skip
-        moves = _Moves(levels, prunable.costs, existing, self.quantum)
+        moves = _Moves(levels, state.subject.costs, existing, self.quantum)
 
         def keep_of(at: Levels) -> Keep:
             keep = {name: units.copy() for name, units in existing.items()}

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from saap_jax.config.checks import check_choice
 from saap_jax.steps.base import Before, Context, State, Step, step
-from saap_jax.steps.repair.repair import OutputRepair, Tokens
-from saap_jax.surgery.corrections import check_microbatches
+from saap_jax.steps.repair.repair import OutputRepair
+from saap_jax.surgery.corrections import Tokens
 
 Rule = Literal["wanda", "obs", "obs_swaps", "leverage"]
 
@@ -24,6 +24,7 @@ class Layerwise(Step):
 
     kind = "refinement"
     costly = True
+    judges = True
 
     rule: Rule = "leverage"
     """Wanda's score, the optimal brain surgeon's (with swaps behind it or without), or ridge leverage."""
@@ -33,11 +34,6 @@ class Layerwise(Step):
 
     def __post_init__(self) -> None:
         check_choice("layerwise.rule", self.rule, Rule)
-
-    def check(self, subject: Any, microbatches: int) -> None:
-        """Raise ValueError for too little text, or a model without an order of layers."""
-        check_microbatches("layerwise", microbatches)
-        subject.check_objective("layerwise")
 
     def ahead(self, behind: Sequence[Step]) -> OutputRepair | None:
         """Return the repair that layers get on the way."""

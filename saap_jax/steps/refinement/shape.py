@@ -15,17 +15,14 @@ not part of it.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from saap_jax.config.checks import check_at_least, check_share
-from saap_jax.steps.allocation.allocation import prunable_of
-from saap_jax.steps.allocation.budget import SLACK
-from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.allocation.blocks import SLACK
+from saap_jax.steps.base import Before, Context, State, Step, scores_of_all, step
 from saap_jax.steps.limits import Within
-from saap_jax.steps.refinement.order import scores_of_all
-from saap_jax.surgery.corrections import check_microbatches
 from saap_jax.types import STRUCTURES, Keep
 
 
@@ -40,6 +37,7 @@ class UniformShape(Step):
 
     kind = "refinement"
     costly = True
+    judges = True
 
     layers: float = 0.25
     """Share of the layers that may go whole."""
@@ -50,19 +48,14 @@ class UniformShape(Step):
         check_share("shape.layers", self.layers)
         check_at_least("shape.finalists", self.finalists, 1)
 
-    def check(self, subject: Any, microbatches: int) -> None:
-        """Raise ValueError for too little text, or a model whose units have no gates of their own."""
-        check_microbatches("shape", microbatches)
-        subject.check_objective("shape")
-
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Keep the best uniform shape; its price is told by both divergences."""
-        within, prunable = prunable_of(state.subject, state.limits.at(on.final))
+        within = state.subject.limits(state.limits.at(on.final))
         if within.depth or within.max_segments or within.max_shapes:
             raise ValueError("shape: expected no depth, max_segments or max_shapes: it says what each layer keeps")
-        existing, scores = prunable.existing, scores_of_all(state, self)
+        existing, scores = state.subject.existing, scores_of_all(state, self)
         objective = state.subject.objective(on.text, on.batch_size, on.dense)
-        found = shapes_of(existing, prunable.costs, on.ratio, within, self.layers)
+        found = shapes_of(existing, state.subject.costs, on.ratio, within, self.layers)
 
         def without(layer: int) -> Keep:
             keep = {name: units.copy() for name, units in existing.items()}

@@ -1,12 +1,24 @@
-"""One factor for each kept unit, trained towards what the unpruned model predicts."""
+"""One factor for each kept unit, trained towards what the unpruned model predicts; weights stay.
+
+    minimise over s   mean over tokens of KL(p_unpruned ‖ p_pruned(s)),     activations of unit u times s_u,
+
+by Adam from s = 1. A unit's factor is folded into its rows of the output matrix, so that the pruned model has the
+parameters that it had. The microbatches that are held out judge after each round over the others, and the best factors
+count, 1 among them, so that text that was not trained on never says that they did harm.
+
+Sources: one scale a unit with weights frozen and folded afterwards as GRASPrune's last step (ACL 2026) and the gates of
+DDP (ICML 2026), here behind any correction of the output matrices, and with the divergence alone as the loss.
+"""
 
 import dataclasses
 import math
-from typing import Any
+
+import numpy as np
 
 from saap_jax.config.checks import check_at_least
 from saap_jax.steps.base import Before, Context, State, Step, step
-from saap_jax.surgery.corrections import check_microbatches
+from saap_jax.steps.training import adam, adam_start, cosine, rounds
+from saap_jax.types import Scores
 
 
 @step("scales")
@@ -14,10 +26,11 @@ from saap_jax.surgery.corrections import check_microbatches
 class Scales(Step):
     """Train one factor for each kept unit towards what the unpruned model predicts, and fold it into the weights.
 
-    Every fourth microbatch is held out, and the factors that do best there count; see `surgery.scales`.
+    Every fourth microbatch is held out, and the factors that do best there count.
     """
 
     kind = "repair"
+    judges = True
 
     steps: int = 32
     """Steps of Adam, each on a microbatch of the calibration text and as long as three forward passes over it."""
@@ -29,15 +42,20 @@ class Scales(Step):
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise ValueError(f"scales.rate: expected a number above 0, got {self.rate}")
 
-    def check(self, subject: Any, microbatches: int) -> None:
-        """Raise ValueError for too little text, or a model whose units have no gates of their own."""
-        check_microbatches("scales", microbatches)
-        subject.check_objective("scales")
-
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Train the factors of the model as it is."""
-        subject, done = state.subject.scaled(
-            state.keep, on.text, self.steps, self.rate, dense=on.dense, batch_size=on.batch_size,
-            progress=on.progress("train scales"),
-        )  # fmt: skip
-        return state._replace(subject=subject).tell(scaled=done)
+        keep, objective = state.keep, state.subject.objective(on.text, on.batch_size, on.dense)
+
+        def gates(scales: Scores) -> Scores:
+            return {name: np.where(kept, scales[name], 0.0) for name, kept in keep.items()}
+
+        scales: Scores = {name: np.ones(kept.shape) for name, kept in keep.items()}
+        learnt, found = adam_start(scales), [(objective.judge(gates(scales)), scales)]
+        for some in rounds(objective.parts, on.progress("train scales")(range(self.steps))):
+            for part, at in some:
+                _, gradient = objective.gradient(gates(scales), part)
+                slopes = {name: np.where(kept, gradient[name], 0.0) for name, kept in keep.items()}
+                scales, learnt = adam(scales, slopes, learnt, cosine(self.rate, at, self.steps))
+            found.append((objective.judge(gates(scales)), scales))
+        best = min(found, key=lambda each: each[0])[1]  # NaN is never the lowest
+        return state._replace(subject=state.subject.folded(best)).tell(scaled=[judged for judged, _ in found])

@@ -56,6 +56,9 @@ class Wanted(NamedTuple):
 Plan = Mapping[str, Wanted]
 """What is scored, by label."""
 
+STABILITY = ""
+"""Stands among labels for the stability indicators."""
+
 
 def fusion_members(part: str) -> tuple[str, ...]:
     """Return the estimators of a fusion, or the one estimator that it is.
@@ -86,8 +89,6 @@ class Calibrated(NamedTuple):
     """Stability indicator ASI over the examples of all scenarios, of |∂ℒ_n/∂g|; None where that was not observed."""
     fusions: dict[str, dict[str, Fused]]
     """`{scenario: {…}}` of what is a fusion of others: how the fused scores came about."""
-    stability_of: Mapping[str, Scores] = MappingProxyType({})
-    """`{scenario: …}`, the stability indicator over the examples of each scenario, where observed."""
 
     @property
     def estimators(self) -> list[str]:
@@ -125,15 +126,14 @@ class Calibrated(NamedTuple):
         }
         return stability_indicator(fluctuation_of(stacked))
 
-    def only(self, scenario: str) -> "Calibrated":
-        """Return what one scenario alone tells.
-
-        Raises:
-            ValueError: there is no such scenario.
-        """
-        if scenario not in self.scenarios:
-            raise ValueError(f"scenarios.only: expected one of {', '.join(self.scenarios)}, got {scenario!r}")
-        return Calibrated({scenario: self.scenarios[scenario]}, self.stability_of.get(scenario), {})
+    def part(self, label: str, wanted: Wanted | None) -> "Calibrated":
+        """Return one of the scores and its fusions; of the label `STABILITY` the stability indicators alone."""
+        if wanted is None:
+            return self._replace(scenarios={name: {} for name in self.scenarios}, fusions={})
+        structures = tuple(self.scores(label))
+        own = {part if label == wanted.estimator else label for part in wanted.parts(structures).values()}
+        fusions = {name: {n: fused for n, fused in each.items() if n in own} for name, each in self.fusions.items()}
+        return Calibrated({name: {label: each[label]} for name, each in self.scenarios.items()}, None, fusions)
 
 
 def calibrate(
@@ -270,16 +270,21 @@ def make_members(
 
 def joined(made: Mapping[str, Scored]) -> Calibrated:
     """Put the scenarios side by side; the stability indicator is that of all their examples together."""
-    indicator = _indicator([scored.examples for scored in made.values()])
-    each = {name: _indicator([scored.examples]) for name, scored in made.items()}
+    parts, indicator = [scored.examples for scored in made.values()], None
+    if all(parts) and sum(len(next(iter(each.values()))) for each in parts) > 1:
+        together: PerExample = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}
+        indicator = stability_indicator(fluctuation_of(together))
     scores = {name: scored.scores for name, scored in made.items()}
-    fusions = {name: scored.fusions for name, scored in made.items()}
-    return Calibrated(scores, indicator, fusions, {name: own for name, own in each.items() if own is not None})
+    return Calibrated(scores, indicator, {name: scored.fusions for name, scored in made.items()})
 
 
-def _indicator(parts: Sequence[PerExample]) -> Scores | None:
-    """Return the stability indicator over the examples of all parts; None where there are fewer than two."""
-    if not all(parts) or sum(len(next(iter(each.values()))) for each in parts) < 2:
-        return None
-    together: PerExample = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}
-    return stability_indicator(fluctuation_of(together))
+def put_together(parts: Sequence[Calibrated], scenarios: Sequence[str]) -> Calibrated:
+    """Undo `Calibrated.part`."""
+    stability = next((part.stability for part in parts if part.stability is not None), None)
+    scores: dict[str, dict[str, Scores]] = {name: {} for name in scenarios}
+    fusions: dict[str, dict[str, Fused]] = {name: {} for name in scenarios}
+    for part in parts:
+        for name in scenarios:
+            scores[name] |= part.scenarios[name]
+            fusions[name] |= part.fusions.get(name, {})
+    return Calibrated(scores, stability, fusions)

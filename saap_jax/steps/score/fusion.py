@@ -147,13 +147,8 @@ def _units(scores: dict[str, Scores], scope: FusionScope) -> Units:
         raise ValueError(f"fusion: expected two or more estimators, got {list(scores)}")
     (first, reference), *others = scores.items()
     for estimator, given in others:
-        if given.keys() != reference.keys():
-            raise ValueError(f"fusion: expected {list(reference)} as of {first}, got {list(given)} of {estimator}")
-        for name in reference:
-            if not np.array_equal(np.isnan(given[name]), np.isnan(reference[name])):
-                raise ValueError(
-                    f"fusion: expected {estimator} to score the {name} units that {first} scores, got others"
-                )
+        if given.keys() != reference.keys() or any((np.isnan(given[n]) != np.isnan(reference[n])).any() for n in given):
+            raise ValueError(f"fusion: expected {estimator} to score the units that {first} scores, got others")
     mask = {name: ~np.isnan(np.asarray(values)) for name, values in reference.items()}
     labels = []
     for name, exists in mask.items():
@@ -187,16 +182,12 @@ def _refuse(scores: dict[str, Scores], rows: np.ndarray, units: Units) -> None:
 
 def _sampled(estimator: str, per_example: dict[str, PerExample], units: Units) -> np.ndarray:
     """Return σ² of an estimator in each scope: variance over examples by mean."""
-    if estimator not in per_example:
-        given = ", ".join(per_example) or "none"
-        raise ValueError(f"fusion: 'sampling' expects per-example scores of {estimator}, got those of: {given}")
-    for name, mask in units.mask.items():
-        shape: tuple = per_example[estimator][name].shape if name in per_example[estimator] else ()
-        if shape[1:] != mask.shape or shape[0] < 2:
-            raise ValueError(
-                f"fusion: 'sampling' expects {name} scores of {estimator} for two examples or more, of shape "
-                f"[examples, {mask.shape[0]}, {mask.shape[1]}], got {list(shape) or 'none'}"
-            )
+    given = per_example.get(estimator, {})
+    if not given or any(len(given[name]) < 2 for name in units.mask):
+        raise ValueError(
+            f"fusion: 'sampling' expects per-example scores of {estimator} for two examples or more, got those of: "
+            f"{', '.join(per_example) or 'none'}"
+        )
     values = units.pack(per_example[estimator])
     variance, mean = units.mean(np.stack([values.var(axis=0), values.mean(axis=0)]))
     for name, v, m in zip(units.names, variance, mean, strict=True):

@@ -67,19 +67,17 @@ def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", 
 
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         present = _present(subject, keep, "block_ablation")
-        layers = len(present[STRUCTURES[0]])
-        groups = [(layer, names) for layer in range(layers) for names in _blocks(granularity, present, layer)]
-        keeps = []
-        for layer, names in groups:
-            without = {name: units.copy() for name, units in present.items()}
-            for name in names:
-                without[name][layer] = False
-            keeps.append(without)
+        blocks = []
+        for layer in range(len(present[STRUCTURES[0]])):
+            there = tuple(name for name in STRUCTURES if present[name][layer].any())
+            names = [(name,) for name in there] if granularity == "sub_block" else [there] * bool(there)
+            blocks += [{name: _row(present[name], layer) for name in each} for each in names]
+        keeps = [present | {name: present[name] & ~units for name, units in block.items()} for block in blocks]
         base, *means = _mean_losses(subject, few(subject, examples), [present, *keeps], passes, "remove single blocks")
         scores: Scores = {name: np.full(present[name].shape, np.nan) for name in STRUCTURES}
-        for (layer, names), mean in zip(groups, means, strict=True):
-            for name in names:
-                scores[name] = np.where(_row(present[name], layer), mean - base, scores[name])
+        for block, mean in zip(blocks, means, strict=True):
+            for name, units in block.items():
+                scores[name] = np.where(units, mean - base, scores[name])
         return {name: scores[name] for name in passes.structures}
 
     return score
@@ -111,16 +109,16 @@ def perturbation(
         random = np.random.default_rng(seed)
         keeps = [_masked(present, passes.structures, share, random) for _ in range(masks)]
         losses = np.array(_mean_losses(subject, few(subject, examples), keeps, passes, "mask units at random"))
-        gone = np.stack(
-            [np.concatenate([(present[name] & ~each[name])[present[name]] for name in passes.structures])
-             for each in keeps]
-        ).astype(np.float64)  # fmt: skip
-        effect = _ridge(gone, losses, ridge)
-        scores, start = {}, 0
-        for name in passes.structures:
-            values, count = np.full(present[name].shape, np.nan), int(present[name].sum())
-            values[present[name]] = effect[start : start + count]
-            scores[name], start = values, start + count
+
+        def row(keep: Keep) -> np.ndarray:
+            return np.concatenate([keep[name][present[name]] for name in passes.structures])
+
+        gone = ~np.stack([row(each) for each in keeps])
+        effect = _ridge(gone.astype(np.float64), losses, ridge)
+        scores: Scores = {name: np.full(present[name].shape, np.nan) for name in passes.structures}
+        ends = np.cumsum([present[name].sum() for name in scores])[:-1]
+        for (name, values), part in zip(scores.items(), np.split(effect, ends), strict=True):
+            values[present[name]] = part
         return scores
 
     return score
@@ -174,12 +172,6 @@ def _present(subject: Subject, keep: Keep | None, name: str) -> Keep:
     return {each: units if keep is None else keep[each] for each, units in subject.existing.items()}
 
 
-def _blocks(granularity: str, present: Keep, layer: int) -> list[tuple[str, ...]]:
-    """Return what goes together in a layer, of what is there."""
-    there = tuple(name for name in STRUCTURES if present[name][layer].any())
-    return [there] * bool(there) if granularity == "layer" else [(name,) for name in there]
-
-
 def _row(units: np.ndarray, layer: int) -> np.ndarray:
     """Return the units of one layer as `[layers, units]`."""
     return units & (np.arange(len(units)) == layer)[:, None]
@@ -197,15 +189,10 @@ def _masked(present: Keep, structures: tuple[str, ...], share: float, random: np
 
 
 def _mean_losses(subject: Subject, examples: Examples, keeps: list[Keep], passes: Passes, doing: str) -> list[float]:
-    means: dict[int, float] = {}
-    for group in subject.losses(
-        examples,
-        keeps,
-        batch_size=passes.batch_size,
-        at_once=passes.at_once,
-        progress=lambda steps: passes.track(doing, steps, len(steps)),
-    ):
-        means |= {number: losses.mean for number, losses in group.items()}
+    progress = lambda steps: passes.track(doing, steps, len(steps))  # noqa: E731
+    options = {"batch_size": passes.batch_size, "at_once": passes.at_once, "progress": progress}
+    groups = subject.losses(examples, keeps, **options)
+    means = {number: losses.mean for group in groups for number, losses in group.items()}
     return [means[number] for number in range(len(keeps))]
 
 

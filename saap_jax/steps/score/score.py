@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 
 from saap_jax.config.checks import check_choice
-from saap_jax.steps.allocation.search import checked
+from saap_jax.steps.allocation.allocation import checked
 from saap_jax.steps.base import Before, Context, State, Step, need, step
 from saap_jax.steps.score.calibrate import Calibrated, Wanted, fusion_members, make_members
 from saap_jax.steps.score.fusion import FusionMethod, FusionScope
-from saap_jax.steps.score.stability import ScenarioReduction, stabilised, standardised
+from saap_jax.steps.score.stability import ScenarioReduction, stabilised
 from saap_jax.subjects.base import Subject
 from saap_jax.types import STRUCTURES, Scores
 
@@ -126,8 +126,6 @@ class Scenarios(Step):
 
     reduction: ScenarioReduction = "mean"
     """`mean`, `max` (what any of them needs is kept), or `min_rank` (the best rank: the same free of units)."""
-    only: str = ""
-    """The one scenario that counts; empty: all."""
 
     def __post_init__(self) -> None:
         check_choice("scenarios.reduction", self.reduction, ScenarioReduction)
@@ -135,43 +133,30 @@ class Scenarios(Step):
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Reduce the scores of the scenarios anew."""
         need(state, self)
-        scored = state.scored.only(self.only) if self.only else state.scored
-        return state._replace(scored=scored, scores=scored.scores(state.label, self.reduction))
+        return state._replace(scores=state.scored.scores(state.label, self.reduction))
 
 
 @step("normalize")
 @dataclasses.dataclass(frozen=True)
 class Normalize(Step):
-    """Free scores of their unit before they are ranked together.
+    """Free scores of their unit before structures are ranked together: divide by the mean of the structure.
 
-    `layer_zscore` is the idea of FLAP (arXiv:2312.11983) for any estimator, with its sample standard deviation (divisor
-    n - 1). FLAP itself standardises the coordinates of a layer's heads before it averages those of each head: that is
-    `fluctuation(standardize=True)`, without this step.
+    FLAP's own standardisation of coordinates is `fluctuation(standardize=True)`, without this step.
     """
 
     kind = "score"
 
-    by: Literal["structure_mean", "layer_zscore"] = "structure_mean"
-    """Divide by the mean of the structure, or standardise within layer and structure."""
-
-    def __post_init__(self) -> None:
-        check_choice("normalize.by", self.by, Literal["structure_mean", "layer_zscore"])
-
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Normalise the scores of each structure."""
         scores = checked("scores", need(state, self), state.keep)
-        return state._replace(scores={name: self._one(name, np.asarray(values)) for name, values in scores.items()})
-
-    def _one(self, name: str, values: np.ndarray) -> np.ndarray:
-        if self.by == "layer_zscore":
-            return standardised(values, ddof=1)
-        mean = np.nanmean(values) if np.isfinite(values).any() else 1.0
-        if not mean > 0:
-            raise ValueError(
-                f"normalize: structure_mean expects scores of {name} with a mean above 0, got {mean:.4g}; use another "
-                "estimator or leave the step out"
-            )
-        return values / mean
+        for name, values in scores.items():
+            if not (mean := np.nanmean(values) if np.isfinite(values).any() else 1.0) > 0:
+                raise ValueError(
+                    f"normalize: expects scores of {name} with a mean above 0, got {mean:.4g}; use another estimator "
+                    "or leave the step out"
+                )
+            scores[name] = values / mean
+        return state._replace(scores=scores)
 
 
 @step("stable")

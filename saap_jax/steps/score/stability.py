@@ -61,8 +61,8 @@ def stability_indicator(fluctuation: Scores) -> Scores:
     return {name: standardised(values) for name, values in fluctuation.items()}
 
 
-def standardised(values: Float[Array | np.ndarray, "layers units"], ddof: int = 0) -> Float[np.ndarray, "layers units"]:
-    """Return (x - mean) / std of each row, with divisor n - `ddof` in std; 0 where a row's values are all equal.
+def standardised(values: Float[Array | np.ndarray, "layers units"]) -> Float[np.ndarray, "layers units"]:
+    """Return (x - mean) / std of each row, with divisor n in std; 0 where a row's values are all equal.
 
     >>> standardised(np.array([[1.0, 3.0], [2.0, 2.0]])).tolist()
     [[-1.0, 1.0], [0.0, 0.0]]
@@ -72,7 +72,7 @@ def standardised(values: Float[Array | np.ndarray, "layers units"], ddof: int = 
     count = exists.sum(axis=1, keepdims=True)
     mean = np.where(exists, values, 0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
     deviation = np.where(exists, values - mean, 0)
-    std = np.sqrt(np.square(deviation).sum(axis=1, keepdims=True) / np.maximum(count - ddof, 1))
+    std = np.sqrt(np.square(deviation).sum(axis=1, keepdims=True) / np.maximum(count, 1))
     largest = np.where(exists, values, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
     varies = largest > np.where(exists, values, np.inf).min(axis=1, keepdims=True, initial=np.inf)
     z = np.divide(deviation, std, out=np.zeros_like(deviation), where=varies & (std > 0))
@@ -114,20 +114,9 @@ def reduce_scenarios(scenarios: dict[str, Scores], reduction: ScenarioReduction)
     - `max`: the largest over scenarios; what any of them needs is kept.
     - `min_rank`: the same free of units. With r the rank of a unit among the n of its structure in a scenario
       (1 = most important, equal scores share their mean rank), the score is (n + 1 - min r) / n over scenarios.
-
-    Raises:
-        ValueError: no scenario, or scenarios whose structures, shapes or missing units differ.
     """
     check_choice("scenarios.reduction", reduction, ScenarioReduction)
-    if not scenarios:
-        raise ValueError("scenarios: expected at least one, got none")
-    (first, reference), *others = scenarios.items()
-    for scenario, scores in others:
-        if scores.keys() != reference.keys():
-            raise ValueError(f"scenarios: expected {list(reference)} as in {first}, got {list(scores)} in {scenario}")
-        for name in reference:
-            if not np.array_equal(np.isnan(scores[name]), np.isnan(reference[name])):
-                raise ValueError(f"scenarios: expected the {name} units of {first} in {scenario}, got others")
+    reference = next(iter(scenarios.values()))
     reduced: Scores = {}
     for name in reference:
         values = np.stack([np.asarray(scores[name], np.float64) for scores in scenarios.values()])

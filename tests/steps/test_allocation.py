@@ -1,0 +1,665 @@
+"""Sharing a budget: a second plain implementation, brute force over all keep-sets, and small cases by hand."""
+
+import dataclasses
+import itertools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from saap_jax.steps.allocation.allocation import Allocation, choose, most_removable, shares_of
+from saap_jax.steps.allocation.ranking import Global
+from saap_jax.steps.allocation.softmax import Softmax
+from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.base import Context, State
+from saap_jax.steps.chain import steps_of
+from saap_jax.steps.limits import Within, protected
+from saap_jax.steps.score.calibrate import Calibrated
+from saap_jax.subjects.base import Subject
+from saap_jax.types import STRUCTURES, Limits
+
+FREE = "within(min_keep=0) > global"
+
+
+class Problem(Subject):
+    """Scores and costs of a small model, of which a search knows nothing else."""
+
+    def __init__(self, scores, costs, existing=None, stability=None, own=None) -> None:
+        self.scores = {name: np.asarray(each, float) for name, each in scores.items()}
+        self.existing = existing or {name: np.ones(each.shape, bool) for name, each in self.scores.items()}
+        self.costs = {n: np.full(len(each), costs[n]) for n, each in self.scores.items()}
+        self.stability, self.own = stability, own
+
+    @property
+    def prunable(self) -> int:
+        return sum(int((units.sum(1) * self.costs[name]).sum()) for name, units in self.existing.items())
+
+    def removed(self, keep) -> int:
+        return sum(int(((units & ~keep[n]).sum(1) * self.costs[n]).sum()) for n, units in self.existing.items())
+
+    def lost(self, keep) -> float:
+        return float(sum(self.scores[n][units & ~keep[n]].sum() for n, units in self.existing.items()))
+
+    def limits(self, within):
+        return self.own or within
+
+    def chosen(self, ratio: float, method: str, gone=None):
+        """Follow the steps of a chain behind its score."""
+        keep = {n: units if gone is None else units & ~gone[n] for n, units in self.existing.items()}
+        scored = Calibrated({"text": {"own": self.scores}}, self.stability, {})
+        state = State(self, keep, Within(), scored=scored, label="own", scores=self.scores)
+        on = Context(dense=self, scenarios={}, ratio=ratio, final=ratio)
+        for step in steps_of(method):
+            state = step(state, on, lambda state, ratio: state)
+        return state.keep
+
+
+Problem.__abstractmethods__ = frozenset()
+
+
+def drawn(seed: int, layers=3, heads=3, channels=6, costs=(7, 2), ties=False, missing=True) -> Problem:
+    """A random problem; a few units are missing."""
+    rng = np.random.default_rng(seed)
+    shapes = {"attention": (layers, heads), "mlp": (layers, channels)}
+    draw = (lambda s: rng.integers(0, 4, s).astype(float)) if ties else (lambda s: rng.lognormal(0, 1, s))
+    scores = {name: draw(shape) for name, shape in shapes.items()}
+    existing = {name: rng.random(shape) > 0.15 * missing for name, shape in shapes.items()}
+    stability = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    return Problem(scores, dict(zip(STRUCTURES, costs, strict=True)), existing, stability)
+
+
+def limits_of(method: str) -> Within:
+    limits = Within()
+    for step in steps_of(method):
+        limits = step.behind(limits) if isinstance(step, Within) else limits
+    return limits
+
+
+def same(first, second) -> bool:
+    return all(np.array_equal(first[name], second[name]) for name in first)
+
+
+# --- by a second implementation --------------------------------------------------------------------
+
+
+def plain_shares(problem: Problem, allocation: Allocation, within: Within, names, blocks, due: float) -> list[float]:
+    """What each layer loses of a budget, together 1, by the formula of each allocation."""
+    layers, cost = range(len(problem.existing["mlp"])), problem.costs
+    size = [0 if layer in alone_of(problem, within) else sum(
+        int(problem.existing[n][layer].sum() * cost[n][layer]) for n in names) for layer in layers]  # fmt: skip
+    weight = [float(each) for each in size]
+    if allocation.name == "log":
+        weight = [size[layer] * math.log(layer + 1) for layer in layers]
+    if allocation.name == "softmax":
+        means = [np.concatenate([problem.scores[n][layer][problem.existing[n][layer]] for n in STRUCTURES])
+                 for layer in layers]  # fmt: skip
+        weight = [size[layer] and size[layer] * math.exp(-(means[layer].mean() - 1) / allocation.temperature)
+                  for layer in layers]  # fmt: skip
+    if not sum(weight):
+        weight = [float(each) for each in size]
+    shares = [each / (sum(weight) or 1) for each in weight]
+    if allocation.name != "softmax" or not due:
+        return shares
+    most = [sum(each[3] for each in blocks if each[1] == layer) / due for layer in layers]
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        middle = (low + high) / 2
+        filled = [min(m, middle * share) for m, share in zip(most, shares, strict=True)]
+        low, high = (middle, high) if sum(filled) < 1 else (low, middle)
+    return filled
+
+
+def alone_of(problem: Problem, within: Within) -> set[int]:
+    return {layer % len(problem.existing["mlp"]) for layer in within.protect}
+
+
+def plain_blocks(problem: Problem, allocation: Allocation, within: Within):
+    """Yield (structure, layer, units, cost, mean priority, share gone) of each block, in order within its layer."""
+    for name in STRUCTURES:
+        for layer, exists in enumerate(problem.existing[name]):
+            if layer in alone_of(problem, within):
+                continue
+            cost = int(problem.costs[name][layer])
+            per = cost if allocation.by == "score_per_parameter" else 1
+            units = sorted(np.flatnonzero(exists), key=lambda unit: (problem.scores[name][layer, unit], unit))
+            count, limit = len(units), within.layer(name)
+            step = count if within.depth else limit.multiple_of
+            ends = [end for end in range(1, count + 1) if (count - end) % max(step, 1) == 0 and
+                    count - end >= limit.min_keep and end <= count * limit.max_ratio + 1e-9]  # fmt: skip
+            before, key = 0, -math.inf
+            for end in ends:
+                some = units[before:end]
+                key = max(key, float(np.mean([problem.scores[name][layer, unit] / per for unit in some])))
+                yield name, layer, some, cost * len(some), key, end / count
+                before = end
+
+
+def plain(problem: Problem, ratio: float, method: str):
+    """Choose units by the rules of `steps.allocation.allocation`, block by block, in lists."""
+    *_, allocation = steps_of(method)
+    within = limits_of(method).where_can_go(problem.existing).at(ratio)
+    target = math.ceil(ratio * problem.prunable - 1e-9)
+    everything = [*plain_blocks(problem, allocation, within)]
+    parts = [(STRUCTURES, 1.0)]
+    if within.attention is not None:
+        parts = [(("attention",), within.attention), (("mlp",), 1 - within.attention)]
+    beyond = set()
+    if allocation.rounded_down:
+        shares = plain_shares(problem, allocation, within, STRUCTURES, everything, target)
+        for name, layer, some, _, _, gone in everything:
+            size = sum(int(problem.existing[n][layer].sum() * problem.costs[n][layer]) for n in STRUCTURES)
+            if name == "attention" and gone > target * shares[layer] / size + 1e-9:
+                beyond.add((name, layer, some[0]))
+    budgets = []
+    for names, part in parts:
+        own = [each for each in everything if each[0] in names]
+        if allocation.ranks:
+            budgets.append((own, part))
+            continue
+        for layer, share in enumerate(plain_shares(problem, allocation, within, names, own, target * part)):
+            budgets.append(([each for each in own if each[1] == layer], part * share))
+
+    def rank(block):
+        name, layer, some, cost, key, gone = block
+        first = key if allocation.ranks else gone + ((name, layer, some[0]) in beyond)
+        return round(first, 12), cost, STRUCTURES.index(name), layer, gone
+
+    def without(taken, surplus):
+        kept, held = [], set()
+        for block in reversed(taken):
+            if block[:2] not in held and block[3] <= surplus:
+                surplus -= block[3]
+            else:
+                held.add(block[:2])
+                kept.insert(0, block)
+        return kept
+
+    levels = []
+    for own, share in budgets:
+        due, taken = math.ceil(target * share - 1e-9), []
+        for block in sorted(own, key=rank):
+            if sum(each[3] for each in taken) < due:
+                taken.append(block)
+        if sum(each[3] for each in taken) < due:
+            return None
+        taken = without(taken, sum(each[3] for each in taken) - due) if taken else []
+        removed = itertools.accumulate(each[3] for each in taken)
+        levels += [(round(level / max(due, 1), 12), block) for level, block in zip(removed, taken, strict=True)]
+    taken = [block for _, block in sorted(levels, key=lambda level: level[0])]
+    if sum(each[3] for each in taken) < target:
+        return None
+    keep = {name: units.copy() for name, units in problem.existing.items()}
+    for name, layer, some, *_ in without(taken, sum(each[3] for each in taken) - target):
+        keep[name][layer, some] = False
+    return keep
+
+
+@st.composite
+def methods(draw) -> str:
+    """Draw limits and an allocation."""
+    of = lambda *values: draw(st.sampled_from(values))  # noqa: E731
+    allocation = of("uniform", "uniform(floor=True)", "log", "softmax(0.3)", "global", "global(by=score)")
+    depth = allocation.startswith("global") and of(False, False, True)
+    limits = [f"protect={of('()', '()', '(0,)', '(0, -1)')}", f"depth={depth}"]
+    if depth:
+        limits += ["min_keep=0"]
+    else:
+        pair = lambda *values: f"{{attention: {of(*values)}, mlp: {of(*values)}}}"  # noqa: E731
+        limits += [f"multiple_of={pair(1, 1, 2, 3)}", f"min_keep={pair(0, 1, 2)}", f"max_ratio={pair(1.0, 0.7, 0.5)}"]
+    share = of(None, None, 0.0, 0.3, 1.0)
+    if share is not None:
+        limits += [f"attention={share}", f"attention_from={of(0.0, 0.0, 0.2)}"]
+    return f"within({', '.join(limits)}) > {allocation}"
+
+
+@given(st.integers(0, 10_000), methods(), st.integers(0, 87).map(lambda n: n / 97), st.booleans())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_it_chooses_what_plain_rules_choose(seed, method, ratio, ties):
+    problem = drawn(seed, layers=4, heads=4, channels=9, ties=ties)
+    expected = plain(problem, ratio, method)
+    try:
+        keep = problem.chosen(ratio, method)
+    except ValueError as refused:
+        assert "largest possible ratio" in str(refused)  # noqa: PT017
+        assert expected is None
+        return
+    assert expected is not None
+    assert same(keep, expected)
+    assert problem.removed(keep) >= ratio * problem.prunable - 1e-6
+
+
+@given(st.integers(0, 10_000), methods())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_the_largest_ratio_is_possible_and_the_next_is_not(seed, method):
+    problem, (*_, allocation) = drawn(seed), steps_of(method)
+    largest = most_removable(problem, allocation, limits_of(method))
+    assert problem.removed(problem.chosen(largest, method)) >= largest * problem.prunable - 1e-6
+    assume(largest < 0.9999)
+    with pytest.raises(ValueError, match=rf"cannot be removed; the largest possible ratio is {largest:.4f} under"):
+        problem.chosen(largest + 1e-4, method)
+
+
+# --- brute force -----------------------------------------------------------------------------------
+
+
+def best_of_all(problem: Problem, target: int) -> float:
+    """Return the lowest sum of scores that any keep-set removes with at least `target` parameters."""
+    where = [(n, *map(int, at)) for n in STRUCTURES for at in np.argwhere(problem.existing[n])]
+    worth = np.array([problem.scores[n][layer, unit] for n, layer, unit in where])
+    costs = np.array([problem.costs[n][layer] for n, layer, _ in where])
+    sets = np.array([*itertools.product([0, 1], repeat=len(where))])
+    return float((sets @ worth)[sets @ costs >= target].min())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.6])
+def test_equal_costs_remove_the_least_score_of_all_keep_sets(seed, ratio):
+    problem = drawn(seed, layers=2, heads=1, channels=4, costs=(2, 2))
+    keep = problem.chosen(ratio, FREE)
+    best = best_of_all(problem, math.ceil(ratio * problem.prunable))
+    assert problem.lost(keep) == pytest.approx(best, rel=1e-12)
+    backwards = Problem({n: -s for n, s in problem.scores.items()}, {"attention": 2, "mlp": 2}, problem.existing)
+    assert problem.lost(backwards.chosen(ratio, FREE)) > 1.2 * best, "control"
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.1, 0.3, 0.5, 0.7]), st.booleans())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_two_costs_stay_within_the_block_that_crosses_the_budget(seed, ratio, ties):
+    problem = drawn(seed, layers=2, heads=2, channels=3, ties=ties)
+    target = math.ceil(ratio * problem.prunable - 1e-9)
+    units = [(problem.scores[n][layer, unit], int(problem.costs[n][layer]))
+             for n in STRUCTURES for layer, unit in np.argwhere(problem.existing[n])]  # fmt: skip
+    units.sort(key=lambda unit: unit[0] / unit[1])
+    crossing = units[int(np.searchsorted(np.cumsum([cost for _, cost in units]), target))][0]
+    assert best_of_all(problem, target) - 1e-9 <= problem.lost(problem.chosen(ratio, FREE))
+    assert problem.lost(problem.chosen(ratio, FREE)) <= best_of_all(problem, target) + crossing + 1e-9
+
+
+# --- by hand ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("units", [7, 49, 100])
+def test_the_ratio_of_whole_units_asks_for_just_these(units):
+    """0.07 * 100 is a little over 7, and 1 / 49 * 49 a little under 1."""
+    problem = Problem({"attention": np.ones((1, 1)), "mlp": np.arange(1.0, units)[None]}, {"attention": 1, "mlp": 1})
+    assert [problem.removed(problem.chosen(n / units, FREE)) for n in range(units)] == [*range(units)]
+
+
+@pytest.mark.parametrize(
+    ("costs", "removed", "gone"),
+    [((3, 1), 2, ("mlp", [0, 1], [])), ((1, 1), 1, ("attention", [0], [])), ((1, 1), 3, ("attention", [0, 1], [0]))],
+)
+def test_of_equal_scores_the_cheaper_then_attention_then_the_lower_layer_goes(costs, removed, gone):
+    problem = Problem({name: np.ones((2, 2)) for name in STRUCTURES}, dict(zip(STRUCTURES, costs, strict=True)))
+    keep, (name, *rows) = problem.chosen(removed / problem.prunable, f"{FREE}(by=score)"), gone
+    assert [np.flatnonzero(~row).tolist() for row in keep[name]] == rows
+    assert sum(int((~each).sum()) for each in keep.values()) == sum(map(len, rows))
+
+
+def test_rank_by_decides_whether_dear_units_seem_worth_more():
+    problem = Problem({"attention": [[4.0]], "mlp": [[2.0, 2.0]]}, {"attention": 4, "mlp": 1})
+    for by, stays in (("score", True), ("score_per_parameter", False)):
+        assert problem.chosen(1 / 6, f"{FREE}(by={by})")["attention"].all() == stays
+
+
+def test_what_is_left_over_of_equal_shares_goes_to_the_first_layers():
+    problem = drawn(0, layers=4, heads=4, channels=24, costs=(6, 1), missing=False)
+    assert problem.chosen(6 / problem.prunable, "uniform")["mlp"].sum(1).tolist() == [22, 22, 23, 23]
+    coarse = "within(multiple_of={mlp: 8}, max_ratio={attention: 0}) > uniform"
+    assert problem.chosen(16 / problem.prunable, coarse)["mlp"].sum(1).tolist() == [16, 16, 24, 24]
+    empty = {name: units.copy() for name, units in problem.existing.items()}
+    for units in empty.values():
+        units[2] = False
+    without = Problem(problem.scores, {"attention": 6, "mlp": 1}, empty)
+    assert without.removed(without.chosen(0.25, "uniform")) == 0.25 * without.prunable
+
+
+class TestScores:
+    @pytest.mark.parametrize("weight", [-0.5, 0.0, 0.5])
+    def test_stable_removes_the_lowest_log_score_plus_weighted_stability(self, weight):
+        problem = drawn(3, costs=(2, 2), missing=False)
+        keep = problem.chosen(1 / 3, f"stable({weight}) > {FREE}")
+        ranked = np.concatenate([(np.log(problem.scores[n]) + weight * problem.stability[n]).ravel()
+                                 for n in STRUCTURES])  # fmt: skip
+        np.testing.assert_array_equal(
+            np.concatenate([keep[n].ravel() for n in STRUCTURES]), ranked > np.sort(ranked)[8]
+        )
+        assert same(keep, problem.chosen(1 / 3, FREE)) == (not weight)
+
+    def test_structure_mean_makes_structures_comparable(self):
+        problem, plain = drawn(0, missing=False), f"{FREE}(by=score)"
+        keep, other = (problem.chosen(0.4, f"{before}{plain}") for before in ("normalize > ", ""))
+        problem.scores["mlp"] = problem.scores["mlp"] * 1024
+        assert same(problem.chosen(0.4, f"normalize > {plain}"), keep)
+        assert not same(problem.chosen(0.4, plain), other)
+
+    @pytest.mark.parametrize(
+        ("method", "broken", "said"),
+        [
+            (f"stable > {FREE}", {"stability": None}, "expected a stability indicator over two examples or more"),
+            (f"stable > {FREE}", {"mlp": -1.0}, "got -1 for mlp unit 2 in layer 1"),
+            (f"normalize > {FREE}", {"mlp": None}, "scores of mlp with a mean above 0, got 0"),
+            (FREE, {"mlp": np.nan}, "scores of mlp unit 2 in layer 1 are not finite"),
+            (FREE, {"mlp": np.inf}, "scores of mlp unit 2 in layer 1 are not finite"),
+            (FREE, {"mlp": "shape"}, r"expected mlp scores of \(3, 6\), got \(3, 5\)"),
+            (FREE, {"mlp": "missing"}, "structure mlp has no scores"),
+        ],
+    )
+    def test_scores_that_do_not_do_are_refused(self, method, broken, said):
+        problem = drawn(0, missing=False)
+        if "stability" in broken:
+            problem.stability = None
+        elif (value := broken["mlp"]) == "missing":
+            del problem.scores["mlp"]
+        elif value is None or value == "shape":
+            problem.scores["mlp"] = problem.scores["mlp"][:, 1:] if value else 0 * problem.scores["mlp"]
+        else:
+            problem.scores["mlp"][1, 2] = value
+        with pytest.raises(ValueError, match=said):
+            problem.chosen(0.2, method)
+
+    def test_scores_of_units_that_are_missing_are_not_read_and_jax_arrays_are(self):
+        problem = drawn(0)
+        want = problem.chosen(0.3, FREE)
+        problem.scores = {n: jnp.where(problem.existing[n], jnp.asarray(s, jnp.float32), jnp.nan)
+                          for n, s in problem.scores.items()}  # fmt: skip
+        assert same(problem.chosen(0.3, FREE), want)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, float("nan"), float("inf")])
+def test_ratios_that_are_none_are_refused(ratio):
+    with pytest.raises(ValueError, match=r"expected a number in \[0, 1\)"):
+        drawn(0).chosen(ratio, FREE)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("stable(x)", "stable.weight: expected float, got 'x'"),
+        ("softmax(0.0)", "softmax.temperature: expected a number above 0, got 0"),
+        ("within(attention=1.5)", r"within.attention: expected a number in \[0, 1\], got 1.5"),
+        ("within(attention_from=0.2)", "within.attention_from: expected attention beside it, got 0.2 alone"),
+        ("within(multiple_of=0)", "within.multiple_of: expected at least 1, got 0"),
+        ("within(max_segments=0)", "within.max_segments: expected at least 1, got 0"),
+        ("within(max_ratio={mlp: 2})", r"within.max_ratio: expected a number in \[0, 1\], got 2"),
+        ("within(protect=(3,)) > global", r"expected layers in \[-3, 3\) of this model, got 3"),
+        ("within(protect=(0, 1, 2)) > uniform", r"largest possible ratio is 0\.0000"),
+        ("within(depth=True) > uniform", "within.depth: expected a ranking of all units behind it, global, got uni"),
+        ("within(depth=True) > global", r"largest possible ratio is 0\.0000 under min_keep"),
+        ("within(whole_layers=True)", "within.whole_layers: expected depth beside it"),
+        ("within(depth=True, whole_layers=True, min_keep={mlp: 0}) > global", "whole_layers: expected min_keep 0"),
+    ],
+)
+def test_limits_that_do_not_do_are_refused(method, message):
+    with pytest.raises(ValueError, match=message):
+        drawn(0).chosen(0.2, method)
+
+
+def test_a_share_of_the_layers_is_left_alone():
+    """By hand, at depths of models that there are; of 32 layers what LLM-Pruner says by number."""
+    for depth, first, last in ((32, 4, 2), (30, 4, 2), (18, 2, 1), (12, 2, 1), (3, 0, 0)):
+        by_hand = np.isin(np.arange(depth), [*range(first), *range(depth - last, depth)])
+        np.testing.assert_array_equal(protected((0.13, -0.07), depth), by_hand)
+    np.testing.assert_array_equal(protected((0.5, 17), 18).nonzero()[0], [*range(9), 17])
+    for wrong in (1.5, -1.2, math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"within.protect: expected numbers of layers, or shares .* {wrong}"):
+            Within(protect=(wrong,))
+
+
+def test_a_single_unit_a_layer_leaves_all_to_the_mlp():
+    """As `saap prune` meets a model with one KV head; with two of them the share is met."""
+    for heads in (1, 2):
+        problem = drawn(0, layers=4, heads=heads, channels=10, costs=(5, 1), missing=False)
+        keep = problem.chosen(0.25, "within(attention=0.5) > uniform")
+        assert keep["attention"].all() == (heads == 1)
+        assert most_removable(problem, Uniform(), Within(attention=0.5)) > 0.25
+
+
+@given(seed=st.integers(0, 1000), method=st.sampled_from([
+    FREE, f"stable(0.5) > {FREE}(by=score)", "within(min_keep=0, attention=0.5, attention_from=0.2) > global",
+    "within(min_keep=0) > uniform"]))  # fmt: skip
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_what_is_gone_goes_first_and_its_scores_are_not_read(seed, method):
+    problem, rng = drawn(seed, missing=False), np.random.default_rng(seed)
+    gone = {name: ~kept for name, kept in problem.chosen(0.2, method).items()}
+    # importance has changed since, and nothing is known of what is gone
+    problem.scores = {n: np.where(gone[n], np.nan, rng.lognormal(0, 1, gone[n].shape)) for n in STRUCTURES}
+    problem.stability = {n: np.where(gone[n], np.nan, problem.stability[n]) for n in STRUCTURES}
+    keep = problem.chosen(0.5, method, gone)
+    assert problem.removed(keep) >= 0.5 * problem.prunable * (1 - 1e-9)
+    assert not any((keep[n] & gone[n]).any() for n in STRUCTURES)
+    if "attention" not in method and "uniform" not in method:
+        before = sum(int((gone[n].sum(1) * problem.costs[n]).sum()) for n in STRUCTURES)
+        share = (0.5 * problem.prunable - before) / (problem.prunable - before)
+        problem.existing = {n: problem.existing[n] & ~gone[n] for n in STRUCTURES}
+        assert same(problem.chosen(share, method), keep)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.6])
+def test_of_whole_layers_those_of_the_lowest_mean_go(seed, ratio):
+    method = "within(depth=True, whole_layers=True, min_keep=0) > global(by=score)"
+    problem = drawn(seed, layers=6, missing=False)
+    keep, means = problem.chosen(ratio, method), sum(problem.scores[name].mean(axis=1) for name in STRUCTURES)
+    gone = np.isin(np.arange(6), np.argsort(means)[: math.ceil(6 * ratio)])
+    for kept in keep.values():
+        np.testing.assert_array_equal(kept, np.broadcast_to(~gone[:, None], kept.shape))
+    problem.existing["mlp"][0], problem.existing["attention"][1] = False, False  # a layer goes by what it has
+    problem.scores = {n: np.where(units, np.arange(6.0)[:, None], np.nan) for n, units in problem.existing.items()}
+    keep = problem.chosen(1e-6, method)
+    assert not keep["attention"][0].any()
+    assert keep["mlp"][1:].all()
+
+
+class TestShares:
+    """The rule of LLM-Pruner: each layer loses a share of its heads, rounded down; channels fill the budget."""
+
+    def kept(self, ratio: float, method: str = "uniform(floor=True)"):
+        problem = drawn(1, layers=8, heads=3, channels=1536, costs=(294_912, 1_728), missing=False)
+        return problem.chosen(ratio, method)
+
+    @pytest.mark.parametrize(("ratio", "heads"), [(0.2, 3), (0.33, 3), (0.34, 2), (0.5, 2), (0.66, 2), (0.67, 1)])
+    def test_heads_are_rounded_down_and_channels_fill(self, ratio, heads):
+        keep = self.kept(ratio)
+        assert (keep["attention"].sum(1) == heads).all()
+        left = ratio * (3 * 294_912 + 1536 * 1_728) - (3 - heads) * 294_912
+        assert np.ptp(keep["mlp"].sum(1)) <= 1
+        np.testing.assert_allclose(1536 - keep["mlp"].sum(1).mean(), left / 1_728, atol=1)
+
+    def test_the_share_is_that_of_the_layers_that_are_not_left_alone(self):
+        method = "within(protect=(0, 1)) > uniform(floor={})"
+        for ratio, floor, heads in ((0.5, True, 1), (0.49, True, 2), (0.47, True, 2), (0.47, False, 1)):
+            kept = self.kept(ratio, method.format(floor))["attention"].sum(1)
+            assert kept.tolist() == [3, 3, *[heads] * 6]
+
+    def test_log_gives_deeper_layers_more(self):
+        keep = self.kept(0.3, "log")
+        gone = 3 * 294_912 - keep["attention"].sum(1) * 294_912 + (1536 - keep["mlp"].sum(1)) * 1_728
+        expected = np.log1p(np.arange(8)) / np.log1p(np.arange(8)).sum() * gone.sum()
+        np.testing.assert_allclose(gone, expected, atol=2 * 1_728)
+        share = expected / (3 * 294_912 + 1536 * 1_728)
+        assert keep["attention"].sum(1).tolist() == (3 - np.floor(3 * share)).tolist()
+
+    @pytest.mark.parametrize(("ratio", "temperature", "bound"), [(0.2, 1.0, 0), (0.5, 0.3, 1), (0.6, 0.05, 3)])
+    def test_softmax_gives_what_its_problem_is_solved_by(self, ratio, temperature, bound):
+        """max Σ s (1 - φ) + ε Σ -φ log φ with a given mean of φ and φ <= 1, by another solver."""
+        scores = np.array([0.9, 0.2, 0.5, 0.1, 0.7, 0.3])
+        given = {"mlp": np.broadcast_to(scores[:, None], (6, 2000)), "attention": np.zeros((6, 0))}
+        problem = Problem(given, {"mlp": 3, "attention": 0})
+        made, flat = (choose(problem, given, ratio, Softmax(each), Within(min_keep=0)).keep["mlp"]
+                      for each in (temperature, 1e6))  # fmt: skip
+        solved = minimize(
+            lambda phi: -(scores * (1 - phi)).sum() + temperature * (phi * np.log(phi)).sum(),
+            np.full(6, ratio),
+            bounds=[(1e-9, 1)] * 6,
+            constraints={"type": "eq", "fun": lambda phi: phi.mean() - ratio},
+            options={"ftol": 1e-12, "maxiter": 1000},
+            method="SLSQP",
+        )
+        gone = 1 - made.mean(axis=1)
+        np.testing.assert_allclose(gone, solved.x, atol=2e-3)
+        assert (gone == 1).sum() == bound
+        assert np.ptp(flat.sum(axis=1)) <= 1 < np.ptp(made.sum(axis=1))
+
+    def test_shares_and_priorities_of_somebody_else_decide_the_widths(self):
+        @dataclasses.dataclass(frozen=True)
+        class Last(Allocation):
+            name = "last"
+
+            def shares(self, size, scores):
+                return size * [0, 0, 1] / size[-1]
+
+        class Backwards(Global):
+            def priority(self, scores):
+                return {name: -values for name, values in scores.items()}
+
+        scores = {"attention": np.ones((3, 4)), "mlp": np.arange(1.0, 31).reshape(3, 10)}
+        problem = Problem(scores, {"attention": 10, "mlp": 4})
+
+        def kept(allocation: Allocation) -> list[int]:
+            return choose(problem, scores, 0.1, allocation, Within(attention=0.0)).keep["mlp"].sum(axis=1).tolist()
+
+        last, plain, ranked = kept(Last()), kept(Uniform()), kept(Global())
+        assert last[:2] == [10, 10]
+        assert last[2] < min(plain)
+        assert ranked == kept(Backwards())[::-1] != kept(Backwards())
+
+    @pytest.mark.parametrize("wrong", [lambda size: size / 2, lambda size: -size, lambda size: size[:2]])
+    def test_shares_that_do_not_make_one_are_refused(self, wrong):
+        @dataclasses.dataclass(frozen=True)
+        class Wrong(Allocation):
+            name = "wrong"
+
+            def shares(self, size, scores):
+                return wrong(size)
+
+        with pytest.raises(ValueError, match="wrong: expected shares of at least 0 that make 1 for 2 budgets, got"):
+            shares_of(Wrong(), np.array([1, 0, 2]), np.ones(3), np.ones(3), 1)
+
+
+# --- structures of traced models: copies lose as many units each -----------------------------------
+
+COPIES, UNITS, COSTS = (3, 1, 2), (4, 5, 6), {"up[1]": 5, "heads": 7, "wide.2": 3}
+LIMITS = {"up[1]": Limits(), "heads": Limits(max_ratio=0.5), "wide.2": Limits(min_keep=2, multiple_of=2)}
+
+
+def traced(seed: int, own=None, units=UNITS) -> Problem:
+    random = np.random.default_rng(seed)
+    scores = {name: random.lognormal(0, 1, shape) for name, *shape in zip(COSTS, COPIES, units, strict=True)}
+    return Problem(scores, COSTS, own=own or LIMITS)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.45])
+def test_copies_lose_as_many_units_and_near_the_least_score(seed, ratio):
+    """Of all widths, within the largest block; the highest scores of each copy stay."""
+    problem, best = traced(seed), np.inf
+    keep = choose(problem, problem.scores, ratio, Global(), Within()).keep
+    for gone in itertools.product([0, 1, 2, 3], [0, 1, 2], [0, 2, 4]):
+        names = dict(zip(COSTS, gone, strict=True))
+        lost = sum(np.sort(problem.scores[name], 1)[:, :n].sum() for name, n in names.items())
+        if sum(n * problem.costs[name].sum() for name, n in names.items()) >= ratio * problem.prunable:
+            best = min(best, lost)
+    largest = max(np.sort(each, 1)[:, :4].sum() for each in problem.scores.values())
+    assert best - 1e-9 <= problem.lost(keep) <= best + largest
+    assert problem.removed(keep) >= ratio * problem.prunable
+    for name, kept in keep.items():
+        assert len(counts := set(kept.sum(1).tolist())) == 1
+        for row, values in zip(kept, problem.scores[name], strict=True):
+            assert set(np.flatnonzero(row)) == set(np.argsort(values)[len(values) - min(counts) :])
+    assert keep["heads"].sum() >= 3
+    assert keep["wide.2"].sum(1)[0] in (2, 4, 6)
+
+
+def test_uniform_takes_the_same_share_of_each_structure():
+    problem = traced(0, dict.fromkeys(COSTS, Limits()), units=(20, 40, 10))
+    problem.scores = {name: each * COSTS[name] ** 3 for name, each in problem.scores.items()}
+    kept, other = ({name: int(each.sum(1)[0]) for name, each in
+                    choose(problem, problem.scores, 0.3, allocation, Within()).keep.items()}
+                   for allocation in (Uniform(), Global()))  # fmt: skip
+    assert kept == {"up[1]": 14, "heads": 28, "wide.2": 7} != other
+
+
+@pytest.mark.parametrize("allocation", [Uniform(), Global()])
+def test_the_largest_ratio_of_structures_is_the_largest(allocation):
+    problem = traced(0)
+    top = most_removable(problem, allocation, Within())
+    choose(problem, problem.scores, top, allocation, Within())
+    with pytest.raises(ValueError, match="the largest possible ratio"):
+        choose(problem, problem.scores, top + 0.01, allocation, Within())
+    nothing = traced(0, dict.fromkeys(COSTS, Limits(max_ratio=0.0)))
+    assert most_removable(nothing, allocation, Within()) == 0
+
+
+# --- few segments and shapes -----------------------------------------------------------------------
+
+
+def widths_of(keep) -> list[tuple[int, ...]]:
+    return list(zip(*(keep[name].sum(axis=1).tolist() for name in STRUCTURES), strict=True))
+
+
+def runs_of(widths) -> int:
+    return len(list(itertools.groupby(widths)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "few", [{"max_segments": 3}, {"max_shapes": 2}, {"max_segments": 4, "max_shapes": 2}, {"max_segments": 1}]
+)
+@pytest.mark.parametrize(("allocation", "share"), [(Global(), None), (Uniform(), None), (Global(), 0.25)])
+def test_there_are_few_segments_and_shapes_and_the_budget_is_met(seed, few, allocation, share):
+    problem = drawn(seed, layers=6, heads=2, costs=(6, 2), missing=False)
+    within = Within(min_keep={"attention": 0}, attention=share, **few)
+    free = choose(problem, problem.scores, 0.4, allocation, dataclasses.replace(within, max_segments=None,
+                                                                               max_shapes=None)).keep  # fmt: skip
+    gone = {name: ~kept for name, kept in choose(problem, problem.scores, 0.2, allocation, within).keep.items()}
+    for before in (None, gone):
+        found = choose(problem, problem.scores, 0.4, allocation, within, before)
+        widths = widths_of(found.keep)
+        assert runs_of(widths) <= few.get("max_segments", 6)
+        assert len(set(widths)) <= few.get("max_shapes", 6)
+        assert found.actual >= 0.4
+        for name in STRUCTURES:  # the lowest scores of a layer go first
+            for own, kept in zip(problem.scores[name], found.keep[name], strict=True):
+                assert own[~kept].max(initial=0) <= own[kept].min(initial=np.inf)
+    if allocation == Global() and share is None:
+        assert runs_of(widths_of(free)) > few.get("max_segments", 1)  # the limit is what did it
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_the_loss_is_near_the_best_of_all_assignments(seed, most):
+    problem = drawn(seed, layers=4, heads=1, channels=4, costs=(6, 2), missing=False)
+    within = Within(max_segments=most, min_keep={"mlp": 0})
+    keep, ordered, best = (
+        choose(problem, problem.scores, 0.3, Global(), within).keep,
+        np.sort(problem.scores["mlp"]),
+        np.inf,
+    )
+    for widths in itertools.product(range(5), repeat=4):
+        if runs_of(widths) <= most and 2 * sum(4 - w for w in widths) >= 0.3 * problem.prunable:
+            best = min(best, sum(ordered[layer, : 4 - w].sum() for layer, w in enumerate(widths)))
+    # a Lagrangian misses optima off the convex hull by less than one step of one stretch
+    assert best - 1e-9 <= problem.lost(keep) <= best + ordered.max(axis=1).sum() / most
+
+
+def test_layers_left_alone_stay_whole_and_are_segments_of_their_own():
+    problem, within = drawn(0, layers=6, heads=2, costs=(6, 2), missing=False), Within(protect=(0, -1), max_segments=3)
+    widths = widths_of(choose(problem, problem.scores, 0.3, Global(), within).keep)
+    assert (widths[0], widths[-1], runs_of(widths)) == ((2, 6), (2, 6), 3)
+    top = most_removable(problem, Global(), within)
+    choose(problem, problem.scores, top, Global(), within)
+    for ratio, segments in ((top + 0.01, 3), (0.3, 2)):
+        with pytest.raises(ValueError, match=r"cannot be removed; .*max_segments"):
+            choose(problem, problem.scores, ratio, Global(), dataclasses.replace(within, max_segments=segments))
+
+
+def test_alignment_and_caps_hold_with_few_shapes():
+    problem = drawn(0, layers=6, heads=2, channels=16, costs=(6, 2), missing=False)
+    within = Within(max_shapes=2, multiple_of={"mlp": 4}, max_ratio=0.5)
+    widths = widths_of(choose(problem, problem.scores, 0.3, Global(), within).keep)
+    assert all(mlp % 4 == 0 and mlp >= 8 and heads >= 1 for heads, mlp in widths)
