@@ -289,35 +289,6 @@ def test_the_ratio_of_whole_units_asks_for_just_these(units):
     assert [problem.removed(problem.chosen(n / units, FREE)) for n in range(units)] == [*range(units)]
 
 
-@pytest.mark.parametrize(
-    ("costs", "removed", "gone"),
-    [((3, 1), 2, ("mlp", [0, 1], [])), ((1, 1), 1, ("attention", [0], [])), ((1, 1), 3, ("attention", [0, 1], [0]))],
-)
-def test_of_equal_scores_the_cheaper_then_attention_then_the_lower_layer_goes(costs, removed, gone):
-    problem = Problem({name: np.ones((2, 2)) for name in STRUCTURES}, dict(zip(STRUCTURES, costs, strict=True)))
-    keep, (name, *rows) = problem.chosen(removed / problem.prunable, f"{FREE}(by=score)"), gone
-    assert [np.flatnonzero(~row).tolist() for row in keep[name]] == rows
-    assert sum(int((~each).sum()) for each in keep.values()) == sum(map(len, rows))
-
-
-def test_rank_by_decides_whether_dear_units_seem_worth_more():
-    problem = Problem({"attention": [[4.0]], "mlp": [[2.0, 2.0]]}, {"attention": 4, "mlp": 1})
-    for by, stays in (("score", True), ("score_per_parameter", False)):
-        assert problem.chosen(1 / 6, f"{FREE}(by={by})")["attention"].all() == stays
-
-
-def test_what_is_left_over_of_equal_shares_goes_to_the_first_layers():
-    problem = drawn(0, layers=4, heads=4, channels=24, costs=(6, 1), missing=False)
-    assert problem.chosen(6 / problem.prunable, "uniform")["mlp"].sum(1).tolist() == [22, 22, 23, 23]
-    coarse = "within(multiple_of={mlp: 8}, max_ratio={attention: 0}) > uniform"
-    assert problem.chosen(16 / problem.prunable, coarse)["mlp"].sum(1).tolist() == [16, 16, 24, 24]
-    empty = {name: units.copy() for name, units in problem.existing.items()}
-    for units in empty.values():
-        units[2] = False
-    without = Problem(problem.scores, {"attention": 6, "mlp": 1}, empty)
-    assert without.removed(without.chosen(0.25, "uniform")) == 0.25 * without.prunable
-
-
 class TestScores:
     @pytest.mark.parametrize("weight", [-0.5, 0.0, 0.5])
     def test_stable_removes_the_lowest_log_score_plus_weighted_stability(self, weight):
@@ -469,20 +440,6 @@ class TestShares:
         left = ratio * (3 * 294_912 + 1536 * 1_728) - (3 - heads) * 294_912
         assert np.ptp(keep["mlp"].sum(1)) <= 1
         np.testing.assert_allclose(1536 - keep["mlp"].sum(1).mean(), left / 1_728, atol=1)
-
-    def test_the_share_is_that_of_the_layers_that_are_not_left_alone(self):
-        method = "within(protect=(0, 1)) > uniform(floor={})"
-        for ratio, floor, heads in ((0.5, True, 1), (0.49, True, 2), (0.47, True, 2), (0.47, False, 1)):
-            kept = self.kept(ratio, method.format(floor))["attention"].sum(1)
-            assert kept.tolist() == [3, 3, *[heads] * 6]
-
-    def test_log_gives_deeper_layers_more(self):
-        keep = self.kept(0.3, "log")
-        gone = 3 * 294_912 - keep["attention"].sum(1) * 294_912 + (1536 - keep["mlp"].sum(1)) * 1_728
-        expected = np.log1p(np.arange(8)) / np.log1p(np.arange(8)).sum() * gone.sum()
-        np.testing.assert_allclose(gone, expected, atol=2 * 1_728)
-        share = expected / (3 * 294_912 + 1536 * 1_728)
-        assert keep["attention"].sum(1).tolist() == (3 - np.floor(3 * share)).tolist()
 
     @pytest.mark.parametrize(("ratio", "temperature", "bound"), [(0.2, 1.0, 0), (0.5, 0.3, 1), (0.6, 0.05, 3)])
     def test_softmax_gives_what_its_problem_is_solved_by(self, ratio, temperature, bound):

@@ -239,15 +239,6 @@ def test_a_calibration_of_other_fields_is_refused(score_config, kept, tmp_path):
         calibration_of(str(tmp_path / "run"), score_config.model.name)
 
 
-def test_the_calibration_of_several_seeds_is_that_of_the_scores(score_config, kept, tmp_path):
-    shutil.copytree(kept[0].path, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"seeds": {"calibration": [3, 4]}}))
-    found = calibration_of(str(tmp_path / "run"), score_config.model.name)
-    assert found == dataclasses.replace(score_config.calibration, seed=3)
-    assert score_config.calibration.seed != 3
-
-
 def test_a_finished_run_is_not_scored_again(score_config, kept, monkeypatch):
     monkeypatch.setattr("saap_jax.jobs.job.open_subject", lambda *_: pytest.fail("loaded a model for a finished run"))
     _, calibrated = score_run(score_config)

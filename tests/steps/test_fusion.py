@@ -46,11 +46,6 @@ class TestClosedForm:
         assert fused.trajectory is None
         assert fused.shares == {"a": {"mlp": 0.5}, "b": {"mlp": 0.5}}, "by construction"
 
-    def test_three_estimators_are_as_good_as_two(self):
-        scores = {**two(0), "third": two(1)["vector"]}
-        want = sum(s["mlp"] / np.nanmean(s["mlp"]) for s in scores.values()) / 2
-        np.testing.assert_allclose(fuse(scores).scores["mlp"], want, rtol=1e-12)
-
     @pytest.mark.parametrize(
         ("scope", "scope_of"),
         [
@@ -75,21 +70,6 @@ class TestClosedForm:
         np.testing.assert_allclose(fuse(scaled).scores["mlp"], fuse(plain).scores["mlp"], rtol=1e-9)
         sums = [np.argsort((s["vector"]["mlp"] + s["element"]["mlp"])[0]) for s in (plain, scaled)]
         assert (sums[0] != sums[1]).any()
-
-    def test_scopes_share_what_they_say(self):
-        scores = two()
-        assert list(fuse(scores, scope="global").sigmas["vector"]) == ["global"]
-        assert list(fuse(scores).sigmas["vector"]) == ["attention", "mlp"]
-        layer = fuse(scores, scope="layer")
-        assert list(layer.sigmas["element"]) == [f"{s}/{n}" for s in ("attention", "mlp") for n in range(3)]
-        assert layer.sigmas["element"]["mlp/2"] == pytest.approx(np.nanmean(scores["element"]["mlp"][2]) ** 0.5)
-        np.testing.assert_allclose(np.nanmean(layer.scores["mlp"], axis=1), 1, rtol=1e-12)
-
-    def test_a_layer_without_units_has_no_scope(self):
-        scores = two()
-        for each in scores.values():
-            each["mlp"][1] = np.nan
-        assert "mlp/1" not in fuse(scores, scope="layer").sigmas["vector"]
 
     def test_scope_constant_shifts_each_scope_by_its_log_sigmas(self):
         scores = two()
@@ -134,21 +114,6 @@ class TestLearned:
             assert (steps[0] / steps[-1] > 1.01).all()
             assert (np.diff(np.log(steps), axis=0) < 1e-6).all()
 
-    def test_every_first_step_lowers_the_likelihood(self):
-        scores = two()
-        steps = fuse(scores, "learned").trajectory
-        losses = []
-        for at in range(8):
-            variances = {m: dict(zip(("attention", "mlp"), steps[m][at] ** 2, strict=True)) for m in scores}
-            losses.append(likelihood(scores, variances, lambda structure, layer: structure))
-        assert (np.diff(losses) < 0).all()
-
-    def test_compiles_once_for_the_same_shapes(self):
-        fuse(two(0), "learned")
-        before = fusion._descend._cache_size()
-        fuse(two(1), "learned")
-        assert fusion._descend._cache_size() == before
-
 
 class TestSampling:
     def examples(self, scales=(1.0, 1.0)) -> dict:
@@ -176,60 +141,29 @@ class TestSampling:
         part = {m: got.weights[m]["mlp"] * float(scores[m]["mlp"][0, 0]) for m in scores}
         assert part["vector"] / part["element"] == pytest.approx(4, rel=0.3)
 
-    def test_an_estimators_unit_does_not_matter(self):
-        got = []
-        for scales in ((1.0, 1.0), (1e-6, 1e3)):
-            got.append(fuse(two(scales=scales), "sampling", per_example=self.examples(scales)).scores["mlp"])
-        np.testing.assert_allclose(got[0], got[1], rtol=1e-9)
-        assert np.nanmax(np.abs(got[0] - fuse(two()).scores["mlp"])) > 1e-2
 
-    def test_refuses_an_estimator_without_examples_by_name(self):
-        with pytest.raises(ValueError, match="per-example scores of element, got those of: vector"):
-            fuse(two(), "sampling", per_example={"vector": self.examples()["vector"]})
-        with pytest.raises(ValueError, match="per-example scores of vector, got those of: none"):
-            fuse(two(), "sampling")
-
-    def test_refuses_one_example(self):
-        per_example = self.examples()
-        single = {**per_example, "element": {n: v[:1] for n, v in per_example["element"].items()}}
-        with pytest.raises(ValueError, match="per-example scores of element for two examples or more"):
-            fuse(two(), "sampling", per_example=single)
-
-    def test_refuses_scores_without_variance(self):
-        per_example = self.examples()
-        per_example["element"]["mlp"] = np.ones_like(per_example["element"]["mlp"])
-        with pytest.raises(ValueError, match="element that vary and have a mean above 0 in scope mlp"):
-            fuse(two(), "sampling", per_example=per_example)
+REFUSED = {
+    "two or more estimators": lambda s, e: s.pop("element"),
+    "expected element to score the units that vector scores": lambda s, e: s["element"].pop("mlp"),
+    "element to score the units that vector scores, got": lambda s, e: s["element"]["mlp"].__setitem__((0, 0), np.nan),
+    "got -1 from element in scope mlp": lambda s, e: s["element"]["mlp"].__setitem__((1, 4), -1),
+    "got inf from element in scope mlp": lambda s, e: s["element"]["mlp"].__setitem__((1, 4), np.inf),
+    "all scores of element are zero in scope mlp": lambda s, e: s["element"].update(mlp=0 * s["element"]["mlp"]),
+    "per-example scores of element for two examples or more, got those of: vector": lambda s, e: e.pop("element"),
+    "scores of element for two examples or more": lambda s, e: e["element"].update(mlp=e["element"]["mlp"][:1]),
+    "element that vary and have a mean above 0 in scope mlp": lambda s, e: e["element"].update(
+        mlp=np.ones((400, 3, 40))
+    ),
+}
 
 
 class TestRefusals:
-    def test_one_estimator(self):
-        with pytest.raises(ValueError, match=r"two or more estimators, got \['vector'\]"):
-            fuse({"vector": two()["vector"]})
-
-    def test_differing_structures_and_units(self):
-        scores = two()
-        del scores["element"]["mlp"]
-        with pytest.raises(ValueError, match="element to score the units that vector scores"):
-            fuse(scores)
-        scores = two()
-        scores["element"]["mlp"][0, 0] = np.nan
-        with pytest.raises(ValueError, match="element to score the units that vector scores"):
-            fuse(scores)
-
-    @pytest.mark.parametrize("value", [-1.0, np.inf])
-    def test_negative_and_infinite_scores(self, value):
-        scores = two()
-        scores["element"]["mlp"][1, 4] = value
-        with pytest.raises(ValueError, match=f"got {value:.4g} from element in scope mlp/1"):
-            fuse(scores, scope="layer")
-
-    def test_a_scope_of_zeros(self):
-        scores = two()
-        scores["element"]["mlp"][1] = 0
-        with pytest.raises(ValueError, match="all scores of element are zero in scope mlp/1"):
-            fuse(scores, scope="layer")
-        assert np.isfinite(fuse(scores).scores["mlp"][1]).all()
+    @pytest.mark.parametrize("said", REFUSED)
+    def test_what_cannot_be_fused(self, said):
+        scores, examples = two(), TestSampling().examples()
+        REFUSED[said](scores, examples)
+        with pytest.raises(ValueError, match=said):
+            fuse(scores, "sampling", per_example=examples)
 
     @pytest.mark.parametrize(
         ("text", "said"),

@@ -134,7 +134,7 @@ def test_what_chains_begin_with_in_common_is_run_once(subject, monkeypatch):
     chains, run = expand(["wanda > uniform > learn(3, rate=0.3) > {none,bias,scales(2)}"]), runner(subject)
     for chain in chains:
         run.run(chain, 0.3)
-    assert len(judged) == 2, "the start and one round"
+    assert len(judged) == 2 + 2, "the start and one round of units, and of scales"
 
 
 # --- the cache -------------------------------------------------------------------------------------

@@ -24,10 +24,6 @@ class TestFluctuation:
         got = fluctuation_of(one([[[1.0, 2.0]], [[3.0, 2.0]]]))["mlp"]
         np.testing.assert_array_equal(got, [[0.5, 0.0]])
 
-    def test_takes_the_population_std(self):
-        values = np.random.default_rng(0).uniform(1, 2, (5, 3, 4))
-        np.testing.assert_allclose(fluctuation_of(one(values))["mlp"], values.std(0) / values.mean(0), rtol=1e-12)
-
     def test_is_free_of_units(self):
         values = np.random.default_rng(0).uniform(1, 2, (5, 3, 4))
         large = fluctuation_of(one(values * 1e9))["mlp"]
@@ -69,9 +65,6 @@ class TestIndicator:
         got = stability_indicator(one([[0.1, 0.1, 0.1], [7.0, np.nan, np.nan], [np.nan] * 3]))["mlp"]
         np.testing.assert_array_equal(got, [[0, 0, 0], [0, np.nan, np.nan], [np.nan] * 3])
 
-    def test_ignores_missing_units(self):
-        np.testing.assert_array_equal(stability_indicator(one([[1.0, np.nan, 3.0]]))["mlp"], [[-1, np.nan, 1]])
-
 
 class TestStabilised:
     @given(st.integers(0, 1000), st.sampled_from([-2.0, -0.25, 0.25, 2.0]))
@@ -87,10 +80,6 @@ class TestStabilised:
         scores = np.random.default_rng(0).lognormal(size=(3, 5))
         got = stabilised(one(scores), one(np.random.default_rng(1).normal(size=(3, 5))), 0.0)["mlp"]
         np.testing.assert_array_equal(got, scores)
-
-    def test_neither_zero_scores_nor_large_weights_are_a_problem(self):
-        got = stabilised(one([[0.0, 1.0, np.nan]]), one([[0.0, 40.0, np.nan]]), 100.0)["mlp"]
-        np.testing.assert_array_equal(got, [[0.0, 1.0, np.nan]])
 
     def test_refuses_negative_scores_by_place(self):
         with pytest.raises(ValueError, match=r"got -1 for mlp unit 1 in layer 0"):
@@ -110,15 +99,6 @@ class TestScenarios:
         # places: prose 1 4 / 3 2, code 3 1 / 2 4; the best of both 1 1 / 2 2 of 4
         scenarios = {"prose": self.prose, "code": one([[10.0, 40.0], [20.0, 1.0]])}
         np.testing.assert_array_equal(reduce_scenarios(scenarios, "min_rank")["mlp"], [[1, 1], [0.75, 0.75]])
-
-    def test_min_rank_is_free_of_a_scenarios_unit_and_max_is_not(self):
-        scenarios = {"prose": self.prose, "code": one([[10.0, 40.0], [20.0, 1.0]])}
-        scaled = {"prose": one(self.prose["mlp"] * 1000), "code": scenarios["code"]}
-        for reduction, same in (("min_rank", True), ("max", False)):
-            order = [
-                np.argsort(reduce_scenarios(s, reduction)["mlp"].ravel(), kind="stable") for s in (scenarios, scaled)
-            ]
-            assert (order[0] == order[1]).all() == same
 
     def test_equal_scores_share_their_mean_rank(self):
         got = reduce_scenarios({"a": one([[5.0, 5.0, 1.0]])}, "min_rank")["mlp"]

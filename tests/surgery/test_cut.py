@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from saap_jax.data import calibration_windows, evaluation_windows
 from saap_jax.estimation import make_estimators, observe, score
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.llama.segments import existing_units, join_segments, masks, ones_gates
+from saap_jax.llama.segments import existing_units, masks
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.ranking import Global
 from saap_jax.steps.allocation.uniform import Uniform
 from saap_jax.steps.limits import Within
 from saap_jax.subjects.llama import LlamaSubject
-from saap_jax.surgery.cut import cut, keep_to_json
+from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
-from tests.helpers import HEADS, changed, dense_model, forward, ragged_model, random_keep, random_tokens
+from tests.helpers import HEADS, dense_model, forward, ragged_model, random_keep, random_tokens
 
 TOKENS = jnp.asarray(random_tokens(2, 6))
 few_examples = hypothesis.settings(max_examples=5, deadline=None, derandomize=True, database=None)
@@ -67,15 +67,6 @@ def test_masked_equals_cut_where_layers_are_emptied(dtype, atol):
         assert pruned.dtype == dtype
         np.testing.assert_allclose(masked, pruned, rtol=0, atol=atol)
         assert np.abs(masked - np.asarray(forward(model, TOKENS))).max() > 1e-2
-
-
-@pytest.mark.slow
-def test_output_biases_are_added_masked_and_cut_whatever_is_left_of_a_layer():
-    model = dense_model(layers=4, mlp=5, output_biases=True)
-    masked, pruned = masked_and_cut(model, EMPTIED)
-    np.testing.assert_allclose(masked, pruned, rtol=0, atol=2e-5)
-    without = changed(model, "segments/0/attention/output_bias", jnp.zeros_like)
-    assert np.abs(masked - np.asarray(forward(without, TOKENS, masks(EMPTIED)))).max() > 1e-2
 
 
 @pytest.mark.slow
@@ -178,26 +169,6 @@ def test_wrong_keep_is_refused(change, message):
     with pytest.raises(ValueError, match=message) as error:
         cut(model, change(keep))
     assert "\n" not in str(error.value)
-
-
-def test_masks():
-    gates = masks(EMPTIED)
-    assert all(gate.dtype == jnp.float32 for gate in gates.values())
-    jax.tree.map(np.testing.assert_array_equal, gates, {n: kept.astype(np.float32) for n, kept in EMPTIED.items()})
-
-
-def test_json_says_what_is_kept():
-    record = keep_to_json(EMPTIED)
-    assert record["attention"] == {"units": 2, "kept": [[0, 1], [], [1], []]}
-    assert record["mlp"]["kept"][0] == [0, 2, 3]
-
-
-def test_runs_of_a_cut_model_join_to_the_kept_units():
-    model = dense_model(layers=4, mlp=5)
-    pruned = cut(model, EMPTIED)
-    joined = join_segments([jnp.ones(segment.mlp.down.shape[:2]) for segment in pruned.segments])
-    np.testing.assert_array_equal(joined.sum(axis=1), EMPTIED["mlp"].sum(axis=1))
-    assert ones_gates(pruned.segments)["mlp"].shape == joined.shape
 
 
 @pytest.mark.slow
