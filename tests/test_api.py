@@ -11,6 +11,7 @@ import saap_jax
 from saap_jax.data import Windows
 from saap_jax.estimation.registry import ESTIMATORS, PLUGINS, make_estimator, names_file
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
+from saap_jax.runtime.progress import step
 from saap_jax.steps.allocation.uniform import Uniform
 from saap_jax.steps.repair.least_squares import LeastSquares
 from saap_jax.steps.score.stability import stabilised
@@ -186,6 +187,16 @@ def test_results_show_their_rows(model, windows, tmp_path):
     assert [row["candidate"] for row in others] == [row["candidate"] for row in run.candidates]
     assert all(row.keys() == dense.keys() for row in others)
     assert len(repr(run)) < 200
+
+
+def test_bars_pass_on_what_they_show(capsys):
+    assert list(saap_jax.bars("score", (each for each in "abc"), 3)) == ["a", "b", "c"]
+    with step(saap_jax.bars, "load the model"):
+        pass
+    said = capsys.readouterr().err
+    assert "score: 100%" in said
+    assert "3/3" in said
+    assert "load the model: 100%" in said
 
 
 def test_every_public_name_is_there():

@@ -101,30 +101,26 @@ def test_the_main_thread_may_unwind_and_a_second_signal_ends_at_once(started):
     assert ended(long, 0.2)[0] == 130
 
 
-def test_an_error_that_a_signal_causes_is_none(started):
-    body = """
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        raise ImportError("numpy could not be imported")
-    """
-    process = started(body)
-    process.send_signal(signal.SIGTERM)
-    code, _, err = ended(process, 2)
-    assert code == 143
-    assert "numpy" not in err
+@pytest.mark.parametrize(
+    ("body", "number", "code"),
+    [
+        ("try: time.sleep(60)\nexcept KeyboardInterrupt: raise ImportError('of the signal')", signal.SIGTERM, 143),
+        (f"os.close(2); {BUSY}", signal.SIGHUP, 129),
+    ],
+    ids=["an error that the signal causes is none", "a terminal that has gone away"],
+)
+def test_the_code_is_of_the_signal(started, body, number, code):
+    process = started(f"print('works', flush=True)\n{body}")
+    assert line(process) == "works"
+    process.send_signal(number)
+    got, _, err = ended(process, 2)
+    assert got == code
+    assert "of the signal" not in err
 
 
 def test_a_signal_after_the_end_does_not_change_the_code(started):
     process = started("atexit.register(lambda: print(signal.getsignal(signal.SIGTERM) == signal.SIG_IGN))")
     assert ended(process, 2)[:2] == (0, "True\n")
-
-
-def test_a_terminal_that_has_gone_away(started):
-    process = started(f"os.close(2); {BUSY}")
-    assert line(process) == "busy"
-    process.send_signal(signal.SIGHUP)
-    assert ended(process, 2)[:2] == (129, "")
 
 
 def test_a_signal_that_a_library_took_is_taken_back_and_one_that_the_caller_ignores_is_ignored(started):
