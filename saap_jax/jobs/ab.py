@@ -8,7 +8,7 @@ import difflib
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,16 +20,19 @@ from saap_jax.config.packaged import find_file
 from saap_jax.config.use import LIMITS, AbConfig
 from saap_jax.data import Windows, evaluation_windows, pairs
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
-from saap_jax.evaluation.differences import paired_difference
+from saap_jax.evaluation.differences import ALL, paired_difference, paired_tasks
 from saap_jax.evaluation.limits import Check, check_accuracy, check_bytes, check_perplexity, check_seconds
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.evaluation.scales import PERPLEXITY
-from saap_jax.jobs.task_comparison import compare_tasks
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.evaluation.task_results import TaskResult, compared_metric
+from saap_jax.evaluation.tasks import find_tasks, run_named
+from saap_jax.jobs.evaluate import scoring
+from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.attention import attending
 from saap_jax.report.blocks import Block
 from saap_jax.report.pages.measured import comparison_blocks
-from saap_jax.runs.outcomes import Compared, Comparison, comparison_json
+from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.outcomes import Compared, ComparedTask, Comparison, comparison_json
 from saap_jax.runs.references import Losses, Reference, find, loadable, recorded_losses, text_digests
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import digest_of
@@ -37,6 +40,7 @@ from saap_jax.runtime.errors import reading
 from saap_jax.runtime.errors import shown as quoted
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.surgery.cut import cut
 from saap_jax.types import Bos
 
 _OWN = ("sources", "dtype", "windows", "length", "bos", "batch_size")
@@ -137,7 +141,6 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
         )
     if not config.sources:
         return Comparison(a.text, b.text, seeds, config.resamples, ())
-    a, b = _on_record(config, a, b), _on_record(config, b, a)
     losses_a, losses_b = _losses(config, a, b, track)
     if losses_a.keys() != losses_b.keys():
         raise ValueError(
@@ -162,14 +165,6 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
 
 
 # --- losses, on record or new --------------------------------------------------------------------
-
-
-def _on_record(config: AbConfig, model: Reference, other: Reference) -> Reference:
-    """Take the unpruned model of the other's run where that is what `model` names: its losses are known."""
-    if model.run is not None or other.run is None or model.text != other.model["name"] or DENSE not in other.record:
-        return model
-    _refuse_own_text(config, other)
-    return find(f"{other.run}:{DENSE}")._replace(text=model.text)
 
 
 def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple[Losses, Losses]:
@@ -245,6 +240,79 @@ def _check_texts(known: Sequence[tuple[Reference, Mapping[str, str]]]) -> None:
                 f"{min(differ)}: expected the same windows of both models, got others of {one.text} than of "
                 f"{other.text}: the text has changed, or was cut otherwise, as evaluation.bos does; evaluate both again"
             )
+
+
+# --- tasks ---------------------------------------------------------------------------------------
+#
+# Runs hold no task results, so every model is loaded and scored. A candidate of a run is cut by the units that the run
+# says it keeps; of a variant with several seeds, each seed is a model.
+
+
+def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple[ComparedTask, ...]:
+    """Compare the accuracies of two models on each task and over all, by the paired bootstrap over items.
+
+    A model without seeds (unpruned, loaded) stands beside each seed of the other; with seeds on both sides, the same
+    seeds are paired.
+
+    Raises:
+        ValueError: no such task, one without a metric to compare, or a model that cannot be had.
+    """
+    tasks = find_tasks(config)
+
+    def score(reference: Reference) -> list[tuple[TaskResult, ...]]:
+        tokenizer, progress = load_tokenizer(reference.tokenizer), scoring(track, reference.text)
+        with attending(config.attention):
+            return [
+                run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=progress)
+                for model in models_of(reference, config.dtype)
+            ]
+
+    of_a = score(a)
+    of_b = of_a if a.text == b.text else score(b)
+    metrics = {result.task: compared_metric(result, config.task_metric) for result in of_a[0]}
+    seeds, outcomes = max(len(of_a), len(of_b)), []
+    for results in (of_a, of_b):
+        each = {}
+        for number, (task, metric) in enumerate(metrics.items()):
+            values = np.array([of_seed[number].values[metric] for of_seed in results]) > 0.5
+            each[task] = np.broadcast_to(values, (seeds, values.shape[1]))
+        outcomes.append(each)
+    rows = []
+    for task, difference in paired_tasks(*outcomes, resamples=config.resamples, seed=config.seed).items():
+        names = list(metrics) if task == ALL else [task]
+        of_a, of_b = (float(np.mean([100 * each[name].mean() for name in names])) for each in outcomes)
+        items = sum(outcomes[0][name].shape[1] for name in names)
+        metric = " / ".join(dict.fromkeys(metrics[name] for name in names))
+        rows.append(ComparedTask(task, metric, items, (of_a, of_b), difference))
+    return tuple(rows)
+
+
+def models_of(reference: Reference, dtype: str) -> Iterator[Llama]:
+    """Yield the models that a reference stands for, one of each seed, one at a time.
+
+    Raises:
+        ValueError: a candidate of a run that does not say which units it keeps.
+    """
+    if reference.run is None:
+        yield load_model(reference.text, dtype)
+        return
+    own, dense = reference.model["dtype"], reference.model["name"]
+    compensated = any(row.get("model") != row.get("keep") for row in reference.rows)
+    if reference.candidate == DENSE or compensated or not (reference.run / "keeps.npz").exists():
+        why = (
+            "compensation gives a candidate weights of its own" if compensated else "tasks need a model that can be run"
+        )
+        yield load_model(loadable(reference, why), own)
+        return
+    model, run = load_model(dense, own), RunDirectory(reference.run, reference.record)
+    arrays = run.load_arrays("keeps")
+    for candidate in (row["candidate"] for row in reference.rows):
+        if missing := [name for name in run.structures if f"{candidate}/{name}" not in arrays]:
+            raise ValueError(
+                f"{reference.text}: {reference.run}/keeps.npz does not say which units of {missing[0]} {candidate} "
+                "keeps; run it again with --overwrite"
+            )
+        yield cut(model, {name: arrays[f"{candidate}/{name}"].astype(bool) for name in run.structures})
 
 
 # --- bytes and time against their limits ---------------------------------------------------------

@@ -105,8 +105,8 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
         if texts_written := written_by(subject, cut, config.new_tokens, track):
             run.update(written=texts_written)
             made["written"] = texts_written
-        origin, loader = origins.origin_of(config.model.name), origins.loader_of_model(cut)
-        cut.save(directory, keep, further=origins.files_of(origin, made, loader, run.path.name))
+        origin = origins.origin_of(config.model.name)
+        cut.save(directory, keep, further=origins.files_of(origin, made, cut, run.path.name))
         del cut
     gc.collect()
     loaded, whole = subject.load(directory), subject.whole()

@@ -16,7 +16,7 @@ from saap_jax.llama.files.sources import CARD, loader_of, resolve, source_of
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.report.card import card
 from saap_jax.runs.commands import command_of, options, prune_command
-from saap_jax.runs.origin import FILE, SCHEMA, Base, Loader, Origin, OriginStep, figures_of, read_origin
+from saap_jax.runs.origin import FILE, SCHEMA, Base, Origin, OriginStep, figures_of, read_origin
 from saap_jax.runs.records import Measured, Row, RunRecord
 from saap_jax.runtime.digests import versions
 from saap_jax.runtime.errors import reading
@@ -48,65 +48,66 @@ def origin_of(name: str, place: Path | None = None) -> Origin:
     return {"schema": SCHEMA, "base": Base(**base), "loader": "traced" if is_factory(name) else "saap_jax", "steps": []}
 
 
-def files_of(origin: Origin, step: OriginStep, loader: Loader, name: str) -> dict[str, dict[str, Any] | str]:
-    """Return the record and the card of a model that a step made, by file name; `name` is the model's directory."""
+def files_of(origin: Origin, step: OriginStep, model: Any, name: str) -> dict[str, dict[str, Any] | str]:
+    """Write the record and the card of a model that a step made, by file name.
+
+    Args:
+        model: what was made, or the loader of its files.
+        name: the model's directory.
+    """
+    loader: Any = model if isinstance(model, str) else "traced"
+    model = model.model if isinstance(model, CutLlama) else model
+    if isinstance(model, Llama):
+        per_layer = True if quantization_of(model) is not None else None
+        loader = loader_of(config_from_spec(model.spec, "float32", per_layer=per_layer))
+    step["facts"] = {name: value for name, value in step["facts"].items() if value}
     made: Origin = {**origin, "loader": loader, "steps": [*origin["steps"], {**step, "versions": versions()}]}
     return {FILE: dict(made), CARD: card(made, name)}
-
-
-def loader_of_model(model: Any) -> Loader:
-    """Return what loads a model, or a cut one, once it is saved."""
-    model = model.model if isinstance(model, CutLlama) else model
-    if not isinstance(model, Llama):
-        return "traced"
-    per_layer = True if quantization_of(model) is not None else None
-    return loader_of(config_from_spec(model.spec, "float32", per_layer=per_layer))
 
 
 def pruned(
     config: PruneConfig, chain: str, calibration: CalibrationConfig, selection: Selection, parameters: tuple[int, int]
 ) -> OriginStep:
-    """Return the step of `saap prune`.
-
-    Args:
-        chain: the method in full.
-        calibration: the text that the scores are of.
-        parameters: before and after.
-    """
-    facts = {"method": config.method, "chain": chain if chain != config.method else ""}
-    facts["scores"] = f"of the run {config.from_run}" if config.from_run else ""
-    facts["calibration"] = calibration_text(calibration, config.model.traced)
-    facts["targets"] = ", ".join(f"{name} {limit}" for name, limit in config.targets.asked.items())
+    """Write the step of `saap prune`; `chain` is the method in full, `parameters` are those before and after."""
+    facts = {
+        "method": config.method,
+        "chain": chain if chain != config.method else "",
+        "scores": f"of the run {config.from_run}" if config.from_run else "",
+        "calibration": calibration_text(calibration, config.model.traced),
+        "targets": ", ".join(f"{name} {limit}" for name, limit in config.targets.asked.items()),
+    }
     return {
         "kind": "prune",
         "command": " ".join(["saap prune", *options(dataclasses.asdict(config), PruneConfig())]),
         "model": config.model.name,
         "parameters": parameters,
         "ratio": (selection.asked, selection.actual),
-        "facts": _said(facts),
+        "facts": facts,
     }
 
 
 def chosen(config: CompareConfig, run: RunRecord, row: Row, parameters: int) -> OriginStep:
-    """Return the step of `saap compare` that cuts the candidate of a row; `parameters` are those of the cut model."""
-    facts = {"candidate": row["candidate"], "chain": row["chain"]}
-    facts["calibration"] = calibration_text(
-        dataclasses.replace(config.calibration, seed=row["seed"]), config.model.traced
-    )
-    facts["made alone by"] = prune_command(run, row)
+    """Write the step of `saap compare` that cuts the candidate of a row; `parameters` are those of the cut model."""
+    calibration = dataclasses.replace(config.calibration, seed=row["seed"])
+    facts = {
+        "candidate": row["candidate"],
+        "chain": row["chain"],
+        "calibration": calibration_text(calibration, config.model.traced),
+        "made alone by": prune_command(run, row),
+    }
     return {
         "kind": "compare",
         "command": command_of(config),
         "model": config.model.name,
         "parameters": (run["model"]["parameters"], parameters),
         "ratio": (row["ratio_asked"], row["ratio_actual"]),
-        "facts": _said(facts),
+        "facts": facts,
         "figures": figures_of({"dense": run["dense"], "pruned": row}),
     }
 
 
 def recovered(config: RecoverConfig, run: RunRecord) -> OriginStep:
-    """Return the step of `saap recover`, whose record has what was measured of all models."""
+    """Write the step of `saap recover`, whose record has what was measured of all models."""
     training, data = run["training"], run["data"]
     models: Mapping[str, Measured] = {label: run[key] for key, label in NAMES.items() if key in run}
     facts = {
@@ -121,14 +122,14 @@ def recovered(config: RecoverConfig, run: RunRecord) -> OriginStep:
         "command": command_of(config),
         "model": config.model,
         "parameters": (run["before"]["parameters"], run["after"]["parameters"]),
-        "facts": _said(facts),
+        "facts": facts,
         "figures": figures_of(models),
         "written": run.get("written", []),
     }
 
 
 def exported(config: ExportConfig, parameters: tuple[int, int], notes: tuple[str, ...]) -> OriginStep:
-    """Return the step of `saap export`."""
+    """Write the step of `saap export`."""
     words = options(dataclasses.asdict(config), ExportConfig(model=config.model, out=config.out))
     facts = {"format": config.format, "dtype": config.dtype, "notes": "; ".join(notes)}
     return {
@@ -136,7 +137,7 @@ def exported(config: ExportConfig, parameters: tuple[int, int], notes: tuple[str
         "command": " ".join(["saap export", *map(shlex.quote, (config.model, config.out)), *words]),
         "model": config.model,
         "parameters": parameters,
-        "facts": _said(facts),
+        "facts": facts,
     }
 
 
@@ -151,7 +152,3 @@ def calibration_text(config: CalibrationConfig, traced: bool) -> str:
         return f"{config.examples or 'all'} examples of {texts or 'each calibration set'}, seed {config.seed}"
     each = "each of " if len(config.scenarios) > 1 else ""
     return f"{config.examples} windows of {config.length} tokens of {each}{texts}, seed {config.seed}"
-
-
-def _said(facts: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in facts.items() if value}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.config.jobs import PruneConfig
+from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.evaluation.targets import TIMED, targets_of
@@ -27,7 +28,7 @@ from saap_jax.runs.commands import ATTENTION, commands_after
 from saap_jax.runs.origin import figures_of
 from saap_jax.runs.records import WrittenText
 from saap_jax.runtime.files import held
-from saap_jax.runtime.mesh import layout_of_job
+from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.remote import staged
@@ -84,14 +85,6 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         ValueError: bad input, a ratio that the chain cannot meet, or targets that it cannot.
     """
     chain = parse(config.method)
-    with staged(config.out) as out, held(out, f"out: {out}"), attending(config.model.attention):
-        if broadcast(out.exists):
-            raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
-        return _prune(config, chain, out, track)
-
-
-def _prune(config: PruneConfig, chain: Chain, out: Path, track: Track) -> Pruned:
-    """Do what `prune` does, into a directory that nobody else writes."""
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
     if layout is not None and (asked := {*TIMED, "peak_memory"} & set(config.targets.asked)):
@@ -99,6 +92,16 @@ def _prune(config: PruneConfig, chain: Chain, out: Path, track: Track) -> Pruned
             f"targets: expected none that is measured on a mesh of several devices, got {', '.join(sorted(asked))}; "
             "prune to a ratio, or measure on one device"
         )
+    with staged(config.out) as out, held(out, f"out: {out}"), attending(config.model.attention):
+        if broadcast(out.exists):
+            raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
+        return _prune(config, chain, calibration, layout, out, track)
+
+
+def _prune(
+    config: PruneConfig, chain: Chain, calibration: CalibrationConfig, layout: Layout | None, out: Path, track: Track
+) -> Pruned:
+    """Do what `prune` does, into a directory that nobody else writes."""
     with step(track, "load the model"):
         subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
     origin = origins.origin_of(config.model.name)
@@ -144,8 +147,7 @@ def _prune(config: PruneConfig, chain: Chain, out: Path, track: Track) -> Pruned
             made["figures"] = figures_of(judged.models)
         if texts_written:
             made["written"] = texts_written
-        loader = origins.loader_of_model(cut)
-        cut.save(out, selection.keep, about, further=origins.files_of(origin, made, loader, out.name))
+        cut.save(out, selection.keep, about, further=origins.files_of(origin, made, cut, out.name))
     traced = subject.structures if isinstance(subject, TracedSubject) else ()
     return Pruned(
         selection=selection,

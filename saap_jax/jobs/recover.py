@@ -3,6 +3,7 @@
 A run that is killed at any moment goes on from its newest checkpoint, to the same model bit for bit.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -35,7 +36,6 @@ from saap_jax.recovery.top_k import Kept, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report.pages.recover import recovery_files, recovery_table, summary
 from saap_jax.runs.directory import RunDirectory, flatten, plain
-from saap_jax.runs.stages import Stage
 from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.digests import digest_of, inputs_of, model_digest, provenance
 from saap_jax.runtime.files import held
@@ -142,7 +142,7 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
             dense = load_model(config.dense, config.dtype)
         _decode(config, run, {"dense": dense, "before": model, "after": recovered}, tokenizer, track)
     made = origins.recovered(config, run.record)
-    write_further(origins.files_of(origin, made, origins.loader_of_model(recovered), config.name), out)
+    write_further(origins.files_of(origin, made, recovered, config.name), out)
     if is_remote(config.out) and is_primary():
         with step(track, f"send the model to {config.out}"):
             send(out, config.out)
@@ -283,12 +283,29 @@ def _with_top_k(config: RecoverConfig, run: RunDirectory, training: Training, de
 
 def _train(config: RecoverConfig, run: RunDirectory, training: Training, track: Track) -> Outcome:
     """Train with checkpoints, a line of `metrics.jsonl` a step."""
+    steps, rates = training.schedule.steps, collections.deque[float](maxlen=10)
     with run.stage("train") as stage, Checkpoints(run.claim("checkpoints"), keep=2) as checkpoints:
         if "first_loss" not in run.record:
             run.update(first_loss=held_out_loss(training.initial, training))
-        told = _Told(run, stage, training.schedule.steps, checkpoints.latest or 0, track)
-        outcome = train(training, checkpoints, done=told)
-        for _ in told.bar:  # also where training stopped early
+        first = checkpoints.latest or 0
+        bar = track("train", range(first, steps), steps - first)
+        next(bar, None)
+
+        def keep(told: Step) -> None:
+            rates.append(told.tokens / told.seconds)
+            stage.tokens += told.tokens
+            record = {name: value for name, value in told._asdict().items() if value is not None}
+            run.append({"candidate": f"step {told.step}", **record, "tokens_per_second": rates[-1]})
+            held = "" if told.held_out is None else f", held out {told.held_out:.4f}"
+            milestone = told.held_out is not None or told.step == steps
+            where = f"step {told.step} of {steps}: " if milestone else ""
+            _note(track, f"{where}loss {told.loss:.4f}{held}, {np.median(rates):,.0f} tokens/s", milestone)
+            if milestone:
+                write_scalars(run)
+            next(bar, None)
+
+        outcome = train(training, checkpoints, done=keep)
+        for _ in bar:  # also where training stopped early
             pass
     run.update(
         training={
@@ -302,30 +319,6 @@ def _train(config: RecoverConfig, run: RunDirectory, training: Training, track: 
         }
     )
     return outcome
-
-
-class _Told:
-    """Keeps what each step told, and shows it."""
-
-    def __init__(self, run: RunDirectory, stage: Stage, steps: int, first: int, track: Track) -> None:
-        self._run, self._stage, self._steps, self._track = run, stage, steps, track
-        self.bar = track("train", range(first, steps), steps - first)
-        self._rates: list[float] = []
-        next(self.bar, None)
-
-    def __call__(self, told: Step) -> None:
-        rate = told.tokens / told.seconds
-        self._stage.tokens += told.tokens
-        self._rates = [*self._rates[-9:], rate]
-        record = {name: value for name, value in told._asdict().items() if value is not None}
-        self._run.append({"candidate": f"step {told.step}", **record, "tokens_per_second": rate})
-        held = "" if told.held_out is None else f", held out {told.held_out:.4f}"
-        milestone = told.held_out is not None or told.step == self._steps
-        where = f"step {told.step} of {self._steps}: " if milestone else ""
-        _note(self._track, f"{where}loss {told.loss:.4f}{held}, {np.median(self._rates):,.0f} tokens/s", milestone)
-        if milestone:
-            write_scalars(self._run)
-        next(self.bar, None)
 
 
 def measured(model: Llama, texts: dict[str, Windows], batch_size: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.evaluation.resample import FEWEST
-from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
+from saap_jax.evaluation.sensitivity import Plan, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.candidates import Evaluator, Row, candidate_of, runners_of, score_all
 from saap_jax.jobs.job import Ending, check, load, run_job
 from saap_jax.report.pages.common import suggestion_blocks
@@ -26,10 +26,8 @@ from saap_jax.runs.trials import trial_options
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps.allocation.allocation import Allocation, choose
-from saap_jax.steps.base import State
 from saap_jax.steps.chain import Chain, chain, limits_of, parse
 from saap_jax.steps.limits import Within
-from saap_jax.steps.run import Runner
 from saap_jax.subjects.base import Subject
 from saap_jax.types import Keep, Scores
 
@@ -65,9 +63,9 @@ def _sensitivity(
                 "min_keep, max_ratio, protect, align, …"
             )
     score_all(run, "sensitivity", material, runners, method=method.written)
-    scores = runner.scored(method)
-    assert scores.scores is not None
-    keeps, about = one_place_each(material.subject, scores.scores, config.fractions)
+    scores = runner.scored(method).scores
+    assert scores is not None
+    keeps, about = one_place_each(material.subject, scores, config.fractions)
     evaluator = Evaluator(run, material, config.evaluation, runners, 1 + len(keeps))
     for name, keep in keeps.items():
         evaluator.add(name, keep)
@@ -75,7 +73,7 @@ def _sensitivity(
         doing = "evaluate dense model and one place at a time"
         evaluator.measure([DENSE, *keeps], about, doing=doing, track=track, stage=stage)
     with run.stage("try"):
-        run.update(trials=Trials(config, method, evaluator, scores, track).measured())
+        run.update(trials=tried(config, method, evaluator, scores, track))
     evaluator.save_keeps()
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
 
@@ -91,9 +89,8 @@ def one_place_each(
 ) -> tuple[dict[str, Keep], dict[str, dict[str, Any]]]:
     """Remove shares of the units of one place at a time; the keep-sets, and what is recorded of each, by name.
 
-    A place is a structure of a layer; of a traced model, whose copies lose as many units
-    each, a whole structure. The units of the lowest scores go, of equal ones the first; as many as make up the share,
-    rounded up.
+    A place is a structure of a layer; of a traced model, whose copies lose as many units each, a whole structure. The
+    units of the lowest scores go, of equal ones the first; as many as make up the share, rounded up.
     """
     existing, limits = subject.existing, subject.limits(Within())
     layers = max(len(units) for units in existing.values())
@@ -125,99 +122,69 @@ def one_place_each(
     return keeps, about
 
 
-# --- trials --------------------------------------------------------------------------------------
+def tried(
+    config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores: Scores, track: Track = quiet
+) -> list[Row]:
+    """Try what may be better than the method at `ratio`, of each kind what is predicted to cost least; evaluate it by
+    masks, and record it."""
+    run, subject, ratio = evaluator.run, evaluator.subject, config.ratio
+    candidates = run.candidates()
+    costs = costs_of(run.record, candidates)
 
-
-class Trials:
-    """What to try instead of the method at `ratio`: chosen by prediction, then evaluated by masks."""
-
-    def __init__(
-        self, config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores: State, track: Track = quiet
-    ) -> None:
-        """Take what is tried on; `scores` is the state behind the scores of the method."""
-        self.config, self.method, self.evaluator, self.scores, self.track = config, method, evaluator, scores, track
-        self.subject, self.run = evaluator.subject, evaluator.run
-
-    def measured(self) -> list[Row]:
-        """Return the record of each trial."""
-        chosen = self._chosen()
-        chains = {"plain": self.method} | {kind: changed for kind, (changed, _) in chosen.items()}
-        seed, ratio = self.config.calibration.seed, self.config.ratio
-        made = {
-            kind: candidate_of(dataclasses.replace(each, name=f"{self.method.name},{kind}"), ratio, seed, told=False)
-            for kind, each in chains.items()
-        }
-        for candidate in made.values():
-            runner: Runner = self.evaluator.runners[seed]
-            self.evaluator.add(candidate.name, runner.choose(candidate.chain, ratio).keep)
-        about = {each.name: {"variant": each.chain.name, "chain": each.chain.written, "ratio_asked": ratio}
-                 for each in made.values()}  # fmt: skip
-        self.evaluator.measure(list(about), about, doing="evaluate what could be suggested", track=self.track)
-        plain = made["plain"].name
-        return [
-            {"kind": kind, "changes": changes, "chain": changed.written, "candidate": made[kind].name,
-             "instead_of": plain}
-            | (self._times(plain, made[kind].name) if kind == "aligned" else {})
-            for kind, (changed, changes) in chosen.items()
-        ]  # fmt: skip
-
-    def _chosen(self) -> dict[str, tuple[Chain, Row]]:
-        """Return what is tried and in what it differs, by kind: of several the one with the lowest prediction."""
-        candidates = self.run.candidates()
-        costs = costs_of(self.run.record, candidates)
-        changes = nearest_share(changes_of(self.run.record, candidates), self.config.ratio)
-        plain = self._plan(costs, self.method)
-        chosen: dict[str, tuple[Chain, Row]] = {}
-        now = dataclasses.asdict(limits_of(self.method)) | {"allocation": self._allocation(self.method).name}
-        for kind, options in trial_options(now, changes, plain).items():
-            best = predicted(costs, plain)
-            for option in options:
-                changed = self._changed(option)
-                try:
-                    plan = self._plan(costs, changed)
-                except ValueError:  # a budget that this option cannot meet
-                    continue
-                if predicted(costs, plan) < best:
-                    best, chosen[kind] = predicted(costs, plan), (changed, option)
-        if self.config.align:
-            option = {"multiple_of": {"mlp": self.config.align}}
-            chosen["aligned"] = self._changed(option), option
-        return chosen
-
-    def _changed(self, option: Row) -> Chain:
-        """Return the method with other limits, or another allocation."""
-        if "allocation" in option:
-            return chain(*(parse(f"random > {option['allocation']}").steps[-1] if each.kind == "allocation"
-                           and not each.drives else each for each in self.method.steps))  # fmt: skip
-        given: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in option.items()
-        }
-        return with_limits(self.method, Within(**given))
-
-    @staticmethod
-    def _allocation(method: Chain) -> Allocation:
-        return next(each for each in method.steps if isinstance(each, Allocation))
-
-    def _plan(self, costs: dict[Place, Cost], method: Chain) -> Plan:
-        """Return what a method removes by the scores of the whole model, without rounds on the way."""
-        assert self.scores.scores is not None
-        made = choose(self.subject, self.scores.scores, self.config.ratio, self._allocation(method), limits_of(method))
+    def plan_by(method: Chain) -> Plan:
+        """Tell what a method removes by the scores of the whole model, without rounds on the way."""
+        made = choose(subject, scores, ratio, allocation_of(method), limits_of(method))
         return plan_of(costs, {structure: kept.sum(axis=1).tolist() for structure, kept in made.keep.items()})
 
-    def _times(self, plain: str, other: str) -> Row:
-        """Return the seconds of a forward pass of both models cut, and their segments of equal layers.
+    def changed(option: Row) -> Chain:
+        if "allocation" in option:
+            other = parse(f"random > {option['allocation']}").steps[-1]
+            return chain(*(other if s.kind == "allocation" and not s.drives else s for s in method.steps))
+        given: Row = {name: tuple(value) if isinstance(value, list) else value for name, value in option.items()}
+        return with_limits(method, Within(**given))
 
-        The models take turns at the clock; the medians of some rounds say how steady it was.
-        """
-        models = [self.subject.cut(self.evaluator.keeps[name]) for name in (plain, other)]
-        text, rows = next(iter(self.evaluator.texts.values())), self.config.evaluation.batch_size
-        rounds = self.track("time both models cut", range(ROUNDS), ROUNDS)
-        seconds = [self.subject.seconds(models, text, rows, repeats=self.config.repeats) for _ in rounds]
-        return {
+    plain = plan_by(method)
+    now = dataclasses.asdict(limits_of(method)) | {"allocation": allocation_of(method).name}
+    chosen: dict[str, Row] = {}
+    for kind, options in trial_options(now, nearest_share(changes_of(run.record, candidates), ratio), plain).items():
+        best = predicted(costs, plain)
+        for option in options:
+            try:
+                cost = predicted(costs, plan_by(changed(option)))
+            except ValueError:  # a budget that this option cannot meet
+                continue
+            if cost < best:
+                best, chosen[kind] = cost, option
+    if config.align:
+        chosen["aligned"] = {"multiple_of": {"mlp": config.align}}
+    chains = {"plain": method} | {kind: changed(option) for kind, option in chosen.items()}
+    seed, names, about = config.calibration.seed, {}, {}
+    for kind, each in chains.items():
+        made = candidate_of(dataclasses.replace(each, name=f"{method.name},{kind}"), ratio, seed, told=False)
+        evaluator.add(made.name, evaluator.runners[seed].choose(made.chain, ratio).keep)
+        names[kind] = made.name
+        about[made.name] = {"variant": made.chain.name, "chain": made.chain.written, "ratio_asked": ratio}
+    evaluator.measure(list(about), about, doing="evaluate what could be suggested", track=track)
+    rows: list[Row] = [
+        {"kind": kind, "changes": option, "chain": chains[kind].written, "candidate": names[kind],
+         "instead_of": names["plain"]} for kind, option in chosen.items()
+    ]  # fmt: skip
+    if config.align:  # both models take turns at the clock; the medians of some rounds say how steady it was
+        models = [subject.cut(evaluator.keeps[names[kind]]) for kind in ("plain", "aligned")]
+        text, batch = next(iter(evaluator.texts.values())), config.evaluation.batch_size
+        rounds = track("time both models cut", range(ROUNDS), ROUNDS)
+        seconds = [subject.seconds(models, text, batch, repeats=config.repeats) for _ in rounds]
+        rows[-1] |= {
             "seconds": [list(each) for each in zip(*seconds, strict=True)],
-            "tokens": math.prod(self.subject.shape(text, rows)),
+            "tokens": math.prod(subject.shape(text, batch)),
             "segments": [model.segments for model in models],
         }
+    return rows
+
+
+def allocation_of(method: Chain) -> Allocation:
+    """Take the allocation of a chain."""
+    return next(each for each in method.steps if isinstance(each, Allocation))
 
 
 def shown(config: SensitivityConfig, run: RunDirectory) -> Iterator[Any]:

@@ -1,7 +1,6 @@
 """The command line as a user meets it: help, exit codes, one clear line for bad input."""
 
 import dataclasses
-import errno
 import importlib.metadata
 import json
 import os
@@ -218,18 +217,6 @@ class TestBadInput:
     def test_configuration_file(self, capsys, tmp_path, text, message):
         (tmp_path / "mine.py").write_text(text)
         assert message in refused(capsys, ["compare", str(tmp_path / "mine.py")])
-
-    @pytest.mark.slow
-    def test_full_disk(self, capsys, options, tmp_path, monkeypatch):
-        def full(*_, **__):
-            raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
-
-        monkeypatch.setattr("saap_jax.subjects.llama.save_model", full)
-        line = refused(capsys, ["compare", *options, *COMPARE, *METHODS])
-        assert "no space left on the disk while writing model.safetensors" in line
-        assert not (tmp_path / "runs" / "compare" / "best").exists()
-        monkeypatch.undo()
-        assert main.main(["compare", *options, *COMPARE, *METHODS]) == 0, "with space again, it goes on"
 
     @pytest.mark.parametrize(
         ("error", "message"),

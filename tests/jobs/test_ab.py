@@ -21,6 +21,7 @@ from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.surgery.cut import cut
+from tests.cli.test_main import refused
 from tests.fake_runs import METRICS, fake_run
 
 TEXT = ["--sources", "builtin:reference", "--windows", "4", "--length", "16", "--batch-size", "2"]
@@ -48,14 +49,6 @@ def no_model(monkeypatch):
 
     monkeypatch.setattr(ab, "load_model", refuse)
     monkeypatch.setattr(ab, "load_tokenizer", refuse)
-
-
-def refused(capsys, words: list[str]) -> str:
-    assert main.main(words) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("saap: ")
-    assert error.count("\n") == 1
-    return error
 
 
 class TestAb:
@@ -111,16 +104,13 @@ class TestAb:
         assert [row.metric for row in found.metrics] == ["ppl@16 builtin:reference"]
         assert found.metrics[0].windows == 5
         assert not found.metrics[0].difference.same
+        old = fake_run(tmp_path / "old", older=True)
+        assert "holds no loss of each window" in refused(capsys, ["ab", f"{old}:wanda@0.2", f"{run}:dense"])
         copy = ab.ab(AbConfig(a=f"{tiny_model_directory}/", b=f"{run}:dense", resamples=100))
         assert copy.metrics[0].difference.value == 0, "evaluated again, by the same program"
         line = refused(capsys, ["ab", str(pruned), f"{run}:dense", "--windows", "7"])
         assert "windows: beside" in line
         assert "got 7; leave it out" in line
-
-    def test_the_model_of_the_run_is_on_record(self, run, no_model):
-        found = ab.ab(AbConfig(a="tiny", b=f"{run}:dense", resamples=100))
-        assert found.a == "tiny"
-        assert [row.difference.value for row in found.metrics] == [0, 0]
 
     def test_other_tokenizers_are_refused(self, capsys, monkeypatch, tiny_model_directory, pruned):
         tokenizer = load_tokenizer(pruned)
@@ -141,24 +131,6 @@ class TestAb:
         assert "was cut otherwise, as evaluation.bos does" in line
         for other in (runs[0], runs[2]):
             assert main.main(["ab", f"{runs[0]}:wanda@0.2", f"{other}:dense"]) == 0, "negative control"
-
-    def test_a_text_that_has_changed_since_is_refused(self, capsys, tmp_path, tiny_model_directory, pruned):
-        real = real_run(tmp_path / "real", tiny_model_directory)
-        record = json.loads((real / "run.json").read_text())
-        (real / "run.json").write_text(
-            json.dumps(record | {"inputs": {"evaluation text of 'ppl@16 builtin:reference'": "f00d" * 16}})
-        )
-        line = refused(capsys, ["ab", str(pruned), f"{real}:dense"])
-        assert "ppl@16 builtin:reference: expected the same windows" in line
-
-    def test_bad_input(self, capsys, run, tmp_path):
-        assert "expected two models" in refused(capsys, ["ab", f"{run}:dense"])
-        assert "got a b c" in refused(capsys, ["ab", "a", "b", "c"])
-        old = fake_run(tmp_path / "old", older=True)
-        assert "holds no loss of each window" in refused(capsys, ["ab", f"{old}:wanda@0.2", f"{run}:dense"])
-        words = ["ab", f"{run}:dense", f"{run}:dense", "--json", str(tmp_path / "none" / "ab.json")]
-        assert "make the directory first" in refused(capsys, words)
-        assert "resamples: expected at least 1" in refused(capsys, ["ab", "a", "b", "--resamples", "0"])
 
 
 def real_run(path: Path, model: Path) -> Path:
@@ -283,6 +255,7 @@ class TestLimits:
             ),
             (["--limits", "none.toml"], "none at none.toml; check the path, or name one of the package: gates/default"),
             (["--max-size", "80%", "--repeats", "0"], "repeats: expected at least 1"),
+            (["--json", "none/ab.json"], "make the directory first"),
         ],
     )
     def test_bad_limits(self, capsys, run, limits, message):

@@ -10,10 +10,9 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.config.use import ExportConfig
-from saap_jax.export.verify import TOLERANCES, check_tokenizer
 from saap_jax.export.widths import without_empty_layers
 from saap_jax.jobs import export as job
-from saap_jax.jobs.export import export_model
+from saap_jax.jobs.export import TOLERANCES, check_tokenizer, export_model
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.structures import count_parameters
 from tests.export.models import EMPTY, LLAMA3, RAGGED, SPECS, UNIFORM, with_scaling

@@ -48,7 +48,7 @@ def test_killed_it_goes_on_to_the_same_end(name, tiny_model_directory, tmp_path,
     config = dataclasses.replace(
         config,
         model=ModelConfig(name=str(tiny_model_directory)),
-        calibration=CalibrationConfig(examples=3, length=16, batch_size=2),
+        calibration=CalibrationConfig(examples=8, length=16, batch_size=2),
         evaluation=EvaluationConfig(windows=16, length=16, batch_size=8),
     )
     whole = job(dataclasses.replace(config, runs=str(tmp_path / "whole")))
