@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType as Type
 from saap_jax.export.gguf_vocabulary import Pair
 from saap_jax.export.hf import RAGGED
 from saap_jax.export.widths import added_parameters, gguf_widths, unfit
+from saap_jax.llama.files.config import fits_plain_config
 from saap_jax.llama.files.families import all_but_each
 from saap_jax.llama.files.gguf import (
     PERMUTED,
