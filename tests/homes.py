@@ -21,7 +21,6 @@ NIGHTLY: tuple[str, ...] = tuple(
             "runs/test_mirror",
             "runs/test_stages",
             "runs/test_suggestions",
-            "steps/test_few_shapes",
             "steps/test_shape",
         ),
         *("test_relatives", "trace/test_random_programs", "trace/subject/test_lengths", "trace/subject/test_experts"),
@@ -32,7 +31,7 @@ NIGHTLY: tuple[str, ...] = tuple(
 
 _SLOW = {
     "estimation/hessian": "TestAgainstTheFullHessian::test_attention_is_exact_whatever_the_batches[cut_model",
-    "estimation/observe": "rematerialisation one_compilation the_host_waits",
+    "estimation/observe": "one_compilation",
     "estimation/reconstruction": "blocks_go a_single_cost",
     "estimation/registry": "the_how_to",
     "estimation/squares": "sums_of_narrow",
@@ -49,7 +48,7 @@ _SLOW = {
     "jobs/frontier": "",
     "jobs/full_disk": "at_every",
     "jobs/generate": "several_texts",
-    "jobs/prune": "in_rounds targets_hold_and_not_much_less_would_do[options1 costs_of_widths a_ratio_beside "
+    "jobs/prune": "in_rounds targets_hold_and_not_much_less_would_do[options1 costs_of_widths "
     "targets_hold_and_not_much_less_would_do[options3",
     "jobs/recover": "adapters_end_in_a_model_without_them[groupwise",
     "jobs/sensitivity": "",
@@ -68,9 +67,6 @@ _SLOW = {
     "report/write": "TestOneRun::test_a_command_writes",
     "steps/blended": "",
     "steps/run": "rounds_repair layers_are",
-    "steps/search": " ".join(
-        f"TestOptimum::test_equal_costs_remove_the_least_score_of_all_keep_sets[protect=(-1,)-{n}" for n in range(1, 6)
-    ),
     "steps/shape": "what_it_cannot",
     "surgery/sequence": "the_step_keeps",
     "trace/writers": "coordinates_of_removed_units_are_those_that_gates_set_to_zero[convnet",
