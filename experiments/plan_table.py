@@ -21,8 +21,7 @@ from saap_jax.config import PlanConfig
 from saap_jax.evaluation.cost import find_price, read_prices
 from saap_jax.planning.chips import CHIPS, GIB, targets
 from saap_jax.planning.models import spec_of
-from saap_jax.planning.plan import plan_one
-from saap_jax.planning.search import fastest, plans_on, search, settings_of
+from saap_jax.planning.plan import fastest, plan_one, plans_on, search, settings_of
 
 CANDIDATES, ROWS = 64, 128
 """Of the sweep: candidates, and rows on which it scores once and evaluates each of them."""

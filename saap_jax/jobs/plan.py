@@ -6,8 +6,7 @@ from pathlib import Path
 from saap_jax.config.use import PlanConfig
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.models import spec_of
-from saap_jax.planning.plan import Record, plan_one
-from saap_jax.planning.search import search, settings_of
+from saap_jax.planning.plan import Record, plan_one, search, settings_of
 from saap_jax.report.blocks import Block, Words, text_table
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step

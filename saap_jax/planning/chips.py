@@ -36,7 +36,7 @@ class Chip(NamedTuple):
 
     @property
     def compiled(self) -> bool:
-        """Whether there is a compiler for it here; for others everything is arithmetic."""
+        """True where there is a compiler for it here; for others everything is arithmetic."""
         return self.dimensions > 0
 
     @property
@@ -103,51 +103,46 @@ def target_of(name: str) -> Target:
     >>> target_of("v5e-16").shape, target_of("v5p-64").shape, target_of("gpu:h100:8").chips
     ((4, 4), (2, 4, 4), 8)
     """
-    flat = re.fullmatch(r"((?:gpu|tpu):\w+):(\d+)", name)
-    uncompiled = {chip.word: chip for chip in CHIPS.values() if not chip.compiled}
-    if flat and flat[1] in uncompiled:
-        target = Target(uncompiled[flat[1]], (int(flat[2]),))
-        if not 1 <= target.chips <= target.chip.most:
-            raise ValueError(f"target: expected 1 to {target.chip.most} that reach each other, got {name!r}")
-        return target
-    shaped = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
-    counted = re.fullmatch(r"(\w+)-(\d+)", name)
-    kind = (shaped or counted or [None, None])[1]
-    if kind is None or kind not in CHIPS or not CHIPS[kind].compiled:
-        known = ", ".join(kind for kind, chip in CHIPS.items() if chip.compiled)
+    by_word = {chip.word: chip for chip in CHIPS.values()}
+    found = re.fullmatch(r"((?:(?:gpu|tpu):)?\w+)(?::(\d+)|:(\d+(?:x\d+)+)|-(\d+))", name)
+    word, number, shape, count = found.groups() if found else ("", "", "", "")
+    chip = by_word.get(word)
+    if chip is None or chip.compiled == bool(number):
+        compiled, others = ([w for w, chip in by_word.items() if chip.compiled == which] for which in (True, False))
         raise ValueError(
-            f"target: expected KIND:SHAPE or KIND-N with a kind of {known}, such as v5e:4x4 or v5e-16, or, by "
-            f"arithmetic, WORD:N with a word of {', '.join(uncompiled)}, such as gpu:h100:8, got {name!r}"
+            f"target: expected KIND:SHAPE or KIND-N with a kind of {', '.join(compiled)}, such as v5e:4x4 or v5e-16, "
+            f"or, by arithmetic, WORD:N with a word of {', '.join(others)}, such as gpu:h100:8, got {name!r}"
         )
-    chip = CHIPS[kind]
-    if shaped:
-        target = Target(chip, tuple(map(int, shaped[2].split("x"))))
+    if number:
+        target = Target(chip, (int(number),))
+        if not 1 <= target.chips <= chip.most:
+            raise ValueError(f"target: expected 1 to {chip.most} that reach each other, got {name!r}")
+        return target
+    if shape:
+        target = Target(chip, tuple(map(int, shape.split("x"))))
         if len(target.shape) != chip.dimensions or min(target.shape) < 1 or target.chips > chip.most:
             raise ValueError(
-                f"target: expected {chip.dimensions} sizes that multiply to at most {chip.most} chips for {kind}, such "
+                f"target: expected {chip.dimensions} sizes that multiply to at most {chip.most} chips for {word}, such "
                 f"as {targets(chip)[3].topology}, got {name!r}"
             )
         return target
-    assert counted is not None
-    cores = chip.dimensions == 3  # of the chips with a 3D torus the name counts cores, two a chip
-    count = int(counted[2]) // 2 if cores else int(counted[2])
-    for target in targets(chip):
-        if target.chips == count and int(counted[2]) == count * (2 if cores else 1):
-            return target
-    names = ", ".join(f"{kind}-{each.chips * (2 if cores else 1)}" for each in targets(chip)[:8])
-    raise ValueError(f"target: expected one of {names}, …, got {name!r}; or give its shape, such as {kind}:4x4")
+    each = 2 if chip.dimensions == 3 else 1  # of the chips with a 3D torus the name counts cores, two a chip
+    by_count = {each * target.chips: target for target in targets(chip)}
+    if int(count) not in by_count:
+        names = ", ".join(f"{word}-{known}" for known in list(by_count)[:8])
+        raise ValueError(f"target: expected one of {names}, …, got {name!r}; or give its shape, such as {word}:4x4")
+    return by_count[int(count)]
 
 
 def targets(chip: Chip) -> list[Target]:
-    """Return the machines that can be asked for, from the smallest: each axis doubled in turn.
+    """List the machines that can be asked for, from the smallest: each axis doubled in turn.
 
     >>> [target.topology for target in targets(CHIPS["v5e"])][:4]
     ['v5e:1x1', 'v5e:2x2', 'v5e:2x4', 'v5e:4x4']
     """
     if not chip.compiled:
         return [Target(chip, (1 << power,)) for power in range(chip.most.bit_length())]
-    flat, deep = [(1, 1), (2, 2)], [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4)]
-    shapes: list[tuple[int, ...]] = [*flat] if chip.dimensions == 2 else [*deep]
+    shapes: list[tuple[int, ...]] = [(1, 1), (2, 2)] if chip.dimensions == 2 else [(2, 2, 1), (2, 2, 2)]
     while math.prod(shapes[-1]) * 2 <= chip.most:
         last = list(shapes[-1])
         last[0 if len(set(last)) > 1 else -1] *= 2  # they are sorted

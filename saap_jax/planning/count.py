@@ -35,23 +35,22 @@ def work_of(jaxpr: Any, weights: frozenset[int], *, counted: Callable[[Any], boo
     A `while` whose turns are not known counts once, a `cond` as its dearest branch, a kernel as it says itself,
     or as often as its grid has points, those that a mask leaves out among them.
     """
-    total = [0.0, 0.0, 0.0]
+    flops, moved = 0.0, {True: 0.0, False: 0.0}
     for equation, times in equations(jaxpr):
         name, params = equation.primitive.name, equation.params
         if name not in ("pallas_call", "dot_general") or not counted(equation):
             continue
-        arrays = [var.aval for var in (*equation.invars, *equation.outvars)]
-        if name == "pallas_call" and (cost := params["cost_estimate"]) is not None:
-            total[0] += times * float(cost.flops)
-        elif name == "pallas_call":
-            inner = [(each, n) for each, n in equations(params["jaxpr"]) if each.primitive.name == "dot_general"]
-            total[0] += times * math.prod(params["grid_mapping"].grid) * sum(n * _flops_of(each) for each, n in inner)
+        if name == "dot_general":
+            flops += times * _flops_of(equation)
+        elif (cost := params["cost_estimate"]) is not None:
+            flops += times * float(cost.flops)
         else:
-            total[0] += times * _flops_of(equation)
-        for array in arrays:
+            inner = [(each, n) for each, n in equations(params["jaxpr"]) if each.primitive.name == "dot_general"]
+            flops += times * math.prod(params["grid_mapping"].grid) * sum(n * _flops_of(each) for each, n in inner)
+        for array in (var.aval for var in (*equation.invars, *equation.outvars)):
             weight = name == "dot_general" and array.size in weights
-            total[1 if weight else 2] += times * array.size * array.dtype.itemsize
-    return Work(*total)
+            moved[weight] += times * array.size * array.dtype.itemsize
+    return Work(flops, moved[True], moved[False])
 
 
 def _flops_of(product: Any) -> int:
@@ -117,68 +116,58 @@ def collectives_of(text: str, devices: int) -> Collectives:
     reduce-scatter (n-1) · R, permutation R. An operation that is cut into steps has one channel and counts once. A loop
     turns as often as the constant in its condition says; one that has none, once.
     """
-    computations = _computations(text)
-    times: dict[str, float] = defaultdict(float)
-    entry = next((name for name, (_, first) in computations.items() if first), None)
+    computations: dict[str, list[str]] = {}
+    lines: list[str] = []
+    entry = None
+    for line in text.splitlines():
+        start = _COMPUTATION.match(line)
+        if start and line.rstrip().endswith("{"):
+            lines = computations[start[1]] = []
+            entry = start[1] if line.startswith("ENTRY") else entry
+        else:
+            lines.append(line)
     if entry is None:
         raise ValueError("program: expected the text of a compiled program with an ENTRY, found none")
+    times: dict[str, float] = defaultdict(float)
     _walk(entry, 1.0, computations, times)
     total: dict[str, float] = defaultdict(float)
     largest: dict[str, float] = defaultdict(float)
     counted: set[str] = set()
-    for name, (lines, _) in computations.items():
-        for found, line in ((_COLLECTIVE.match(line), line) for line in lines if times[name]):
-            channel = re.search(r"channel_id=(\d+)", line)
-            if not found or (channel and channel[1] in counted):
-                continue
-            counted |= {channel[1]} if channel else set()
-            kind, size, n = found[2], _size(found[1], halved=bool(found[3])), _group_size(line, devices)
-            share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0, "collective-permute": 1.0}
-            total[kind] += times[name] * size * share.get(kind, (n - 1) / n)
-            largest[kind] = max(largest[kind], size)
+    for name, line in ((name, line) for name, lines in computations.items() if times[name] for line in lines):
+        found, channel = _COLLECTIVE.match(line), re.search(r"channel_id=(\d+)", line)
+        if not found or (channel and channel[1] in counted):
+            continue
+        counted |= {channel[1]} if channel else set()
+        kind, size, n = found[2], _size(found[1], halved=bool(found[3])), _group_size(line, devices)
+        share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0, "collective-permute": 1.0}
+        total[kind] += times[name] * size * share.get(kind, (n - 1) / n)
+        largest[kind] = max(largest[kind], size)
     return Collectives(dict(total), dict(largest))
 
 
-def _computations(text: str) -> dict[str, tuple[list[str], bool]]:
-    """Split the text into its computations: their lines, and whether they are where it begins."""
-    found: dict[str, tuple[list[str], bool]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        start = _COMPUTATION.match(line)
-        if start and line.rstrip().endswith("{"):
-            lines = []
-            found[start[1]] = (lines, line.startswith("ENTRY"))
-        else:
-            lines.append(line)
-    return found
-
-
-def _walk(name: str, count: float, computations: dict[str, tuple[list[str], bool]], times: dict[str, float]) -> None:
+def _walk(name: str, count: float, computations: dict[str, list[str]], times: dict[str, float]) -> None:
     """Count how often a computation runs, and each that it calls."""
     times[name] += count
-    for line in computations[name][0]:
+    for line in computations[name]:
         loop = _WHILE.search(line)
         for one, several in _CALLED.findall(line):
             for inner in (each.strip() for each in (one or several).replace("%", "").split(",")):
                 if inner in computations:
                     looped = loop and inner in loop.groups()
-                    turns = _turns(*(computations[each][0] for each in loop.groups())) if loop and looped else 1
+                    turns = _turns(*(computations[each] for each in loop.groups())) if loop and looped else 1
                     _walk(inner, count * turns, computations, times)
 
 
 def _turns(condition: list[str], body: list[str]) -> int:
     """Tell how often a loop turns: from the constant that its counter stays below, and what is added to it."""
-    compare = next((line for line in condition if " compare(" in line and "direction=LT" in line), None)
-    constants = _constants(condition)
-    if not constants:
+    if not (constants := _constants(condition)):
         return 1
-    if compare is None:
-        return max(constants.values())
+    compare = next((line for line in condition if " compare(" in line and "direction=LT" in line), "")
     operands = compare.partition(" compare(")[2].partition(")")[0].replace("%", "").replace(" ", "")
     left, _, right = operands.partition(",")
     limit = constants.get(right, max(constants.values()))
-    element = rf"^\s*%?{re.escape(left)} = .*get-tuple-element\(.*\), index=(\d+)"
-    place = next((int(found[1]) for line in condition if (found := re.search(element, line))), None)
+    element = re.compile(rf"^\s*%?{re.escape(left)} = .*get-tuple-element\(.*\), index=(\d+)")
+    place = next((int(found[1]) for line in condition if left and (found := element.search(line))), None)
     return limit if place is None else max(1, -(-limit // _step(body, place)))
 
 
@@ -191,33 +180,30 @@ def _step(body: list[str], place: int) -> int:
     """Tell what a turn adds to the counter at a place of the loop's tuple; 1 where that cannot be read."""
     root = next((line for line in body if line.lstrip().startswith("ROOT") and " tuple(" in line), "")
     names = re.sub(r"/\*.*?\*/", "", root.partition(" tuple(")[2]).split(",")
-    names = [each.strip().lstrip("%").rstrip(") ") for each in names]
     constants, total = _constants(body), 0
-    name = names[place] if place < len(names) else ""
+    name = names[place].strip().lstrip("%").rstrip(") ") if place < len(names) else ""
     while True:  # along the additions that make a scalar
         add = rf"^\s*(?:ROOT )?%?{re.escape(name)} = [su]32\[\]\S* add\(%?([\w.\-]+), %?([\w.\-]+)\)"
-        found = next((each for line in body if (each := re.match(add, line))), None)
-        left, right = (constants.get(operand) for operand in found.groups()) if found else (None, None)
-        if found is None or (left is None and right is None):
+        operands = next((each.groups() for line in body if (each := re.match(add, line))), ())
+        added = [operand for operand in operands if operand in constants]
+        if not added:
             return total or 1
-        total += left or right or 0
-        name = found[1] if left is None else found[2]
+        total += constants[added[0]]
+        name = next((operand for operand in operands if operand != added[0]), "")
 
 
 def _size(shape: str, *, halved: bool) -> float:
-    """Return the bytes of a result; that of a started operation holds the operand beside it."""
+    """Count the bytes of a result; that of a started operation holds the operand beside it."""
     sizes = []
     for kind, dimensions in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", shape)):
         bits = re.search(r"\d+$", kind)
-        width = {"pred": 1.0}.get(kind, int(bits[0]) / 8 if bits else 0.0)
+        width = 1.0 if kind == "pred" else int(bits[0]) / 8 if bits else 0.0
         sizes.append(width * math.prod(int(each) for each in dimensions.split(",") if each))
-    if halved and len(sizes) > 1:
-        return max(sizes)
-    return sum(sizes)
+    return max(sizes) if halved and len(sizes) > 1 else sum(sizes)
 
 
 def _group_size(line: str, devices: int) -> int:
-    """Return how many devices take part in one group of an operation."""
+    """Count the devices that take part in one group of an operation."""
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
         return math.prod(sizes[axis] for axis in re.findall(r"'([^']+)'", named[2]) if axis in sizes)
@@ -229,7 +215,7 @@ def _group_size(line: str, devices: int) -> int:
 
 
 def shard_bytes(tree: Any) -> int:
-    """Return the bytes that each device holds of a tree of arrays, concrete or abstract, with their shardings."""
+    """Count the bytes that each device holds of a tree of arrays, concrete or abstract, with their shardings."""
 
     def one(leaf: Any) -> int:
         place = getattr(leaf, "sharding", None)

@@ -7,31 +7,43 @@ chips at one axis' links. Real programs reach 40 to 60 % of it; what bounds them
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
 import re
 import time
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from saap_jax.config.mesh import by_axis
 from saap_jax.config.use import PlanConfig
+from saap_jax.evaluation.cost import program_bytes
 from saap_jax.llama.attention import attending, whole
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning import count
 from saap_jax.planning.chips import GIB, Target, targets
 from saap_jax.planning.count import Collectives, collectives_of, shard_bytes, work_of
-from saap_jax.planning.estimate import Mesh, estimate, meshes
+from saap_jax.planning.estimate import Estimate, Mesh, estimate, meshes
 from saap_jax.planning.programs import of_experts, program_of, weight_sizes
 from saap_jax.runtime.files import write_atomically
 from saap_jax.runtime.mesh import check_experts, layout_of, mesh_sizes
 from saap_jax.types import Remat
 
 Record = dict[str, Any]
+
+ROWS = (1, 2, 4, 8)
+"""Rows for each part of the batch that are tried."""
+
+SLACK = 1.3
+"""How far above the memory an estimate may be for its program to be compiled all the same."""
+
+TRIES = 3
+"""Programs that are compiled for each machine, before the next larger one is tried."""
 
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -78,21 +90,21 @@ def plan_one(
         "memory": target.memory,
     }
     if target.chip.compiled:
-        made = compiled(config, spec, target, sizes, batch, remat)
+        record = about | compiled(config, spec, target, sizes, batch, remat)
     else:
-        held = {"parameters": guess.parameters, "state": guess.state, "temporaries": guess.temporaries}
-        made: Record = {
+        held = {name: getattr(guess, name) for name in ("parameters", "state", "temporaries", "peak")}
+        record = about | {
             "source": "arithmetic",
             "assumed": target.chip.assumed,
-            "bytes": held | {"peak": guess.peak},
+            "bytes": held,
             "flops": guess.flops,
             "moved": guess.memory_bytes,
             "sent": {"all": guess.sent},
-            "fits": guess.peak <= 0.92 * target.memory,
+            "overrun": guess.peak - 0.92 * target.memory,
         }
-        made |= {} if made["fits"] else {"overrun": guess.peak - 0.92 * target.memory}
-    record = about | made
+    record["fits"] = record["overrun"] <= 0
     if record["fits"]:
+        del record["overrun"]
         record |= _times(config, record, target)
     else:
         record["remedies"] = remedies(config, spec, target, sizes, batch, remat, record["overrun"])
@@ -130,28 +142,25 @@ def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, ba
         overrun = overrun_of(str(error))
         if overrun is None:
             raise ValueError(f"{target.topology}: the compiler failed: {str(error).splitlines()[0][:300]}") from error
-        found |= {"fits": False, "overrun": overrun}
+        found["overrun"] = overrun
     else:
         memory = executable.memory_analysis()
         try:
             sent = collectives_of(executable.as_text() or "", target.devices)
         except jax.errors.JaxRuntimeError:  # the compiler cannot print what it made, as XLA at times
             sent = Collectives({"by arithmetic": estimate(config, spec, mesh, batch, remat).sent}, {})
-        peak = peak_of(memory)
+        peak = program_bytes(memory)
         found["bytes"] |= {"temporaries": memory.temp_size_in_bytes, "peak": peak}
-        found |= {"sent": sent.bytes, "largest": sent.largest, "fits": peak <= target.memory}
-        if not found["fits"]:
-            found["overrun"] = peak - target.memory
+        found |= {"sent": sent.bytes, "largest": sent.largest, "overrun": peak - target.memory}
     found["compile_seconds"] = time.perf_counter() - start
     if config.cache:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        write_atomically(path, json.dumps(found).encode(), partial=partial)
+        write_atomically(path, json.dumps(found).encode(), partial=path.with_suffix(f".{os.getpid()}.partial"))
     return found
 
 
 def work_of_device(jaxpr: Any, spec: LlamaSpec, mesh: Mesh) -> dict[str, float]:
-    """Return the operations of one device, and the bytes that its products read and write.
+    """Count the operations of one device, and the bytes that its products read and write.
 
     Along `expert`, devices share the products of experts, and each does all of the rest for itself.
     """
@@ -164,29 +173,17 @@ def work_of_device(jaxpr: Any, spec: LlamaSpec, mesh: Mesh) -> dict[str, float]:
     return {"flops": flops / alone, "moved": weights / tensor + others / alone}
 
 
-def peak_of(memory: Any) -> int:
-    """Return the most bytes that a program holds on one device, from the compiler's analysis of it.
-
-    Its own `peak_memory_in_bytes` is the same to 1 % on a TPU, and on a CPU leaves temporaries out.
-    """
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return held + memory.temp_size_in_bytes
-
-
 def _times(config: PlanConfig, record: Record, target: Target) -> Record:
-    """Return the roofline of a step, and of the whole text."""
-    chip = target.chip
-    rates = {"compute": chip.flops, "memory": chip.bandwidth, "links": chip.link}
-    amounts = {"compute": record["flops"], "memory": record["moved"], "links": sum(record["sent"].values())}
-    seconds = {name: amounts[name] / rates[name] * chip.devices for name in rates}
+    """Compute the roofline of a step, and of the whole text."""
+    guess = Estimate(0, 0, 0, record["flops"], record["moved"], sum(record["sent"].values()))
+    seconds = guess.seconds(target)
     bound = max(seconds, key=lambda name: seconds[name])
     step, steps = seconds[bound], -(-config.examples // record["batch"])
-    tokens = record["batch"] * config.length
     return {
         "seconds": seconds,
         "bound": bound,
         "step_seconds": step,
-        "tokens_per_second": tokens / step,
+        "tokens_per_second": record["batch"] * config.length / step,
         "steps": steps,
         "total_seconds": steps * step,
         "chip_hours": steps * step * target.chips / 3600,
@@ -232,17 +229,17 @@ def remedies(
 
 
 def overrun_of(message: str) -> float | None:
-    """Return by how many bytes a program exceeds the memory, from the compiler's message; None if it does not say.
+    """Read the bytes by which a program exceeds the memory off the compiler's message; None if it does not say.
 
     >>> overrun_of("Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.") / 2**30
     4.75
     """
-    units: dict[str, float] = dict(zip(("", "K", "M", "G", "T"), (1024.0**power for power in range(5)), strict=True))
-    if found := re.search(r"[Ee]xceed\w* hbm capacity by ([\d.]+)([KMGT]?)", message):
-        return float(found[1]) * units[found[2]]
-    if found := re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message):
-        return float(found[1]) * units[found[2]] - float(found[3]) * units[found[4]]
-    return None
+    size = r"([\d.]+)([KMGT]?)"
+    said = re.search(rf"[Ee]xceed\w* hbm capacity by {size}|\({size}\) exceeds available HBM \({size}\)", message)
+    if said is None:
+        return None
+    amounts = [float(number) * 1024.0 ** " KMGT".index(unit or " ") for number, unit in re.findall(size, said[0])]
+    return amounts[0] - sum(amounts[1:])
 
 
 LIBTPU = "libtpu>=0.0.52"
@@ -250,7 +247,7 @@ LIBTPU = "libtpu>=0.0.52"
 
 
 def _devices(target: Target) -> Any:
-    """Return the devices of a machine that is not there, as the compiler describes them."""
+    """Describe the devices of a machine that is not there, as the compiler describes them."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
@@ -270,7 +267,86 @@ def _devices(target: Target) -> Any:
 
 
 def cache_directory() -> Path:
-    """Return where plans are kept: SAAP_CACHE, or else the user's cache directory."""
+    """Tell where plans are kept: SAAP_CACHE, or else the user's cache directory."""
     if given := os.environ.get("SAAP_CACHE"):
         return Path(given) / "plans"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saap_jax" / "plans"
+
+
+# --- the search over machines ----------------------------------------------------------------------
+
+
+class Way(NamedTuple):
+    """A way to use a machine."""
+
+    mesh: Mesh
+    batch: int
+    remat: Remat
+
+
+def ways(config: PlanConfig, spec: LlamaSpec, target: Target) -> list[Way]:
+    """List the ways that may fit by arithmetic, from the fastest a token."""
+    remats: tuple[Remat, ...] = ("none", "dots", "full") if config.task != "evaluate" else ("none",)
+    found = []
+    for mesh, rows, remat in itertools.product(meshes(target.devices, spec), ROWS, remats):
+        batch = rows * mesh[0] * mesh[1]
+        if rows > 1 and batch > config.examples:
+            continue
+        guess = estimate(config, spec, mesh, batch, remat)
+        if guess.peak <= SLACK * target.memory:
+            # Ties by the whole of the work, and by memory: of equal ways the one that surely fits.
+            seconds = guess.seconds(target)
+            key = (max(seconds.values()) / batch, sum(seconds.values()) / batch, guess.peak)
+            found.append((key, Way(mesh, batch, remat)))
+    return [way for _, way in sorted(found)]
+
+
+def search(
+    config: PlanConfig,
+    spec: LlamaSpec,
+    target: Target,
+    *,
+    enough: int = TRIES,
+    progress: Callable[[Iterable[Target]], Iterator[Target]] = iter,
+    plan: Callable[..., Record] = plan_one,
+) -> tuple[Record | None, list[Record]]:
+    """Find the best plan on the smallest machine of the target's kind that the job fits; return it and all tried.
+
+    None for the plan where no machine is large enough. With `enough` plans that fit, no further ones of a machine are
+    made.
+    """
+    tried: list[Record] = []
+    for machine in progress(targets(target.chip)):
+        made = plans_on(config, spec, machine, enough=enough, plan=plan)
+        tried += made
+        if best := fastest(made):
+            return best, tried
+    return None, tried
+
+
+def plans_on(
+    config: PlanConfig, spec: LlamaSpec, machine: Target, *, enough: int = TRIES, plan: Callable[..., Record] = plan_one
+) -> list[Record]:
+    """Plan for a machine until `enough` plans fit: the ways that are fastest by arithmetic and, if none of them fits,
+    those that need the least memory."""
+    choices = ways(config, spec, machine)
+    smallest = sorted(choices, key=lambda way: estimate(config, spec, way.mesh, way.batch, way.remat).peak)
+    made: list[Record] = []
+    for way in dict.fromkeys([*choices[:TRIES], *smallest[:TRIES]]):
+        fit = sum(record["fits"] for record in made)
+        if fit >= enough or (fit and way not in choices[:TRIES]):
+            break
+        made.append(plan(config, spec, machine, way.mesh, way.batch, way.remat) | {"way": list(way)})
+    return made
+
+
+def fastest(plans: Iterable[Record]) -> Record | None:
+    """Find the plan that takes the least time a row, of those that fit."""
+    fit = (record for record in plans if record["fits"])
+    return min(fit, key=lambda record: record["step_seconds"] / record["batch"], default=None)
+
+
+def settings_of(record: Record) -> str:
+    """Write the options that make `saap plan` (and the command itself) use the machine in a plan's way."""
+    mesh = " ".join(f"--mesh.{axis} {size}" for axis, size in record["mesh"].items())
+    return f"{mesh} --batch {record['batch']} --remat {record['remat']}"

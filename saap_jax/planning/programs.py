@@ -40,15 +40,15 @@ class Program(NamedTuple):
 
 
 def program_of(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
-    """Return the program that a task runs over and over, for one batch."""
-    return {"score": _score, "evaluate": _evaluate, "recover": _recover}[config.task](
-        config, spec, layout, batch, remat
-    )
-
-
-def _score(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
+    """Build the program that a task runs over and over, for one batch."""
+    if config.task == "recover":
+        return _recover(config, spec, layout, batch, remat)
     plain = abstract_llama(spec, jnp.dtype(config.dtype))
-    model = placed(plain, layout)
+    model, read = placed(plain, layout), batch * config.length
+    gates = {name: _whole(layout, units.shape) for name, units in existing_units(model.segments).items()}
+    tokens, mask = (_batch(layout, (batch, config.length), kind) for kind in (jnp.int32, jnp.bool_))
+    if config.task == "evaluate":
+        return Program(lambda: loss_step.trace(model, tokens, mask, gates), model, {}, read)
     needs = union_of_needs(make_estimator(name) for name in config.estimators)
     if apart := ", ".join(need.name for need in sorted(needs) if need.step):
         raise ValueError(f"estimators: expected none that needs {apart}, whose passes are not planned for")
@@ -57,47 +57,34 @@ def _score(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, rema
         need: placed(jax.eval_shape(lambda model, need=need: need.init(model, Plan(examples)), plain), layout)
         for need in sorted(needs)
     }
-    tokens, mask = (_batch(layout, (batch, config.length), kind) for kind in (jnp.int32, jnp.bool_))
-    losses, position = _whole(layout, (examples,), jnp.float32), _whole(layout, (), jnp.int32)
+    losses, position = _whole(layout, (examples,)), _whole(layout, (), jnp.int32)
 
     def trace() -> Any:
-        return observe_step.trace(
-            model, state, losses, tokens, mask, position, _gates(model, layout), needs=needs, remat=remat
-        )
+        return observe_step.trace(model, state, losses, tokens, mask, position, gates, needs=needs, remat=remat)
 
-    return Program(trace, model, state, batch * config.length)
-
-
-def _evaluate(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
-    model = placed(abstract_llama(spec, jnp.dtype(config.dtype)), layout)
-    tokens, mask = (_batch(layout, (batch, config.length), kind) for kind in (jnp.int32, jnp.bool_))
-    return Program(
-        lambda: loss_step.trace(model, tokens, mask, _gates(model, layout)), model, {}, batch * config.length
-    )
+    return Program(trace, model, state, read)
 
 
 def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
     method = method_of(config, spec)
-    model, trainable = abstract_llama(spec, jnp.dtype(config.dtype)), nnx.Param
+    model, trainable, group = abstract_llama(spec, jnp.dtype(config.dtype)), nnx.Param, None
     if config.method == "groupwise":
-        model = abstract_quantized(model, Quantization(method.bits, method.group_size, method.matrices), "model")
+        group = method.group_size
+        model = abstract_quantized(model, Quantization(method.bits, group, method.matrices), "model")
     if config.method != "full":
-        group = method.group_size if config.method == "groupwise" else None
+        options = {"rank": method.rank, "scale": method.scale, "matrices": method.matrices, "group_size": group}
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            model = adapted(
-                model,
-                jax.random.key(0),
-                rank=method.rank,
-                scale=method.scale,
-                matrices=method.matrices,
-                group_size=group,
-            )
+            model = adapted(model, jax.random.key(0), **options)
         trainable = AdapterParam
-    model = placed(model, layout)
-    trained, frozen = split(model, trainable)
-    trained = jax.tree.map(lambda x: _like(x, jnp.float32), trained)
+    trained, frozen = split(placed(model, layout), trainable)
+    trained = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trained)
     schedule, objective = Schedule(), Objective(compute=config.dtype, remat=remat)
-    state = State(trained, _moments(trained, schedule, layout), _whole(layout, (), jnp.int32))
+    places = {leaf.shape: leaf.sharding for leaf in reversed(jax.tree.leaves(trained))}  # each moment where its own is
+    moments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(x.shape, _everywhere(layout))),
+        jax.eval_shape(optimizer_of(schedule).init, trained),
+    )
+    state = State(trained, moments, _whole(layout, (), jnp.int32))
     shape = (1, batch, config.length)
     rows = Packed(*(_batch(layout, shape, kind) for kind in (jnp.int32, jnp.int32, jnp.int32, jnp.bool_)))
 
@@ -106,44 +93,28 @@ def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, re
             state, frozen.parameters, None, rows, graph=frozen.graph, objective=objective, schedule=schedule
         )
 
-    return Program(trace, (trained, frozen.parameters), state.optimizer, batch * config.length)
+    return Program(trace, (trained, frozen.parameters), moments, batch * config.length)
 
 
 def placed(tree: Any, layout: Layout) -> Any:
-    """Return abstract arrays with their places: parameters by the rules, all else on every device."""
+    """Say where abstract arrays lie: parameters by the rules, all else on every device."""
 
     def variable(leaf: Any) -> Any:
-        if isinstance(leaf, nnx.Variable):
-            value = leaf.get_value()
-            if tuple(value.shape):
-                [place] = jax.tree.leaves(shardings(leaf, layout))
-                return leaf.replace(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=place))
-            return leaf.replace(_whole(layout, (), value.dtype))
-        return _whole(layout, tuple(leaf.shape), leaf.dtype)
+        if not isinstance(leaf, nnx.Variable):
+            return _whole(layout, tuple(leaf.shape), leaf.dtype)
+        value = leaf.get_value()
+        [place] = jax.tree.leaves(shardings(leaf, layout)) if value.shape else [_everywhere(layout)]
+        return leaf.replace(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=place))
 
     return jax.tree.map(variable, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def _like(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+def _everywhere(layout: Layout) -> NamedSharding:
+    return NamedSharding(layout.mesh, PartitionSpec())
 
 
-def _moments(trained: Any, schedule: Schedule, layout: Layout) -> Any:
-    """Return the optimiser's abstract state, each moment where its parameter is."""
-    places = {}
-    for leaf in jax.tree.leaves(trained):
-        places.setdefault(leaf.shape, leaf.sharding)
-    whole = NamedSharding(layout.mesh, PartitionSpec())
-    state = jax.eval_shape(optimizer_of(schedule).init, trained)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(x.shape, whole)), state)
-
-
-def _gates(model: Any, layout: Layout) -> Any:
-    return {name: _whole(layout, units.shape, jnp.float32) for name, units in existing_units(model.segments).items()}
-
-
-def _whole(layout: Layout, shape: tuple[int, ...], dtype: Any) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(layout.mesh, PartitionSpec()))
+def _whole(layout: Layout, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=_everywhere(layout))
 
 
 def _batch(layout: Layout, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -153,7 +124,7 @@ def _batch(layout: Layout, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def of_experts(spec: LlamaSpec) -> Callable[[Any], bool]:
-    """Return what says of a product or kernel of a program whether devices along `expert` share its work.
+    """Make what says of a product or kernel of a program whether devices along `expert` share its work.
 
     They share what has experts and their channels among its axes, two or flat. A kernel is counted once a device, as if
     they shared it.
@@ -171,7 +142,7 @@ def of_experts(spec: LlamaSpec) -> Callable[[Any], bool]:
 
 
 def weight_sizes(spec: LlamaSpec) -> frozenset[int]:
-    """Return the numbers of elements of a layer's matrices and of the embedding."""
+    """Collect the numbers of elements of a layer's matrices and of the embedding."""
     sizes = {spec.vocab * spec.embed}
     for widths in set(spec.layers):
         kv = spec.embed * widths.kv_heads * spec.head_dim

@@ -15,8 +15,7 @@ from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.estimate import estimate
 from saap_jax.planning.models import spec_of
-from saap_jax.planning.plan import _devices, plan_one
-from saap_jax.planning.search import search
+from saap_jax.planning.plan import _devices, plan_one, search
 from saap_jax.runtime.mesh import layout_of
 from saap_jax.types import AttentionPath
 

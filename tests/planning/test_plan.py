@@ -20,9 +20,8 @@ from saap_jax.llama.quantized import MATRICES
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.estimate import estimate, meshes
 from saap_jax.planning.models import KNOWN, spec_of
-from saap_jax.planning.plan import LIBTPU, overrun_of, plan_one, remedies, work_of_device
+from saap_jax.planning.plan import LIBTPU, overrun_of, plan_one, remedies, search, settings_of, ways, work_of_device
 from saap_jax.planning.programs import program_of
-from saap_jax.planning.search import search, settings_of, ways
 from saap_jax.runtime.mesh import layout_of
 from saap_jax.structures import count_parameters
 

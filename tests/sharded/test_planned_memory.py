@@ -18,7 +18,7 @@ import jax, numpy as np
 from saap_jax.config.use import PlanConfig
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.planning.plan import peak_of
+from saap_jax.evaluation.cost import program_bytes
 from saap_jax.planning.programs import program_of
 from saap_jax.runtime.mesh import layout_of
 
@@ -45,7 +45,7 @@ arrays = [
 arguments, named = jax.tree.unflatten(compiled.in_tree, arrays)
 Path("/proc/self/clear_refs").write_text("5")
 out = jax.block_until_ready(compiled(*arguments, **named))
-print(json.dumps([4 * peak_of(compiled.memory_analysis()), status("VmHWM") - before]))
+print(json.dumps([4 * program_bytes(compiled.memory_analysis()), status("VmHWM") - before]))
 """
 
 
