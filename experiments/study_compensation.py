@@ -27,7 +27,7 @@ from saap_jax.steps.repair.bias import Bias
 from saap_jax.steps.repair.least_squares import LeastSquares
 from saap_jax.steps.repair.repair import OutputRepair
 from saap_jax.steps.run import Runner
-from saap_jax.subjects.opened import subject_of
+from saap_jax.subjects.llama import subject_of
 from saap_jax.surgery.compensation import compensate
 from saap_jax.types import STRUCTURES, Keep
 

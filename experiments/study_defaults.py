@@ -29,7 +29,7 @@ from saap_jax.llama.segments import masks
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.steps.chain import parse
 from saap_jax.steps.run import Runner
-from saap_jax.subjects.opened import subject_of
+from saap_jax.subjects.llama import subject_of
 from saap_jax.types import STRUCTURES
 
 RATIOS = (0.2, 0.5)

@@ -43,7 +43,7 @@ from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.steps.chain import parse
 from saap_jax.steps.run import Runner
-from saap_jax.subjects.opened import subject_of
+from saap_jax.subjects.llama import subject_of
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES, Keep
 

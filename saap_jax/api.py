@@ -23,7 +23,7 @@ from saap_jax.steps.score import calibrate as calibration
 from saap_jax.steps.score.calibrate import Calibrated, Wanted
 from saap_jax.steps.score.score import Score
 from saap_jax.subjects.base import Examples, Subject
-from saap_jax.subjects.opened import subject_of
+from saap_jax.subjects.llama import subject_of
 from saap_jax.trace.problem import Problem
 from saap_jax.types import Keep, Scores
 

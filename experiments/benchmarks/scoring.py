@@ -148,7 +148,7 @@ def jax_jobs(arguments: argparse.Namespace) -> dict[str, Job]:
         options = {"batch_size": arguments.batch, "remat": arguments.remat}
         try:
             from saap_jax.steps.score.calibrate import Wanted, calibrate
-            from saap_jax.subjects.opened import subject_of
+            from saap_jax.subjects.llama import subject_of
         except ModuleNotFoundError:  # `--before` names a checkout from before methods were chains
             from saap_jax.api import calibrate
 

@@ -220,7 +220,7 @@ class Evaluator:
     def record(self, name: str, about: Row, measured: Row) -> Row:
         """Add a record to the run, unless it holds the same, and return it."""
         keep = self.keeps[name]
-        parameters = self.subject.remaining(keep)
+        parameters = self.subject.parameters - self.subject.removed(keep)
         if name == DENSE:
             row = {"parameters": parameters, **measured}
             self.run.update(dense=row)

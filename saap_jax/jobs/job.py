@@ -32,7 +32,7 @@ from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, step
 from saap_jax.runtime.remote import exists, is_remote
 from saap_jax.subjects.base import Examples, Subject
-from saap_jax.subjects.opened import open_subject
+from saap_jax.subjects.llama import open_subject
 
 Config = CompareConfig | FrontierConfig | SensitivityConfig | FidelityConfig | ScoreConfig
 """Of the jobs that calibrate a model of ours and keep a run."""

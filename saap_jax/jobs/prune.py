@@ -35,8 +35,7 @@ from saap_jax.runtime.remote import staged
 from saap_jax.steps.allocation.allocation import Selection, selection_of
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.run import Runner
-from saap_jax.subjects.llama import CutLlama, LlamaSubject
-from saap_jax.subjects.opened import open_subject
+from saap_jax.subjects.llama import CutLlama, LlamaSubject, open_subject
 from saap_jax.trace.subject.pruned import checked_losses, own_code
 from saap_jax.trace.subject.subject import CutTraced, TracedSubject
 

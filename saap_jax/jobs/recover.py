@@ -28,9 +28,9 @@ from saap_jax.llama.files.sources import resolve
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.files.write import check_widths, write_further
 from saap_jax.llama.generate import decoder_of
+from saap_jax.recovery.adapters import METHODS, Method
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Outcome, Step, Training, held_out_loss, steps_of, train
-from saap_jax.recovery.methods import METHODS, Method
 from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.top_k import Kept, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
@@ -274,7 +274,6 @@ def _with_top_k(config: RecoverConfig, run: RunDirectory, training: Training, de
         "k": k,
         "temperature": training.objective.temperature,
         "compute": training.objective.compute,
-        "rows of a block": kept.block_rows,
     }
     with run.stage("top-k logits") as stage:
         stage.tokens += keep_top_k(kept, dense, training.rows, training.objective, about, track=track)

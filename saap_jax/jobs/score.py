@@ -19,7 +19,7 @@ from saap_jax.steps.chain import steps_of
 from saap_jax.steps.score.calibrate import Calibrated, Plan
 from saap_jax.steps.score.score import Score
 from saap_jax.subjects.base import Subject
-from saap_jax.subjects.opened import open_subject
+from saap_jax.subjects.llama import open_subject
 
 SCORED = Ending(further=("scores.npz", "stability.npz"))
 

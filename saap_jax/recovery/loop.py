@@ -25,8 +25,8 @@ from saap_jax.recovery.train import (
     State,
     held_out_step,
     join,
+    learning_rate_of,
     microbatches,
-    rate_at,
     start,
     train_step,
 )
@@ -109,8 +109,14 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
     batches = feed(training.rows, batch_size=plan.batch_size, epochs=plan.epochs, seed=plan.seed)
     progress: dict[str, Any] = {"best_step": None, "best_loss": None, "waited": 0, **training.about}
     if (latest := checkpoints.latest) is not None:
-        _check_same(training.about, checkpoints.progress(latest), latest)
-        state, progress = checkpoints.read(latest, state)
+        progress = checkpoints.progress(latest)
+        differing = [f"{k} {progress.get(k)} -> {v}" for k, v in training.about.items() if progress.get(k) != v]
+        if differing:
+            raise ValueError(
+                f"checkpoint {latest} is of another training: {some(differing, 3)}; start anew with --overwrite, or "
+                "choose another --name"
+            )
+        state = checkpoints.read(latest, state)
         batches.set_state(progress["iterator"])
     step, places = int(state.step), places_of(state)
     while step < schedule.steps and not (plan.patience and progress["waited"] >= plan.patience):
@@ -124,11 +130,13 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
                 graph=frozen.graph, objective=training.objective, schedule=schedule, places=places,
             )  # fmt: skip
         if not bool(measured.finite):
-            what = "gradient" if math.isfinite(float(measured.loss)) else "loss"
-            raise _not_finite(training, checkpoints, state, batch, what, progress | {"iterator": place})
+            if checkpoints.latest != step:
+                checkpoints.save(state, progress | {"iterator": place}, None)
+            checkpoints.wait()
+            raise _not_finite(training, state, batch, "gradient" if math.isfinite(float(measured.loss)) else "loss")
         told = Step(
             step + 1, float(measured.loss), float(measured.divergence), float(measured.distance), float(measured.norm),
-            rate_at(schedule, step), int((batch["segments"] > 0).sum()), time.perf_counter() - began,
+            float(learning_rate_of(schedule)(step)), int((batch["segments"] > 0).sum()), time.perf_counter() - began,
         )  # fmt: skip
         step += 1
         if step % plan.check_every == 0 or step == schedule.steps:
@@ -145,7 +153,7 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
     best, trained = progress["best_step"], state.trained
     if best is not None and best != step:
         checkpoints.wait()
-        trained = checkpoints.read(best, state).state.trained
+        trained = checkpoints.read(best, state).trained
     return Outcome(trained, step, best, progress["best_loss"], step < schedule.steps)
 
 
@@ -166,63 +174,19 @@ def held_out_loss(trained: Parameters, training: Training) -> float | None:
     return total / count
 
 
-def _check_same(about: dict[str, Any], saved: dict[str, Any], step: int, at_most: int = 3) -> None:
-    """Raise ValueError where a checkpoint is of another training, with what differs."""
-    differing = [f"{key} {saved.get(key)} -> {value}" for key, value in about.items() if saved.get(key) != value]
-    if differing:
-        raise ValueError(
-            f"checkpoint {step} is of another training: {some(differing, at_most)}; start anew with --overwrite, or "
-            "choose another --name"
-        )
-
-
-def _not_finite(
-    training: Training,
-    checkpoints: Checkpoints,
-    state: State,
-    batch: dict[str, np.ndarray],
-    what: str,
-    progress: dict[str, Any],
-) -> NotFiniteError:
-    """Save the state before the step, and make what is to be said."""
-    step, place = int(state.step) + 1, [int(row) for row in batch["row"] if row >= 0]
-    if checkpoints.latest != int(state.step):
-        checkpoints.save(state, progress, None)
-    checkpoints.wait()
-    names = [name for row in place for name in training.rows.names[row]]
-    return NotFiniteError(
-        f"training: the {what} of step {step} is not finite, on the rows {some([*map(str, place)], 8)} "
-        f"({some(names, 3)}); the state before it is saved as checkpoint {step - 1}. Likely cause: "
-        f"{_likely_cause(state, training, batch)}"
+def _not_finite(training: Training, state: State, batch: dict[str, np.ndarray], what: str) -> NotFiniteError:
+    """Make what is to be said of a step that could not be made; `state` is the one before it."""
+    step, rows = int(state.step) + 1, [int(row) for row in batch["row"] if row >= 0]
+    names = [name for row in rows for name in training.rows.names[row]]
+    cause = "its activations or its gradient overflow; lower training.learning_rate" + (
+        "" if training.objective.compute == "float32" else ", or pass --training.compute float32"
     )
-
-
-def _likely_cause(state: State, training: Training, batch: dict[str, np.ndarray]) -> str:
-    """Find by trying why a loss or a gradient is not finite, and what to do; `state` is the one before the step."""
-    frozen, objective = training.frozen, training.objective
-    for what, tree in (("the model", join(state.trained, frozen)), ("the dense model", frozen.teacher)):
+    model = join(state.trained, training.frozen)
+    for whose, tree in (("the model", model), ("the dense model", training.frozen.teacher)):
         if (place := first_not_finite(tree)) is not None:
-            return f"{what} has numbers that are not finite, in {place}; load, or prune, another model"
-    parts = microbatches(batch, training.plan.microbatch, state.trained)
-
-    def finite(objective: Objective) -> bool:
-        losses = [
-            held_out_step(
-                state.trained,
-                frozen.parameters,
-                jax.tree.map(lambda x, place=place: x[place], parts),
-                graph=frozen.graph,
-                objective=objective,
-            )[0]
-            for place in range(len(parts.tokens))
-        ]
-        return bool(np.isfinite(losses).all())
-
-    if finite(objective):
-        return "the loss is finite and its gradient overflows; lower training.learning_rate, or training.clip"
-    if objective.compute != "float32" and finite(objective._replace(compute="float32")):
-        return (
-            f"{objective.compute} is too narrow for this model, whose loss is finite in float32; pass "
-            "--training.compute float32"
-        )
-    return "the model's activations overflow after the steps so far; lower training.learning_rate"
+            cause = f"{whose} has numbers that are not finite, in {place}; load, or prune, another model"
+            break
+    return NotFiniteError(
+        f"training: the {what} of step {step} is not finite, on the rows {some([*map(str, rows)], 8)} "
+        f"({some(names, 3)}); the state before it is saved as checkpoint {step - 1}. Likely cause: {cause}"
+    )

@@ -18,16 +18,13 @@ from saap_jax.llama.model import Llama
 from saap_jax.llama.product import Weight, check_plain, inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantized, pack, with_matrices
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.recovery.adapters import check_no_experts
 from saap_jax.runtime.gather import fetched
 
 Rounding = Literal["nearest", "search"]
 """How a group is rounded: to a grid from its least to its largest weight, or to the best of some narrower grids."""
 
-SHRINK = 24
-"""Grids that `search` tries, from the whole range of a group down to `LEAST` of it."""
-
-LEAST = 0.5
+SHRINK, LEAST = 24, 0.5
+"""Grids that `search` tries, from the whole range of a group down to this share of it."""
 
 _FEWEST, _ROWS = 2**8, 2**15
 """Groups that are quantised at once, a power of two: 4 MiB of floats with 32 weights each; few programs for all."""
@@ -121,7 +118,13 @@ def searched(rows: Float[Array, "rows group"], levels: int) -> Fitted:
     def better(index: Array, best: tuple[Fitted, Array]) -> tuple[Fitted, Array]:
         share = 1 - (1 - LEAST) * index.astype(rows.dtype) / (SHRINK - 1)
         cut = (1 - share) / 2 * (high - low)
-        fitted = _refitted(rows, _on_grid(rows, low + cut, share * (high - low) / levels, levels)[0])
+        q = _on_grid(rows, low + cut, share * (high - low) / levels, levels)[0]
+        real = q.astype(rows.dtype)
+        middle, mean = jnp.mean(real, axis=1), jnp.mean(rows, axis=1)
+        centred = real - middle[:, None]
+        variance = jnp.sum(jnp.square(centred), axis=1)
+        scale = jnp.sum(centred * rows, axis=1) / jnp.where(variance > 0, variance, 1)
+        fitted = q, scale, mean - scale * middle
         wrong = error(fitted)
         less = wrong < best[1]
         q = jnp.where(less[:, None], fitted[0], best[0][0])
@@ -138,13 +141,13 @@ def _on_grid(rows: Array, low: Array, scale: Array, levels: int) -> Fitted:
     return q.astype(jnp.int32), scale, low
 
 
-def _refitted(rows: Array, q: Array) -> Fitted:
-    real = q.astype(rows.dtype)
-    middle, mean = jnp.mean(real, axis=1), jnp.mean(rows, axis=1)
-    centred = real - middle[:, None]
-    variance = jnp.sum(jnp.square(centred), axis=1)
-    scale = jnp.sum(centred * rows, axis=1) / jnp.where(variance > 0, variance, 1)
-    return q, scale, mean - scale * middle
+def check_no_experts(spec: LlamaSpec, matrices: tuple[str, ...]) -> None:
+    """Raise ValueError for matrices of experts, of which each would have to have an adapter, or scales, of its own."""
+    if spec.constants.traits.experts and (own := [name for name in matrices if MATRICES[name] == "mlp"]):
+        raise ValueError(
+            f"matrices: expected those of attention in a {spec.constants.family}, got {', '.join(own)} of its experts; "
+            "give --method.matrices query key value output, or --method.name full"
+        )
 
 
 def check_group_size(spec: LlamaSpec, bits: int, group_size: int, matrices: tuple[str, ...] = tuple(MATRICES)) -> None:
@@ -163,16 +166,14 @@ def check_group_size(spec: LlamaSpec, bits: int, group_size: int, matrices: tupl
             f"group_size: expected a divisor of the width of the residual stream, {spec.embed}, got {group_size}"
         )
     for layer, widths in enumerate(spec.layers):
-        each = widths.q_per_kv * spec.head_dim
-        if "output" in matrices and widths.kv_heads * each % group_size:
-            least = math.lcm(group_size, each) // each
-            raise ValueError(
-                f"group_size: layer {layer} has {widths.kv_heads} x {each} inputs of its attention output, no multiple "
-                f"of {group_size}; prune within(multiple_of={{attention: {least}}}), or leave output out "
-                "of the matrices"
-            )
-        if "down" in matrices and widths.mlp % group_size:
-            raise ValueError(
-                f"group_size: layer {layer} has {widths.mlp} MLP channels, no multiple of {group_size}; prune "
-                f"within(multiple_of={{mlp: {group_size}}}), or leave down out of the matrices"
-            )
+        head = widths.q_per_kv * spec.head_dim
+        for matrix, structure, units, each in (
+            ("output", "attention", widths.kv_heads, head),
+            ("down", "mlp", widths.mlp, 1),
+        ):
+            if matrix in matrices and units * each % group_size:
+                raise ValueError(
+                    f"group_size: layer {layer} has {units} x {each} inputs of {matrix}, no multiple of {group_size}; "
+                    f"prune within(multiple_of={{{structure}: {math.lcm(group_size, each) // each}}}), or leave "
+                    f"{matrix} out of the matrices"
+                )

@@ -1,18 +1,18 @@
 """A teacher's likeliest tokens on disk, made once before a training that then does without the teacher.
 
-`about.json` says what they were made of. Beside it are blocks of the rows that are trained on, in the text's order:
+`about.json` says what they were made of. Beside it, of the rows that are trained on, in the text's order, lie:
 
-| file            | type    | shape                    |                                                       |
-|-----------------|---------|--------------------------|-------------------------------------------------------|
-| `N.indices.npy` | int32   | `[rows, seq - 1, k]`     | the k likeliest tokens behind each token but the last |
-| `N.masses.npy`  | float32 | `[rows, seq - 1, k + 1]` | log p of each at the temperature, and of all others   |
+| file          | type    | shape                    |                                                       |
+|---------------|---------|--------------------------|-------------------------------------------------------|
+| `indices.npy` | int32   | `[rows, seq - 1, k]`     | the k likeliest tokens behind each token but the last |
+| `masses.npy`  | float32 | `[rows, seq - 1, k + 1]` | log p of each at the temperature, and of all others   |
 
-The others have no bucket where k is the whole vocabulary. Blocks are written whole or not at all, so what was killed
-goes on with the first block that is not there; rows are read where they lie, by memory maps.
+The others have no bucket where k is the whole vocabulary. Rows are read where they lie, by memory maps.
 """
 
+import contextlib
 import functools
-import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,17 +29,14 @@ from saap_jax.llama.model import Llama
 from saap_jax.llama.packed import packed_hidden
 from saap_jax.recovery.objective import Objective, Packed, TopK, cast, masses_of
 from saap_jax.runtime.constraints import batch_shards, in_force, on_mesh_of, vocab_shards
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import encoded, read_json, write_atomically
 from saap_jax.runtime.gather import fetched, first_not_finite
 from saap_jax.runtime.mesh import shard
-from saap_jax.runtime.processes import barrier, broadcast
+from saap_jax.runtime.processes import barrier, broadcast, is_primary
 from saap_jax.runtime.progress import Track, quiet
 
-BLOCK = 2**25
-"""Bytes of a block, about: what is in memory before it is written, and made again after a kill."""
-
-_DAMAGED = (OSError, ValueError, EOFError, SyntaxError)
-"""What numpy raises for a file that is missing, cut short or none of its own."""
+_WHOLE = "the dense model's likeliest tokens (remove the directory, and the same command makes them again)"
 
 
 class Kept(NamedTuple):
@@ -56,81 +53,33 @@ class Kept(NamedTuple):
     """Rows that the teacher reads at once."""
 
     @property
-    def files(self) -> dict[str, tuple[int, Any]]:
-        """The arrays: numbers a token, and their type."""
-        buckets = self.k + (self.k < self.vocab)
-        return {"indices": (self.k, np.int32), "masses": (buckets, np.float32)}
-
-    @property
-    def row_bytes(self) -> int:
-        return self.before * sum(count * np.dtype(dtype).itemsize for count, dtype in self.files.values())
+    def files(self) -> dict[str, tuple[tuple[int, int, int], Any]]:
+        """Shape and type of each array."""
+        sizes = {"indices": (self.k, np.int32), "masses": (self.k + (self.k < self.vocab), np.float32)}
+        return {name: ((len(self.rows), self.before, count), dtype) for name, (count, dtype) in sizes.items()}
 
     @property
     def nbytes(self) -> int:
         """What they take on disk, beside a header of 128 bytes a file."""
-        return len(self.rows) * self.row_bytes
+        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.files.values())
 
-    @property
-    def block_rows(self) -> int:
-        """Rows of each block but the last."""
-        return self.batch * max(1, BLOCK // (self.batch * self.row_bytes))
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks there are."""
-        return -(-len(self.rows) // self.block_rows)
-
-    def numbers(self, block: int) -> Int32[np.ndarray, "some"]:
-        """List the numbers of the rows of a block."""
-        return self.rows[block * self.block_rows :][: self.block_rows]
-
-    def path(self, block: int, name: str) -> Path:
-        """Name the file of an array of a block."""
-        return self.directory / f"{block:06}.{name}.npy"
-
-    def has(self, block: int) -> bool:
-        """Say whether a block is there, of the types and sizes that it has to have."""
-        return all(self._map(block, name) is not None for name in self.files)
-
-    def of(self, rows: Int[np.ndarray, "batch"]) -> tuple[np.ndarray, np.ndarray]:
-        """Read what is known of rows; those numbered -1, which are padding, are any row.
-
-        Returns:
-            The fields of `TopK`: indices `[batch, seq - 1, k]` and masses `[batch, seq - 1, buckets]`.
+    def of(self, rows: Int[np.ndarray, "batch"]) -> list[np.ndarray]:
+        """Read what is known of rows, the fields of `TopK`; those numbered -1, which are padding, are any row.
 
         Raises:
             ValueError: a file is missing or damaged.
         """
-        places = np.searchsorted(self.rows, np.where(rows < 0, self.rows[0], rows))
-        indices, masses = (
-            np.stack([self._row(*divmod(int(place), self.block_rows), name) for place in places]) for name in self.files
-        )
-        if indices.min() < 0 or indices.max() >= self.vocab or not np.isfinite(masses).all():
-            raise ValueError(
-                f"{self.directory}: expected tokens of a vocabulary of {self.vocab} and finite numbers for the rows "
-                f"{rows.tolist()}, found others; the files were changed or damaged: remove the directory, and the same "
-                "command makes them again"
-            )
-        return indices, masses
-
-    def _row(self, block: int, row: int, name: str) -> np.ndarray:
-        array = self._map(block, name)
-        if array is None:
-            raise ValueError(
-                f"{self.path(block, name)}: expected an array of the dense model's likeliest tokens, found none that "
-                "is whole; it was removed or damaged: the same command makes it again"
-            )
-        return array[row]
-
-    def _map(self, block: int, name: str) -> np.ndarray | None:
-        """Map an array of a block where it lies, None where it is not what it has to be."""
-        count, dtype = self.files[name]
-        try:
-            array = np.load(self.path(block, name), mmap_mode="r", allow_pickle=False)
-        except _DAMAGED:
-            return None
-        shape = (len(self.numbers(block)), self.before, count)
-        return array if isinstance(array, np.ndarray) and (array.shape, array.dtype) == (shape, dtype) else None
+        places, found = np.searchsorted(self.rows, np.where(rows < 0, self.rows[0], rows)), []
+        for name, (shape, dtype) in self.files.items():
+            path = self.directory / f"{name}.npy"
+            with reading(path, _WHOLE):
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
+                if (array.shape, array.dtype) != (shape, dtype):
+                    raise ValueError(f"{array.dtype} of shape {array.shape}, not {np.dtype(dtype)} of shape {shape}")
+                found.append(np.asarray(array[places]))
+                if name == "indices" and not (found[0].min() >= 0 and found[0].max() < self.vocab):
+                    raise ValueError(f"tokens beyond a vocabulary of {self.vocab}")
+        return found
 
 
 def keep_top_k(
@@ -142,7 +91,7 @@ def keep_top_k(
     *,
     track: Track = quiet,
 ) -> int:
-    """Make and write the likeliest tokens that are not there yet; return how many tokens the teacher read.
+    """Make and write the likeliest tokens where they are not there yet; return how many tokens the teacher read.
 
     All processes of a job have to call this; the first one writes.
 
@@ -155,39 +104,43 @@ def keep_top_k(
         ValueError: the directory holds those of something else, or the teacher's logits are not finite.
         OSError: a file cannot be written, as on a full disk.
     """
-    missing = broadcast(lambda: _missing(kept, about))
-    for block in track("keep the dense model's likeliest tokens", missing, len(missing)):
-        numbers = kept.numbers(block)
-        made = [
-            _made(kept, teacher, rows, numbers[first : first + kept.batch], objective)
-            for first in range(0, len(numbers), kept.batch)
-        ]
-        for name, parts in zip(kept.files, zip(*made, strict=True), strict=True):
-            file = io.BytesIO()
-            np.save(file, np.concatenate(parts), allow_pickle=False)
-            write_atomically(kept.path(block, name), file.getvalue())
+    if broadcast(lambda: _there(kept, about)):
+        return 0
+    partial = {name: kept.directory / f".{name}.npy.partial" for name in kept.files}
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for name, (shape, dtype) in kept.files.items() if is_primary() else ():
+            writers.append(stack.enter_context(partial[name].open("wb")))
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(writers[-1], header)
+        starts = range(0, len(kept.rows), kept.batch)
+        for start in track("keep the dense model's likeliest tokens", starts, len(starts)):
+            made = _made(kept, teacher, rows, kept.rows[start : start + kept.batch], objective)
+            for writer, array in zip(writers, made, strict=False):
+                writer.write(array.tobytes())
+    if is_primary():
+        for name, path in partial.items():
+            os.replace(path, kept.directory / f"{name}.npy")
+    write_atomically(kept.directory / "about.json", encoded(about, indent=1))
     barrier("the dense model's likeliest tokens")
-    return sum(int((rows.segments[kept.numbers(block)] >= 0).sum()) for block in missing)
+    return int((rows.segments[kept.rows] >= 0).sum())
 
 
-def _missing(kept: Kept, about: Mapping[str, Any]) -> list[int]:
-    """List the blocks that have to be made, in a directory that then says what they are of."""
+def _there(kept: Kept, about: Mapping[str, Any]) -> bool:
+    """Say whether all is there, in a directory that then is."""
     file = kept.directory / "about.json"
-    if file.exists():
-        found = read_json(file)
-        before = found if isinstance(found, dict) else {}
-        differing = [f"{key} {before.get(key)} -> {value}" for key, value in about.items() if before.get(key) != value]
-        if differing:
-            raise ValueError(
-                f"{kept.directory} holds likeliest tokens of something else: {', '.join(differing[:3])}; remove the "
-                "directory to make them again, or choose another --name"
-            )
-        return [block for block in range(kept.blocks) if not kept.has(block)]
-    kept.directory.mkdir(parents=True, exist_ok=True)
-    for path in kept.directory.glob("*.npy"):  # of what, nobody knows
-        path.unlink()
-    write_atomically(file, encoded(about, indent=1))
-    return list(range(kept.blocks))
+    if not file.exists():
+        kept.directory.mkdir(parents=True, exist_ok=True)
+        return False
+    found = read_json(file)
+    before = found if isinstance(found, dict) else {}
+    differing = [f"{key} {before.get(key)} -> {value}" for key, value in about.items() if before.get(key) != value]
+    if differing:
+        raise ValueError(
+            f"{kept.directory} holds likeliest tokens of something else: {', '.join(differing[:3])}; remove the "
+            "directory to make them again, or choose another --name"
+        )
+    return True
 
 
 def _made(kept: Kept, teacher: Llama, rows: Rows, numbers: np.ndarray, objective: Objective) -> list[np.ndarray]:
@@ -200,9 +153,7 @@ def _made(kept: Kept, teacher: Llama, rows: Rows, numbers: np.ndarray, objective
     bad = numbers[~np.isfinite(masses).all(axis=(1, 2))]
     if len(bad):
         place = first_not_finite(teacher)
-        cause = f"it has numbers that are not finite, in {place}; load another model"
-        if place is None:
-            cause = "its activations overflow; try --training.compute float32"
+        cause = f"its weights are not finite, in {place}" if place else "try --training.compute float32"
         raise ValueError(
             f"training.top_k_logits: expected finite logits of the dense model, got others on row {bad[0]} "
             f"({', '.join(rows.names[bad[0]][:3])}): {cause}"

@@ -8,8 +8,7 @@ A step whose loss or gradient is not finite changes nothing, so that what is sav
 """
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -100,7 +99,7 @@ def start(trained: Parameters, schedule: Schedule) -> State:
 
 
 @functools.cache
-def learning_rate_of(schedule: Schedule) -> optax.Schedule:
+def learning_rate_of(schedule: Schedule) -> Callable[[Any], Any]:
     """Make the learning rate as a function of the step, from 0."""
     return optax.warmup_cosine_decay_schedule(0.0, schedule.learning_rate, schedule.warmup, schedule.steps)
 
@@ -167,9 +166,8 @@ def held_out_step(
     trained: Parameters, parameters: Parameters, rows: Packed, *, graph: Any, objective: Objective
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Sum the loss of rows `[batch, seq]` in nats, and count the tokens that it predicts."""
-    sums = sums_of(
-        join(trained, Frozen(graph, parameters)), None, rows, objective._replace(distillation=0.0, hidden=0.0)
-    )
+    model = join(trained, Frozen(graph, parameters))
+    sums = sums_of(model, None, rows, objective._replace(distillation=0.0, hidden=0.0))
     return sums.loss, sums.tokens
 
 
@@ -186,11 +184,3 @@ def microbatches(
         return shard(array.reshape(-1, size, *array.shape[1:]), like, axis=1)
 
     return Packed(*(parts(batch[name]) for name in FIELDS), top=None if top is None else TopK(*map(parts, top)))
-
-
-def rate_at(schedule: Schedule, step: int) -> float:
-    """Compute the learning rate of a step, from 0."""
-    if step < schedule.warmup:
-        return schedule.learning_rate * step / schedule.warmup
-    done = min(1.0, (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup))
-    return schedule.learning_rate * (1 + math.cos(math.pi * done)) / 2

@@ -1,1 +1,1 @@
-"""What is pruned: `base` is the seam, `llama` and `traced` implement it, `opened` finds the one that is asked for."""
+"""What is pruned: `base` is the seam, `llama` implements it, and opens what is asked for; `trace.subject` too."""

@@ -21,7 +21,6 @@ from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics
 from saap_jax.runs.records import Couplings
-from saap_jax.structures.weights import Weights
 from saap_jax.surgery.corrections import Correction, Repair
 from saap_jax.types import Keep, Remat, Scores, WindowLosses
 
@@ -32,9 +31,8 @@ Progress = Callable[[Sequence[Any]], Iterator[Any]]
 """Wraps the steps of a pass, to show progress."""
 
 
-def silent(steps: Sequence[Any]) -> Iterator[Any]:
-    """Show no progress."""
-    return iter(steps)
+silent: Progress = iter
+"""Show no progress."""
 
 
 @runtime_checkable
@@ -45,15 +43,15 @@ class Objective(Protocol):
     """Number of parts that are learnt from; others are held out."""
 
     def gradient(self, gates: Scores, part: int) -> tuple[float, Scores]:
-        """Return what is lowered on a part in nats a token, and its derivative by each gate, of what is gone too."""
+        """Compute what is lowered on a part in nats a token, and its derivative by each gate, of what is gone too."""
         ...
 
     def value(self, gates: Keep | Scores, part: int) -> float:
-        """Return the divergence on a part in nats a token."""
+        """The divergence on a part in nats a token."""
         ...
 
     def judge(self, gates: Keep | Scores) -> float:
-        """Return the divergence on what is held out."""
+        """The divergence on what is held out."""
         ...
 
 
@@ -63,34 +61,20 @@ class Subject(abc.ABC):
     name: str
     """What the user calls the model."""
 
-    @functools.cached_property
-    @abc.abstractmethod
-    def existing(self) -> Keep:
-        """Which units there are."""
-
-    @functools.cached_property
-    @abc.abstractmethod
-    def costs(self) -> dict[str, np.ndarray]:
-        """Parameters that one unit of each group takes with it, `[groups]` int64 a structure."""
-
-    @functools.cached_property
-    @abc.abstractmethod
-    def parameters(self) -> int:
-        """All parameters, each once."""
-
-    @functools.cached_property
-    @abc.abstractmethod
-    def prunable(self) -> int:
-        """The parameters that belong to a structure, each once."""
-
-    @functools.cached_property
-    @abc.abstractmethod
-    def weights(self) -> Weights:
-        """What the formulas of estimators are applied to."""
+    existing: functools.cached_property[Keep]
+    """Which units there are."""
+    costs: functools.cached_property[dict[str, np.ndarray]]
+    """Parameters that one unit of each group takes with it, `[groups]` int64 a structure."""
+    parameters: functools.cached_property[int]
+    """All parameters, each once."""
+    prunable: functools.cached_property[int]
+    """The parameters that belong to a structure, each once."""
+    weights: functools.cached_property[Any]
+    """What the formulas of estimators are applied to, `structures.weights.Weights`."""
 
     @abc.abstractmethod
     def limits(self, within: Any) -> Any:
-        """Return what a `steps.limits.Within` means here.
+        """Say what a `steps.limits.Within` means here.
 
         Where layers are told apart, the same with what this model asks for beside it; else `types.Limits` of each
         structure, all its groups alike.
@@ -103,14 +87,6 @@ class Subject(abc.ABC):
     def removed(self, keep: Keep) -> int:
         """Count the prunable parameters that a cut removes."""
 
-    def remaining(self, keep: Keep) -> int:
-        """Count all parameters that a cut leaves."""
-        return self.parameters - self.removed(keep)
-
-    @abc.abstractmethod
-    def check_keep(self, keep: Keep) -> None:
-        """Raise ValueError unless a keep-set is of this model."""
-
     @abc.abstractmethod
     def check_estimators(self, estimators: Mapping[str, Estimator]) -> None:
         """Raise ValueError for an estimator that looks at what this model does not have."""
@@ -121,7 +97,7 @@ class Subject(abc.ABC):
 
     @abc.abstractmethod
     def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
-        """Return what the model is judged on by metric, the one of the calibration domain first."""
+        """What the model is judged on by metric, the one of the calibration domain first."""
 
     @abc.abstractmethod
     def join(self, parts: Sequence[Examples]) -> Examples:
@@ -129,15 +105,15 @@ class Subject(abc.ABC):
 
     @abc.abstractmethod
     def rows(self, examples: Examples, chosen: slice | np.ndarray) -> Examples:
-        """Return some rows of examples, in the order that is asked for."""
+        """Take some rows of examples, in the order that is asked for."""
 
     @abc.abstractmethod
     def count(self, examples: Examples) -> tuple[int, int]:
-        """Return the number of rows, and of tokens (of a traced model, rows again) without padding."""
+        """Count rows, and of tokens (of a traced model, rows again) without padding."""
 
     @abc.abstractmethod
     def shape(self, examples: Examples, rows: int | None = None) -> list[int]:
-        """Return `[rows, tokens]` of examples, or of the first rows of them; of a traced model `[rows, 1]`."""
+        """`[rows, tokens]` of examples, or of the first rows of them; of a traced model `[rows, 1]`."""
 
     @property
     @abc.abstractmethod
@@ -185,7 +161,7 @@ class Subject(abc.ABC):
         save: Callable[[list[tuple[Unit, float]]], None] | None = None,
         progress: Progress = silent,
     ) -> dict[Unit, float]:
-        """Return the exact change of the mean loss when each unit goes by itself; positive: the unit helps."""
+        """Compute the exact change of the mean loss when each unit goes by itself; positive: the unit helps."""
 
     @abc.abstractmethod
     def check_repair(self, repair: Repair, microbatches: int) -> None:
@@ -193,7 +169,7 @@ class Subject(abc.ABC):
 
     @abc.abstractmethod
     def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
-        """Return why a repair leaves structures as they are, by name; with `keep` those that lose units."""
+        """Say why a repair leaves structures as they are, by name; with `keep` those that lose units."""
 
     @abc.abstractmethod
     def repaired(
@@ -206,7 +182,7 @@ class Subject(abc.ABC):
         batch_size: int = 8,
         progress: Progress = silent,
     ) -> tuple["Subject", Sequence[Correction]]:
-        """Return the subject whose kept units stand in for the removed ones, and what was done where.
+        """Make the subject whose kept units stand in for the removed ones, and what was done where.
 
         It wants the masks all the same. `dense` is the unpruned model; `progress` wraps the places.
         """
@@ -221,8 +197,7 @@ class Subject(abc.ABC):
     def objective(
         self, examples: Examples, batch_size: int, dense: "Subject", language_loss: float = 0.0
     ) -> "Objective":
-        """Return what the training of gates lowers on examples: the divergence from `dense`, and some of the next-token
-        loss.
+        """What the training of gates lowers: the divergence from `dense`, and some of the next-token loss.
 
         Raises:
             ValueError: too few examples to hold some out.
@@ -241,11 +216,11 @@ class Subject(abc.ABC):
         batch_size: int = 8,
         progress: Progress = silent,
     ) -> Keep:
-        """Return as many units of each group and structure, chosen behind the groups that were pruned already."""
+        """Choose as many units of each group and structure, chosen behind the groups that were pruned already."""
         raise NotImplementedError
 
     def folded(self, scales: Scores) -> "Subject":
-        """Return the subject with what each unit writes times its factor."""
+        """Multiply what each unit writes by its factor."""
         raise NotImplementedError
 
     @abc.abstractmethod
@@ -254,31 +229,31 @@ class Subject(abc.ABC):
 
     @abc.abstractmethod
     def cut(self, keep: Keep) -> "Cut":
-        """Return the smaller model."""
+        """The smaller model."""
 
     @abc.abstractmethod
     def whole(self) -> "Cut":
-        """Return the model itself, as `cut` would."""
+        """The model itself, as `cut` would."""
 
     @abc.abstractmethod
     def seconds(self, models: Sequence[Any], examples: Examples, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
-        """Return each model's median seconds for a forward pass of some rows; the models take turns."""
+        """Measure each model's median seconds for a forward pass of some rows; the models take turns."""
 
     @abc.abstractmethod
     def digests(self) -> dict[str, str]:
-        """Return digests of what the model is, by what a refusal calls them."""
+        """Digests of what the model is, by what a refusal calls them."""
 
     @abc.abstractmethod
     def about(self) -> dict[str, Any]:
-        """Return what a run records of the model: name, parameters, groups (`layers`), units."""
+        """What a run records of the model: name, parameters, groups (`layers`), units."""
 
     @abc.abstractmethod
     def structures_record(self) -> list[dict[str, Any]] | None:
-        """Return the structures as a run records them where they have names of their own; None of a model of ours."""
+        """The structures as a run records them where they have names of their own; None of a model of ours."""
 
     @abc.abstractmethod
     def couplings(self) -> Couplings:
-        """Return the coupled structures of its program, pinned ones too, as a run records them."""
+        """The coupled structures of its program, pinned ones too, as a run records them."""
 
 
 class Cut(Protocol):
@@ -300,7 +275,7 @@ class Cut(Protocol):
         ...
 
     def losses(self, examples: Examples, batch_size: int) -> WindowLosses:
-        """Return the loss of each row."""
+        """The loss of each row."""
         ...
 
     def save(
@@ -322,6 +297,6 @@ class Cut(Protocol):
 
 
 def run_losses(subject: Subject, examples: Examples, keep: Keep, batch_size: int) -> WindowLosses:
-    """Return the losses of each row under one keep-set."""
+    """The losses of each row under one keep-set."""
     (group,) = subject.losses(examples, [keep], batch_size=batch_size, at_once=1)
     return group[0]

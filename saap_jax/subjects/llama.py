@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.config.method import CalibrationConfig, EvaluationConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.data import Windows, beginning, concatenated, evaluation_windows, load_scenarios, pairs, parse_scenario
 from saap_jax.estimation import observe
 from saap_jax.estimation.ablation import Unit, ablate
@@ -26,16 +26,19 @@ from saap_jax.structures import count_parameters, discover, prunable_parameters,
 from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction, Repair
-from saap_jax.surgery.cut import check_keep, cut
+from saap_jax.surgery.cut import cut
 from saap_jax.surgery.divergence import Divergence, folded
 from saap_jax.surgery.sequence import chosen_in_sequence
+from saap_jax.trace.factory import made_problem
 from saap_jax.trace.listing import coupling_record, traced_model
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.subject import subject_of as traced_subject
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores, WindowLosses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LlamaSubject(Subject):
-    """A `Subject` of windows of tokens; groups are layers."""
+    """A `Subject` of windows of tokens; groups are layers. What methods do is said there."""
 
     model: Llama
     tokenizer: Any = None
@@ -58,36 +61,30 @@ class LlamaSubject(Subject):
 
     @property
     def tolerance(self) -> float:
-        """How far the figures of the masked and of the cut model may be apart, relative to them."""
         return 1e-3
 
     @functools.cached_property
     def existing(self) -> Keep:
-        """Which units there are, `[layers, units]`."""
         return existing_units(self.model.segments)
 
     @functools.cached_property
     def costs(self) -> dict[str, np.ndarray]:
-        """Parameters of a unit, `[layers]`."""
         return unit_costs(discover(self.model))
 
     @functools.cached_property
     def parameters(self) -> int:
-        """All parameters; a tied unembedding counts once."""
         return count_parameters(self.model)
 
     @functools.cached_property
     def prunable(self) -> int:
-        """Parameters of attention and MLP."""
         return prunable_parameters(discover(self.model))
 
     @functools.cached_property
     def weights(self) -> Llama:
-        """The model."""
         return self.model
 
     def limits(self, within: Any) -> Any:
-        """Return the limits, of a mixture with as many experts a layer as a token is routed to, at least.
+        """Limit a mixture to as many experts a layer as a token is routed to, at least.
 
         With `depth` all of them go or none.
         """
@@ -100,40 +97,29 @@ class LlamaSubject(Subject):
         return dataclasses.replace(within, min_keep=kept | {"mlp": least})
 
     def removed(self, keep: Keep) -> int:
-        """Count the parameters of attention and MLP that a cut removes."""
         return self.prunable - sum(int((keep[name].sum(axis=1) * cost).sum()) for name, cost in self.costs.items())
 
-    def check_keep(self, keep: Keep) -> None:
-        """Raise ValueError unless a keep-set is of this model."""
-        check_keep(keep, self.model.segments)
-
     def check_estimators(self, estimators: Mapping[str, Estimator]) -> None:
-        """Accept all: everything can be observed."""
+        pass  # everything can be observed
 
     # --- text
 
     def scenarios(self, config: CalibrationConfig) -> dict[str, Windows]:
-        """Draw the calibration windows of each scenario."""
         return scenarios_of(config, self.words)
 
     def texts(self, config: EvaluationConfig) -> dict[str, Windows]:
-        """Cut the evaluation windows, by metric name."""
         return texts_of(config, self.words)
 
     def join(self, parts: Sequence[Windows]) -> Windows:
-        """Put windows one behind the other."""
         return concatenated(parts)
 
     def rows(self, examples: Windows, chosen: slice | np.ndarray) -> Windows:
-        """Return some windows."""
         return Windows(*(array[chosen] for array in examples))
 
     def count(self, examples: Windows) -> tuple[int, int]:
-        """Return the number of windows and of tokens."""
         return len(examples.tokens), int(examples.mask.sum())
 
     def shape(self, examples: Windows, rows: int | None = None) -> list[int]:
-        """Return `[windows, tokens]`."""
         return list(examples.tokens[:rows].shape)
 
     # --- observed, judged
@@ -149,7 +135,6 @@ class LlamaSubject(Subject):
         remat: Remat = "dots",
         progress: Progress = silent,
     ) -> Statistics:
-        """Run the one pass; see `estimation.observe`."""
         gates = None if keep is None else masks(keep)
         parts = pairs(examples, batch_size)
         return observe(self.model, parts, needs, gates=gates, curvature=curvature, remat=remat, progress=progress)
@@ -164,7 +149,6 @@ class LlamaSubject(Subject):
         done: Collection[int] = (),
         progress: Progress = silent,
     ) -> Iterator[dict[int, WindowLosses]]:
-        """Evaluate keep-sets by masks; see `candidate_losses`."""
         parts = pairs(examples, batch_size)
         return candidate_losses(self.model, parts, keeps, done=done, at_once=at_once, progress=progress)
 
@@ -178,14 +162,12 @@ class LlamaSubject(Subject):
         save: Callable[[list[tuple[Unit, float]]], None] | None = None,
         progress: Progress = silent,
     ) -> dict[Unit, float]:
-        """Remove each unit by itself, in nats a token; see `estimation.ablation`."""
         return ablate(self.model, pairs(examples, batch_size), units, done=done, save=save, progress=progress)
 
     def check_repair(self, repair: Repair, microbatches: int) -> None:
-        """Accept all: every output matrix can be corrected, but for those of experts."""
+        pass  # every output matrix can be corrected, but for those of experts
 
     def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
-        """Return the experts: where the MLP is one, all is corrected by every repair."""
         if not self.model.constants.traits.experts or (keep is not None and keep["mlp"].all()):
             return {}
         return {"mlp": "tokens of an expert that goes are routed to others, whose weights are left as they are"}
@@ -200,16 +182,14 @@ class LlamaSubject(Subject):
         batch_size: int = 8,
         progress: Progress = silent,
     ) -> tuple["LlamaSubject", Sequence[Correction]]:
-        """Correct the output matrices, or add biases; see `surgery.compensation`."""
         parts, other = pairs(examples, batch_size), self._other(dense)
         model, corrections = compensate(self.model, keep, parts, repair, dense=other, progress=progress)
         return self.with_model(model), corrections
 
     def check_objective(self, step: str) -> None:
-        """Accept all: units are those of attention and MLP of layers."""
+        pass  # units are those of attention and MLP of layers
 
     def objective(self, examples: Windows, batch_size: int, dense: Any, language_loss: float = 0.0) -> Divergence:
-        """Return the divergence from the unpruned model; see `surgery.divergence`."""
         return Divergence(self.model, pairs(examples, batch_size), language_loss, dense.model)
 
     def layerwise(
@@ -224,12 +204,10 @@ class LlamaSubject(Subject):
         batch_size: int = 8,
         progress: Progress = silent,
     ) -> Keep:
-        """Choose units layer by layer; see `surgery.sequence`."""
         parts, other = pairs(examples, batch_size), self._other(dense)
         return chosen_in_sequence(self.model, keep, parts, rule, repair, tokens, dense=other, progress=progress)
 
     def folded(self, scales: Scores) -> "LlamaSubject":
-        """Multiply the rows of output matrices by the factors of their units."""
         return self.with_model(folded(self.model, scales))
 
     def _other(self, dense: Any) -> Llama | None:
@@ -239,30 +217,24 @@ class LlamaSubject(Subject):
     # --- cut
 
     def load(self, directory: str | Path) -> "CutLlama":
-        """Read a directory back, in the type of the model."""
         layout = self.layout and self.layout.lenient()
         return CutLlama(load_model(directory, str(self.model.embedding.dtype), layout=layout), self.words)
 
     def cut(self, keep: Keep) -> "CutLlama":
-        """Return the smaller model."""
         return CutLlama(cut(self.model, keep), self.words)
 
     def whole(self) -> "CutLlama":
-        """Return the model itself."""
         return CutLlama(self.model, self.words)
 
     def seconds(self, models: Sequence[Any], examples: Windows, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
-        """Return each model's median seconds for a forward pass."""
         return forward_seconds([each.model for each in models], examples.tokens[:rows], repeats=repeats)
 
     # --- recorded
 
     def digests(self) -> dict[str, str]:
-        """Return the digest of architecture and weights."""
         return {"model": model_digest(self.model)}
 
     def about(self) -> dict[str, Any]:
-        """Return name and sizes, and whether the tokenizer puts a token in front of every text."""
         return {
             "name": self.name,
             "parameters": self.parameters,
@@ -273,37 +245,32 @@ class LlamaSubject(Subject):
         }
 
     def structures_record(self) -> None:
-        """Return None: `attention` and `mlp` explain themselves."""
+        return None  # `attention` and `mlp` explain themselves
 
     def couplings(self) -> Couplings:
-        """Return the structures as the model's program tells them."""
         return coupling_record(traced_model(self.model))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CutLlama:
-    """A smaller model."""
+    """A smaller model; see `subjects.base.Cut`."""
 
     model: Llama
     tokenizer: Any = None
 
     @property
     def parameters(self) -> int:
-        """All parameters."""
         return count_parameters(self.model)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all parameters in memory."""
         return weight_bytes(self.model)
 
     @property
     def segments(self) -> int:
-        """Stretches of equal layers."""
         return len(self.model.segments)
 
     def losses(self, examples: Windows, batch_size: int) -> WindowLosses:
-        """Return the loss of each window."""
         return window_losses(self.model, pairs(examples, batch_size))
 
     def save(
@@ -314,7 +281,6 @@ class CutLlama:
         *,
         further: Mapping[str, dict[str, Any] | str] = MappingProxyType({}),
     ) -> None:
-        """Write the model as a directory, with the tokenizer and what is kept; `about` are further files too."""
         save_model(self.model, directory, tokenizer=self.tokenizer, keep=keep, further={**about, **further})
 
 
@@ -332,3 +298,43 @@ def texts_of(config: EvaluationConfig, tokenizer: Any) -> dict[str, Windows]:
         )
         for source in (config.in_domain, config.out_of_domain)
     }
+
+
+# --- from a name, a model or a problem ------------------------------------------------------------
+
+
+def open_subject(
+    config: ModelConfig,
+    *,
+    layout: Layout | None = None,
+    lengths: Mapping[str, int] | None = None,
+) -> Subject:
+    """Load the model that a configuration names, or make the problem of its factory and trace it.
+
+    Args:
+        lengths: of the windows that it will read, as `load_model` takes them.
+
+    Raises:
+        ValueError: a name that is none, or a model or problem that cannot be pruned.
+    """
+    if config.traced:
+        problem = made_problem(config.name)
+        options = {"norms": config.norms, "refused": config.refused}
+        return traced_subject(problem, name=config.name, layout=layout, **options)
+    model = load_model(config.name, config.dtype, layout=layout, lengths=dict(lengths or {}))
+    return LlamaSubject(model, config.name, config.name, layout)
+
+
+def subject_of(model: Any) -> Subject:
+    """Return a model of ours or a problem as a subject; a subject as it is.
+
+    Raises:
+        ValueError: something else.
+    """
+    if isinstance(model, Llama):
+        return LlamaSubject(model)
+    if isinstance(model, Problem):
+        return traced_subject(model)
+    if not isinstance(model, Subject):
+        raise ValueError(f"model: expected one of saap_jax.load_model, or a Problem, got {type(model).__name__}")
+    return model

@@ -7,7 +7,7 @@ from flax import nnx
 
 from saap_jax.data.packing import Piece, Rows, pack
 from saap_jax.llama import Llama
-from saap_jax.recovery.methods import Method
+from saap_jax.recovery.adapters import Method
 from saap_jax.recovery.objective import Packed
 from tests.helpers import VOCAB
 

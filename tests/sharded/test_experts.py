@@ -16,7 +16,7 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
 from saap_jax.planning.count import shard_bytes
 from saap_jax.planning.programs import program_of
-from saap_jax.recovery.methods import full
+from saap_jax.recovery.adapters import full
 from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.train import Schedule, microbatches, split, start, train_step
 from saap_jax.runtime.constraints import on_mesh_of

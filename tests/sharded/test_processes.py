@@ -158,7 +158,7 @@ def test_two_processes_give_what_one_gives(scored, teacher, tiny_model_directory
     assert [path.name for path in place.rglob("*.partial")] == []
     assert "ppl@12" in said[0]
     ours, theirs = (each / "runs" / "taught" for each in (place, alone))
-    masses = [np.load(place / "top_k_logits" / "000000.masses.npy") for place in (ours, theirs)]
+    masses = [np.load(place / "top_k_logits" / "masses.npy") for place in (ours, theirs)]
     np.testing.assert_allclose(*masses, rtol=1e-4, atol=1e-5)
     divergences = [[row["divergence"] for row in read_candidates(place)[0]] for place in (ours, theirs)]
     np.testing.assert_allclose(*divergences, rtol=1e-3)
