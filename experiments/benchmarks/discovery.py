@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
+from saap_jax.llama.attention import sight_of
 from saap_jax.llama.model import Llama, decode
-from saap_jax.llama.positions import sight_of
 from saap_jax.trace.trace import trace
 
 TOKENS = jax.ShapeDtypeStruct((1, 128), jnp.int32)

@@ -22,10 +22,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.config.checks import check_at_least
 from saap_jax.estimation.base import Batch
+from saap_jax.llama.attention import apart_of, sight_of
+from saap_jax.llama.loss import summed_losses
 from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, post_normed, rms_norm, written_by
-from saap_jax.llama.positions import apart_of, sight_of
+from saap_jax.llama.passes import layer_of, run_layers
 from saap_jax.llama.product import added
-from saap_jax.llama.resume import layer_of, run_layers, summed_losses
 from saap_jax.llama.segments import existing_units, segment_bounds
 from saap_jax.llama.spec import Constants
 from saap_jax.types import Keep, Scores

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.evaluation.perplexity import Batch, WindowLosses, tell_windows
+from saap_jax.llama.loss import summed_losses
 from saap_jax.llama.model import Llama
-from saap_jax.llama.resume import run_layers, summed_losses
+from saap_jax.llama.passes import run_layers
 from saap_jax.llama.segments import existing_units
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched

@@ -27,8 +27,7 @@ from saap_jax.evaluation.likelihood import Batch, Request, encode, log_likelihoo
 from saap_jax.evaluation.task_results import TaskResult
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.files.tokenizer import Tokenizer
-from saap_jax.llama.generate import generate
-from saap_jax.llama.sampling import Sampling
+from saap_jax.llama.generate import Sampling, generate
 
 MAX_NEW_TOKENS = 256
 """Tokens generated at most where a task does not say, as `HFLM` has it."""

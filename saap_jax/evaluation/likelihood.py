@@ -2,7 +2,7 @@
 
 1. Continuations that need the same inputs (all but their last token), such as " yes" and " no" of one question, are
    predicted by one sequence.
-2. Sequences that begin alike, such as the choices of an item, share a row: see `saap_jax.llama.packed`. Which of them
+2. Sequences that begin alike, such as the choices of an item, share a row: see `saap_jax.llama.passes`. Which of them
    do, a dynamic program over the sorted sequences decides, by the cost of the rows.
 3. Rows are sorted by length and padded on the right to one of a few lengths, which is all that a program depends on.
 """
@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.files.tokenizer import Tokenizer
+from saap_jax.llama.loss import TARGETS, log_likelihoods_of
 from saap_jax.llama.model import Llama
-from saap_jax.llama.packed import TARGETS, log_likelihoods_of, packed_hidden
+from saap_jax.llama.passes import packed_hidden
 
 ROW_TOKENS = 128
 """`batch_size` counts rows of this length; of longer ones, fewer run at once."""

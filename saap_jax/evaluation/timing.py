@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.evaluation.cost import in_turns, prefill_macs, program_bytes, step_bytes
+from saap_jax.llama.decoder import Sampling, settings_of
 from saap_jax.llama.generate import STEPS, Padded, State, decode_steps, padded, prefill, rounded, stops_of
 from saap_jax.llama.model import Llama
-from saap_jax.llama.sampling import Sampling, settings_of
 
 
 class Workload(NamedTuple):

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 from saap_jax.config.use import GenerateConfig
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.llama.generate import decoder_of, stream_texts
-from saap_jax.llama.sampling import Sampling
+from saap_jax.llama.generate import Sampling, decoder_of, stream_texts
 from saap_jax.runtime.progress import Track, quiet
 
 

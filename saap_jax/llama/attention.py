@@ -1,4 +1,7 @@
-"""Attention of whole rows, by one of three paths, whose results differ by rounding alone.
+"""How layers see positions, and attention of whole rows by one of three paths, whose results differ by rounding alone.
+
+In most families all layers see positions alike. In some, layers apart from the rest have a window or a base of their
+own (`Constants.apart`): a pass makes both sights once, and each layer takes its own.
 
 | path     | scores in memory                 | where                                                              |
 |----------|----------------------------------|--------------------------------------------------------------------|
@@ -12,17 +15,19 @@ otherwise for the programs that are traced within it.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.config.mesh import BATCH
-from saap_jax.llama.positions import Seen, at_least_float32
+from saap_jax.llama.segments import SegmentBounds
+from saap_jax.llama.spec import Apart, Constants
 from saap_jax.runtime.constraints import batch_shards, in_force
 from saap_jax.types import AttentionPath
 
@@ -40,6 +45,142 @@ TILES = (512, 256, 128)
 
 Queries = Float[Array, "batch seq kv_heads q_per_kv head_dim"]
 Keys = Float[Array, "batch seen kv_heads head_dim"]
+Places = Int[Array, "batch seq"]
+
+Rotation = tuple[Float[Array, "*batch seq half"], Float[Array, "*batch seq half"]]
+"""Cosine and sine of each position's rotary angles; with a batch axis where rows start at different positions."""
+
+# --- positions -------------------------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """Which positions of a row its tokens see: their own and those before, of their own text and within a window.
+
+    A rule, because the matrix of a long row is large, 64 MiB for 8,192 tokens, and only some rows of it are asked for.
+    """
+
+    length: int
+    """Tokens of the row."""
+    window: int | None = None
+    """Positions that a token sees, its own among them; None for all."""
+    apart: tuple[Bool[Array, ""], int | None] | None = None
+    """Whether the window is another one, which is known when the program runs, and that one."""
+    positions: Places | None = None
+    """By which windows count; None: by places in the row."""
+    segments: Places | None = None
+    """The text that each token is of; None: all of one."""
+    shared: bool = False
+    """Whether segment 0 is seen by the texts behind it."""
+
+    def by(self, rows: Int[Array, "some"]) -> Bool[Array, "#batch some seq"]:
+        """Return whether the tokens at the places `rows` see each place, at least one of them."""
+        place, window = jnp.arange(self.length), self.window
+        seen = (place[None] <= rows[:, None])[None]
+        if self.apart is not None:
+            apart, other = self.apart
+            window = jnp.where(apart, self.length if other is None else other, self.window or self.length)
+        if window is not None:
+            position = place[None] if self.positions is None else self.positions
+            seen = seen & (position[:, rows, None] - position[:, None] < window)
+        if self.segments is not None:
+            same = self.segments[:, rows, None] == self.segments[:, None]
+            seen = seen & (same | (self.segments == 0)[:, None] if self.shared else same)
+        return seen
+
+
+class Sight(NamedTuple):
+    """What a layer sees: angles of positions, and which position sees which."""
+
+    rotation: Rotation
+    seen: Any
+    """A rule (`Seen`); or, with caches, whether token t sees slot s, `[#batch, seq, seen]`."""
+    apart: "Sight | None" = None
+    """That of the layers of `Constants.apart`."""
+
+    def of(self, apart: Any) -> "Sight":
+        """Return the sight of a layer: `apart` says whether it is one of those, None that there are none.
+
+        It may be an input of a program, as in a loop over layers.
+        """
+        if self.apart is None or apart is None:
+            return self
+        if isinstance(apart, bool | np.bool_):
+            return self.apart if apart else self._replace(apart=None)
+        rotation = jax.tree.map(lambda own, main: jnp.where(apart, own, main), self.apart.rotation, self.rotation)
+        own, main = self.apart.seen, self.seen
+        if isinstance(own, Seen) and isinstance(main, Seen):
+            return Sight(rotation, main if own.window == main.window else main._replace(apart=(apart, own.window)))
+        return Sight(rotation, jnp.where(apart, self.apart.seen, self.seen))
+
+
+def sight_of(
+    length: int,
+    head_dim: int,
+    constants: Constants,
+    *,
+    positions: Places | None = None,
+    segments: Places | None = None,
+    shared: bool = False,
+) -> Sight:
+    """Return what layers see of rows whose tokens are at 0 … length - 1, those before each and itself.
+
+    Of packed rows, see `packed`, tokens are at any `positions`, and each sees its own segment, and if `shared` segment
+    0 too.
+    """
+
+    def one(how: Constants | Apart) -> Sight:
+        window = how.sliding_window  # w cuts off what is not t - w < s <= t
+        seen = Seen(length, None if window is None or window >= length else window, None, positions, segments, shared)
+        return Sight(rotary(jnp.arange(length) if positions is None else positions, head_dim, how), seen)
+
+    return one(constants)._replace(apart=None if constants.apart is None else one(constants.apart))
+
+
+def apart_of(constants: Constants, bounds: Sequence[SegmentBounds]) -> list[Bool[np.ndarray, "layers"] | None]:
+    """Return for each segment which of its layers are apart from the rest; None where no layer of the model is."""
+    if constants.apart is None:
+        return [None] * len(bounds)
+    return [np.isin(np.arange(each.start, each.stop), constants.apart.layers) for each in bounds]
+
+
+def rotary(positions: Int[Array, "*batch seq"], head_dim: int, how: Constants | Apart) -> Rotation:
+    """Cosines and sines of the rotary embedding at positions, float32 `[*batch, seq, head_dim / 2]`.
+
+    Without a base heads are not turned: all angles are 0. Source: RoFormer (arXiv:2104.09864) in the half-split layout
+    of Hugging Face; `llama3` scaling as in Llama 3.1.
+    """
+    if how.rope_theta is None:
+        angle = jnp.zeros((*positions.shape, head_dim // 2), jnp.float32)
+        return jnp.cos(angle), jnp.sin(angle)
+    frequency = how.rope_theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    scaling = how.rope_scaling
+    if scaling is not None and scaling.kind == "linear":
+        frequency = frequency / scaling.factor
+    elif scaling is not None:
+        turns = scaling.original_max_positions * frequency / (2 * jnp.pi)
+        smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        smooth = jnp.clip(smooth, 0.0, 1.0)
+        frequency = frequency * (smooth + (1 - smooth) / scaling.factor)
+    angle = positions.astype(jnp.float32)[..., None] * frequency.reshape((1,) * positions.ndim + (-1,))
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype in which norms, softmax and losses are computed: float32, or float64 for float64 arrays."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def rotate(x: Array, rotation: Rotation) -> Array:
+    """Rotate each pair (x_i, x_{i + head_dim/2}) of `[batch, seq, ..., head_dim]` by its position's angle, in f32."""
+    wide = at_least_float32(x.dtype)
+    batch = rotation[0].shape[0] if rotation[0].ndim == 3 else 1
+    shape = (batch, x.shape[1], *(1,) * (x.ndim - 3), x.shape[-1] // 2)
+    cos, sin = (angle.reshape(shape).astype(wide) for angle in rotation)
+    first, second = jnp.split(x.astype(wide), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+# --- paths -----------------------------------------------------------------------------------------
 
 
 class Choice(NamedTuple):
@@ -131,8 +272,10 @@ def in_blocks(query: Queries, key: Keys, value: Keys, seen: Seen, scale: float, 
     Gradients by keys and values are summed over the blocks in float32 (at least).
     """
     batch, length, kv_heads, q_per_kv, _ = query.shape
-    wide, dtype = at_least_float32(query.dtype), query.dtype
-    size = size or block_of(length, _heads_of_a_device(batch, kv_heads) * q_per_kv)
+    wide, dtype, tensor = at_least_float32(query.dtype), query.dtype, _tensor(kv_heads)
+    if size is None:
+        shards = jax.sharding.get_abstract_mesh().shape[tensor] if tensor else 1
+        size = block_of(length, (batch // batch_shards(batch)) * (kv_heads // shards) * q_per_kv)
     count = -(-length // size)
     rows = jnp.minimum(jnp.arange(count * size), length - 1).reshape(count, size)  # what is padded sees something too
     key, value = key.astype(wide), value.astype(wide)
@@ -157,13 +300,6 @@ def block_of(length: int, heads: int) -> int:
     return min(length, max(FEWEST, 2 ** int(math.log2(max(most, 1)))))
 
 
-def _heads_of_a_device(batch: int, kv_heads: int) -> int:
-    """Return how many KV heads of rows each device has."""
-    tensor = _tensor(kv_heads)
-    shards = jax.sharding.get_abstract_mesh().shape[tensor] if tensor else 1
-    return (batch // batch_shards(batch)) * (kv_heads // shards)
-
-
 def _tensor(kv_heads: int) -> str | None:
     """Return the axis of the mesh that KV heads are spread over evenly, if there is one."""
     shards = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
@@ -171,83 +307,57 @@ def _tensor(kv_heads: int) -> str | None:
 
 
 def splash(query: Queries, key: Keys, value: Keys, seen: Seen, scale: float, *, interpret: bool = False) -> Queries:
-    """Attend by jax's kernel for TPU, each device its own rows and heads.
+    """Attend by jax's kernel for TPU, each device its own rows and heads: the partitioner cannot split it.
 
     Windows count places in the row: within a text they are as far apart as positions.
 
     Args:
         interpret: run it anywhere, slowly, as the tests do.
     """
-    query = (query.astype(jnp.float32) * scale).astype(query.dtype)
+    query, tensor = (query.astype(jnp.float32) * scale).astype(query.dtype), _tensor(key.shape[2])
+    windows = [seen.window] if seen.apart is None else [seen.apart[1], seen.window]
+    paths = [functools.partial(_rows, window=window, interpret=interpret) for window in windows]
+    if in_force():
+        sizes = jax.sharding.get_abstract_mesh().shape
+        parts = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1) if batch_shards(len(query)) > 1 else ()
+        rows, heads = PartitionSpec(parts or None), PartitionSpec(parts or None, None, tensor)
+        specs: Any = {"in_specs": (heads, heads, heads, rows), "out_specs": heads, "check_vma": False}
+        paths = [jax.shard_map(path, **specs) for path in paths]
     if seen.apart is None:
-        return _on_devices(query, key, value, seen.segments, seen.window, interpret)
-    apart, other = seen.apart
-    paths = [functools.partial(_on_devices, window=window, interpret=interpret) for window in (other, seen.window)]
-    return jax.lax.cond(apart, *paths, query, key, value, seen.segments)
-
-
-def _on_devices(
-    query: Queries,
-    key: Keys,
-    value: Keys,
-    segments: Int[Array, "batch seq"] | None,
-    window: int | None,
-    interpret: bool,
-) -> Queries:
-    """Run the kernel on every device of the mesh in force: the partitioner cannot split it."""
-    kernel = functools.partial(_rows, window=window, interpret=interpret)
-    if not in_force():
-        return kernel(query, key, value, segments)
-    sizes = jax.sharding.get_abstract_mesh().shape
-    parts = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1) if batch_shards(len(query)) > 1 else ()
-    rows, heads = PartitionSpec(parts or None), PartitionSpec(parts or None, None, _tensor(key.shape[2]))
-    return jax.shard_map(kernel, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(
-        query, key, value, segments
-    )
+        return paths[0](query, key, value, seen.segments)
+    return jax.lax.cond(seen.apart[0], *paths, query, key, value, seen.segments)
 
 
 def _rows(
-    query: Queries,
-    key: Keys,
-    value: Keys,
-    segments: Int[Array, "batch seq"] | None,
-    window: int | None,
-    interpret: bool,
+    query: Queries, key: Keys, value: Keys, segments: Places | None, window: int | None, interpret: bool
 ) -> Queries:
-    batch, length, kv_heads, q_per_kv, head_dim = query.shape
-    padding = -length % TILES[-1]  # on the right, where nothing sees it but itself
-
-    def by_head(x: Array) -> Array:
-        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, length + padding, -1, head_dim), 1, 2)
-
-    if segments is not None:
-        segments = jnp.pad(segments, [(0, 0), (0, padding)], constant_values=-1)
-    kernel = _kernel(length + padding, kv_heads * q_per_kv, window, interpret)
-    result = jnp.moveaxis(jax.vmap(kernel)(by_head(query), by_head(key), by_head(value), segments), 1, 2)
-    return result[:, :length].reshape(query.shape)
-
-
-def _kernel(length: int, heads: int, window: int | None, interpret: bool) -> Callable[..., Any]:
-    """Return what attends the heads of one row, `[heads, seq, head_dim]`, with its segments or None."""
+    """Run the kernel on the rows and heads of a device."""
     from jax.experimental.pallas.ops.tpu import splash_attention  # here: elsewhere than on a TPU nothing needs it
 
-    shape = (length, length)
-    mask = splash_attention.CausalMask(shape)
+    batch, length, kv_heads, q_per_kv, head_dim = query.shape
+    whole = length + -length % TILES[-1]  # padding is on the right, where nothing sees it but itself
+    mask = splash_attention.CausalMask((whole, whole))
     if window is not None:
-        mask = splash_attention.LocalMask(shape, (window - 1, 0), 0)
-    tile = next(size for size in TILES if length % size == 0)
+        mask = splash_attention.LocalMask((whole, whole), (window - 1, 0), 0)
+    tile = next(size for size in TILES if whole % size == 0)
     sizes = dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), tile)
     kernel: Any = splash_attention.make_splash_mha(
-        splash_attention.MultiHeadMask([mask] * heads),
+        splash_attention.MultiHeadMask([mask] * (kv_heads * q_per_kv)),
         block_sizes=splash_attention.BlockSizes(**sizes),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
     )
 
+    def by_head(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, whole - length)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, whole, -1, head_dim), 1, 2)
+
     def attend(query: Array, key: Array, value: Array, segments: Array | None) -> Array:
         ids = None if segments is None else splash_attention.SegmentIds(segments, segments)
         return kernel(query, key, value, ids)
 
-    return attend
+    if segments is not None:
+        segments = jnp.pad(segments, [(0, 0), (0, whole - length)], constant_values=-1)
+    result = jnp.moveaxis(jax.vmap(attend)(by_head(query), by_head(key), by_head(value), segments), 1, 2)
+    return result[:, :length].reshape(query.shape)

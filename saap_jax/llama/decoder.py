@@ -1,4 +1,4 @@
-"""A model that decodes: its cache of keys and values, and the form in which a CPU reads its matrices fastest.
+"""A model that decodes: its cache of keys and values, draws of tokens, and the form that a CPU reads fastest.
 
 A cache has one pair of arrays a segment. What a layer's query heads share (GQA) is stored once, and a layer without
 heads stores nothing. Prompts of one batch end at the same slot, with their padding on the left: row b starts at slot
@@ -13,18 +13,23 @@ as there are cores is a batch of products, which XLA does give to all of them: a
 as a wide one. Measured by `experiments/benchmarks/matrix_vector.py`.
 """
 
+import dataclasses
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
+from saap_jax.llama.attention import Seen, Sight, apart_of, rotary
 from saap_jax.llama.model import (
     Attention,
     DecoderLayer,
+    Heads,
+    Hidden,
     Llama,
     Mlp,
     at_least_float32,
@@ -35,7 +40,6 @@ from saap_jax.llama.model import (
     rms_norm,
     written_by,
 )
-from saap_jax.llama.positions import Seen, Sight, apart_of, rotary
 from saap_jax.llama.product import Matrix, added, product, sides
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import Apart, Constants
@@ -100,7 +104,7 @@ def extend(
     slot: Int[Array, ""],
     *,
     empty: bool,
-) -> tuple[Float[Array, "batch seq embed"], Cache]:
+) -> tuple[Hidden, Cache]:
     """Write `tokens` to the slots from `slot` on; return their normalised last hidden states, and the cache.
 
     `empty` says that nothing is in the cache yet, so that the tokens have only each other to look at.
@@ -110,7 +114,7 @@ def extend(
     count = max(segment.keys.shape[-2] for segment in cache)
     seen = slots if empty else jnp.arange(count)
     visible = (seen[None, None] >= start[:, None, None]) & (seen[None, None] <= slots[None, :, None])
-    constants, head_dim = model.constants, model.segments[0].attention.output.shape[-2]
+    constants = model.constants
 
     def one(how: Constants | Apart) -> Sight:
         allowed = visible
@@ -119,14 +123,25 @@ def extend(
         # A table, made when the program is traced: XLA would take sines and cosines into every layer that uses them, a
         # twentieth of the time of a prompt on a CPU.
         with jax.ensure_compile_time_eval():
-            cos, sin = rotary(count, head_dim, how)
+            cos, sin = rotary(jnp.arange(count), model.head_dim, how)
         return Sight((cos[positions], sin[positions]), allowed)
 
     sight = one(constants)._replace(apart=None if constants.apart is None else one(constants.apart))
 
     def step(x: Array, inputs: tuple[DecoderLayer, SegmentCache, Any]) -> tuple[Array, SegmentCache]:
-        layer, layer_cache, apart = inputs
-        return _layer(layer, layer_cache, x, sight.of(apart), slot, constants, empty)
+        layer, own, apart = inputs
+        attention, written = layer.attention, None
+        if own.keys.size:
+            normed = rms_norm(x, layer.attention_norm[...], constants)
+            heads, own = _attend(attention, normed, own, sight.of(apart), slot, constants, empty)
+            # As a matrix, because with several axes to sum over XLA may reorder the weights instead of the activations.
+            written = added(product("btf,fd->btd", heads, attention.output), attention.output_bias)
+        elif attention.output_bias is not None:
+            written = jnp.broadcast_to(attention.output_bias[...][None, None], x.shape)
+        if written is not None:
+            x = x + post_normed(written, layer.attention_post_norm, constants)
+        written = written_by(layer.mlp, feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], constants), constants))
+        return x + post_normed(written, layer.mlp_post_norm, constants), own
 
     x = model.embedded(tokens)
     extended = []
@@ -142,33 +157,9 @@ def extend(
     return model.final(x), extended
 
 
-def _layer(
-    layer: DecoderLayer,
-    cache: SegmentCache,
-    x: Float[Array, "batch seq embed"],
-    sight: Sight,
-    slot: Int[Array, ""],
-    constants: Constants,
-    empty: bool,
-) -> tuple[Float[Array, "batch seq embed"], SegmentCache]:
-    """Apply one layer to new tokens, extending its cache."""
-    attention, mlp = layer.attention, layer.mlp
-    if cache.keys.size:
-        normed = rms_norm(x, layer.attention_norm[...], constants)
-        heads, cache = _attend(attention, normed, cache, sight, slot, constants, empty)
-        # As a matrix, because with several axes to sum over XLA may reorder the weights instead of the activations.
-        written = added(product("btf,fd->btd", heads, attention.output), attention.output_bias)
-        x = x + post_normed(written, layer.attention_post_norm, constants)
-    elif attention.output_bias is not None:
-        bias = jnp.broadcast_to(attention.output_bias[...][None, None], x.shape)
-        x = x + post_normed(bias, layer.attention_post_norm, constants)
-    written = written_by(mlp, feed(mlp, rms_norm(x, layer.mlp_norm[...], constants), constants))
-    return x + post_normed(written, layer.mlp_post_norm, constants), cache
-
-
 def _attend(
     attention: Attention,
-    x: Float[Array, "batch seq embed"],
+    x: Hidden,
     cache: SegmentCache,
     sight: Sight,
     slot: Int[Array, ""],
@@ -195,6 +186,104 @@ def _attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype).reshape(*queries.shape[:2], -1)
     mixed = jnp.einsum("rqs,rsh->rqh", weights, values).reshape(batch, kv_heads, q_per_kv, seq, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, seq, -1), cache
+
+
+# --- draws -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is drawn from the logits; the default takes the most probable one.
+
+    Temperature first, then top-k, then top-p of what top-k left, as in `transformers`. Tokens that are exactly as
+    probable as the last one kept are kept too.
+    """
+
+    temperature: float = 0.0
+    """Divides the logits; 0 takes the most probable token and ignores the rest."""
+    top_k: int = 0
+    """Draw among this many most probable tokens; 0 for all."""
+    top_p: float = 1.0
+    """Draw among the fewest most probable tokens whose probabilities reach this sum."""
+    seed: int = 0
+    """Seed of the draws. Each prompt has a stream of its own, which its place in the list chooses."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature: expected a number of at least 0 (0 is greedy), got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k: expected at least 1, or 0 for all tokens, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected a probability in (0, 1], got {self.top_p}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: expected a number in [0, 2^32), got {self.seed}")
+
+
+class Settings(NamedTuple):
+    """`Sampling` as arrays, so that other settings need no other program."""
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+
+
+def settings_of(sampling: Sampling) -> Settings:
+    """Return the settings as the compiled programs take them."""
+    return Settings(jnp.float32(sampling.temperature), jnp.int32(sampling.top_k), jnp.float32(sampling.top_p))
+
+
+def draw(logits: Float[Array, "batch vocab"], settings: Settings, keys: Key[Array, "batch"]) -> Int[Array, "batch"]:
+    """Draw one token a row, int32; a row depends on its own logits and key alone."""
+
+    def drawn(logits: Array) -> Array:
+        cut = truncate(logits.astype(jnp.float32) / settings.temperature, settings.top_k, settings.top_p)
+        return jax.vmap(jax.random.categorical)(keys, cut).astype(jnp.int32)
+
+    def most_probable(logits: Array) -> Array:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    return jax.lax.cond(settings.temperature > 0, drawn, most_probable, logits)
+
+
+def truncate(
+    logits: Float[Array, "batch vocab"], top_k: Int[Array, ""], top_p: Float[Array, ""]
+) -> Float[Array, "batch vocab"]:
+    """Set the logits outside top-k and top-p to -inf.
+
+    Both thresholds are found by bisection over the bits of a float32, 32 counts of the row: no sort, which takes
+    longer than a forward pass of a small model, and `top_k` need not be known when the program is compiled.
+    """
+
+    def ordered(x: Array) -> Array:
+        """Map float32 to int32 so that order is kept."""
+        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+        return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+    rank = ordered(logits)
+    wanted = jnp.where(top_k > 0, top_k, logits.shape[-1])
+    least = _largest(lambda t: jnp.sum(rank >= t[:, None], axis=-1) >= wanted, logits.shape[0])
+    logits = jnp.where(rank >= least[:, None], logits, -jnp.inf)
+    share = jax.nn.softmax(logits, axis=-1)
+    bits = ordered(share)
+    least = _largest(lambda t: jnp.sum(jnp.where(bits >= t[:, None], share, 0.0), axis=-1) >= top_p, logits.shape[0])
+    return jnp.where((bits >= least[:, None]) | (top_p >= 1), logits, -jnp.inf)
+
+
+def _largest(holds: Callable[[Array], Array], rows: int) -> Int[Array, "rows"]:
+    """Find for each row the largest int32 that a condition holds for, which holds up to some number and then not.
+
+    Where it holds nowhere: the smallest int32.
+    """
+    limits = jnp.iinfo(jnp.int32)
+    low, high = jnp.full(rows, limits.min, jnp.int32), jnp.full(rows, limits.max, jnp.int32)
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
+        held = holds(middle)
+        return jnp.where(held, middle, low), jnp.where(held, high, middle)
+
+    return jax.lax.fori_loop(0, 32, halve, (low, high))[0]
 
 
 # --- the form of a CPU --------------------------------------------------------------------------
@@ -251,14 +340,7 @@ class FusedAttention(Attention):
         for name in ("output", "output_bias", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm"):
             setattr(self, name, getattr(attention, name))
 
-    def heads(
-        self, x: Float[Array, "batch seq embed"]
-    ) -> tuple[
-        Float[Array, "batch seq kv_heads q_per_kv head_dim"],
-        Float[Array, "batch seq kv_heads head_dim"],
-        Float[Array, "batch seq kv_heads head_dim"],
-    ]:
-        """Return queries, keys and values, as `Attention.heads`."""
+    def heads(self, x: Hidden) -> Heads:
         kv_heads, q_per_kv, head_dim, _ = self.output.shape
         columns = product("btd,df->btf", x, self.inputs)
         queries, own = kv_heads * q_per_kv * head_dim, kv_heads * head_dim
@@ -275,10 +357,7 @@ class FusedMlp(Mlp):
         self.inputs = Shared(("layers", "embed", "mlp"), columns, parts)
         self.down, self.down_bias, self.router = mlp.down, mlp.down_bias, None
 
-    def halves(
-        self, x: Float[Array, "batch seq embed"]
-    ) -> tuple[Float[Array, "batch seq mlp"], Float[Array, "batch seq mlp"]]:
-        """Return what the gate and the up matrix make, as `Mlp.halves`."""
+    def halves(self, x: Hidden) -> tuple[Float[Array, "batch seq mlp"], Float[Array, "batch seq mlp"]]:
         gate, up = jnp.split(product("btd,df->btf", x, self.inputs), 2, axis=-1)
         return gate, up
 
@@ -295,19 +374,19 @@ def fused_layers(model: Llama, parts: int | None = None) -> Llama:
     """
     if all(isinstance(segment.attention, FusedAttention) for segment in model.segments):
         return model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parts = parts or cores
+    parts = parts or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+    def plain(block: nnx.Module, *names: str) -> bool:
+        return all(isinstance(getattr(block, name), nnx.Param) for name in names)
+
     fused = nnx.merge(*nnx.split(single_layers(model)))
     for segment in fused.segments:
-        if _plain(segment.attention.query, segment.attention.key, segment.attention.value):
+        if plain(segment.attention, "query", "key", "value"):
             segment.attention = FusedAttention(segment.attention, parts)
-        if segment.mlp.router is None and _plain(segment.mlp.gate, segment.mlp.up):
+        if segment.mlp.router is None and plain(segment.mlp, "gate", "up"):
             segment.mlp = FusedMlp(segment.mlp, parts)
         for block, name in ((segment.attention, "output"), (segment.mlp, "down")):
-            if _plain(matrix := getattr(block, name)):
+            if plain(block, name):
+                matrix = getattr(block, name)
                 setattr(block, name, Shared(matrix.axes, matrix[...], parts))
     return fused
-
-
-def _plain(*matrices: object) -> bool:
-    return all(isinstance(matrix, nnx.Param) for matrix in matrices)

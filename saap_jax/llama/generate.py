@@ -15,10 +15,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from saap_jax.data.chat import check_text, encode_chat
-from saap_jax.llama.decoder import Cache, empty_cache, extend, fused_layers
+from saap_jax.llama.decoder import Cache, Sampling, Settings, draw, empty_cache, extend, fused_layers, settings_of
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
-from saap_jax.llama.sampling import Sampling, Settings, draw, settings_of
 
 STEPS = 32
 """The most tokens that one call of `decode_steps` makes."""
@@ -32,7 +31,7 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 Finished = Callable[[int, list[int]], bool]
 """Says of a row (its place among the prompts) and its new tokens whether it is to end there."""
 
-# --- compiled programs ---------------------------------------------------------------------------
+# --- compiled programs -----------------------------------------------------------------------------
 
 
 class State(NamedTuple):
@@ -131,16 +130,9 @@ def generate(
         ValueError: an empty prompt, an unknown token, or more tokens than the model has positions for.
     """
     rows: list[list[int]] = [[] for _ in prompts]
-    for row, token in stream(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        stop_tokens=stop_tokens,
-        sampling=sampling,
-        batch_size=batch_size,
-        finished=finished,
-        steps=STEPS if finished is None else 8,
-    ):
+    options: dict = {"max_new_tokens": max_new_tokens, "stop_tokens": stop_tokens, "sampling": sampling}
+    options |= {"batch_size": batch_size, "finished": finished, "steps": STEPS if finished is None else 8}
+    for row, token in stream(model, prompts, **options):
         rows[row].append(token)
     return rows
 

@@ -8,12 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from saap_jax.llama.model import Llama, Observe, at_least_float32, projected
+from saap_jax.llama.attention import at_least_float32
+from saap_jax.llama.model import Llama, Observe, projected
 from saap_jax.runtime.constraints import batch_shards, vocab_shards
 from saap_jax.types import Gates, Remat
 
 LOGITS = 2**28
 """Bytes of logits that a device has in memory at once; see `over_positions`."""
+
+VOCAB_CHUNK, TARGETS = 1024, 64
+"""Words, and tokens, whose logits `summed_losses` and `log_likelihoods_of` have in memory at once: they stay in the
+cache, and large vocabularies fit."""
 
 LOGITS_ONCE = 2**26
 """The same where no logits are made twice, so that chunks cost little."""
@@ -47,20 +52,14 @@ def next_token_losses(
     if once:
         losses = _losses_once(model.embedding.shape[0], model.unembedding is None, before, target, model.words())
     else:
-        losses = over_positions(functools.partial(token_losses, model), before, target, logits=[model])
+        losses = over_positions(
+            lambda hidden, own: token_losses(model.logits(hidden), own), before, target, logits=[model]
+        )
     return jnp.sum(jnp.where(mask[:, 1:], losses, 0), axis=-1), observed
 
 
-def token_losses(
-    model: Llama, hidden: Float[Array, "batch seq embed"], target: Int[Array, "batch seq"]
-) -> Float[Array, "batch seq"]:
-    """Return -log p(target) in nats of the distributions that last hidden states make."""
-    return _token_losses(model.logits(hidden), target)
-
-
-def _token_losses(
-    logits: Float[Array, "batch seq vocab"], target: Int[Array, "batch seq"]
-) -> Float[Array, "batch seq"]:
+def token_losses(logits: Float[Array, "batch seq vocab"], target: Int[Array, "batch seq"]) -> Float[Array, "batch seq"]:
+    """Return -log p(target) in nats."""
     return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
 
 
@@ -114,7 +113,7 @@ def _bytes_of_logits(batch: int, vocab: int, dtype: Any) -> int:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _losses_once(vocab: int, tied: bool, hidden: Array, target: Array, words: Array) -> Float[Array, "batch seq"]:
     """Return the losses of `token_losses`, in chunks of positions."""
-    return _in_chunks(vocab, hidden, target, lambda some, own: _token_losses(projected(some, words, tied), own))
+    return _in_chunks(vocab, hidden, target, lambda some, own: token_losses(projected(some, words, tied), own))
 
 
 def _in_chunks(vocab: int, hidden: Array, target: Array, function: Callable[[Array, Array], Any]) -> Any:
@@ -126,7 +125,7 @@ def _in_chunks(vocab: int, hidden: Array, target: Array, function: Callable[[Arr
 
 def _losses_and_gradient(vocab: int, tied: bool, hidden: Array, target: Array, words: Array) -> tuple[Array, Any]:
     def both(some: Array, own: Array) -> tuple[Array, Array]:
-        losses, pull = jax.vjp(lambda some: _token_losses(projected(some, words, tied), own), some)
+        losses, pull = jax.vjp(lambda some: token_losses(projected(some, words, tied), own), some)
         return losses, pull(jnp.ones_like(losses))[0]  # positions do not mix: each row is that of its own loss
 
     losses, gradient = _in_chunks(vocab, hidden, target, both)
@@ -137,7 +136,7 @@ def _pulled(vocab: int, tied: bool, kept: Any, cotangent: Array) -> tuple[Array,
     gradient, hidden, target, words = kept
 
     def of_words(words: Array) -> Array:
-        some = jax.checkpoint(lambda some, own: _token_losses(projected(some, words, tied), own), prevent_cse=False)
+        some = jax.checkpoint(lambda some, own: token_losses(projected(some, words, tied), own), prevent_cse=False)
         return jnp.sum(_in_chunks(vocab, hidden, target, some) * cotangent)
 
     return gradient * cotangent[..., None].astype(gradient.dtype), None, jax.grad(of_words)(words)
@@ -149,3 +148,79 @@ _losses_once.defvjp(_losses_and_gradient, _pulled)
 def predicted_tokens(mask: Bool[Array, "batch seq"]) -> Int[Array, "batch"]:
     """Count the tokens of each example that enter its loss: all real ones but the first."""
     return jnp.sum(mask[:, 1:], axis=-1)
+
+
+# --- without all logits ----------------------------------------------------------------------------
+
+
+def summed_losses(
+    model: Llama,
+    hidden: Float[Array, "units batch seq embed"],
+    tokens: Int[Array, "batch seq"],
+    mask: Bool[Array, "batch seq"],
+) -> Float[Array, "units batch"]:
+    """Return each example's summed next-token loss, as `next_token_losses` does, from normalised last hidden states.
+
+    Logits are never in memory at once.
+    """
+    hidden, target, dtype = hidden[:, :, :-1], tokens[:, 1:], at_least_float32(hidden.dtype)
+    highest, total, _ = _over_words(model, hidden)
+    rows = model.embedding[target] if model.unembedding is None else jnp.moveaxis(model.unembedding[:, target], 0, -1)
+    losses = highest + jnp.log(total) - jnp.einsum("ubtd,btd->ubt", hidden, rows, preferred_element_type=dtype)
+    return jnp.sum(jnp.where(mask[None, :, 1:], losses, 0), axis=-1)
+
+
+def log_likelihoods_of(
+    model: Llama,
+    hidden: Float[Array, "positions embed"],
+    source: Int[Array, "targets"],
+    target: Int[Array, "targets"],
+    count: Int[Array, ""],
+) -> tuple[Float[Array, "targets"], Bool[Array, "targets"]]:
+    """Return log p(target | hidden[source]) in nats, and whether the target is the likeliest token, for the first
+    `count` targets; the others are whatever.
+
+    Only hidden states that predict a target are projected on the vocabulary, `TARGETS` at once. The number of targets
+    has to be a multiple of `TARGETS`.
+    """
+
+    def some(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        start = index * TARGETS
+        rows = hidden[jax.lax.dynamic_slice_in_dim(source, start, TARGETS)]
+        highest, total, own = _over_words(model, rows, jax.lax.dynamic_slice_in_dim(target, start, TARGETS))
+        values = own - highest - jnp.log(total), own >= highest
+        own, every = (jax.lax.dynamic_update_slice_in_dim(c, v, start, 0) for c, v in zip(carry, values, strict=True))
+        return own, every
+
+    nothing = (jnp.zeros(target.shape, at_least_float32(hidden.dtype)), jnp.zeros(target.shape, bool))
+    return jax.lax.fori_loop(0, (count + TARGETS - 1) // TARGETS, some, nothing)
+
+
+def _over_words(
+    model: Llama, hidden: Float[Array, "*rows embed"], target: Int[Array, "*rows"] | None = None
+) -> tuple[Array, Array, Any]:
+    """Return the highest logit z of each row, Σ_v exp(z_v - highest), and the target's, by chunks of the vocabulary."""
+    tied, dtype = model.unembedding is None, at_least_float32(hidden.dtype)
+    table = model.embedding[...] if model.unembedding is None else model.unembedding[...]
+    axis, product = (0, "...d,vd->...v") if tied else (1, "...d,dv->...v")
+    vocab, chunk = table.shape[axis], min(VOCAB_CHUNK, table.shape[axis])
+
+    def gather(index: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+        highest, total, own = carry
+        start = jnp.minimum(index * chunk, vocab - chunk)  # the last chunk overlaps the one before
+        z = jnp.einsum(
+            product, hidden, jax.lax.dynamic_slice_in_dim(table, start, chunk, axis), preferred_element_type=dtype
+        )
+        if target is not None:
+            place = target - start
+            here = jnp.take_along_axis(z, jnp.clip(place, 0, chunk - 1)[..., None], axis=-1)[..., 0]
+            own = jnp.where((target >= index * chunk) & (place < chunk), here, own)
+        new = start + jnp.arange(chunk) >= index * chunk
+        z = jnp.where(new[(None,) * (z.ndim - 1)], z, -jnp.inf)
+        higher = jnp.maximum(highest, jnp.max(z, axis=-1))
+        return higher, total * jnp.exp(highest - higher) + jnp.sum(jnp.exp(z - higher[..., None]), axis=-1), own
+
+    rows = hidden.shape[:-1]
+    nothing = (jnp.full(rows, -jnp.inf, dtype), jnp.zeros(rows, dtype))
+    own = None if target is None else jnp.zeros(rows, dtype)
+    return jax.lax.fori_loop(0, -(-vocab // chunk), gather, (*nothing, own))

@@ -17,8 +17,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from saap_jax.llama.attention import attended
-from saap_jax.llama.positions import Rotation, Seen, Sight, apart_of, at_least_float32, rotate, sight_of
+from saap_jax.llama.attention import (
+    Keys,
+    Queries,
+    Rotation,
+    Seen,
+    Sight,
+    apart_of,
+    at_least_float32,
+    attended,
+    rotate,
+    sight_of,
+)
 from saap_jax.llama.product import Weight, added, product
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
@@ -33,6 +43,11 @@ experts, channels], the gated activations that enter the output projections; `at
 `mlp_out` [batch, seq, embed], the residual stream before and after each sub-block; `attention_norms`, `mlp_norms`
 [batch, seq, units], the L2 norm of what each unit writes.
 """
+
+
+Hidden = Float[Array, "batch seq embed"]
+Heads = tuple[Queries, Keys, Keys]
+"""Queries, keys and values of one layer."""
 
 
 @runtime_checkable
@@ -59,21 +74,15 @@ class Attention(nnx.Module):
             ("layers", "kv_heads", "q_per_kv", "head_dim", "embed"), make((layers, k, g, h, d), max(k * g * h, 1))
         )
         self.output_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
-        traits, single = spec.constants.traits, ("layers", "kv_heads", "head_dim")
-        grouped = ("layers", "kv_heads", "q_per_kv", "head_dim")
-        self.query_bias = param(grouped, make((layers, k, g, h), d)) if traits.input_biases else None
-        self.key_bias = param(single, make((layers, k, h), d)) if traits.input_biases else None
-        self.value_bias = param(single, make((layers, k, h), d)) if traits.input_biases else None
-        self.query_norm = param(("layers", "head_dim"), make((layers, h), None)) if traits.head_norms else None
-        self.key_norm = param(("layers", "head_dim"), make((layers, h), None)) if traits.head_norms else None
+        biases, norms = spec.constants.traits.input_biases, spec.constants.traits.head_norms
+        grouped, single = ("layers", "kv_heads", "q_per_kv", "head_dim"), ("layers", "kv_heads", "head_dim")
+        self.query_bias = param(grouped, make((layers, k, g, h), d)) if biases else None
+        self.key_bias = param(single, make((layers, k, h), d)) if biases else None
+        self.value_bias = param(single, make((layers, k, h), d)) if biases else None
+        self.query_norm = param(("layers", "head_dim"), make((layers, h), None)) if norms else None
+        self.key_norm = param(("layers", "head_dim"), make((layers, h), None)) if norms else None
 
-    def heads(
-        self, x: Float[Array, "batch seq embed"]
-    ) -> tuple[
-        Float[Array, "batch seq kv_heads q_per_kv head_dim"],
-        Float[Array, "batch seq kv_heads head_dim"],
-        Float[Array, "batch seq kv_heads head_dim"],
-    ]:
+    def heads(self, x: Hidden) -> Heads:
         """Return queries, keys and values of one layer, without biases, norms and positions."""
         query = product("btd,dkgh->btkgh", x, self.query)
         return query, product("bsd,dkh->bskh", x, self.key), product("bsd,dkh->bskh", x, self.value)
@@ -92,9 +101,7 @@ class Mlp(nnx.Module):
         self.down = param(("layers", *units, "embed"), make((layers, *inner, d), max(inner[-1], 1)))
         self.down_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
 
-    def halves(
-        self, x: Float[Array, "batch seq embed"]
-    ) -> tuple[Float[Array, "batch seq *units"], Float[Array, "batch seq *units"]]:
+    def halves(self, x: Hidden) -> tuple[Float[Array, "batch seq *units"], Float[Array, "batch seq *units"]]:
         """Return x W_gate and x W_up of one layer, `[batch, seq, mlp]` or `[batch, seq, experts, channels]`."""
         equation = "btd,df->btf" if self.router is None else "btd,dec->btec"
         return product(equation, x, self.gate), product(equation, x, self.up)
@@ -140,13 +147,18 @@ class Llama(nnx.Module):
         self.unembedding = None if spec.tied else param(("embed", "vocab"), make((spec.embed, spec.vocab), spec.embed))
 
     @property
+    def head_dim(self) -> int:
+        """Size of a head."""
+        return self.segments[0].attention.output.shape[-2]
+
+    @property
     def spec(self) -> LlamaSpec:
         """Sizes and constants, read from the arrays."""
         vocab, embed = self.embedding.shape
         return LlamaSpec(
             vocab=vocab,
             embed=embed,
-            head_dim=self.segments[0].attention.output.shape[-2],
+            head_dim=self.head_dim,
             layers=tuple(segment.widths for segment in self.segments for _ in range(segment.length)),
             tied=self.unembedding is None,
             output_biases=self.segments[0].mlp.down_bias is not None,
@@ -160,36 +172,39 @@ class Llama(nnx.Module):
         *,
         observe: Observe | None = None,
         remat: Remat = "none",
-    ) -> tuple[Float[Array, "batch seq embed"], list[Any]]:
-        """Return the normalised last hidden states and, for each segment, what `observe` made, stacked over its layers.
+        sight: Sight | None = None,
+        streams: bool = False,
+    ) -> tuple[Hidden, list[Any]]:
+        """Return the normalised last hidden states and, for each segment, what `observe` made, stacked over its layers;
+        with `streams`, instead of that, the residual stream behind each layer.
 
-        `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones.
+        `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones. `sight` is of
+        packed rows.
         """
-        sight = sight_of(tokens.shape[1], self.segments[0].attention.output.shape[-2], self.constants)
+        sight = sight_of(tokens.shape[1], self.head_dim, self.constants) if sight is None else sight
         bounds = segment_bounds(self.segments)
         x, observed = self.embedded(tokens), []
-        for segment, segment_gates, apart in zip(
-            self.segments, split_gates(gates, bounds), apart_of(self.constants, bounds), strict=True
-        ):
+        parts = self.segments, split_gates(gates, bounds), apart_of(self.constants, bounds)
 
-            def layer(x: Array, inputs: tuple[DecoderLayer, LayerGates | None, Any]) -> tuple[Array, Any]:
-                own = sight.of(inputs[2])
-                return decode(inputs[0], x, inputs[1], own, self.constants, observe=observe)
+        def layer(x: Array, inputs: tuple[DecoderLayer, LayerGates | None, Any]) -> tuple[Array, Any]:
+            z, seen = decode(inputs[0], x, inputs[1], sight.of(inputs[2]), self.constants, observe=observe)
+            return z, z if streams else seen
 
-            x, seen = jax.lax.scan(rematerialised(layer, remat), x, (segment, segment_gates, apart))
+        for part in zip(*parts, strict=True):
+            x, seen = jax.lax.scan(rematerialised(layer, remat), x, part)
             observed.append(seen)
         return self.final(x), observed
 
-    def embedded(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq embed"]:
+    def embedded(self, tokens: Int[Array, "batch seq"]) -> Hidden:
         """Return what enters the residual stream."""
         x = by_example(gathered(self.embedding)[...][tokens])
         return x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype) if self.constants.traits.scaled_words else x
 
-    def final(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
+    def final(self, x: Hidden) -> Hidden:
         """Return the normalised last hidden states from the residual stream behind all layers."""
         return rms_norm(x, self.norm[...], self.constants)
 
-    def logits(self, hidden: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq vocab"]:
+    def logits(self, hidden: Hidden) -> Float[Array, "batch seq vocab"]:
         """Project hidden states onto the vocabulary, accumulated and returned in float32 (at least)."""
         return projected(hidden, self.words(), self.unembedding is None)
 
@@ -204,7 +219,7 @@ class Llama(nnx.Module):
         return self.logits(self.hidden(tokens, gates, remat=remat)[0])
 
 
-def projected(hidden: Float[Array, "batch seq embed"], words: Array, tied: bool) -> Float[Array, "batch seq vocab"]:
+def projected(hidden: Hidden, words: Array, tied: bool) -> Float[Array, "batch seq vocab"]:
     """Return logits, float32 (at least), from hidden states and `Llama.words`."""
     equation = "btd,vd->btv" if tied else "btd,dv->btv"
     return jnp.einsum(equation, hidden, words, preferred_element_type=at_least_float32(hidden.dtype))
@@ -212,13 +227,13 @@ def projected(hidden: Float[Array, "batch seq embed"], words: Array, tied: bool)
 
 def decode(
     layer: DecoderLayer,
-    x: Float[Array, "batch seq embed"],
+    x: Hidden,
     gates: LayerGates | None,
     sight: Sight,
     constants: Constants,
     *,
     observe: Observe | None = None,
-) -> tuple[Float[Array, "batch seq embed"], Any]:
+) -> tuple[Hidden, Any]:
     """Apply one decoder layer (parameters and gates without their `layers` axis), with its own `sight`."""
     layer = gathered(layer)
     normed = rms_norm(x, layer.attention_norm[...], constants)
@@ -245,49 +260,35 @@ def written_norms(active: Float[Array, "batch seq units *rest"], matrix: Weight)
     rows, own = active.reshape(*active.shape[:2], units, count), matrix[...].reshape(units, count, embed)
     if count == 1:
         return jnp.abs(rows[..., 0]) * jnp.linalg.norm(own[:, 0], axis=-1)[None, None]
-    if (shards := expert_shards(matrix.axes, units)) > 1:
-        return _norms_of_parts(rows, own, shards)
-
-    def of_unit(unit: tuple[Array, Array]) -> Array:
-        return jnp.linalg.norm(unit[0] @ unit[1], axis=-1)
-
-    return jnp.moveaxis(jax.lax.map(of_unit, (jnp.moveaxis(rows, 2, 0), own)), 0, -1)
+    return _norms_of_parts(rows, own, expert_shards(matrix.axes, units))
 
 
 def _norms_of_parts(
     rows: Float[Array, "batch seq units count"], own: Float[Array, "units count embed"], shards: int
 ) -> Float[Array, "batch seq units"]:
-    """Return `written_norms` where devices hold parts of the units: one unit of each part at a time."""
+    """Return `written_norms`, one unit at a time; of each part where devices hold parts of the units."""
+    if shards <= 1:
+        norms = jax.lax.map(lambda unit: jnp.linalg.norm(unit[0] @ unit[1], axis=-1), (jnp.moveaxis(rows, 2, 0), own))
+        return jnp.moveaxis(norms, 0, -1)
+    each = len(own) // shards
+    split_rows = rows.reshape(*rows.shape[:2], shards, each, rows.shape[-1])
+    split_own = own.reshape(shards, each, *own.shape[1:])
 
     def of_units(units: tuple[Array, Array]) -> Array:
         return jnp.linalg.norm(jnp.einsum("btsc,scd->btsd", *units), axis=-1)
 
-    each = len(own) // shards
-    split_rows = rows.reshape(*rows.shape[:2], shards, each, rows.shape[-1])
-    split_own = own.reshape(shards, each, *own.shape[1:])
     norms = jax.lax.map(of_units, (jnp.moveaxis(split_rows, 3, 0), jnp.moveaxis(split_own, 1, 0)))
     return jnp.moveaxis(norms, 0, -1).reshape(rows.shape[:3])
 
 
-def attend(
-    attention: Attention,
-    x: Float[Array, "batch seq embed"],
-    sight: Sight,
-    constants: Constants,
-) -> Float[Array, "batch seq kv_heads q_per_kv head_dim"]:
+def attend(attention: Attention, x: Hidden, sight: Sight, constants: Constants) -> Queries:
     """Attention of whole rows up to, not including, the output projection; by the path of `attention.attending`."""
     assert isinstance(sight.seen, Seen)
     query, key, value = project(attention, x, sight.rotation, constants)
     return attended(query, key, value, sight.seen, (constants.query_scalar or query.shape[-1]) ** -0.5)
 
 
-def project(
-    attention: Attention, x: Float[Array, "batch seq embed"], rotation: Rotation, constants: Constants
-) -> tuple[
-    Float[Array, "batch seq kv_heads q_per_kv head_dim"],
-    Float[Array, "batch seq kv_heads head_dim"],
-    Float[Array, "batch seq kv_heads head_dim"],
-]:
+def project(attention: Attention, x: Hidden, rotation: Rotation, constants: Constants) -> Heads:
     """Return queries, keys and values; queries and keys normalised, if they have norms, and turned to positions."""
     query, key, value = attention.heads(x)
     query, key = added(query, attention.query_bias), added(key, attention.key_bias)
@@ -298,10 +299,7 @@ def project(
 
 
 def feed(
-    mlp: Mlp,
-    x: Float[Array, "batch seq embed"],
-    constants: Constants,
-    gates: Float[Array, "*_rows units"] | None = None,
+    mlp: Mlp, x: Hidden, constants: Constants, gates: Float[Array, "*_rows units"] | None = None
 ) -> Float[Array, "batch seq *units"]:
     """Activations that enter the down projection: silu(x W_gate) * (x W_up), or with GELU, times the gates of units.
 
@@ -342,7 +340,7 @@ def routes(
     return weights if gates is None else weights * gates
 
 
-def written_by(mlp: Mlp, active: Float[Array, "batch seq *units"]) -> Float[Array, "batch seq embed"]:
+def written_by(mlp: Mlp, active: Float[Array, "batch seq *units"]) -> Hidden:
     """Return what the MLP of one layer writes, from the activations of `feed`."""
     flat = active.reshape(*active.shape[:2], math.prod(active.shape[2:]))
     return added(product("btf,fd->btd", flat, mlp.down), mlp.down_bias)
@@ -367,9 +365,7 @@ def rms_norm(
     return normed.astype(x.dtype) * scale
 
 
-def post_normed(
-    written: Float[Array, "batch seq embed"], scale: nnx.Param | None, constants: Constants
-) -> Float[Array, "batch seq embed"]:
+def post_normed(written: Hidden, scale: nnx.Param | None, constants: Constants) -> Hidden:
     """Return what a sub-block adds to the residual stream: what it writes, normalised where the family does so."""
     return written if scale is None else rms_norm(written, scale[...], constants)
 
@@ -398,16 +394,14 @@ def _per_token(gate: Float[Array, "*_rows units"], activation: Array) -> Array:
 
 def rematerialised(layer: Callable, remat: Remat) -> Callable:
     """Return a layer whose backward pass recomputes what `remat` says."""
-    match remat:
-        case "none" if in_force():
-            policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
-            return jax.checkpoint(layer, prevent_cse=False, policy=policy)
-        case "none":
-            return layer
-        case "full":
-            return jax.checkpoint(layer, prevent_cse=False)
-        case "dots":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            return jax.checkpoint(layer, prevent_cse=False, policy=policy)
-        case _:
-            raise ValueError(f"remat: expected 'none', 'dots' or 'full', got {remat!r}")
+    policies = jax.checkpoint_policies
+    if remat == "none" and not in_force():
+        return layer
+    known = {
+        "none": policies.save_anything_except_these_names(GATHERED),
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "full": None,
+    }
+    if remat not in known:
+        raise ValueError(f"remat: expected 'none', 'dots' or 'full', got {remat!r}")
+    return jax.checkpoint(layer, prevent_cse=False, policy=known[remat])

@@ -26,7 +26,7 @@ from saap_jax.config.mesh import BATCH
 from saap_jax.data.packing import FIELDS, Rows, padded_rows
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama
-from saap_jax.llama.packed import packed_hidden
+from saap_jax.llama.passes import packed_hidden
 from saap_jax.recovery.objective import Objective, Packed, TopK, cast, masses_of
 from saap_jax.runtime.constraints import batch_shards, in_force, on_mesh_of, vocab_shards
 from saap_jax.runtime.errors import reading

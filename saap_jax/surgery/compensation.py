@@ -33,9 +33,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import wide
 from saap_jax.estimation.reconstruction import gram_sums, token_weights
+from saap_jax.llama.attention import apart_of, sight_of
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, post_normed, rms_norm
-from saap_jax.llama.positions import apart_of, sight_of
-from saap_jax.llama.resume import layer_of
+from saap_jax.llama.passes import layer_of
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.surgery.corrections import HELD_OUT, Correction, Normal, Repair, corrected, together

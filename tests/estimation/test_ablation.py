@@ -18,8 +18,8 @@ from saap_jax.estimation.ablation import (
     suffix_step,
 )
 from saap_jax.evaluation.perplexity import loss_step
-from saap_jax.llama import LayerWidths, Llama, LlamaSpec, load_model, resume, save_model
-from saap_jax.llama.resume import summed_losses
+from saap_jax.llama import LayerWidths, Llama, LlamaSpec, load_model, loss, save_model
+from saap_jax.llama.loss import summed_losses
 from saap_jax.llama.segments import existing_units, ones_gates
 from tests.helpers import changed, losses_of
 
@@ -208,7 +208,7 @@ def test_scores_are_nan_where_nothing_was_sampled():
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("chunk", [5, 1024])
 def test_loss_by_chunks_of_the_vocabulary(monkeypatch, tied, chunk):
-    monkeypatch.setattr(resume, "VOCAB_CHUNK", chunk)
+    monkeypatch.setattr(loss, "VOCAB_CHUNK", chunk)
     model, (tokens, mask) = model_of(tied=tied), map(jnp.asarray, text())
     last = jax.jit(lambda model, tokens: model.hidden(tokens)[0])
     hidden = jnp.stack([last(model, tokens), 30 * last(model, tokens[:, ::-1])])

@@ -7,7 +7,7 @@ import pytest
 
 from saap_jax.evaluation import likelihood
 from saap_jax.evaluation.likelihood import Inputs, Request, log_likelihoods, pack, score_step
-from saap_jax.llama import packed
+from saap_jax.llama import loss
 from tests.helpers import VOCAB, dense_model, forward, ragged_model, random_model, spec_of
 
 
@@ -53,7 +53,7 @@ MODELS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch_size"), [*((name, 4) for name in MODELS), ("ragged", 1)])
 def test_as_each_request_alone(name, batch_size, monkeypatch):
-    monkeypatch.setattr(packed, "VOCAB_CHUNK", 7)  # several chunks, the last one overlaps
+    monkeypatch.setattr(loss, "VOCAB_CHUNK", 7)  # several chunks, the last one overlaps
     score_step.clear_cache()
     model, requests = MODELS[name](), mixture()
     found = log_likelihoods(model, requests, batch_size=batch_size)

@@ -11,8 +11,7 @@ from saap_jax.evaluation.cost import step_bytes, weight_bytes
 from saap_jax.evaluation.timing import Times, Workload, compile_programs, speed_up, time_in_turns, time_once
 from saap_jax.llama import load_model, save_model
 from saap_jax.llama.decoder import single_layers
-from saap_jax.llama.generate import generate, stops_of
-from saap_jax.llama.sampling import Sampling, settings_of
+from saap_jax.llama.generate import Sampling, generate, settings_of, stops_of
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
 from tests.cli.test_main import refused

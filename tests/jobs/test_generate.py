@@ -7,8 +7,7 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.llama.generate import generate
-from saap_jax.llama.sampling import Sampling
+from saap_jax.llama.generate import Sampling, generate
 from tests.cli.test_main import refused
 
 SHORT = ["--max-new-tokens", "6"]

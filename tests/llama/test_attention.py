@@ -15,9 +15,8 @@ from saap_jax.estimation.hessian import hessian_step
 from saap_jax.estimation.observe import contributions
 from saap_jax.estimation.registry import STATISTICS
 from saap_jax.llama import attention
-from saap_jax.llama.attention import LONG, attending, block_of, chosen, in_blocks, plain, splash
-from saap_jax.llama.packed import packed_streams
-from saap_jax.llama.positions import Seen
+from saap_jax.llama.attention import LONG, Seen, attending, block_of, chosen, in_blocks, plain, splash
+from saap_jax.llama.passes import packed_hidden
 from saap_jax.llama.segments import ones_gates
 from saap_jax.planning.count import equations, work_of
 from tests.helpers import dense_model, length_mask, random_tokens, relative
@@ -184,7 +183,7 @@ def packed(path: str, family: str):
 
     def loss(model):
         with attending(path):
-            return jnp.sum(packed_streams(model, tokens, positions, segments, remat="none", shared=False)[0] ** 2)
+            return jnp.sum(packed_hidden(model, tokens, positions, segments, shared=False) ** 2)
 
     return jax.grad(loss), (relative(family),)
 

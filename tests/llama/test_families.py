@@ -13,7 +13,7 @@ from saap_jax.llama import Constants
 from saap_jax.llama.decoder import fused_layers, single_layers
 from saap_jax.llama.generate import generate
 from saap_jax.llama.loss import next_token_losses
-from saap_jax.llama.packed import packed_hidden
+from saap_jax.llama.passes import packed_hidden
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.llama.spec import Apart
 from saap_jax.structures import count_parameters, discover, parameters_by_path, prunable_parameters, unit_view

@@ -19,10 +19,20 @@ from saap_jax.llama.decoder import (
     fused_layers,
     single_layers,
 )
-from saap_jax.llama.generate import STEPS, decode_steps, generate, padded, prefill, rounded, stops_of, stream
+from saap_jax.llama.generate import (
+    STEPS,
+    Sampling,
+    decode_steps,
+    generate,
+    padded,
+    prefill,
+    rounded,
+    settings_of,
+    stops_of,
+    stream,
+)
 from saap_jax.llama.model import Attention
 from saap_jax.llama.product import product
-from saap_jax.llama.sampling import Sampling, settings_of
 from saap_jax.surgery.cut import cut
 from tests.helpers import VOCAB, changed, dense_model, forward, ragged_model, random_model, random_tokens, spec_of
 

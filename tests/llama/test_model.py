@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from saap_jax.llama import Constants, LlamaSpec, RopeScaling, abstract_llama
+from saap_jax.llama.attention import rotary
 from saap_jax.llama.loss import next_token_losses
-from saap_jax.llama.positions import rotary
 from saap_jax.llama.segments import existing_units, ones_gates
 from saap_jax.surgery.cut import cut
 from tests.helpers import (
@@ -203,7 +203,7 @@ def test_impossible_spec_is_refused(wrong):
 
 def frequencies(scaling: RopeScaling | None, head_dim: int = 64, theta: float = 5e5) -> np.ndarray:
     """Return the angles of position 1."""
-    cos, sin = rotary(2, head_dim, Constants(rope_theta=theta, rope_scaling=scaling))
+    cos, sin = rotary(jnp.arange(2), head_dim, Constants(rope_theta=theta, rope_scaling=scaling))
     np.testing.assert_array_equal(cos[0], 1)
     return np.arctan2(np.asarray(sin[1], np.float64), np.asarray(cos[1], np.float64))
 

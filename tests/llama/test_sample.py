@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_jax.llama.sampling import Sampling, draw, settings_of, truncate
+from saap_jax.llama.decoder import Sampling, draw, settings_of, truncate
 
 VOCAB = 40
 cut = jax.jit(truncate)

@@ -6,8 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from saap_jax.data.chat import encode_chat
 from saap_jax.llama import LayerWidths, LlamaSpec
-from saap_jax.llama.generate import TextOutput, encode_prompt, generate, stream_texts
-from saap_jax.llama.sampling import Sampling
+from saap_jax.llama.generate import Sampling, TextOutput, encode_prompt, generate, stream_texts
 from tests.helpers import random_model
 
 TEXT = "naïve café — 東京 🙂👩‍👩‍👧 the cat\n\nsat on the mat"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import loss
-from saap_jax.llama.packed import packed_hidden
+from saap_jax.llama.passes import packed_hidden
 from saap_jax.recovery.objective import Objective, TopK, masses_of, sums_of
 from saap_jax.recovery.top_k import Kept, keep_top_k, top_k_of
 from tests.helpers import VOCAB, changed, dense_model, random_model, spec_of

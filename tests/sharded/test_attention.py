@@ -9,8 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.llama.attention import in_blocks, plain, splash
-from saap_jax.llama.positions import Seen
+from saap_jax.llama.attention import Seen, in_blocks, plain, splash
 from saap_jax.runtime.mesh import layout_of
 
 pytestmark = pytest.mark.sharded

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
+from saap_jax.llama.attention import sight_of
 from saap_jax.llama.model import decode
-from saap_jax.llama.positions import sight_of
 from saap_jax.structures import discover, parameters_by_path
 from saap_jax.trace.cut import smaller
 from saap_jax.trace.listing import describe

@@ -311,10 +311,11 @@ def _one_rope(given: Mapping[str, Any], where: str, family: Family, scaled: bool
         expected = ", ".join(sorted(_ROPE[kind])) or "no settings"
         raise ValueError(f"{where}: expected {expected} for rope type {kind!r}, got {some(sorted(settings))}")
     theta = float(checked({"rope_theta": theta}, {"rope_theta": "theta"}, where)["rope_theta"])
-    said: dict[str, Any] = {name: float(value) for name, value in checked(settings, _ROPE[kind], where).items()}
+    said: dict[str, Any] = {"kind": kind}
+    said |= {name: float(value) for name, value in checked(settings, _ROPE[kind], where).items()}
     if _ORIGINAL in said:
         said["original_max_positions"] = int(said.pop(_ORIGINAL))
-    return theta, None if kind == "default" else RopeScaling(**said | {"kind": kind})
+    return theta, None if kind == "default" else RopeScaling(**said)
 
 
 def quantization_from_config(config: dict[str, Any], where: str) -> Quantization | None:
