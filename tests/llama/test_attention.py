@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.cli import main
 from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, Curvature
 from saap_jax.estimation.base import Plan
 from saap_jax.estimation.hessian import hessian_step
 from saap_jax.estimation.observe import contributions
 from saap_jax.estimation.registry import STATISTICS
 from saap_jax.llama import attention
-from saap_jax.llama.attention import LONG, Seen, attending, block_of, chosen, in_blocks, plain, splash
+from saap_jax.llama.attention import LONG, Seen, attending, chosen, in_blocks, plain, splash
 from saap_jax.llama.passes import packed_hidden
 from saap_jax.llama.segments import ones_gates
 from saap_jax.planning.count import equations, work_of
@@ -286,34 +285,7 @@ def test_compiled_programs_are_told_apart_by_the_switch():
         traced.append(chosen(query, Seen(2)))
         return query
 
-    query, key = jnp.zeros((1, 2, 1, 1, 2)), jnp.zeros((1, 2, 1, 2))
     for path in ("plain", "blocks", "plain", "blocks"):
         with attending(path):
-            run(query, key)
+            run(jnp.zeros((1, 2, 1, 1, 2)), jnp.zeros((1, 2, 1, 2)))
     assert traced == ["plain", "blocks"]
-
-
-def test_blocks_take_what_memory_allows():
-    heads = 32
-    assert 4 * heads * 8192 * block_of(8192, heads) <= attention.SCORES
-    assert block_of(2**20, 64) == attention.FEWEST
-    assert block_of(50, 1) == 50
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("command", "option"),
-    [
-        ("score --model.name MODEL --estimators gate_fisher --runs OUT", "--model.attention"),
-        ("prune --model.name MODEL --method wanda --out OUT/pruned", "--model.attention"),
-        ("evaluate MODEL --windows 1", "--attention"),
-        ("ab MODEL MODEL --windows 1", "--attention"),
-        ("recover MODEL --dense MODEL --method.name lora --training.warmup 0 --runs OUT", "--attention"),
-    ],
-)
-def test_commands_take_the_switch(command, option, tiny_model_directory, tmp_path, capsys):
-    """Each comes as far as its first program, which there is no TPU for."""
-    words = command.replace("MODEL", str(tiny_model_directory)).replace("OUT", str(tmp_path)).split()
-    assert main.main([*words, option, "splash"]) == 2
-    error = capsys.readouterr().err
-    assert error.splitlines()[-1].endswith("attention: splash is for TPUs, got programs for cpu; pass auto or blocks")

@@ -9,8 +9,6 @@ import pytest
 
 from saap_jax.estimation import GATE_GRADIENT, SQUARED_WEIGHT_GRADIENT, WEIGHT_GRADIENT, observe
 from saap_jax.estimation.ablation import ablate, sample_units
-from saap_jax.llama import Constants
-from saap_jax.llama.decoder import fused_layers, single_layers
 from saap_jax.llama.generate import generate
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.passes import packed_hidden
@@ -265,23 +263,9 @@ def test_generation_equals_recomputation(family, widths):
     ours = generate(model, PROMPTS, max_new_tokens=9, stop_tokens=())
     assert ours == [recomputed(model, prompt, 9) for prompt in PROMPTS]
     assert len({tuple(row) for row in ours}) > 1
-
-
-@pytest.mark.slow
-def test_generation_without_the_window_would_be_seen():
-    model = relative("mistral")
-    wider = with_constants(model, sliding_window=None)
-    assert generate(model, PROMPTS, max_new_tokens=9, stop_tokens=()) != generate(
-        wider, PROMPTS, max_new_tokens=9, stop_tokens=()
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_forms_for_decoding_are_the_same_function(family):
-    model = relative(family)
-    for form in (single_layers, fused_layers):
-        np.testing.assert_allclose(logits(form(model)), logits(model), rtol=0, atol=2e-5)
+    if family == "mistral":  # control
+        wider = with_constants(model, sliding_window=None)
+        assert generate(wider, PROMPTS, max_new_tokens=9, stop_tokens=()) != ours
 
 
 @pytest.mark.slow
@@ -299,15 +283,3 @@ def test_packed_branches_are_what_they_are_alone(family):
         whole = np.asarray(alone(model, jnp.asarray(np.concatenate([beginning, branch])[None])))[0]
         np.testing.assert_allclose(packed[start : start + 2], whole[5:], rtol=0, atol=2e-5)
         np.testing.assert_allclose(packed[:5], whole[:5], rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"family": "qwen2", "sliding_window": 0}, "expected at least 1 position, got 0"),
-        ({"sliding_window": 8}, "expected none in family 'llama', got 8"),
-    ],
-)
-def test_constants_refuse(options, message):
-    with pytest.raises(ValueError, match=message):
-        Constants(**options)

@@ -26,14 +26,12 @@ from saap_jax.llama.generate import (
     generate,
     padded,
     prefill,
-    rounded,
     settings_of,
     stops_of,
     stream,
 )
 from saap_jax.llama.model import Attention
 from saap_jax.llama.product import product
-from saap_jax.surgery.cut import cut
 from tests.helpers import VOCAB, changed, dense_model, forward, ragged_model, random_model, random_tokens, spec_of
 
 SAMPLINGS = [Sampling(temperature=1.0), Sampling(temperature=0.7, top_p=0.8)]
@@ -120,13 +118,6 @@ def test_logits_of_prompt_and_steps(name, dtype, form):
     assert np.abs(ours[1, 1:-1] - expected[1, :10]).max() > 10 * tolerance
 
 
-@pytest.mark.slow
-def test_bfloat16_generates():
-    model = ragged_model(dtype=jnp.bfloat16)
-    rows = generate(model, PROMPTS, max_new_tokens=5, stop_tokens=())
-    assert [len(row) for row in rows] == [5] * 4
-
-
 @pytest.mark.parametrize(
     "sampling", [SAMPLINGS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in (Sampling(), SAMPLINGS[1]))]
 )
@@ -156,15 +147,6 @@ def test_stop_tokens_end_a_row_and_are_not_part_of_it():
     assert ours == expected
     assert ours != whole
     assert generate(model, PROMPTS, max_new_tokens=20) == whole  # this model names no end token
-
-
-def test_the_models_own_end_tokens_are_the_default():
-    model = dense_model()
-    whole = generate(model, PROMPTS, max_new_tokens=20)
-    model.constants = dataclasses.replace(model.constants, eos_tokens=(whole[1][4], whole[0][0]))
-    stopped = generate(model, PROMPTS, max_new_tokens=20)
-    assert stopped[0] == []
-    assert stopped == generate(model, PROMPTS, max_new_tokens=20, stop_tokens=model.constants.eos_tokens)
 
 
 @pytest.mark.slow
@@ -235,17 +217,6 @@ def test_cache_bytes_count_one_key_and_value_a_kv_head():
     assert cache_bytes(random_model(spec_of((0, 6))), 2, 16) == 0
 
 
-def test_single_layers_is_the_same_function_of_more_runs():
-    model = ragged_model()
-    single = single_layers(model)
-    assert [segment.length for segment in single.segments] == [1, 1, 1, 1]
-    assert [segment.length for segment in model.segments] == [2, 1, 1]
-    assert single.spec == model.spec
-    tokens = random_tokens(2, 7)
-    np.testing.assert_allclose(forward(single, tokens), forward(model, tokens), rtol=0, atol=1e-5)
-    assert single_layers(single) is single
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gqa", "ragged", "biases", "no heads at all"])
 def test_fused_layers_are_the_same_function_of_larger_matrices(name):
@@ -300,17 +271,6 @@ def test_fused_layers_with_a_column_moved_are_another_function():
     assert np.abs(forward(fused, tokens) - forward(model, tokens)).max() > 1e-3
 
 
-@pytest.mark.slow
-def test_cut_models_generate_as_their_masks_do():
-    model = dense_model("mha", layers=3, mlp=8)
-    keep = {"attention": np.ones((3, 4), bool), "mlp": np.ones((3, 8), bool)}
-    keep["attention"][1] = False
-    keep["mlp"][2, :5] = False
-    keep["attention"][0, 2] = False
-    pruned = cut(model, keep)
-    assert generate(pruned, PROMPTS, max_new_tokens=6) == [recomputed(pruned, prompt, 6) for prompt in PROMPTS]
-
-
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
@@ -325,19 +285,3 @@ def test_cut_models_generate_as_their_masks_do():
 def test_refused(prompts, options, message):
     with pytest.raises(ValueError, match=message):
         generate(dense_model(), prompts, **{"max_new_tokens": 4, **options})
-
-
-def test_stream_refuses_at_the_call():
-    with pytest.raises(ValueError, match="prompt 0"):
-        stream(dense_model(), [[]], max_new_tokens=4)
-
-
-def test_no_prompts_no_rows():
-    assert generate(dense_model(), [], max_new_tokens=4) == []
-
-
-def test_few_sizes():
-    sizes = {rounded(length) for length in range(1, 2049)}
-    assert len(sizes) == 13
-    assert all(rounded(length) >= length for length in range(1, 2049))
-    assert all(rounded(length) <= 1.5 * length for length in range(64, 2049))

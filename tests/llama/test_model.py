@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from saap_jax.llama import Constants, LlamaSpec, RopeScaling, abstract_llama
+from saap_jax.llama import Constants, RopeScaling, abstract_llama
 from saap_jax.llama.attention import rotary
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.segments import existing_units, ones_gates
@@ -127,13 +127,6 @@ def test_no_gates_are_gates_of_one(make):
     assert differ(logits(model), logits(model, gates=half))
 
 
-def test_gates_in_a_ragged_models_padding_change_nothing():
-    model = ragged_model()
-    exists = existing_units(model.segments)
-    gates = {name: jnp.asarray(units, jnp.float32) for name, units in exists.items()}
-    np.testing.assert_array_equal(logits(model, gates=gates), logits(model, gates=ones_gates(model.segments)))
-
-
 @pytest.mark.parametrize(("structure", "units", "path"), [("attention", 2, "attention/output"), ("mlp", 6, "mlp/down")])
 def test_gate_of_zero_removes_the_units_weights(structure, units, path):
     model = dense_model()
@@ -238,15 +231,3 @@ def test_rope_llama3():
     )
     np.testing.assert_allclose(frequencies(scaling), expected, rtol=1e-5)
     assert not np.allclose(expected, PLAIN, rtol=1e-2)
-
-
-@pytest.mark.parametrize("wrong", [{"factor": 0.5}, {"factor": 8.0, "low_freq_factor": 4.0}])
-def test_impossible_rope_scaling_is_refused(wrong):
-    with pytest.raises(ValueError, match="rope scaling: expected"):
-        RopeScaling(kind="llama3", **wrong)
-
-
-def test_tied_model_has_no_unembedding():
-    assert dense_model(tied=True).unembedding is None
-    spec: LlamaSpec = dense_model(tied=False).spec
-    assert not spec.tied

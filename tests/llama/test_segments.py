@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.llama.segments import existing_units, join_segments, ones_gates, segment_bounds, split_gates
-from tests.helpers import ragged_model, random_model, spec_of
+from saap_jax.llama.segments import existing_units, join_segments, segment_bounds, split_gates
+from tests.helpers import ragged_model
 
 
 def test_bounds():
@@ -25,13 +25,6 @@ def test_existing_units():
     assert all(np.all(row[:-1] >= row[1:]) for row in units["mlp"])  # the padding is on the right
 
 
-def test_ones_gates_are_one_everywhere():
-    """Also in the padding, where a gate meets no unit."""
-    gates = ones_gates(ragged_model().segments)
-    assert {name: gate.shape for name, gate in gates.items()} == {"attention": (4, 2), "mlp": (4, 6)}
-    assert all(gate.dtype == jnp.float32 and bool(jnp.all(gate == 1)) for gate in gates.values())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_join_undoes_split(batch):
@@ -46,11 +39,3 @@ def test_join_undoes_split(batch):
         joined = join_segments(first, fill=fill)
         for name, gate in gates.items():
             np.testing.assert_array_equal(joined[name], np.where(exists[name], gate, fill))
-
-
-def test_no_gates_stay_none():
-    assert split_gates(None, segment_bounds(ragged_model().segments)) == [None] * 3
-
-
-def test_equal_neighbours_form_one_run():
-    assert [segment.length for segment in random_model(spec_of((2, 6), (2, 6), (1, 6), (2, 6))).segments] == [2, 1, 1]

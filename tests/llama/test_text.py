@@ -55,19 +55,11 @@ def test_text_ends_before_a_stop_string(tokenizer, stop):
     assert "".join(pieces) == TEXT[: TEXT.index(stop)]
 
 
-def test_the_first_of_several_stop_strings_counts(tokenizer):
-    assert "".join(pieces_of(tokenizer, tokenizer.encode(TEXT), ["sat", "cat", "mat"])) == TEXT[: TEXT.index("cat")]
-
-
 def test_the_beginning_of_a_stop_string_is_shown_after_all(tokenizer):
     text = "one\ntwo\n"
     pieces = pieces_of(tokenizer, tokenizer.encode(text), ["\n\n"])
     assert "".join(pieces) == text
     assert pieces[tokenizer.encode(text).index(tokenizer.encode("\n")[0])] == ""
-
-
-def test_special_tokens_are_not_shown(tokenizer):
-    assert "".join(pieces_of(tokenizer, [*tokenizer.encode("ab"), tokenizer.eos_token_id])) == "ab"
 
 
 def with_bos(tokenizer, template):
@@ -88,11 +80,6 @@ def test_a_chat_has_one_bos(tokenizer):
     assert adds.decode(tokens) == "<|endoftext|>user: the cat\nassistant: "
     twice = adds.encode(adds.apply_chat_template([{"role": "user", "content": "the cat"}], tokenize=False))
     assert twice.count(adds.bos_token_id) == 2  # the trap
-
-
-def test_a_chat_with_the_packaged_tokenizer(smollm2_tokenizer):
-    text = smollm2_tokenizer.decode(encode_chat(smollm2_tokenizer, "Hi"))
-    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.slow
