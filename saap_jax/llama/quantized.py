@@ -31,6 +31,12 @@ FEW = 2
 """Rows up to which a product multiplies and adds in one pass over the bytes; more rows get a matrix in floats."""
 
 
+Packed = UInt8[Array, "groups bytes outputs"]
+Grouped = Float[Array, "groups outputs"]
+Inputs = Float[Array, "batch seq inputs"]
+Outputs = Float[Array, "batch seq outputs"]
+
+
 class QuantizedArray(nnx.Variable):
     """An array of a quantised matrix: frozen, so no `nnx.Param`."""
 
@@ -44,15 +50,8 @@ class Quantization(NamedTuple):
     """Which ones, in the order of `MATRICES`."""
 
 
-MATRICES = {
-    "query": "attention",
-    "key": "attention",
-    "value": "attention",
-    "output": "attention",
-    "gate": "mlp",
-    "up": "mlp",
-    "down": "mlp",
-}
+_BLOCKS = {"attention": ("query", "key", "value", "output"), "mlp": ("gate", "up", "down")}
+MATRICES = {name: block for block, names in _BLOCKS.items() for name in names}
 """Matrix of a layer -> the block that has it."""
 
 
@@ -60,17 +59,9 @@ class Quantized(Matrix):
     """A group-quantised matrix; `sizes` are those of its parameter without `layers`, which flattened arrays lost."""
 
     def __init__(
-        self,
-        axes: tuple[str, ...],
-        sizes: tuple[int, ...],
-        bits: int,
-        group_size: int,
-        arrays: tuple[Any, Any, Any],
+        self, axes: tuple[str, ...], sizes: tuple[int, ...], bits: int, group_size: int, arrays: tuple[Any, Any, Any]
     ) -> None:
-        self.axes = axes
-        self.sizes = sizes
-        self.bits = bits
-        self.group_size = group_size
+        self.axes, self.sizes, self.bits, self.group_size = axes, sizes, bits, group_size
         packed, scale, offset = arrays
         self.packed = QuantizedArray(packed, axes=("layers", "groups", "bytes", "outputs"))
         self.scale = QuantizedArray(scale, axes=("layers", "groups", "outputs"))
@@ -147,13 +138,7 @@ def dequantize(
     return value.reshape(*value.shape[:-3], value.shape[-3] * value.shape[-2], value.shape[-1])
 
 
-def _in_chunks(
-    x: Float[Array, "batch seq inputs"],
-    packed: UInt8[Array, "groups bytes outputs"],
-    scale: Float[Array, "groups outputs"],
-    offset: Float[Array, "groups outputs"],
-    bits: int,
-) -> Float[Array, "batch seq outputs"]:
+def _in_chunks(x: Inputs, packed: Packed, scale: Grouped, offset: Grouped, bits: int) -> Outputs:
     """Return x·W with as many groups in floats at once as `CHUNK` allows; the sum over chunks in float32."""
     groups, outputs = scale.shape
     size = x.shape[-1] // groups
@@ -163,7 +148,8 @@ def _in_chunks(
     def partly(x: Array, packed: Array, scale: Array, offset: Array, first: Array) -> Array:
         return jnp.einsum("btd,df->btf", x, dequantize(_after(packed, first), scale, offset, bits).astype(x.dtype))
 
-    chunks = _chunks(groups, groups * size * outputs)
+    counts = (n for n in range(1, groups) if groups % n == 0 and groups * size * outputs <= n * CHUNK)
+    chunks = next(counts, groups)  # equal ones, the fewest of at most `CHUNK` weights, or of one group each
     if chunks == 1:
         return partly(x, packed, scale, offset, x[0, 0, 0])
 
@@ -179,9 +165,7 @@ def _in_chunks(
     return total.astype(x.dtype)
 
 
-def _after(
-    packed: UInt8[Array, "groups bytes outputs"], first: Float[Array, ""]
-) -> UInt8[Array, "groups bytes outputs"]:
+def _after(packed: Packed, first: Float[Array, ""]) -> Packed:
     """Return the bytes as they are, made to depend on the `first` number of what they are multiplied by.
 
     What depends on parameters alone, XLA moves out of a loop of decoding, and to the beginning of a program of single
@@ -190,25 +174,7 @@ def _after(
     return packed ^ ((first != first) & (first == first)).astype(packed.dtype)  # never true, which XLA does not know
 
 
-def _chunks(groups: int, weights: int) -> int:
-    """Return the least number of equal chunks of groups with at most `CHUNK` weights each, or of one group.
-
-    >>> _chunks(12, 3 * CHUNK)
-    3
-    >>> _chunks(7, 3 * CHUNK)
-    7
-    """
-    counts = (count for count in range(1, groups) if groups % count == 0 and weights <= count * CHUNK)
-    return next(counts, groups)
-
-
-def _few_rows(
-    x: Float[Array, "batch seq inputs"],
-    packed: UInt8[Array, "groups bytes outputs"],
-    scale: Float[Array, "groups outputs"],
-    offset: Float[Array, "groups outputs"],
-    bits: int,
-) -> Float[Array, "batch seq outputs"]:
+def _few_rows(x: Inputs, packed: Packed, scale: Grouped, offset: Grouped, bits: int) -> Outputs:
     """Return x·W = Σ_j α_j (x_j·q_j) + (Σ_i∈j x_i) m_j of 4 bits, as one reduction that XLA fuses: no floats stored."""
     groups, half, _ = packed.shape
     assert bits == 4, bits

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 import yaml
 
-from saap_jax.config.jobs import ExportConfig
+from saap_jax.config.use import ExportConfig
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import Constants, Llama, LlamaSpec, RopeScaling, load_model, save_model
 from saap_jax.llama.files.orbax import arrays_of, item_of, tensor_of, tree_of

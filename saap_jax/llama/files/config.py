@@ -17,36 +17,23 @@ from saap_jax.runtime.errors import reading, shown
 PER_LAYER_TYPE = "saap_llama"
 """`model_type` of a config with one width a layer."""
 
-_FIELDS = {
-    "vocab_size": "vocabulary",
-    "hidden_size": "width",
-    "head_dim": "head size",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "heads",
-    "intermediate_size": "channels",
-    "rms_norm_eps": "epsilon",
-    "max_position_embeddings": "positions",
-    "tie_word_embeddings": "flag",
-    "bos_token_id": "token",
-    "eos_token_id": "tokens",
-    "attention_bias": "flag",
-    "mlp_bias": "flag",
-    "rope_parameters": "object",
-    "rope_scaling": "object",
-    "rope_local_base_freq": "theta",
-    "query_pre_attn_scalar": "head size",
-    "use_sliding_window": "flag",
-    "sliding_window": "positions",
-    "max_window_layers": "count",
-    "sliding_window_pattern": "layers",
-    "_sliding_window_pattern": "layers",
-    "num_experts": "heads",
-    "num_local_experts": "heads",
-    "num_experts_per_tok": "heads",
-    "moe_intermediate_size": "channels",
-    "norm_topk_prob": "flag",
+_KINDS = {
+    "vocabulary": ("vocab_size",),
+    "width": ("hidden_size",),
+    "head size": ("head_dim", "query_pre_attn_scalar"),
+    "layers": ("num_hidden_layers", "sliding_window_pattern", "_sliding_window_pattern"),
+    "heads": ("num_attention_heads", "num_key_value_heads", "num_experts", "num_local_experts", "num_experts_per_tok"),
+    "channels": ("intermediate_size", "moe_intermediate_size"),
+    "positions": ("max_position_embeddings", "sliding_window"),
+    "count": ("max_window_layers",),
+    "epsilon": ("rms_norm_eps",),
+    "theta": ("rope_local_base_freq",),
+    "token": ("bos_token_id",),
+    "tokens": ("eos_token_id",),
+    "object": ("rope_parameters", "rope_scaling"),
+    "flag": ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob"),
 }
+_FIELDS = {key: kind for kind, keys in _KINDS.items() for key in keys}
 """Keys of plain configs -> what they may be, see `spec.checked`."""
 
 _OUTPUT_BIASES = "output_biases"

@@ -144,177 +144,79 @@ _QWEN |= {"eos_token_id": None}
 _HEAD_NORMS = {f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"}
 _ROUTING = frozenset({"output_router_logits", "router_aux_loss_coef"})
 
+# fmt: off
 FAMILIES: dict[str, Family] = {
     "llama": Family(
-        "LlamaForCausalLM",
-        plain_biases=True,
-        heads_divide=True,
-        groups_said=False,
-        only={
-            "architectures": (None, ["LlamaForCausalLM"], ["LLaMAForCausalLM"]),
-            "sliding_window": (None,),
-            "rope_interleaved": _FALSE,
-            "is_llama_config": (None, True),
-        },
+        "LlamaForCausalLM", plain_biases=True, heads_divide=True, groups_said=False,
+        only={"architectures": (None, ["LlamaForCausalLM"], ["LLaMAForCausalLM"]), "sliding_window": (None,),
+              "rope_interleaved": _FALSE, "is_llama_config": (None, True)},
         read=frozenset({"attention_bias", "mlp_bias"}),
     ),
     "mistral": Family(
-        "MistralForCausalLM",
-        windowed=True,
-        only={"attention_bias": _FALSE},
+        "MistralForCausalLM", windowed=True, only={"attention_bias": _FALSE},
         defaults={"max_position_embeddings": 4096 * 32, "sliding_window": 4096},
     ),
     "qwen2": Family(
-        "Qwen2ForCausalLM",
-        input_biases=True,
-        windowed=True,
-        window_by_layer=True,
-        window_switch=True,
-        only={"use_mrope": _FALSE},
-        defaults=_QWEN,
-        gguf=Gguf(
-            "qwen2",
-            equal_layers=True,
-            whole_heads=True,
-            tensors={f"attn_{part}.bias": f"self_attn.{part}_proj.bias" for part in "qkv"},
-        ),
+        "Qwen2ForCausalLM", input_biases=True, windowed=True, window_by_layer=True, window_switch=True,
+        only={"use_mrope": _FALSE}, defaults=_QWEN,
+        gguf=Gguf("qwen2", equal_layers=True, whole_heads=True,
+                  tensors={f"attn_{part}.bias": f"self_attn.{part}_proj.bias" for part in "qkv"}),
     ),
     "qwen3": Family(
-        "Qwen3ForCausalLM",
-        head_norms=True,
-        windowed=True,
-        window_by_layer=True,
-        window_switch=True,
-        only={"attention_bias": _FALSE, "use_mrope": _FALSE},
-        defaults=_QWEN | {"head_dim": 128},
-        written={"attention_bias": False},
-        gguf=Gguf("qwen3", equal_layers=True, tensors=_HEAD_NORMS),
+        "Qwen3ForCausalLM", head_norms=True, windowed=True, window_by_layer=True, window_switch=True,
+        only={"attention_bias": _FALSE, "use_mrope": _FALSE}, defaults=_QWEN | {"head_dim": 128},
+        written={"attention_bias": False}, gguf=Gguf("qwen3", equal_layers=True, tensors=_HEAD_NORMS),
     ),
     "qwen3_moe": Family(
-        "Qwen3MoeForCausalLM",
-        head_norms=True,
-        only={
-            "attention_bias": _FALSE,
-            "use_sliding_window": _FALSE,
-            "decoder_sparse_step": (None, 1),
-            "mlp_only_layers": (None, []),
-        },
+        "Qwen3MoeForCausalLM", head_norms=True,
+        only={"attention_bias": _FALSE, "use_sliding_window": _FALSE, "decoder_sparse_step": (None, 1),
+              "mlp_only_layers": (None, [])},
         defaults={key: value for key, value in _QWEN.items() if key != "sliding_window"} | {"norm_topk_prob": False},
         harmless=_ROUTING | {"sliding_window", "max_window_layers"},
         written={"attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
-        gguf=Gguf(
-            "qwen3moe",
-            equal_layers=True,
-            tensors=_HEAD_NORMS,
-            keys=frozenset({"expert_feed_forward_length"}),
-            expert_channels="expert_feed_forward_length",
-        ),
+        gguf=Gguf("qwen3moe", equal_layers=True, tensors=_HEAD_NORMS, keys=frozenset({"expert_feed_forward_length"}),
+                  expert_channels="expert_feed_forward_length"),
         mixture=Mixture(),
     ),
     "mixtral": Family(
-        "MixtralForCausalLM",
-        only={"sliding_window": (None,)},
+        "MixtralForCausalLM", only={"sliding_window": (None,)},
         defaults={"max_position_embeddings": 4096 * 32, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0},
-        harmless=_ROUTING | {"router_jitter_noise"},
-        written={"sliding_window": None},
-        gguf=Gguf(equal_layers=True),
-        mixture=Mixture(
-            experts="block_sparse_moe.experts",
-            router="block_sparse_moe.gate",
-            parts=("w1", "w3", "w2"),
-            counts=("num_local_experts",),
-            channels="intermediate_size",
-            summed=None,
-        ),
+        harmless=_ROUTING | {"router_jitter_noise"}, written={"sliding_window": None}, gguf=Gguf(equal_layers=True),
+        mixture=Mixture(experts="block_sparse_moe.experts", router="block_sparse_moe.gate", parts=("w1", "w3", "w2"),
+                        counts=("num_local_experts",), channels="intermediate_size", summed=None),
     ),
     "phi3": Family(
-        "Phi3ForCausalLM",
-        windowed=True,
-        fused=True,
-        scaled=False,
-        groups_said=False,
-        only={"attention_bias": _FALSE},
+        "Phi3ForCausalLM", windowed=True, fused=True, scaled=False, groups_said=False, only={"attention_bias": _FALSE},
         harmless=frozenset({"original_max_position_embeddings", "embd_pdrop", "resid_pdrop", "auto_map"}),
         defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "eos_token_id": 32000},
         written={"pad_token_id": None},  # else 32000, beyond a smaller vocabulary
-        gguf=Gguf(
-            "phi3",
-            whole_heads=True,
-            tensors={"attn_qkv.weight": "self_attn.qkv_proj.weight", "ffn_up.weight": "mlp.gate_up_proj.weight"},
-            keys=frozenset({"attention.sliding_window"}),
-        ),
+        gguf=Gguf("phi3", whole_heads=True, keys=frozenset({"attention.sliding_window"}), tensors={
+            "attn_qkv.weight": "self_attn.qkv_proj.weight", "ffn_up.weight": "mlp.gate_up_proj.weight"}),
     ),
     "gemma3_text": Family(
-        "Gemma3ForCausalLM",
-        head_norms=True,
-        post_norms=True,
-        norm_offset=1.0,
-        heads_divide=True,
-        activation="gelu_pytorch_tanh",
-        scaled_words=True,
-        windowed=True,
-        window_by_layer=True,
-        full_every=6,
-        local_theta=10_000.0,
-        activation_key="hidden_activation",
-        layer_names={
-            "attention_post_norm": "post_attention_layernorm",
-            "mlp_norm": "pre_feedforward_layernorm",
-            "mlp_post_norm": "post_feedforward_layernorm",
-        },
-        only={
-            "attention_bias": _FALSE,
-            "hidden_act": (None, "gelu_pytorch_tanh"),
-            "hidden_activation": (None, "gelu_pytorch_tanh"),
-            "attn_logit_softcapping": (None,),
-            "final_logit_softcapping": (None,),
-            "use_bidirectional_attention": _FALSE,
-        },
-        read=frozenset(
-            {"sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq", "query_pre_attn_scalar"}
-        ),
-        defaults={
-            "max_position_embeddings": 131072,
-            "sliding_window": 4096,
-            "head_dim": 256,
-            "bos_token_id": 2,
-            "eos_token_id": 1,
-            "rope_theta": 1_000_000.0,
-            "query_pre_attn_scalar": 256,
-            "tie_word_embeddings": True,
-        },
-        harmless=frozenset({"cache_implementation"}),
-        written={"pad_token_id": None},
-        gguf=Gguf(
-            "gemma3",
-            equal_layers=True,
-            tensors=_HEAD_NORMS
-            | {
-                "post_attention_norm.weight": "post_attention_layernorm.weight",
-                "ffn_norm.weight": "pre_feedforward_layernorm.weight",
-                "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
-            },
-            keys=frozenset({"attention.sliding_window", "rope.freq_base_swa"}),
-            windows=True,
-        ),
+        "Gemma3ForCausalLM", head_norms=True, post_norms=True, norm_offset=1.0, heads_divide=True, scaled_words=True,
+        activation="gelu_pytorch_tanh", activation_key="hidden_activation", windowed=True, window_by_layer=True,
+        full_every=6, local_theta=10_000.0,
+        layer_names={"attention_post_norm": "post_attention_layernorm", "mlp_norm": "pre_feedforward_layernorm",
+                     "mlp_post_norm": "post_feedforward_layernorm"},
+        only={"attention_bias": _FALSE, "use_bidirectional_attention": _FALSE, "attn_logit_softcapping": (None,),
+              "final_logit_softcapping": (None,), "hidden_act": (None, "gelu_pytorch_tanh"),
+              "hidden_activation": (None, "gelu_pytorch_tanh")},
+        read=frozenset({"sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq",
+                        "query_pre_attn_scalar"}),
+        defaults={"max_position_embeddings": 131072, "sliding_window": 4096, "head_dim": 256, "bos_token_id": 2,
+                  "eos_token_id": 1, "rope_theta": 1_000_000.0, "query_pre_attn_scalar": 256,
+                  "tie_word_embeddings": True},
+        harmless=frozenset({"cache_implementation"}), written={"pad_token_id": None},
+        gguf=Gguf("gemma3", equal_layers=True, windows=True,
+                  keys=frozenset({"attention.sliding_window", "rope.freq_base_swa"}),
+                  tensors=_HEAD_NORMS | {"post_attention_norm.weight": "post_attention_layernorm.weight",
+                                         "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+                                         "post_ffw_norm.weight": "post_feedforward_layernorm.weight"}),
     ),
 }
+# fmt: on
 """`model_type` of a config -> the family."""
-
-
-def gguf_families(experts: bool = False) -> dict[str, str]:
-    """Return the family that each architecture of GGUF is loaded as, with or without experts: of several the first.
-
-    >>> gguf_families()
-    {'llama': 'llama', 'deci': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'phi3': 'phi3', 'gemma3': 'gemma3_text'}
-    >>> gguf_families(experts=True)
-    {'qwen3moe': 'qwen3_moe', 'llama': 'mixtral'}
-    """
-    names = {} if experts else {"llama": "llama", "deci": "llama"}
-    for name, family in FAMILIES.items():
-        if family.experts == experts:
-            names.setdefault(family.gguf.architecture, name)
-    return names
 
 
 def all_but_each(every: int, layers: int) -> tuple[int, ...]:

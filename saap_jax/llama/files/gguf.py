@@ -38,27 +38,17 @@ _WHOLE = {_WORDS: EMBEDDING, "output_norm.weight": "model.norm.weight", "output.
 
 _LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "attn_output.bias": "self_attn.o_proj.bias",
     "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
+    **{f"attn_{each}.weight": f"self_attn.{each}_proj.weight" for each in "qkv"},
+    **{f"ffn_{each}.weight": f"mlp.{each}_proj.weight" for each in ("gate", "up", "down")},
+    **{f"attn_output.{kind}": f"self_attn.o_proj.{kind}" for kind in ("weight", "bias")},
     "ffn_down.bias": "mlp.down_proj.bias",
 }
 """Tensor of a layer -> the Hugging Face tensor that it is, of a LLaMA."""
 
 ROUTER = "ffn_gate_inp.weight"
 
-_EXPERTS = {
-    ROUTER: "mlp/router",
-    "ffn_gate_exps.weight": "mlp/gate",
-    "ffn_up_exps.weight": "mlp/up",
-    "ffn_down_exps.weight": "mlp/down",
-}
+_EXPERTS = {ROUTER: "mlp/router"} | {f"ffn_{each}_exps.weight": f"mlp/{each}" for each in ("gate", "up", "down")}
 """Of a mixture, instead of the matrices of an MLP -> the path of the parameter in a layer."""
 
 PERMUTED = ("llama", "deci")
@@ -212,28 +202,22 @@ def _open(path: Path, *_: int) -> GgufFile:
 
 # --- checkpoints -----------------------------------------------------------------------------------
 
-_FIELDS = {
-    "block_count": "layers",
-    "context_length": "positions",
-    "embedding_length": "width",
-    "feed_forward_length": "channels*",
-    "vocab_size": "vocabulary",
-    "attention.head_count": "heads*",
-    "attention.head_count_kv": "heads*",
-    "attention.key_length": "head size",
-    "attention.value_length": "head size",
-    "attention.layer_norm_rms_epsilon": "epsilon",
-    "rope.freq_base": "theta",
-    "rope.dimension_count": "head size",
-    "rope.scale_linear": "factor",
-    "rope.scaling.type": "text",
-    "rope.scaling.factor": "factor",
-    "expert_count": "count",
-    "expert_used_count": "heads",
-    "expert_feed_forward_length": "channels*",
-    "attention.sliding_window": "count",
-    "rope.freq_base_swa": "theta",
+_KINDS = {
+    "layers": ("block_count",),
+    "positions": ("context_length",),
+    "width": ("embedding_length",),
+    "vocabulary": ("vocab_size",),
+    "channels*": ("feed_forward_length", "expert_feed_forward_length"),
+    "heads*": ("attention.head_count", "attention.head_count_kv"),
+    "heads": ("expert_used_count",),
+    "head size": ("attention.key_length", "attention.value_length", "rope.dimension_count"),
+    "epsilon": ("attention.layer_norm_rms_epsilon",),
+    "theta": ("rope.freq_base", "rope.freq_base_swa"),
+    "factor": ("rope.scale_linear", "rope.scaling.factor"),
+    "text": ("rope.scaling.type",),
+    "count": ("expert_count", "attention.sliding_window"),
 }
+_FIELDS = {key: kind for kind, keys in _KINDS.items() for key in keys}
 """Attributes, without the name of the architecture before them -> what they may be, see `spec.checked`."""
 
 _OWN = {"expert_feed_forward_length", "attention.sliding_window", "rope.freq_base_swa"}
