@@ -10,7 +10,7 @@ sharding, discovery, surgery and counting read them from there.
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,11 +50,8 @@ Heads = tuple[Queries, Keys, Keys]
 """Queries, keys and values of one layer."""
 
 
-@runtime_checkable
-class Make(Protocol):
-    """Creates one parameter array; `fan_in` is None for a normalisation scale."""
-
-    def __call__(self, shape: tuple[int, ...], fan_in: int | None) -> Array: ...
+Make = Callable[[tuple[int, ...], int | None], Array]
+"""Creates a parameter array of a shape; `fan_in` is None for a normalisation scale."""
 
 
 def param(axes: tuple[str, ...], value: Array) -> nnx.Param:

@@ -132,11 +132,10 @@ def is_matrix(value: Any) -> bool:
 
 def check_plain(model: Any, what: str) -> None:
     """Raise ValueError if a module stands in the place of a matrix, naming `what` cannot be done with it."""
-    for segment in model.segments:
-        for block in (segment.attention, segment.mlp):
-            for name, value in vars(block).items():
-                if isinstance(value, Matrix):
-                    raise ValueError(
-                        f"{what}: expected a model whose matrices are plain floats, got {type(value).__name__} for "
-                        f"{name}; prune and compensate first, recover (quantise, adapt) the pruned model after that"
-                    )
+    blocks = [block for segment in model.segments for block in (segment.attention, segment.mlp)]
+    for name, value in (item for block in blocks for item in vars(block).items()):
+        if isinstance(value, Matrix):
+            raise ValueError(
+                f"{what}: expected a model whose matrices are plain floats, got {type(value).__name__} for {name}; "
+                "prune and compensate first, recover (quantise, adapt) the pruned model after that"
+            )

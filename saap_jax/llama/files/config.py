@@ -42,11 +42,13 @@ _OUTPUT_BIASES = "output_biases"
 _QUANTIZATION = "saap_quantization"
 """How the matrices are quantised: bits, group_size and their names; absent where none is."""
 
-_HEADS = ("num_attention_heads", "num_key_value_heads", "query_heads_per_kv_head", "num_experts", "num_local_experts")
-_PER_LAYER_FIELDS = (
-    _FIELDS | dict.fromkeys(_HEADS, "heads*") | dict.fromkeys(("intermediate_size", "channels"), "channels*")
-)
-_PER_LAYER_FIELDS |= {_OUTPUT_BIASES: "flag"}
+_LISTS = {
+    "heads*": ("num_attention_heads", "num_key_value_heads", "query_heads_per_kv_head", *_KINDS["heads"][2:4]),
+    "channels*": ("intermediate_size", "channels"),
+    "flag": (_OUTPUT_BIASES,),
+}
+_PER_LAYER_FIELDS = _FIELDS | {key: kind for kind, keys in _LISTS.items() for key in keys}
+"""The same of a config with one width a layer."""
 
 _NULL = {"sliding_window", "bos_token_id", "eos_token_id"}
 """Keys where null says that there is none; elsewhere it stands for the default."""

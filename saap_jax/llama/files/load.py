@@ -44,7 +44,6 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # buffers in old checkpoints
 _INNER_BIAS = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj\.bias")
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
-_ROWS = 4096
 
 
 @taken_in
@@ -84,8 +83,6 @@ def load_model(
     for item, place in within("parameters", list(zip(stored, places, strict=True))):
         value = _read_parameter(checkpoint, item, place)
         leaves.append(item.variable.replace(value))
-        if item.path == "embedding" and UNEMBEDDING in checkpoint.shapes and checkpoint.spec.tied:
-            _check_duplicate(checkpoint, value)
     return jax.tree_util.tree_unflatten(treedef, leaves)
 
 
@@ -220,6 +217,12 @@ def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:
     for name, shape in expected.items():
         if found[name] != shape:
             raise ValueError(f"{where}: {name} has shape {list(found[name])}, expected {list(shape)}")
+    both = checkpoint.spec.tied and UNEMBEDDING in found
+    if both and not np.array_equal(checkpoint.read(UNEMBEDDING), checkpoint.read(EMBEDDING)):
+        raise ValueError(
+            f"{where}: tie_word_embeddings is true, but {UNEMBEDDING} differs from {EMBEDDING}; "
+            "set it to false if the model is meant to have both"
+        )
 
 
 def _read_parameter(checkpoint: Checkpoint, item: Stored, place: NamedSharding | None) -> jax.Array:
@@ -261,23 +264,6 @@ def _read_part(checkpoint: Checkpoint, item: Stored, part: tuple[slice, ...]) ->
         if not finite:
             raise ValueError(f"{checkpoint.where}: {name} holds NaN or infinite values (as {dtype}); it is damaged")
     return buffer
-
-
-def _check_duplicate(checkpoint: Checkpoint, embedding: jax.Array) -> None:
-    """Refuse an unembedding beside a tied embedding that is not the same; each process looks at what it holds."""
-    same = checkpoint.shapes[UNEMBEDDING] == embedding.shape
-    tensor = checkpoint.read(UNEMBEDDING) if same else np.empty(0)
-    for shard in embedding.addressable_shards if same else ():
-        part, values = tensor[shard.index], np.asarray(shard.data)
-        same = same and all(
-            np.array_equal(part[row : row + _ROWS].astype(values.dtype), values[row : row + _ROWS])
-            for row in range(0, len(values), _ROWS)
-        )
-    if not same:
-        raise ValueError(
-            f"{checkpoint.where}: tie_word_embeddings is true, but {UNEMBEDDING} differs from {EMBEDDING}; "
-            "set it to false if the model is meant to have both"
-        )
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
