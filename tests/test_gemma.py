@@ -72,21 +72,8 @@ def test_the_whole_way(tokenizer, tmp_path, capsys):
 
     calibration = ["--calibration.examples", "8", "--calibration.length", "64", "--calibration.batch-size", "2"]
     runs = str(tmp_path / "runs")
-    text = run(
-        *(
-            "compare",
-            "--model.name",
-            NAME,
-            *calibration,
-            "--runs",
-            runs,
-            "--ratios",
-            "0.2",
-            "--evaluation.windows",
-            "4",
-        ),
-        *("--evaluation.length", "64", "--methods", "random", "gate_fisher"),
-    )
+    judged = ["--evaluation.windows", "4", "--evaluation.length", "64", "--methods", "random", "gate_fisher"]
+    text = run("compare", "--model.name", NAME, *calibration, "--runs", runs, "--ratios", "0.2", *judged)
     assert "gate_fisher" in text
     pruned = tmp_path / "pruned"
     method = "fused > within(protect=(0.13, -0.07)) > uniform > least_squares"

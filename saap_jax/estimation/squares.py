@@ -25,11 +25,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from saap_jax.config.mesh import BATCH
 from saap_jax.estimation.base import Statistic, like_matrices, mean_over
 from saap_jax.llama.model import Llama, at_least_float32, param
 from saap_jax.llama.product import Flat, flat_product, is_matrix
-from saap_jax.runtime.constraints import batch_shards, sum_of_shards, unit_axes
+from saap_jax.runtime.constraints import batch_parts, batch_shards, sum_of_shards, unit_axes
 
 TILE = (512, 512, 1024)
 """Largest tile of the kernel: tokens, inputs, outputs; with both results and two buffers each 14 MiB in bfloat16."""
@@ -182,8 +181,7 @@ def _on_devices(
     if math.prod(mesh.shape.values()) == 1:
         total, square = kernel(x, cotangent, scale)
         return total.astype(x.dtype), square
-    sizes, widths = mesh.shape, (x.shape[-1], cotangent.shape[-1])
-    batch = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1) if batch_shards(len(x)) > 1 else ()
+    widths, batch = (x.shape[-1], cotangent.shape[-1]), batch_parts(len(x))
     units: list[tuple[str, ...] | None] = [None, None]
     units[1 - embed] = unit_axes(axes, widths[1 - embed]) or None
     parts = (PartitionSpec(batch or None, None, units[0]), PartitionSpec(batch or None, None, units[1]))

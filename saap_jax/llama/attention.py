@@ -25,10 +25,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.mesh import BATCH
 from saap_jax.llama.segments import SegmentBounds
 from saap_jax.llama.spec import Apart, Constants
-from saap_jax.runtime.constraints import batch_shards, in_force
+from saap_jax.runtime.constraints import batch_parts, batch_shards, in_force
 from saap_jax.types import AttentionPath
 
 LONG = 2048
@@ -318,8 +317,7 @@ def splash(query: Queries, key: Keys, value: Keys, seen: Seen, scale: float, *, 
     windows = [seen.window] if seen.apart is None else [seen.apart[1], seen.window]
     paths = [functools.partial(_rows, window=window, interpret=interpret) for window in windows]
     if in_force():
-        sizes = jax.sharding.get_abstract_mesh().shape
-        parts = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1) if batch_shards(len(query)) > 1 else ()
+        parts = batch_parts(len(query))
         rows, heads = PartitionSpec(parts or None), PartitionSpec(parts or None, None, tensor)
         specs: Any = {"in_specs": (heads, heads, heads, rows), "out_specs": heads, "check_vma": False}
         paths = [jax.shard_map(path, **specs) for path in paths]

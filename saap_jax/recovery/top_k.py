@@ -22,13 +22,12 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Int32
 
-from saap_jax.config.mesh import BATCH
 from saap_jax.data.packing import FIELDS, Rows, padded_rows
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama
 from saap_jax.llama.passes import packed_hidden
 from saap_jax.recovery.objective import Objective, Packed, TopK, cast, masses_of
-from saap_jax.runtime.constraints import batch_shards, in_force, on_mesh_of, vocab_shards
+from saap_jax.runtime.constraints import batch_parts, in_force, on_mesh_of, vocab_shards
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import encoded, read_json, write_atomically
 from saap_jax.runtime.gather import fetched, first_not_finite
@@ -189,7 +188,5 @@ def _likeliest(logits: Float[Array, "batch seq vocab"], k: int) -> Int[Array, "b
 
     if not in_force():
         return find(logits)
-    sizes = jax.sharding.get_abstract_mesh().shape
-    parts = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1) if batch_shards(len(logits)) > 1 else ()
-    spec = PartitionSpec(parts or None)
+    spec = PartitionSpec(batch_parts(len(logits)) or None)
     return jax.shard_map(find, in_specs=spec, out_specs=spec)(logits)
