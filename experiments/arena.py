@@ -30,7 +30,7 @@ from saap_jax.evaluation.race import race
 from saap_jax.jobs import compare
 from saap_jax.jobs.racing import looks_of
 from saap_jax.recipes import RECIPES
-from saap_jax.runs.reading import read_candidates, read_run
+from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.steps.chain import parse
 from saap_jax.steps.score.oracles import is_oracle
 

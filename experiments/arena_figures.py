@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from saap_jax.evaluation.differences import paired_difference
-from saap_jax.report.figures.draw import logarithmic
+from saap_jax.report.figures import logarithmic
 
 matplotlib.rcParams["svg.hashsalt"] = "arena"  # the same figure is the same file
 

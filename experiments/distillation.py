@@ -30,7 +30,7 @@ from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.config.recover import TrainingTextConfig
 from saap_jax.jobs.prune import prune
 from saap_jax.jobs.recover import recover
-from saap_jax.runs.reading import read_run
+from saap_jax.runs.directory import read_run
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "distillation"

@@ -24,7 +24,7 @@ from tables import in_percent, perplexity
 from saap_jax.config import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.jobs import compare
-from saap_jax.runs.reading import read_candidates, read_run
+from saap_jax.runs.directory import read_candidates, read_run
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "uniform"

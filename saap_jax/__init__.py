@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from saap_jax.estimation import ESTIMATORS, STATISTICS, Estimator, Statistic, register
     from saap_jax.jobs.compare import compare
     from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
-    from saap_jax.runs.loaded import load_run
+    from saap_jax.runs.scores import load_run
     from saap_jax.runtime.progress import bars
     from saap_jax.steps.base import Step, step
     from saap_jax.steps.chain import chain
@@ -53,7 +53,7 @@ _HOMES = {
     "jobs.compare": ("compare",),
     "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
     "trace.subject.pruned": ("prune",),
-    "runs.loaded": ("load_run",),
+    "runs.scores": ("load_run",),
     "runtime.progress": ("bars",),
     "steps.base": ("Step", "step"),
     "steps.chain": ("chain",),

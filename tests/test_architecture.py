@@ -74,11 +74,10 @@ BOUNDARY = "runtime.errors"
 """What turns errors of libraries into one line about a file; it imports nothing of ours, and everybody uses it."""
 RECORDS = "runs.records"
 """The types of what runs keep: it imports nothing of ours, and whoever computes from records may read it."""
-NO_MODEL = ("config", "recipes", "report", "steps", "runs.directory", "runs.reading", "runs.records",
-            "runs.standing")  # fmt: skip
+NO_MODEL = ("config", "recipes", "report", "steps", "runs.directory", "runs.records", "runs.standing")  # fmt: skip
 """What sees no model, at most its widths (`llama.spec`)."""
-NO_JAX = ("config", "recipes", "report", "version", "runs.directory", "runs.reading", "runs.records",
-          "runs.stages", "runs.standing", "runs.tensorboard", "runtime.errors", "runtime.files", "runtime.interrupts",
+NO_JAX = ("config", "recipes", "report", "version", "runs.directory", "runs.records", "runs.stages",
+          "runs.standing", "runtime.errors", "runtime.files", "runtime.interrupts",
           "runtime.words")  # fmt: skip
 """What is read where no accelerator is: it imports jax within functions at most."""
 REMOTE = PACKAGE / "export" / "remote"
@@ -154,7 +153,7 @@ def test_imports_run_one_way():
 
 def test_records_and_reports_import_no_jax():
     named = {name: source for name, source in modules().items() if name.startswith(NO_JAX)}
-    assert len(named) > 40
+    assert len(named) > 30
     assert not {name: found for name, source in named.items() if (found := libraries_of(source) & {"jax", "flax"})}
     assert libraries_of("from jax import numpy\nimport flax.nnx\ndef f():\n    import optax") == {"jax", "flax"}
 

@@ -18,11 +18,11 @@ from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of, runners
 from saap_jax.jobs.job import Ending, check, load, run_job
 from saap_jax.jobs.judged import written_by
 from saap_jax.jobs.racing import Race, looks_of
-from saap_jax.report.figures.couplings import coupling_files
+from saap_jax.report.couplings import coupling_files
 from saap_jax.report.pages.common import structure_sentences
-from saap_jax.report.pages.compare import comparison_table, cut_table
+from saap_jax.report.pages.compare import comparison_table, cut_tables
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.standing import DENSE, comparison_rows, cut_of
+from saap_jax.runs.standing import DENSE, comparison_rows
 from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.mesh import Layout, taken_in
 from saap_jax.runtime.processes import broadcast
@@ -90,7 +90,7 @@ def _compare(
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
         _cut_best(config, evaluator, best, track)
     run.update(cost=run_cost(run.record, prices), couplings=material.subject.couplings())
-    run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
+    run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
 
 def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, track: Track) -> None:
@@ -140,6 +140,5 @@ def shown(config: CompareConfig, run: RunDirectory) -> Iterator[Any]:
     """Show a comparison."""
     yield from structure_sentences(run.record)
     yield comparison_table(run.record, run.candidates())
-    if cut_of(run.record):
-        yield cut_table(run.record)
+    yield from cut_tables(run.record)
     yield {"report": run.path / "report.html", "model": run.path / "best"}

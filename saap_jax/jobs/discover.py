@@ -6,12 +6,13 @@ from typing import Any
 from saap_jax.config.use import DiscoverConfig
 from saap_jax.llama import load_model
 from saap_jax.report.blocks import Code
-from saap_jax.report.figures.couplings import couplings_svg
+from saap_jax.report.couplings import coupling_figure
+from saap_jax.report.figures import saved
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.remote import is_remote
 from saap_jax.trace.factory import traced_factory
-from saap_jax.trace.listing import describe, listing, traced_model, traced_tables
+from saap_jax.trace.listing import coupling_record, describe, listing, traced_model, traced_tables
 
 
 def discover(config: DiscoverConfig, *, track: Track = quiet) -> list[Any]:
@@ -24,7 +25,7 @@ def discover(config: DiscoverConfig, *, track: Track = quiet) -> list[Any]:
         model = load_model(config.model)
         traced, found = traced_model(model) if config.drawing else None, [*listing(config.model, model)]
     if config.drawing and traced is not None:
-        write_atomically(Path(config.drawing), couplings_svg(traced).encode())
+        write_atomically(Path(config.drawing), saved(coupling_figure(coupling_record(traced))))
         found.append({"drawing": config.drawing})
     return found
 

@@ -10,9 +10,8 @@ from saap_jax.jobs.candidates import cache_of, key_of
 from saap_jax.jobs.job import Ending, check, load, run_job
 from saap_jax.jobs.score import check_scores, scores_of, structures
 from saap_jax.report.pages.fidelity import BRIEF, fidelity_files, fidelity_table
-from saap_jax.runs.changes import read_changes
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.scores import save_scores
+from saap_jax.runs.scores import read_changes, save_scores
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import append_line
 from saap_jax.runtime.mesh import Layout
@@ -36,7 +35,7 @@ def judge(config: FidelityConfig, *, overwrite: bool = False, track: Track = qui
     layout = check(config)
 
     def judged(run: RunDirectory) -> Judgement:
-        scores, exact = read_changes(run.path)
+        scores, exact = read_changes(run)
         windows = sum(rows for rows, *_ in run.record.get("scenarios", {}).values())
         rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
         return run, rows, scores, exact

@@ -79,7 +79,7 @@ def _frontier(
     }
     evaluator = Evaluator(run, material, config.evaluation, runners, len(lines))
     run.update(frontier=_measure(config, lines, evaluator, track))
-    run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
+    run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
 
 def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evaluator, track: Track) -> Row:

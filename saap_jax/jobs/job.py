@@ -22,9 +22,8 @@ from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.llama.attention import attending
 from saap_jax.report.write import write_report
 from saap_jax.runs.commands import command_of
-from saap_jax.runs.directory import RunDirectory, now
+from saap_jax.runs.directory import RunDirectory, now, write_scalars
 from saap_jax.runs.mirror import mirrored
-from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.digests import inputs_of
 from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job

@@ -137,7 +137,7 @@ def shown(config: ScoreConfig, result: tuple[RunDirectory, Calibrated]) -> Itera
         yield rank_table(scores, scenario if len(calibrated.scenarios) > 1 else None)
     if any(run.record["fusions"].values()):
         yield fusion_table(run.record["fusions"])
-    if found := find_patterns(run.record, calibrated.scenarios):
+    if found := find_patterns(calibrated.scenarios):
         yield from (pattern_table(found, structure) for structure in found.structures)
     if left_out := run.record.get("left_out"):
         yield f"left out, since {config.from_run} does not serve them (--keep-statistics all): {', '.join(left_out)}"

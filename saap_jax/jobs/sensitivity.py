@@ -21,8 +21,7 @@ from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.sensitivity import extreme_table, sensitivity_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE
-from saap_jax.runs.suggestions import suggestions_of
-from saap_jax.runs.trials import trial_options
+from saap_jax.runs.suggestions import suggestions_of, trial_options
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps.allocation.allocation import Allocation, choose
@@ -75,7 +74,7 @@ def _sensitivity(
     with run.stage("try"):
         run.update(trials=tried(config, method, evaluator, scores, track))
     evaluator.save_keeps()
-    run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
+    run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
 
 def with_limits(method: Chain, within: Within) -> Chain:

@@ -66,7 +66,7 @@ class Words(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure that is not drawn yet, see `figures.draw`."""
+    """A figure that is not drawn yet, see `figures.saved`."""
 
     name: str
     """Stem of its files."""
@@ -120,7 +120,7 @@ class Page(NamedTuple):
 
 
 def text_table(title: str, header: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1, **more: Any) -> Table:
-    """Return a table of texts; `more` are further fields."""
+    """Make a table of texts; `more` are further fields."""
     rows = list(lines)
     heads = list(header) or [""] * max(map(len, rows), default=0)
     names = [head if head and heads.count(head) == 1 else f"{head or 'column'} {n}" for n, head in enumerate(heads, 1)]
@@ -128,9 +128,20 @@ def text_table(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]
     return Table(title, columns, [dict(zip(names, row, strict=False)) for row in rows], **more)
 
 
-def facts(values: Mapping[str, str], title: str = "") -> Table:
-    """Return names and values as a table without headings."""
-    return text_table(title, (), list(values.items()), words=2)
+def facts(values: Mapping[str, Any]) -> Table:
+    """Make a table without headings of names and values, those that are there."""
+    return text_table("", (), [(name, str(value)) for name, value in values.items() if value not in (None, "")], 2)
+
+
+def said(*sentences: str) -> list[Words]:
+    """Make paragraphs of what was found."""
+    return [Words(each, soft=False) for each in sentences]
+
+
+def section(title: str, *blocks: Block | None, about: str = "") -> list[Section]:
+    """Make a section of the blocks that there are, what it is about first; nothing without any."""
+    found = [block for block in blocks if block is not None]
+    return [Section(title, [*([Words(about)] if about else []), *found])] if found else []
 
 
 def leaves(blocks: Iterable[Block]) -> Iterator[Words | Table | Figure | Code]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 from saap_jax.evaluation.differences import decimals_of
-from saap_jax.evaluation.resample import format_interval
+from saap_jax.evaluation.resample import LEVEL, format_interval
 from saap_jax.evaluation.scales import PERPLEXITY, Scale, format_figure, format_ppl
 from saap_jax.runtime.words import MINUS, signed
 
@@ -15,9 +15,11 @@ Number = float | int
 BEST, TIED, ESTIMATED = "*", "≈", "~"
 """Marks of the best of a group, of what cannot be told apart from it, and of a figure that is not of all windows."""
 
+TIED_LEGEND = f"{TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)"
+
 
 def short_name(name: str, letters: int = 26) -> str:
-    """Return a name of at most so many letters; both ends are shown, since hyper-parameters come last.
+    """Shorten a name to at most so many letters; both ends are shown, since hyper-parameters come last.
 
     >>> short_name("taylor_element(reduction='max')", 16)
     "taylor_…n='max')"
@@ -27,7 +29,7 @@ def short_name(name: str, letters: int = 26) -> str:
 
 
 def slug(name: str) -> str:
-    """Return a name as part of a file's name or of an address.
+    """Write a name as part of a file's name or of an address.
 
     >>> slug("gate_fisher, λ=0.25")
     'gate_fisher-0.25'
@@ -36,12 +38,28 @@ def slug(name: str) -> str:
 
 
 def marked(name: str, best: bool, tied: bool, *_: object) -> str:
-    """Return a name with the mark of the best, or of what is tied with it."""
+    """Write a name with the mark of the best, or of what is tied with it."""
     return f"{name} {BEST if best else TIED}" if best or tied else name
 
 
+def _scaled(factor: Number, form: str) -> Callable[[Number], str]:
+    return lambda value: "n/a" if math.isnan(value) else format(factor * value, form)
+
+
+format_percent = _scaled(100, ".1f")
+"""Writes a fraction as percent, without the sign."""
+format_mebibytes = _scaled(2**-20, ",.1f")
+format_milliseconds = _scaled(1e3, ",.1f")
+format_count = _scaled(1, ",.0f")
+
+
+def format_millions(value: Number) -> str:
+    """Write a count in millions."""
+    return "n/a" if math.isnan(value) else f"{value / 1e6:.1f}" if value >= 1e7 else f"{value / 1e6:.3f}"
+
+
 def with_interval(value: Number, low: Number, high: Number, form: Callable[[Number], str]) -> str:
-    """Return a number with its interval, as far as there is one.
+    """Write a number with its interval, as far as there is one.
 
     >>> with_interval(0.2472, 0.21, 0.28, format_percent)
     '24.7 (21.0 to 28.0)'
@@ -51,7 +69,7 @@ def with_interval(value: Number, low: Number, high: Number, form: Callable[[Numb
 
 
 def format_difference(percent: Number, low: Number, high: Number) -> str:
-    """Return a difference in percent with its interval; from a thousand percent on, as a factor.
+    """Write a difference in percent with its interval; from a thousand percent on, as a factor.
 
     >>> format_difference(3.1, 1.2, 5.0), format_difference(2100.0, math.nan, math.nan)
     ('+3.1 (+1.2 to +5.0)', '× 22')
@@ -64,7 +82,7 @@ def format_difference(percent: Number, low: Number, high: Number) -> str:
 
 
 def format_change(percent: Number, digits: int | None = None) -> str:
-    """Return percent with their sign, by default with two digits at least.
+    """Write percent with their sign, by default with two digits at least.
 
     >>> [format_change(value) for value in (0.123, -3.21, 12345.6, math.nan)]
     ['+0.12', '−3.2', '+12,346', 'n/a']
@@ -82,7 +100,7 @@ def _factor(value: Number) -> str:
 
 
 def format_spread(value: Number, spread: Number, scale: Scale = PERPLEXITY) -> str:
-    """Return a figure, with its standard deviation where there is one.
+    """Write a figure, with its standard deviation where there is one.
 
     >>> format_spread(58.171, 0.83), format_spread(58.171, math.nan)
     ('58.17 ± 0.83', '58.17')
@@ -91,37 +109,12 @@ def format_spread(value: Number, spread: Number, scale: Scale = PERPLEXITY) -> s
 
 
 def format_estimate(mean: Number, spread: Number = math.nan) -> str:
-    """Return a ratio over seeds in percent, without the sign."""
+    """Write a ratio over seeds in percent, without the sign."""
     return format_percent(mean) + (f" ± {format_percent(spread)}" if math.isfinite(spread) else "")
 
 
-def format_percent(value: Number) -> str:
-    """Return a fraction as percent, without the sign."""
-    return "n/a" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def format_millions(value: Number) -> str:
-    """Return a count in millions."""
-    return "n/a" if math.isnan(value) else f"{value / 1e6:.1f}" if value >= 1e7 else f"{value / 1e6:.3f}"
-
-
-def format_mebibytes(value: Number) -> str:
-    """Return bytes in MiB."""
-    return "n/a" if math.isnan(value) else f"{value / 2**20:,.1f}"
-
-
-def format_milliseconds(value: Number) -> str:
-    """Return seconds in milliseconds."""
-    return "n/a" if math.isnan(value) else f"{1e3 * value:,.1f}"
-
-
-def format_count(value: Number) -> str:
-    """Return a count with separators."""
-    return "n/a" if math.isnan(value) else f"{value:,.0f}"
-
-
 def format_relative(before: Number, after: Number) -> str:
-    """Return the relative change.
+    """Write the relative change.
 
     >>> format_relative(100.0, 80.0), format_relative(2.0, 5000.0), format_relative(-2.0, -1.9)
     ('−20.0 %', '× 2500', '+5.0 %')
@@ -133,20 +126,18 @@ def format_relative(before: Number, after: Number) -> str:
     return f"{signed(100 * (after - before) / abs(before), 1)} %"
 
 
-def format_correlation(value: Number) -> str:
-    """Return a correlation with two decimals.
+def format_hundredths(value: Number) -> str:
+    """Write a number with two decimals.
 
-    >>> [format_correlation(value) for value in (0.456, -0.456, -0.001, float("nan"))]
+    >>> [format_hundredths(value) for value in (0.456, -0.456, -0.001, float("nan"))]
     ['0.46', '−0.46', '0.00', 'n/a']
     """
-    if math.isnan(value):
-        return "n/a"
     text = f"{value:.2f}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", MINUS)
+    return "n/a" if math.isnan(value) else text.removeprefix("-") if float(text) == 0 else text.replace("-", MINUS)
 
 
 def format_p(value: Number, floor: bool = False) -> str:
-    """Return a p-value; at the `floor` of what resamples can give it is an upper bound.
+    """Write a p-value; at the `floor` of what resamples can give it is an upper bound.
 
     >>> format_p(0.00042), format_p(0.31), format_p(0.0002, floor=True), format_p(math.nan)
     ('0.0004', '0.31', '≤ 0.0002', 'n/a')
@@ -156,7 +147,7 @@ def format_p(value: Number, floor: bool = False) -> str:
 
 
 def format_usd(value: Number) -> str:
-    """Return US dollars, small amounts with two digits.
+    """Write US dollars, small amounts with two digits.
 
     >>> format_usd(0.00423), format_usd(12.3), format_usd(0.0)
     ('$0.0042', '$12.30', '$0.00')

@@ -16,9 +16,6 @@ from scipy.stats import rankdata
 
 from saap_jax.types import Keep, Scores
 
-_ROUNDING = 1e-6
-"""How far a frequency in float32 may be off."""
-
 
 class StructurePatterns(NamedTuple):
     """What scenarios say of one structure. Numbers that do not exist are NaN."""
@@ -67,7 +64,7 @@ class Patterns(NamedTuple):
 
 
 def rank_agreement(scores: dict[str, Scores], structure: str) -> Float[np.ndarray, "estimators estimators"]:
-    """Return Spearman's rank correlation between every two estimators over all units.
+    """Compute Spearman's rank correlation between every two estimators over all units.
 
     Units count that all estimators score with a finite number. NaN where there is no correlation: fewer than two units,
     or all scores of an estimator equal.
@@ -85,18 +82,13 @@ def rank_agreement(scores: dict[str, Scores], structure: str) -> Float[np.ndarra
 
 
 def unimportant(scores: Scores, share: float) -> Keep:
-    """Return True for the ⌊share · n⌋ lowest of each structure's n units, over all layers.
+    """Mark the ⌊share · n⌋ lowest of each structure's n units, over all layers.
 
     Among equal scores lower layers and then lower indices come first. Where there is no unit (NaN), False.
-
-    Raises:
-        ValueError: `share` outside [0, 1].
 
     >>> unimportant({"mlp": np.array([[3.0, 1.0], [np.nan, 2.0]])}, 0.67)["mlp"].tolist()
     [[False, True], [False, True]]
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"patterns: expected a share in [0, 1], got {share}")
     places = {name: _places(np.asarray(values, np.float64)) for name, values in scores.items()}
     counts = {name: math.floor(Fraction(str(share)) * int(np.isfinite(each).sum())) for name, each in places.items()}
     return {name: each < counts[name] for name, each in places.items()}  # NaN < x is False
@@ -105,7 +97,7 @@ def unimportant(scores: Scores, share: float) -> Keep:
 def patterns(
     scores: dict[str, dict[str, Scores]], importance: str, usage: str | None = None, share: float = 0.2
 ) -> Patterns:
-    """Compare what is important, and what is used, between scenarios.
+    """Compare what is important, and what is used, between scenarios of one model.
 
     With one scenario the units that are unimportant in all scenarios are simply its lowest.
 
@@ -116,26 +108,23 @@ def patterns(
         share: units of each structure that count as unimportant in a scenario, in [0, 1].
 
     Raises:
-        ValueError: no scenario, an estimator that a scenario lacks, units that differ between scenarios or estimators,
-            or a usage that is no frequency.
+        ValueError: an estimator that a scenario lacks.
     """
-    if not scores:
-        raise ValueError("patterns: expected the scores of at least one scenario, got none")
     for scenario, estimator in itertools.product(scores, filter(None, (importance, usage))):
-        _check(scores, scenario, importance, estimator, frequency=estimator == usage)
-    lowest = {scenario: unimportant(each[importance], share) for scenario, each in scores.items()}
+        if estimator not in scores[scenario]:
+            names = ", ".join(scores[scenario]) or "none"
+            raise ValueError(f"patterns: expected scores of {estimator} in scenario {scenario}, got those of: {names}")
     structures = {}
     for name in next(iter(scores.values()))[importance]:
         important = {s: np.asarray(each[importance][name], np.float64) for s, each in scores.items()}
-        frequencies = {s: np.asarray(e[usage][name], np.float64) for s, e in scores.items()} if usage else {}
-        structures[name] = _structure(important, frequencies, {s: masks[name] for s, masks in lowest.items()})
+        used = {s: np.asarray(each[usage][name], np.float64) for s, each in scores.items()} if usage else {}
+        structures[name] = _structure(important, used, share)
     return Patterns(importance, usage, share, tuple(scores), structures)
 
 
-def _structure(
-    important: dict[str, np.ndarray], frequencies: dict[str, np.ndarray], lowest: dict[str, np.ndarray]
-) -> StructurePatterns:
-    """Return the patterns of one structure; all arguments are by scenario."""
+def _structure(important: dict[str, np.ndarray], frequencies: dict[str, np.ndarray], share: float) -> StructurePatterns:
+    """Find the patterns of one structure; importance and usage are by scenario."""
+    lowest = {s: unimportant({"": values}, share)[""] for s, values in important.items()}
     exists = ~np.isnan(next(iter(important.values())))
     units = int(exists.sum())
     # by the same order as `lowest`, so that equal scenarios have no task-specific unit, whatever the share
@@ -158,35 +147,8 @@ def _structure(
     )
 
 
-def _check(
-    scores: dict[str, dict[str, Scores]], scenario: str, importance: str, estimator: str, *, frequency: bool
-) -> None:
-    """Raise ValueError unless a scenario has an estimator's scores of the first scenario's units."""
-    first, by_estimator = next(iter(scores)), scores[scenario]
-    for where, each in ((first, importance), (scenario, estimator)):
-        if each not in scores[where]:
-            names = ", ".join(scores[where]) or "none"
-            raise ValueError(f"patterns: expected scores of {each} in scenario {where}, got those of: {names}")
-    units, found = (
-        {name: ~np.isnan(np.asarray(values)) for name, values in each.items()}
-        for each in (scores[first][importance], by_estimator[estimator])
-    )
-    if found.keys() != units.keys() or any(not np.array_equal(found[name], units[name]) for name in units):
-        raise ValueError(
-            f"patterns: expected {estimator} in scenario {scenario} to score the units that {importance} scores in "
-            f"{first}, got others; score all scenarios with one model"
-        )
-    for name, values in by_estimator[estimator].items() if frequency else ():
-        shares = np.asarray(values)[units[name]]
-        if np.any((shares < -_ROUNDING) | (shares > 1 + _ROUNDING)):
-            raise ValueError(
-                f"patterns: expected frequencies in [0, 1] of {estimator} in scenario {scenario}, {name}, "
-                f"got {shares.min():.4g} to {shares.max():.4g}; name an activation_frequency"
-            )
-
-
 def _places(values: Float[np.ndarray, "_layers _units"]) -> Float[np.ndarray, "_layers _units"]:
-    """Return the place of each unit from the lowest score, 0, 1, …; equal scores by layer, then index; NaN stays."""
+    """Find the place of each unit from the lowest score, 0, 1, …; equal scores by layer, then index; NaN stays."""
     exists = ~np.isnan(values)
     places = np.full(values.shape, np.nan)
     places[exists] = rankdata(values[exists], method="ordinal") - 1

@@ -4,12 +4,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from saap_jax.report.blocks import Figure, Page, Row, Section, View, Words, leaves
-from saap_jax.report.csv_text import table_csv
-from saap_jax.report.figures.draw import saved
+from saap_jax.report.blocks import Figure, Page, Section, View, Words, leaves, said
+from saap_jax.report.figures import saved
 from saap_jax.report.formats import slug
-from saap_jax.report.html import render_page
-from saap_jax.report.markdown import MARK, markdown_report
 from saap_jax.report.pages.common import closing_sections, model_name, suggestions_section
 from saap_jax.report.pages.compare import compare_sections
 from saap_jax.report.pages.fidelity import fidelity_sections
@@ -19,10 +16,12 @@ from saap_jax.report.pages.recover import recover_sections
 from saap_jax.report.pages.score import score_sections
 from saap_jax.report.pages.sensitivity import sensitivity_sections
 from saap_jax.report.pages.several import overview_sections, results_table
-from saap_jax.runs.directory import read_candidates, read_run, write_atomically
+from saap_jax.report.render import MARK, markdown_report, render_page, table_csv
+from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
 from saap_jax.runs.records import RunRecord
 from saap_jax.runtime.errors import reading
+from saap_jax.runtime.files import write_atomically
 from saap_jax.runtime.words import plural
 
 SECTIONS: dict[str, Callable[[Path, RunRecord], list[Section]]] = {
@@ -33,9 +32,6 @@ SECTIONS: dict[str, Callable[[Path, RunRecord], list[Section]]] = {
     "sensitivity": sensitivity_sections,
 }
 """Kind of a run, as `run.json` says: its sections, made of its directory and its record; `compare` has rows too."""
-
-_BY_CONFIG = {"channels_per_layer": "fidelity", "keep_statistics": "score", "best_ratio": "compare"}
-"""A field of the configuration that tells the kind of a run that has not come far enough to record it."""
 
 _MARKS = (b'<meta name="generator" content="saap_jax">', MARK.encode(), b"run,kind,model,")
 """What a file of ours has near its beginning."""
@@ -49,7 +45,7 @@ def write_report(run_dir: str | os.PathLike[str], *, status: str = "") -> Path:
 
 
 def render_report(run_dir: str | os.PathLike[str], *, status: str = "") -> str:
-    """Return the page of one run, made from its records alone; see `read_view`.
+    """Make the page of one run, of its records alone; see `read_view`.
 
     Raises:
         FileNotFoundError, ValueError: the directory holds no readable run.
@@ -58,7 +54,7 @@ def render_report(run_dir: str | os.PathLike[str], *, status: str = "") -> str:
 
 
 def report_page(views: Sequence[View]) -> Page:
-    """Return the page of one run, or of several side by side."""
+    """Make the page of one run, or of several side by side."""
     title = views[0].name if len(views) == 1 else f"{len(views)} runs side by side"
     return Page(title, overview_sections(views), views)
 
@@ -88,36 +84,31 @@ def write_reports(
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"--out: expected a file that ends in .html, got {path}")
     page = report_page(read_views(runs))
-    texts = {path: render_page(page), path.with_suffix(".md"): markdown_report(page)}
+    files = {path: render_page(page).encode(), path.with_suffix(".md"): markdown_report(page).encode()}
     if any(view.rows for view in page.views):
-        texts[path.with_suffix(".csv")] = table_csv(results_table(page.views))
-    for each in texts:
-        if not overwrite and not is_ours(each):
-            raise ValueError(f"{each} is no report of saap; pass --overwrite to replace it, or another --out")
-    drawn = _drawn(page, Path(figures)) if figures else {}
-    taken = [] if overwrite else [each for each in drawn if each.exists() and b"saap_jax" not in each.read_bytes()]
-    if taken:
-        raise ValueError(f"{taken[0]} is no figure of saap; pass --overwrite to replace it, or other --figures")
-    for each, content in ({each: text.encode() for each, text in texts.items()} | drawn).items():
+        files[path.with_suffix(".csv")] = table_csv(results_table(page.views)).encode()
+    if figures:
+        groups = [("", page.overview), *((f"{slug(view.name)}-", view.sections) for view in page.views)]
+        found = {f"{prefix}{each.name}": each for prefix, sections in groups for each in leaves(sections)
+                 if isinstance(each, Figure)}  # fmt: skip
+        files |= {Path(figures) / f"{stem}.{ending}": saved(each, ending) for stem, each in found.items()
+                  for ending in ("svg", "png", "pdf")}  # fmt: skip
+    for each in files:
+        marks = (b"saap_jax",) if each.suffix in (".svg", ".png", ".pdf") else _MARKS
+        if each.exists() and not overwrite and not (each.is_file() and any(m in each.read_bytes() for m in marks)):
+            raise ValueError(f"{each} is no report of saap; pass --overwrite to replace it, or name another place")
+    for each, content in files.items():
         each.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(each, content)
-    return [*texts, *drawn]
-
-
-def _drawn(page: Page, directory: Path) -> dict[Path, bytes]:
-    """Return every figure of a page as files."""
-    groups = [("", page.overview), *((f"{slug(view.name)}-", view.sections) for view in page.views)]
-    found = {f"{prefix}{each.name}": each for prefix, sections in groups for each in leaves(sections)
-             if isinstance(each, Figure)}  # fmt: skip
-    return {directory / f"{stem}.{ending}": saved(each, ending) for stem, each in found.items()
-            for ending in ("svg", "png", "pdf")}  # fmt: skip
+    return [*files]
 
 
 def read_views(runs: Sequence[str | os.PathLike[str]]) -> list[View]:
     """Read the runs, under names that differ."""
-    names = names_of([Path(run) for run in runs]) if len(runs) > 1 else [""]
-    ids = [f"run-{number}" for number in range(1, len(runs) + 1)] if len(runs) > 1 else [""]
-    return [read_view(run, id=id, name=name) for run, id, name in zip(runs, ids, names, strict=True)]
+    if len(runs) == 1:
+        return [read_view(runs[0])]
+    named = enumerate(zip(runs, names_of([Path(run) for run in runs]), strict=True), 1)
+    return [read_view(run, id=f"run-{number}", name=name) for number, (run, name) in named]
 
 
 def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", status: str = "") -> View:
@@ -129,45 +120,31 @@ def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", 
     Raises:
         FileNotFoundError, ValueError: the directory holds no readable run or model.
     """
-    path = Path(run_dir)
+    path, rows = Path(run_dir), []
     if not (path / "run.json").exists() and (origin := read_origin(path)) is not None:
         with reading(path, "how a model came about"):
             return origin_view(path, origin, id=id, name=name)
     run = read_run(path)
-    kind = kind_of(run)
+    command = run.get("command", "").split()  # of a run that has not come far enough to record its kind
+    kind = run.get("kind") or (command[1] if len(command) > 1 else "compare")
     with reading(path, f"a run of kind {kind}"):
-        sections, rows = _sections(path, run, kind)
+        if kind == "compare":
+            candidates, corrupt = read_candidates(path)
+            sections, rows = compare_sections(run, candidates)
+            if corrupt:
+                torn = Words(f"{plural(corrupt, 'unreadable line')} of metrics.jsonl left out.")
+                sections[0] = sections[0]._replace(blocks=[*sections[0].blocks, torn])
+        elif kind in SECTIONS:
+            sections = SECTIONS[kind](path, run)
+        else:
+            other = said(f"A run of kind {kind}, of which a report says no more than what follows.")
+            sections = [Section("Summary", other), *suggestions_section(run), *closing_sections(run)]
         status, name = status or run.get("status", "unknown"), name or run.get("name", path.name)
         return View(name, kind, status, model_name(run), sections, run, rows, id)
 
 
-def _sections(path: Path, run: RunRecord, kind: str) -> tuple[list[Section], list[Row]]:
-    """Return what a page says of a run, and the rows of a comparison."""
-    if kind == "compare":
-        candidates, corrupt = read_candidates(path)
-        sections, rows = compare_sections(run, candidates)
-        if corrupt:
-            said = Words(f"{plural(corrupt, 'unreadable line')} of metrics.jsonl left out.")
-            sections[0] = sections[0]._replace(blocks=[*sections[0].blocks, said])
-        return sections, rows
-    if kind in SECTIONS:
-        return SECTIONS[kind](path, run), []
-    said = Words(f"A run of kind {kind}, of which a report says no more than what follows.", soft=False)
-    return [Section("Summary", [said]), *suggestions_section(run), *closing_sections(run)], []
-
-
-def kind_of(run: RunRecord) -> str:
-    """Return the kind of a run; of one that has only begun, what its configuration says.
-
-    >>> kind_of({"kind": "score"}), kind_of({"config": {"channels_per_layer": 4}}), kind_of({"config": {}})
-    ('score', 'fidelity', 'compare')
-    """
-    config = run.get("config", {})
-    return run.get("kind") or next((kind for field, kind in _BY_CONFIG.items() if field in config), "compare")
-
-
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return a name a run: that of its directory, with those above it where two would be the same.
+    """Name each run: by its directory, with those above it where two would be the same.
 
     >>> names_of([Path("a/x"), Path("b/x"), Path("b/y"), Path("b/y")])
     ['a/x', 'b/x', 'b/y', 'b/y (2)']
@@ -181,12 +158,3 @@ def names_of(paths: Sequence[Path]) -> list[str]:
         again = sum(before == name or before.startswith(f"{name} (") for before in names)
         names.append(f"{name} ({again + 1})" if again else name)
     return names
-
-
-def is_ours(path: Path) -> bool:
-    """Return whether a report may be written to a path: nothing is there, or an earlier report."""
-    if not path.is_file():
-        return not path.exists()
-    with open(path, "rb") as file:
-        start = file.read(4096)
-    return any(mark in start for mark in _MARKS)

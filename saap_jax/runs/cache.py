@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.runtime.files import write_atomically
+from saap_jax.runtime.files import arrays_file, write_atomically
 from saap_jax.runtime.processes import broadcast_bytes, is_primary
 
 
@@ -25,32 +25,25 @@ class Cache:
         self._values: dict[str, Any] = {}
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
-        """Return the arrays of a key; None where there are none."""
-        if not (content := self._read(f"{key}.npz")):
-            return None
+        """Read the arrays of a key; None where there are none."""
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            with np.load(io.BytesIO(self._read(f"{key}.npz")), allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except (ValueError, OSError, zipfile.BadZipFile, KeyError):
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile, KeyError):
             return None
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep the arrays of a key."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
-        self._write(f"{key}.npz", buffer.getvalue())
+        self._write(f"{key}.npz", arrays_file(arrays, key))
 
     def value(self, key: str, make: Callable[[], Any] | None = None) -> Any:
-        """Return the JSON value of a key, made where it is not there yet; None without `make`."""
-        if key in self._values:
-            return self._values[key]
-        if content := self._read(f"{key}.json"):
+        """Read the JSON value of a key, made where it is not there yet; None without `make`."""
+        if key not in self._values:
             try:
-                self._values[key] = json.loads(content)
+                self._values[key] = json.loads(self._read(f"{key}.json"))
             except ValueError:
-                content = b""
-        if not content and make is not None:
-            self.keep(key, make())
+                if make is not None:
+                    self.keep(key, make())
         return self._values.get(key)
 
     def keep(self, key: str, value: Any) -> None:

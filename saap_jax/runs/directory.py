@@ -9,10 +9,13 @@
 | `report.html`   | what people look at; `report.md` and `report.csv` beside it, where `saap report` was asked     |
 | `tensorboard/`  | stages and candidates as TensorBoard scalars                                                  |
 | `best/`         | a model directory, written by whoever cuts the model                                          |
+
+What is read back is what we wrote, so JSON and arrays as they are; anything else is an error of one line.
 """
 
 import contextlib
 import datetime
+import io
 import json
 import os
 import platform
@@ -23,21 +26,59 @@ from typing import Any, cast
 
 import numpy as np
 
-from saap_jax.runs.reading import SCHEMA, arrays_of, read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
-from saap_jax.runs.score_arrays import structures_of
 from saap_jax.runs.stages import Stage, measuring, with_stage
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import append_line, arrays_file, decoded, encoded, plain, read_json, write_atomically
 from saap_jax.runtime.processes import broadcast, broadcast_bytes, is_primary
+from saap_jax.types import STRUCTURES
 
-__all__ = ["RunDirectory", "flatten", "now", "plain", "read_candidates", "read_run", "write_atomically"]
+SCHEMA = 1
+"""Version of the record layout, stored as `schema`."""
 
 _FIXED = ("metrics.jsonl", "report.html", "report.md", "report.csv")
+_STAGE = ("seconds", "compile_seconds", "compiles", "peak_host_gib", "peak_device_gib", "tokens", "tokens_per_second")
+_TRAINING = ("loss", "held_out", "divergence", "norm", "learning_rate", "tokens_per_second")
 
 
 def now() -> str:
     """Tell the time to the second, as ISO 8601 in UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def read_run(path: str | os.PathLike[str]) -> RunRecord:
+    """Read `run.json` of a run directory.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no run record of this version, or damaged.
+    """
+    file = Path(path) / "run.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"expected a run directory, found no run.json in {path}; check the name of the run")
+    record = read_json(file)
+    version = record.get("schema") if isinstance(record, dict) else None
+    if version != SCHEMA:
+        raise ValueError(
+            f"{file}: expected a run of version {SCHEMA} (`schema`), got {version!s:.60}; make it again with "
+            "--overwrite or another --name"
+        )
+    return cast(RunRecord, record)
+
+
+def read_candidates(path: str | os.PathLike[str]) -> tuple[list[Row], int]:
+    """Read `metrics.jsonl` of a run directory: the last line of each candidate, in order, and whether the end is torn.
+
+    Raises:
+        ValueError: another line than a torn last one cannot be read.
+    """
+    file, found = Path(path) / "metrics.jsonl", {}
+    *lines, torn = file.read_bytes().split(b"\n") if file.exists() else [b""]
+    for number, line in enumerate(lines, start=1):
+        with reading(f"{file}, line {number}", "a candidate"):
+            row = decoded(line)
+            found[row["candidate"]] = row
+    return list(found.values()), int(bool(torn))
 
 
 class RunDirectory:
@@ -101,8 +142,9 @@ class RunDirectory:
                 raise
         elif inputs is not None and "inputs" in self._record:
             said = "was begun on something else than is there now, by the digests of"
-            _check_same(self.path, said, {name: value[:12] for name, value in self._record["inputs"].items()},
-                        {name: value[:12] for name, value in inputs.items()})  # fmt: skip
+            before, after = ({name: value[:12] for name, value in each.items()}
+                             for each in (self._record["inputs"], inputs))  # fmt: skip
+            _check_same(self.path, said, before, after)
         elif inputs is not None:
             self._set(inputs=dict(inputs))
         return self
@@ -119,8 +161,8 @@ class RunDirectory:
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """The names of the model's structures, as the record says."""
-        return structures_of(self._record)
+        """The names of the model's structures, of a traced model its own."""
+        return tuple(each["name"] for each in self._record.get("structures", ())) or STRUCTURES
 
     def update(self, **fields: Any) -> None:
         """Set top-level fields of `run.json` and write the file."""
@@ -183,7 +225,10 @@ class RunDirectory:
         path = self.path / f"{name}.npz"
         if not self.has(path.name):
             raise FileNotFoundError(f"expected arrays at {path}, found no file; the run has not come that far")
-        return arrays_of(broadcast_bytes(path.read_bytes() if is_primary() else b""), path)
+        content = broadcast_bytes(path.read_bytes() if is_primary() else b"")
+        said = "arrays; the file was changed or damaged: remove it, and the same command makes it again"
+        with reading(path, said), np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
 
     def save_json(self, name: str, value: Any) -> Path:
         """Write a plain value to `<name>.json`."""
@@ -209,18 +254,42 @@ class RunDirectory:
         return self.path / filename
 
 
+def write_scalars(run: RunDirectory) -> Path:
+    """Write a run, finished or not, as TensorBoard scalars in place of those that are there.
+
+    `FIELD/STAGE` at step 0, `candidates/METRIC` at the candidate's number, `training/FIELD` at its step; what was not
+    recorded has none. By `tensorboardX`, so no TensorFlow is needed.
+    """
+    path, candidates = run.claim("tensorboard"), run.candidates()
+    if not is_primary():
+        return path
+    from tensorboardX import SummaryWriter  # here: it imports torch where there is one
+
+    found = [(f"{field}/{stage['name']}", stage.get(field), 0)
+             for stage in run.record.get("stages", []) for field in _STAGE]  # fmt: skip
+    for number, row in enumerate(candidates, start=1):
+        found += [(f"candidates/{metric}", value, number) for metric, value in row.get("ppl", {}).items()]
+        found += [(f"training/{field}", row.get(field), row["step"]) for field in _TRAINING if "step" in row]
+    shutil.rmtree(path, ignore_errors=True)
+    with SummaryWriter(str(path)) as writer:
+        for tag, value, step in found:
+            if value is not None:
+                writer.add_scalar(tag, value, step)
+    return path
+
+
 def _found(path: Path, overwrite: bool) -> RunRecord | None:
     """Read the record of the run that a directory holds, None where there is none; see `RunDirectory.open`."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"expected a run directory, found a file at {path}; choose another --name")
     if (path / "run.json").exists():
         return cast(RunRecord, {}) if overwrite else read_run(path)
-    if path.exists() and any(not _is_left(entry) for entry in path.iterdir()):
+    if path.exists() and not all(map(is_left, path.iterdir())):
         raise ValueError(f"expected a run (run.json) or an empty directory at {path}; choose another --name")
     return None
 
 
-def _is_left(file: Path) -> bool:
+def is_left(file: Path) -> bool:
     """Say whether a file is what a killed process left: one half written, or a lock that nobody holds."""
     return file.name.startswith(".") and file.name.endswith((".partial", ".lock"))
 
@@ -231,10 +300,9 @@ def _remove_outputs(path: Path) -> None:
         return
     record = read_json(path / "run.json")
     named = [name for name in record.get("files", []) if Path(name).name == name and name not in ("", ".", "..")]
-    write_atomically(
-        path / "run.json", encoded(record | {"status": "running"})
-    )  # killed half-way, it is no finished run
-    left = [each.name for each in path.iterdir() if _is_left(each)]
+    # killed half-way, it is no finished run
+    write_atomically(path / "run.json", encoded(record | {"status": "running"}))
+    left = [each.name for each in path.iterdir() if is_left(each)]
     for file in (path / name for name in dict.fromkeys((*_FIXED, *named, *left))):
         if file.is_dir() and not file.is_symlink():
             shutil.rmtree(file)
@@ -242,17 +310,17 @@ def _remove_outputs(path: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _check_same(path: Path, said: str, before: Mapping[str, str], after: Mapping[str, str], at_most: int = 3) -> None:
-    """Raise ValueError where something on record has changed, with a few of the names and both values."""
+def _check_same(path: Path, said: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """Raise ValueError where something on record has changed, with the first three names and both values."""
     differing = [
         f"{key or 'config'} {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
         for key in dict.fromkeys((*before, *after))
         if before.get(key) != after.get(key)
     ]
     if differing:
-        more = f" and {len(differing) - at_most} more" if len(differing) > at_most else ""
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ValueError(
-            f"{path} {said}: {', '.join(differing[:at_most])}{more}; bring back what it was, or pass --overwrite or "
+            f"{path} {said}: {', '.join(differing[:3])}{more}; bring back what it was, or pass --overwrite or "
             "another --name"
         )
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from saap_jax.runs.directory import is_left
 from saap_jax.runtime.files import cache, held, write_atomically
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.remote import copy, files_at, key_of, path_of, reaching
@@ -121,11 +122,11 @@ class Mirror:
         return json.loads(file.read_text()) if file.exists() else None
 
     def _known(self) -> dict[str, Any]:
-        """Return the token of what is here, and the files that it was of."""
-        try:
-            return json.loads(self._notes.read_text()) if self.path.exists() else {"token": None, "files": {}}
-        except (FileNotFoundError, ValueError):
-            return {"token": None, "files": {}}
+        """Read the token of what is here, and the files that it was of."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if self.path.exists():
+                return json.loads(self._notes.read_text())
+        return {"token": None, "files": {}}
 
     def _note(self, token: str, files: Files) -> None:
         write_atomically(self._notes, json.dumps({"token": token, "files": files}).encode())
@@ -152,10 +153,6 @@ def _is_of_run(name: str) -> bool:
 
 
 def _files(path: Path) -> Files:
-    """Return the files of a run, but for locks and what killed processes left."""
-    found = {}
-    for file in path.rglob("*"):
-        name = str(file.relative_to(path))
-        if file.is_file() and not (file.name.startswith(".") and file.name.endswith((".partial", ".lock"))):
-            found[name] = [file.stat().st_size, file.stat().st_mtime_ns]
-    return {name: found[name] for name in sorted(found)}
+    """List the files of a run, but for locks and what killed processes left."""
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not is_left(file)]
+    return {str(file.relative_to(path)): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}

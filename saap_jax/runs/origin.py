@@ -4,9 +4,9 @@ Model cards are made of it, see `report.card`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Required, TypedDict, cast
+from typing import Literal, Required, TypedDict
 
 import numpy as np
 
@@ -21,11 +21,8 @@ FILE = "saap.json"
 SCHEMA = 1
 """Version of the file, stored as `schema`."""
 
-RESAMPLES = 10_000
-
 _SAME = 1e-3
 """How far a figure may be, relative to it, from that of the mean of its losses."""
-
 
 Loader = Literal["transformers", "remote_code", "saap_jax", "traced", "maxtext"]
 """What loads a model: transformers, it with the code beside the model, we alone, we beside a factory, MaxText."""
@@ -111,19 +108,14 @@ def figures_of(models: Mapping[str, Measured]) -> list[Figure]:
     figures: list[Figure] = []
     for model, measured in models.items():
         for metric, value in measured.get("ppl", {}).items():
-            if math.isfinite(value):
-                interval = _interval(metric, value, measured.get("losses", {}).get(metric, ()))
-                figures.append(cast(Figure, {"metric": metric, "model": model, "value": float(value)} | interval))
+            if not math.isfinite(value):
+                continue
+            figure: Figure = {"metric": metric, "model": model, "value": float(value)}
+            figures.append(figure)
+            scale, losses = scale_of(metric), np.asarray(measured.get("losses", {}).get(metric, ()), np.float64)
+            if losses.size and math.isclose(scale.value(float(losses.mean())), value, rel_tol=_SAME):
+                figure["windows"] = losses.size
+                low, high, _ = sureness(two_way_means(losses[None, None], 10_000, seed=0)[0], losses.size).tolist()
+                if not math.isnan(low):
+                    figure.update(low=scale.value(low), high=scale.value(high))
     return figures
-
-
-def _interval(metric: str, value: float, losses: Sequence[float]) -> dict[str, Any]:
-    scale, each = scale_of(metric), np.asarray(losses, np.float64)
-    if not each.size or not np.isfinite(each).all():
-        return {}
-    if not math.isclose(scale.value(float(each.mean())), value, rel_tol=_SAME):
-        return {}
-    low, high, _ = sureness(two_way_means(each[None, None], RESAMPLES, seed=0)[0], each.size).tolist()
-    if math.isnan(low):
-        return {"windows": each.size}
-    return {"low": scale.value(low), "high": scale.value(high), "windows": each.size}

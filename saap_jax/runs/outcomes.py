@@ -1,14 +1,14 @@
 """What `saap evaluate` and `ab` find, and what they write of it as JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from saap_jax.evaluation.differences import AccuracyDifference, Difference
 from saap_jax.evaluation.limits import Check, verdict
 from saap_jax.evaluation.resample import smallest_p_value
 from saap_jax.evaluation.task_results import TaskResult, result_json
-from saap_jax.runs.directory import plain
+from saap_jax.runtime.files import plain
 
 
 class Evaluated(NamedTuple):
@@ -76,34 +76,11 @@ def comparison_json(comparison: Comparison) -> bytes:
     """Write the comparison as a JSON object; differences in nats a token and in percent, each with its interval, of
     tasks in points, and the limits that there are.
     """
-    metrics, tasks = [], []
-    for row in comparison.metrics:
-        each, ends = row.difference, ("value", "low", "high")
-        metrics.append(
-            {
-                "metric": row.metric,
-                "domain": row.domain or None,
-                "windows": row.windows,
-                "ppl_a": row.ppl[0],
-                "ppl_b": row.ppl[1],
-                "percent": dict(zip(ends, each.percent, strict=True)),
-                "nats": dict(zip(ends, each[:3], strict=True)),
-                **_sureness(each),
-            }
-        )
-    for row in comparison.tasks:
-        each = row.difference
-        tasks.append(
-            {
-                "task": row.task,
-                "metric": row.metric,
-                "items": row.items,
-                "accuracy_a": row.accuracy[0],
-                "accuracy_b": row.accuracy[1],
-                "points": {"value": each.points, "low": each.low, "high": each.high},
-                **_sureness(each),
-            }
-        )
+
+    def said(row: Compared | ComparedTask, **differences: Sequence[float]) -> dict[str, Any]:
+        ends = {name: dict(zip(("value", "low", "high"), each, strict=True)) for name, each in differences.items()}
+        return ends | {name: getattr(row.difference, name) for name in ("win_rate", "p_value", "sure", "sentence")}
+
     content: dict[str, Any] = {
         "a": comparison.a,
         "b": comparison.b,
@@ -112,17 +89,21 @@ def comparison_json(comparison: Comparison) -> bytes:
         "resamples": comparison.resamples,
         "smallest_p_value": smallest_p_value(comparison.resamples),
         "p_value_of": "one comparison, not adjusted for others",
-        "metrics": metrics,
-        "tasks": tasks,
-    }
+        "metrics": [
+            {"metric": row.metric, "domain": row.domain or None, "windows": row.windows, "ppl_a": row.ppl[0],
+             "ppl_b": row.ppl[1], **said(row, percent=row.difference.percent, nats=row.difference[:3])}
+            for row in comparison.metrics
+        ],
+        "tasks": [
+            {"task": row.task, "metric": row.metric, "items": row.items, "accuracy_a": row.accuracy[0],
+             "accuracy_b": row.accuracy[1], **said(row, points=row.difference[:3])}
+            for row in comparison.tasks
+        ],
+    }  # fmt: skip
     if comparison.checks:
         limits = [check._asdict() for check in comparison.checks]
         content |= {"limits": limits, "held": comparison.held, "verdict": verdict(comparison.checks)}
     return _encoded(content)
-
-
-def _sureness(difference: Difference | AccuracyDifference) -> dict[str, Any]:
-    return {name: getattr(difference, name) for name in ("win_rate", "p_value", "sure", "sentence")}
 
 
 def _encoded(content: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""What a run keeps, as types for those who read it: `run.json`, a line of `metrics.jsonl`, `fidelity.json`.
+"""What a run keeps, as types for those who read it: `run.json`, a line of `metrics.jsonl`.
 
 Seconds are wall time, losses nats a token, ratios fractions of the prunable parameters. A field that is not named here
 may be there. What we wrote is read as it is; nothing is checked against these types when a program runs.
@@ -11,7 +11,7 @@ Named = dict[str, float]
 Part = dict[str, Any]
 """An object whose fields are named where it is made."""
 
-Devices = Seeds = ModelRecord = Configuration = Cost = PerMillion = PriceRecord = Part
+Devices = Seeds = ModelRecord = Configuration = Cost = PerMillion = Part
 Cut = Training = TrainingText = TracedStructure = Part
 Frontier = FrontierLine = Trial = RaceRecord = Part
 
@@ -83,7 +83,7 @@ class Row(Measured, total=False):
     tokens: int
 
 
-class Stage(TypedDict, total=False):
+class StageRecord(TypedDict, total=False):
     """What a stage took, see `stages`."""
 
     name: Required[str]
@@ -112,13 +112,13 @@ class WrittenText(TypedDict):
     """By model: `dense`, `pruned`, `recovered`."""
 
 
-class SuggestionRecord(TypedDict, total=False):
+class Suggestion(TypedDict):
     """What to try next."""
 
     text: str
+    """What was found, and what to do about it."""
     effect: str
-    expected_effect: str
-    """Of older runs, `effect`."""
+    """What to expect of it, from measured numbers."""
     command: str
 
 
@@ -153,20 +153,6 @@ class Couplings(TypedDict):
     structures: list[CoupledStructure]
 
 
-class Correlation(TypedDict, total=False):
-    """A rank correlation of `fidelity.json`."""
-
-    estimator: Required[str]
-    scope: Required[str]
-    measure: Required[Literal["spearman", "kendall", "spearman_in_layers", "kendall_in_layers"]]
-    units: Required[int]
-    value: Required[float]
-    low: Required[float]
-    high: Required[float]
-    p_value: float
-    windows: int
-
-
 class RunRecord(TypedDict, total=False):
     """`run.json`."""
 
@@ -183,11 +169,11 @@ class RunRecord(TypedDict, total=False):
     finished: str
     host: str
     """Name of the machine that began it."""
-    stages: list[Stage]
+    stages: list[StageRecord]
     files: list[str]
     """Written beside `run.json`."""
     inputs: dict[str, str]
-    """Digests of model and texts."""
+    """Digests of models and texts."""
     rows: int
     """Lines of `metrics.jsonl`, by candidate."""
     versions: dict[str, str | None]
@@ -208,18 +194,16 @@ class RunRecord(TypedDict, total=False):
     best: Cut
     """The best candidate, cut and loaded back: perplexities, bytes and times beside the unpruned model's."""
     written: list[WrittenText]
-    """By the models that the run is of."""
     cost: Cost
     """`device_hours`, `devices`, dollars and prices where they are known."""
-    suggestions: list[str | SuggestionRecord]
+    suggestions: list[Suggestion]
     fusions: dict[str, dict[str, Fused]]
     """By scenario and fused estimator."""
     prices: dict[str, list[float]]
     """By candidate whose layers are alike: KL to the unpruned model on held-out text, nats a token, of free layers and
     of these."""
     divergences: dict[str, list[float]]
-    """By candidate whose units were learned or evolved: KL to the unpruned model on held-out text, nats a token, before
-    and after each round."""
+    """By candidate whose units were learned or evolved: the same, before and after each round."""
     couplings: Couplings
     structures: list[TracedStructure]
     race: list[RaceRecord]

@@ -21,7 +21,7 @@ from saap_jax.config.jobs import CompareConfig
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
-from saap_jax.runs.standing import DENSE, cut_of
+from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.remote import is_remote
 from saap_jax.runtime.words import plural
@@ -119,7 +119,7 @@ def recorded_losses(reference: Reference) -> Losses:
     """Read the losses that a run holds of one of its models.
 
     Raises:
-        ValueError: an older run, without losses, or seeds that were evaluated on different windows.
+        ValueError: losses that are not there, or of other windows for each seed.
     """
     losses: Losses = {}
     with reading(reference.text, _RECORDED):
@@ -130,14 +130,10 @@ def recorded_losses(reference: Reference) -> Losses:
                     f"{reference.text}: left the race after {plural(min(gone), 'window')}, so that it has no loss of "
                     f"each window of {metric}; run the comparison with --no-race"
                 )
-            if not all(rows):
+            if not all(rows) or len({len(row) for row in rows}) > 1:
                 raise ValueError(
                     f"{reference.text}: the run holds no loss of each window of {metric}, as runs of an older version; "
                     "run it again with --overwrite"
-                )
-            if len({len(row) for row in rows}) > 1:
-                raise ValueError(
-                    f"{reference.text}: expected as many windows of each seed, got {[len(row) for row in rows]}"
                 )
             losses[metric] = np.asarray(rows, np.float64)
     if not losses:
@@ -164,7 +160,7 @@ def loadable(reference: Reference, why: str) -> str:
     if reference.candidate == DENSE:
         return reference.model["name"]
     row, record, best = reference.rows[0], reference.record, reference.run / "best"
-    is_best = len(reference.rows) == 1 and cut_of(record).get("candidate") == row["candidate"]
+    is_best = len(reference.rows) == 1 and record.get("best", {}).get("candidate") == row["candidate"]
     if is_best and (best / "config.json").is_file():
         return str(best)
     said = "name a model that was cut, as saap prune writes it"

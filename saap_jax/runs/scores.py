@@ -1,21 +1,26 @@
-"""Scores that a run keeps: made once, read by whoever takes the run up again or prunes by it.
+"""Scores that a run keeps: made once, read by whoever takes the run up again or prunes by it; and a run in a session.
 
 | file of a run                     | content                                                                     |
 |-----------------------------------|-----------------------------------------------------------------------------|
 | `scores.npz`                      | `SCENARIO/ESTIMATOR/STRUCTURE`, `[layers, units]`                           |
 | `stability.npz`                   | `STRUCTURE`: the stability indicator over the examples of all scenarios     |
 | `statistics/SCENARIO.safetensors` | what was observed, so that a new formula or fusion needs no new pass        |
+| `ablation.jsonl`                  | the exact changes of the loss that `saap fidelity` holds scores against     |
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from saap_jax.config.jobs import ScoreConfig
 from saap_jax.estimation import ESTIMATORS, make_estimators, union_of_needs
+from saap_jax.estimation.ablation import changes_from_lines, changes_to_scores
 from saap_jax.estimation.storage import kept_statistics, load_statistics, save_statistics
-from saap_jax.runs.directory import RunDirectory, read_run
-from saap_jax.runs.score_arrays import parts_of
+from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
+from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
@@ -29,8 +34,12 @@ from saap_jax.steps.score.calibrate import (
     score_plan,
 )
 from saap_jax.steps.score.oracles import is_oracle
+from saap_jax.steps.score.stability import reduce_scenarios
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Scores
+
+ByScenario = dict[str, dict[str, Scores]]
+"""`{scenario: {estimator: {structure: [layers, units]}}}`."""
 
 
 def kept_scores(
@@ -114,8 +123,7 @@ class Kept(NamedTuple):
 
     statistics: dict[str, frozenset[str]]
     """Their names, of each scenario."""
-    scores: dict[str, dict[str, Scores]]
-    """`{scenario: {estimator: …}}`."""
+    scores: ByScenario
 
     def serves(self, member: str) -> bool:
         """Say whether an estimator, no fusion, can be scored in every scenario, or has been."""
@@ -124,62 +132,158 @@ class Kept(NamedTuple):
 
 
 def kept_by(source: str) -> Kept:
-    """Return what a run keeps for later scoring.
+    """Read what a run keeps for later scoring.
 
     Raises:
         FileNotFoundError: no run there, or one that kept no statistics.
         ValueError: no run of `saap score`.
     """
-    record, statistics = read_run(source), {}
+    run, statistics = RunDirectory(Path(source), read_run(source)), {}
     with reading(f"{source}/run.json", "scenarios by name"):
-        names = list(record.get("scenarios", {}))
+        names = list(run.record.get("scenarios", {}))
+    if not names:
+        raise ValueError(f"from_run: expected a run of `saap score`, got {source} without scenarios")
     for name in names:
-        path = statistics_path(Path(source), name)
+        path = statistics_path(run.path, name)
         if not broadcast(path.exists):
             raise FileNotFoundError(
                 f"from_run: expected statistics at {path}, found none; run `saap score` with --keep-statistics all"
             )
         statistics[name] = kept_statistics(path)
-    if not statistics:
-        raise ValueError(f"from_run: expected a run of `saap score`, got {source} without scenarios")
-    run = RunDirectory(Path(source), record)
     return Kept(statistics, read_scores(run).scenarios if run.has("scores.npz") else {})
 
 
 def served(source: str, plan: Plan) -> list[str]:
-    """Return those entries of a plan that can be scored by what a run keeps."""
+    """List those entries of a plan that can be scored by what a run keeps."""
     kept = kept_by(source)
     return [label for label, wanted in plan.items() if all(map(kept.serves, wanted.members()))]
 
 
 def statistics_path(run: Path, scenario: str) -> Path:
-    """Return where a run keeps the statistics of a scenario."""
+    """Name the file where a run keeps the statistics of a scenario."""
     return run / "statistics" / f"{scenario}.safetensors"
 
 
-def save_scores(run: RunDirectory, calibrated: Calibrated, suffix: str = "") -> None:
-    """Keep scores, stability indicators and how fusions came about (in `run.json`, of the first text only)."""
-    if not suffix:
-        fusions = {
-            scenario: {name: fused._asdict() | {"scores": None} for name, fused in each.items()}
-            for scenario, each in calibrated.fusions.items()
-            if each
-        }
-        run.update(fusions=fusions)
-    run.save_arrays(f"stability{suffix}", dict(calibrated.stability or {}))
+def save_scores(run: RunDirectory, calibrated: Calibrated) -> None:
+    """Keep scores, stability indicators, and how fusions came about (in `run.json`)."""
+    fusions = {
+        scenario: {name: fused._asdict() | {"scores": None} for name, fused in each.items()}
+        for scenario, each in calibrated.fusions.items()
+        if each
+    }
+    run.update(fusions=fusions)
+    run.save_arrays("stability", calibrated.stability or {})
     flat = {
         f"{scenario}/{name}/{structure}": value
         for scenario, scored in calibrated.scenarios.items()
         for name, scores in scored.items()
         for structure, value in scores.items()
     }
-    run.save_arrays(f"scores{suffix}", flat)
+    run.save_arrays("scores", flat)
 
 
-def read_scores(run: RunDirectory, suffix: str = "") -> Calibrated:
-    """Read the scores and the stability indicators that a run keeps."""
-    scenarios: dict[str, dict[str, Scores]] = {}
-    for key, value in run.load_arrays(f"scores{suffix}").items():
-        scenario, estimator, structure = parts_of(key, run.path / f"scores{suffix}.npz", run.structures)
+def read_scores(run: RunDirectory) -> Calibrated:
+    """Read the scores and the stability indicators that a run keeps.
+
+    Raises:
+        FileNotFoundError: it keeps none.
+        ValueError: a damaged file, an array of another name, or one that is no matrix of numbers.
+    """
+    scenarios: ByScenario = {}
+    for key, value in run.load_arrays("scores").items():
+        structure = max((name for name in run.structures if key.endswith(f"/{name}")), key=len, default="")
+        scenario, _, estimator = key.removesuffix(f"/{structure}").partition("/")  # both of the latter may hold slashes
+        if not (scenario and structure and estimator) or value.ndim != 2 or value.dtype.kind not in "iuf":
+            raise ValueError(
+                f"expected numbers [layers, units] named scenario/estimator/structure, got {key!r} of shape "
+                f"{value.shape} in {run.path / 'scores.npz'}; score again with --overwrite"
+            )
         scenarios.setdefault(scenario, {}).setdefault(estimator, {})[structure] = value
-    return Calibrated(scenarios, run.load_arrays(f"stability{suffix}") or None, {})
+    return Calibrated(scenarios, (run.load_arrays("stability") if run.has("stability.npz") else None) or None, {})
+
+
+def read_changes(run: RunDirectory) -> tuple[dict[str, Scores], Scores]:
+    """Read the scores that a run keeps, scenarios reduced, and the exact changes, NaN where none was measured.
+
+    Empty where it has not come that far. Changes of units that the scores do not have are left out.
+    """
+    file = run.path / "ablation.jsonl"
+    if not (run.has("scores.npz") and file.exists()):
+        return {}, {}
+    scenarios = read_scores(run).scenarios
+    scores = {
+        name: reduce_scenarios({scenario: each[name] for scenario, each in scenarios.items()}, "mean")
+        for name in next(iter(scenarios.values()))
+    }
+    like = {name: np.ones(np.shape(values), bool) for name, values in next(iter(scores.values())).items()}
+    changes = {
+        unit: change
+        for unit, change in changes_from_lines(file.read_text(errors="replace")).items()
+        if unit.structure in like
+        and unit.layer < len(like[unit.structure])
+        and unit.number < like[unit.structure].shape[1]
+    }
+    return scores, changes_to_scores(changes, like)
+
+
+# --- a run in a Python session ---------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """A run directory of any kind, read."""
+
+    path: Path
+    record: RunRecord
+    """The content of `run.json`."""
+    candidates: list[Row]
+    """What was measured of each candidate, in order; empty of a run that measures none."""
+
+    @property
+    def finished(self) -> bool:
+        """Say whether the run has ended."""
+        return self.record.get("status") == "finished"
+
+    def scores(self) -> Calibrated:
+        """Read the scores that the run keeps.
+
+        Raises:
+            FileNotFoundError: it keeps none.
+        """
+        return read_scores(RunDirectory(self.path, self.record))
+
+    def rows(self) -> Iterator[Mapping[str, Any]]:
+        """Yield what was measured of each candidate, the unpruned model first; nested fields under `NAME/KEY`.
+
+        Values of single windows are left out.
+        """
+        dense = [{"candidate": "dense", **self.record["dense"]}] if "dense" in self.record else []
+        flat = [
+            {
+                place: each
+                for name, value in row.items()
+                for place, each in (
+                    [(f"{name}/{key}", one) for key, one in value.items()]
+                    if isinstance(value, Mapping)
+                    else [(name, value)]
+                )
+                if not isinstance(each, list | Mapping)
+            }
+            for row in (*dense, *self.candidates)
+        ]
+        names = dict.fromkeys(name for row in flat for name in row)
+        for row in flat:
+            yield {name: row.get(name) for name in names}
+
+    def __repr__(self) -> str:
+        kind, status = self.record.get("kind", "run"), self.record.get("status")
+        return f"Run({str(self.path)!r}, {kind}, {status}, {len(self.candidates)} candidates)"
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Read a run directory.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: its record is damaged, or of another version.
+    """
+    return Run(Path(path), read_run(path), read_candidates(path)[0])

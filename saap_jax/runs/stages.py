@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from saap_jax.runs.records import Stage as StageRecord
+from saap_jax.runs.records import StageRecord
 from saap_jax.runtime.processes import own_devices
 
 BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"

@@ -14,10 +14,11 @@ from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from saap_jax.evaluation.differences import Difference, differences_against, p_values_against
+from saap_jax.evaluation.differences import Difference, differences_against
 from saap_jax.evaluation.resample import FEWEST, LEVEL, holm, resamples_for, smallest_p_value
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.runs.records import Cut, Metric, Row, RunRecord
+from saap_jax.runs.records import Metric, Row, RunRecord
+from saap_jax.runtime.words import plural
 
 DENSE: Final = "dense"
 """Label of the row of the unpruned model."""
@@ -32,6 +33,17 @@ class Variant(Row):
     """Standard deviation of `ppl` over the seeds; NaN of one."""
     losses_by_seed: dict[str, list[list[float]]]
     """A row a seed, where all have losses of as many windows."""
+
+
+class Against(NamedTuple):
+    """A variant beside the best of its ratio on one text."""
+
+    difference: Difference
+    """Above 0: the best is better."""
+    p_value: float
+    """Adjusted for the number of variants that are compared with the best on this text (Holm); a race's own."""
+    floor: bool
+    """True where it is the smallest that so many resamples can give, an upper bound."""
 
 
 class ComparisonRow(NamedTuple):
@@ -54,36 +66,21 @@ class ComparisonRow(NamedTuple):
     """Standard deviation of `ppl_in` over the seeds; NaN where there is one seed."""
     spread_out: float
     seeds: int
+    raced: int
+    """Windows by which a race judged it, where it left before the end; its figures are then estimates. Else 0."""
     best: bool
     """True for the lowest perplexity among variants of the same asked ratio, out of domain where there is one."""
     p_value: float
     """Of "as good as the best of its ratio", adjusted for the number of others; NaN for the best and where unknown."""
-    windows: int = 0
+    windows: int
     """Windows of each seed by which it is compared; 0 where their losses were not recorded."""
-    raced: int = 0
-    """Windows by which a race judged it, where it left before the end; its figures are then estimates. Else 0."""
+    against: dict[str, Against]
+    """By metric, where the losses of windows were recorded; empty for the best."""
 
     @property
     def tied(self) -> bool:
         """True where the difference from the best of its ratio may be chance."""
         return self.p_value >= LEVEL
-
-
-class Against(NamedTuple):
-    """A variant beside the best of its ratio on one text."""
-
-    candidate: str
-    label: str
-    asked: float
-    metric: str
-    domain: str
-    """ "in" or "out"."""
-    difference: Difference
-    """Above 0: the best is better."""
-    p_value: float
-    """Adjusted for the number of variants that are compared with the best on this text (Holm)."""
-    floor: bool
-    """True where it is the smallest that so many resamples can give, an upper bound."""
 
 
 def metrics(run: RunRecord) -> list[Metric]:
@@ -95,8 +92,13 @@ def metrics(run: RunRecord) -> list[Metric]:
 
 
 def first_metric(run: RunRecord, domain: str) -> str | None:
-    """Return the name of the first metric of a domain ("in" or "out"), None if the run has none."""
+    """Name the first metric of a domain ("in" or "out"), None if the run has none."""
     return next((metric["name"] for metric in metrics(run) if metric["domain"] == domain), None)
+
+
+def primary_domain(run: RunRecord) -> str:
+    """Name the domain of the text by which the best is chosen."""
+    return "out" if first_metric(run, "out") else "in"
 
 
 def merged(candidates: Sequence[Row]) -> list[Variant]:
@@ -109,11 +111,10 @@ def merged(candidates: Sequence[Row]) -> list[Variant]:
         groups.setdefault((label, number(candidate.get("ratio_asked"))), []).append(candidate)
     found = []
     for (label, asked), members in groups.items():
-        first = members[0]
+        first, several = members[0], len(members) > 1
         names = first.get("ppl", {})
         ppl = {name: np.array([number(each.get("ppl", {}).get(name)) for each in members]) for name in names}
         losses = {name: [each.get("losses", {}).get(name, []) for each in members] for name in names}
-        several = len(members) > 1
         record: dict[str, Any] = first | {
             "candidate": f"{label}@{asked:g}" if several else first["candidate"],
             "label": label,
@@ -121,7 +122,7 @@ def merged(candidates: Sequence[Row]) -> list[Variant]:
             "spread": {name: float(np.std(values, ddof=1)) if several else math.nan for name, values in ppl.items()},
             "losses_by_seed": {name: rows for name, rows in losses.items() if rows[0] and len({*map(len, rows)}) == 1},
             "seeds": len(members),
-        }  # fmt: skip
+        }
         if several:
             for name in ("ratio_actual", "parameters"):
                 record[name] = float(np.mean([number(each.get(name)) for each in members]))
@@ -143,11 +144,6 @@ def kept_by_layer(row: Row) -> dict[str, list[int | float]]:
     return {name: units for name, units in row.get("kept", {}).items() if isinstance(units, list)}
 
 
-def cut_of(run: RunRecord) -> Cut:
-    """Return the best candidate of a run, cut; empty where none was."""
-    return run.get("best", {})
-
-
 def labels(candidates: Sequence[Row]) -> list[str]:
     """Return the variant of each candidate; of older records the name without its ratio.
 
@@ -160,74 +156,85 @@ def labels(candidates: Sequence[Row]) -> list[str]:
 def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[ComparisonRow]:
     """Return the dense model and then the variants by asked ratio and perplexity (out of domain, else in domain).
 
-    Perplexities that are not finite come last within their ratio, and are never the best.
+    Perplexities that are not finite come last within their ratio, and are never the best. The best is the same on every
+    text; others may be below it in domain.
     """
-    name_in, name_out = first_metric(run, "in"), first_metric(run, "out")
-    records = merged(candidates)
-    primary = name_in if name_out is None else name_out
+    primary, races = first_metric(run, primary_domain(run)) or "", {race["ratio"]: race for race in run.get("race", [])}
 
     def quality(record: Variant) -> float:
-        ppl = number(record.get("ppl", {}).get(primary or ""))
+        ppl = number(record.get("ppl", {}).get(primary))
         return ppl if math.isfinite(ppl) else math.inf
 
-    races = {each["ratio"]: each for each in run.get("race", [])}
-
-    def place(record: Variant) -> tuple[float, bool, float, str]:
-        asked, label = number(record.get("ratio_asked")), record["label"]
-        return asked, asked in races and label not in races[asked]["left"], quality(record), label
-
-    records.sort(key=place)
+    groups: dict[float, list[Variant]] = {}
+    for record in merged(candidates):
+        groups.setdefault(number(record.get("ratio_asked")), []).append(record)
     rows = []
-    for asked in dict.fromkeys(number(record.get("ratio_asked")) for record in records):
-        group = [record for record in records if number(record.get("ratio_asked")) == asked]
-        best = {id(record) for record in group if quality(record) == quality(group[0]) < math.inf}
-        losses = [np.atleast_2d(record["losses_by_seed"].get(primary or "", [[]])) for record in group]
-        known = races[asked]["p_values"] if asked in races else None
-        adjusted = [known.get(record["label"], math.nan) for record in group] if known else _adjusted(losses)
-        rows += [
-            _row(record, name_in, name_out, id(record) in best, p, each.shape[1])
-            for record, p, each in zip(group, adjusted, losses, strict=True)
-        ]
     if "dense" in run:
-        (dense,) = merged([{"ratio_asked": 0.0, "ratio_actual": 0.0, **run["dense"], "candidate": DENSE}])
-        rows.insert(0, _row(dense, name_in, name_out, False, math.nan))
+        dense: Row = {"ratio_asked": 0.0, "ratio_actual": 0.0, **run["dense"], "candidate": DENSE}
+        rows += [_row(run, each) for each in merged([dense])]
+    for asked, group in sorted(groups.items()):
+        race = races.get(asked, {})
+        left = race.get("left", [each["label"] for each in group])
+        group.sort(key=lambda record: (record["label"] not in left, quality(record), record["label"]))
+        found = {metric["name"]: _against(metric["name"], group, race) for metric in metrics(run)}
+        found = found if quality(group[0]) < math.inf else {}
+        for record in group:
+            best = quality(record) == quality(group[0]) < math.inf
+            against = {name: each[record["label"]] for name, each in found.items() if record["label"] in each}
+            p = race["p_values"].get(record["label"], math.nan) if race.get("p_values") else math.nan
+            if not race.get("p_values") and primary in against:
+                p = against[primary].p_value
+            rows.append(_row(run, record, best, math.nan if best else p, against))
     return rows
 
 
-def against_best(run: RunRecord, variants: Sequence[Variant], rows: Sequence[ComparisonRow]) -> list[Against]:
-    """Return each variant beside the best of its ratio, on every text of which the losses of windows were recorded.
+def _row(
+    run: RunRecord,
+    record: Variant,
+    best: bool = False,
+    p_value: float = math.nan,
+    against: dict[str, Against] | None = None,
+) -> ComparisonRow:
+    names = [first_metric(run, domain) or "" for domain in ("in", "out")]
+    losses = record["losses_by_seed"].get(first_metric(run, primary_domain(run)) or "", [[]])
+    return ComparisonRow(
+        record["candidate"],
+        record["label"],
+        *(number(record.get(key)) for key in ("ratio_asked", "ratio_actual", "parameters")),
+        *(number(values.get(name)) for values in (record.get("ppl", {}), record["spread"]) for name in names),
+        seeds=record["seeds"],
+        raced=record.get("windows", 0),
+        best=best,
+        p_value=p_value,
+        windows=len(losses[0]) if record["candidate"] != DENSE else 0,
+        against=against or {},
+    )
 
-    The best is that of the rows on every text; others may be below it in domain. On the text that judged a race,
-    p-values are the race's: who is left was chosen by looking, so its tests are those that count.
 
-    Args:
-        variants: the records of variants over their seeds, see `merged`.
-        rows: the same as rows, best first within a ratio.
+def _against(metric: str, group: Sequence[Variant], race: dict[str, Any]) -> dict[str, Against]:
+    """Compare the variants of a ratio with the first, the best, on one text, by label; as far as losses are on record.
+
+    On the text that judged a race, p-values are the race's: who is left was chosen by looking, so its tests are those
+    that count.
     """
-    losses = {variant["candidate"]: variant["losses_by_seed"] for variant in variants}
-    races = {(race["ratio"], race.get("metric")): race["p_values"] for race in run.get("race", [])}
-    found = []
-    for asked, metric in itertools.product(dict.fromkeys(row.asked for row in rows), metrics(run)):
-        name = metric["name"]
-        group = {row: np.atleast_2d(losses[row.candidate].get(name, ())).astype(np.float64)
-                 for row in rows if row.asked == asked and row.candidate in losses}  # fmt: skip
-        base = next((group.pop(row) for row in list(group) if row.best), np.empty(0))
-        group = {row: each for row, each in group.items() if each.shape == base.shape and each.size}
-        if not group:
-            continue
-        resamples = resamples_for(len(group))
-        differences = differences_against(
-            base, np.stack(list(group.values())), resamples=resamples, scale=scale_of(name)
-        )
-        known = races.get((asked, name))
-        adjusted = holm([difference.p_value for difference in differences]).tolist()
-        found += [
-            Against(row.candidate, row.label, asked, name, metric["domain"], difference,
-                    known.get(row.label, math.nan) if known else p,
-                    not known and difference.p_value <= smallest_p_value(resamples))
-            for row, difference, p in zip(group, differences, adjusted, strict=True)
-        ]  # fmt: skip
-    return found
+    losses = {each["label"]: np.array(each["losses_by_seed"].get(metric, ()), np.float64, ndmin=2) for each in group}
+    base, *_ = losses.values()
+    others = (
+        dict([(label, each) for label, each in losses.items() if each.shape == base.shape][1:]) if base.size else {}
+    )
+    if not others:
+        return {}
+    resamples = resamples_for(len(others))
+    differences = differences_against(
+        base, np.stack(list(others.values())), resamples=resamples, scale=scale_of(metric)
+    )
+    known = race.get("p_values") if race.get("metric") == metric else None
+    adjusted = holm([difference.p_value for difference in differences]).tolist()
+    return {
+        label: Against(difference, known.get(label, math.nan) if known else p,
+                       not known and difference.p_value <= smallest_p_value(resamples))
+        for label, difference, p in zip(others, differences, adjusted, strict=True)
+    }  # fmt: skip
 
 
 def differences_from_dense(
@@ -252,7 +259,7 @@ def differences_from_dense(
 
 
 def leading(rows: Sequence[ComparisonRow], limit: int) -> list[str]:
-    """Return the labels of so many variants, those that are best at some ratio first of all.
+    """Name so many variants, those that are best at some ratio first of all.
 
     They come in the order of the highest ratio, those that were not evaluated there after them.
     """
@@ -271,38 +278,13 @@ def untested(rows: Sequence[ComparisonRow]) -> str:
     windows = max((row.windows for row in rows if row.candidate != DENSE), default=0)
     if windows >= FEWEST:
         return ""
-    if not windows:
-        return "the losses of windows are not on record"
-    return f"{windows} window{'' if windows == 1 else 's'}, where a test takes {FEWEST}"
+    return (
+        f"{plural(windows, 'window')}, where a test takes {FEWEST}"
+        if windows
+        else ("the losses of windows are not on record")
+    )
 
 
 def number(value: Any) -> float:
     """Return a recorded number, NaN where there is none."""
     return math.nan if value is None else float(value)
-
-
-def _row(
-    record: Variant, name_in: str | None, name_out: str | None, best: bool, p_value: float, windows: int = 0
-) -> ComparisonRow:
-    ppl, spread = record.get("ppl", {}), record.get("spread", {})
-    return ComparisonRow(
-        record["candidate"],
-        record["label"],
-        *(number(record.get(key)) for key in ("ratio_asked", "ratio_actual", "parameters")),
-        *(number(values.get(name or "")) for values in (ppl, spread) for name in (name_in, name_out)),
-        seeds=record["seeds"],
-        best=best,
-        p_value=math.nan if best else p_value,
-        windows=windows,
-        raced=record.get("windows", 0),
-    )
-
-
-def _adjusted(losses: Sequence[np.ndarray]) -> list[float]:
-    """Return Holm's adjusted p-value of each variant against the first, the best; NaN without recorded windows."""
-    usable = [number for number, each in enumerate(losses) if each.shape == losses[0].shape and each.size]
-    if len(usable) < 2 or usable[0] != 0:
-        return [math.nan] * len(losses)
-    found = np.full(len(losses), math.nan)
-    found[usable[1:]] = p_values_against(losses[0], np.stack([losses[number] for number in usable[1:]]))
-    return holm(found).tolist()

@@ -1,30 +1,51 @@
 """What to try next, from what a run has measured: a text, the effect to expect, and the command.
 
-Every number is of the run's own records: a comparison is judged by what it compared, a frontier by how far it went, and
-of what `saap sensitivity` tried (`trials`), that is offered which was surely better.
+Every number is of the run's own records: a comparison is judged by what it compared, a frontier by how far it went.
+What `saap sensitivity` tries at its ratio (`trials`), from what single places cost, is measured by masks and on the
+same text; that is offered which was surely better, by the paired bootstrap interval over the windows.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from saap_jax.estimation import make_estimators
 from saap_jax.evaluation.crossing import found_variants
-from saap_jax.evaluation.differences import decimals_of
-from saap_jax.evaluation.resample import FEWEST
+from saap_jax.evaluation.differences import Difference, decimals_of, paired_difference
+from saap_jax.evaluation.resample import FEWEST, few
 from saap_jax.evaluation.scales import format_figure, scale_of
+from saap_jax.evaluation.sensitivity import (
+    Change,
+    Plan,
+    a_parameter,
+    changes_of,
+    costs_of,
+    judged_metric,
+    nearest_share,
+    plan_of,
+    structures_in,
+)
 from saap_jax.runs.commands import compare_command, prune_command
-from saap_jax.runs.records import Row, RunRecord
-from saap_jax.runs.standing import DENSE, ComparisonRow, comparison_rows, first_metric, labels, number
-from saap_jax.runs.trials import Suggestion, sensitivity_suggestions
-from saap_jax.runtime.words import signed, some
+from saap_jax.runs.records import Row, RunRecord, Suggestion, Trial
+from saap_jax.runs.standing import DENSE, ComparisonRow, comparison_rows, kept_by_layer, labels, number, primary_domain
+from saap_jax.runtime.words import plural, signed, some
 from saap_jax.steps.chain import parse
 from saap_jax.steps.score.oracles import is_oracle
+from saap_jax.types import STRUCTURES
 
 MORE_WINDOWS = 24
 """Windows that are suggested where a run has too few, the usual number."""
 
 MOST_SEEDS = 10
 """Seeds that are suggested at most."""
+
+SEVERAL, LITTLE = 3.0, 0.1
+"""Times the average a place costs from where on it is costly, and up to where it costs almost nothing."""
+
+SHARES = tuple(round(0.05 * step, 2) for step in range(11))
+"""Attention shares that are tried."""
 
 _EFFORT = {
     "step": "Hessian-vector products",
@@ -40,32 +61,35 @@ Standing = tuple[ComparisonRow, Row]
 
 
 def suggestions_of(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
-    """Return what a run suggests, from its records alone; none of a kind of run that has none.
+    """List what a run suggests, from its records alone; none of a kind of run that has none.
 
     Args:
         run: `run.json` of `saap compare`, `frontier` or `sensitivity`.
         candidates: its lines of `metrics.jsonl`.
     """
     if run.get("kind") == "sensitivity":
-        return sensitivity_suggestions(run, candidates)
+        return _from_trials(run, candidates)
     if run.get("kind") == "frontier" and run.get("frontier"):
         return _prune_there(run, candidates)
-    if run.get("kind") != "compare":
+    found = _standings(run, candidates) if run.get("kind") == "compare" else []
+    if len(found) < 2:
         return []
-    found = _standings(run, candidates)
-    if 0 < min((row.windows for row, _ in found), default=0) < FEWEST:
-        return _more_windows(run, found)
-    return [*_cheaper(run, found), *_more_seeds(run, found)]
+    if not 0 < (windows := min(row.windows for row, _ in found)) < FEWEST:
+        return [*_cheaper(run, found), *_more_seeds(run, found)]
+    said = f"{plural(windows, 'window')} of evaluation text cannot tell variants apart, which takes {FEWEST}"
+    command = compare_command(run, "windows", {"evaluation": {"windows": MORE_WINDOWS}})
+    return [_suggest(f"{said}: evaluate on more.", "intervals and tests, which this run has none of", command)]
+
+
+def _suggest(text: str, effect: str, command: str) -> Suggestion:
+    return {"text": text, "effect": effect, "command": command}
 
 
 # --- from a comparison -----------------------------------------------------------------------------
 
 
 def _standings(run: RunRecord, candidates: Sequence[Row]) -> list[Standing]:
-    """Return the variants of a comparison at `best_ratio`, the best first; those without a perplexity are left out.
-
-    Records of an older version, without a variant, give none.
-    """
+    """List the variants of a comparison at `best_ratio`, the best first; those without a perplexity are left out."""
     asked = run.get("config", {}).get("best_ratio")
     lines = {
         label: line
@@ -77,41 +101,27 @@ def _standings(run: RunRecord, candidates: Sequence[Row]) -> list[Standing]:
 
 
 def _figure(run: RunRecord, row: ComparisonRow) -> float:
-    return row.ppl_out if first_metric(run, "out") else row.ppl_in
-
-
-def _more_windows(run: RunRecord, found: Sequence[Standing]) -> list[Suggestion]:
-    """Evaluate on more text where there is too little to tell variants apart."""
-    if len(found) < 2:
-        return []
-    windows = found[0][0].windows
-    return [
-        Suggestion(
-            f"{windows} window{'s' if windows > 1 else ''} of evaluation text cannot tell variants apart, which takes "
-            f"{FEWEST}: evaluate on more.",
-            "intervals and tests, which this run has none of",
-            compare_command(run, "windows", {"evaluation": {"windows": MORE_WINDOWS}}),
-        )
-    ]
+    return getattr(row, f"ppl_{primary_domain(run)}")
 
 
 def _cheaper(run: RunRecord, found: Sequence[Standing]) -> list[Suggestion]:
     """Use the variant that needs least among those that cannot be told apart from the best."""
-    efforts = {row: effort(line["chain"]) for row, line in found if row.best or row.tied}
-    best = next((row for row in efforts if row.best), None)
-    chosen = max((row for row in efforts if row.tied), key=lambda row: efforts[row][0], default=best)
-    if best is None or chosen is None or efforts[chosen][0] <= efforts[best][0]:
+    efforts = [(*effort(line["chain"]), row, line) for row, line in found if row.best or row.tied]
+    before = next((each for each in efforts if each[2].best), None)
+    after = max((each for each in efforts if each[2].tied), key=lambda each: each[0], default=before)
+    if before is None or after is None or after[0] <= before[0]:
         return []
-    figures, scale = [_figure(run, row) for row in (chosen, best)], scale_of(run["metrics"][0]["name"])
+    (_, more, best, _), (_, less, chosen, line), scale = before, after, scale_of(run["metrics"][0]["name"])
+    figures = [_figure(run, row) for row in (chosen, best)]
     change = 100 * (figures[0] - figures[1]) / abs(figures[1])
-    after, before = map(scale.shown, figures)
+    new, old = map(scale.shown, figures)
     return [
-        Suggestion(
+        _suggest(
             f"{chosen.label} cannot be told apart from the best, {best.label} (p = {chosen.p_value:.2g}), and scoring "
-            f"needs less: {efforts[chosen][1]} instead of {efforts[best][1]}.",
-            f"measured at {100 * best.asked:g} %: {scale.short} {after} instead of {before} "
+            f"needs less: {less} instead of {more}.",
+            f"measured at {100 * best.asked:g} %: {scale.short} {new} instead of {old} "
             f"({signed(change, decimals_of(change))} %)",
-            prune_command(run, dict(found)[chosen]),
+            prune_command(run, line),
         )
     ]
 
@@ -132,21 +142,24 @@ def effort(chain: str) -> tuple[int, str]:
 
 def _more_seeds(run: RunRecord, found: Sequence[Standing]) -> list[Suggestion]:
     """Ask for more seeds where they differ more than the two best variants do."""
-    if len(found) < 2:
-        return []
     (first, _), (second, _) = found[:2]
     ratio, gap = f"at {100 * first.asked:g} %", _figure(run, second) - _figure(run, first)
     seeds = [int(seed) for seed in run["seeds"]["calibration"]]
+
+    def command(count: int) -> str:
+        more = (seed for seed in range(count + len(seeds)) if seed not in seeds)
+        return compare_command(run, "seeds", {"seeds": [*seeds, *more][: max(count, len(seeds))]})
+
     if first.seeds == 1:
         return [
-            Suggestion(
+            _suggest(
                 f"One seed does not say how much the difference of {abs(gap):.2g} between {first.label} and "
                 f"{second.label} {ratio} owes to the text that was drawn.",
                 "the spread over seeds becomes known; one seed has measured none",
-                compare_command(run, "seeds", {"seeds": _seeds(seeds, 3)}),
+                command(3),
             )
         ]
-    spreads = [row.spread_out if first_metric(run, "out") else row.spread_in for row in (first, second)]
+    spreads = [getattr(row, f"spread_{primary_domain(run)}") for row in (first, second)]
     spread = max((each for each in spreads if not math.isnan(each)), default=math.nan)
     if not (math.isfinite(spread) and 0 <= gap < spread):
         return []
@@ -155,20 +168,14 @@ def _more_seeds(run: RunRecord, found: Sequence[Standing]) -> list[Suggestion]:
     before, after = (spread / math.sqrt(many) for many in (first.seeds, count))
     enough = f"about {needed:,} would settle it" if needed < 1000 else "no number of seeds will settle it"
     return [
-        Suggestion(
+        _suggest(
             f"{first.label} and {second.label} differ {ratio} by {gap:.2g}, their seeds by {spread:.2g} (standard "
             "deviation): more seeds or calibration.examples.",
             f"standard error of a mean from {before:.2g} with {first.seeds} seeds to {after:.2g} with {count}; "
             f"{enough} (two standard errors of the difference)",
-            compare_command(run, "seeds", {"seeds": _seeds(seeds, count)}),
+            command(count),
         )
     ]
-
-
-def _seeds(known: Sequence[int], count: int) -> list[int]:
-    """Return so many seeds, those that are known first."""
-    more = (seed for seed in range(count + len(known)) if seed not in known)
-    return [*known, *more][: max(count, len(known))]
 
 
 # --- from a frontier -------------------------------------------------------------------------------
@@ -189,4 +196,150 @@ def _prune_there(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     text += ", whatever the seed" if best.seeds > 1 else ""
     text += f"; {some(tied)} cannot be told apart from it." if tied else "."
     effect = f"measured: {metric} {format_figure(value, scale_of(metric))}, {signed(change, 1)} %"
-    return [Suggestion(text, effect, prune_command(run, row))]
+    return [_suggest(text, effect, prune_command(run, row))]
+
+
+# --- from what single places cost ------------------------------------------------------------------
+
+
+def trial_options(now: Mapping[str, Any], changes: Sequence[Change], plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """Return what could be tried instead, from what single places cost: options of `within`, or an allocation, by kind.
+
+    `protect`: leave the layers alone from which something goes at several times the average cost, the dearest
+    first, one more an option. `attention`: other shares of the budget for attention. `allocation`: one ranking,
+    which can take more from places that cost almost nothing, instead of the same share of each layer.
+
+    Args:
+        now: the limits of the method, and the name of its allocation.
+        changes: what places cost at one share.
+        plan: what the method removes.
+    """
+    layers = list(dict.fromkeys(change.layer for change in _costly(changes, plan)))
+    skip = [list(now["protect"]) + sorted(layers[: count + 1]) for count in range(len(layers))]
+    shares = [share for share in SHARES if share != now["attention"]]
+    ranks = now["allocation"] != "uniform" or not any(change.relative <= LITTLE for change in changes)
+    return {
+        "protect": [{"protect": each} for each in skip],
+        "attention": [{"attention": share} for share in shares],
+        "allocation": [] if ranks else [{"allocation": "global"}],
+    }
+
+
+def _costly(changes: Sequence[Change], plan: Plan) -> list[Change]:
+    """Return the places that cost several times the average and from which a plan takes something, dearest first."""
+    costly = [change for change in changes if change.relative >= SEVERAL and plan[change.structure, change.layer] > 0]
+    return sorted(costly, key=lambda change: -change.relative)
+
+
+def _from_trials(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
+    """List what `saap sensitivity` tried at its ratio and found to be surely better."""
+    rows = {row["candidate"]: row for row in candidates}
+    found, metric, where = [], judged_metric(run), f"measured at {100 * run['config']['ratio']:g} %:"
+    for trial in run.get("trials", []):
+        row, base = rows[trial["candidate"]], rows[trial["instead_of"]]
+        command = compare_command(run, trial["kind"], {"methods": [trial["chain"]]})
+        if trial["kind"] == "aligned":
+            if _saved(trial)[1] > 0 and len(trial["seconds"][0]) >= FEWEST:
+                text = f"MLP widths to multiples of {run['config']['align']} are faster."
+                found.append(_suggest(text, f"{where} {aligned_sentence(run, candidates, trial)}", command))
+            continue
+        change = _difference(run, row, base)
+        if change.sure and change.value < 0:
+            digits, scale = decimals_of(change.percent[0]), scale_of(metric)
+            before, after = (scale.shown(each["ppl"][metric]) for each in (base, row))
+            value, low, high = (f"{signed(end, digits)} %" for end in change.percent)
+            effect = f"{where} {scale.short} {after} instead of {before} ({value}, {low.removesuffix(' %')} to {high})"
+            text = _reason(run, candidates, trial, base, row)
+            found.append(_suggest(text[:1].upper() + text[1:], effect, command))
+    return found
+
+
+def _reason(run: RunRecord, candidates: Sequence[Row], trial: Trial, base: Row, row: Row) -> str:
+    """Say what speaks for a trial."""
+    changes = nearest_share(changes_of(run, candidates), run["config"]["ratio"])
+    if trial["kind"] == "protect":
+        layers = {layer for layer in trial["changes"]["protect"] if float(layer).is_integer() and layer >= 0}
+        plan = plan_of(costs_of(run, candidates), kept_by_layer(base))
+        costly = [change for change in _costly(changes, plan) if change.layer in layers]
+        verbs = [" costs", *[""] * len(costly)]
+        said = [f"layer {each.layer}'s {_name(each.structure)}{verb} {each.relative:.1f} x"
+                for each, verb in zip(costly, verbs, strict=False)]  # fmt: skip
+        return f"{', '.join(said)} the average of its structure: leave {_layers(layers)} alone."
+    if trial["kind"] == "attention":
+        now, then = (_attention_share(candidates, kept_by_layer(each)) for each in (base, row))
+        attention, mlp = (a_parameter(changes, structure) for structure in STRUCTURES)
+        said = "attention and MLP cost differently"
+        if attention > 0 and mlp > 0:
+            said = f"a parameter of attention costs {attention / mlp:.2g} x one of the MLP"
+        return f"{said}: take {100 * then:.0f} % of what is removed from attention, not {100 * now:.0f} %."
+    cheap = [change for change in changes if change.relative <= LITTLE]
+    said = ", ".join(
+        f"{_name(structure)} of {_layers({change.layer for change in cheap if change.structure == structure})}"
+        if structure in STRUCTURES
+        else structure
+        for structure in structures_in(candidates)
+        if any(change.structure == structure for change in cheap)
+    )
+    return f"{said} cost{'s' if len(cheap) == 1 else ''} at most {LITTLE:g} x the average: rank all layers together."
+
+
+def _attention_share(candidates: Sequence[Row], kept: Mapping[str, Sequence[int | float]]) -> float:
+    """Return the share of the removed parameters that comes from attention."""
+    removed = dict.fromkeys(STRUCTURES, 0.0)
+    for row in {(row["structure"], row["layer"]): row for row in candidates if "layer" in row}.values():
+        gone = row["units"] - kept[row["structure"]][row["layer"]]
+        removed[row["structure"]] += gone * row["removed"] / (row["actual"] * row["units"])
+    total = sum(removed.values())
+    return removed["attention"] / total if total else 0.0
+
+
+def aligned_sentence(run: RunRecord, candidates: Sequence[Row], trial: Trial) -> str:
+    """Say what aligned widths change, as measured: perplexity with its interval, time with its range over rounds."""
+    rows = {row["candidate"]: row for row in candidates}
+    change = _difference(run, rows[trial["candidate"]], rows[trial["instead_of"]])
+    (value, low, high), (saved, least, most) = change.percent, _saved(trial)
+    digits = decimals_of(value)
+    ppl = f"change the ppl by {signed(value, digits)} % ({signed(low, digits)} to {signed(high, digits)} %)"
+    if change.same:
+        ppl = "leave the ppl as it is"
+    elif math.isnan(low):
+        ppl = f"change the ppl by {signed(value, digits)} %, {few(change.windows)},"
+    rounds = len(trial["seconds"][0])
+    if rounds < FEWEST:
+        time = f"change the time by {signed(-saved, 1)} % ({signed(-most, 1)} to {signed(-least, 1)} %"
+    elif least > 0:
+        time = f"save {saved:.1f} % time ({least:.1f} to {most:.1f} %"
+    elif most < 0:
+        time = f"cost {-saved:.1f} % time ({-most:.1f} to {-least:.1f} %"
+    else:
+        time = f"do not measurably change the time ({signed(-most, 1)} to {signed(-least, 1)} %"
+    before, after = trial["segments"]
+    instead = f" instead of {before}" if after != before else ""
+    over = f"{rounds} rounds" + ("" if rounds >= FEWEST else f", where a verdict takes {FEWEST}")
+    segments = f"{after} segments of equal layers{instead}"
+    return f"widths to multiples of {run['config']['align']} {ppl} and {time} over {over}); {segments}"
+
+
+def _difference(run: RunRecord, row: Row, base: Row) -> Difference:
+    """Return the loss of a candidate less that of another on the judged text."""
+    metric = judged_metric(run)
+    losses, other = (np.asarray(each["losses"][metric], np.float64)[None] for each in (row, base))
+    return paired_difference(losses, other, resamples=run["config"]["resamples"], scale=scale_of(metric))
+
+
+def _saved(trial: Trial) -> tuple[float, float, float]:
+    """Return the percent of time that a trial saves: median, least and most of the rounds."""
+    before, after = (np.asarray(seconds, np.float64) for seconds in trial["seconds"])
+    saved = 100 * (1 - after / before)
+    return float(np.median(saved)), float(saved.min()), float(saved.max())
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def _name(structure: str) -> str:
+    return {"mlp": "MLP"}.get(structure, structure)
+
+
+def _layers(layers: Collection[int]) -> str:
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, sorted(layers)))}"

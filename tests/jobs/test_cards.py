@@ -8,8 +8,8 @@ from huggingface_hub.repocard import metadata_load
 
 from saap_jax.cli import main
 from saap_jax.llama.files.sources import source_of
+from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
-from saap_jax.runs.reading import read_candidates, read_run
 
 CALIBRATION = ("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2")
 

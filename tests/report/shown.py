@@ -7,9 +7,8 @@ from typing import Any
 from saap_jax.cli import console as terminal
 from saap_jax.cli.console import show_blocks
 from saap_jax.report.blocks import Block, Figure, Table, View, leaves
-from saap_jax.report.csv_text import table_csv
-from saap_jax.report.figures.draw import painted
-from saap_jax.report.markdown import markdown_report
+from saap_jax.report.figures import painted
+from saap_jax.report.render import markdown_report, table_csv
 from saap_jax.report.write import read_view, report_page
 
 

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 from saap_jax.report.blocks import Code, Column, Figure, Page, Section, Table, View, Words, facts, text_table
-from saap_jax.report.csv_text import table_csv
-from saap_jax.report.figures.draw import inline
+from saap_jax.report.figures import inline
 from saap_jax.report.formats import format_difference, format_percent
-from saap_jax.report.html import render_page
-from saap_jax.report.markdown import markdown_report, markdown_text
+from saap_jax.report.render import markdown_report, markdown_text, render_page, table_csv
 from tests.report.shown import cells, printed
 
 ODD = '<b>&"x"</b> | [y](z) `c` *d* _e_ =1+1'
@@ -118,7 +116,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing():
 def test_a_table_of_texts_names_columns_apart():
     table = text_table("t", ["a", "interval", "", "interval"], [["1", "2", "3", "4"]])
     assert table_csv(table) == "a,interval 2,column 3,interval 4\n1,2,3,4\n"
-    assert markdown_text([facts({"a": "b"}, "t")]) == "**t**\n\n- a: b\n"
+    assert markdown_text([facts({"a": "b", "c": ""})]) == "- a: b\n"
 
 
 def test_a_matrix_is_tinted_by_its_numbers():

@@ -11,11 +11,11 @@ import pytest
 from saap_jax.evaluation.differences import differences_against, paired_difference
 from saap_jax.evaluation.resample import LEVEL, holm
 from saap_jax.report.blocks import Figure, Table, Words
-from saap_jax.report.csv_text import table_csv
-from saap_jax.report.figures.draw import painted
-from saap_jax.report.pages.compare import candidate_table, comparison_table, csv_table, summary
+from saap_jax.report.figures import painted
+from saap_jax.report.pages.compare import candidate_table, comparison_table, summary
+from saap_jax.report.render import table_csv
 from saap_jax.report.write import read_view, render_report
-from saap_jax.runs.standing import against_best, comparison_rows, leading, merged
+from saap_jax.runs.standing import comparison_rows, leading
 from tests.report import conftest as fake
 from tests.report.shown import blocks_of, cells, curves
 
@@ -90,12 +90,6 @@ class TestRows:
         assert "75 % of the windows were evaluated; the verdict is of these keep-sets" in notes
         assert summary(run, comparison_rows(run, lines))[0].startswith("At 20 % asked, a is best out of domain")
 
-    def test_candidates_as_csv(self):
-        lines = fake.candidates()
-        text = csv_table(fake.fields(), lines)
-        assert len(text.splitlines()) == 2 + len(lines)
-        assert csv_table(fake.fields(), lines[1:]) != text, "negative control"
-
     def test_the_first_variants_of_a_figure_are_the_best_somewhere(self):
         rows = comparison_rows(fake.fields(), fake.candidates())
         assert leading(rows, 2) == ["wanda > uniform > bias", "gate_fisher"]
@@ -103,13 +97,13 @@ class TestRows:
 
     def test_against_is_of_each_text(self):
         lines = fake.candidates()
-        found = against_best(fake.fields(), merged(lines), comparison_rows(fake.fields(), lines))
-        assert {one.metric for one in found} == set(fake.METRICS)
-        one = next(one for one in found if one.candidate == "gate_fisher@0.5" and one.domain == "in")
+        rows = {row.candidate: row for row in comparison_rows(fake.fields(), lines)}
+        one = rows["gate_fisher@0.5"].against
+        assert one.keys() == set(fake.METRICS)
         pair = [np.array([line["losses"][fake.METRICS[0]]]) for line in lines if line["candidate"] in
                 ("gate_fisher@0.5", "wanda > uniform > bias@0.5")]  # fmt: skip
         wanted = paired_difference(*pair)
-        assert one.difference[:3] == pytest.approx(wanted[:3])
+        assert one[fake.METRICS[0]].difference[:3] == pytest.approx(wanted[:3])
 
 
 class TestPage:

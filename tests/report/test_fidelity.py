@@ -8,9 +8,8 @@ import pytest
 
 from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity, fidelity
 from saap_jax.report.blocks import Figure, Table, leaves
-from saap_jax.report.csv_text import table_csv
-from saap_jax.report.markdown import markdown_text
 from saap_jax.report.pages.fidelity import fidelity_blocks, fidelity_summary, fidelity_table, ranking
+from saap_jax.report.render import markdown_text, table_csv
 from tests.report.shown import cells, printed
 
 LONG = "taylor_element(reduction='max')"

@@ -8,10 +8,21 @@ import pytest
 from scipy.stats import rankdata
 
 from saap_jax.report.blocks import Figure
-from saap_jax.report.figures.curves import MOST, Curve, Limit, learning_figure, ratio_figure
-from saap_jax.report.figures.draw import BASELINES, inline, line_style, painted, saved
-from saap_jax.report.figures.maps import change_figure, share_figure
-from saap_jax.report.figures.ranks import rank_figure
+from saap_jax.report.figures import (
+    BASELINES,
+    MOST,
+    Curve,
+    Limit,
+    change_figure,
+    inline,
+    learning_figure,
+    line_style,
+    painted,
+    rank_figure,
+    ratio_figure,
+    saved,
+    share_figure,
+)
 from tests.report.shown import curves
 
 LINES = [Curve("wanda > uniform", [(0.0, 10.0), (0.2, 12.0), (0.4, 20.0)], [(0.2, 11.0, 13.0)], 0.22, 0.2),
@@ -26,10 +37,10 @@ def shown(figure: Figure | None) -> Figure:
 class TestCurves:
     def test_first_lines_differ_and_baselines_are_grey(self):
         styles = [line_style(place) for place in range(MOST)]
-        assert len({(style.colour, str(style.dash)) for style in styles}) == MOST
-        grey = {line_style(place, name).colour for place, name in enumerate(BASELINES)}
+        assert len({(style["color"], str(style["linestyle"])) for style in styles}) == MOST
+        grey = {line_style(place, name)["color"] for place, name in enumerate(BASELINES)}
         assert len(grey) == 1
-        assert not grey & {style.colour for style in styles}
+        assert not grey & {style["color"] for style in styles}
 
     def test_crossing_limit_knee_and_interval_are_where_they_are(self):
         figure = shown(ratio_figure("f", "t", LINES, limit=Limit(14.0, "limit +40 % 14.00")))

@@ -8,8 +8,8 @@ import pytest
 
 from saap_jax.evaluation.differences import paired_difference, paired_tasks
 from saap_jax.evaluation.limits import Check, check_accuracy, check_perplexity
-from saap_jax.report.blocks import Words
-from saap_jax.report.pages.measured import ALONE, check_table, comparison_blocks, task_table, text_comparison_table
+from saap_jax.report.blocks import Table, Words
+from saap_jax.report.pages.measured import ALONE, check_table, comparison_blocks
 from saap_jax.runs.outcomes import Compared, ComparedTask, Comparison, comparison_json
 from tests.report.shown import printed
 
@@ -19,6 +19,10 @@ BAD = Check("max_ppl_increase", "ppl@128 builtin:reference", "+1 %", "+2.0 % (+1
 
 def sentences(comparison: Comparison) -> list[str]:
     return [block.text for block in comparison_blocks(comparison) if isinstance(block, Words)]
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    return [block for block in comparison_blocks(comparison) if isinstance(block, Table)]
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def comparison() -> Comparison:
 
 
 def test_table_and_sentences(comparison):
-    text = printed(text_comparison_table(comparison))
+    text = printed(*tables(comparison))
     assert max(map(len, text.splitlines())) <= 100
     for part in ("wanda [a]@0.2", "+49.2", "+49.2 to +49.2", "≤ 0.002", "999 resamples give no p below 0.002", "inf"):
         assert part in text
@@ -58,7 +62,7 @@ def test_of_few_windows_and_items_there_is_no_interval_and_no_verdict():
         ),
     )
     comparison = Comparison("a", "b", 1, 10_000, rows, tasks)
-    for table, wanted in ((text_comparison_table(comparison), "+49.2"), (task_table(comparison), "+33.3")):
+    for table, wanted in zip(tables(comparison), ("+49.2", "+33.3"), strict=True):
         text = printed(table)
         assert wanted in text
         assert "n/a" in text

@@ -66,7 +66,7 @@ class TestOneRun:
         assert {path.name for path in written} == {f"{stem}.{end}" for stem in stems for end in ("svg", "png", "pdf")}
         assert all(path.stat().st_size > 1000 for path in written)
         (tmp_path / "figures" / "small-ratio.svg").write_text("mine")
-        with pytest.raises(ValueError, match="is no figure of saap"):
+        with pytest.raises(ValueError, match="is no report of saap"):
             write_reports([small.path], figures=tmp_path / "figures")
 
 

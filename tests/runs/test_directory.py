@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from saap_jax.runs import stages
-from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
-from saap_jax.runs.tensorboard import write_scalars
+from saap_jax.runs.directory import RunDirectory, read_candidates, read_run, write_scalars
 from saap_jax.runtime import files
 from saap_jax.runtime.digests import git_commit, provenance
 from saap_jax.runtime.files import plain

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from saap_jax.cli import main
+from saap_jax.runs.directory import read_run
 from saap_jax.runs.mirror import mirrored
-from saap_jax.runs.reading import read_run
 from tests.buckets import Bucket, use
 from tests.cli.test_main import refused
 

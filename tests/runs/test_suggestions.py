@@ -24,13 +24,12 @@ from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predi
 from saap_jax.jobs import sensitivity
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
 from saap_jax.report.blocks import Code, Words
-from saap_jax.report.markdown import markdown_text
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.sensitivity import extremes, marks_of
+from saap_jax.report.render import markdown_text
 from saap_jax.runs.commands import compare_command, options
-from saap_jax.runs.directory import plain
-from saap_jax.runs.suggestions import effort, suggestions_of
-from saap_jax.runs.trials import aligned_sentence
+from saap_jax.runs.suggestions import aligned_sentence, effort, suggestions_of
+from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import MINUS
 from saap_jax.steps.chain import limits_of, parse
 from saap_jax.types import STRUCTURES
@@ -291,24 +290,24 @@ class TestComparison:
     def test_the_cheaper_of_those_that_are_tied(self):
         run, rows = compared({"taylor_element": (50.0, 51.0, 49.0), "wanda": (50.1, 51.0, 49.1), "fisher": (80.0,) * 3})
         found = suggestions_of(run, rows)[0]
-        assert found.text.startswith("wanda cannot be told apart from the best, taylor_element (p = ")
-        assert "activations only instead of gradients of weights" in found.text
-        assert "ppl 50.06 instead of 49.99 (+0.13 %)" in found.effect
-        config = following(found.command, PruneConfig)
+        assert found["text"].startswith("wanda cannot be told apart from the best, taylor_element (p = ")
+        assert "activations only instead of gradients of weights" in found["text"]
+        assert "ppl 50.06 instead of 49.99 (+0.13 %)" in found["effect"]
+        config = following(found["command"], PruneConfig)
         assert (parse(config.method).written, config.ratio) == ("wanda > uniform", 0.2)
 
     def test_what_is_not_tied_or_not_cheaper_is_not_suggested(self):
         """Negative control: a cheaper one that is worse; a tied one that costs more."""
         for ppl in ({"taylor_element": (50.0,) * 3, "wanda": (60.0,) * 3},
                     {"wanda": (50.0, 51.0, 49.0), "taylor_element": (50.1, 51.0, 49.1)}):  # fmt: skip
-            assert not any("told apart" in each.text for each in suggestions_of(*compared(ppl)))
+            assert not any("told apart" in each["text"] for each in suggestions_of(*compared(ppl)))
 
     def test_seeds_that_differ_more_than_the_variants(self):
         run, rows = compared({"wanda": (48.0, 50.0, 52.0), "fisher": (48.4, 50.6, 52.5)})
         (found,) = suggestions_of(run, rows)
-        assert "differ at 20 % by 0.5" in found.text
-        assert following(found.command).seeds == tuple(range(10))
-        before, after = map(float, re.findall(r"from ([\d.]+) with 3 seeds to ([\d.]+) with 10", found.effect)[0])
+        assert "differ at 20 % by 0.5" in found["text"]
+        assert following(found["command"]).seeds == tuple(range(10))
+        before, after = map(float, re.findall(r"from ([\d.]+) with 3 seeds to ([\d.]+) with 10", found["effect"])[0])
         spread = np.std((48.4, 50.6, 52.5), ddof=1)
         assert before == pytest.approx(spread / math.sqrt(3), rel=0.05)
         assert after == pytest.approx(spread / math.sqrt(10), rel=0.05)
@@ -321,8 +320,8 @@ class TestComparison:
     def test_one_seed_says_nothing_of_seeds(self):
         run, rows = compared({"wanda": (48.0,), "fisher": (49.0,)})
         (found,) = suggestions_of(run, rows)
-        assert following(found.command).seeds == (0, 1, 2)
-        assert "one seed has measured none" in found.effect
+        assert following(found["command"]).seeds == (0, 1, 2)
+        assert "one seed has measured none" in found["effect"]
 
     def test_older_records_suggest_nothing(self):
         run, rows = compared({"wanda": (48.0,), "fisher": (49.0,)})
@@ -339,11 +338,13 @@ class TestComparison:
     def test_few_windows_suggest_more_and_nothing_else(self):
         ppl = {"taylor_element": (50.0, 51.0, 49.0), "wanda": (50.1, 51.0, 49.1)}
         run, rows = compared(ppl)
-        assert "told apart from the best" in suggestions_of(run, rows)[0].text, "negative control: 30 windows"
+        assert "told apart from the best" in suggestions_of(run, rows)[0]["text"], "negative control: 30 windows"
         short = [row | {"losses": {name: each[:5] for name, each in row["losses"].items()}} for row in rows]
         (found,) = suggestions_of(run, short)
-        assert found.text == "5 windows of evaluation text cannot tell variants apart, which takes 8: evaluate on more."
-        assert following(found.command).evaluation.windows == 24
+        assert (
+            found["text"] == "5 windows of evaluation text cannot tell variants apart, which takes 8: evaluate on more."
+        )
+        assert following(found["command"]).evaluation.windows == 24
 
 
 class TestCommands:
@@ -387,9 +388,9 @@ def test_a_frontier_suggests_to_prune_at_its_end():
     frontier = {"metric": METRICS[1], "percent": 10.0, "limit": 44.0, "ratios": [0.2], "resamples": 20, "lines": lines}
     dense = {"ppl": dict.fromkeys(METRICS, 40.0), "losses": losses}
     (found,) = suggestions_of(record_of(config, kind="frontier", dense=dense, frontier=frontier), rows)
-    assert "wanda can be pruned to 20 % within +10 %, whatever the seed" in found.text
-    assert "41.00, +2.5 %" in found.effect
-    assert following(found.command, PruneConfig).ratio == 0.2
+    assert "wanda can be pruned to 20 % within +10 %, whatever the seed" in found["text"]
+    assert "41.00, +2.5 %" in found["effect"]
+    assert following(found["command"], PruneConfig).ratio == 0.2
 
 
 @pytest.mark.slow
@@ -411,7 +412,7 @@ def test_what_costs_as_much_as_the_dearest_is_tied_with_it(planted):
     marks = {(change.layer, change.structure): mark for change, mark in marks_of(run.record, run.candidates()).items()}
     dearest = {place: mark for place, mark in marks.items() if place in ((4, "mlp"), (5, "mlp"))}
     assert sorted(dearest.values()) == ["*", "\N{ALMOST EQUAL TO}"]
-    _, most, _ = extremes(changes_of(run.record, run.candidates()), 0.2)
+    most, _ = extremes(changes_of(run.record, run.candidates()), 0.2)
     assert not {(c.layer, c.structure) for c in most[2:]} & marks.keys()
     for change in changes_of(run.record, run.candidates()):
         assert change.low <= change.percent <= change.high

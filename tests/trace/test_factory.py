@@ -6,8 +6,8 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from saap_jax.cli.main import main
-from saap_jax.report.figures.couplings import coupling_figure
-from saap_jax.report.figures.draw import painted
+from saap_jax.report.couplings import coupling_figure
+from saap_jax.report.figures import painted
 from saap_jax.trace.factory import traced_factory
 from saap_jax.trace.listing import coupling_record
 

@@ -9,11 +9,8 @@ import numpy as np
 
 from saap_jax.evaluation.resample import LEVEL
 from saap_jax.evaluation.scales import Scale, format_figure
-from saap_jax.report.blocks import Block, Column, Figure, Row, Section, Table, Words, facts, text_table
-from saap_jax.report.csv_text import table_csv
-from saap_jax.report.figures.curves import MOST, Curve, learning_figure, ratio_figure
-from saap_jax.report.figures.draw import is_baseline
-from saap_jax.report.figures.maps import share_figure
+from saap_jax.report.blocks import Block, Column, Figure, Row, Section, Table, facts, said, section, text_table
+from saap_jax.report.figures import MOST, Curve, is_baseline, learning_figure, ratio_figure, share_figure
 from saap_jax.report.formats import (
     BEST,
     ESTIMATED,
@@ -43,9 +40,7 @@ from saap_jax.runs.standing import (
     DENSE,
     ComparisonRow,
     Variant,
-    against_best,
     comparison_rows,
-    cut_of,
     differences_from_dense,
     first_metric,
     kept_by_layer,
@@ -54,27 +49,26 @@ from saap_jax.runs.standing import (
     merged,
     metrics,
     number,
+    primary_domain,
     untested,
 )
 from saap_jax.runtime.words import plural, signed, some
 
-_NAMES = 12
-"""Variants that are named."""
-
 
 def compare_sections(run: RunRecord, candidates: Sequence[records.Row]) -> tuple[list[Section], list[Row]]:
-    """Return the sections of a compare run, finished or not, and its rows."""
+    """Make the sections of a compare run, finished or not, and its rows."""
     variants, rows = merged(candidates), comparison_rows(run, candidates)
-    table = comparison_table(run, candidates)
+    table, seeds = comparison_table(run, candidates), {candidate.get("seed") for candidate in candidates}
+    each_seed = [Section("Each seed", [candidate_table(run, candidates)], folded=True)] if len(seeds) > 1 else []
     sections = [
-        Section("Summary", [facts(_about(run, rows)), *(Words(said, soft=False) for said in summary(run, rows))]),
+        Section("Summary", [facts(_about(run, rows)), *said(*summary(run, rows))]),
         *_ratio_section(run, variants, rows),
         *suggestions_section(run),
-        *([Section("Comparison", [table, *_each_seed(run, candidates)])] if rows else []),
+        *section("Comparison", *([table, *each_seed] if rows else [])),
         *_kept_section(run, variants, rows),
         *fusion_section(run),
-        *divergence_sections(run),
-        *([Section("The cut model", [cut_table(run)])] if cut_of(run) else []),
+        *_divergence_sections(run),
+        *section("The cut model", *cut_tables(run)),
         *closing_sections(run),
     ]
     return sections, list(table.rows)
@@ -84,18 +78,17 @@ def compare_sections(run: RunRecord, candidates: Sequence[records.Row]) -> tuple
 
 
 def comparison_table(run: RunRecord, candidates: Sequence[records.Row]) -> Table:
-    """Return every variant beside the dense model and the best of its ratio, with the intervals of its difference."""
+    """Set every variant beside the dense model and the best of its ratio, with the intervals of its difference."""
     rows, scale = comparison_rows(run, candidates), figure_of(run)
-    against = against_best(run, merged(candidates), rows)
-    domains = [domain for domain in ("in", "out") if first_metric(run, domain)]
-    compared = [domain for domain in domains if any(one.domain == domain for one in against)]
+    names = {domain: name for domain in DOMAINS if (name := first_metric(run, domain))}
+    compared = [domain for domain, name in names.items() if any(name in row.against for row in rows)]
 
     def figure(value: float, spread: float, raced: int) -> str:
         return ESTIMATED * bool(raced) + format_spread(value, spread, scale)
 
     columns = [
         Column("variant", ("variant", "best", "tied", "candidate", "seeds"), marked, True),
-        *(Column(f"{scale.short} {each}", (f"ppl_{each}", f"spread_{each}", "raced"), figure) for each in domains),
+        *(Column(f"{scale.short} {each}", (f"ppl_{each}", f"spread_{each}", "raced"), figure) for each in names),
         Column("asked %", ("ratio_asked",), format_percent),
         Column("actual %", ("ratio_actual",), format_percent),
         Column("params (M)", ("parameters",), format_millions),
@@ -105,14 +98,7 @@ def comparison_table(run: RunRecord, candidates: Sequence[records.Row]) -> Table
         *([Column("wins %", ("wins",), lambda wins: f"{100 * wins:.0f}", wide=True)] if compared else []),
         *([Column("p", ("p", "p_is_bound"), format_p, wide=True)] if compared else []),
     ]  # fmt: skip
-    found = _rows(run, rows, against)
-    return Table(_headline(run), columns, found, _legend(run, rows, compared), file="comparison")
-
-
-def _rows(run: RunRecord, rows: Sequence[ComparisonRow], against: Sequence[Any]) -> list[Row]:
-    """Return the rows by field, with all that `against_best` says of their candidates."""
     raced = {(race["ratio"], label): count for race in run.get("race", []) for label, count in race["windows"].items()}
-    beside = {(one.candidate, one.domain): one for one in reversed(against)}  # the first text of a domain counts
     found = []
     for row in rows:
         dense = row.candidate == DENSE
@@ -120,19 +106,19 @@ def _rows(run: RunRecord, rows: Sequence[ComparisonRow], against: Sequence[Any])
                "mark": "best" if row.best else DENSE if dense else "", "ratio_asked": None if dense else row.asked,
                "ratio_actual": row.actual, "parameters": row.parameters, "raced": row.raced,
                "windows": raced.get((row.asked, row.label))}  # fmt: skip
-        for domain in ("in", "out"):
+        for domain in DOMAINS:
             one |= {f"{name}_{domain}": getattr(row, f"{name}_{domain}") for name in ("ppl", "spread")}
-            if other := beside.get((row.candidate, domain)):
-                one |= zip(
-                    (f"{end}_{domain}" for end in ("change", "low", "high")), other.difference.percent, strict=True
-                )
+            if other := row.against.get(names.get(domain, "")):
+                fields = (f"change_{domain}", f"low_{domain}", f"high_{domain}")
+                one |= zip(fields, other.difference.percent, strict=True)
                 one |= {"wins": other.difference.win_rate, "p": other.p_value, "p_is_bound": other.floor}
         found.append(one)
-    return found
+    headline = ", ".join(f"{domain} = {name}" for domain, name in names.items())
+    return Table(headline, columns, found, _legend(run, rows, compared), file="comparison")
 
 
 def candidate_table(run: RunRecord, candidates: Sequence[records.Row], file: str = "") -> Table:
-    """Return dense model and candidates, a row a seed, with every metric."""
+    """List dense model and candidates, a row a seed, with every metric."""
     names, scale = [metric["name"] for metric in metrics(run)], figure_of(run)
     columns = [
         Column("candidate", ("candidate",), words=True),
@@ -143,42 +129,30 @@ def candidate_table(run: RunRecord, candidates: Sequence[records.Row], file: str
         Column("params (M)", ("parameters",), format_millions),
         *(Column(name, (name,), lambda value: format_figure(number(value), scale)) for name in names),
     ]
-    found = sorted(candidates, key=lambda record: (number(record.get("ratio_asked")), record["candidate"]))
-    dense: list[Any] = (
-        [{"candidate": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0, **run[DENSE]}] if DENSE in run else []
-    )
+    found: list[Any] = sorted(candidates, key=lambda record: (number(record.get("ratio_asked")), record["candidate"]))
+    if DENSE in run:
+        found.insert(0, {"candidate": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0, **run[DENSE]})
     rows = [{**record, "variant": label, **record.get("ppl", {})}
-            for record, label in zip([*dense, *found], labels([*dense, *found]), strict=True)]  # fmt: skip
+            for record, label in zip(found, labels(found), strict=True)]  # fmt: skip
     return Table("All candidates", columns, rows, file=file)
-
-
-def csv_table(run: RunRecord, candidates: Sequence[records.Row]) -> str:
-    """Return dense model and candidates as CSV, see `candidate_table`."""
-    return table_csv(candidate_table(run, candidates))
-
-
-def _each_seed(run: RunRecord, candidates: Sequence[records.Row]) -> list[Section]:
-    several = len({candidate.get("seed") for candidate in candidates}) > 1
-    return [Section("Each seed", [candidate_table(run, candidates)], folded=True)] if several else []
 
 
 # --- words -------------------------------------------------------------------------------------------
 
 
 def _about(run: RunRecord, rows: Sequence[ComparisonRow]) -> dict[str, str]:
-    """Return what was compared: model, ratios, variants, texts, and by which windows."""
+    """Say what was compared: model, ratios, variants, texts, and by which windows."""
     model, found = run.get("model", {}), [row for row in rows if row.candidate != DENSE]
     names = list(dict.fromkeys(row.label for row in found))
     ratios = ", ".join(f"{100 * asked:g}" for asked in dict.fromkeys(row.asked for row in found))
     parameters = f", {model['parameters']:,} parameters" if "parameters" in model else ""
-    said = {
+    return {
         "model": f"{model.get('name', '')}{parameters}".removeprefix(", "),
         "removed": f"{ratios} % of the prunable parameters" if found else "",
-        "variants": f"{len(names):,}: {some(names, _NAMES)}" if found else "",
+        "variants": f"{len(names):,}: {some(names, 12)}" if found else "",
         "texts": "; ".join(f"{metric['name']} ({DOMAINS[metric['domain']]})" for metric in metrics(run)),
         "protocol": " ".join(sentence.removeprefix("protocol: ") for sentence in _protocol(run)),
     }
-    return {name: value for name, value in said.items() if value}
 
 
 def summary(run: RunRecord, lines: Sequence[ComparisonRow]) -> list[str]:
@@ -189,14 +163,13 @@ def summary(run: RunRecord, lines: Sequence[ComparisonRow]) -> list[str]:
     rows = [row for row in lines if row.candidate != DENSE]
     dense = next((row for row in lines if row.candidate == DENSE), None)
     sentences = structure_sentences(run) + ([] if rows else ["No candidate is finished yet."])
-    domain, scale = "out" if first_metric(run, "out") else "in", figure_of(run)
-    before = getattr(dense, f"ppl_{domain}", math.nan)
+    domain = primary_domain(run)
     for ratio in dict.fromkeys(row.asked for row in rows):
         group = [row for row in rows if row.asked == ratio]
         why = untested(group) if len(group) > 1 else ""
-        said = _lead(group, domain, before, scale) + (f" Nothing is tested: {why}." if why else "")
-        sentences.append(f"At {100 * ratio:g} % asked, {said}")
-    if best := cut_of(run):
+        lead = _lead(group, domain, getattr(dense, f"ppl_{domain}", math.nan), figure_of(run))
+        sentences.append(f"At {100 * ratio:g} % asked, {lead}" + (f" Nothing is tested: {why}." if why else ""))
+    if best := run.get("best", {}):
         changes = ", ".join("{} {} to {} ({})".format(*row) for row in _cut_rows(run)[:3])
         sentences.append(f"The cut model ({best.get('candidate', 'unnamed')}) goes from dense to cut: {changes}.")
     return sentences
@@ -204,59 +177,54 @@ def summary(run: RunRecord, lines: Sequence[ComparisonRow]) -> list[str]:
 
 def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, scale: Scale) -> str:
     """Say which row of a ratio has the lowest figure, and how it stands to the others and to the dense model."""
-    figures = {row: getattr(row, f"ppl_{domain}") for row in group if math.isfinite(getattr(row, f"ppl_{domain}"))}
+    figures = {row.label: ppl for row in group if math.isfinite(ppl := getattr(row, f"ppl_{domain}"))}
     if not figures:
         return f"no variant has a finite {scale.noun} {DOMAINS[domain]}."
-    first, *others = sorted(figures, key=lambda row: (row.raced > 0, figures[row], row.label))
-    value = format_figure(figures[first], scale)
+    known = [row for row in group if row.label in figures]
+    first, *others = sorted(known, key=lambda row: (row.raced > 0, figures[row.label], row.label))
+    value = format_figure(figures[first.label], scale)
     value += f" (dense {format_figure(dense, scale)})" if math.isfinite(dense) else ""
-    tied = [row.label for row in others if row.tied]
     if others and all(row.p_value < LEVEL for row in others):
-        said = f"{first.label} is best {DOMAINS[domain]} with {scale.noun} {value}"
+        lead = f"{first.label} is best {DOMAINS[domain]} with {scale.noun} {value}"
     else:
-        said = f"{first.label} has the lowest {scale.noun} {DOMAINS[domain]}, {value}"
-    if tied:
-        return f"{said}, and {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}."
+        lead = f"{first.label} has the lowest {scale.noun} {DOMAINS[domain]}, {value}"
+    if tied := [row.label for row in others if row.tied]:
+        return f"{lead}, and {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}."
     if others:
-        gap = 100 * (figures[others[0]] / figures[first] - 1) if figures[first] else math.inf
-        said += f", {gap:,.1f} % below {others[0].label}" if gap >= 0.05 else f", level with {others[0].label}"
-    return f"{said}."
-
-
-def _headline(run: RunRecord) -> str:
-    """Say which metrics the columns in and out stand for."""
-    names = {domain: name for domain in ("in", "out") if (name := first_metric(run, domain))}
-    return ", ".join(f"{domain} = {name}" for domain, name in names.items())
+        second, least = others[0].label, figures[first.label]
+        gap = 100 * (figures[second] / least - 1) if least else math.inf
+        lead += f", {gap:,.1f} % below {second}" if gap >= 0.05 else f", level with {second}"
+    return f"{lead}."
 
 
 def _legend(run: RunRecord, rows: Sequence[ComparisonRow], compared: Sequence[str]) -> list[str]:
     """Say what the marks and columns mean, and over how many seeds and by what protocol the numbers are."""
     race, noun = run.get("race", []), figure_of(run).noun
-    said = [f"{BEST} lowest {noun} {DOMAINS['out' if first_metric(run, 'out') else 'in']} at its ratio"]
+    lines = [f"{BEST} lowest {noun} {DOMAINS[primary_domain(run)]} at its ratio"]
     how = "a race: t-tests valid at any time, Bonferroni" if "race" in run else "paired bootstrap, Holm"
     if any(row.tied for row in rows):
-        said[0] += f"   {TIED} cannot be told apart from it ({how}, {100 * LEVEL:g} %)"
+        lines[0] += f"   {TIED} cannot be told apart from it ({how}, {100 * LEVEL:g} %)"
     if compared:
-        said.append(
+        lines.append(
             f"Δ: how far the {noun} is above that of the best of its ratio, with its 95 % interval; wins: share of the "
             f"windows {DOMAINS[compared[-1]]} on which its loss is lower; p: of as good as the best, "
             f"{'by the race' if race else 'adjusted for the number of variants'}"
         )
     if any(row.raced for row in rows):
-        said.append(
+        lines.append(
             f"{ESTIMATED} from the windows that it took to be surely worse, by how far it is from the dense model"
         )
+    seeds = len(run.get("seeds", {}).get("calibration", ()))
     if race:
         evaluated = sum(each.get("evaluated", 0) for each in race)
         every = sum(each.get("keep_sets", 0) * each.get("budget", 0) for each in race)
-        seeds = len(run.get("seeds", {}).get("calibration", ()))
         whose = f"the means over these {seeds} calibration seeds" if seeds > 1 else "these keep-sets"
         share = f"{100 * evaluated / every:.0f} % of the windows were evaluated; " if every else ""
-        said.append(f"{share}the verdict is of {whose} on such text, not of estimators on other calibration text")
+        lines.append(f"{share}the verdict is of {whose} on such text, not of estimators on other calibration text")
     if any(row.windows for row in rows) and (why := untested(rows)):
-        said.append(f"which others are as good is not tested: {why}")
+        lines.append(f"which others are as good is not tested: {why}")
     seeds = max((row.seeds for row in rows), default=1)
-    return [*said, *[f"mean ± standard deviation over {seeds} seeds"] * (seeds > 1), *_protocol(run)]
+    return [*lines, *[f"mean ± standard deviation over {seeds} seeds"] * (seeds > 1), *_protocol(run)]
 
 
 def _protocol(run: RunRecord) -> list[str]:
@@ -294,25 +262,22 @@ def _size(text: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 
 def _ratio_section(run: RunRecord, variants: Sequence[Variant], rows: Sequence[ComparisonRow]) -> list[Section]:
-    """Return perplexity against ratio, a figure a text, with the intervals of the differences from the dense model."""
+    """Draw perplexity against ratio, a figure a text, with the intervals of the differences from the dense model."""
     order, scale = leading(rows, MOST), figure_of(run)
-    blocks: list[Block] = []
+    figures = []
     for place, metric in enumerate(metrics(run)):
         title = f"{metric['name']} ({DOMAINS[metric['domain']]})"
         name = "ratio" if place == 0 else f"ratio-{place + 1}"
-        if figure := ratio_figure(name, title, ratio_curves(run, variants, metric["name"], order), scale):
-            blocks.append(figure)
-    if not blocks:
-        return []
-    said = "Lower is better. Upright lines: 95 % intervals of the paired difference from the dense model."
-    said += " Baselines are grey." if any(map(is_baseline, order)) else ""
+        figures.append(ratio_figure(name, title, _ratio_curves(run, variants, metric["name"], order), scale))
+    about = "Lower is better. Upright lines: 95 % intervals of the paired difference from the dense model."
+    about += " Baselines are grey." if any(map(is_baseline, order)) else ""
     more = len({row.label for row in rows if row.candidate != DENSE}) - len(order)
-    said += f" {plural(more, 'more variant')} in the table." if more > 0 else ""
-    return [Section(f"{scale.noun.capitalize()} against ratio", [Words(said), *blocks])]
+    about += f" {plural(more, 'more variant')} in the table." if more > 0 else ""
+    return section(f"{scale.noun.capitalize()} against ratio", *figures, about=about)
 
 
-def ratio_curves(run: RunRecord, variants: Sequence[Variant], metric: str, order: Sequence[str]) -> list[Curve]:
-    """Return the curve of each variant on a metric in an order, from the unpruned model on, with its intervals."""
+def _ratio_curves(run: RunRecord, variants: Sequence[Variant], metric: str, order: Sequence[str]) -> list[Curve]:
+    """Make the curve of each variant on a metric in an order, from the unpruned model on, with its intervals."""
     scale, dense = figure_of(run), number(run.get(DENSE, {}).get("ppl", {}).get(metric))
     differences, base = differences_from_dense(run, variants, metric, order), scale.loss(dense)
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in order}
@@ -331,20 +296,20 @@ def ratio_curves(run: RunRecord, variants: Sequence[Variant], metric: str, order
 
 
 def _kept_section(run: RunRecord, variants: Sequence[Variant], rows: Sequence[ComparisonRow]) -> list[Section]:
-    """Return what the variants of each ratio keep, layer by layer."""
+    """Draw what the variants of each ratio keep, layer by layer."""
     named = {variant["candidate"]: variant for variant in variants}
     figures = []
     for asked in dict.fromkeys(row.asked for row in rows if row.candidate in named):
         chosen = [named[row.candidate] for row in rows if row.candidate in named and row.asked == asked][:MOST]
-        figures += kept_figures(run, chosen, f"kept-{100 * asked:g}", f"{100 * asked:g} % asked")
-    said = "Share of the units that stays: dark is 0, bright is all of them. Best variant first."
-    return [Section("What is kept where", [Words(said), *figures])] if figures else []
+        figures.append(kept_figure(run, chosen, f"kept-{100 * asked:g}", f"{100 * asked:g} % asked"))
+    about = "Share of the units that stays: dark is 0, bright is all of them. Best variant first."
+    return section("What is kept where", *figures, about=about)
 
 
-def kept_figures(run: RunRecord, candidates: Sequence[records.Row], name: str, title: str) -> list[Figure]:
-    """Return the share of units that each candidate keeps in each layer; of a traced model, of each structure.
+def kept_figure(run: RunRecord, candidates: Sequence[records.Row], name: str, title: str) -> Figure | None:
+    """Draw the share of units that each candidate keeps in each layer; of a traced model, of each structure.
 
-    Candidates that keep equally many everywhere are one line, with all their names. Nothing where none recorded it.
+    Candidates that keep equally many everywhere are one line, with all their names. None where none recorded it.
     """
     units = {each: total for each, total in run.get("model", {}).get("units", {}).items() if total}
     alike: dict[str, tuple[list[str], dict[str, list[int | float]]]] = {}
@@ -353,25 +318,26 @@ def kept_figures(run: RunRecord, candidates: Sequence[records.Row], name: str, t
             alike.setdefault(json.dumps(kept, sort_keys=True), ([], kept))[0].append(label)
     rows = {", ".join(names): kept for names, kept in alike.values()}
     if not rows:
-        return []
+        return None
     if "structures" in run:
-        shares = np.array([[kept[each][0] / units[each] if each in kept else math.nan for each in units]
-                           for kept in rows.values()])  # fmt: skip
-        return [share_figure(name, title, {"kept, by structure": shares}, [*rows], "units kept", ", ".join(units))]
+        shares = [[kept[each][0] / units[each] if each in kept else math.nan for each in units]
+                  for kept in rows.values()]  # fmt: skip
+        panels, across = {"kept, by structure": np.array(shares)}, ", ".join(units)
+        return share_figure(name, title, panels, [*rows], "units kept", across)
     panels = {}
     for each, total in units.items():
         layers = max(len(kept.get(each, ())) for kept in rows.values())
         cells = [[*kept.get(each, ()), *[math.nan] * (layers - len(kept.get(each, ())))] for kept in rows.values()]
         if layers:
             panels[f"{each} kept, by layer"] = np.array(cells, np.float64) / total
-    return [share_figure(name, title, panels, [*rows], "units kept")]
+    return share_figure(name, title, panels, [*rows], "units kept")
 
 
-def divergence_sections(run: RunRecord) -> list[Section]:
-    """Return what was chosen by the divergence from the unpruned model, and brought or cost what; else nothing."""
+def _divergence_sections(run: RunRecord) -> list[Section]:
+    """Show what was chosen by the divergence from the unpruned model, and brought or cost what; else nothing."""
     sections = []
     if found := run.get("divergences", {}):
-        said = (
+        about = (
             "Which units stay was trained or evolved under the exact budget, with all weights as they are, towards "
             "what the unpruned model predicts. Calibration text that was held out from it says which round counts."
         )
@@ -381,14 +347,12 @@ def divergence_sections(run: RunRecord) -> list[Section]:
         ]
         curves = {name: [*enumerate(values)] for name, values in found.items()}
         labelled = ("round over the calibration text", "KL, nats a token, held out")
+        figure = learning_figure("divergence", "Divergence by round", curves, *labelled)
         header = ["candidate", "KL before (nats a token)", "at best", "in round"]
-        blocks = [
-            Words(said), learning_figure("divergence", "Divergence by round", curves, *labelled),
-            text_table("Divergence before and after", header, lines),
-        ]  # fmt: skip
-        sections.append(Section("How units were chosen by divergence", blocks))
+        table = text_table("Divergence before and after", header, lines)
+        sections += section("How units were chosen by divergence", figure, table, about=about)
     if found := run.get("prices", {}):
-        said = (
+        about = (
             "All layers that stay are alike, as plain models have it: how many layers, heads and channels was searched "
             "by the divergence from the unpruned model. Beside it, on the same held-out calibration text, what the "
             "search chose where each layer is free, of as many parameters."
@@ -398,30 +362,31 @@ def divergence_sections(run: RunRecord) -> list[Section]:
             for name, (free, alike) in found.items()
         ]
         header = ["candidate", "KL, free layers (nats a token)", "layers alike", "perplexity for that"]
-        sections.append(Section("The price of layers that are alike", [Words(said), text_table("", header, lines)]))
+        sections += section("The price of layers that are alike", text_table("", header, lines), about=about)
     return sections
 
 
 # --- the cut model -----------------------------------------------------------------------------------
 
 
-def cut_table(run: RunRecord) -> Table:
-    """Return the cut model beside the dense one, property by property, and what else was recorded about it."""
-    best, notes = cut_of(run), []
+def cut_tables(run: RunRecord) -> list[Block]:
+    """Set the cut model beside the dense one, property by property, with what else was recorded; else nothing."""
+    if not (best := run.get("best", {})):
+        return []
+    notes = []
     if "segments" in best:
         notes.append(f"Compiled as {plural(best['segments'], 'segment')} of neighbouring equal layers.")
     masked = best.get("ppl_masked", {})
-    gaps = [abs(best["ppl"][name] / value - 1) for name, value in masked.items() if name in best.get("ppl", {})]
-    if gaps:
+    if gaps := [abs(best["ppl"][name] / value - 1) for name, value in masked.items() if name in best.get("ppl", {})]:
         noun = figure_of(run).noun.capitalize()
         notes.append(f"{noun} with masks instead of cuts differs by at most {max(gaps):.1e} (relative).")
     title = f"cut model: {best.get('candidate', 'none')}"
-    return text_table(title, ["", "dense", "cut", "change"], _cut_rows(run), notes=notes)
+    return [text_table(title, ["", "dense", "cut", "change"], _cut_rows(run), notes=notes)]
 
 
 def _cut_rows(run: RunRecord) -> list[tuple[str, str, str, str]]:
-    """Return property, dense, cut and change; properties that were not recorded are left out."""
-    best, dense, scale = cut_of(run), run.get("dense", {}), figure_of(run)
+    """List property, dense, cut and change; properties that were not recorded are left out."""
+    best, dense, scale = run.get("best", {}), run.get("dense", {}), figure_of(run)
     tokens = number(best.get("forward_tokens"))
     seconds = [number(best.get(key)) for key in ("dense_forward_seconds", "forward_seconds")]
     rates = [tokens / each if each else math.nan for each in seconds]

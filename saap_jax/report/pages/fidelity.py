@@ -6,13 +6,14 @@ from pathlib import Path
 
 from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity
 from saap_jax.evaluation.resample import FEWEST, LEVEL
-from saap_jax.report.blocks import Block, Column, Section, Table, Words
-from saap_jax.report.figures.ranks import rank_figure
-from saap_jax.report.formats import BEST, TIED, format_correlation, marked, with_interval
+from saap_jax.report.blocks import Block, Column, Section, Table, said, section
+from saap_jax.report.figures import rank_figure
+from saap_jax.report.formats import BEST, TIED_LEGEND, format_hundredths, marked, with_interval
 from saap_jax.report.pages.common import closing_sections, files_of
-from saap_jax.runs.changes import read_changes
-from saap_jax.runs.reading import read_correlations
+from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import RunRecord
+from saap_jax.runs.scores import read_changes
+from saap_jax.runtime.files import read_json
 from saap_jax.runtime.words import plural, some
 from saap_jax.types import Scores
 
@@ -20,44 +21,43 @@ BRIEF = ("spearman", "kendall", "spearman_in_layers")
 """Measures that a terminal of 100 columns has room for."""
 
 
-def read_fidelity(path: Path) -> list[Fidelity]:
-    """Return the correlations that a run keeps, none where it has not come that far."""
-    known = [{name: row[name] for name in Fidelity._fields if name in row} for row in read_correlations(path)]
-    return [Fidelity(**row) for row in known]
-
-
 def fidelity_sections(path: Path, run: RunRecord) -> list[Section]:
-    """Return the sections of a fidelity run, finished or not."""
-    rows = read_fidelity(path)
-    sections = [Section("Summary", [Words(said, soft=False) for said in fidelity_summary(rows)])]
-    if rows:
-        said = Words(
-            "Rank correlation between scores and the exact change of the loss when a unit goes, with 95 % intervals of "
-            "a bootstrap over units."
-        )
-        sections.append(Section("Do scores predict the effect?", [said, *fidelity_blocks(rows, *read_changes(path))]))
-    return [*sections, *closing_sections(run)]
+    """Make the sections of a fidelity run, finished or not."""
+    file = path / "fidelity.json"
+    rows = [Fidelity(**row) for row in read_json(file)] if file.exists() else []
+    about = (
+        "Rank correlation between scores and the exact change of the loss when a unit goes, with 95 % intervals of "
+        "a bootstrap over units."
+    )
+    blocks = fidelity_blocks(rows, *read_changes(RunDirectory(path, run))) if rows else []
+    return [
+        *section("Summary", *said(*fidelity_summary(rows))),
+        *section("Do scores predict the effect?", *blocks, about=about),
+        *closing_sections(run),
+    ]
 
 
 def fidelity_files(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact: Scores) -> dict[str, str]:
-    """Return the files of a run: scores against exact changes as a figure, and the correlations as tables."""
+    """Make the files of a run: scores against exact changes as a figure, and the correlations as tables."""
     return files_of("fidelity", fidelity_blocks(rows, scores, exact))
 
 
 def fidelity_blocks(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact: Scores) -> list[Block]:
-    """Return a table a scope, the figure of the scores, and all correlations as rows behind a fold."""
-    scopes = dict.fromkeys(row.scope for row in rows)
+    """Show a table a scope, the figure of the scores, and all correlations as rows behind a fold."""
+
+    def shown(value: str | int | float) -> str:
+        return format_hundredths(value) if isinstance(value, float) else str(value)
+
     panels = {
-        name: [(each, with_interval(*by["spearman"][4:7], format_correlation)) for each, by in ranking(rows, name)]
+        name: [(each, with_interval(*by["spearman"][4:7], format_hundredths)) for each, by in ranking(rows, name)]
         for name in exact
     }
     figure = rank_figure(scores, exact, panels) if scores else None
-    columns = [
-        Column(field.replace("_", " "), (field,), _shown, field in Fidelity._fields[:3]) for field in Fidelity._fields
-    ]
+    columns = [Column(field.replace("_", " "), (field,), shown, field in Fidelity._fields[:3])
+               for field in Fidelity._fields]  # fmt: skip
     every = Table("All correlations", columns, [row._asdict() for row in rows], file="fidelity")
     return [
-        *(fidelity_table(rows, scope) for scope in scopes),
+        *(fidelity_table(rows, scope) for scope in dict.fromkeys(row.scope for row in rows)),
         *([figure] if figure else []),
         Section(every.title, [every], folded=True),
     ]
@@ -68,24 +68,25 @@ def fidelity_summary(rows: Sequence[Fidelity]) -> list[str]:
     sentences = []
     for scope in dict.fromkeys(row.scope for row in rows):
         found = [(name, by["spearman"]) for name, by in ranking(rows, scope) if math.isfinite(by["spearman"].value)]
-        if found:
-            (name, best), *others = found
-            where = "all units together" if scope == "pooled" else f"{scope} units"
-            value = f"Spearman {with_interval(best.value, best.low, best.high, format_correlation)}"
-            said = f"On {where} ({best.units:,} measured), {name}"
+        if not found:
+            continue
+        (name, best), *others = found
+        where = "all units together" if scope == "pooled" else f"{scope} units"
+        value = f"Spearman {with_interval(best.value, best.low, best.high, format_hundredths)}"
+        lead = f"On {where} ({best.units:,} measured), {name}"
+        if others and all(row.p_value < LEVEL for _, row in others):
+            lead += f" agrees best with the exact change of the loss: {value}"
+        else:
             tied = [other for other, row in others if row.tied]
-            if others and all(row.p_value < LEVEL for _, row in others):
-                said += f" agrees best with the exact change of the loss: {value}"
-            else:
-                said += f" has the highest correlation with the exact change of the loss, {value}"
-                said += f"; {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}" if tied else ""
-            why = untested([row for _, row in found])
-            sentences.append(f"{said}.{f' Nothing is tested: {why}.' if why else ''}")
+            lead += f" has the highest correlation with the exact change of the loss, {value}"
+            lead += f"; {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}" if tied else ""
+        why = _untested([row for _, row in found])
+        sentences.append(f"{lead}.{f' Nothing is tested: {why}.' if why else ''}")
     return sentences or ["Nothing is measured yet."]
 
 
 def ranking(rows: Sequence[Fidelity], scope: str) -> list[tuple[str, dict[str, Fidelity]]]:
-    """Return the estimators of a scope by Spearman's correlation with all measures, best first, without one last."""
+    """Order the estimators of a scope by Spearman's correlation, best first, without one last; with all measures."""
     found: dict[str, dict[str, Fidelity]] = {}
     for row in rows:
         if row.scope == scope:
@@ -95,20 +96,17 @@ def ranking(rows: Sequence[Fidelity], scope: str) -> list[tuple[str, dict[str, F
 
 
 def fidelity_table(rows: Sequence[Fidelity], scope: str, measures: Sequence[str] = MEASURES) -> Table:
-    """Return the ranking of one scope (`attention`, `mlp`, `pooled`); units of all layers are no layers' ranks."""
+    """Rank the estimators of one scope (`attention`, `mlp`, `pooled`); units of all layers are no layers' ranks."""
     ranked = ranking(rows, scope)
     measures = [measure for measure in measures if scope != "pooled" or "layers" not in measure]
 
     def correlation(value: float, low: float, high: float) -> str:
-        return with_interval(value, low, high, format_correlation)
+        return with_interval(value, low, high, format_hundredths)
 
     columns = [Column("estimator", ("estimator", "best", "tied"), marked, words=True)]
-    columns += [
-        Column(
-            each.replace("_in_layers", " in layers").capitalize(), (each, f"{each}_low", f"{each}_high"), correlation
-        )
-        for each in measures
-    ]
+    for each in measures:
+        head, fields = each.replace("_in_layers", " in layers").capitalize(), (each, f"{each}_low", f"{each}_high")
+        columns.append(Column(head, fields, correlation))
     lines = []
     for place, (name, found) in enumerate(ranked):
         first, best = found["spearman"], place == 0 and math.isfinite(found["spearman"].value)
@@ -116,26 +114,18 @@ def fidelity_table(rows: Sequence[Fidelity], scope: str, measures: Sequence[str]
         for each in measures:
             line |= {each: found[each].value, f"{each}_low": found[each].low, f"{each}_high": found[each].high}
         lines.append(line)
-    units = ranked[0][1]["spearman"].units if ranked else 0
+    firsts = [found["spearman"] for _, found in ranked]
+    units, note = firsts[0].units if firsts else 0, f"{BEST} highest Spearman"
+    if any(row.tied for row in firsts):
+        note += f"   {TIED_LEGEND}"
+    elif why := _untested(firsts):
+        note += f"; without intervals and tests: {why}"
     title = f"{scope}, {plural(units, 'unit')}: rank correlation with the exact change of the loss"
-    return Table(title, columns, lines, _legend([found["spearman"] for _, found in ranked]))
+    return Table(title, columns, lines, [note])
 
 
-def _legend(rows: Sequence[Fidelity]) -> list[str]:
-    """Say what the marks mean, or why nothing is tested."""
-    said = f"{BEST} highest Spearman"
-    if any(row.tied for row in rows):
-        return [f"{said}   {TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)"]
-    why = untested(rows)
-    return [f"{said}; without intervals and tests: {why}" if why else said]
-
-
-def untested(rows: Sequence[Fidelity]) -> str:
+def _untested(rows: Sequence[Fidelity]) -> str:
     """Say why correlations of a scope have no intervals: few units or windows; empty where they suffice."""
     units, windows = (max((getattr(row, name) for row in rows), default=0) for name in ("units", "windows"))
     few = [(units, "unit")] + ([(windows, "window")] if windows else [])
     return next((f"{plural(many, of)}, where it takes {FEWEST}" for many, of in few if many < FEWEST), "")
-
-
-def _shown(value: str | int | float) -> str:
-    return format_correlation(value) if isinstance(value, float) else str(value)

@@ -5,44 +5,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saap_jax.evaluation.crossing import Found, found_variants
-from saap_jax.evaluation.resample import FEWEST, LEVEL, format_interval
+from saap_jax.evaluation.resample import FEWEST, format_interval
 from saap_jax.evaluation.scales import format_figure, scale_of
-from saap_jax.report.blocks import Block, Column, Figure, Section, Table, Words
-from saap_jax.report.figures.curves import Curve, Limit, ratio_figure
-from saap_jax.report.formats import BEST, TIED, format_estimate, format_percent, marked
+from saap_jax.report.blocks import Block, Column, Figure, Section, Table, said, section
+from saap_jax.report.figures import Curve, Limit, ratio_figure
+from saap_jax.report.formats import BEST, TIED_LEGEND, format_estimate, format_percent, marked
 from saap_jax.report.pages.common import closing_sections, files_of, suggestions_section
 from saap_jax.report.pages.compare import candidate_table
-from saap_jax.runs.reading import read_candidates
+from saap_jax.runs.directory import read_candidates
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, mean_figure
 from saap_jax.runtime.words import plural, some
 
 
 def frontier_sections(path: Path, run: RunRecord) -> list[Section]:
-    """Return the sections of a run, finished or not."""
-    said, blocks = "Nothing is found yet.", []
+    """Make the sections of a run, finished or not."""
+    lead, blocks = "Nothing is found yet.", []
     if run.get("frontier"):
         candidates = read_candidates(path)[0]
         found = found_variants(run, candidates)
-        said, blocks = summary(run, found), frontier_blocks(run, candidates, found)
+        lead, blocks = summary(run, found), _blocks(run, candidates, found)
     return [
-        Section("Summary", [Words(said, soft=False)]),
+        *section("Summary", *said(lead)),
         *suggestions_section(run),
-        *([Section("How far each variant goes", blocks)] if blocks else []),
+        *section("How far each variant goes", *blocks),
         *closing_sections(run),
     ]
 
 
 def frontier_files(run: RunRecord, candidates: Sequence[Row]) -> dict[str, str]:
-    """Return the files of a run: figure, table, results of each seed, and every candidate that was measured."""
+    """Make the files of a run: figure, table, results of each seed, and every candidate that was measured."""
     found = found_variants(run, candidates)
-    said = Words(summary(run, found), soft=False)
-    return files_of("frontier", [said, *frontier_blocks(run, candidates, found)])
+    return files_of("frontier", [*said(summary(run, found)), *_blocks(run, candidates, found)])
 
 
-def frontier_blocks(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found]) -> list[Block]:
-    """Return figure and table of what was found, then each seed and all that was measured."""
-    figure = frontier_figure(run, candidates, found)
+def _blocks(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found]) -> list[Block]:
+    """Show figure and table of what was found, then each seed and all that was measured."""
+    figure = _figure(run, candidates, found)
     seeds, curve = _seed_table(run, candidates), candidate_table(run, candidates, "curve")
     more = [Section(table.title, [table], folded=True) for table in (seeds, curve)]
     return [*([figure] if figure else []), frontier_table(run, found), *more]
@@ -62,18 +61,18 @@ def summary(run: RunRecord, found: Sequence[Found]) -> str:
     else:
         lead = f"{best.variant} goes furthest within {limit}:"
     scale = scale_of(frontier["metric"])
-    said = (
+    text = (
         f"{lead} {format_estimate(*best.ratio[:2])} % of the prunable parameters ({plural(best.seeds, 'seed')})"
         f"{'' if limit in lead else f' within {limit}'}, at a {scale.noun} of {format_figure(best.ppl, scale)} of "
         f"at most {format_figure(frontier['limit'], scale)}"
     )
     if tied:
-        said += f", from which cannot be told apart {some(tied)}"
+        text += f", from which cannot be told apart {some(tied)}"
     if not tested:
-        return f"{said}. Whether another goes as far is not known, nor where the knee is: {untested(found)}."
+        return f"{text}. Whether another goes as far is not known, nor where the knee is: {untested(found)}."
     if math.isnan(best.knee.mean):
-        return f"{said}; its curve has no knee between 0 and {100 * max(frontier['ratios']):g} %."
-    return f"{said}; the knee of its curve is at {format_estimate(*best.knee[:2])} %."
+        return f"{text}; its curve has no knee between 0 and {100 * max(frontier['ratios']):g} %."
+    return f"{text}; the knee of its curve is at {format_estimate(*best.knee[:2])} %."
 
 
 def untested(found: Sequence[Found]) -> str:
@@ -84,33 +83,31 @@ def untested(found: Sequence[Found]) -> str:
 
 def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
     """Say what the numbers mean, and what is special about some of them."""
-    frontier, ties = run["frontier"], any(each.tied for each in found)
+    frontier = run["frontier"]
     scale = scale_of(frontier["metric"])
     chord = "log perplexity" if scale.logarithmic else "loss"
-    said = [
+    lines = [
         f"limit: {frontier['metric']} at most {format_figure(frontier['limit'], scale)}, the unpruned model's "
         f"{format_figure(run[DENSE]['ppl'][frontier['metric']], scale)} +{frontier['percent']:g} %",
         f"ratio: the first crossing from below on the grid {', '.join(f'{100 * r:g}' for r in frontier['ratios'])} %, "
         f"bisected to {100 * frontier['tolerance']:g} % ({frontier['rounds']} rounds)",
         f"knee: furthest below the chord of {chord} against ratio, a point of the grid",
-        f"± standard deviation over seeds; no intervals: {why}"
-        if (why := untested(found))
-        else "± standard deviation over seeds; [95 % interval, bootstrap over seeds and windows]",
-        f"{BEST} largest ratio"
-        + (f"   {TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)" if ties else ""),
+        "± standard deviation over seeds; "
+        + (f"no intervals: {why}" if (why := untested(found)) else "[95 % interval, bootstrap over seeds and windows]"),
+        f"{BEST} largest ratio" + (f"   {TIED_LEGEND}" if any(each.tied for each in found) else ""),
     ]
     for each in found:
         of = f" for {each.everywhere} of {each.seeds} seeds" if each.everywhere < each.seeds else ""
         if each.everywhere:
-            said.append(f"{each.variant} holds the limit up to the largest ratio that its search can meet{of}")
+            lines.append(f"{each.variant} holds the limit up to the largest ratio that its search can meet{of}")
         if each.again:
             again = ", ".join(f"{100 * ratio:g}" for ratio in each.again)
-            said.append(f"{each.variant} is not monotone: it holds the limit again at {again} %, above the crossing")
-    return said
+            lines.append(f"{each.variant} is not monotone: it holds the limit again at {again} %, above the crossing")
+    return lines
 
 
 def frontier_table(run: RunRecord, found: Sequence[Found]) -> Table:
-    """Return a row a variant, the largest ratio first."""
+    """List the variants, the largest ratio first."""
     scale = scale_of(run["frontier"]["metric"])
 
     def interval(low: float, high: float) -> str:
@@ -139,7 +136,7 @@ def frontier_table(run: RunRecord, found: Sequence[Found]) -> Table:
 
 
 def _seed_table(run: RunRecord, candidates: Sequence[Row]) -> Table:
-    """Return what was found of each variant and seed."""
+    """List what was found of each variant and seed."""
     measured = {candidate["candidate"]: candidate for candidate in candidates} | {DENSE: run[DENSE]}
     names = [metric["name"] for metric in run["metrics"]]
     rows = []
@@ -166,8 +163,8 @@ def _seed_table(run: RunRecord, candidates: Sequence[Row]) -> Table:
     return Table("Each seed", columns, rows, file="frontier")
 
 
-def frontier_figure(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found]) -> Figure | None:
-    """Return the curves of variants, by asked ratio, with the limit, the largest ratios and the knees.
+def _figure(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found]) -> Figure | None:
+    """Draw the curves of variants, by asked ratio, with the limit, the largest ratios and the knees.
 
     A curve is the mean over the seeds of log perplexity, on the grid and where bisection tried the same ratio for all
     of them; its upright lines go from the lowest seed to the highest.

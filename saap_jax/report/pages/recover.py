@@ -9,8 +9,8 @@ import numpy as np
 from saap_jax.evaluation.differences import decimals_of, paired_difference
 from saap_jax.evaluation.resample import few, format_interval
 from saap_jax.evaluation.scales import format_ppl
-from saap_jax.report.blocks import Block, Column, Figure, Section, Table, Words
-from saap_jax.report.figures.curves import learning_figure
+from saap_jax.report.blocks import Column, Figure, Section, Table, said, section
+from saap_jax.report.figures import learning_figure
 from saap_jax.report.formats import (
     TIED,
     format_count,
@@ -20,7 +20,7 @@ from saap_jax.report.formats import (
     format_relative,
 )
 from saap_jax.report.pages.common import DOMAINS, closing_sections, files_of
-from saap_jax.runs.reading import read_candidates
+from saap_jax.runs.directory import read_candidates
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import metrics, number
 from saap_jax.runtime.words import plural, signed
@@ -30,26 +30,25 @@ VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
 
 
 def recover_sections(path: Path, run: RunRecord) -> list[Section]:
-    """Return the sections of a run, finished or not."""
+    """Make the sections of a run, finished or not."""
     candidates = read_candidates(path)[0]
-    said = summary(run) if {"data", "training", "after"} <= run.keys() else ["The training is not finished."]
-    blocks: list[Block] = [recovery_table(run)] if {"before", "after"} <= run.keys() else []
+    done = {"data", "training", "after"} <= run.keys()
     course = [_course(candidates)] if any("step" in row for row in candidates) else []
     return [
-        Section("Summary", [Words(each, soft=False) for each in said]),
-        *([Section("What came back", blocks)] if blocks else []),
-        *([Section("The course of the training", course)] if course else []),
+        *section("Summary", *said(*(summary(run) if done else ["The training is not finished."]))),
+        *section("What came back", recovery_table(run) if {"before", "after"} <= run.keys() else None),
+        *section("The course of the training", *course),
         *closing_sections(run),
     ]
 
 
 def recovery_files(run: RunRecord, candidates: Sequence[Row]) -> dict[str, str]:
-    """Return the files of a run: the table, and the figure of every step."""
+    """Make the files of a run: the table, and the figure of every step."""
     return files_of("recovery", [recovery_table(run), _course(candidates)])
 
 
 def recovery_table(run: RunRecord) -> Table:
-    """Return a row a model, each beside the one before the training."""
+    """List the models, each beside the one before the training."""
     before, texts = run["before"], [metric["name"] for metric in metrics(run)]
     rows = []
     for key, name in VARIANTS.items():
@@ -106,16 +105,16 @@ def changes(run: RunRecord) -> list[str]:
     """
     lines = []
     for metric in metrics(run):
-        name, said = metric["name"], []
+        name, parts = metric["name"], []
         for key, of in (("before", "the model before"), ("dense", "the dense model")):
             if "after" not in run or key not in run:
                 continue
             base, after = (number(run[which]["ppl"].get(name)) for which in (key, "after"))
-            said.append(f"{format_relative(base, after)}{_interval(run, key, name)} against {of} ({format_ppl(base)})")
-        if said:
+            parts.append(f"{format_relative(base, after)}{_interval(run, key, name)} against {of} ({format_ppl(base)})")
+        if parts:
             windows = len(run["after"].get("losses", {}).get(name, ()))
             on = f" on {plural(windows, 'window')} {DOMAINS[metric['domain']]}" if windows else ""
-            lines.append(f"{name}{on}: recovered {format_ppl(after)}, {' and '.join(said)}")
+            lines.append(f"{name}{on}: recovered {format_ppl(after)}, {' and '.join(parts)}")
     return lines
 
 
@@ -135,7 +134,7 @@ def _interval(run: RunRecord, key: str, name: str) -> str:
 
 
 def _course(candidates: Sequence[Row]) -> Figure:
-    """Return the losses of all steps, those that are finite."""
+    """Draw the losses of all steps, those that are finite."""
     steps = sorted((row for row in candidates if "step" in row), key=lambda row: row["step"])
     curves = {
         name: [(row["step"], value) for row in steps if math.isfinite(value := number(row.get(field)))]

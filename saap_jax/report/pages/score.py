@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import rankdata
 
-from saap_jax.report.blocks import Block, Column, Row, Section, Table, Words, text_table
-from saap_jax.report.figures.maps import share_figure
-from saap_jax.report.formats import format_correlation, format_percent, slug
+from saap_jax.report.blocks import Block, Column, Row, Section, Table, said, section, text_table
+from saap_jax.report.figures import share_figure
+from saap_jax.report.formats import format_hundredths, format_percent, slug
 from saap_jax.report.pages.common import closing_sections, model_name
 from saap_jax.report.patterns import Patterns, patterns, rank_agreement
+from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Fused, RunRecord
-from saap_jax.runs.score_arrays import ByScenario, read_scores, structures_of
+from saap_jax.runs.scores import ByScenario, read_scores
 from saap_jax.runtime.words import plural
 from saap_jax.steps.score.fusion import scope_parts
 from saap_jax.types import STRUCTURES, Scores
@@ -26,18 +27,18 @@ _RANDOM = re.compile(r"random(\([^()]*\))?")
 
 
 def score_sections(path: Path, run: RunRecord) -> list[Section]:
-    """Return the sections of a score run, made from `run.json` and `scores.npz` alone.
+    """Make the sections of a score run, of `run.json` and `scores.npz` alone.
 
     Raises:
         ValueError: scores of another layout, or patterns that name an unknown estimator.
     """
-    scores = read_scores(path, structures_of(run))
-    found = find_patterns(run, scores)
-    several = {scenario: each for scenario, each in scores.items() if len(each) > 1}
-    agreement = [rank_table(each, scenario) for scenario, each in several.items()]
+    directory = RunDirectory(path, run)
+    scores = read_scores(directory).scenarios if directory.has("scores.npz") else {}
+    found = find_patterns(scores)
+    agreement = [rank_table(each, scenario) for scenario, each in scores.items() if len(each) > 1]
     return [
-        Section("Summary", [Words(said, soft=False) for said in summary(scores, found)]),
-        *([Section("Do estimators agree?", agreement)] if agreement else []),
+        *section("Summary", *said(*summary(scores, found))),
+        *section("Do estimators agree?", *agreement),
         *_layer_section(scores),
         *fusion_section(run),
         *_pattern_section(found),
@@ -62,37 +63,36 @@ def summary(scores: ByScenario, found: Patterns | None) -> list[str]:
         if len(known) > 1:
             (most, *alike), (least, *unlike) = max(known), min(known)
             where = f"On {structure} units" + (f" of scenario {scenario}" if many > 1 else "")
-            agree = f"{' and '.join(alike)} agree most (Spearman {format_correlation(most)})"
-            sentences.append(f"{where}, {agree}, {' and '.join(unlike)} least ({format_correlation(least)}).")
+            agree = f"{' and '.join(alike)} agree most (Spearman {format_hundredths(most)})"
+            sentences.append(f"{where}, {agree}, {' and '.join(unlike)} least ({format_hundredths(least)}).")
     return sentences + ([pattern_notes(found, structure)[0] for structure in found.structures] if found else [])
 
 
-def _about(run: RunRecord, scores: ByScenario) -> dict[str, str]:
-    """Return the facts of a score run's configuration that its scores depend on."""
+def _about(run: RunRecord, scores: ByScenario) -> dict[str, str | None]:
+    """Say the facts of a score run's configuration that its scores depend on."""
     config, model = run.get("config", {}), run.get("config", {}).get("model", "")
     calibration, windows = config.get("calibration", {}), run.get("scenarios", {})
     shapes = {
-        name: f"{many:,} windows of {length:,} tokens" if length > 1 else plural(many, "example")
+        name: f" ({many:,} windows of {length:,} tokens)" if length > 1 else f" ({plural(many, 'example')})"
         for name, (many, length) in windows.items()
     }
     listed = {name: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in calibration.items()}
-    said = {
+    return {
         "model": model_name(run),
         "parameter type": None if isinstance(model, str) else model.get("dtype"),
-        "scenarios": ", ".join(f"{n} ({shapes[n]})" if n in shapes else n for n in (scores or windows)),
+        "scenarios": ", ".join(f"{name}{shapes.get(name, '')}" for name in (scores or windows)),
         "calibration": ", ".join(f"{name} {value}" for name, value in listed.items()),
         "statistics of": config.get("from_run"),
         "estimators": ", ".join(next(iter(scores.values()), {})),
     }
-    return {name: str(value) for name, value in said.items() if value not in (None, "")}
 
 
 # --- agreement and layers ----------------------------------------------------------------------------
 
 
 def rank_table(scores: dict[str, Scores], scenario: str | None = None) -> Table:
-    """Return rank correlations: of our models attention units below the diagonal and MLP channels above it, of a traced
-    model those of all structures.
+    """Set rank correlations side by side: of our models attention units below the diagonal and MLP channels above it,
+    of a traced model those of all structures.
 
     A `scenario` is named in the title.
     """
@@ -106,19 +106,17 @@ def rank_table(scores: dict[str, Scores], scenario: str | None = None) -> Table:
     cells = np.tril(lower, -1) + np.triu(upper, 1)
     rows: list[Row] = []
     for place, name in enumerate(scores):
-        values = [None if place == other else float(value) for other, value in enumerate(cells[place])]
-        rows.append({"estimator": f"{place + 1} {name}"} | {str(n): value for n, value in enumerate(values, 1)})
+        values = {str(other + 1): float(cells[place, other]) for other in range(len(scores)) if other != place}
+        rows.append({"estimator": f"{place + 1} {name}"} | values)
     of = "" if scenario is None else f" in scenario {scenario}"
     where = "attention units below the diagonal, MLP channels above" if halves else "units of all structures"
-    columns = [Column(str(n), (str(n),), format_correlation) for n in range(1, len(scores) + 1)]
-    title = f"Spearman rank correlation of scores{of}: {where}"
-    return Table(
-        title, [Column("estimator", ("estimator",), words=True), *columns], rows, file="agreement", matrix=True
-    )
+    columns = [Column(str(n), (str(n),), format_hundredths) for n in range(1, len(scores) + 1)]
+    columns.insert(0, Column("estimator", ("estimator",), words=True))
+    return Table(f"Spearman rank correlation of scores{of}: {where}", columns, rows, file="agreement", matrix=True)
 
 
 def layer_ranks(scores: np.ndarray) -> np.ndarray:
-    """Return the mean percentile rank of each layer's units among all of a structure; NaN where it has none.
+    """Find the mean percentile rank of each layer's units among all of a structure; NaN where it has none.
 
     >>> layer_ranks(np.array([[1.0, 2.0], [3.0, np.nan]])).round(3).tolist()
     [0.333, 0.833]
@@ -132,7 +130,7 @@ def layer_ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def _layer_section(scores: ByScenario) -> list[Section]:
-    """Return where each estimator sees importance: a map a scenario, of estimators and layers."""
+    """Draw where each estimator sees importance: a map a scenario, of estimators and layers."""
     figures = []
     for scenario, by_estimator in scores.items():
         panels = {
@@ -144,26 +142,26 @@ def _layer_section(scores: ByScenario) -> list[Section]:
         if panels:
             title = f"Mean rank by layer, {scenario}"
             figures.append(share_figure(f"layers-{slug(scenario)}", title, panels, [*by_estimator], "percentile"))
-    said = "Mean percentile rank of each layer's units among all of their structure: bright is important."
-    return [Section("Where importance lies", [Words(said), *figures])] if figures else []
+    about = "Mean percentile rank of each layer's units among all of their structure: bright is important."
+    return section("Where importance lies", *figures, about=about)
 
 
 # --- fusions -----------------------------------------------------------------------------------------
 
 
 def fusion_section(run: RunRecord) -> list[Section]:
-    """Return how a run's fused scores came about; nothing where none was fused."""
-    table = fusion_table(run.get("fusions", {}))
-    said = (
+    """Show how a run's fused scores came about; nothing where none was fused."""
+    about = (
         "A unit's fused score is a weighted sum over the estimators that are its members, by the weight 1 / (2 σ²) of "
         "the unit's scope. The scores of a member have a unit of their own, and so have its σ and weight: compare them "
         "between scopes and scenarios, not between members."
     )
-    return [Section("How fused scores came about", [Words(said), table])] if table.rows else []
+    table = fusion_table(run.get("fusions", {}))
+    return section("How fused scores came about", table if table.rows else None, about=about)
 
 
 def fusion_table(fusions: dict[str, dict[str, Fused]]) -> Table:
-    """Return σ and weight of every member and scope; all layers of a structure are one row, as a range."""
+    """List σ and weight of every member and scope; all layers of a structure are one row, as a range."""
     lines = []
     for scenario, by_name in fusions.items():
         for name, fused in by_name.items():
@@ -186,59 +184,51 @@ def _range(values: Iterable[float]) -> str:
 # --- patterns ----------------------------------------------------------------------------------------
 
 
-def find_patterns(run: RunRecord, scores: ByScenario) -> Patterns | None:
-    """Return the patterns of a run; None where there is nothing to compare, or no estimator of importance.
+def find_patterns(scores: ByScenario) -> Patterns | None:
+    """Find the patterns of a run; None where there is nothing to compare, or no estimator of importance.
 
     They are of two scenarios or more, or where usage frequencies were scored. The estimator of importance is
     the first that is neither random nor a frequency and whose scores differ between scenarios (weights alone say
     nothing of them).
     """
-    names = list(next(iter(scores.values()), {}))
-    usage = next(filter(_USAGE.fullmatch, names), None)
-    importance = _importance(scores)
+    first, *others = scores.values() or [{}]
+    usage = next(filter(_USAGE.fullmatch, first), None)
+    likely = [name for name in first if not (_USAGE.fullmatch(name) or _RANDOM.fullmatch(name))]
+
+    def differs(name: str) -> bool:
+        pairs = ((values, other[name][part]) for other in others for part, values in first[name].items())
+        return any(not np.array_equal(one, other, equal_nan=True) for one, other in pairs)
+
+    importance = next(filter(differs, likely), next(iter(likely), ""))
     if not importance or (len(scores) < 2 and usage is None):
         return None
     return patterns(scores, importance, usage)
 
 
-def _importance(scores: ByScenario) -> str:
-    """Return the first estimator that is neither random nor a frequency, if possible one that reads the text."""
-    (first, *others) = scores.values() or [{}]
-    likely = [name for name in first if not (_USAGE.fullmatch(name) or _RANDOM.fullmatch(name))]
-
-    def differs(name: str) -> bool:
-        return any(
-            not np.array_equal(first[name][part], other[name][part], equal_nan=True)
-            for other in others
-            if name in other
-            for part in first[name]
-        )
-
-    return next(filter(differs, likely), next(iter(likely), ""))
-
-
 def _pattern_section(found: Patterns | None) -> list[Section]:
-    """Return what scenarios have in common, a table a structure and what is unimportant in all of them by layer."""
+    """Show what scenarios have in common, a table a structure and what is unimportant in all of them by layer."""
     blocks: list[Block] = []
     for name, part in found.structures.items() if found else ():
         if found and part.units:
             by_layer = [[str(layer), str(units)] for layer, units in enumerate(part.consistent.sum(axis=1))]
             counts = text_table(f"{name}: unimportant units by layer", ("layer", "units"), by_layer)
             blocks += [pattern_table(found, name), Section(counts.title, [counts], folded=True)]
-    said = "~ is Spearman's rank correlation over all units. Unimportant units are the lowest of their structure."
-    return [Section("Patterns by scenario", [Words(said), *blocks])] if blocks else []
+    about = "~ is Spearman's rank correlation over all units. Unimportant units are the lowest of their structure."
+    return section("Patterns by scenario", *blocks, about=about)
 
 
 def pattern_table(found: Patterns, structure: str) -> Table:
-    """Return a structure's table, a row a scenario."""
-    part, many = found.structures[structure], len(found.scenarios) > 1
-    columns = [Column("scenario", ("scenario",), words=True)]
-    if found.usage:
-        columns.append(Column("mean usage %", ("usage",), format_percent))
-        columns.append(Column("usage ~ importance", ("usage_importance",), format_correlation))
-    columns += [Column("importance ~ other scenarios", ("agreement",), format_correlation)] if many else []
-    kinds = {"usage": part.usage, "usage_importance": part.usage_importance, "agreement": part.agreement}
-    rows = [{"scenario": each} | {name: values.get(each) for name, values in kinds.items()} for each in found.scenarios]
+    """List a structure's patterns, a row a scenario."""
+    part = found.structures[structure]
+    columns = [
+        Column("scenario", ("scenario",), words=True),
+        *([Column("mean usage %", ("usage",), format_percent),
+           Column("usage ~ importance", ("usage_importance",), format_hundredths)] if found.usage else []),
+        *([Column("importance ~ other scenarios", ("agreement",), format_hundredths)]
+          if len(found.scenarios) > 1 else []),
+    ]  # fmt: skip
+    kinds = ("usage", "usage_importance", "agreement")
+    rows = [{"scenario": one} | {name: getattr(part, name).get(one) for name in kinds} for one in found.scenarios]
     title = f"{structure}, {part.units:,} units: patterns by scenario"
     return Table(title, columns, rows, pattern_notes(found, structure))
 

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saap_jax.evaluation.scales import Scale, scale_of
-from saap_jax.report.blocks import Block, Column, Row, Section, Table, View, Words, text_table
-from saap_jax.report.figures.curves import Curve, ratio_figure
+from saap_jax.report.blocks import Block, Column, Row, Section, Table, View, Words, section, text_table
+from saap_jax.report.figures import Curve, ratio_figure
 from saap_jax.report.formats import TIED, format_percent, format_spread, format_usd
 from saap_jax.report.pages.common import DOMAINS, figure_of, seconds_of
-from saap_jax.runs.directory import flatten, plain
-from saap_jax.runs.standing import DENSE, first_metric
+from saap_jax.runs.directory import flatten
+from saap_jax.runs.standing import DENSE, first_metric, primary_domain
+from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import plural
 
 _TEXTS, _FIELDS, _LETTERS = 4, 12, 60
@@ -18,32 +19,31 @@ _TEXTS, _FIELDS, _LETTERS = 4, 12, 60
 
 
 def overview_sections(views: Sequence[View]) -> list[Section]:
-    """Return what the runs have in common and where they differ; nothing for a single run."""
+    """Say what the runs have in common and where they differ; nothing for a single run."""
     if len(views) < 2:
         return []
-    sections = [Section("Overview", [*_best_blocks(views), run_table(views)])]
     curves = joint_curves(views)
     figures = [
         ratio_figure(f"runs-ratio-{place}", text, lines, scale_of(text))
         for place, (text, lines) in enumerate([*curves.items()][:_TEXTS], start=1)
     ]
-    if any(figures):
-        noun = " or ".join(dict.fromkeys(scale_of(text).noun for text in curves))
-        said = (
-            "The best variant of each ratio, a line a run, from its unpruned model on; lower is better. Texts that two "
-            f"runs share, window for window, at most {_TEXTS}; other runs are not on one drawing."
-        )
-        drawn = {curve.name for lines in curves.values() for curve in lines}
-        if alone := [view.name for view in views if view.rows and view.name not in drawn]:
-            said += f" No other run was evaluated on the same as {', '.join(alone)}."
-        sections.append(Section(f"Best {noun} against ratio", [Words(said), *filter(None, figures)]))
-    if blocks := _differences(views):
-        sections.append(Section("Where the configurations differ", blocks))
-    return sections
+    noun = " or ".join(dict.fromkeys(scale_of(text).noun for text in curves))
+    about = (
+        "The best variant of each ratio, a line a run, from its unpruned model on; lower is better. Texts that two "
+        f"runs share, window for window, at most {_TEXTS}; other runs are not on one drawing."
+    )
+    drawn = {curve.name for lines in curves.values() for curve in lines}
+    if alone := [view.name for view in views if view.rows and view.name not in drawn]:
+        about += f" No other run was evaluated on the same as {', '.join(alone)}."
+    return [
+        Section("Overview", [*_best_blocks(views), _run_table(views)]),
+        *section(f"Best {noun} against ratio", *figures, about=about),
+        *section("Where the configurations differ", *_differences(views)),
+    ]
 
 
 def evaluated(view: View, domain: str) -> str:
-    """Return on what a run was evaluated: text, tokens a window, windows, and where it is on record the text's digest.
+    """Say on what a run was evaluated: text, tokens a window, windows, and where it is on record the text's digest.
 
     Only what is the same on two runs may be compared between them. Empty where there is no such text.
     """
@@ -53,17 +53,12 @@ def evaluated(view: View, domain: str) -> str:
     losses = view.run.get("dense", {}).get("losses", {})
     windows = len(losses.get(metric) or ()) or view.run.get("config", {}).get("evaluation", {}).get("windows")
     digest = view.run.get("inputs", {}).get(f"evaluation text of {metric!r}", "")
-    said = f"{metric}, {plural(windows, 'window')}" if windows else metric
-    return f"{said} ({digest[:8]})" if digest else said
-
-
-def primary(view: View) -> str:
-    """Return the domain of the text by which a comparison's best is chosen."""
-    return "out" if first_metric(view.run, "out") else "in"
+    text = f"{metric}, {plural(windows, 'window')}" if windows else metric
+    return f"{text} ({digest[:8]})" if digest else text
 
 
 def results_table(views: Sequence[View]) -> Table:
-    """Return the rows of all comparisons, each with its run."""
+    """List the rows of all comparisons, each with its run."""
     rows: list[Row] = []
     for view in views:
         about = {"run": view.name, "kind": view.kind, "model": view.model}
@@ -74,35 +69,34 @@ def results_table(views: Sequence[View]) -> Table:
 
 
 def _best_blocks(views: Sequence[View]) -> list[Block]:
-    """Return the best variant of every run and ratio as a table, and what its columns mean; nothing without any."""
+    """List the best variant of every run and ratio, and say what the columns mean; nothing without any."""
     rows: list[dict[str, Any]] = []
     for view in views:
-        domain, scale, known = primary(view), figure_of(view.run), set()
+        domain = primary_domain(view.run)
         dense = next((row[f"ppl_{domain}"] for row in view.rows if row["candidate"] == DENSE), math.nan)
-        for row in (row for row in view.rows if row["best"] and row["ratio_asked"] not in known):
-            known.add(row["ratio_asked"])
-            others = [each for each in view.rows if each["ratio_asked"] == row["ratio_asked"] and not each["best"]]
+        best = {row["ratio_asked"]: row for row in reversed(view.rows) if row["best"]}
+        for asked, row in reversed(best.items()):
+            others = [each for each in view.rows if each["ratio_asked"] == asked and not each["best"]]
             tested = any(not math.isnan(each.get("p", math.nan)) for each in others)
-            ppl, spread = row[f"ppl_{domain}"], row[f"spread_{domain}"]
-            rows.append({"run": view.name, "text": evaluated(view, domain), "scale": scale, "ppl": ppl,
-                         "spread": spread, "dense": dense, "times": ppl / dense if dense > 0 else math.nan,
-                         "ties": sum(each["tied"] for each in others) if tested else None}
-                        | {field: row[field] for field in ("variant", "ratio_asked")})  # fmt: skip
+            ppl = row[f"ppl_{domain}"]
+            rows.append({"run": view.name, "variant": row["variant"], "text": evaluated(view, domain),
+                         "ratio_asked": asked, "ppl": ppl, "scale": figure_of(view.run),
+                         "spread": row[f"spread_{domain}"], "dense": dense,
+                         "times": ppl / dense if dense > 0 else math.nan,
+                         "ties": sum(each["tied"] for each in others) if tested else None})  # fmt: skip
     if not rows:
         return []
     texts = list(dict.fromkeys(row["text"] for row in rows))
     noun, short = (" or ".join(dict.fromkeys(getattr(row["scale"], of) for row in rows)) for of in ("noun", "short"))
+    about = (
+        f"The variant of the lowest {noun} of each run and ratio; {TIED}: how many others cannot be told apart from it "
+        f"(- where that was not tested). {noun.capitalize()} is of "
+    )
+    several = "a text of each run's own: compare within a text and its windows alone."
 
     def figure(value: float, scale: Scale, spread: float = math.nan) -> str:
         return format_spread(value, spread, scale)
 
-    said = (
-        f"The variant of the lowest {noun} of each run and ratio; {TIED}: how many others cannot be told apart from it"
-    )
-    said += f" (- where that was not tested). {noun.capitalize()} is of "
-    said += (
-        f"{texts[0]}." if len(texts) == 1 else "a text of each run's own: compare within a text and its windows alone."
-    )
     columns = [
         Column("run", ("run",), words=True),
         Column("lowest", ("variant",), words=True),
@@ -113,17 +107,18 @@ def _best_blocks(views: Sequence[View]) -> list[Block]:
         Column("× dense", ("times",), "{:.3g}".format),
         Column(TIED, ("ties",), "{:,}".format),
     ]
-    return [Words(said), Table("Best variants", columns, rows)]
+    return [Words(about + (f"{texts[0]}." if len(texts) == 1 else several)), Table("Best variants", columns, rows)]
 
 
-def run_table(views: Sequence[View]) -> Table:
-    """Return a line a run: what it was made of, how long it took, what it cost."""
+def _run_table(views: Sequence[View]) -> Table:
+    """List the runs: what each was made of, how long it took, what it cost."""
     lines = []
     for view in views:
         rows = [row for row in view.rows if row["candidate"] != DENSE]
         variants, seeds = len({row["variant"] for row in rows}), max((row["seeds"] for row in rows), default=0)
         seconds, usd = seconds_of(view.run), view.run["cost"].get("usd") if "cost" in view.run else None
-        words = [view.kind, view.model.rstrip("/").rpartition("/")[2], evaluated(view, primary(view)), view.status]
+        text = evaluated(view, primary_domain(view.run))
+        words = [view.kind, view.model.rstrip("/").rpartition("/")[2], text, view.status]
         numbers = [f"{variants:,}" if variants else "", f"{seeds:,}" if seeds else ""]
         numbers += ["" if seconds is None else f"{seconds:,.0f}", "" if usd is None else format_usd(usd)]
         lines.append([view.name, *(each or "-" for each in (*words, *numbers))])
@@ -132,7 +127,7 @@ def run_table(views: Sequence[View]) -> Table:
 
 
 def joint_curves(views: Sequence[View]) -> dict[str, list[Curve]]:
-    """Return `{text: a curve a run}` of the best variant of each ratio, of the texts that at least two runs share.
+    """Make `{text: a curve a run}` of the best variant of each ratio, of the texts that at least two runs share.
 
     A text is what `evaluated` says: the same source with other windows is another one.
     """
@@ -148,7 +143,7 @@ def joint_curves(views: Sequence[View]) -> dict[str, list[Curve]]:
 
 
 def _differences(views: Sequence[View]) -> list[Block]:
-    """Return the fields of the configurations that differ, a line a run, those of the evaluation first.
+    """List the fields of the configurations that differ, a line a run, those of the evaluation first.
 
     What was evaluated in fact comes before them, since a configuration may ask for more windows than a text has.
     Nothing where none differs.
@@ -164,14 +159,13 @@ def _differences(views: Sequence[View]) -> list[Block]:
     if not differing:
         return []
     shown, more = differing[:_FIELDS], len(differing) - _FIELDS
-    lines = [
-        [view.name, *(_short(each.get(key, "-")) for key in shown)] for view, each in zip(views, fields, strict=True)
-    ]
-    said = "Fields that are not the same in all runs; - where a run has no such field."
-    said += f" {plural(more, 'more field')} differ." if more > 0 else ""
-    return [Words(said), text_table("Differing fields", ["run", *shown], lines, words=len(shown) + 1)]
 
+    def short(text: str) -> str:
+        text = text.strip('"')
+        return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
 
-def _short(text: str) -> str:
-    text = text.strip('"')
-    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
+    lines = [[view.name, *(short(each.get(key, "-")) for key in shown)]
+             for view, each in zip(views, fields, strict=True)]  # fmt: skip
+    about = "Fields that are not the same in all runs; - where a run has no such field."
+    about += f" {plural(more, 'more field')} differ." if more > 0 else ""
+    return [Words(about), text_table("Differing fields", ["run", *shown], lines, words=len(shown) + 1)]

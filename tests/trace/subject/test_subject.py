@@ -23,7 +23,7 @@ from saap_jax.config import (
 )
 from saap_jax.jobs import compare, fidelity
 from saap_jax.jobs.score import score_run
-from saap_jax.report.html import render_page
+from saap_jax.report.render import render_page
 from saap_jax.report.write import read_views, report_page
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import subject_of

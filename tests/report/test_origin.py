@@ -1,15 +1,24 @@
-"""Model cards: what YAML and Markdown read of them is what was recorded, whatever names it holds; figures on record."""
+"""Model cards and pages of models: what they say is what was recorded, whatever names it holds; figures on record."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 from huggingface_hub.repocard import metadata_load
 
+from saap_jax.cli import main
+from saap_jax.config.jobs import PruneConfig
+from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.evaluation.resample import FEWEST
-from saap_jax.report.card import card
+from saap_jax.jobs.prune import prune
+from saap_jax.report.blocks import Figure
+from saap_jax.report.figures import painted
+from saap_jax.report.pages.origin import card
+from saap_jax.report.write import read_view, render_report, write_reports
 from saap_jax.runs.origin import FILE, SCHEMA, figures_of, read_origin
 from saap_jax.runtime.files import encoded
+from tests.report.shown import blocks_of
 
 ODD = "a: b # [x](http://y) `c` | *d* <e>\n---\n- {f}: '\"\x1b[31m"
 
@@ -42,12 +51,10 @@ def test_a_card_says_what_is_on_record(tmp_path):
         "pipeline_tag": "text-generation",
         "tags": ["pruned", "saap_jax"],
     }
-    assert "# small\n" in text
-    assert "| parameters | 1,200 | 900 | −25.0 % |" in text
-    assert "20.3 % of the prunable parameters removed, 20.0 % asked for" in text
-    assert "saap prune --out pruned\n" in text
-    assert "No perplexity is on record" in text
-    assert "- versions: saap\\_jax 1.0\n" in text
+    for said in ("# small\n", "| parameters | 1,200 | 900 | −25.0 % |", "saap prune --out pruned\n",
+                 "20.3 % of the prunable parameters removed, 20.0 % asked for", "No perplexity is on record",
+                 "- versions: saap\\_jax 1.0\n"):  # fmt: skip
+        assert said in text
 
 
 @pytest.mark.parametrize(
@@ -70,10 +77,9 @@ def test_what_loads_it(loader, library, code, tmp_path):
 
 @pytest.mark.parametrize("base", [{}, {"license": "llama2", "license_link": "https://x/LICENSE"}])
 def test_an_unknown_licence_is_other_and_no_repository_is_none(base, tmp_path):
-    text = card(origin(base=base) | {"base": {"name": "models/dense"} | base}, "small")
+    text = card(origin() | {"base": {"name": "models/dense"} | base}, "small")
     said = metadata(text, tmp_path)
-    assert said["license"] == base.get("license", "other")
-    assert said.get("license_link") == base.get("license_link")
+    assert (said["license"], said.get("license_link")) == (base.get("license", "other"), base.get("license_link"))
     assert "base_model" not in said
     assert ("do not say its licence" in text) == (not base)
 
@@ -101,8 +107,7 @@ def test_intervals_are_the_bootstrap_s_over_the_windows():
     )
     means = rng.choice(losses, (20_000, 24)).mean(axis=1)
     low, high = np.exp(np.quantile(means, [0.025, 0.975]))
-    assert figure["low"] == pytest.approx(low, rel=0.01)
-    assert figure["high"] == pytest.approx(high, rel=0.01)
+    assert (figure["low"], figure["high"]) == pytest.approx((low, high), rel=0.01)
     assert figure["high"] / figure["low"] > 1.2, "control: wide against the tolerance"
     text = card(origin(step={"figures": [figure]}), "small")
     assert f"| {figure['value']:.2f} | {figure['low']:.2f} to {figure['high']:.2f} | 24 |" in text
@@ -118,14 +123,11 @@ def test_intervals_are_the_bootstrap_s_over_the_windows():
     ],
 )
 def test_without_an_interval(ppl, losses, windows):
-    (figure,) = figures_of({"dense": {"ppl": {"ppl@16 x": ppl}, "losses": {"ppl@16 x": losses}}})
+    models = {"dense": {"ppl": {"ppl@16 x": ppl, "ppl@16 y": np.inf}, "losses": {"ppl@16 x": losses}}}
+    (figure,) = figures_of(models)  # one that is not finite is left out
     assert "low" not in figure
     assert figure.get("windows") == windows
     assert "95 %" in card(origin(step={"figures": [figure]}), "small")
-
-
-def test_a_figure_that_is_not_finite_is_left_out():
-    assert figures_of({"dense": {"ppl": {"ppl@16 x": np.inf}}}) == []
 
 
 @pytest.mark.parametrize(
@@ -146,3 +148,56 @@ def test_a_damaged_record_is_refused_in_one_line(change, said, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
         read_origin(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_directory, tmp_path_factory):
+    """A model that lost 30 %."""
+    config = PruneConfig(
+        model=ModelConfig(name=str(tiny_model_directory)),
+        calibration=CalibrationConfig(examples=4, length=16, batch_size=2),
+        method="magnitude > uniform",
+        ratio=0.3,
+        out=str(tmp_path_factory.mktemp("models") / "small"),
+    )
+    prune(config)
+    return tmp_path_factory.getbasetemp() / config.out
+
+
+def test_the_page_of_a_model_says_what_the_record_says(model, tmp_path, capsys):
+    view = read_view(model)
+    step = json.loads((model / "saap.json").read_text())["steps"][0]
+    assert (view.name, view.kind, view.status) == ("small", "pruned", "saved")
+    page = render_report(model)
+    assert "magnitude" in page
+    assert f"{step['parameters'][1]:,}" in page
+    (figure,) = blocks_of(view, Figure)
+    keep = json.loads((model / "keep.json").read_text())
+    for axis, structure in zip(painted(figure).axes, ("attention", "mlp"), strict=False):
+        shares = [100 * len(row) / keep[structure]["units"] for row in keep[structure]["kept"]]
+        assert axis.collections[0].get_array().ravel().tolist() == pytest.approx(shares)
+    gone = [entry for entry in keep.values() if any(len(row) < entry["units"] for row in entry["kept"])]
+    assert gone, "negative control"
+    assert main.main(["report", str(model), "--out", str(tmp_path / "page.html")]) == 0
+    assert re.search(r"^# small", (tmp_path / "page.md").read_text(), re.MULTILINE)
+    written = write_reports([model, model], tmp_path / "both.html")
+    assert written[0].read_text().count("What is kept where") == 2
+    assert main.main(["report", str(model.parent)]) == 2
+    assert "found no run.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"mlp": {"units": 2, "kept": [[0, 1, 2]]}}', "expected at most 2 units of mlp in a layer, got 3"),
+        ('{"mlp": {"units": 2, "kept": 3}}', "the file was changed or damaged"),
+        ("[]", "expected a JSON object"),
+    ],
+)
+def test_damaged_units_are_one_line(text, said, tmp_path, capsys):
+    (tmp_path / FILE).write_bytes(encoded(origin()))
+    assert main.main(["report", str(tmp_path)]) == 0
+    (tmp_path / "keep.json").write_text(text)
+    capsys.readouterr()
+    assert main.main(["report", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err

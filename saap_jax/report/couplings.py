@@ -4,27 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from saap_jax.report.blocks import Figure
-from saap_jax.report.figures.draw import COLOURS, GREY, saved
+from saap_jax.report.figures import COLOURS, GREY, saved
 from saap_jax.runs.records import CoupledStructure, Couplings, RunRecord
-from saap_jax.trace.listing import coupling_record
-from saap_jax.trace.trace import Traced
 
 _ROW, _BOX, _TOP, _MIDDLE, _LETTER = 18.0, 34.0, 30.0, 115.0, 5.2
 """Points that a row is high and a box is wide, above the first row, between boxes and structures, and of a letter."""
 
 
-def couplings_svg(traced: Traced) -> str:
-    """Return the figure of a program as a file of its own."""
-    return saved(coupling_figure(coupling_record(traced))).decode()
-
-
 def coupling_files(run: RunRecord) -> dict[str, str]:
-    """Return the figure as a file of a run, nothing where it recorded no couplings."""
+    """Draw the figure as a file of a run, nothing where it recorded no couplings."""
     return {"couplings.svg": saved(coupling_figure(run["couplings"])).decode()} if "couplings" in run else {}
 
 
 def coupling_figure(record: Couplings) -> Figure:
-    """Return the figure of a record of couplings.
+    """Draw a record of couplings.
 
     A box is an axis of a parameter with its size; an axis that is fused of several structures has a line to each, one
     of no structure is dashed.
@@ -76,11 +69,10 @@ def coupling_figure(record: Couplings) -> Figure:
 
 
 def _ordered(structures: Sequence[CoupledStructure], rows: dict[str, float], tall: float) -> dict[str, float]:
-    """Return the height of each structure: near the mean of its members, none closer to another than two rows."""
+    """Find the height of each structure: near the mean of its members, none closer to another than two rows."""
 
     def mean(structure: CoupledStructure) -> float:
-        heights = [rows[path] for path, _ in structure["members"]]
-        return sum(heights) / max(len(heights), 1)
+        return sum(rows[path] for path, _ in structure["members"]) / max(len(structure["members"]), 1)
 
     ordered = sorted(structures, key=lambda each: (mean(each), each["name"]))
     step = tall / max(len(ordered), 1)

@@ -1,0 +1,392 @@
+"""Every figure, drawn by matplotlib: curves, maps, ranks. One style, equal bytes for equal figures.
+
+Axes and text have the colour `INK`, for which the page's style sheet puts the colour of its text, light or dark; lines
+have colours that are seen on both. Matplotlib is imported when the first figure is drawn, since that takes long.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from saap_jax.evaluation.scales import PERPLEXITY, Scale, format_figure, format_ppl
+from saap_jax.report.blocks import Figure
+from saap_jax.report.formats import Number, short_name
+from saap_jax.runtime.words import MINUS
+from saap_jax.types import Scores
+
+INK = "#010203"
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#c98a00", "#56b4e9", "#8c6bb1")
+"""Told apart by the colour-blind, on white and on black: Okabe and Ito's with a darker orange, and violet for black."""
+
+GREY = "#808080"
+"""Baselines, in which nobody is interested but to see that the others are better."""
+
+BASELINES = ("random", "magnitude")
+"""Estimators that others are held against."""
+
+MOST = 14
+"""Lines of a figure."""
+
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_MARKERS = "osD^vP*X"
+_LINE, _LETTERS = 0.165, 62
+"""Inches of a line of the legend, and its letters at most."""
+
+STYLE = {
+    "axes.edgecolor": INK,
+    "axes.facecolor": "none",
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "font.size": 8.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "pdf.fonttype": 42,  # text stays text, as in SVG
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.04,
+    "savefig.dpi": 200,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "saap_jax",
+    "text.color": INK,
+    "text.parse_math": False,  # names are no formulas
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def inline(figure: Figure) -> str:
+    """Draw a figure as SVG within a page, on the page's own background."""
+    svg = saved(figure, "svg", "none").decode()
+    return svg[svg.index("<svg") :]
+
+
+def saved(figure: Figure, ending: str = "svg", background: str = "white") -> bytes:
+    """Draw a figure as a file: svg, png or pdf."""
+    import matplotlib.style
+
+    about = {"svg": {"Creator": "saap_jax", "Date": None, "Title": figure.title}, "png": {"Software": "saap_jax"}}
+    about["pdf"] = {"Creator": "saap_jax", "CreationDate": None, "Title": figure.title}
+    file = io.BytesIO()
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is drawn in the page's
+        painted(figure).savefig(file, format=ending, metadata=about[ending], facecolor=background)
+    return file.getvalue()
+
+
+def painted(figure: Figure) -> Any:
+    """Make a matplotlib figure, not yet rendered."""
+    import matplotlib.style
+    from matplotlib.figure import Figure as Drawing
+
+    with matplotlib.style.context(["default", STYLE]):
+        drawing = Drawing(figsize=(figure.width, figure.height))
+        figure.paint(drawing)
+    return drawing
+
+
+def line_style(place: int, name: str = "") -> dict[str, Any]:
+    """Say by what matplotlib draws the line at a place, that of a baseline grey.
+
+    >>> line_style(8), line_style(8, "random > uniform")["color"] == GREY
+    ({'color': '#d55e00', 'linestyle': (0, (5, 2)), 'marker': 'o'}, True)
+    """
+    row, colour = divmod(place, len(COLOURS))
+    baseline = is_baseline(name)
+    dash = _DASHES[(place if baseline else row) % len(_DASHES)]
+    colour = GREY if baseline else COLOURS[colour]
+    return {"color": colour, "linestyle": dash, "marker": _MARKERS[place % len(_MARKERS)]}
+
+
+def is_baseline(name: str) -> bool:
+    """Say whether a variant is one of a baseline alone, whatever follows its scores.
+
+    >>> [is_baseline(name) for name in ("random", "magnitude,global", "magnitude(order=1) > uniform", "random+wanda")]
+    [True, True, True, False]
+    """
+    return name.partition(",")[0].partition(" > ")[0].partition("(")[0] in BASELINES
+
+
+def logarithmic(axis: Any) -> None:
+    """Give the vertical axis a logarithmic scale with few round numbers, written out, and lines across."""
+    from matplotlib.ticker import NullLocator
+
+    axis.set_yscale("log")
+    ticks = log_ticks(*axis.get_ylim())
+    axis.set_yticks(ticks, [f"{tick:g}" if tick < 1e5 else format_ppl(tick) for tick in ticks])
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Choose round numbers within [low, high], the coarsest set that has at least four, thinned to nine at most.
+
+    >>> log_ticks(9.0, 20_000.0)
+    [10.0, 100.0, 1000.0, 10000.0]
+    >>> log_ticks(11.0, 90.0)
+    [15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 80.0]
+    """
+    ticks: list[float] = []
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for steps in ((10,), (10, 20, 50), (10, 15, 20, 30, 40, 50, 60, 80), tuple(range(10, 100, 2)), range(100, 1000, 5)):
+        unit = 10 if steps[0] == 10 else 100
+        ticks = [float(f"{step}e{decade}") / unit for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            break
+    return ticks[:: math.ceil(len(ticks) / 9)] if ticks else [low]
+
+
+# --- curves ------------------------------------------------------------------------------------------
+
+
+class Curve(NamedTuple):
+    """A figure over the ratio."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    """(actual ratio, figure) by ratio, from the unpruned model on."""
+    ends: Sequence[tuple[float, float, float]] = ()
+    """(actual ratio, low, high) of the points that have an interval."""
+    crossing: float = math.nan
+    """The largest ratio that holds the limit."""
+    knee: float = math.nan
+
+
+class Limit(NamedTuple):
+    """A figure that is not to be exceeded."""
+
+    value: float
+    said: str
+
+
+def ratio_figure(
+    name: str, title: str, curves: Sequence[Curve], scale: Scale = PERPLEXITY, limit: Limit | None = None
+) -> Figure | None:
+    """Draw the first curves over the ratio, None without any.
+
+    A perplexity is on a logarithmic axis, and so is a loss above 0. The axis ends at four times the middle one of the
+    curves' ends, baselines aside; what is above, or infinite, is drawn on the upper edge, lest it squeeze the rest.
+    Upright lines are intervals; where there is a limit, a line down is the largest ratio that holds it, a ring a knee.
+    """
+    curves = [curve for curve in curves if curve.points][:MOST]
+    height = 3.0 + _LINE * len(curves)
+
+    def paint(figure: Any) -> None:
+        axis = figure.add_axes((0.11, 1 - 2.6 / height, 0.87, 2.5 / height))
+        low, high = _ends(curves, limit)
+        log, more = low > 0, 0.05 * (high - low)
+        axis.set_ylim(*((low / 1.06, high * 1.06) if log else (low - more, high + more)))
+        if log:
+            logarithmic(axis)
+        bottom, top = axis.get_ylim()
+        for place, curve in reversed([*enumerate(curves)]):  # the first on top
+            ratios, values = zip(*curve.points, strict=True)
+            style = line_style(place, curve.name)
+            upright = {"colors": style["color"], "linewidth": 1.0}
+            label = short_name(curve.name, _LETTERS) + (f": {100 * curve.crossing:.1f} %" if curve.crossing > 0 else "")
+            axis.plot(ratios, np.minimum(values, top), label=label, clip_on=False, **style)
+            at, lows, highs = np.reshape(curve.ends, (-1, 3)).T
+            axis.vlines(at, lows, np.minimum(highs, top), **upright)
+            if limit and curve.crossing > 0:
+                axis.vlines(curve.crossing, bottom, limit.value, **upright)
+            if not math.isnan(curve.knee):
+                ring = {"color": style["color"], "markersize": 11, "markerfacecolor": "none"}
+                axis.plot([curve.knee], [float(np.interp(curve.knee, ratios, values))], "o", **ring)
+        dense = {curve.points[0] for curve in curves}
+        lines = [(one, f"unpruned {format_figure(one, scale)}") for at, one in dense if len(dense) == 1 and at == 0]
+        for value, said in [*lines, *([(limit.value, limit.said)] if limit else [])]:
+            axis.axhline(value, color=INK, linewidth=0.7, linestyle=(0, (2, 3)), zorder=1)
+            place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 2), "textcoords": "offset points"}
+            axis.annotate(said, (1, value), ha="right", **place)
+        axis.set_xlim(0, 1.02 * max(ratio for curve in curves for ratio, _ in curve.points) or 1)
+        axis.xaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:.3g} %")
+        _label(axis, "prunable parameters removed", scale.noun + " (log)" * log, reverse=True)
+
+    return Figure(name, title, paint, height) if curves else None
+
+
+def _ends(curves: Sequence[Curve], limit: Limit | None) -> tuple[float, float]:
+    """Find the lowest and the highest figure of the axis."""
+    judged = [curve for curve in curves if not is_baseline(curve.name) and math.isfinite(curve.points[-1][1])] or curves
+    values = [value for curve in judged for _, value in curve.points if math.isfinite(value)]
+    values += [end for curve in judged for end in (curve.ends[0][1:2] if curve.ends else ())]
+    low, high = min(values, default=1.0), max(values, default=10.0)
+    last = sorted(curve.points[-1][1] for curve in judged if math.isfinite(curve.points[-1][1]))
+    if last and low > 0:
+        high = min(high, 4 * last[(len(last) - 1) // 2])
+    return low, max(high, limit.value if limit else high, low + 0.06 * abs(low))
+
+
+def learning_figure(
+    name: str, title: str, curves: Mapping[str, Sequence[tuple[Number, Number]]], across: str, up: str
+) -> Figure:
+    """Draw a line a name, of (step, value), with labels below and beside the axes."""
+    shown = dict([(each, points) for each, points in curves.items() if points][:MOST])
+    height = 2.6 + _LINE * len(shown)
+
+    def paint(figure: Any) -> None:
+        axis = figure.add_axes((0.11, 1 - 2.2 / height, 0.87, 2.1 / height))
+        for place, (each, points) in enumerate(shown.items()):
+            steps, values = zip(*points, strict=True)
+            style = line_style(place) | {"markersize": 3 if len(steps) < 50 else 0}
+            axis.plot(steps, values, label=short_name(each, _LETTERS), **style)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        _label(axis, across, up)
+
+    return Figure(name, title, paint, height)
+
+
+def _label(axis: Any, across: str, up: str, *, reverse: bool = False) -> None:
+    """Name the axes, and below them the lines, one below the other."""
+    axis.set_xlabel(across)
+    axis.set_ylabel(up)
+    if axis.get_lines():
+        inches = axis.get_position().height * axis.figure.get_figheight()
+        axis.legend(loc="upper left", bbox_to_anchor=(-0.12, -0.42 / inches), reverse=reverse)
+
+
+# --- maps --------------------------------------------------------------------------------------------
+
+
+def share_figure(
+    name: str, title: str, panels: Mapping[str, np.ndarray], rows: Sequence[str], of: str, across: str = "layer"
+) -> Figure:
+    """Draw shares in [0, 1] as a map, `[rows, layers]` a panel: dark is 0, bright is 1, NaN is blank."""
+    percent = {panel: 100.0 * cells for panel, cells in panels.items()}
+    return _map(name, title, percent, rows, (across, f"{of}, %"), lambda: {"cmap": "viridis", "vmin": 0, "vmax": 100.0})
+
+
+def change_figure(name: str, title: str, panels: Mapping[str, np.ndarray], rows: Sequence[str], of: str) -> Figure:
+    """Draw changes as a map, `[rows, layers]` a panel, NaN where a layer has no such unit.
+
+    Colours diverge from 0, linear near it and logarithmic beyond, since a few places cost far more than the rest; all
+    panels have one scale.
+    """
+    every = np.concatenate([cells[np.isfinite(cells)] for cells in panels.values()] or [np.empty(0)])
+    sizes = np.abs(every[every != 0])
+    unit = float(np.median(sizes)) if len(sizes) else 1.0
+
+    def colours() -> dict[str, Any]:
+        from matplotlib.colors import AsinhNorm
+
+        most = float(max(sizes, default=unit))
+        return {"cmap": "RdBu_r", "norm": AsinhNorm(unit, vmin=-most, vmax=most)}
+
+    return _map(name, title, panels, rows, ("layer", of), colours)
+
+
+def _map(
+    name: str,
+    title: str,
+    panels: Mapping[str, np.ndarray],
+    rows: Sequence[str],
+    labels: tuple[str, str],
+    colours: Callable[[], dict[str, Any]],
+) -> Figure:
+    """Draw a panel a structure, a row of 0.2 inches each; labels are of the axis across and of the colours."""
+    each = 0.75 + 0.2 * len(rows)
+    height = len(panels) * each + 0.6
+
+    def paint(figure: Any) -> None:
+        options, image = colours(), None
+        for place, (panel, cells) in enumerate(panels.items()):
+            bottom = height - (place + 1) * each + 0.42
+            axis = figure.add_axes((0.06, bottom / height, 0.92, 0.2 * len(rows) / height))
+            image = axis.pcolormesh(np.ma.masked_invalid(cells), edgecolors="face", linewidth=0.2, **options)
+            axis.set_title(panel)
+            axis.set_yticks(np.arange(len(rows)) + 0.5, [short_name(row, 30) for row in rows])
+            axis.tick_params(axis="y", length=0)
+            axis.invert_yaxis()
+            step = next(step for step in (1, 2, 5, 10, 20, 50, 1000) if cells.shape[1] <= 16 * step or step == 1000)
+            numbers = np.arange(0, cells.shape[1], step)
+            axis.set_xticks(numbers + 0.5, [str(number) for number in numbers])
+            axis.set_xlabel(labels[0], labelpad=1)
+        beside = figure.add_axes((0.06, 0.3 / height, 0.5, 0.1 / height))
+        bar = figure.colorbar(image, cax=beside, orientation="horizontal")
+        if "norm" in options:
+            ticks = _ticks(options["norm"])
+            bar.set_ticks(ticks, labels=[f"{tick:.2g}".replace("-", MINUS) for tick in ticks])
+            bar.minorticks_off()
+        bar.outline.set_visible(False)
+        bar.ax.annotate(labels[1], (1.03, 0.5), xycoords="axes fraction", va="center", color=INK)
+
+    return Figure(name, title, paint, height)
+
+
+def _ticks(norm: Any) -> list[float]:
+    """Choose 0 and powers of ten from the width of the linear part on, on both sides, as far as they do not crowd."""
+    unit = math.log10(norm.linear_width)
+    powers = [10.0**power for power in range(math.floor(unit), math.ceil(unit) + 8)]
+    ticks = [0.0]
+    for tick in sorted((sign * power for power in powers for sign in (-1.0, 1.0)), key=lambda tick: (-abs(tick), tick)):
+        inside = norm.vmin <= tick <= norm.vmax
+        if inside and all(abs(norm(tick) - norm(other)) > 0.12 for other in ticks):
+            ticks.append(tick)
+    return sorted(ticks)
+
+
+# --- ranks -------------------------------------------------------------------------------------------
+
+
+def rank_figure(
+    scores: Mapping[str, Scores], exact: Scores, panels: Mapping[str, Sequence[tuple[str, str]]]
+) -> Figure | None:
+    """Draw the rank of each unit's score against its exact change: a panel an estimator, four side by side.
+
+    Each structure has rows of its own, with one axis of changes; None without a measured unit. Colour is depth.
+
+    Args:
+        panels: structure -> its estimators, best first, each with its correlation in words.
+    """
+    changes = {name: np.asarray(exact[name], np.float64) for name in panels if panels[name] and name in exact}
+    changes = {name: each for name, each in changes.items() if np.isfinite(each).any()}
+    heights = [0.5 + 2.0 * -(-len(panels[name]) // 4) for name in changes]
+
+    def paint(figure: Any) -> None:
+        parts = figure.subfigures(len(changes), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, height, (name, each) in zip(parts, heights, changes.items(), strict=True):
+            part.subplots_adjust(left=0.09, right=0.99, bottom=0.06, top=1 - 0.6 / height, hspace=0.35)
+            _ranks(part, name, panels[name], {e: np.asarray(scores[e][name]) for e, _ in panels[name]}, each)
+        said = "across: rank of the score, lowest to highest; up: change of the loss without the unit, nats a token;\n"
+        parts[-1].text(0.06, 0.0, f"{said}ρ: Spearman's correlation; colour: layer, dark first", va="top")
+
+    return Figure("fidelity", "Scores against exact changes", paint, sum(heights), 9.0) if changes else None
+
+
+def _ranks(
+    part: Any, name: str, panels: Sequence[tuple[str, str]], scores: Mapping[str, np.ndarray], exact: np.ndarray
+) -> None:
+    from matplotlib.ticker import NullLocator
+
+    where = np.isfinite(exact)
+    changes, layers = exact[where], np.nonzero(where)[0]
+    sizes = np.abs(changes[changes != 0])
+    unit = 10.0 ** math.floor(math.log10(np.median(sizes))) if len(sizes) else 1.0
+    powers = [unit * 10.0**power for power in range(8) if unit * 10.0**power <= np.abs(changes).max(initial=0)]
+    ticks = [tick for tick in (*[-each for each in powers[::-1]], 0, *powers) if changes.min() <= tick <= changes.max()]
+    part.suptitle(f"{name}, {len(changes)} units", x=0.06, ha="left", weight="bold", y=0.995)
+    grid = part.subplots(-(-len(panels) // 4), 4, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis, (estimator, value) in zip(grid, panels, strict=False):
+        ranks = rankdata(scores[estimator][where]) / (len(changes) + 1)
+        axis.scatter(ranks, changes, s=6, c=layers, cmap="viridis", vmin=0, vmax=1.25 * max(len(exact) - 1, 1))
+        axis.set_yscale("asinh", linear_width=unit)
+        axis.axhline(0.0, alpha=0.6, linewidth=0.6, color=INK)
+        axis.set_title(f"{short_name(estimator, 28)}\nρ {value}")
+        axis.set_yticks(ticks, [f"{tick:g}".replace("-", MINUS) for tick in ticks], minor=False)
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.set_xlim(0, 1)
+        axis.set_xticks([])
+    for axis in grid[len(panels) :]:
+        axis.set_visible(False)

@@ -1,1 +1,0 @@
-"""Every figure, drawn by matplotlib: curves, maps, ranks, couplings."""

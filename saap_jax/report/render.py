@@ -1,0 +1,124 @@
+"""Blocks as HTML, Markdown and CSV.
+
+A page is one HTML file: no network, no script, colours and widths by style sheet; all text that it holds is escaped.
+Markdown has its words and tables, for places that show no HTML; CSV has all digits of a table.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from saap_jax.report.blocks import Block, Code, Page, Section, Table, Words
+from saap_jax.report.figures import inline
+from saap_jax.report.formats import slug
+from saap_jax.runtime.words import visible
+
+HERE = Path(__file__).parent
+
+OPEN = 3
+"""Runs up to this number are shown open and with their figures; of more of them the figures are of all together."""
+
+MARK = "<!-- made by saap_jax -->"
+"""First line of a report in Markdown, by which a later one knows that it may replace the file."""
+
+_FORMULA = ("=", "+", "-", "@", "\t")
+"""What a cell begins with that a spreadsheet takes for a formula."""
+
+
+def render_page(page: Page) -> str:
+    """Write a page as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    svg = lambda figure: markupsafe.Markup(inline(figure))  # noqa: E731
+    environment.globals |= {"slug": slug, "svg": svg, "kind": lambda block: type(block).__name__}
+    view = {"page": page, "style": (HERE / "style.css").read_text("utf-8"), "opened": len(page.views) <= OPEN}
+    return environment.get_template("page.html").render(view).lstrip() + "\n"
+
+
+# --- Markdown ----------------------------------------------------------------------------------------
+
+
+def markdown_report(page: Page) -> str:
+    """Write a page as Markdown."""
+    lines = [MARK, "", f"# {escaped(page.title)}", "", *_lines(page.overview, 2)]
+    for view in page.views:
+        alone = len(page.views) == 1
+        about = f"{view.kind}{f' of {view.model}' if view.model else ''}, {view.status}"
+        lines += [*([] if alone else [f"## {escaped(view.name)}", ""]), escaped(about), ""]
+        lines += _lines(view.sections, 2 if alone else 3)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown_text(blocks: Iterable[Block]) -> str:
+    """Write blocks as Markdown."""
+    return "\n".join(_lines(blocks, 2)).rstrip() + "\n"
+
+
+def _lines(blocks: Iterable[Block], level: int) -> Iterator[str]:
+    """Yield the lines of blocks, an empty one behind each; nothing of a figure, nor of a section of figures alone."""
+    for block in blocks:
+        match block:
+            case Words():
+                yield from (escaped(block.text), "")
+            case Code():
+                fence = "`" * (2 + max([1, *(len(run) for run in re.findall("`+", block.text))]))
+                yield from (fence, block.text, fence, "")
+            case Table():
+                notes = [*(f"- {escaped(note)}" for note in block.notes), ""] if block.notes else []
+                yield from (*_table(block), "", *notes)
+            case Section():
+                if inner := [*_lines(block.blocks, level + 1)]:
+                    yield from (f"{'#' * level} {escaped(block.title)}", "", *inner)
+
+
+def _table(table: Table) -> Iterator[str]:
+    """Yield the lines of a table, its title first; one without headings is a list, a row a line."""
+    yield from ([f"**{escaped(table.title)}**", ""] if table.title else [])
+    rows = [[escaped(cell) for cell in table.cells(row)] for row in table.rows]
+    if not any(table.header):
+        yield from (f"- {first}: {' '.join(rest)}" for first, *rest in rows)
+        return
+    rule = [":--" if column.words else "--:" for column in table.columns]
+    yield from (f"| {' | '.join(line)} |" for line in (map(escaped, table.header), rule, *rows))
+
+
+def escaped(text: str) -> str:
+    """Write text so that Markdown shows it as it is, on one line.
+
+    >>> escaped("a*b | <c>")
+    'a\\\\*b \\\\| &lt;c>'
+    """
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;")
+
+
+# --- CSV ---------------------------------------------------------------------------------------------
+
+
+def table_csv(table: Table) -> str:
+    """Write the rows of a table as CSV, a column a field, numbers in full precision.
+
+    NaN and what a row lacks are empty cells, true is 1. Text that a spreadsheet would take for a formula begins with an
+    apostrophe, as the spreadsheet itself writes it; control characters are written out.
+    """
+    fields = [*dict.fromkeys(field for column in table.columns for field in column.fields)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows(map(_cell, line) for line in (fields, *(map(row.get, fields) for row in table.rows)))
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return None if value != value else int(value) if isinstance(value, bool) else value
+    text = visible(value)
+    number = re.fullmatch(r"[+-]?([\d.]+(e[+-]?\d+)?|inf|nan)", text, re.IGNORECASE)
+    return f"'{text}" if text.startswith(_FORMULA) and text != "-" and not number else text
