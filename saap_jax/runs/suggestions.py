@@ -38,9 +38,6 @@ from saap_jax.types import STRUCTURES
 MORE_WINDOWS = 24
 """Windows that are suggested where a run has too few, the usual number."""
 
-MOST_SEEDS = 10
-"""Seeds that are suggested at most."""
-
 SEVERAL, LITTLE = 3.0, 0.1
 """Times the average a place costs from where on it is costly, and up to where it costs almost nothing."""
 
@@ -141,39 +138,18 @@ def effort(chain: str) -> tuple[int, str]:
 
 
 def _more_seeds(run: RunRecord, found: Sequence[Standing]) -> list[Suggestion]:
-    """Ask for more seeds where they differ more than the two best variants do."""
+    """Ask for more seeds where there is one."""
     (first, _), (second, _) = found[:2]
-    ratio, gap = f"at {100 * first.asked:g} %", _figure(run, second) - _figure(run, first)
-    seeds = [int(seed) for seed in run["seeds"]["calibration"]]
-
-    def command(count: int) -> str:
-        more = (seed for seed in range(count + len(seeds)) if seed not in seeds)
-        return compare_command(run, "seeds", {"seeds": [*seeds, *more][: max(count, len(seeds))]})
-
-    if first.seeds == 1:
-        return [
-            _suggest(
-                f"One seed does not say how much the difference of {abs(gap):.2g} between {first.label} and "
-                f"{second.label} {ratio} owes to the text that was drawn.",
-                "the spread over seeds becomes known; one seed has measured none",
-                command(3),
-            )
-        ]
-    spreads = [getattr(row, f"spread_{primary_domain(run)}") for row in (first, second)]
-    spread = max((each for each in spreads if not math.isnan(each)), default=math.nan)
-    if not (math.isfinite(spread) and 0 <= gap < spread):
+    if first.seeds > 1:
         return []
-    needed = math.ceil(8 * (spread / gap) ** 2) if gap > 0 else math.inf
-    count = int(min(max(needed, first.seeds + 1), max(MOST_SEEDS, first.seeds + 1)))
-    before, after = (spread / math.sqrt(many) for many in (first.seeds, count))
-    enough = f"about {needed:,} would settle it" if needed < 1000 else "no number of seeds will settle it"
+    gap, known = abs(_figure(run, second) - _figure(run, first)), [int(seed) for seed in run["seeds"]["calibration"]]
+    seeds = [*known, *(seed for seed in range(3) if seed not in known)][:3]
     return [
         _suggest(
-            f"{first.label} and {second.label} differ {ratio} by {gap:.2g}, their seeds by {spread:.2g} (standard "
-            "deviation): more seeds or calibration.examples.",
-            f"standard error of a mean from {before:.2g} with {first.seeds} seeds to {after:.2g} with {count}; "
-            f"{enough} (two standard errors of the difference)",
-            command(count),
+            f"One seed does not say how much the difference of {gap:.2g} between {first.label} and {second.label} at "
+            f"{100 * first.asked:g} % owes to the text that was drawn.",
+            "the spread over seeds becomes known; one seed has measured none",
+            compare_command(run, "seeds", {"seeds": seeds}),
         )
     ]
 

@@ -1,14 +1,23 @@
-"""A score run: rank correlations by hand, maps of layers, fusions and what the page says of them."""
+"""A score run: rank correlations and patterns by hand, maps of layers, fusions and what the page says of them."""
 
 import re
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from saap_jax.report.blocks import Figure, Table
 from saap_jax.report.figures import painted
-from saap_jax.report.pages.score import find_patterns, fusion_table, layer_ranks, rank_table, score_sections
-from saap_jax.report.patterns import rank_agreement
+from saap_jax.report.pages.score import (
+    fusion_table,
+    layer_ranks,
+    pattern_notes,
+    pattern_table,
+    rank_table,
+    score_sections,
+)
+from saap_jax.report.patterns import Patterns, patterns, rank_agreement, unimportant
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.types import Scores
 from tests.report.shown import cells, printed
@@ -26,10 +35,8 @@ class TestRankAgreement:
         scores = {"a": units(1.0, 2.0, 3.0), "b": units(20.0, 10.0, 30.0), "c": units(3.0, 2.0, 1.0)}
         # Σ d² is 2, 8 and 6; ρ is 1 - 6 Σ d² / 24
         np.testing.assert_allclose(rank_agreement(scores, "attention"), [[1, 0.5, -1], [0.5, 1, -0.5], [-1, -0.5, 1]])
-
-    def test_equal_scores_share_their_rank(self):
-        scores = {"a": units(1.0, 2.0, 3.0, 4.0), "b": units(1.0, 5.0, 5.0, 9.0)}
-        assert rank_agreement(scores, "attention")[0, 1] == pytest.approx(4.5 / np.sqrt(5 * 4.5))
+        ties = {"a": units(1.0, 2.0, 3.0, 4.0), "b": units(1.0, 5.0, 5.0, 9.0)}  # they share their rank
+        assert rank_agreement(ties, "attention")[0, 1] == pytest.approx(4.5 / np.sqrt(5 * 4.5))
 
     def test_only_units_that_all_score_with_a_finite_number(self):
         scores = {"a": units(1.0, 2.0, 3.0, NAN, 9.0), "b": units(1.0, 2.0, 3.0, NAN, INF)}
@@ -51,37 +58,166 @@ class TestRankAgreement:
         assert rank_agreement(opposite, "mlp")[0, 1] == pytest.approx(-rank_agreement(scores, "mlp")[0, 1])
         assert rank_agreement(scores, "mlp")[0, 1] != 0
 
-    def test_nothing_to_compare(self):
-        assert rank_agreement({}, "mlp").shape == (0, 0)
-        assert rank_agreement({"a": units(1.0)}, "mlp").tolist() == [[1.0]]
+
+def test_a_table_has_attention_below_and_mlp_above_the_diagonal():
+    three = {
+        "a": units(1.0, 2.0, 3.0, mlp=(1.0, 2.0, 3.0)),
+        "[red]b": units(3.0, 2.0, 1.0, mlp=(1.0, 2.0, 3.0)),
+        "flat": units(1.0, 1.0, 1.0, mlp=(1.0, 3.0, 2.0)),
+    }
+    rows = [[row.get(str(n)) for n in (1, 2, 3)] for row in rank_table(three).rows]
+    wanted = [[None, 1.0, 0.5], [-1.0, None, 0.5], [NAN, NAN, None]]
+    np.testing.assert_allclose(np.array(rows, np.float64), np.array(wanted, np.float64))
+    text = printed(rank_table(three, "[red]web"))
+    lines = [line.split() for line in text.splitlines() if re.match(r" *\d \S", line)]
+    assert lines == [
+        ["1", "a", "-", "1.00", "0.50"],
+        ["2", "[red]b", "−1.00", "-", "0.50"],
+        ["3", "flat", "n/a", "n/a", "-"],
+    ]
+    assert "scenario [red]web: attention units below the diagonal, " in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 100
 
 
-THREE = {
-    "a": units(1.0, 2.0, 3.0, mlp=(1.0, 2.0, 3.0)),
-    "[red]b": units(3.0, 2.0, 1.0, mlp=(1.0, 2.0, 3.0)),
-    "flat": units(1.0, 1.0, 1.0, mlp=(1.0, 3.0, 2.0)),
+# --- patterns ------------------------------------------------------------------------------------
+
+IMPORTANCE = {
+    "web": np.array([[1.0, 5.0, 3.0], [4.0, 2.0, NAN]]),
+    "code": np.array([[10.0, 40.0, 50.0], [20.0, 30.0, NAN]]),
+}
+"""Five units. Orders of web 1 5 3 4 2 and of code 1 4 5 2 3: Σ d² = 10, so Spearman's ρ is 1 - 60 / 120."""
+
+USAGE = {
+    "web": np.array([[0.0, 1.0, 0.4], [0.6, 0.2, NAN]]),  # as importance
+    "code": np.array([[1.0, 0.4, 0.2], [0.8, 0.6, NAN]]),  # the opposite
 }
 
 
-class TestRankTable:
-    def test_attention_is_below_and_mlp_above_the_diagonal(self):
-        rows = [[row.get(str(n)) for n in (1, 2, 3)] for row in rank_table(THREE).rows]
-        wanted = [[None, 1.0, 0.5], [-1.0, None, 0.5], [NAN, NAN, None]]
-        np.testing.assert_allclose(np.array(rows, np.float64), np.array(wanted, np.float64))
+def example(*scenarios: str, usage: str | None = "used") -> Patterns:
+    """Return the patterns of the numbers above, of all scenarios or those named."""
+    scores = {name: {"i": {"mlp": IMPORTANCE[name]}, "used": {"mlp": USAGE[name]}} for name in scenarios or IMPORTANCE}
+    return patterns(scores, "i", usage, 0.4)
 
-    def test_says_it_in_a_terminal(self):
-        text = printed(rank_table(THREE, "[red]web"))
-        lines = [line.split() for line in text.splitlines() if re.match(r" *\d \S", line)]
-        assert lines == [
-            ["1", "a", "-", "1.00", "0.50"],
-            ["2", "[red]b", "−1.00", "-", "0.50"],
-            ["3", "flat", "n/a", "n/a", "-"],
+
+def drawn(many: int, seed: int = 0, shape: tuple[int, int] = (4, 6)) -> dict[str, dict]:
+    """Return random scores `i` and frequencies `u` of so many scenarios; layers have unequal widths."""
+    random = np.random.default_rng(seed)
+    gone = np.arange(shape[1]) >= random.integers(0, shape[1] + 1, shape[0])[:, None]
+
+    def one(low: float, high: float) -> dict[str, np.ndarray]:
+        values = random.uniform(low, high, shape)
+        return {"attention": values[:, :2], "mlp": np.where(gone, NAN, values)}
+
+    return {f"s{number}": {"i": one(1, 9), "u": one(0, 1)} for number in range(many)}
+
+
+class TestUnimportant:
+    @pytest.mark.parametrize(("share", "units", "count"), [(0.29, 100, 29), (0.2, 15, 3), (0.7, 10, 7), (0.199, 10, 1)])
+    def test_counts_without_rounding_errors(self, share, units, count):
+        """Floats alone would miscount 0.29 · 100."""
+        assert unimportant({"mlp": np.arange(float(units))[None]}, share)["mlp"].sum() == count
+        assert int(0.29 * 100) == 28, "control"
+
+    def test_ties_go_by_layer_then_index_structures_apart_and_layers_together(self):
+        mask = unimportant({"mlp": np.array([[2.0, 1.0, 1.0], [1.0, 1.0, NAN]])}, 0.6)["mlp"]
+        assert mask.tolist() == [[False, True, True], [True, False, False]]
+        scores = {"attention": np.array([[100.0, 200.0]]), "mlp": np.array([[1.0, 2.0], [8.0, 9.0]])}
+        masks = unimportant(scores, 0.5)
+        assert masks["attention"].tolist() == [[True, False]]
+        assert masks["mlp"].tolist() == [[True, True], [False, False]]
+
+
+class TestPatterns:
+    def test_by_hand(self):
+        part = example().structures["mlp"]
+        assert (part.units, part.lowest) == (5, 2)
+        assert part.consistent.tolist() == [[True, False, False], [False, False, False]]
+        assert (part.agreed, part.share) == (1, 0.2)
+        assert part.chance == pytest.approx(0.16)
+        assert part.task_specific == 1  # the first of layer 1: second lowest in code, second highest in web
+        assert part.agreement == pytest.approx({"web": 0.5, "code": 0.5})
+        assert part.usage == pytest.approx({"web": 0.44, "code": 0.6})
+        assert part.usage_importance == pytest.approx({"web": 1.0, "code": -1.0})
+        alone = example("web").structures["mlp"]
+        assert np.isnan(alone.agreement["web"])
+        assert (alone.agreed, alone.task_specific, alone.chance) == (2, 0, 0.4)
+
+    def test_agreement_is_the_mean_over_the_others(self):
+        order = np.array([[1.0, 2.0, 3.0]])
+        scores = {name: {"i": {"mlp": values}} for name, values in {"a": order, "b": order, "c": -order}.items()}
+        assert patterns(scores, "i").structures["mlp"].agreement == pytest.approx({"a": 0.0, "b": 0.0, "c": -1.0})
+
+    def test_a_model_without_units_of_a_structure(self):
+        scores = {s: {"i": {"attention": np.full((2, 3), NAN), "mlp": np.zeros((2, 0))}} for s in "ab"}
+        found = patterns(scores, "i")
+        for name, part in found.structures.items():
+            assert (part.units, part.lowest, part.agreed, part.task_specific) == (0, 0, 0, 0)
+            assert np.isnan([part.share, part.chance, *part.agreement.values()]).all()
+            assert pattern_notes(found, name) == [f"No {name} units."]
+
+    @pytest.mark.parametrize("share", [0.2, 0.5, 0.7, 1.0])
+    def test_equal_scenarios_agree_on_everything(self, share):
+        one = drawn(1)["s0"]
+        for name, part in patterns({"a": one, "b": one}, "i", "u", share).structures.items():
+            np.testing.assert_array_equal(part.consistent, unimportant(one["i"], share)[name])
+            assert part.task_specific == 0
+            assert part.agreement == pytest.approx({"a": 1.0, "b": 1.0})
+
+    def test_opposite_scenarios_agree_on_nothing(self):
+        up = {"mlp": np.arange(10.0).reshape(2, 5)}
+        part = patterns({"a": {"i": up}, "b": {"i": {"mlp": -up["mlp"]}}}, "i", share=0.3).structures["mlp"]
+        assert (part.agreed, part.task_specific) == (0, 6)
+        assert part.agreement == pytest.approx({"a": -1.0, "b": -1.0})
+
+    @settings(max_examples=20, deadline=None)
+    @given(seed=st.integers(0, 1000), share=st.floats(0, 1))
+    def test_a_further_scenario_takes_away_only(self, seed, share):
+        scores = drawn(3, seed)
+        fewer = patterns({name: scores[name] for name in ("s0", "s1")}, "i", share=share)
+        for name, part in patterns(scores, "i", share=share).structures.items():
+            assert not (part.consistent & ~fewer.structures[name].consistent).any()
+            assert part.agreed <= part.lowest <= part.units
+            assert part.task_specific <= part.units
+
+    def test_moves_with_the_units_and_knows_no_unit_of_measure(self):
+        scores, order = drawn(2), np.array([5, 0, 3, 1, 4, 2])
+        changed = {
+            s: {
+                e: {"attention": v["attention"], "mlp": (v["mlp"] if e == "u" else 1e-9 * v["mlp"] ** 3)[:, order]}
+                for e, v in by.items()
+            }
+            for s, by in scores.items()
+        }
+        before, after = (patterns(each, "i", "u", 0.4).structures["mlp"] for each in (scores, changed))
+        assert before.agreed > 0
+        np.testing.assert_array_equal(after.consistent, before.consistent[:, order])
+        assert after.consistent.tolist() != before.consistent.tolist()
+        assert after._replace(consistent=0, usage=0) == before._replace(consistent=0, usage=0)
+
+    def test_independent_orders_come_near_chance(self):
+        part = patterns(drawn(2, shape=(40, 500)), "i", share=0.3).structures["mlp"]
+        assert part.chance == pytest.approx(0.09, abs=1e-3)
+        assert part.share == pytest.approx(part.chance, abs=0.015)
+        assert abs(part.share - 0.3) > 0.1  # of equal orders
+
+    def test_tables_and_notes(self):
+        table = pattern_table(example(), "mlp")
+        assert table.header == ["scenario", "mean usage %", "usage ~ importance", "importance ~ other scenarios"]
+        assert cells(table) == [["web", "44.0", "1.00", "0.50"], ["code", "60.0", "−1.00", "0.50"]]
+        assert pattern_table(example(usage=None), "mlp").header == ["scenario", "importance ~ other scenarios"]
+        assert cells(pattern_table(example("web"), "mlp")) == [["web", "44.0", "1.00"]]
+        assert pattern_notes(example(), "mlp") == [
+            "1 of 5 mlp units (20.0 %) are among the lowest 40 % by i in all 2 scenarios; independent orders would "
+            "give 16.0 %, equal ones 40.0 %.",
+            "1 unit is among the lowest in one scenario and in the upper half of another.",
         ]
-        assert "scenario [red]web: attention units below the diagonal, " in " ".join(text.split())
-        assert max(map(len, text.splitlines())) <= 100
+        (said,) = pattern_notes(example("web"), "mlp")
+        assert said.endswith("with one scenario, consistently unimportant is no more than that.")
+        (said, _) = pattern_notes(patterns(drawn(6, shape=(10, 100)), "i"), "attention")
+        assert "independent orders would give 0.006 %, equal ones 20.0 %" in said, "a small chance is not none"
 
-    def test_without_a_scenario(self):
-        assert str(rank_table(THREE).title).startswith("Spearman rank correlation of scores: attention")
+
+# --- the page ------------------------------------------------------------------------------------
 
 
 def invented(scenarios: tuple[str, ...], estimators: tuple[str, ...] = ("random", "wanda", "activation_frequency")):
@@ -94,11 +230,11 @@ def invented(scenarios: tuple[str, ...], estimators: tuple[str, ...] = ("random"
     }
 
 
-def kept(path, arrays, **more) -> RunDirectory:
+def kept(path, arrays) -> RunDirectory:
     """Write a score run."""
     run = RunDirectory.open(path, {"keep_statistics": "all", "calibration": {"examples": 4}})
     run.save_arrays("scores", arrays)
-    run.update(kind="score", status="finished", scenarios={"web": [4, 128]}, **more)
+    run.update(kind="score", status="finished", scenarios={"web": [4, 128]})
     return run
 
 
@@ -120,12 +256,6 @@ class TestPage:
         run = kept(tmp_path / "scored", invented(("web",), ("wanda",)))
         titles = [section.title for section in score_sections(run.path, run.record)]
         assert titles == ["Summary", "Where importance lies", "To reproduce"]
-        assert find_patterns({}) is None
-
-    def test_nothing_yet(self, tmp_path):
-        run = RunDirectory.open(tmp_path / "begun", {"keep_statistics": "all"})
-        first, *_ = score_sections(run.path, run.record)
-        assert first.blocks[0].text == "Nothing is scored yet."
 
     def test_damaged_scores_are_refused(self, tmp_path):
         run = kept(tmp_path / "scored", {"wanda": np.ones((2, 2))})

@@ -1,25 +1,23 @@
-"""Several runs side by side: who is best at each ratio in which run, on one drawing, and where the runs differ."""
+"""Several runs side by side: who is best at each ratio in which run, and on one drawing."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from saap_jax.evaluation.scales import Scale, scale_of
 from saap_jax.report.blocks import Block, Column, Row, Section, Table, View, Words, section, text_table
 from saap_jax.report.figures import Curve, ratio_figure
 from saap_jax.report.formats import TIED, format_percent, format_spread, format_usd
-from saap_jax.report.pages.common import DOMAINS, figure_of, seconds_of
-from saap_jax.runs.directory import flatten
+from saap_jax.report.pages.common import figure_of, seconds_of
 from saap_jax.runs.standing import DENSE, first_metric, primary_domain
-from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import plural
 
-_TEXTS, _FIELDS, _LETTERS = 4, 12, 60
-"""Drawings, differing fields of the configuration, and letters of a value that are shown at most."""
+_TEXTS = 4
+"""Drawings at most."""
 
 
 def overview_sections(views: Sequence[View]) -> list[Section]:
-    """Say what the runs have in common and where they differ; nothing for a single run."""
+    """Say what the runs have in common; nothing for a single run."""
     if len(views) < 2:
         return []
     curves = joint_curves(views)
@@ -38,7 +36,6 @@ def overview_sections(views: Sequence[View]) -> list[Section]:
     return [
         Section("Overview", [*_best_blocks(views), _run_table(views)]),
         *section(f"Best {noun} against ratio", *figures, about=about),
-        *section("Where the configurations differ", *_differences(views)),
     ]
 
 
@@ -140,32 +137,3 @@ def joint_curves(views: Sequence[View]) -> dict[str, list[Curve]]:
             if text and any(ratio > 0 for ratio, _ in points):
                 found.setdefault(text, []).append(Curve(view.name, points))
     return {text: lines for text, lines in found.items() if len(lines) > 1}
-
-
-def _differences(views: Sequence[View]) -> list[Block]:
-    """List the fields of the configurations that differ, a line a run, those of the evaluation first.
-
-    What was evaluated in fact comes before them, since a configuration may ask for more windows than a text has.
-    Nothing where none differs.
-    """
-    fields: list[Mapping[str, str]] = [
-        {f"evaluated {DOMAINS[domain]}": text for domain in ("out", "in") if (text := evaluated(view, domain))}
-        | flatten(plain(view.run.get("config", {})))
-        for view in views
-    ]
-    keys = [key for key in dict.fromkeys(key for each in fields for key in each) if key not in ("name", "runs", "")]
-    differing = [key for key in keys if len({each.get(key) for each in fields}) > 1]
-    differing.sort(key=lambda key: not key.startswith("evaluat"))
-    if not differing:
-        return []
-    shown, more = differing[:_FIELDS], len(differing) - _FIELDS
-
-    def short(text: str) -> str:
-        text = text.strip('"')
-        return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
-
-    lines = [[view.name, *(short(each.get(key, "-")) for key in shown)]
-             for view, each in zip(views, fields, strict=True)]  # fmt: skip
-    about = "Fields that are not the same in all runs; - where a run has no such field."
-    about += f" {plural(more, 'more field')} differ." if more > 0 else ""
-    return [Words(about), text_table("Differing fields", ["run", *shown], lines, words=len(shown) + 1)]
