@@ -10,14 +10,17 @@ from hypothesis import strategies as st
 from saap_jax.report.blocks import Figure, Table
 from saap_jax.report.figures import painted
 from saap_jax.report.pages.score import (
+    Patterns,
     fusion_table,
     layer_ranks,
     pattern_notes,
     pattern_table,
+    patterns,
+    rank_agreement,
     rank_table,
     score_sections,
+    unimportant,
 )
-from saap_jax.report.patterns import Patterns, patterns, rank_agreement, unimportant
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.types import Scores
 from tests.report.shown import cells, printed

@@ -48,7 +48,7 @@ def closing_sections(run: RunRecord, about: Mapping[str, str | None] | None = No
     )
     return [
         *written_section(run.get("written", ())),
-        *section("Time, memory and cost", *_stages(run), *said(*cost_sentences(run)), *_seconds(run)),
+        *section("Time, memory and cost", *_cost(run)),
         Section("To reproduce", _reproduce(run, about or {})),
         *section(
             "Coupled structures", coupling_figure(run["couplings"]) if "couplings" in run else None, about=coupled
@@ -81,24 +81,19 @@ def _reproduce(run: RunRecord, about: Mapping[str, str | None]) -> list[Block]:
     return [*command, facts(known), Section("Configuration", [config], folded=True)]
 
 
-def _stages(run: RunRecord) -> list[Table]:
-    """Make a table of the stages, with the columns that some stage has a number for."""
-    if not (stages := run.get("stages", [])):
-        return []
-    fields = [field for field in _STAGE if any(stage.get(field) is not None for stage in stages)]
-    lines = []
+def _cost(run: RunRecord) -> list[Block]:
+    """Say time, memory and cost; the table of stages has the columns that some stage has a number for."""
+    stages, dollars = run.get("stages", []), said(*cost_sentences(run))
+    if not stages:
+        return [*dollars]
+    fields, lines = [field for field in _STAGE if any(stage.get(field) is not None for stage in stages)], []
     for stage in stages:
         name = stage["name"] + (f" ({stage['times']} times)" if stage.get("times", 1) > 1 else "")
         values = [(stage.get(field), _STAGE[field][1]) for field in fields]
         lines.append([name, *("-" if value is None else format(value, form) for value, form in values)])
-    return [text_table("Stages", ["stage", *(_STAGE[field][0] for field in fields)], lines)]
-
-
-def _seconds(run: RunRecord) -> list[Words]:
-    if (seconds := seconds_of(run)) is None:
-        return []
+    table = text_table("Stages", ["stage", *(_STAGE[field][0] for field in fields)], lines)
     more = "Memory is the highest of the process until the end of a stage."
-    return [Words(f"All stages together: {seconds:,.0f} seconds. {more}")]
+    return [table, *dollars, Words(f"All stages together: {seconds_of(run):,.0f} seconds. {more}")]
 
 
 def cost_sentences(run: RunRecord) -> list[str]:
