@@ -43,7 +43,6 @@ class Reference(NamedTuple):
     candidate: str = ""
     """What is named within the run."""
     record: RunRecord = cast(RunRecord, MappingProxyType({}))
-    """`run.json`."""
     rows: tuple[Row, ...] = ()
     """The lines of `metrics.jsonl`, by seed; for the unpruned model, its record."""
 
@@ -57,11 +56,8 @@ class Reference(NamedTuple):
     @property
     def model(self) -> dict[str, str]:
         """Name and type of the model of the run."""
-        with reading(self.text, _RECORDED):
-            model = self.record.get("config", {}).get("model")
-        if not isinstance(model, dict) or not {"name", "dtype"} <= model.keys():
-            raise ValueError(f"{self.text}: expected config.model with name and dtype in {self.run}/run.json, got none")
-        return {name: model[name] for name in ("name", "dtype")}
+        with reading(self.text, "a run whose run.json has config.model with name and dtype"):
+            return {name: self.record["config"]["model"][name] for name in ("name", "dtype")}
 
     @property
     def tokenizer(self) -> str:
