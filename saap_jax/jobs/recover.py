@@ -35,9 +35,9 @@ from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.top_k import Kept, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report.pages.recover import recovery_files, recovery_table, summary
-from saap_jax.runs.directory import RunDirectory, flatten, plain, write_scalars
+from saap_jax.runs.directory import RunDirectory, flatten, write_scalars
 from saap_jax.runtime.digests import digest_of, inputs_of, model_digest, provenance
-from saap_jax.runtime.files import held
+from saap_jax.runtime.files import held, plain
 from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, quiet, step

@@ -9,8 +9,8 @@ from saap_jax.evaluation.targets import TIMED, Costs, Target, measure_table, mea
 from saap_jax.evaluation.timing import compile_programs
 from saap_jax.llama import Llama
 from saap_jax.llama.generate import decoder_of
-from saap_jax.runs.directory import plain
 from saap_jax.runtime.digests import provenance
+from saap_jax.runtime.files import plain
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.words import signed
 from saap_jax.steps.allocation.allocation import TOLERANCE
