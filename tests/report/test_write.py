@@ -99,6 +99,16 @@ class TestSeveralRuns:
         assert len(many[2].read_text().splitlines()) == 1 + rows
         assert "x (2)" in page
 
+    def test_where_configurations_differ(self, tmp_path):
+        paths = []
+        for number in (0, 1):
+            run = RunDirectory.open(tmp_path / f"r{number}", {"search": {"seed": number}, "limit": 3})
+            run.update(**fake.fields())
+            paths.append(run.path)
+        (section,) = [each for each in overview_sections(read_views(paths)) if "differ" in each.title]
+        assert cells(section.blocks[1]) == [["r0", "0"], ["r1", "1"]]
+        assert section.blocks[1].header == ["run", "search.seed"]
+
 
 @pytest.mark.parametrize("kind", ["fidelity", "frontier", "recover", "score", "sensitivity", "other"])
 def test_a_run_of_any_kind_that_has_only_begun_has_a_page(kind, tmp_path):

@@ -1,4 +1,4 @@
-"""Several runs side by side: who is best at each ratio in which run, and on one drawing."""
+"""Several runs side by side: who is best at each ratio in which run, on one drawing, and where the runs differ."""
 
 import math
 from collections.abc import Sequence
@@ -8,16 +8,18 @@ from saap_jax.evaluation.scales import Scale, scale_of
 from saap_jax.report.blocks import Block, Column, Row, Section, Table, View, Words, section, text_table
 from saap_jax.report.figures import Curve, ratio_figure
 from saap_jax.report.formats import TIED, format_percent, format_spread, format_usd
-from saap_jax.report.pages.common import figure_of, seconds_of
+from saap_jax.report.pages.common import DOMAINS, figure_of, seconds_of
+from saap_jax.runs.directory import flatten
 from saap_jax.runs.standing import DENSE, first_metric, primary_domain
+from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import plural
 
-_TEXTS = 4
-"""Drawings at most."""
+_TEXTS, _FIELDS, _LETTERS = 4, 12, 60
+"""Drawings, differing fields of the configuration, and letters of a value that are shown at most."""
 
 
 def overview_sections(views: Sequence[View]) -> list[Section]:
-    """Say what the runs have in common; nothing for a single run."""
+    """Say what the runs have in common and where they differ; nothing for a single run."""
     if len(views) < 2:
         return []
     curves = joint_curves(views)
@@ -36,6 +38,7 @@ def overview_sections(views: Sequence[View]) -> list[Section]:
     return [
         Section("Overview", [*_best_blocks(views), _run_table(views)]),
         *section(f"Best {noun} against ratio", *figures, about=about),
+        *section("Where the configurations differ", *_differences(views)),
     ]
 
 
@@ -137,3 +140,27 @@ def joint_curves(views: Sequence[View]) -> dict[str, list[Curve]]:
             if text and any(ratio > 0 for ratio, _ in points):
                 found.setdefault(text, []).append(Curve(view.name, points))
     return {text: lines for text, lines in found.items() if len(lines) > 1}
+
+
+def _differences(views: Sequence[View]) -> list[Block]:
+    """List the fields of the configurations that differ, a line a run; nothing where none differs.
+
+    What was evaluated in fact comes first, since a configuration may ask for more windows than a text has.
+    """
+    fields = [
+        {f"evaluated {DOMAINS[domain]}": text for domain in ("out", "in") if (text := evaluated(view, domain))}
+        | {key: value.strip('"') for key, value in flatten(plain(view.run.get("config", {}))).items()}
+        for view in views
+    ]
+    keys = [key for key in dict.fromkeys(key for each in fields for key in each) if key not in ("name", "runs", "")]
+    differing = [key for key in keys if len({each.get(key) for each in fields}) > 1]
+    differing.sort(key=lambda key: not key.startswith("evaluat"))
+    shown, more = differing[:_FIELDS], len(differing) - _FIELDS
+    lines = []
+    for view, each in zip(views, fields, strict=True):
+        texts = [each.get(key, "-") for key in shown]
+        lines.append([view.name, *(x if len(x) <= _LETTERS else f"{x[: _LETTERS - 1]}…" for x in texts)])
+    about = "Fields that are not the same in all runs; - where a run has no such field."
+    about += f" {plural(more, 'more field')} differ." if more > 0 else ""
+    table = text_table("Differing fields", ["run", *shown], lines, words=len(shown) + 1)
+    return [Words(about), table] if differing else []
