@@ -1,6 +1,7 @@
 """The words to type for another run in the setting of one that is on record, with a few options changed."""
 
 import dataclasses
+import itertools
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -59,9 +60,8 @@ def prune_command(run: RunRecord, row: Row) -> str:
     """Return the `saap prune` that makes a candidate, a line of `metrics.jsonl`, of a comparison or a frontier."""
     config: dict[str, Any] = dict(run["config"])
     config["calibration"] = {**config["calibration"], "seed": row["seed"]}
-    config |= {"method": row["variant"] if "=" not in row["variant"] else row["chain"], "ratio": row["ratio_asked"]}
-    if row["variant"] not in (*RECIPES, row["chain"]) and ">" not in row["variant"]:
-        config["method"] = row["chain"]  # a name of its own
+    method = row["variant"] if row["variant"] in RECIPES else row["chain"]
+    config |= {"method": method, "ratio": row["ratio_asked"]}
     return " ".join(["saap prune", *options(config, PruneConfig())])
 
 
@@ -98,17 +98,14 @@ def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[s
             continue
         value, usual = config[field.name], getattr(default, field.name)
         name = f"{prefix}{field.name}".replace("_", "-")
+        if isinstance(usual, tuple):
+            value, usual = list(value), list(usual)
         if dataclasses.is_dataclass(usual):
             words += options(value, usual, f"{name}.")
-        elif isinstance(usual, tuple):
-            if list(value) != list(usual):
-                words += [f"--{name}", *(shlex.quote(str(item)) for item in value)]
-        elif isinstance(usual, dict):
-            if value != usual:
-                words += [f"--{name}", *(shlex.quote(str(word)) for pair in value.items() for word in pair)]
-        elif isinstance(usual, bool):
-            if value != usual:
-                words.append(f"--{name}" if value else f"--{prefix}no-{field.name}".replace("_", "-"))
+        elif isinstance(usual, bool) and value != usual:
+            words.append(f"--{name}" if value else f"--{prefix}no-{field.name}".replace("_", "-"))
         elif value != usual:
-            words += [f"--{name}", shlex.quote(str(value))]
+            items = itertools.chain(*value.items()) if isinstance(value, dict) else value
+            items = items if isinstance(value, dict | list) else [value]
+            words += [f"--{name}", *(shlex.quote(str(item)) for item in items)]
     return words

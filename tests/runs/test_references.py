@@ -89,7 +89,7 @@ def test_what_of_a_run_can_be_loaded(run):
     (run / "best").mkdir()
     (run / "best" / "config.json").write_text("{}")
     assert loadable(find(f"{run}:wanda, seed 1@0.2"), "") == str(run / "best")
-    said = r"why, but .* masks .*; cut it \(saap prune --method 'wanda > uniform' .* --out DIRECTORY\)"
+    said = r"why, but .* masks .*; cut it \(saap prune .*--method 'wanda > uniform' .* --out DIRECTORY\)"
     for name in ("wanda, seed 0@0.2", "wanda@0.2"):
         with pytest.raises(ValueError, match=said):
             loadable(find(f"{run}:{name}"), "why")
