@@ -40,6 +40,11 @@ def test_the_prompts_are_those_of_alpaca():
     assert (alpaca.said, dolly.said) == ("Add the numbers.\n\n1 and 2", "Say hello.")
 
 
+def test_braces_in_the_data_stay_what_they_are():
+    (exchange,) = exchanges({**ALPACA, "instruction": "Format {context} and {x}"})
+    assert "Format {context} and {x}" in exchange.prompt
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

@@ -9,7 +9,6 @@ import pytest
 from saap_jax.data import tfds_source
 from saap_jax.data.packing import read_pieces
 from saap_jax.data.sources import check_disjoint, read_texts
-from saap_jax.data.windows import calibration_windows
 
 BUILDER = Path(__file__).parents[2] / "experiments" / "tfds_builder.py"
 DOCUMENTS = [f"Document {number}: " + f"words and words {number} é " * 12 for number in range(20)]
@@ -54,11 +53,6 @@ def test_version_split_and_field_can_be_named(sets):
     names = [document.text for document in read_texts("tfds:my_text@train#name")]
     assert all(name.startswith("line ") for name in names)
     assert len(read_texts("tfds:my_text@train+validation")) == 20
-
-
-def test_it_calibrates(sets, tokenizer):
-    windows = calibration_windows("tfds:my_text", tokenizer, 3, 16, seed=0)
-    assert windows.tokens.shape == (3, 16)
 
 
 def test_it_is_trained_on(sets, tokenizer):

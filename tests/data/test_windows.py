@@ -182,18 +182,6 @@ def test_a_window_has_text_behind_its_beginning(tokenizer, tmp_path):
             read(bos="always")
 
 
-def test_a_short_text_is_refused_with_both_counts(tokenizer, tmp_path):
-    file = tmp_path / "a.txt"
-    file.write_text("the cat sat")
-    have = tokenize("the cat sat", tokenizer).size
-    message = f"'{file}': expected at least 512 tokens for 4 x 128, got {have};"
-    with pytest.raises(ValueError, match=message) as error:
-        calibration_windows(str(file), tokenizer, 4, 128, 0)
-    assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=f"expected at least 128 tokens for 1 x 128, got {have};"):
-        evaluation_windows(str(file), tokenizer, 128)
-
-
 def test_builtin_windows_come_from_their_own_part(tokenizer):
     calibration = join_texts(read_texts("builtin:reference", "calibration"))
     evaluation = join_texts(read_texts("builtin:reference", "evaluation"))

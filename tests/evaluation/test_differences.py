@@ -1,12 +1,20 @@
-"""The paired bootstrap: all resamples by brute force, coverage of a known truth, what pairing is good for; Holm."""
+"""The paired bootstrap: brute force, coverage of a known truth, what pairing is good for; many, tasks, and Holm."""
 
 import itertools
+import math
 
 import jaxtyping
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.differences import Difference, paired_difference, paired_tasks
+from saap_jax.evaluation.differences import (
+    ALL,
+    Difference,
+    differences_against,
+    p_values_against,
+    paired_difference,
+    paired_tasks,
+)
 from saap_jax.evaluation.resample import FEWEST, holm, smallest_p_value
 
 
@@ -257,3 +265,107 @@ class TestHolm:
     def test_what_is_no_probability_is_refused(self, p):
         with pytest.raises(ValueError, match="holm: expected one list of numbers in"):
             holm(p)
+
+
+# --- one against many ------------------------------------------------------------------------------
+
+
+def losses(variants: int = 4, seeds: int = 1, windows: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    base = random.normal(4, 1, (seeds, windows))
+    return base, base + 0.05 * np.arange(variants)[:, None, None] + random.normal(0, 0.1, (variants, seeds, windows))
+
+
+class TestDifferences:
+    def test_do_not_depend_on_company(self):
+        base, others = losses(seeds=3)
+        together = differences_against(base, others, resamples=2500)
+        alone = [differences_against(base, other[None], resamples=2500)[0] for other in others]
+        np.testing.assert_allclose(together, alone, rtol=1e-9)
+        assert together[0] != together[1]
+
+    def test_of_losses_that_are_not_finite_are_unknown_and_disturb_nobody(self):
+        base, others = losses()
+        plain = differences_against(base, others, resamples=100)
+        others[1, 0, 3], others[2, 0, 4], others[2, 0, 5] = math.inf, math.nan, -math.inf
+        found = differences_against(base, others, resamples=100)
+        np.testing.assert_allclose([found[0], found[3]], [plain[0], plain[3]])
+        assert all(math.isnan(number) for each in found[1:3] for number in (each.low, each.high, each.p_value))
+        assert found[1].value == math.inf
+        assert plain[1].value != math.inf
+
+    def test_give_the_p_values(self):
+        base, others = losses(seeds=2)
+        wanted = [each.p_value for each in differences_against(base, others)]
+        assert p_values_against(base, others).tolist() == wanted
+        assert wanted[0] > 0.05 > wanted[3]
+
+
+# --- accuracies over tasks -------------------------------------------------------------------------
+
+
+def outcomes(items: int, seeds: int = 1, share: float = 0.6, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((seeds, items)) < share
+
+
+def item_by_item(a, b, resamples: int = 4000, seed: int = 1):
+    """Draw seeds for all tasks and items within each, one resample at a time."""
+    random = np.random.default_rng(seed)
+    seeds = next(iter(a.values())).shape[0]
+    means = {task: [] for task in (*a, ALL)}
+    for _ in range(resamples):
+        rows = random.integers(seeds, size=seeds)
+        each = []
+        for task in a:
+            columns = random.integers(a[task].shape[1], size=a[task].shape[1])
+            difference = a[task].astype(float) - b[task].astype(float)
+            each.append(100 * difference[np.ix_(rows, columns)].mean())
+            means[task].append(each[-1])
+        means[ALL].append(np.mean(each))
+    return {task: np.quantile(values, [0.025, 0.975]) for task, values in means.items()}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_as_the_bootstrap_item_by_item(seeds):
+    a = {"one": outcomes(80, seeds, 0.7), "two": outcomes(40, seeds, 0.5, 1)}
+    b = {"one": outcomes(80, seeds, 0.5, 2), "two": outcomes(40, seeds, 0.5, 3)}
+    found = paired_tasks(a, b)
+    for task, (low, high) in item_by_item(a, b).items():
+        width = high - low
+        assert found[task].low == pytest.approx(low, abs=0.08 * width)
+        assert found[task].high == pytest.approx(high, abs=0.08 * width)
+    points = [100 * (a[task].mean() - b[task].mean()) for task in a]
+    assert [found[task].points for task in a] == pytest.approx(points)
+    assert found[ALL].points == pytest.approx(np.mean(points))
+    assert found[ALL].high - found[ALL].low < found["two"].high - found["two"].low
+
+
+def test_a_result_of_a_task_does_not_depend_on_the_others():
+    a, b = {"t": outcomes(50), "u": outcomes(50, seed=5)}, {"t": outcomes(50, seed=1), "u": outcomes(50, seed=6)}
+    both = paired_tasks(a, b, resamples=300)
+    assert paired_tasks({"u": a["u"]}, {"u": b["u"]}, resamples=300)["u"] == both["u"]
+
+
+def test_planted_difference():
+    base = outcomes(400)
+    worse = base.copy()
+    worse[0, np.flatnonzero(base[0])[:40]] = False
+    found = paired_tasks({"t": worse}, {"t": base})["t"]
+    assert found.points == pytest.approx(-10)
+    assert found.sure
+    assert found.p_value < 0.01
+    assert found.sentence.startswith("A has a lower accuracy than B by 10.0 points (")
+    one = base.copy()
+    one[0, 0] = ~one[0, 0]
+    assert not paired_tasks({"t": one}, {"t": base})["t"].sure
+
+
+def test_other_tasks_and_items_are_refused():
+    with pytest.raises(ValueError, match="expected the same tasks of both models, "):
+        paired_tasks({"t": outcomes(5)}, {"u": outcomes(5)})
+    with pytest.raises(ValueError, match="of one item or more"):
+        paired_tasks({"t": outcomes(5)}, {"t": outcomes(6)})
+    with pytest.raises(ValueError, match="of one item or more"):
+        paired_tasks({"t": outcomes(0)}, {"t": outcomes(0)})
+    with pytest.raises(ValueError, match="resamples >= 1"):
+        paired_tasks({"t": outcomes(5)}, {"t": outcomes(5)}, resamples=0)

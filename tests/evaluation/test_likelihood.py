@@ -113,17 +113,7 @@ def test_refused(request_, message):
         log_likelihoods(dense_model(), [Request((1,), (1,))], batch_size=0)
 
 
-def test_nothing():
-    assert log_likelihoods(dense_model(), []) == []
-
-
 class TestWhatRuns:
-    def test_choices_of_one_token_share_everything(self):
-        requests = [Request((1, 2, 3), (choice,)) for choice in range(VOCAB)]
-        inputs = likelihood.distinct_inputs(requests, 64)
-        assert len(inputs) == 1
-        assert inputs[0].targets == VOCAB
-
     def test_choices_of_an_item_share_the_context(self):
         random = np.random.default_rng(0)
         items = [draw(random, 50) for _ in range(6)]

@@ -7,7 +7,7 @@ import pytest
 
 from saap_jax.config.checks import Bound
 from saap_jax.evaluation.differences import paired_difference
-from saap_jax.evaluation.limits import check_bytes, check_perplexity, check_seconds, verdict
+from saap_jax.evaluation.limits import check_bytes, check_perplexity, check_seconds
 
 
 def shifted(percent: float, windows: int = 12):
@@ -54,10 +54,3 @@ def test_bytes_and_seconds():
     check = check_seconds(105.0, 1.06, 1.0)
     assert not check.passed
     assert check.measured == "1,060.0 ms, 106.0 % of 1,000.0 ms"
-
-
-def test_verdict():
-    good, bad = (check_seconds(100.0, seconds, 1.0) for seconds in (1.0, 2.0))
-    assert verdict([good]) == "PASS: the limit holds"
-    assert verdict([good, good]) == "PASS: all 2 limits hold"
-    assert verdict([good, bad, bad]).startswith("FAIL: 2 of 3 limits are broken: max_latency (forward pass), ")

@@ -72,8 +72,3 @@ def test_one_compilation_for_all_candidates():
     assert loss_step._cache_size() == before + 1
     window_losses(cut(model, keep), batched(2))
     assert loss_step._cache_size() == before + 2
-
-
-def test_no_window_is_refused():
-    with pytest.raises(ValueError, match="evaluation: expected at least one window, got none"):
-        window_losses(dense_model(), [])

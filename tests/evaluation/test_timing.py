@@ -14,7 +14,6 @@ from saap_jax.llama.decoder import single_layers
 from saap_jax.llama.generate import Sampling, generate, settings_of, stops_of
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
-from tests.cli.test_main import refused
 from tests.helpers import dense_model, random_keep
 
 WORKLOAD = Workload(batch=2, prompt=5, new=7)
@@ -112,21 +111,3 @@ def test_command(capsys, tmp_path, tiny_model_directory, pruned_directory):
         assert row["tokens_per_second"]["low"] <= row["tokens_per_second"]["median"] <= row["tokens_per_second"]["high"]
         assert row["prefill_speed_up"]["predicted"] == (1 if row["model"] == names[0] else pytest.approx(1.4, abs=0.39))
     assert result["devices"]["platform"] == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--prompt-lengths", "0"], "prompt_lengths: expected at least 1, got 0"),
-        (["--batch-sizes", "2", "2"], "batch_sizes: expected one or more numbers, each once, got [2, 2]"),
-        (["--new-tokens", "0"], "new_tokens: expected at least 1, got 0"),
-        (["--repeats", "0"], "repeats: expected at least 1, got 0"),
-        (["--prompt-lengths", "2048"], "more than the model's 2048 positions"),
-        (["--json", "no/such/place.json"], "json: expected a file in a directory that exists, got no/such/place.json"),
-        (["--baseline", "no/such/model"], "no/such/model: no such file"),
-    ],
-)
-def test_refused(capsys, tiny_model_directory, more, message):
-    words = ["bench", str(tiny_model_directory), "--repeats", "1"]
-    words += [] if "--baseline" in more else ["--baseline", ""]
-    assert message in refused(capsys, [*words, *more])
