@@ -1,8 +1,10 @@
 """Stage 2d: from a keep-set to a pruned model, masked (gates) or cut (smaller arrays). Both give the same logits."""
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +38,23 @@ def cut(model: Llama, keep: Keep) -> Llama:
     for segment, bounds in zip(model.segments, segment_bounds(model.segments), strict=True):
         for offset, layer in enumerate(range(bounds.start, bounds.stop)):
             kept = {axis: np.flatnonzero(keep[name][layer]) for axis, name in PRUNABLE_AXES.items()}
-            layers.append(_map_params(_layer_cutter(offset, kept), segment))
+            cut_one = functools.partial(_cut_parameter, offset=offset, kept=kept)
+            layers.append(jax.tree.map(cut_one, segment, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
     pruned = jax.tree.map(lambda x: x, model)
-    pruned.segments = nnx.List([_stack(stretch) for stretch in _stretches(layers)])
+    pruned.segments = nnx.List(
+        jax.tree.map(lambda *values: _kept_in_place(values[0], jnp.concatenate(values)), *stretch)
+        for _, stretch in itertools.groupby(layers, key=lambda layer: layer.widths)
+    )
     return pruned
+
+
+def _cut_parameter(parameter: nnx.Param, offset: int, kept: dict[str, np.ndarray]) -> nnx.Param:
+    """Take one layer of a stacked parameter, and the kept units along its prunable axis."""
+    value: Array = parameter[...][offset : offset + 1]
+    for position, axis in enumerate(parameter.axes):
+        if axis in kept:
+            value = jnp.take(value, kept[axis], axis=position)
+    return nnx.Param(_kept_in_place(parameter[...], value), axes=parameter.axes)
 
 
 def _kept_in_place(whole: Array, part: Array) -> Array:
@@ -82,35 +97,3 @@ def keep_to_json(keep: Keep) -> dict:
         name: {"units": int(kept.shape[1]), "kept": [np.flatnonzero(row).tolist() for row in kept]}
         for name, kept in keep.items()
     }
-
-
-def _map_params(function: Callable[[nnx.Param], nnx.Param], tree: DecoderLayer) -> DecoderLayer:
-    return jax.tree.map(function, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-
-
-def _layer_cutter(offset: int, kept: dict[str, np.ndarray]) -> Callable[[nnx.Param], nnx.Param]:
-    """Return a function that takes one layer of a stacked parameter and the kept units along its prunable axis."""
-
-    def cut_parameter(parameter: nnx.Param) -> nnx.Param:
-        value: Array = parameter[...][offset : offset + 1]
-        for position, axis in enumerate(parameter.axes):
-            if axis in kept:
-                value = jnp.take(value, kept[axis], axis=position)
-        return nnx.Param(_kept_in_place(parameter[...], value), axes=parameter.axes)
-
-    return cut_parameter
-
-
-def _stretches(layers: list[DecoderLayer]) -> list[list[DecoderLayer]]:
-    """Group neighbouring layers of equal widths."""
-    stretches: list[list[DecoderLayer]] = []
-    for layer in layers:
-        if stretches and stretches[-1][0].widths == layer.widths:
-            stretches[-1].append(layer)
-        else:
-            stretches.append([layer])
-    return stretches
-
-
-def _stack(layers: list[DecoderLayer]) -> DecoderLayer:
-    return jax.tree.map(lambda *values: _kept_in_place(values[0], jnp.concatenate(values)), *layers)

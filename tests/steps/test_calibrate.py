@@ -15,7 +15,7 @@ from saap_jax.jobs import prune
 from saap_jax.jobs.score import calibration_of, plan_of, score_run, scores_of
 from saap_jax.runs import scores as kept_module
 from saap_jax.runs.scores import read_scores
-from saap_jax.steps.score.stability import fluctuation_of, reduce_scenarios, stability_indicator
+from saap_jax.steps.score.stability import fluctuation_of, reduce_scenarios, standardised
 from saap_jax.subjects.llama import LlamaSubject, scenarios_of
 from saap_jax.types import STRUCTURES
 
@@ -81,7 +81,8 @@ def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(sessi
     for name in STRUCTURES:
         np.testing.assert_allclose(both.indicator("wanda")[name], together.stability[name], rtol=2e-3, atol=2e-3)
     apart = [both.scenarios[scenario]["wanda"] for scenario in windows]
-    by_hand = stability_indicator(fluctuation_of({n: np.stack([s[n] for s in apart]) for n in STRUCTURES}))
+    varies = fluctuation_of({n: np.stack([s[n] for s in apart]) for n in STRUCTURES})
+    by_hand = {name: standardised(values) for name, values in varies.items()}
     over_scenarios = both.indicator("wanda", "scenarios")
     assert_scores_equal(over_scenarios, by_hand)
     assert not np.allclose(over_scenarios["mlp"], both.stability["mlp"], atol=0.1)

@@ -203,7 +203,10 @@ def _kept(
     if isinstance(asked, Within):
         asked = asked.where_can_go(existing)
         limits = asked.at(ratio)
-        _check(allocation, limits)
+        if limits.depth and not allocation.ranks:
+            raise ValueError(f"within.depth: expected a ranking of all units behind it, global, got {allocation.name}")
+        if limits.whole_layers and any(limits.layer(n).min_keep or limits.layer(n).max_ratio < 1 for n in STRUCTURES):
+            raise ValueError("within.whole_layers: expected min_keep 0 and max_ratio 1 of attention and mlp")
     present = existing if gone is None else {name: units & ~gone[name] for name, units in existing.items()}
     priority = allocation.priority(checked("scores", scores, present))
     if allocation.by == "score_per_parameter":
@@ -231,14 +234,6 @@ def _kept(
         keep = {name: units & ~lost[:, None] for name, units in keep.items()}
     # a surplus may have given some of it back
     return keep if gone is None else {name: kept & ~gone[name] for name, kept in keep.items()}
-
-
-def _check(allocation: Allocation, within: Within) -> None:
-    """Raise ValueError for limits that a way of sharing cannot go with."""
-    if within.depth and not allocation.ranks:
-        raise ValueError(f"within.depth: expected a ranking of all units behind it, global, got {allocation.name}")
-    if within.whole_layers and any(within.layer(n).min_keep or within.layer(n).max_ratio < 1 for n in STRUCTURES):
-        raise ValueError("within.whole_layers: expected min_keep 0 and max_ratio 1 of attention and mlp")
 
 
 def _impossible(ratio: float, top: float) -> ValueError:
@@ -410,26 +405,24 @@ def _rounded_down(
     blocks: Blocks, size: np.ndarray, target: int, allocation: Allocation, means: np.ndarray, names: Sequence[str]
 ) -> Blocks:
     """Return the blocks with those last that exceed the share of their layer, of structures that are rounded down."""
-    if not allocation.rounded_down:
-        return blocks
     layers = size.sum(axis=0)
+    if not (allocation.rounded_down and layers.any()):
+        return blocks
     removable = np.bincount(blocks.layer, blocks.cost, len(layers))
-    lost = target * shares_of(allocation, layers, means, removable, target) if layers.any() else layers
-    most = lost / np.maximum(layers, 1) * (1 + SLACK)
+    lost = target * shares_of(allocation, layers, means, removable, target) / np.maximum(layers, 1) * (1 + SLACK)
     few = [number for number, name in enumerate(names) if name in allocation.rounded_down]
-    beyond = np.isin(blocks.structure, few) & (blocks.share > most[blocks.layer])
+    beyond = np.isin(blocks.structure, few) & (blocks.share > lost[blocks.layer])
     return blocks._replace(share=blocks.share + beyond)
 
 
 def _joined_layers(blocks: Blocks) -> Blocks:
     """Return blocks of whole layers, in the place of those of the last structure; alone where a layer has one."""
     last = blocks.structure == len(STRUCTURES) - 1
-    both = np.isin(blocks.layer, blocks.layer[~last]) & last
-    first = {int(layer): row for row, layer in enumerate(blocks.layer) if not last[row]}
+    other = {int(blocks.layer[row]): row for row in np.flatnonzero(~last)}
     cost, score = blocks.cost.copy(), blocks.score.copy()
-    for row in np.flatnonzero(both):
-        other = first[int(blocks.layer[row])]
-        cost[row] += blocks.cost[other]
-        score[row] = (score[row] + blocks.score[other]) / 2
-    alone = ~last & ~np.isin(blocks.layer, blocks.layer[last])
-    return blocks._replace(cost=cost, score=score).rows(last | alone)
+    for row in np.flatnonzero(last):
+        if (first := other.pop(int(blocks.layer[row]), None)) is not None:
+            cost[row] += blocks.cost[first]
+            score[row] = (score[row] + blocks.score[first]) / 2
+    last[[*other.values()]] = True
+    return blocks._replace(cost=cost, score=score).rows(last)

@@ -103,17 +103,12 @@ class Evolve(Step):
 
 
 def _selected(
-    parent: Levels,
-    children: Sequence[Levels],
-    options: Evolve,
-    value: Callable[[Levels, int], float],
-    parts: int,
+    parent: Levels, children: Sequence[Levels], options: Evolve, value: Callable[[Levels, int], float], parts: int,
     random: np.random.Generator,
-) -> Levels:
+) -> Levels:  # fmt: skip
     """Return the best of a generation, judged in stages on microbatches that are drawn for each stage."""
-    for stage, (stay, count) in enumerate(zip(options.survivors, options.microbatches, strict=True)):
-        last = stage == len(options.survivors) - 1
-        among = [parent, *children] if last else list(children)
+    for stage, (stay, count) in enumerate(zip(options.survivors, options.microbatches, strict=True), 1):
+        among = [parent, *children] if stage == len(options.survivors) else list(children)
         drawn = random.choice(parts, size=min(count, parts), replace=False)
         means = [float(np.mean([value(state, int(part)) for part in drawn])) for state in among]
         children = [among[number] for number in np.argsort(means, kind="stable")[:stay]]
@@ -127,17 +122,13 @@ class _Moves:
         self, levels: dict[Place, np.ndarray], costs: Mapping[str, np.ndarray], existing: Keep, quantum: float
     ) -> None:
         """Take quanta of a share of a layer's units; whole sub-blocks with `depth`."""
-        self._parameters = {place: each * int(costs[place[0]][place[1]]) for place, each in levels.items()}
-        self._steps = {}
-        for (name, layer), each in levels.items():
-            units = int(existing[name][layer].sum()) * quantum
-            apart = int(np.diff(each).max(initial=1))
-            self._steps[name, layer] = max(1, round(units / apart))
-        names = dict.fromkeys(name for name, _ in levels)
-        self._places = [places for name in names if len(places := self._free(name)) > 1]
-
-    def _free(self, name: str) -> list[Place]:
-        return [place for place, each in self._parameters.items() if place[0] == name and len(each) > 1]
+        self._parameters = {(name, layer): each * int(costs[name][layer]) for (name, layer), each in levels.items()}
+        self._steps = {(name, layer): max(1, round(int(existing[name][layer].sum()) * quantum
+                                                   / int(np.diff(each).max(initial=1))))
+                       for (name, layer), each in levels.items()}  # fmt: skip
+        free = [place for place, each in levels.items() if len(each) > 1]
+        by_name = [[place for place in free if place[0] == name] for name in dict.fromkeys(name for name, _ in free)]
+        self._places = [places for places in by_name if len(places) > 1]
 
     def child(self, parent: Levels, random: np.random.Generator) -> Levels:
         """Return a state that is some switches away, and removes as many parameters."""

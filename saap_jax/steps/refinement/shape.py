@@ -86,10 +86,6 @@ class Shape(NamedTuple):
     mlp: int
     """Channels that it keeps."""
 
-    def keeps_all_of(self, other: "Shape") -> bool:
-        """Say whether it keeps whatever another one keeps."""
-        return self.layers <= other.layers and self.attention >= other.attention and self.mlp >= other.mlp
-
 
 def shapes_of(
     existing: Keep, costs: Mapping[str, np.ndarray], ratio: float, within: Within, whole: float
@@ -120,7 +116,8 @@ def shapes_of(
             width = channels if fits >= channels else fits // limits["mlp"].multiple_of * limits["mlp"].multiple_of
             if (kept == heads or kept % limits["attention"].multiple_of == 0) and width >= fewest["mlp"]:
                 found.append(Shape(gone, kept, width))
-    found = [shape for shape in found if not any(other.keeps_all_of(shape) for other in found if other != shape)]
+    found = [s for s in found if not any(o.layers <= s.layers and o.attention >= s.attention and o.mlp >= s.mlp
+                                         for o in found if o != s)]  # fmt: skip
     if not found:
         raise ValueError(
             f"shape: no uniform shape removes {ratio:.2%} of the prunable parameters under min_keep, max_ratio, "

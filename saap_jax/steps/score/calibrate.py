@@ -15,7 +15,7 @@ from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps.score.fusion import Fused, FusionMethod, FusionScope, PerExample, fuse
 from saap_jax.steps.score.oracles import Passes, constant, is_oracle, make_oracle
-from saap_jax.steps.score.stability import ScenarioReduction, fluctuation_of, reduce_scenarios, stability_indicator
+from saap_jax.steps.score.stability import ScenarioReduction, reduce_scenarios, stability_indicator
 from saap_jax.structures.weights import Weights, units_of
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores
@@ -46,11 +46,6 @@ class Wanted(NamedTuple):
         """Return the estimators that it is made of, each once."""
         parts = self.parts(structures).values()
         return tuple(dict.fromkeys(member for part in parts for member in fusion_members(part)))
-
-    @property
-    def fused(self) -> bool:
-        """Whether scores of several estimators become one, in either structure."""
-        return any(len(fusion_members(part)) > 1 for part in self.parts().values())
 
 
 Plan = Mapping[str, Wanted]
@@ -121,10 +116,7 @@ class Calibrated(NamedTuple):
         each = [scores[estimator] for scores in self.scenarios.values()]
         if len(each) < 2:
             raise ValueError("stable.over: scenarios expects two or more calibration scenarios, got 1")
-        stacked: PerExample = {
-            name: np.stack([np.asarray(scores[name], np.float64) for scores in each]) for name in each[0]
-        }
-        return stability_indicator(fluctuation_of(stacked))
+        return stability_indicator({name: np.stack([scores[name] for scores in each]) for name in each[0]})
 
     def part(self, label: str, wanted: Wanted | None) -> "Calibrated":
         """Return one of the scores and its fusions; of the label `STABILITY` the stability indicators alone."""
@@ -272,8 +264,7 @@ def joined(made: Mapping[str, Scored]) -> Calibrated:
     """Put the scenarios side by side; the stability indicator is that of all their examples together."""
     parts, indicator = [scored.examples for scored in made.values()], None
     if all(parts) and sum(len(next(iter(each.values()))) for each in parts) > 1:
-        together: PerExample = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}
-        indicator = stability_indicator(fluctuation_of(together))
+        indicator = stability_indicator({name: np.concatenate([each[name] for each in parts]) for name in parts[0]})
     scores = {name: scored.scores for name, scored in made.items()}
     return Calibrated(scores, indicator, {name: scored.fusions for name, scored in made.items()})
 

@@ -115,8 +115,8 @@ def fuse(
     check_choice("fuse.scope", scope, FusionScope)
     units = _units(scores, scope)
     rows = np.stack([units.pack(s) for s in scores.values()])
-    _refuse(scores, rows, units)
     means = units.mean(rows)
+    _refuse(scores, rows, means, units)
     trajectory = None
     if method == "learned":
         steps = _learned(rows, units)
@@ -150,34 +150,26 @@ def _units(scores: dict[str, Scores], scope: FusionScope) -> Units:
         if given.keys() != reference.keys() or any((np.isnan(given[n]) != np.isnan(reference[n])).any() for n in given):
             raise ValueError(f"fusion: expected {estimator} to score the units that {first} scores, got others")
     mask = {name: ~np.isnan(np.asarray(values)) for name, values in reference.items()}
-    labels = []
-    for name, exists in mask.items():
-        layers = np.nonzero(exists)[0]
-        labels += {
-            "global": ["global"] * len(layers),
-            "structure": [name] * len(layers),
-            "layer": [f"{name}/{layer}" for layer in layers],
-        }[scope]
+    labels = [{"global": "global", "structure": name, "layer": f"{name}/{layer}"}[scope]
+              for name, exists in mask.items() for layer in np.nonzero(exists)[0]]  # fmt: skip
     names = list(dict.fromkeys(labels))
     number = {label: index for index, label in enumerate(names)}
     return Units(mask, np.array([number[label] for label in labels], np.int64), names)
 
 
-def _refuse(scores: dict[str, Scores], rows: np.ndarray, units: Units) -> None:
+def _refuse(scores: dict[str, Scores], rows: np.ndarray, means: np.ndarray, units: Units) -> None:
     """Raise for scores that have no place in a likelihood: infinite, negative, or all zero in a scope."""
-    for estimator, row, means in zip(scores, rows, units.mean(rows), strict=True):
-        wrong = np.flatnonzero((row < 0) | np.isinf(row))
-        if len(wrong):
+    for estimator, row, own in zip(scores, rows, means, strict=True):
+        if len(wrong := np.flatnonzero((row < 0) | np.isinf(row))):
             raise ValueError(
                 f"fusion: expected finite scores of at least 0, got {row[wrong[0]]:.4g} from {estimator} in scope "
                 f"{units.names[units.scope[wrong[0]]]}; use an estimator of absolute values"
             )
-        for name, mean in zip(units.names, means, strict=True):
-            if mean == 0:
-                raise ValueError(
-                    f"fusion: all scores of {estimator} are zero in scope {name}, so its uncertainty has no value; "
-                    "leave the estimator out or choose a wider scope"
-                )
+        if len(zero := np.flatnonzero(own == 0)):
+            raise ValueError(
+                f"fusion: all scores of {estimator} are zero in scope {units.names[zero[0]]}, so its uncertainty has "
+                "no value; leave the estimator out or choose a wider scope"
+            )
 
 
 def _sampled(estimator: str, per_example: dict[str, PerExample], units: Units) -> np.ndarray:
@@ -190,12 +182,12 @@ def _sampled(estimator: str, per_example: dict[str, PerExample], units: Units) -
         )
     values = units.pack(per_example[estimator])
     variance, mean = units.mean(np.stack([values.var(axis=0), values.mean(axis=0)]))
-    for name, v, m in zip(units.names, variance, mean, strict=True):
-        if not (0 < v < np.inf and 0 < m < np.inf):
-            raise ValueError(
-                f"fusion: 'sampling' expects per-example scores of {estimator} that vary and have a mean above 0 in "
-                f"scope {name}, got variance {v:.4g} and mean {m:.4g}; use 'closed_form'"
-            )
+    if len(wrong := np.flatnonzero(~((variance > 0) & (variance < np.inf) & (mean > 0) & (mean < np.inf)))):
+        raise ValueError(
+            f"fusion: 'sampling' expects per-example scores of {estimator} that vary and have a mean above 0 in scope "
+            f"{units.names[wrong[0]]}, got variance {variance[wrong[0]]:.4g} and mean {mean[wrong[0]]:.4g}; use "
+            "'closed_form'"
+        )
     return variance / mean
 
 

@@ -49,8 +49,8 @@ def fluctuation_of(per_example: PerExample) -> Scores:
     return fluctuation
 
 
-def stability_indicator(fluctuation: Scores) -> Scores:
-    """Standardise fluctuation within its layer and structure.
+def stability_indicator(per_example: PerExample) -> Scores:
+    """Standardise the fluctuation of importance over examples (or scenarios) within its layer and structure.
 
     ASI(u) = (F(u) - mean_l F) / std_l F over the units of a layer l and one structure (divisor n); 0 where all are
     equal. Larger = less stable.
@@ -58,7 +58,7 @@ def stability_indicator(fluctuation: Scores) -> Scores:
     Source: SAAP (arXiv:2412.15127), adaptive stability indicator. Deviation: the structures of a layer are
     standardised apart, for a head sums over many more weights than a channel and so varies less.
     """
-    return {name: standardised(values) for name, values in fluctuation.items()}
+    return {name: standardised(values) for name, values in fluctuation_of(per_example).items()}
 
 
 def standardised(values: Float[Array | np.ndarray, "layers units"]) -> Float[np.ndarray, "layers units"]:
