@@ -10,7 +10,7 @@ from saap_jax.cli.main import main
 from saap_jax.evaluation.candidates import keep_digest
 from saap_jax.llama.files.load import load_keep
 from saap_jax.recipes import RECIPES, Recipe, register
-from saap_jax.steps.chain import expand, parse
+from saap_jax.steps.chain import parse
 
 RUN = [name for name, recipe in RECIPES.items() if not recipe.missing]
 
@@ -46,16 +46,6 @@ def test_a_recipe_has_a_chain_or_a_reason_and_a_name_of_its_own():
     for name, said in (("flap", "'flap' exists already"), ("A b", "expected a name of small letters, digits and hyph")):
         with pytest.raises(ValueError, match=said):
             register(name, Recipe(**about, chain="wanda"))
-
-
-def test_a_name_stands_for_its_steps_in_a_longer_chain():
-    assert parse("wanda-sp > least_squares").steps == (
-        *parse("wanda-sp").steps,
-        *parse("wanda > least_squares").steps[2:],
-    )
-    assert [each.name for each in expand(["{flap,wanda-sp}", "mine = flap"])] == ["flap", "wanda-sp", "mine"]
-    with pytest.raises(ValueError, match="unknown step 'flop'; did you mean 'flap'"):
-        parse("flop")
 
 
 @pytest.fixture(scope="module")
@@ -94,24 +84,15 @@ def test_saap_prune_keeps_the_same_units(run, tmp_path):
         assert keep_digest(kept) == rows[name]["keep"]
 
 
-class TestCommand:
-    def test_all_are_listed(self, capsys, monkeypatch):
-        monkeypatch.setenv("COLUMNS", "200")
-        assert main(["methods"]) == 0
-        said = capsys.readouterr().out
-        assert all(name in said for name in RECIPES)
-
-    def test_one_is_told_with_its_chain_and_deviations(self, capsys, monkeypatch):
-        monkeypatch.setenv("COLUMNS", "300")
-        assert main(["methods", "flap"]) == 0
-        said = " ".join(capsys.readouterr().out.split())
-        for part in ("fluctuation(standardize=True)", "global(by=score)", "bias(propagate=dense, tokens=equal)"):
-            assert part in said
-        assert "WikiText-2 ppl@128 14.62, dense 12.62" in said
-        assert all(each in said for each in RECIPES["flap"].deviations)
-
-    def test_an_unknown_name_is_one_line(self, capsys):
-        assert main(["methods", "flop"]) == 2
-        error = capsys.readouterr().err
-        assert "did you mean 'flap'?" in error
-        assert error.count("\n") == 1
+def test_a_command_tells_a_recipe_with_its_chain_and_deviations(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["methods"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in RECIPES)
+    assert main(["methods", "flap"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("fluctuation(standardize=True)", "bias(propagate=dense, tokens=equal)", "WikiText-2 ppl@128 14.62"):
+        assert part in said
+    assert all(each in said for each in RECIPES["flap"].deviations)
+    assert main(["methods", "flop"]) == 2
+    assert "did you mean 'flap'?" in capsys.readouterr().err

@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 
-import saap_jax
-from saap_jax.data import Windows
 from saap_jax.llama.segments import existing_units
-from saap_jax.steps.chain import parse
 from saap_jax.steps.repair.blended import Blended
 from saap_jax.steps.repair.least_squares import LeastSquares
 from saap_jax.surgery.compensation import compensate
@@ -62,53 +59,3 @@ def test_one_end_is_least_squares_and_the_other_the_sub_block_itself(problem):
         np.testing.assert_allclose(none[name], expected[name], rtol=1e-6, atol=1e-8)
         assert np.abs(none[name][1] - least[name][1]).max() > 1e-3, "control"
         assert (half[name][1] != least[name][1]).any()
-
-
-def test_of_the_first_sub_block_alone_a_blend_is_between(problem):
-    """Its stream is that of the unpruned model, so both targets are the same."""
-    model, _ = problem
-    keep = existing_units(model.segments)
-    keep["attention"][1, 0] = False  # nothing before it is pruned
-    keep["mlp"][1] = True
-    made = [compensate(model, keep, BATCHES, Blended(blend=blend, damping=0.1)).model for blend in (0.0, 1.0)]
-    first, last = (matrices(each)["attention"][1] for each in made)
-    np.testing.assert_allclose(first, last, rtol=1e-8, atol=1e-10)
-
-
-def test_bad_options_are_refused():
-    for options, said in (
-        ("blend=1.5", r"blended.blend: expected a number in \[0, 1\], got 1.5"),
-        ("propagate=dense", "blended.propagate: expected pruned, got dense"),
-        ("damping=0.0", "damping: expected a number above 0 or None, got 0.0"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            parse(f"wanda > blended({options})")
-
-
-def test_a_repair_takes_one_file(tmp_path):
-    """A repair that scales the kept rows, defined in a file, is run by a chain and lowers the error."""
-    (tmp_path / "halved.py").write_text(
-        """
-import dataclasses
-
-from saap_jax.steps.repair.repair import OutputRepair, left
-from saap_jax.surgery.corrections import Solved, output_error
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Times(OutputRepair):
-    by: float = 0.5
-
-    def solve(self, sums, weight, kept):
-        new = self.by * left(weight, kept)
-        return Solved(new, None, float(output_error(sums.judge, new, 0 * weight[0])))
-"""
-    )
-    model, text = dense_model(mlp=8), Windows(TOKENS, np.ones(TOKENS.shape, bool))
-    for by in (0.5, 3.0):
-        chain = f"wanda > uniform > {tmp_path}/halved.py:Times(by={by})"
-        made = saap_jax.run_chain(model, chain, text, 0.3, batch_size=2)
-        assert {each.structure for each in made.told["corrections"]} == {"attention", "mlp"}
-        for name, each in matrices(made.subject.model).items():
-            rows = np.repeat(made.keep[name], each.shape[1] // made.keep[name].shape[1], axis=1)
-            np.testing.assert_allclose(each, by * matrices(model)[name] * rows[..., None], rtol=1e-6)

@@ -218,18 +218,6 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
             assert_scores_equal(scores[name], calibrated.scenarios[scenario][name])
 
 
-@pytest.mark.slow
-def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
-    options = {"model": score_config.model, "calibration": score_config.calibration, "ratio": 0.4}
-    fresh = prune.prune(PruneConfig(out=str(tmp_path / "fresh"), method="fisher", **options))
-    reused = prune.prune(
-        PruneConfig(out=str(tmp_path / "reused"), method="fisher", from_run=str(kept[0].path), **options)
-    )
-    assert_scores_equal(fresh.selection.keep, reused.selection.keep)
-    other = prune.prune(PruneConfig(out=str(tmp_path / "other"), method="random", **options))
-    assert any((other.selection.keep[name] != fresh.selection.keep[name]).any() for name in STRUCTURES)
-
-
 def test_a_calibration_of_other_fields_is_refused(score_config, kept, tmp_path):
     shutil.copytree(kept[0].path, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())

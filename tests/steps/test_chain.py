@@ -170,6 +170,38 @@ def test_names_of_steps_are_their_own():
     assert step("uniform")(Uniform) is Uniform
 
 
+OPTIONS = {
+    "within(attention=1.5)": "within.attention: expected a number in [0, 1], got 1.5",
+    "within(attention_from=0.2)": "within.attention_from: expected attention beside it, got 0.2 alone",
+    "within(multiple_of=0)": "within.multiple_of: expected at least 1, got 0",
+    "within(max_segments=0)": "within.max_segments: expected at least 1, got 0",
+    "within(max_ratio={mlp: 2})": "within.max_ratio: expected a number in [0, 1], got 2",
+    "within(whole_layers=True)": "within.whole_layers: expected depth beside it",
+    "within(protect=(1.5,))": "within.protect: expected numbers of layers, or shares of them in (-1, 1), got 1.5",
+    "within(protect=(-1.2,))": "shares of them in (-1, 1), got -1.2",
+    "stable(x)": "stable.weight: expected float, got 'x'",
+    "softmax(0.0)": "softmax.temperature: expected a number above 0, got 0",
+    "learn(rate=0.0)": "learn.rate: expected a number above 0, got 0",
+    "learn(-1)": "learn.steps: expected at least 0, got -1",
+    "learn(language_loss=-0.5)": "learn.language_loss: expected at least 0, got -0.5",
+    "evolve(survivors=(4, 2))": "evolve.survivors: expected ever fewer of 16 offspring, 1 at last, got 4 2",
+    "evolve(survivors=(20, 1))": "evolve.survivors: expected ever fewer of 16 offspring, 1 at last, got 20 1",
+    "evolve(survivors=())": "evolve.survivors: expected ever fewer of 16 offspring, 1 at last, got none",
+    "evolve(microbatches=(0, 2))": "for each of survivors, which are 2, got 0 2",
+    "evolve(-1)": "evolve.generations: expected at least 0, got -1",
+    "evolve(quantum=2.0)": "evolve.quantum: expected a number in [0, 1], got 2.0",
+    "shape(2.0)": "shape.layers: expected a number in [0, 1], got 2",
+    "least_squares(damping=0.0)": "least_squares.damping: expected a number above 0 or None, got 0.0",
+    "least_squares(damping=x)": "least_squares.damping: expected float | None, got 'x'",
+    "least_squares(tokens=some)": "least_squares.tokens: expected one of scaled, equal, got 'some'",
+    "bias(propagate=some)": "bias.propagate: expected one of dense, pruned, got 'some'",
+    "blended(blend=1.5)": "blended.blend: expected a number in [0, 1], got 1.5",
+    "blended(propagate=dense)": "blended.propagate: expected pruned, got dense",
+    "scales(0)": "scales.steps: expected at least 1",
+    "scales(rate=0.0)": "scales.rate: expected a number above 0",
+}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -195,6 +227,18 @@ def test_names_of_steps_are_their_own():
         ("wanda > within(protect=(first,))", "within.protect: expected tuple[int | float, ...], got ('first',)"),
         ("wanda > within(min_keep={mlp: x})", "within.min_keep: expected int | dict[str, int], got {'mlp': 'x'}"),
         ("nowhere.py:Half", "expected a Python file, found none at nowhere.py"),
+        *((f"wanda > {step}", said) for step, said in OPTIONS.items()),
+        ("fused(wanda)", "fused: expected two or more estimators, each once, got wanda"),
+        ("fused(wanda, magnitude, wanda)", "each once, got wanda, magnitude, wanda"),
+        ("fused(method=x)", "fused.method: expected one of closed_form, learned, sampling, got 'x'"),
+        ("fused(scope=x)", "fused.scope: expected one of global, structure, layer, got 'x'"),
+        ("block_ablation(granularity='unit')", "granularity: expected 'sub_block' or 'layer', got 'unit'"),
+        ("perturbation(masks=1)", "perturbation: masks: expected at least 2, got 1"),
+        ("block_ablation(examples=0)", "block_ablation: examples: expected at least 1, got 0"),
+        ("perturbation(ridge=0.0)", "expected ridge above 0, got 0.0"),
+        ("ablation(x=1)", "unknown hyper-parameter 'x'; it takes examples"),
+        ("wanda+wanda", "is named twice"),
+        ("wanda/magnitude+magnitude", "is named twice"),
         ("{wanda,fisher} > uniform", "chain: expected one, got 2 of"),
         ("mine = {wanda,fisher}", "chain: expected each name once, got 'mine' for several chains"),
     ],

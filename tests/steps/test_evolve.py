@@ -8,12 +8,10 @@ import pytest
 import saap_jax
 from saap_jax.data import Windows
 from saap_jax.steps.allocation.uniform import Uniform
-from saap_jax.steps.chain import parse
 from saap_jax.steps.limits import Within
 from saap_jax.steps.refinement.evolve import Evolve
 from saap_jax.subjects.llama import LlamaSubject
-from saap_jax.surgery.divergence import Divergence
-from tests.divergence import batches_of, plain_divergence
+from tests.divergence import batches_of
 from tests.helpers import random_model, spec_of
 from tests.steps.refined import refined, start_of
 
@@ -149,35 +147,6 @@ def test_budget_and_limits_are_those_of_the_allocation(ratio, limits, allocation
             assert not (done.keep["mlp"].sum(axis=1) % 2).any()
         if "max_ratio" in limits:
             assert last.min() >= units / 2
-
-
-@pytest.mark.slow
-def test_a_part_is_judged_by_the_divergence():
-    subject, batches = LlamaSubject(random_model(spec_of((2, 6), (2, 6)))), batches_of()
-    random = np.random.default_rng(0)
-    keep = {name: random.random(units.shape) < 0.6 for name, units in subject.existing.items()}
-    objective, gates = Divergence(subject.model, batches), {n: k.astype(np.float32) for n, k in keep.items()}
-    plain = [plain_divergence(subject.model, subject.model, gates, [batch]) for batch in batches[:3]]
-    np.testing.assert_allclose([objective.value(keep, part) for part in range(3)], plain, rtol=1e-4)
-    assert len(set(plain)) == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("survivors=(4, 2)", "evolve.survivors: expected ever fewer of 16 .* got 4 2"),
-        ("survivors=(20, 1)", "evolve.survivors: expected ever fewer of 16 .* got 20 1"),
-        ("survivors=()", "evolve.survivors: expected ever fewer of 16 .* got none"),
-        ("microbatches=(1,)", "evolve.microbatches: .* which are 2, got 1"),
-        ("microbatches=(0, 2)", "evolve.microbatches: .* got 0 2"),
-        ("-1", "evolve.generations: expected at least 0, got -1"),
-        ("offspring=0", "evolve.offspring: expected at least 1, got 0"),
-        ("quantum=2.0", r"evolve.quantum: expected a number in \[0, 1\], got 2.0"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        parse(f"wanda > uniform > evolve({options})")
 
 
 @pytest.mark.parametrize("limit", ["depth=True, whole_layers=True, min_keep=0", "max_segments=3", "max_shapes=2"])

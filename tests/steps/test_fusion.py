@@ -1,11 +1,9 @@
 """Fusion: the closed form by hand and as a minimum, gradient steps against it, variances over examples, refusals."""
 
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
-from saap_jax.steps.chain import parse
 from saap_jax.steps.score import fusion
 from saap_jax.steps.score.fusion import fuse
 
@@ -164,19 +162,3 @@ class TestRefusals:
         REFUSED[said](scores, examples)
         with pytest.raises(ValueError, match=said):
             fuse(scores, "sampling", per_example=examples)
-
-    @pytest.mark.parametrize(
-        ("text", "said"),
-        [
-            ("fused(wanda)", "fused: expected two or more estimators, each once, got wanda"),
-            ("fused(wanda, magnitude, wanda)", "each once, got wanda, magnitude, wanda"),
-            ("fused(method=x)", "fused.method: expected one of closed_form, learned, sampling, got 'x'"),
-            ("fused(scope=x)", "fused.scope: expected one of global, structure, layer, got 'x'"),
-        ],
-    )
-    def test_options_of_the_step(self, monkeypatch, text, said):
-        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no type checks at run time
-        with pytest.raises(ValueError, match=said):
-            parse(text)
-        with pytest.raises(ValueError, match=r"fuse.scope: expected one of global, structure, layer, got 'x'"):
-            fuse(two(), scope="x")

@@ -11,7 +11,6 @@ from saap_jax.data import Windows
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.ranking import Global
 from saap_jax.steps.base import State
-from saap_jax.steps.chain import parse
 from saap_jax.steps.limits import Within
 from saap_jax.steps.refinement.learn import Learn, hard
 from saap_jax.subjects.llama import LlamaSubject
@@ -188,20 +187,6 @@ def test_budget_and_limits_are_those_of_the_allocation(ratio, chosen):
         assert all(done.keep["mlp"].sum(axis=1) % 2 == 0)
     assert all((same.keep[name] == start.keep[name]).all() for name in start.keep)
     assert "divergences" not in same.told
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("rate=0.0", "learn.rate: expected a number above 0, got 0"),
-        ("-1", "learn.steps: expected at least 0, got -1"),
-        ("language_loss=-0.5", "learn.language_loss: expected at least 0, got -0.5"),
-        ("rule=hard", "learn.rule: expected one of momentum, sigmoid, got 'hard'"),
-    ],
-)
-def test_bad_options(options, said):
-    with pytest.raises(ValueError, match=said):
-        parse(f"wanda > uniform > learn({options})")
 
 
 def test_too_little_text_is_refused(small):

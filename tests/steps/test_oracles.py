@@ -7,8 +7,7 @@ from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import WindowLosses, window_losses
 from saap_jax.llama.segments import masks
 from saap_jax.steps.score.calibrate import Wanted, calibrate
-from saap_jax.steps.score.oracles import Passes, is_oracle, make_oracle
-from saap_jax.steps.score.score import Score
+from saap_jax.steps.score.oracles import Passes, make_oracle
 from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import LlamaSubject
 from tests.helpers import length_mask, random_model, random_tokens, spec_of
@@ -128,25 +127,3 @@ def test_the_first_examples_suffice_if_asked(subject, spec):
     for name, scores in few.items():
         np.testing.assert_array_equal(scores, alone[name])
         assert not np.array_equal(scores, every[name], equal_nan=True)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("block_ablation(granularity='unit')", "granularity: expected 'sub_block' or 'layer', got 'unit'"),
-        ("perturbation(masks=1)", "perturbation: masks: expected at least 2, got 1"),
-        ("block_ablation(examples=0)", "block_ablation: examples: expected at least 1, got 0"),
-        ("perturbation(ridge=0.0)", "expected ridge above 0, got 0.0"),
-        ("ablation(x=1)", "unknown hyper-parameter 'x'; it takes examples"),
-    ],
-)
-def test_bad_options_are_refused(text, said):
-    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
-        Score(text)
-    assert is_oracle(text)
-
-
-@pytest.mark.parametrize("text", ["wanda+wanda", "block_ablation+block_ablation", "wanda/magnitude+magnitude"])
-def test_a_fusion_of_one_with_itself_is_refused(text):
-    with pytest.raises(ValueError, match="is named twice"):
-        Score(text)

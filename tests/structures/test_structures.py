@@ -14,7 +14,6 @@ from saap_jax.structures import (
     parameters_by_path,
     prunable_parameters,
     unit_costs,
-    unit_view,
 )
 from saap_jax.surgery.cut import cut
 from tests.helpers import HEADS, dense_model, ragged_model
@@ -87,16 +86,6 @@ def test_abstract_model_has_the_same_structures(model):
     abstract = abstract_llama(model.spec)
     assert discover(abstract) == discover(model)
     assert count_parameters(abstract) == count_parameters(model)
-
-
-def test_unit_view():
-    model = dense_model()
-    writer = discover(model)["attention"].writer
-    output = model.segments[0].attention.output[...]
-    np.testing.assert_array_equal(unit_view(model.segments[0], writer), output.reshape(2, 2, -1))
-    gate = next(member for member in discover(model)["mlp"].members if member.path == "mlp/gate")
-    view = unit_view(model.segments[0], gate)
-    np.testing.assert_array_equal(view[1, 4], model.segments[0].mlp.gate[...][1, :, 4])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from saap_jax.data import Windows
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.steps.base import Context, State
-from saap_jax.steps.chain import parse
 from saap_jax.steps.limits import Within
 from saap_jax.steps.repair.scales import Scales
 from saap_jax.subjects.llama import LlamaSubject
@@ -131,12 +130,6 @@ def test_factors_that_do_harm_on_held_out_text_are_not_taken(share, rate):
     np.testing.assert_array_equal(forward(new, TOKENS, masks(keep)), forward(model, TOKENS, masks(keep)))
 
 
-def test_bad_options_are_refused():
-    for options, said in (
-        ("0", "scales.steps: expected at least 1"),
-        ("rate=0.0", "scales.rate: expected a number ab"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            parse(f"wanda > scales({options})")
+def test_too_little_text_is_refused():
     with pytest.raises(ValueError, match="scales: expected at least 4 microbatches of calibration text"):
         Scales().check(LlamaSubject(dense_model()), 3)
