@@ -141,16 +141,18 @@ class Step:
     """The Python file that the step is from, where a chain names one."""
 
     @property
+    def said(self) -> dict[str, Any]:
+        """The options that are not as usual."""
+        fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {field.name: value for field in fields
+                if field.init and (value := getattr(self, field.name)) != default_of(field)}  # fmt: skip
+
+    @property
     def text(self) -> str:
         """The step as it is written: its name, and the options that are not as usual."""
-        fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
-        said = [
-            f"{field.name}={literal(value)}"
-            for field in fields
-            if field.init and (value := getattr(self, field.name)) != default_of(field)
-        ]
+        said = ", ".join(f"{name}={literal(value)}" for name, value in self.said.items())
         name = f"{self.source}:{self.name}" if self.source else self.name
-        return f"{name}({', '.join(said)})" if said else name
+        return f"{name}({said})" if said else name
 
     @property
     def looks_ahead(self) -> bool:

@@ -47,21 +47,18 @@ class Within(Step):
     """With `depth`: attention and MLP of a layer go together."""
 
     def __post_init__(self) -> None:
-        for layer in self.protect:
-            if not (float(layer).is_integer() or -1 < layer < 1):
-                raise ValueError(
-                    f"within.protect: expected numbers of layers, or shares of them in (-1, 1), got {layer}"
-                )
-        if self.attention is not None:
-            check_share("within.attention", self.attention)
-        check_share("within.attention_from", self.attention_from)
-        if self.attention_from and self.attention is None:
-            raise ValueError(f"within.attention_from: expected attention beside it, got {self.attention_from} alone")
+        if wrong := [layer for layer in self.protect if not (float(layer).is_integer() or -1 < layer < 1)]:
+            raise ValueError(
+                f"within.protect: expected numbers of layers, or shares of them in (-1, 1), got {wrong[0]}"
+            )
         for name, least in (("min_keep", 0), ("multiple_of", 1), ("max_segments", 1), ("max_shapes", 1)):
             for value in _values(getattr(self, name)):
                 check_at_least(f"within.{name}", value, least)
-        for value in _values(self.max_ratio):
-            check_share("within.max_ratio", value)
+        for name in ("max_ratio", "attention", "attention_from"):
+            for value in _values(getattr(self, name)):
+                check_share(f"within.{name}", value)
+        if self.attention_from and self.attention is None:
+            raise ValueError(f"within.attention_from: expected attention beside it, got {self.attention_from} alone")
         if self.whole_layers and not self.depth:
             raise ValueError("within.whole_layers: expected depth beside it, got depth False")
 
@@ -76,13 +73,7 @@ class Within(Step):
 
     def behind(self, before: "Within") -> "Within":
         """Return the limits of both, those said here where both say something."""
-        usual = Within()
-        said = {
-            f.name: value
-            for f in dataclasses.fields(self)
-            if (value := getattr(self, f.name)) != getattr(usual, f.name)
-        }
-        return dataclasses.replace(before, **said)
+        return dataclasses.replace(before, **self.said)
 
     def check_structures(self, known: Sequence[str]) -> None:
         """Raise ValueError for an option of a structure that a model of layers does not have."""
@@ -93,10 +84,8 @@ class Within(Step):
 
     def check_traced(self) -> None:
         """Raise ValueError for what only attention and MLP of layers have."""
-        usual = Within()
-        for name in ("protect", "attention", "attention_from", "max_segments", "max_shapes", "depth",
-                     "whole_layers"):  # fmt: skip
-            if (value := getattr(self, name)) != getattr(usual, name):
+        for name, value in self.said.items():
+            if name not in ("min_keep", "max_ratio", "multiple_of"):
                 raise ValueError(
                     f"within.{name}: is for attention and MLP of layers, which a traced model does not tell apart, got "
                     f"{value}; leave it out"
