@@ -12,13 +12,7 @@ on the activations â of the model as pruned and corrected so far, with T = (unp
 sub-block) - (pruned stream in front of it): each sub-block also makes up for what those before it got wrong. Where a
 norm stands between a sub-block and the stream (`Family.post_norms`), no W reaches such a target; there T = a W of the
 unpruned model, which â W' is to come close to.
-
-Sources: FLAP (arXiv:2312.11983) section 3.3 for the bias; least squares as in ZipLM (2302.04089) and SlimGPT
-(2412.18110), here with a damping δ that is chosen on held-out windows, and with the accumulated error as the target.
-Our deviations: damping relative to each coordinate's own energy, so that it is free of their scales; and, unless
-`tokens` is `equal`, every token counts by 1/mean(x²) of the residual stream x behind the sub-block, since whatever
-reads the stream divides it by its root mean square; otherwise the few tokens with massive activations decide
-everything.
+Sources and deviations are said by the steps, `saap_jax.steps.repair`.
 """
 
 import functools

@@ -91,7 +91,7 @@ Linear.__abstractmethods__ = frozenset()
 def test_regression_on_random_masks_finds_linear_effects():
     subject = Linear()
     oracle = make_oracle("perturbation(masks=400, share=0.3, ridge=1e-6)")
-    found = oracle(subject, None, None, Passes(("attention", "mlp")))
+    found = oracle(subject, None, None, Passes())
     for name, effect in subject.effects.items():
         centred = effect - effect.mean(axis=1, keepdims=True)  # each layer loses as many units in every mask
         np.testing.assert_allclose(found[name] - found[name].mean(axis=1, keepdims=True), centred, atol=1e-3)
@@ -103,15 +103,15 @@ def test_regression_on_random_masks_finds_linear_effects():
 def test_the_ridge_is_that_of_the_primal_problem():
     """With few masks: (Xᵀ X + r t I) β = Xᵀ y, of masks that were drawn."""
     subject = Linear()
-    found = make_oracle("perturbation(masks=8, share=0.3, ridge=0.5)")(subject, None, None, Passes(("mlp",)))
-    x = np.array([(~keep["mlp"]).ravel() for keep in subject.seen], float)
-    y = x @ subject.effects["mlp"].ravel()
+    found = make_oracle("perturbation(masks=8, share=0.3, ridge=0.5)")(subject, None, None, Passes())
+    x = np.array([np.concatenate([(~each).ravel() for each in keep.values()]) for keep in subject.seen], float)
+    y = x @ np.concatenate([each.ravel() for each in subject.effects.values()])
     x, y = x - x.mean(0), y - y.mean()
     penalty = 0.5 * np.trace(x @ x.T) / len(x)
     np.testing.assert_allclose(
-        found["mlp"].ravel(), np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y), rtol=1e-8, atol=1e-10
-    )
-    assert "attention" not in found
+        np.concatenate([each.ravel() for each in found.values()]),
+        np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y), rtol=1e-8, atol=1e-10,
+    )  # fmt: skip
 
 
 @pytest.mark.slow

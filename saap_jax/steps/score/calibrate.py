@@ -128,35 +128,17 @@ class Calibrated(NamedTuple):
         return Calibrated({name: {label: each[label]} for name, each in self.scenarios.items()}, None, fusions)
 
 
-def calibrate(
-    subject: Subject,
-    scenarios: Mapping[str, Examples],
-    plan: Plan,
-    *,
-    given: Mapping[str, Estimator] = MappingProxyType({}),
-    stability: bool = False,
-    keep: Keep | None = None,
-    batch_size: int = 8,
-    remat: Remat = "dots",
-    track: Track = quiet,
-) -> Calibrated:
+def calibrate(subject: Subject, scenarios: Mapping[str, Examples], plan: Plan, **options: Any) -> Calibrated:
     """Score every unit of a model by each entry of a plan, from one pass over the examples of each scenario.
 
     Args:
         scenarios: calibration examples by name.
-        given: estimators that are no names, by what they are called in the plan.
-        stability: observe what the stability indicator needs, even if no estimator does.
-        keep: score the model with all other units masked; these then have no score (NaN).
+        options: those of `score_examples`.
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "remat": remat, "track": track}
-    several = len(scenarios) > 1
-    return joined(
-        {
-            name: score_examples(subject, examples, plan, given=given, stability=stability, keep=keep, **options,
-                                 scenario=name if several else "")[1]
-            for name, examples in scenarios.items()
-        }
-    )  # fmt: skip
+    several, made = len(scenarios) > 1, {}
+    for name, examples in scenarios.items():
+        _, made[name] = score_examples(subject, examples, plan, **options, scenario=name if several else "")
+    return joined(made)
 
 
 def score_examples(
@@ -177,6 +159,9 @@ def score_examples(
 
     Args:
         statistics: of an earlier pass, which takes the place of a new one.
+        given: estimators that are no names, by what they are called in the plan.
+        stability: observe what the stability indicator needs, even if no estimator does.
+        keep: score the model with all other units masked; these then have no score (NaN).
         scenario: what progress calls the scenario.
 
     Returns:
@@ -185,20 +170,15 @@ def score_examples(
     members = make_members(plan, tuple(subject.existing), given)
     subject.check_estimators(members)
     asked = [member for member in members if is_oracle(member) and member not in given]
-    passes = Passes(tuple(subject.existing), batch_size, track=track)
+    passes = Passes(batch_size, track=track)
     exact = {each: constant(make_oracle(each)(subject, examples, keep, passes), subject.existing) for each in asked}
     if statistics is None and (stability or len(asked) < len(members)):
         needs = union_of_needs(members.values()) | (frozenset({GATE_GRADIENT}) if stability else frozenset())
         doing = f"observe the calibration examples {scenario}".rstrip()
         statistics = subject.observe(
-            examples,
-            needs,
-            curvature=curvature_of(members.values()),
-            keep=keep,
-            batch_size=batch_size,
-            remat=remat,
+            examples, needs, curvature=curvature_of(members.values()), keep=keep, batch_size=batch_size, remat=remat,
             progress=lambda steps: track(doing, steps, len(steps)),
-        )
+        )  # fmt: skip
     nothing = Statistics(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(0), {})
     return statistics, score_plan(subject.weights, statistics or nothing, plan, keep, {**given, **exact})
 

@@ -25,8 +25,6 @@ ABLATION = "ablation"
 class Passes(NamedTuple):
     """How an oracle looks at a subject."""
 
-    structures: tuple[str, ...]
-    """Whose units are scored."""
     batch_size: int = 8
     at_once: int = 2
     track: Track = quiet
@@ -44,15 +42,14 @@ def ablation(*, examples: int | None = None) -> Oracle:
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         if keep is not None and any((units & ~keep[name]).any() for name, units in subject.existing.items()):
             raise ValueError("estimator 'ablation': is of the whole model, expected no rounds behind it")
-        existing = {name: subject.existing[name] for name in passes.structures}
-        units = [Unit(name, *map(int, place)) for name, each in existing.items() for place in np.argwhere(each)]
+        units = [Unit(name, *map(int, place)) for name, each in subject.existing.items() for place in np.argwhere(each)]
         changes = subject.ablate(
             few(subject, examples),
             units,
             batch_size=passes.batch_size,
             progress=lambda groups: passes.track("remove single units", groups, len(groups)),
         )
-        return changes_to_scores(changes, existing)
+        return changes_to_scores(changes, subject.existing)
 
     return score
 
@@ -78,7 +75,7 @@ def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", 
         for block, mean in zip(blocks, means, strict=True):
             for name, units in block.items():
                 scores[name] = np.where(units, mean - base, scores[name])
-        return {name: scores[name] for name in passes.structures}
+        return scores
 
     return score
 
@@ -107,15 +104,15 @@ def perturbation(
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         present = _present(subject, keep, "perturbation")
         random = np.random.default_rng(seed)
-        keeps = [_masked(present, passes.structures, share, random) for _ in range(masks)]
+        keeps = [_masked(present, share, random) for _ in range(masks)]
         losses = np.array(_mean_losses(subject, few(subject, examples), keeps, passes, "mask units at random"))
 
         def row(keep: Keep) -> np.ndarray:
-            return np.concatenate([keep[name][present[name]] for name in passes.structures])
+            return np.concatenate([keep[name][present[name]] for name in present])
 
         gone = ~np.stack([row(each) for each in keeps])
         effect = _ridge(gone.astype(np.float64), losses, ridge)
-        scores: Scores = {name: np.full(present[name].shape, np.nan) for name in passes.structures}
+        scores: Scores = {name: np.full(units.shape, np.nan) for name, units in present.items()}
         ends = np.cumsum([present[name].sum() for name in scores])[:-1]
         for (name, values), part in zip(scores.items(), np.split(effect, ends), strict=True):
             values[present[name]] = part
@@ -177,14 +174,13 @@ def _row(units: np.ndarray, layer: int) -> np.ndarray:
     return units & (np.arange(len(units)) == layer)[:, None]
 
 
-def _masked(present: Keep, structures: tuple[str, ...], share: float, random: np.random.Generator) -> Keep:
+def _masked(present: Keep, share: float, random: np.random.Generator) -> Keep:
     """Return a keep-set without a random share of the units of each layer, one at least where there are two."""
     keep = {name: units.copy() for name, units in present.items()}
-    for name in structures:
-        for row in keep[name]:
-            there = np.flatnonzero(row)
-            count = min(max(round(share * len(there)), 1), len(there) - 1) if len(there) > 1 else 0
-            row[random.permutation(there)[:count]] = False
+    for row in (row for units in keep.values() for row in units):
+        there = np.flatnonzero(row)
+        count = min(max(round(share * len(there)), 1), len(there) - 1) if len(there) > 1 else 0
+        row[random.permutation(there)[:count]] = False
     return keep
 
 
