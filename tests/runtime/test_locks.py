@@ -1,7 +1,6 @@
 """Locks: one process at a time, who holds it, and nothing left behind."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -23,40 +22,29 @@ with held(Path(sys.argv[1]), "it"):
 """
 
 
-@pytest.fixture
-def other(tmp_path):
-    """Return a process that holds the lock of `runs/one`."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "runs" / "one")], stdout=-1, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
-
-
-def test_the_second_is_told_who_holds_it(other, tmp_path):
-    start = time.monotonic()
-    with (
-        pytest.raises(ValueError, match="the run is in use: process") as caught,
-        held(tmp_path / "runs/one", "the run"),
-    ):
-        pytest.fail("two at once")
-    assert time.monotonic() - start < 2
-    for said in (f"process {other.pid} on {os.uname().nodename}, since 2", str(tmp_path / "runs" / ".one.lock")):
-        assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
-    with held(tmp_path / "runs" / "two", "another run"):
-        assert sorted(os.listdir(tmp_path / "runs")) == [".one.lock", ".two.lock"]
-
-
-def test_a_kill_releases_it(other, tmp_path):
-    other.send_signal(signal.SIGKILL)
-    other.wait()
-    assert os.listdir(tmp_path / "runs") == [".one.lock"]
-    with held(tmp_path / "runs" / "one", "the run"):
-        assert f"process {os.getpid()} " in (tmp_path / "runs" / ".one.lock").read_text()
-    assert os.listdir(tmp_path / "runs") == []
+def test_the_second_is_told_who_holds_it_until_a_kill_releases_it(tmp_path):
+    runs = tmp_path / "runs"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(runs / "one")], stdout=-1, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        start = time.monotonic()
+        with pytest.raises(ValueError, match="the run is in use: process") as caught, held(runs / "one", "the run"):
+            pytest.fail("two at once")
+        assert time.monotonic() - start < 2
+        for said in (f"process {other.pid} on {os.uname().nodename}, since 2", str(runs / ".one.lock")):
+            assert said in str(caught.value)
+        with held(runs / "two", "another run"):
+            assert sorted(os.listdir(runs)) == [".one.lock", ".two.lock"]
+        (runs / ".one.lock").write_bytes(b"process 1\x1b[31m\n\xff" + b"a" * 9999)
+        with pytest.raises(ValueError, match=r"in use: process 1\[31m") as caught, held(runs / "one", "it"):
+            pytest.fail("two at once")
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) <= 600
+        other.kill()
+    assert os.listdir(runs) == [".one.lock"]
+    with held(runs / "one", "the run"):
+        assert f"process {os.getpid()} " in (runs / ".one.lock").read_text()
+    assert os.listdir(runs) == []
 
 
 def test_nothing_is_left_behind(tmp_path):
@@ -87,14 +75,6 @@ def test_a_thread_may_hold_it_twice_and_another_may_not(tmp_path):
     assert found[0].startswith(f"it is in use: process {os.getpid()} ")
     try_it()
     assert found[1:] == ["two at once"], "it is free again"
-
-
-def test_a_lock_says_only_what_can_be_printed(other, tmp_path):
-    (tmp_path / "runs" / ".one.lock").write_bytes(b"process 1\x1b[31m\n\xff" + b"a" * 9999)
-    with pytest.raises(ValueError, match=r"in use: process 1\[31m") as caught, held(tmp_path / "runs" / "one", "it"):
-        pytest.fail("two at once")
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) <= 600
 
 
 @pytest.mark.parametrize("suffix", [None, ".gguf"])

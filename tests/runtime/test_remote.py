@@ -95,15 +95,6 @@ def test_a_change_is_seen_where_the_time_has_another_name(key, bucket, monkeypat
     assert (fetched(ADDRESS, PATTERNS) / "model.safetensors").read_text() == "changed"
 
 
-def test_a_path_of_the_home_directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with staged("~/made") as place:
-        assert place == tmp_path / "made"
-        assert not exists("~/made")
-        place.mkdir()
-    assert exists("~/made")
-
-
 def test_a_file_alone(bucket, tmp_path):
     file = tmp_path / "x.gguf"
     file.write_text("GGUF" * 1000)
@@ -151,7 +142,7 @@ def test_what_dies_on_the_way_down_goes_on(bucket, monkeypatch):
     assert len(copied) == 3, "the first one was not fetched again"
 
 
-def test_an_output_is_staged_and_sent(bucket):
+def test_an_output_is_staged_and_sent(bucket, tmp_path, monkeypatch):
     with staged(ADDRESS) as place:
         assert bucket.names(ADDRESS) == {MARK}, "that one may write there is known before any work"
         assert not exists(ADDRESS)
@@ -161,14 +152,15 @@ def test_an_output_is_staged_and_sent(bucket):
     assert not place.exists()
     with pytest.raises(FileExistsError, match="never overwritten"), staged(ADDRESS):
         pytest.fail("it is there")
-    with staged("models/here") as place:
-        assert place == Path("models/here")
-
-
-def test_after_an_error_nothing_is_there(bucket):
-    with pytest.raises(ValueError, match="mine"), staged(ADDRESS):
+    with pytest.raises(ValueError, match="mine"), staged(f"{ADDRESS}-failed"):
         raise ValueError("mine")
-    assert bucket.names(ADDRESS) == set()
+    assert bucket.names(f"{ADDRESS}-failed") == set(), "after an error nothing is there"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with staged("~/here") as place:
+        assert place == tmp_path / "here"
+        assert not exists("~/here")
+        place.mkdir()
+    assert exists("~/here")
 
 
 def test_what_was_made_is_kept_where_sending_dies(bucket):
@@ -199,17 +191,6 @@ def test_sending_again_what_is_there_does_nothing(bucket, model):
         send(model, ADDRESS)
 
 
-@pytest.mark.parametrize("address", ["gs://bucket", "gs://", "http://x/y", "file:///x/y", "gs://bucket/../x"])
-def test_an_address_that_is_none(address, bucket):
-    with pytest.raises(ValueError, match="expected an address of gs://, s3://, az://"):
-        fetched(address, PATTERNS)
-
-
-def test_nothing_there(bucket):
-    with pytest.raises(FileNotFoundError, match="found nothing there; check the address"):
-        fetched(ADDRESS, PATTERNS)
-
-
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -232,8 +213,13 @@ def test_errors_of_the_way_are_one_line(error, said, bucket, monkeypatch):
         exists(ADDRESS)
 
 
-def test_an_address_is_no_factory_and_no_path():
-    assert not is_factory("gs://bucket/model:v1")
-    assert is_factory("bucket/model.py:v1")
+@pytest.mark.parametrize("address", ["gs://bucket", "gs://", "http://x/y", "file:///x/y", "gs://bucket/../x"])
+def test_an_address_that_is_none(address, bucket):
+    with pytest.raises(ValueError, match="expected an address of gs://, s3://, az://"):
+        fetched(address, PATTERNS)
+    with pytest.raises(FileNotFoundError, match="found nothing there; check the address"):
+        fetched(ADDRESS, PATTERNS)
     with pytest.raises(ValueError, match="out: expected a path of this machine, got the address gs://x/y"):
         remote.check_local("out", "gs://x/y")
+    assert not is_factory("gs://bucket/model:v1")
+    assert is_factory("bucket/model.py:v1")
