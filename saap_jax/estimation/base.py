@@ -68,7 +68,6 @@ class Point(NamedTuple):
     layer: Mapping[str, Array]
     """By point, those of the layer up to this one: `[batch, seq, embed]` at the ends, else `[batch, seq, *units]`."""
     mask: Bool[Array, "batch seq"]
-    norm_eps: float
 
     @property
     def values(self) -> Array:

@@ -154,7 +154,7 @@ def contributions(
 
     def one_pass(objective: Objective, needs: frozenset[Statistic]) -> tuple[dict[Statistic, Any], Array]:
         def summed(model: Llama, gates: Gates) -> tuple[Array, tuple[Array, list]]:
-            seen = observer(needs, mask, model.constants.norm_eps)
+            seen = observer(needs, mask)
             values, sums, observed = summed_objective(model, tokens, mask, gates, objective, observe=seen, remat=remat)
             return jnp.sum(values), (sums, observed)
 
@@ -217,7 +217,7 @@ def union_of_needs(estimators: Iterable[Estimator]) -> frozenset[Statistic]:
     return frozenset[Statistic]().union(*(estimator.needs for estimator in estimators))
 
 
-def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"], norm_eps: float) -> Observe | None:
+def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"]) -> Observe | None:
     """Sum activations over the real tokens of a microbatch, `{statistic: {key: sums}}` a point.
 
     None where no activation is needed. Nothing of it is differentiated.
@@ -227,7 +227,7 @@ def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"], norm_e
 
     def observe(point: str, activation: Array) -> dict[Statistic, Mapping[str, Any]]:
         layer[point] = wide(jax.lax.stop_gradient(activation))
-        return {need: need.observe(Point(point, layer, mask, norm_eps)) for need in of_activations}
+        return {need: need.observe(Point(point, layer, mask)) for need in of_activations}
 
     return observe if of_activations else None
 

@@ -9,6 +9,8 @@ import contextlib
 import logging
 import os
 import re
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,15 @@ import jax.numpy as jnp
 
 from saap_jax.recovery.train import State
 from saap_jax.runtime.errors import reading
+from saap_jax.runtime.processes import is_primary
 
 _WHOLE = (
     "a whole checkpoint of the parameters that are trained now (remove it to go on from the one before it, or start "
     "anew with --overwrite)"
 )
+
+_QUIET = 5
+"""Rounds of 50 ms without a new directory after which a failed writer counts as done."""
 
 
 class Checkpoints:
@@ -38,7 +44,7 @@ class Checkpoints:
         # A line for each file that is written, otherwise; and what fails in the background is raised later, by `wait`.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         best = BestN(get_metric_fn=rank, reverse=True, n=1, keep_checkpoints_without_metrics=False)
-        self._ocp, self._directory = ocp, directory
+        self._ocp, self._directory, self._failed = ocp, directory, False
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -52,8 +58,17 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._writing():
-            self._manager.close()
+        try:
+            with self._writing():
+                self._manager.close()
+        finally:
+            quiet = 0 if self._failed and is_primary() else _QUIET
+            while quiet < _QUIET:  # one part of a checkpoint failed: the threads that write the others go on
+                begun = list(self._directory.glob("*.orbax-checkpoint-tmp*"))
+                for each in begun:
+                    shutil.rmtree(each, ignore_errors=True)
+                quiet = 0 if begun else quiet + 1
+                time.sleep(0.05)
 
     def save(self, state: State, progress: dict[str, Any], loss: float | None) -> None:
         """Copy a state and begin to write it; the state may be donated as soon as this returns.
@@ -70,7 +85,7 @@ class Checkpoints:
         """Wait until all is written.
 
         Raises:
-            OSError: something could not be, as on a full disk; what was begun is removed when the run goes on.
+            OSError: something could not be, as on a full disk; what was begun is removed at the end.
         """
         with self._writing():
             self._manager.wait_until_finished()
@@ -81,7 +96,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if number := re.search(r"os_error_code='(\d+)'", str(error)):
+            number = re.search(r"os_error_code='(\d+)'", str(error))
+            self._failed |= number is not None or isinstance(error, OSError)
+            if number:
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(self._directory)) from error
             raise
 

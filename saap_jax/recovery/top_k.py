@@ -109,6 +109,7 @@ def keep_top_k(
     with contextlib.ExitStack() as stack:
         writers = []
         for name, (shape, dtype) in kept.files.items() if is_primary() else ():
+            stack.callback(partial[name].unlink, missing_ok=True)
             writers.append(stack.enter_context(partial[name].open("wb")))
             header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(writers[-1], header)
@@ -117,8 +118,8 @@ def keep_top_k(
             made = _made(kept, teacher, rows, kept.rows[start : start + kept.batch], objective)
             for writer, array in zip(writers, made, strict=False):
                 writer.write(array.tobytes())
-    if is_primary():
-        for name, path in partial.items():
+        for writer, (name, path) in zip(writers, partial.items(), strict=False):
+            writer.close()
             os.replace(path, kept.directory / f"{name}.npy")
     write_atomically(kept.directory / "about.json", encoded(about, indent=1))
     barrier("the dense model's likeliest tokens")

@@ -208,7 +208,8 @@ class LlamaSubject(Subject):
         return chosen_in_sequence(self.model, keep, parts, rule, repair, tokens, dense=other, progress=progress)
 
     def folded(self, scales: Scores) -> "LlamaSubject":
-        return self.with_model(folded(self.model, scales))
+        factors: dict[str, Any] = dict(scales)
+        return self.with_model(folded(self.model, factors))
 
     def _other(self, dense: Any) -> Llama | None:
         """Return the unpruned model where it is not this one."""

@@ -1,4 +1,4 @@
-"""Experts spread over an axis of their own: no device has or gathers all, and the figures are those of one device."""
+"""Experts spread over an axis of their own: no device has or gathers all, and a step is that of one device."""
 
 import re
 from itertools import permutations
@@ -10,10 +10,7 @@ import pytest
 
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.use import PlanConfig
-from saap_jax.estimation.observe import observe, score, union_of_needs
-from saap_jax.estimation.registry import make_estimator
-from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
+from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.planning.count import shard_bytes
 from saap_jax.planning.programs import program_of
 from saap_jax.recovery.adapters import full
@@ -21,16 +18,13 @@ from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.train import Schedule, microbatches, split, start, train_step
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.mesh import laid_out, layout_of
-from tests.helpers import RELATIVES, changed, random_model
+from tests.helpers import RELATIVES, random_model
 from tests.recovery.helpers import rows_of
+from tests.sharded.test_relatives import EXPERTS as MESHES
 
 pytestmark = pytest.mark.sharded
 
 EXPERTS, CHANNELS, EMBED = 8, 6, 16
-MESHES = {
-    "qwen3_moe": MeshConfig(fsdp=2, expert=4),
-    "mixtral": MeshConfig(fsdp=2, tensor=2, expert=2),
-}
 
 
 def spec_of(family: str) -> LlamaSpec:
@@ -40,34 +34,6 @@ def spec_of(family: str) -> LlamaSpec:
 
 def layout(config: MeshConfig):
     return layout_of(config, jax.devices()[:8])
-
-
-def differ(found, expected) -> bool:
-    return not np.allclose(found, expected, rtol=1e-3)
-
-
-@pytest.mark.parametrize("family", MESHES)
-def test_losses_statistics_and_scores_are_those_of_one_device(family, tmp_path):
-    alone, random = random_model(spec_of(family)), np.random.default_rng(0)
-    spread = load_model(save_model(alone, tmp_path / "m"), layout=layout(MESHES[family]))
-    batches = [(random.integers(0, 32, (4, 8)).astype(np.int32), np.ones((4, 8), bool))]
-    assert window_losses(spread, batches, None).perplexity == pytest.approx(
-        window_losses(alone, batches, None).perplexity, rel=1e-5
-    )
-    estimators = {name: make_estimator(name) for name in ("taylor_element", "fisher", "gate_fisher", "wanda", "reap")}
-    needs = union_of_needs(estimators.values())
-    other = changed(alone, "segments/0/mlp/down", lambda down: down.at[0, 5].multiply(1.5))
-    statistics = [observe(model, batches, needs, remat="full") for model in (alone, spread, other)]
-    leaves = [jax.tree.leaves(each.values) for each in statistics]
-    for expected, found in zip(leaves[0], leaves[1], strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * max(np.abs(expected).max(), 1e-9))
-    scores = [score(estimators, seen, alone) for seen in statistics]
-    for name, by_structure in scores[0].items():
-        for structure, values in by_structure.items():
-            np.testing.assert_allclose(
-                scores[1][name][structure], values, rtol=1e-4, atol=1e-5 * np.abs(values).max(), err_msg=name
-            )
-        assert differ(scores[2][name]["mlp"], by_structure["mlp"]), "control: another expert in the first layer"
 
 
 @pytest.mark.parametrize("family", MESHES)

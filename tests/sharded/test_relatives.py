@@ -1,4 +1,4 @@
-"""Eight devices: LLaMA's relatives are loaded, scored and evaluated as on one device, biases and windows too."""
+"""Eight devices: LLaMA's relatives are loaded, scored and evaluated as on one device, biases, windows, experts too."""
 
 import dataclasses
 
@@ -7,40 +7,44 @@ import numpy as np
 import pytest
 
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.estimation.observe import observe, score, union_of_needs
-from saap_jax.estimation.registry import make_estimator
+from saap_jax.estimation import make_estimators, observe, score, union_of_needs
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
+from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
 from saap_jax.runtime.mesh import layout_of
-from tests.helpers import RELATIVES
+from tests.helpers import RELATIVES, changed, random_model
 
 pytestmark = pytest.mark.sharded
 
-MIXED = layout_of(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8]) if len(jax.devices()) >= 8 else None
+MIXED = MeshConfig(data=2, fsdp=2, tensor=2)
+EXPERTS = {"qwen3_moe": MeshConfig(fsdp=2, expert=4), "mixtral": MeshConfig(fsdp=2, tensor=2, expert=2)}
+"""Meshes with an axis for experts."""
+CASES = [(each, MIXED) for each in RELATIVES if each != "mixtral"] + list(EXPERTS.items())
 
 
-@pytest.mark.parametrize("family", [each for each in RELATIVES if each != "mixtral"])  # see `test_experts`
-def test_relatives_do_not_depend_on_the_mesh(family, tmp_path):
-    channels = 8 if RELATIVES[family].traits.experts else None
-    widths = LayerWidths(kv_heads=4, q_per_kv=1, mlp=16, channels=channels)
+@pytest.mark.parametrize(("family", "config"), CASES)
+def test_relatives_do_not_depend_on_the_mesh(family, config, tmp_path):
+    experts = RELATIVES[family].traits.experts
+    widths = LayerWidths(kv_heads=4, q_per_kv=1, mlp=16, channels=8 if experts else None)
     spec = LlamaSpec(vocab=32, embed=16, head_dim=4, layers=(widths,) * 2, tied=True, constants=RELATIVES[family])
-    alone = random_llama(spec, jax.random.key(0))
-    directory = save_model(alone, tmp_path / "m")
-    spread = load_model(directory, layout=MIXED)
+    alone = random_model(spec)
+    spread = load_model(save_model(alone, tmp_path / "m"), layout=layout_of(config, jax.devices()[:8]))
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
-    random = np.random.default_rng(0)
-    batches = [(random.integers(0, 32, (8, 8)).astype(np.int32), np.ones((8, 8), bool))]
-    estimators = {name: make_estimator(name) for name in ("taylor_element", "fisher", "gate_fisher", "wanda")}
+    batches = [(np.random.default_rng(0).integers(0, 32, (8, 8)).astype(np.int32), np.ones((8, 8), bool))]
+    estimators = make_estimators(["taylor_element", "fisher", "gate_fisher", "wanda", *(["reap"] if experts else [])])
     needs = union_of_needs(estimators.values())
-    expected, found = (score(estimators, observe(m, batches, needs, remat="full"), m) for m in (alone, spread))
+    changed_unit = changed(alone, "segments/0/mlp/down", lambda down: down.at[0, 5].multiply(1.5))
+    expected, found, control = (
+        score(estimators, observe(each, batches, needs, remat="full"), each) for each in (alone, spread, changed_unit)
+    )
     for name, by_structure in expected.items():
         for structure, values in by_structure.items():
             scale = np.abs(values).max()
-            np.testing.assert_allclose(found[name][structure], values, rtol=1e-5, atol=1e-6 * scale)
-    losses = [window_losses(m, batches, None) for m in (alone, spread)]
-    assert losses[0].perplexity == pytest.approx(losses[1].perplexity, rel=1e-5)
+            np.testing.assert_allclose(found[name][structure], values, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
+        assert not np.allclose(control[name]["mlp"], by_structure["mlp"], rtol=1e-3), "control: another unit"
+    losses = [window_losses(each, batches, None).perplexity for each in (alone, spread)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     if spec.constants.sliding_window is not None:
         wider = jax.tree.map(lambda leaf: leaf, alone)
         wider.constants = dataclasses.replace(spec.constants, sliding_window=None)
-        assert window_losses(wider, batches, None).perplexity != pytest.approx(losses[1].perplexity, rel=1e-4)
+        assert window_losses(wider, batches, None).perplexity != pytest.approx(losses[1], rel=1e-4)

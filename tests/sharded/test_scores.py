@@ -158,27 +158,21 @@ def test_a_sharded_model_is_cut_and_saved_as_a_whole_one(config, model, tmp_path
 
 
 @pytest.mark.parametrize("config", MESHES, ids=mesh_name)
-def test_losses_do_not_depend_on_the_mesh(config, model, batches):
-    sharded = laid_out(model, layout_of(config, devices(config)))
-    keep = {"attention": np.ones((2, 4), bool), "mlp": np.ones((2, 16), bool)}
-    keep["attention"][1, 2] = keep["mlp"][0, 5:9] = False
-    for ours, single in zip(
-        [window_losses(sharded, batches), *next(candidate_losses(sharded, batches, [keep])).values()],
-        [window_losses(model, batches), *next(candidate_losses(model, batches, [keep])).values()],
-        strict=True,
-    ):
-        np.testing.assert_allclose(ours.sums, single.sums, rtol=1e-5)
-        np.testing.assert_array_equal(ours.counts, single.counts)
-
-
-@pytest.mark.parametrize("config", MESHES, ids=mesh_name)
-def test_loading_onto_a_mesh_reads_the_same_parameters(config, model, tmp_path):
-    path = save_model(model, tmp_path / "model")
+def test_what_is_loaded_onto_a_mesh_has_the_same_parameters_and_losses(config, model, batches, tmp_path):
     where = layout_of(config, devices(config))
-    loaded = load_model(path, layout=where)
-    for ours, theirs, wanted in zip(*map(jax.tree.leaves, (loaded, model, laid_out(model, where))), strict=True):
+    loaded = load_model(save_model(model, tmp_path / "model"), layout=where)
+    for ours, theirs, wanted in zip(*map(jax.tree.leaves, (loaded, model, put(model, where))), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
         assert ours.sharding == wanted.sharding
+    keep = {"attention": np.ones((2, 4), bool), "mlp": np.ones((2, 16), bool)}
+    keep["attention"][1, 2] = keep["mlp"][0, 5:9] = False
+    ours, single = (
+        [window_losses(each, batches), *next(candidate_losses(each, batches, [keep])).values()]
+        for each in (loaded, model)
+    )
+    for one, other in zip(ours, single, strict=True):
+        np.testing.assert_allclose(one.sums, other.sums, rtol=1e-5)
+        np.testing.assert_array_equal(one.counts, other.counts)
 
 
 @pytest.mark.parametrize("config", [MESHES[1], MIXED], ids=mesh_name)
