@@ -67,7 +67,7 @@ def load_model(
     """
     target = _parameter_dtype(dtype)
     path = resolve(name)
-    checkpoint = _opened(path)
+    checkpoint = open_gguf(path) if path.is_file() else _open_directory(path)
     for option, length in lengths.items():
         check_length(checkpoint.spec.constants, length, option)
     _check_layers(checkpoint)
@@ -84,14 +84,6 @@ def load_model(
         value = _read_parameter(checkpoint, item, place)
         leaves.append(item.variable.replace(value))
     return jax.tree_util.tree_unflatten(treedef, leaves)
-
-
-def _opened(path: Path) -> Checkpoint:
-    """Open a GGUF file, a directory of safetensors, or a checkpoint of Tunix or MaxText."""
-    if path.is_file():
-        return open_gguf(path)
-    found = open_orbax(path) if next(path.glob("*.safetensors"), None) is None else None
-    return found or _open_directory(path)
 
 
 def load_keep(directory: str | Path) -> Keep:
@@ -127,6 +119,9 @@ def _parameter_dtype(dtype: Any) -> Any:
 
 
 def _open_directory(directory: Path) -> Checkpoint:
+    """Open a directory of safetensors, or a checkpoint of Tunix or MaxText."""
+    if next(directory.glob("*.safetensors"), None) is None and (found := open_orbax(directory)) is not None:
+        return found
     config = directory / "config.json"
     content = read_object(config)
     spec = spec_from_config(content, str(config))

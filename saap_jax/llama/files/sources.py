@@ -1,5 +1,6 @@
 """Where the files of a model are (a path, an address, a package, the hub), and what they say of where it comes from."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -143,11 +144,13 @@ def source_of(name: str, place: Path) -> dict[str, str]:
     Raises:
         ValueError: a damaged GGUF file.
     """
+    said, card = dict[str, Any](), place / CARD
     if place.is_file():
         fields = open_gguf_file(place).fields
         said = {key: next((fields[each] for each in keys if each in fields), None) for key, keys in _SAID.items()}
     else:
-        said = card_metadata(place)
+        with contextlib.suppress(Exception):  # a card that cannot be read, for whatever reason, says nothing
+            said = (metadata_load(card) or {}) if card.stat().st_size <= _LONGEST else {}
     repository = REPOSITORIES.get(name)
     if repository is None and _REPOSITORY.fullmatch(name) and not Path(name).expanduser().exists():
         repository = name  # what is no path is a name of the hub, see `resolve`
@@ -164,15 +167,6 @@ def source_of(name: str, place: Path) -> dict[str, str]:
         link = found.pop("license_link")
         found |= {"license_link": f"{_HUB}{repository}/blob/main/{link}"} if repository else {}
     return found
-
-
-def card_metadata(directory: Path) -> dict[str, Any]:
-    """Return the metadata of a directory's card, empty where there is none or it cannot be read."""
-    card = directory / CARD
-    try:
-        return (metadata_load(card) or {}) if card.stat().st_size <= _LONGEST else {}
-    except Exception:  # of the file, of its encoding, of YAML: a card that cannot be read says nothing
-        return {}
 
 
 def loader_of(config: Mapping[str, Any]) -> Literal["transformers", "remote_code", "saap_jax"]:

@@ -1,7 +1,7 @@
 """Load the tokenizer that belongs to a model: from its directory or hub name, or rebuilt from GGUF metadata."""
 
 import json
-import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -143,16 +143,9 @@ def _check_ids(vocabulary: dict[str, int], vocab: int, path: Path) -> None:
 
 def _transformers() -> Any:
     """Import transformers without its advice to install PyTorch, which this library does not use."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
 
-    def unrelated(record: logging.LogRecord) -> bool:
-        return "PyTorch was not found" not in record.getMessage()
-
-    logger = logging.getLogger("transformers")
-    logger.addFilter(unrelated)
-    try:
-        import transformers
-    finally:
-        logger.removeFilter(unrelated)
     return transformers
 
 
