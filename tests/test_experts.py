@@ -195,14 +195,18 @@ def test_ablation_routes_again(x64):
     ("family", "change", "message"),
     [
         ("qwen3_moe", {"num_experts_per_tok": 9}, "expected num_experts_per_tok of at most 8 experts, got 9"),
-        ("qwen3_moe", {"num_local_experts": 4}, "expected the same experts a layer in num_experts and num_local"),
-        ("qwen3_moe", {"num_experts": None, "num_local_experts": None}, "expected the same experts a layer in"),
+        ("qwen3_moe", {"num_local_experts": 4}, "expected one number of experts in num_experts and num_local"),
+        (
+            "qwen3_moe",
+            {"num_experts": None, "num_local_experts": None},
+            "expected num_experts to be a whole number .*, got None",
+        ),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2 is not supported, expected 1"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers = .* is not supported"),
         ("qwen3_moe", {"use_sliding_window": True}, "use_sliding_window = True is not supported"),
-        ("qwen3_moe", {"moe_intermediate_size": 0}, "expected moe_intermediate_size to be a positive integer"),
+        ("qwen3_moe", {"moe_intermediate_size": 0}, "expected moe_intermediate_size to be a whole number"),
         ("mixtral", {"norm_topk_prob": True}, "unknown attributes norm_topk_prob"),
-        ("mixtral", {"num_experts_per_tok": None}, "expected num_experts_per_tok to be a positive integer, got None"),
+        ("mixtral", {"num_experts_per_tok": None}, "expected num_experts_per_tok to be a whole number .*, got None"),
     ],
 )
 def test_configs_that_are_refused(family, change, message):
