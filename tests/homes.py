@@ -54,15 +54,15 @@ _SLOW = {
     "jobs/sensitivity": "",
     "llama/families": "gate_gradients ablation without_what generation_equals_recomputation[mistral "
     "generation_equals_recomputation[qwen3_moe",
-    "llama/generate": "logits_of_prompt_and_steps[fused logits_of_prompt_and_steps[runs-ragged single_layers "
+    "llama/generate": "logits_of_prompt_and_steps[fused logits_of_prompt_and_steps[runs-ragged "
     "logits_of_prompt_and_steps[runs-biases logits_of_prompt_and_steps[single-ragged rows_decoded_alone stop_tokens",
     "llama/goldens": "norm_epsilon",
-    "llama/maxtext": "the_teacher",
+    "llama/orbax": "the_teacher",
     "llama/model": "layers_without gates_an_example",
     "recovery/adapters": "groupwise_merges_exactly[4-4",
     "recovery/memory": "",
     "recovery/top_k": "a_small_rest",
-    "report/origin_page": "",
+    "report/origin": "",
     "report/write": "TestOneRun::test_a_command_writes",
     "steps/blended": "",
     "steps/run": "rounds_repair layers_are",
