@@ -59,7 +59,8 @@ COMMANDS: dict[str, Command] = {
     "bench": Command("parameters, operations, memory and times", _USE + "BenchConfig", "bench", "[--models ...]"),
     "plan": Command("does a job fit a TPU or GPUs", _USE + "PlanConfig", "plan_job", "[--model] [--target]"),
 }
-"""What the module of that name below `jobs` has: a function that does the work, and `shown`, what is shown of it."""
+"""The module of that name below `jobs` has a function that does the work, and `shown`, where more than its result is
+shown."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -137,7 +138,7 @@ def _work(name: str, config: Any, options: RunOptions | None) -> int:
         for text in result:
             write(text)
         return 0
-    show_blocks(*job.shown(config, result))
+    show_blocks(*(job.shown(config, result) if hasattr(job, "shown") else result))
     return 0 if getattr(result, "held", True) else 1
 
 

@@ -28,8 +28,3 @@ def discover(config: DiscoverConfig, *, track: Track = quiet) -> list[Any]:
         write_atomically(Path(config.drawing), saved(coupling_figure(coupling_record(traced))))
         found.append({"drawing": config.drawing})
     return found
-
-
-def shown(config: DiscoverConfig, found: list[Any]) -> list[Any]:
-    """Show what was found."""
-    return found

@@ -52,11 +52,6 @@ def methods(config: MethodsConfig, *, track: Track = quiet) -> list[Table]:
     return found
 
 
-def shown(config: MethodsConfig, found: list[Table]) -> list[Table]:
-    """Show the tables."""
-    return found
-
-
 def _first(made: Any) -> str:
     return (inspect.getdoc(made) or "").partition("\n")[0]
 

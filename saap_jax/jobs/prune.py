@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +34,7 @@ from saap_jax.runtime.remote import staged
 from saap_jax.steps.allocation.allocation import Selection, selection_of
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.run import Runner
+from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import CutLlama, LlamaSubject, open_subject
 from saap_jax.trace.subject.pruned import checked_losses, own_code
 from saap_jax.trace.subject.subject import CutTraced, TracedSubject
@@ -47,31 +47,19 @@ class Pruned(NamedTuple):
     """What `prune` did."""
 
     selection: Selection
-    parameters: tuple[int, int]
-    """Before and after."""
-    bytes: tuple[int, int]
-    """Of the weights in memory before, of the saved file after."""
-    segments: int
-    """Stretches of equal layers, each compiled once."""
     told: Mapping[str, Any]
     """What the steps of the chain report: `corrections`, `scaled`, `divergences`, `price`."""
     reached: Sequence[Reached]
     """What became of the targets that were asked for."""
-    structures: tuple[tuple[str, int, int, int], ...] = ()
-    """Name, copies, units before and after of each structure of a traced model."""
-    losses: Mapping[str, float] = MappingProxyType({})
-    """Mean held-out loss of a traced model: `dense`, `masked`, `cut`."""
-    own_code: str = ""
-    """What the own code of a traced model does with the smaller parameters."""
-    seconds: Mapping[str, float] = MappingProxyType({})
-    """What choosing and repairing took."""
-    unrepaired: Mapping[str, str] = MappingProxyType({})
-    """Structures that lost units and that repairs left as they are, and why."""
-    judged: Judged | None = None
+    judged: Judged | None
     """Perplexity and speed of both models, where they were asked for."""
-    written: Sequence[WrittenText] = ()
+    written: Sequence[WrittenText]
     """What both models write, where they were judged."""
-    further: Sequence[str] = ()
+    rows: list[tuple[str, str]]
+    """All that in words."""
+    notes: list[str]
+    """What repairs left as it is, and why; what the own code of a traced model does with the smaller parameters."""
+    further: Sequence[str]
     """Commands that take the model from here, without the `saap` before them."""
 
 
@@ -119,13 +107,13 @@ def _prune(
     if config.targets.asked and isinstance(subject, LlamaSubject):
         costs = costs_of(config.targets, subject.model, track)
         targets = targets_of(config.targets, costs.of(subject.model.spec))
-    times = [time.perf_counter()]
+    clock = [time.perf_counter()]
     if costs is not None:
         _, ratio = smallest(runner, chain, config.ratio or 0.0, costs, targets)
     chosen = runner.choose(chain, ratio)
-    times.append(time.perf_counter())
+    clock.append(time.perf_counter())
     state = runner.run(chain, ratio)
-    times.append(time.perf_counter())
+    clock.append(time.perf_counter())
     selection = selection_of(subject, chosen.keep, ratio)
     cut = state.subject.cut(state.keep)
     about: dict[str, Any] = {}
@@ -147,23 +135,15 @@ def _prune(
         if texts_written:
             made["written"] = texts_written
         cut.save(out, selection.keep, about, further=origins.files_of(origin, made, cut, out.name))
-    traced = subject.structures if isinstance(subject, TracedSubject) else ()
-    return Pruned(
-        selection=selection,
-        told=state.told,
-        parameters=(subject.parameters, cut.parameters),
-        bytes=(subject.whole().bytes, broadcast(lambda: directory_bytes(out, "*.safetensors"))),
-        segments=cut.segments,
-        reached=reached,
-        structures=tuple((s.name, s.copies, s.units, int(selection.keep[s.name].sum(1)[0])) for s in traced),
-        losses=losses,
-        own_code=own_code(cut) if isinstance(cut, CutTraced) else "",
-        seconds=dict(zip(("choose units", "make up for what went"), np.diff(times).tolist(), strict=True)),
-        unrepaired=chain.unrepaired(subject, selection.keep),
-        judged=judged,
-        written=texts_written,
-        further=further_of(config, cut.model.spec) if isinstance(cut, CutLlama) else (),
-    )
+    facts = size_rows(subject, cut, selection, losses, broadcast(lambda: directory_bytes(out, "*.safetensors")))
+    facts += told_rows(state.told, "matrices" if isinstance(subject, TracedSubject) else "sub-blocks")
+    for doing, taken in zip(("choose units", "make up for what went"), np.diff(clock), strict=True):
+        facts.append((f"seconds to {doing}", f"{taken:,.0f}"))
+    facts += judged_rows(judged) if judged else []
+    notes = [said] if isinstance(cut, CutTraced) and (said := own_code(cut)) else []
+    notes += [f"{name} is not repaired: {why}" for name, why in chain.unrepaired(subject, selection.keep).items()]
+    further = further_of(config, cut.model.spec) if isinstance(cut, CutLlama) else ()
+    return Pruned(selection, state.told, reached, judged, texts_written, facts, notes, further)
 
 
 def further_of(config: PruneConfig, spec: LlamaSpec) -> tuple[str, ...]:
@@ -177,49 +157,47 @@ def further_of(config: PruneConfig, spec: LlamaSpec) -> tuple[str, ...]:
     return commands_after(config, spec, groups=True)
 
 
-def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
-    """Write what was done."""
-    selection = pruned.selection
+def size_rows(
+    subject: Subject, cut: Any, selection: Selection, losses: Mapping[str, float], size: int
+) -> list[tuple[str, str]]:
+    """Write how much went; `size` are the bytes of the saved file, `losses` those of a traced model."""
     rows = [
         ("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})"),
-        ("parameters", "{:,} -> {:,}".format(*pruned.parameters)),
-        ("bytes of weights", "{:,} -> {:,}".format(*pruned.bytes)),
+        ("parameters", f"{subject.parameters:,} -> {cut.parameters:,}"),
+        ("bytes of weights", f"{subject.whole().bytes:,} -> {size:,}"),
     ]
-    if pruned.losses:
-        rows.append(("held-out loss", f"{pruned.losses['dense']:.4g} -> {pruned.losses['cut']:.4g}"))
-    else:
-        rows.append(("segments of equal layers", str(pruned.segments)))
-    for name, copies, before, after in pruned.structures:
-        times = f" in each of {copies} copies" if copies > 1 else ""
-        rows.append((f"units of {name}", f"{before} -> {after}{times}"))
-    if price := pruned.told.get("price"):
-        said = "KL to the unpruned model, nats a token, of free layers and of these, which are alike"
-        rows.append((said, "{:.4f} -> {:.4f}".format(*price)))
-    if learnt := pruned.told.get("divergences"):
-        said = "KL to the unpruned model, nats a token, before and after units were chosen by it"
-        rows.append((said, f"{learnt[0]:.4f} -> {min(learnt):.4f}"))
-    if corrections := pruned.told.get("corrections"):
+    if not isinstance(subject, TracedSubject):
+        return [*rows, ("segments of equal layers", str(cut.segments))]
+    rows.append(("held-out loss", f"{losses['dense']:.4g} -> {losses['cut']:.4g}"))
+    for each in subject.structures:
+        times = f" in each of {each.copies} copies" if each.copies > 1 else ""
+        rows.append((f"units of {each.name}", f"{each.units} -> {int(selection.keep[each.name].sum(1)[0])}{times}"))
+    return rows
+
+
+def told_rows(told: Mapping[str, Any], places: str) -> list[tuple[str, str]]:
+    """Write what the steps of a chain report; `places` are those that repairs write to."""
+    rows, kl = [], "KL to the unpruned model, nats a token,"
+    if price := told.get("price"):
+        rows.append((f"{kl} of free layers and of these, which are alike", "{:.4f} -> {:.4f}".format(*price)))
+    if learnt := told.get("divergences"):
+        rows.append((f"{kl} before and after units were chosen by it", f"{learnt[0]:.4f} -> {min(learnt):.4f}"))
+    if corrections := told.get("corrections"):
         before, after = (np.mean([getattr(each, name) for each in corrections]) for name in ("error", "corrected"))
-        places = "matrices" if pruned.structures else "sub-blocks"
-        rows.append((f"error of what {len(corrections)} {places} write, before and after repair",
-                     f"{before:.1%} -> {after:.1%}"))  # fmt: skip
-    for doing, seconds in pruned.seconds.items():
-        rows.append((f"seconds to {doing}", f"{seconds:,.0f}"))
-    if scaled := pruned.told.get("scaled"):
-        said = "KL to the unpruned model, nats a token, before and after scales"
-        rows.append((said, f"{scaled[0]:.4f} -> {min(scaled):.4f}"))
-    return rows + (judged_rows(pruned.judged) if pruned.judged else [])
+        what = f"error of what {len(corrections)} {places} write, before and after repair"
+        rows.append((what, f"{before:.1%} -> {after:.1%}"))
+    if scaled := told.get("scaled"):
+        rows.append((f"{kl} before and after scales", f"{scaled[0]:.4f} -> {min(scaled):.4f}"))
+    return rows
 
 
 def shown(config: PruneConfig, pruned: Pruned) -> Iterator[Any]:
     """Show what was done, what became of targets, and what comes next."""
-    yield text_table(f"{config.method} at {pruned.selection.asked:.1%}", (), summary_rows(pruned), words=2)
+    yield text_table(f"{config.method} at {pruned.selection.asked:.1%}", (), pruned.rows, words=2)
     if pruned.reached:
         header = ("target", "asked", "unpruned", "predicted", "reached", "prediction off")
         yield text_table("", header, target_rows(pruned.reached), words=len(header))
-    notes = [pruned.own_code] if pruned.own_code else []
-    notes += [f"{name} is not repaired: {reason}" for name, reason in pruned.unrepaired.items()]
-    yield from (Code("", line) for line in notes + target_warnings(pruned.reached))
+    yield from (Code("", line) for line in pruned.notes + target_warnings(pruned.reached))
     yield {"model": config.out}
     if pruned.further:
         yield Code("", "\n".join(["next:", *(f"  saap {command}" for command in pruned.further)]))

@@ -58,7 +58,7 @@ def test_figures_are_those_of_evaluate(config, tmp_path):
     assert rows[models[0]].ppl != pytest.approx(rows[models[1]].ppl, rel=1e-5)  # control
     assert min(pruned.judged.seconds) > 0
     assert pruned.judged.tokens == 4 * 16
-    said = dict(prune.summary_rows(pruned))
+    said = dict(pruned.rows)
     for metric, value in rows[models[1]].ppl.items():
         assert f"-> {format_figure(value, scale_of(metric))} (" in said[metric]
     (step,) = read_origin(Path(config.out))["steps"]

@@ -208,6 +208,6 @@ def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
     assert not pruned.reached
     assert pruned.told["corrections"], "by default something makes up for what goes"
     assert all(each.corrected <= each.error for each in pruned.told["corrections"])
-    said = dict(prune.summary_rows(pruned))
+    said = dict(pruned.rows)
     assert {"seconds to choose units", "seconds to make up for what went"} <= said.keys()
     assert not (tmp_path / "out" / "targets.json").exists()
