@@ -142,22 +142,18 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
     if not config.sources:
         return Comparison(a.text, b.text, seeds, config.resamples, ())
     losses_a, losses_b = _losses(config, a, b, track)
-    if losses_a.keys() != losses_b.keys():
+    counts = [{metric: each.shape[1] for metric, each in losses.items()} for losses in (losses_a, losses_b)]
+    if counts[0] != counts[1]:
+        said = [", ".join(f"{count} windows of {metric}" for metric, count in each.items()) for each in counts]
         raise ValueError(
-            f"expected the same texts of both models, got {', '.join(losses_a)} of {a.text} and {', '.join(losses_b)} "
-            f"of {b.text}; evaluate both runs on the same"
+            f"expected as many windows of the same texts of both models, got {said[0]} of {a.text} and {said[1]} of "
+            f"{b.text}; evaluate both on the same"
         )
     domains = {metric["name"]: metric.get("domain", "") for metric in (a if a.run else b).record.get("metrics", ())}
     rows = []
     for metric, of_a in losses_a.items():
-        of_b = losses_b[metric]
-        windows = of_a.shape[1]
-        if of_b.shape[1] != windows:
-            raise ValueError(
-                f"{metric}: expected as many windows of both models, got {windows} of {a.text} and {of_b.shape[1]} of "
-                f"{b.text}; evaluate both on the same"
-            )
-        both = [np.broadcast_to(losses, (seeds, windows)) for losses in (of_a, of_b)]
+        windows = counts[0][metric]
+        both = [np.broadcast_to(losses, (seeds, windows)) for losses in (of_a, losses_b[metric])]
         difference = paired_difference(*both, resamples=config.resamples, seed=config.seed)
         of_a, of_b = (PERPLEXITY.value(float(losses.mean())) for losses in both)
         rows.append(Compared(metric, domains.get(metric, ""), windows, (of_a, of_b), difference))

@@ -6,11 +6,11 @@ program; then bisection of the largest ratio that holds the limit, all lines tog
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from saap_jax.config.checks import read_percent
 from saap_jax.config.jobs import FrontierConfig
-from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket, found_variants
+from saap_jax.evaluation.crossing import bisect, first_bracket, found_variants
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.candidates import Candidate, Evaluator, Row, candidate_of, runners_of, score_all
 from saap_jax.jobs.job import Ending, check, load, run_job
@@ -28,21 +28,6 @@ Key = tuple[str, int]
 """Method and seed: a line."""
 
 ENDING = Ending(lambda run: frontier_files(run.record, run.candidates()), further=("keeps.npz",))
-
-
-class Line(NamedTuple):
-    """A method with the scores of one seed."""
-
-    chain: Chain
-    seed: int
-    top: float
-    """Largest ratio that it can meet."""
-    told: bool
-    """Whether names have to tell the seed."""
-
-    def at(self, ratio: float) -> Candidate:
-        """Return the candidate at a ratio."""
-        return candidate_of(self.chain, ratio, self.seed, told=self.told)
 
 
 def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
@@ -74,20 +59,23 @@ def _frontier(
                 "for less"
             )
     score_all(run, "frontier", material, runners)
-    lines = {
-        (chain.name, seed): Line(chain, seed, tops[chain.name], len(seeds) > 1) for chain in chains for seed in seeds
-    }
-    evaluator = Evaluator(run, material, config.evaluation, runners, len(lines))
-    run.update(frontier=_measure(config, lines, evaluator, track))
+    evaluator = Evaluator(run, material, config.evaluation, runners, len(chains) * len(seeds))
+    run.update(frontier=_measure(config, {chain.name: chain for chain in chains}, tops, evaluator, track))
     run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
 
-def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evaluator, track: Track) -> Row:
+def _measure(
+    config: FrontierConfig, chains: Mapping[str, Chain], tops: Mapping[str, float], evaluator: Evaluator, track: Track
+) -> Row:
     """Measure the grid, bisect every line, keep all keep-sets; return what was found."""
-    run, ratios = evaluator.run, sorted(config.ratios)
+    run, ratios, seeds = evaluator.run, sorted(config.ratios), config.seeds_drawn
+    lines: list[Key] = [(name, seed) for name in chains for seed in seeds]
+
+    def at(key: Key, ratio: float) -> Candidate:
+        return candidate_of(chains[key[0]], ratio, key[1], told=len(seeds) > 1)
 
     def measured(asked: Sequence[tuple[Key, float]], doing: str, stage: Stage, *first: str) -> list[Row]:
-        made = [lines[key].at(ratio) for key, ratio in asked]
+        made = [at(key, ratio) for key, ratio in asked]
         evaluator.choose([candidate for candidate in made if candidate.name not in evaluator.keeps])
         about = {candidate.name: candidate.about for candidate in made}
         rows = evaluator.measure([*first, *about], about, doing=doing, track=track, stage=stage)
@@ -95,7 +83,7 @@ def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evalu
 
     grid = [(key, ratio) for ratio in ratios for key in lines]
     with run.stage("search"):
-        evaluator.choose([lines[key].at(ratio) for key, ratio in grid])
+        evaluator.choose([at(key, ratio) for key, ratio in grid])
     with run.stage("evaluate") as stage:
         rows = measured(grid, "evaluate dense model and curves", stage, DENSE)
     metric = evaluator.judging
@@ -118,28 +106,22 @@ def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evalu
             found = measured(list(asked.items()), f"bisect, round {rounds}", stage)
             return {key: row["ppl"][metric] <= limit for key, row in zip(asked, found, strict=True)}
 
-        starts = {key: first_bracket(ratios, holds[key], line.top) for key, line in lines.items()}
+        starts = {key: first_bracket(ratios, holds[key], tops[key[0]]) for key in lines}
         brackets = bisect(starts, judge, config.tolerance)
     evaluator.save_keeps()
-    said = [_said(lines[key], brackets[key], starts[key], ratios, holds[key]) for key in lines]
+    said = []
+    for key, found in brackets.items():
+        said.append({
+            "variant": key[0], "seed": key[1], "ratio": found.low,
+            "candidate": at(key, found.low).name if found.low > 0 else DENSE,
+            "breaks_at": None if math.isinf(found.high) else found.high,
+            "largest_possible": tops[key[0]], "rounds": found.rounds,
+            "again": [r for r, held in zip(ratios, holds[key], strict=True) if held and r > starts[key].high],
+        })  # fmt: skip
     return {
         "metric": metric, "percent": percent, "limit": limit, "tolerance": config.tolerance,
         "ratios": ratios, "resamples": config.resamples, "rounds": rounds, "lines": said,
     }  # fmt: skip
-
-
-def _said(line: Line, found: Bracket, start: Bracket, ratios: Sequence[float], holds: Sequence[bool]) -> Row:
-    """Return the record of a line: the largest ratio that holds, the next one known not to, where it holds again."""
-    return {
-        "variant": line.chain.name,
-        "seed": line.seed,
-        "ratio": found.low,
-        "candidate": line.at(found.low).name if found.low > 0 else DENSE,
-        "breaks_at": None if math.isinf(found.high) else found.high,
-        "largest_possible": line.top,
-        "rounds": found.rounds,
-        "again": [ratio for ratio, held in zip(ratios, holds, strict=True) if held and ratio > start.high],
-    }
 
 
 def shown(config: FrontierConfig, run: RunDirectory) -> Iterator[Any]:
