@@ -20,7 +20,7 @@ def pruned(tiny_model_directory, tmp_path_factory):
     place = tmp_path_factory.mktemp("cards")
     shutil.copytree(tiny_model_directory, place / "dense")
     (place / "dense" / "README.md").write_text("---\nlicense: mit\nbase_model: org/other\n---\n# dense\n")
-    words = ("--method", "wanda > global", "--ratio", "0.3")
+    words = ("--method", "wanda > global", "--ratio", "0.3", "--runs", str(place))
     made = str(place / "pruned")
     assert main.main(["prune", "--model.name", str(place / "dense"), "--out", made, *words, *CALIBRATION]) == 0
     return place / "pruned"

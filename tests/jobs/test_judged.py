@@ -94,7 +94,7 @@ def test_on_the_command_line(config, tmp_path, capsys):
     text.write_text("One sentence after the other, and another one. " * 200)
     words = ["prune", "--model.name", config.model.name, "--method", "wanda",
              "--calibration.length", "16", "--calibration.examples", "4", "--evaluation.length", "16",
-             "--evaluation.windows", "8"]  # fmt: skip
+             "--evaluation.windows", "8", "--runs", str(tmp_path)]  # fmt: skip
     same = ["--calibration.scenarios", f"text:{text}", "--evaluation.in-domain", f"text:{text}"]
     assert main.main([*words, *same, "--out", str(tmp_path / "same")]) == 2
     assert not (tmp_path / "same").exists()

@@ -200,7 +200,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(options, words, message, capsy
     ("keep", "message"),
     [
         ("{", "expected JSON"),
-        ("{}", "keep.json: expected kept units of attention, mlp, got none of attention, mlp"),
+        ("{}", "keep.json: expected kept units of attention, mlp"),
         (
             '{"attention": {"units": 2, "kept": [[0], [0]]}, "mlp": {"units": 24, "kept": [[], []]}}',
             "keep: expected attention units a layer [2, 2], as in the model, got [1, 1]",
