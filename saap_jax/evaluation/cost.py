@@ -73,8 +73,7 @@ def forward_bytes(model: Llama, tokens: Int[np.ndarray, "batch seq"]) -> int:
     if memory is None:
         kind = jax.devices()[0].device_kind
         raise ValueError(f"memory: expected the compiler's memory analysis, got none on {kind}; leave this limit out")
-    added = memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    return weight_bytes(model) + added
+    return weight_bytes(model) + program_bytes(memory) - memory.argument_size_in_bytes
 
 
 def program_bytes(memory: Any) -> int:

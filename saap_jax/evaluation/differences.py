@@ -109,19 +109,26 @@ class AccuracyDifference(NamedTuple):
         return _in_words("accuracy", self[:3], few(self.items, "item"), " points")
 
 
+def in_numbers(ends: tuple[float, float, float], unit: str, unit_of_ends: str, why_not: str) -> str:
+    """Write a difference with its interval, or why there is none.
+
+    >>> in_numbers((2.0, 1.0, 3.0), " %", " %", ""), in_numbers((2.0, math.nan, math.nan), " %", " %", "of 3 windows")
+    ('+2.0 % (+1.0 to +3.0 %)', '+2.0 %, of 3 windows')
+    """
+    digits = decimals_of(ends[0])
+    interval = format_interval(*ends[1:], lambda end: signed(end, digits))
+    return signed(ends[0], digits) + unit + (f" ({interval}{unit_of_ends})" if interval else f", {why_not}")
+
+
 def _in_words(noun: str, ends: tuple[float, float, float], why_not: str, unit: str, unit_of_ends: str = "") -> str:
     """Say who is better, of a difference A - B with its interval; `why_not` says why there is none."""
     value, low, high = ends
-    digits = decimals_of(value)
-    if math.isnan(low):
-        return f"who is better is not known: the difference is {signed(value, digits)}{unit}, {why_not}"
-    if low <= 0 <= high:
-        interval = format_interval(low, high, lambda end: signed(end, digits))
-        shown = f"{signed(value, digits)}{unit} ({interval}{unit_of_ends})"
-        return f"A and B cannot be told apart: the difference is {shown}"
-    least, most = sorted((abs(low), abs(high)))
-    than, interval = "lower" if value < 0 else "higher", format_interval(least, most, f"{{:.{digits}f}}".format)
-    return f"A has a {than} {noun} than B by {abs(value):.{digits}f}{unit} ({interval}{unit_of_ends})"
+    if not (low > 0 or high < 0):
+        told = "who is better is not known" if math.isnan(low) else "A and B cannot be told apart"
+        return f"{told}: the difference is {in_numbers(ends, unit, unit_of_ends, why_not)}"
+    (least, most), show = sorted((abs(low), abs(high))), f"{{:.{decimals_of(value)}f}}".format
+    than, interval = "lower" if value < 0 else "higher", format_interval(least, most, show)
+    return f"A has a {than} {noun} than B by {show(abs(value))}{unit} ({interval}{unit_of_ends})"
 
 
 def paired_difference(

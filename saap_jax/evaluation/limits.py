@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from saap_jax.config.checks import Bound
-from saap_jax.evaluation.differences import AccuracyDifference, Difference, decimals_of
-from saap_jax.evaluation.resample import few, format_interval
-from saap_jax.runtime.words import MINUS, signed
+from saap_jax.evaluation.differences import AccuracyDifference, Difference, in_numbers
+from saap_jax.evaluation.resample import few
+from saap_jax.runtime.words import MINUS
 
 _SLACK = 1e-9  # relative; a measured 105 % must not break a limit of 105 % by the last bit of a float
 
@@ -32,27 +32,23 @@ def check_perplexity(metric: str, difference: Difference, percent: float) -> Che
     The estimate decides; its interval is reported, or why there is none. A perplexity that is not finite breaks every
     limit.
     """
-    value, low, high = difference.percent
+    value = difference.percent[0]
     held, measured = math.isfinite(difference.value), "a perplexity is not finite"
     if held and difference.same:
         value, measured = 0.0, "0 %" if difference.largest == 0 else "0 % up to rounding"
     elif held:
-        measured = _measured(value, low, high, " %", " %", few(difference.windows))
+        measured = in_numbers(difference.percent, " %", " %", few(difference.windows))
     return Check("max_ppl_increase", metric, f"+{percent:g} %", measured, held and value <= percent + _SLACK)
 
 
 def check_accuracy(task: str, difference: AccuracyDifference, points: float) -> Check:
     """Hold a drop of accuracy, A's below B's, against a limit in points; the estimate decides."""
-    value, low, high = difference[:3]
-    measured = _measured(value, low, high, " points", "", few(difference.items, "item"))
-    measured = "0 points" if value == low == high == 0 else measured
-    return Check("max_accuracy_drop", task, f"{MINUS}{points:g} points", measured, -value <= points + _SLACK)
-
-
-def _measured(value: float, low: float, high: float, unit: str, unit_of_ends: str, why_not: str) -> str:
-    digits = decimals_of(value)
-    interval = format_interval(low, high, lambda end: signed(end, digits))
-    return signed(value, digits) + unit + (f" ({interval}{unit_of_ends})" if interval else f", {why_not}")
+    measured = "0 points"
+    if any(difference[:3]):
+        measured = in_numbers(difference[:3], " points", "", few(difference.items, "item"))
+    return Check(
+        "max_accuracy_drop", task, f"{MINUS}{points:g} points", measured, -difference.points <= points + _SLACK
+    )
 
 
 def check_bytes(name: str, what: str, bound: Bound, measured: int, baseline: int) -> Check:

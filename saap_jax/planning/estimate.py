@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 from saap_jax.config.recover import MethodConfig
 from saap_jax.config.use import PlanConfig
-from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.observe import union_of_needs
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.llama.attention import block_of, whole
@@ -51,7 +50,7 @@ class Estimate(NamedTuple):
         return self.parameters + self.state + self.temporaries
 
     def seconds(self, target: Target) -> dict[str, float]:
-        """Return the time that each limit alone would take."""
+        """The time that each limit alone would take."""
         chip = target.chip
         return {
             "compute": self.flops / chip.flops * chip.devices,
@@ -76,7 +75,7 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
         method, of_attention = method_of(config, spec), [2 * (kv + heads) for kv, heads, _ in layers]
         packed = sum(matrices) if "up" in method.matrices else spec.embed * spec.head_dim * sum(of_attention)
         parameters -= packed * (width - method.bits / 8 - 8 / method.group_size)
-    gradient, squares, state = _state(config, spec, count, sum(matrices), shards)
+    gradient, squares, state, objectives = _state(config, spec, count, sum(matrices), shards)
     working = [tokens * width * (2 * spec.head_dim * (kv + heads) + 3 * mlp) / tensor for kv, heads, mlp in layers]
     of_device = [rows * max(heads / tensor, 1) for _, heads, _ in layers]
     scores = [heads * config.length**2 * 6 for heads in of_device]
@@ -98,9 +97,7 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
         + min(logits, LOGITS) * (2.5 if backward else 1.5)
         + (3 * spec.embed * max(mlp for *_, mlp in layers) / tensor * 4 if squares else 0)
     )
-    passes = (4 if remat == "full" else 3) if backward else 1
-    if config.task == "score":
-        passes *= max(len({need.objective for need in _needs(config)}), 1)
+    passes = ((4 if remat == "full" else 3) if backward else 1) * objectives
     if config.task == "recover" and config.method != "full":
         passes -= 1  # weights that are not trained have no gradient
     projections = passes + (backward and logits > LOGITS)  # in chunks, made again by the backward pass
@@ -122,37 +119,36 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
 
 
 def method_of(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:
-    """Return the method of a recovery by its defaults; of a mixture with the matrices of attention, the only ones that
+    """The method of a recovery by its defaults; of a mixture with the matrices of attention, the only ones that
     can have adapters or be quantised there."""
     if not spec.constants.traits.experts:
         return MethodConfig(name=config.method)
     return MethodConfig(name=config.method, matrices=("query", "key", "value", "output"))
 
 
-def _state(config: PlanConfig, spec: LlamaSpec, count: int, matrices: int, shards: int) -> tuple[float, float, float]:
-    """Return the bytes of a gradient, of squared gradients, and of what is carried from step to step."""
+def _state(
+    config: PlanConfig, spec: LlamaSpec, count: int, matrices: int, shards: int
+) -> tuple[float, float, float, int]:
+    """The bytes of a gradient, of squared gradients, and of what is carried from step to step; passes for scores."""
     width = 2 if config.dtype == "bfloat16" else 4
     if config.task == "evaluate":
-        return 0.0, 0.0, 0.0
+        return 0.0, 0.0, 0.0, 1
     if config.task == "recover":
-        trained = (
-            count if config.method == "full" else 16 * len(spec.layers) * (11 * spec.embed + 3 * spec.layers[0].mlp)
-        )
-        return 4 * trained / shards, 0.0, 12 * trained / shards
-    sources = [need.source for need in _needs(config)]  # each objective has its own
+        adapters = 16 * len(spec.layers) * (11 * spec.embed + 3 * spec.layers[0].mlp)
+        trained = count if config.method == "full" else adapters
+        return 4 * trained / shards, 0.0, 12 * trained / shards, 1
+    needs = union_of_needs(make_estimator(name) for name in config.estimators)
+    sources = [need.source for need in needs]
     squared, first = sources.count("squares"), sources.count("weights")
     units = sum(w.kv_heads + w.mlp for w in spec.layers)
     gates = 4 * config.examples * units * sources.count("gates")
     state = 4 * matrices * (first + squared) / shards + gates
-    return (width * matrices / shards if first or squared else 0.0), 4 * matrices * squared / shards, state
-
-
-def _needs(config: PlanConfig) -> frozenset[Statistic]:
-    return union_of_needs(make_estimator(name) for name in config.estimators)
+    passes = max(len({need.objective for need in needs}), 1)  # each objective has its own
+    return (width * matrices / shards if first or squared else 0.0), 4 * matrices * squared / shards, state, passes
 
 
 def meshes(devices: int, spec: LlamaSpec) -> list[Mesh]:
-    """Return the ways to arrange devices for a model whose axes divide: each as (data, fsdp, tensor).
+    """List the ways to arrange devices for a model whose axes divide: each as (data, fsdp, tensor).
 
     Of a mixture also those with a fourth size, of `expert`.
     """
