@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from saap_jax.report.blocks import Code, Column, Figure, Page, Section, Table, View, Words, facts, text_table
+from saap_jax.report.blocks import Code, Column, Figure, Page, Section, Table, View, Words, facts
 from saap_jax.report.figures import inline
 from saap_jax.report.formats import format_difference, format_percent
 from saap_jax.report.render import markdown_report, markdown_text, render_page, table_csv
@@ -111,12 +111,6 @@ def test_the_page_asks_for_nothing_and_runs_nothing():
     assert "default-src 'none'" in shown
     assert not re.search(r'(src|href)="(?!#)', shown)
     assert "prefers-color-scheme: dark" in shown
-
-
-def test_a_table_of_texts_names_columns_apart():
-    table = text_table("t", ["a", "interval", "", "interval"], [["1", "2", "3", "4"]])
-    assert table_csv(table) == "a,interval 2,column 3,interval 4\n1,2,3,4\n"
-    assert markdown_text([facts({"a": "b", "c": ""})]) == "- a: b\n"
 
 
 def test_a_matrix_is_tinted_by_its_numbers():

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 
 import numpy as np
@@ -147,21 +146,6 @@ class TestPage:
             wanted = [np.array(named[name][structure]) / fake.UNITS[structure] for name in rows]
             np.testing.assert_allclose(axis.collections[0].get_array(), 100 * np.array(wanted))
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize(
-        ("field", "title"),
-        [("metrics", ""), ("best", "The cut model"), ("model", "What is kept where"), ("seeds", ""), ("dense", "")],
-    )
-    def test_without_a_record_there_is_a_page_without_its_block(self, run, field, title):
-        record = run.record
-        record.pop(field)
-        run.update(**record)
-        whole = [section.title for section in read_view(fake.kept_run(run.path.parent / "whole").path).sections]
-        (run.path / "run.json").write_text(json.dumps(record))
-        titles = [section.title for section in read_view(run.path).sections]
-        assert set(titles) == set(whole) - {title}
-        assert render_report(run.path)
-
     def test_older_and_unfinished_runs(self, tmp_path):
         older = [{key: value for key, value in line.items() if key not in ("variant", "losses", "seed")}
                  for line in fake.candidates()]  # fmt: skip
@@ -175,8 +159,3 @@ class TestPage:
         with open(torn.path / "metrics.jsonl", "a") as file:
             file.write('{"candidate": "b')
         assert "1 unreadable line of metrics.jsonl left out." in render_report(torn.path)
-
-    def test_seeds_are_shown_one_by_one_behind_a_fold(self, tmp_path):
-        lines = [fake.candidate("a", 0.2, (40.0, ppl), seed) for seed, ppl in enumerate((50.0, 52.0))]
-        run = fake.kept_run(tmp_path / "seeds", lines)
-        assert "<details><summary>Each seed</summary>" in render_report(run.path)

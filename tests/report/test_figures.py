@@ -15,7 +15,6 @@ from saap_jax.report.figures import (
     Limit,
     change_figure,
     inline,
-    learning_figure,
     line_style,
     painted,
     rank_figure,
@@ -75,11 +74,6 @@ class TestCurves:
         assert any("…" in text for text in texts)
         for ending, start in (("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")):
             assert saved(figure, ending).startswith(start)
-
-    def test_learning(self):
-        found = curves(learning_figure("f", "t", {"training": [(1, 3.0), (2, 2.5)], "held out": []}, "step", "loss"))
-        assert found == {"training": [(1, 3.0), (2, 2.5)]}
-        inline(learning_figure("f", "t", {}, "step", "loss"))
 
 
 class TestMaps:

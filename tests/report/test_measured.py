@@ -9,7 +9,7 @@ import pytest
 from saap_jax.evaluation.differences import paired_difference, paired_tasks
 from saap_jax.evaluation.limits import Check, check_accuracy, check_perplexity
 from saap_jax.report.blocks import Table, Words
-from saap_jax.report.pages.measured import ALONE, check_table, comparison_blocks
+from saap_jax.report.pages.measured import ALONE, comparison_blocks
 from saap_jax.runs.outcomes import Compared, ComparedTask, Comparison, comparison_json
 from tests.report.shown import printed
 
@@ -87,9 +87,3 @@ def test_json(comparison):
     assert first["sure"]
     assert (second["nats"]["value"], second["win_rate"], second["p_value"]) == (0, 0.5, 1)
     assert (third["ppl_a"], third["p_value"], third["domain"]) == ("Infinity", "NaN", None)
-
-
-def test_checks():
-    text = printed(check_table([GOOD, BAD]))
-    assert max(map(len, text.splitlines())) <= 100
-    assert text.count("PASS") == text.count("FAIL") == 1

@@ -60,11 +60,6 @@ def test_a_model_to_load(text):
     assert loadable(find(text), "") == text
 
 
-def test_a_path_with_a_colon_that_exists_is_a_model(tmp_path):
-    (tmp_path / "a:b").mkdir()
-    assert find(f"{tmp_path}/a:b").run is None
-
-
 def test_a_run_below_a_directory_with_a_colon(tmp_path):
     run = fake_run(tmp_path / "a:b" / "run")
     assert find(f"{run}:dense").run == run
