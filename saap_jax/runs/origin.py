@@ -41,7 +41,7 @@ class Base(TypedDict, total=False):
     license_link: str
 
 
-class Figure(TypedDict, total=False):
+class Measurement(TypedDict, total=False):
     """What a model measures on a text."""
 
     metric: Required[str]
@@ -68,7 +68,7 @@ class OriginStep(TypedDict, total=False):
     """Of the prunable parameters: asked, and removed."""
     facts: Required[dict[str, str]]
     """What was done, in words."""
-    figures: list[Figure]
+    figures: list[Measurement]
     written: list[WrittenText]
     """What both models write after the same prompts."""
     versions: dict[str, str | None]
@@ -99,18 +99,18 @@ def read_origin(directory: Path) -> Origin | None:
         return Origin(schema=SCHEMA, base=content["base"], loader=content["loader"], steps=content["steps"])
 
 
-def figures_of(models: Mapping[str, Measured]) -> list[Figure]:
+def figures_of(models: Mapping[str, Measured]) -> list[Measurement]:
     """List the finite figures that were measured of models, by what they are called, with their 95 % intervals.
 
     The interval is the percentile bootstrap's over the windows whose losses are on record; there is none of fewer than
     `FEWEST`, nor where the figure is not that of these windows, as in a race.
     """
-    figures: list[Figure] = []
+    figures: list[Measurement] = []
     for model, measured in models.items():
         for metric, value in measured.get("ppl", {}).items():
             if not math.isfinite(value):
                 continue
-            figure: Figure = {"metric": metric, "model": model, "value": float(value)}
+            figure: Measurement = {"metric": metric, "model": model, "value": float(value)}
             figures.append(figure)
             scale, losses = scale_of(metric), np.asarray(measured.get("losses", {}).get(metric, ()), np.float64)
             if losses.size and math.isclose(scale.value(float(losses.mean())), value, rel_tol=_SAME):

@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation.differences import paired_difference, paired_tasks
-from saap_jax.evaluation.limits import Check, check_accuracy, check_perplexity
+from saap_jax.evaluation.limits import check_accuracy, check_perplexity
 from saap_jax.report.blocks import Table, Words
 from saap_jax.report.pages.measured import ALONE, comparison_blocks
 from saap_jax.runs.outcomes import Compared, ComparedTask, Comparison, comparison_json
 from tests.report.shown import printed
-
-GOOD = Check("max_size", "weights", "80 % of B", "70.0 % of 513.1 MiB", True)
-BAD = Check("max_ppl_increase", "ppl@128 builtin:reference", "+1 %", "+2.0 % (+1.0 to +3.0 %)", False)
 
 
 def sentences(comparison: Comparison) -> list[str]:
