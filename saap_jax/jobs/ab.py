@@ -31,9 +31,19 @@ from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.attention import attending
 from saap_jax.report.blocks import Block
 from saap_jax.report.pages.measured import comparison_blocks
+from saap_jax.runs.ab import (
+    Compared,
+    ComparedTask,
+    Comparison,
+    Losses,
+    Reference,
+    comparison_json,
+    find,
+    loadable,
+    recorded_losses,
+    text_digests,
+)
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.outcomes import Compared, ComparedTask, Comparison, comparison_json
-from saap_jax.runs.references import Losses, Reference, find, loadable, recorded_losses, text_digests
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.errors import reading

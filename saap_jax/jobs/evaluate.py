@@ -13,7 +13,7 @@ from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.attention import attending
 from saap_jax.report.blocks import Block
 from saap_jax.report.pages.measured import evaluation_blocks
-from saap_jax.runs.outcomes import Evaluated, evaluation_json
+from saap_jax.runs.ab import Evaluated, evaluation_json
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.mesh import layout_of_job
 from saap_jax.runtime.progress import Track, quiet

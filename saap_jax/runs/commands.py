@@ -98,14 +98,12 @@ def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[s
             continue
         value, usual = config[field.name], getattr(default, field.name)
         name = f"{prefix}{field.name}".replace("_", "-")
-        if isinstance(usual, tuple):
-            value, usual = list(value), list(usual)
         if dataclasses.is_dataclass(usual):
             words += options(value, usual, f"{name}.")
         elif isinstance(usual, bool) and value != usual:
             words.append(f"--{name}" if value else f"--{prefix}no-{field.name}".replace("_", "-"))
-        elif value != usual:
-            items = itertools.chain(*value.items()) if isinstance(value, dict) else value
-            items = items if isinstance(value, dict | list) else [value]
+        elif (tuple(value) if isinstance(usual, tuple) else value) != usual:
+            items = itertools.chain(*value.items()) if isinstance(usual, dict) else value
+            items = items if isinstance(usual, dict | tuple) else [value]
             words += [f"--{name}", *(shlex.quote(str(item)) for item in items)]
     return words

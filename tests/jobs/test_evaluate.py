@@ -13,8 +13,8 @@ from saap_jax.evaluation.tasks import read_task, run_tasks
 from saap_jax.jobs import compare
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.llama.segments import existing_units
+from saap_jax.runs.ab import together
 from saap_jax.runs.directory import read_candidates, read_run
-from saap_jax.runs.references import together
 from saap_jax.surgery.cut import cut
 from tests.cli.test_main import refused
 from tests.evaluation.items import choice_lines, context_lines, write_lines

@@ -10,7 +10,7 @@ from saap_jax.evaluation.differences import paired_difference, paired_tasks
 from saap_jax.evaluation.limits import check_accuracy, check_perplexity
 from saap_jax.report.blocks import Table, Words
 from saap_jax.report.pages.measured import ALONE, comparison_blocks
-from saap_jax.runs.outcomes import Compared, ComparedTask, Comparison, comparison_json
+from saap_jax.runs.ab import Compared, ComparedTask, Comparison, comparison_json
 from tests.report.shown import printed
 
 

@@ -11,7 +11,7 @@ from saap_jax.evaluation.scales import format_ppl
 from saap_jax.evaluation.task_results import TaskResult
 from saap_jax.report.blocks import Block, Table, Words, said, text_table
 from saap_jax.report.formats import format_count, format_mebibytes, format_millions, format_milliseconds, format_p
-from saap_jax.runs.outcomes import Comparison, Evaluated
+from saap_jax.runs.ab import Comparison, Evaluated
 from saap_jax.runtime.words import MINUS, signed
 
 # --- evaluate ----------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from saap_jax.runs.ab import find, loadable, recorded_losses
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.references import find, loadable, recorded_losses
 from tests.fake_runs import METRICS, fake_run
 
 
