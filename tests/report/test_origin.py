@@ -153,15 +153,17 @@ def test_a_damaged_record_is_refused_in_one_line(change, said, tmp_path):
 @pytest.fixture(scope="module")
 def model(tiny_model_directory, tmp_path_factory):
     """A model that lost 30 %."""
+    place = tmp_path_factory.mktemp("models")
     config = PruneConfig(
         model=ModelConfig(name=str(tiny_model_directory)),
         calibration=CalibrationConfig(examples=4, length=16, batch_size=2),
         method="magnitude > uniform",
         ratio=0.3,
-        out=str(tmp_path_factory.mktemp("models") / "small"),
+        out=str(place / "small"),
+        runs=str(place),
     )
     prune(config)
-    return tmp_path_factory.getbasetemp() / config.out
+    return place / "small"
 
 
 def test_the_page_of_a_model_says_what_the_record_says(model, tmp_path, capsys):
