@@ -87,6 +87,7 @@ def test_completion_is_tyros(capsys):
     assert "--calibration.examples" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compare(options, capsys, tmp_path):
     assert main.main(["compare", *options, *COMPARE, *METHODS]) == 0
     text = capsys.readouterr().out

@@ -112,6 +112,7 @@ class TestAb:
         assert "windows: beside" in line
         assert "got 7; leave it out" in line
 
+    @pytest.mark.slow
     def test_other_tokenizers_are_refused(self, capsys, monkeypatch, tiny_model_directory, pruned):
         tokenizer = load_tokenizer(pruned)
         tokenizer.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.Lowercase()
@@ -211,6 +212,7 @@ class TestLimits:
             same = ["ab", f"{run}:{name}", f"{run}:{name}", "--max-ppl-increase", "0%", "--max-size", "100%"]
             assert main.main(same) == 0, "identical models hold limits of nothing"
 
+    @pytest.mark.slow
     def test_models_are_measured(self, capsys, tiny_model_directory, pruned):
         limits = ["--max-latency", "10000%", "--max-size", "100%", "--max-memory", "1GiB", "--max-ppl-increase", "900%"]
         words = ["--repeats", "2", "--resamples", "100", *TEXT]
