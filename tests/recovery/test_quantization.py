@@ -194,7 +194,7 @@ class TestSaving:
         ("change", "message"),
         [
             ({"bits": 5}, "expected saap_quantization to have bits"),
-            ({"group_size": 3}, "expected a group_size of whole bytes at 4 bits, got 3"),
+            ({"group_size": 3}, "a group_size of whole bytes"),
             ({"group_size": 6}, "expected a group_size that divides the inputs of matrices, 16, got 6"),
             ({"group_size": 4}, "weight_offset has shape"),
             ({"matrices": ["query"]}, "missing tensors"),

@@ -153,7 +153,7 @@ class GgufFile(NamedTuple):
         return {key: entry.value for key, entry in self.entries.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the sizes of a tensor, the outermost first."""
+        """Sizes of a tensor, the outermost first."""
         return tuple(self.tensors[name].shape.tolist()[::-1])
 
     def read(self, name: str) -> np.ndarray:
@@ -226,12 +226,6 @@ _OWN = {"expert_feed_forward_length", "attention.sliding_window", "rope.freq_bas
 _UNREAD = {"rope.scaling.original_context_length", "rope.scaling.finetuned"}
 
 _ENDS = {role: f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot", "eom")}
-
-LLAMA_CPP_THETA = 10_000.0
-"""The rotary base of a file that says none, of any architecture."""
-
-_OTHER_SCORES = 62
-"""Layers of the one `gemma3` whose scores llama.cpp scales otherwise, which it tells by their number."""
 
 
 def gguf_families(experts: bool = False) -> dict[str, str]:
@@ -393,12 +387,12 @@ def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
         raise ValueError(f"{found.where}: {key} = {shown(kind)} is not supported, expected 'none' or 'linear'")
     factor = _number(found.get("rope.scaling.factor", found.get("rope.scale_linear", 1.0))) if kind == "linear" else 1.0
     scaling = None if factor == 1 else RopeScaling(kind="linear", factor=factor)
-    theta = _number(found.get("rope.freq_base", LLAMA_CPP_THETA))
+    theta = _number(found.get("rope.freq_base", 10_000.0))  # as llama.cpp has it, of any architecture
     main: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling}
     window = found.get("attention.sliding_window") or None
     if not family.gguf.windows:
         return main | {"sliding_window": window}
-    if layers == _OTHER_SCORES:
+    if layers == 62:  # by which llama.cpp knows it
         raise ValueError(
             f"{found.where}: a gemma3 of {layers} layers (27B) divides its scores by another number than the size of a "
             "head, which the file does not say; load the Hugging Face directory of this model instead"
@@ -411,15 +405,11 @@ def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
 
 
 def _widths(found: Values, architecture: str, family: Family) -> tuple[LayerWidths, ...]:
-    layers, where = found["block_count"], found.where
-
-    def each(key: str) -> list[int]:
-        return per_layer(found[key], layers, f"{found.prefix}{key}", where)
-
-    heads = each("attention.head_count")
-    kv_heads = each("attention.head_count_kv") if "attention.head_count_kv" in found else heads
-    widths = []
-    for layer, (queries, keys, mlp) in enumerate(zip(heads, kv_heads, each(family.gguf.expert_channels), strict=True)):
+    where, widths = found.where, []
+    names = "attention.head_count", "attention.head_count_kv", family.gguf.expert_channels
+    found.setdefault(names[1], found[names[0]])
+    each = [per_layer(found[name], found["block_count"], f"{found.prefix}{name}", where) for name in names]
+    for layer, (queries, keys, mlp) in enumerate(zip(*each, strict=True)):
         if (queries == 0) != (keys == 0) or (keys and queries % keys):
             raise ValueError(
                 f"{where}: layer {layer}: {queries} attention heads are no multiple of {keys} key/value heads"
