@@ -15,7 +15,7 @@ The pipeline in order (each name is importable from here):
     save_model                            the smaller model as a directory
     compare, load_run, bars               the main job, a run that one left, and progress as bars of a notebook
 
-A model of another library goes through `prune`, by an adapter of `saap_jax.adapters` or a `Problem`.
+A model of another library goes through `prune`, by an adapter of `saap_jax.trace.adapters` or a `Problem`.
 
 A name is imported when it is first used, so that the console script starts at once.
 """

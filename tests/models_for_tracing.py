@@ -26,6 +26,19 @@ class Example:
     """Whether the modules keep the sizes that they were made with: the code does not take smaller parameters."""
 
 
+def removed_shapes(traced, members) -> dict[str, tuple[int, ...]]:
+    """Tell the shape of each parameter when one unit of some members of a structure is removed."""
+    shapes = {path: list(shape) for path, shape in traced.shapes.items()}
+    for member in members:
+        shapes[member.path][member.axis] -= len({index for place in member.places for index in place.indices(0)})
+    return {path: tuple(shape) for path, shape in shapes.items()}
+
+
+def all_ones(structures) -> dict[str, jax.Array]:
+    """Make the gates of the dense model."""
+    return {structure.name: jnp.ones((*structure.copied, structure.units)) for structure in structures}
+
+
 def floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 

@@ -11,8 +11,8 @@ from saap_jax.report.figures import saved
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.remote import is_remote
-from saap_jax.trace.factory import traced_factory
 from saap_jax.trace.listing import coupling_record, describe, listing, traced_model, traced_tables
+from saap_jax.trace.problem import traced_factory
 
 
 def discover(config: DiscoverConfig, *, track: Track = quiet) -> list[Any]:

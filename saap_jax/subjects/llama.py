@@ -29,9 +29,8 @@ from saap_jax.surgery.corrections import Correction, Repair
 from saap_jax.surgery.cut import cut
 from saap_jax.surgery.divergence import Divergence, folded
 from saap_jax.surgery.sequence import chosen_in_sequence
-from saap_jax.trace.factory import made_problem
 from saap_jax.trace.listing import coupling_record, traced_model
-from saap_jax.trace.problem import Problem
+from saap_jax.trace.problem import Problem, made_problem
 from saap_jax.trace.subject import subject_of as traced_subject
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores, WindowLosses
 

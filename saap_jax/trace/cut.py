@@ -19,26 +19,24 @@ from jax.extend.core import JaxprEqn
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool
 
-from saap_jax.trace.interpret import Changes, Path, evaluate
-from saap_jax.trace.jaxpr import opened, shape_of
-from saap_jax.trace.trace import AxisMember, Traced, TracedStructure, parameter_paths, trace
+from saap_jax.trace.interpret import Changes, evaluate
+from saap_jax.trace.jaxpr import shape_of
+from saap_jax.trace.program import Path
+from saap_jax.trace.trace import AxisMember, Traced, parameter_paths, trace
 
 Kept = Bool[np.ndarray, "*_copied _units"]
 
 # --- parameters ------------------------------------------------------------------------------------
 
 
-def removed_units(traced: Traced, keep: Mapping[str, Kept]) -> dict[int, int]:
+def _removed(traced: Traced, keep: Mapping[str, Kept]) -> dict[int, int]:
     """Count the units that each copy loses, by the atom of the structure."""
-    return {
-        traced.atoms[name]: kept.shape[-1] - int(kept.sum()) // math.prod(kept.shape[:-1])
-        for name, kept in keep.items()
-    }
+    return {traced.atoms[name]: int((~kept).sum()) // math.prod(kept.shape[:-1]) for name, kept in keep.items()}
 
 
 def kept_shapes(traced: Traced, keep: Mapping[str, Kept]) -> dict[str, tuple[int, ...]]:
     """Tell the shape of each parameter that `keep_units` makes."""
-    axes, removed = traced.follower.notes.axes, removed_units(traced, keep)
+    axes, removed = traced.follower.notes.axes, _removed(traced, keep)
     return {path: tuple(axes.resized(node, removed) for node in layout) for path, layout in traced.layouts.items()}
 
 
@@ -60,8 +58,15 @@ def keep_units(traced: Traced, keep: Mapping[str, Kept], params: Any) -> Any:
     for name, kept in keep.items():
         if name not in structures:
             raise ValueError(f"keep: expected names of structures {sorted(structures)}, got {name}")
-        _check_keep(structures[name], kept)
-        for member in structures[name].members:
+        structure = structures[name]
+        shape = (*structure.copied, structure.units)
+        if not structure.prunable:
+            raise ValueError(f"structure {name} is pinned: it {structure.pinned[0]}")
+        if kept.shape != shape:
+            raise ValueError(f"keep of {name}: expected shape {shape}, got {kept.shape}")
+        if len(counts := set(kept.sum(-1).ravel().tolist())) > 1:
+            raise ValueError(f"keep of {name}: expected as many units in each copy, got {sorted(counts)}")
+        for member in structure.members:
             axes = masks.setdefault(member.path, {})
             axes[member.axis] = axes.get(member.axis, True) & _mask(values[member.path].shape, member, kept)
     for path, axes in masks.items():
@@ -75,18 +80,6 @@ def keep_units(traced: Traced, keep: Mapping[str, Kept], params: Any) -> Any:
             values[path] = _taken(values[path], last[0], axes.pop(last[0]))
         values[path] = like(values[path], given[path])
     return tree.unflatten(list(values.values()))
-
-
-def _check_keep(structure: TracedStructure, keep: Kept) -> None:
-    """Refuse what does not name the units of a prunable structure, as many in each copy."""
-    shape = (*structure.copied, structure.units)
-    if not structure.prunable:
-        raise ValueError(f"structure {structure.name} is pinned: it {structure.pinned[0]}")
-    if keep.shape != shape:
-        raise ValueError(f"keep of {structure.name}: expected shape {shape}, got {keep.shape}")
-    counts = set(keep.sum(-1).ravel().tolist())
-    if len(counts) > 1:
-        raise ValueError(f"keep of {structure.name}: expected as many units in each copy, got {sorted(counts)}")
 
 
 def _mask(shape: tuple[int, ...], member: AxisMember, keep: Kept) -> np.ndarray:
@@ -145,14 +138,14 @@ def smaller(traced: Traced, keep: Mapping[str, Kept]) -> Callable[..., Any]:
     missing = keep.keys() - traced.atoms.keys()
     if missing:
         raise ValueError(f"keep: expected names of structures {sorted(traced.atoms)}, got {sorted(missing)}")
-    removed, tree = removed_units(traced, keep), jax.tree.structure(traced.results)
+    removed, tree = _removed(traced, keep), jax.tree.structure(traced.results)
 
     def resize(path: Path, eqn: JaxprEqn, values: Sequence[Any]) -> dict[str, Any]:
         return _resized(traced, removed, path, eqn, values)
 
     def function(params: Any, *inputs: Any) -> Any:
-        flat = jax.tree.leaves((params, inputs))
-        return jax.tree.unflatten(tree, evaluate(*opened(traced.program), flat, (), Changes([], resize)))
+        results, _ = evaluate(traced.program, jax.tree.leaves((params, inputs)), (), Changes(resize=resize))
+        return jax.tree.unflatten(tree, results)
 
     return function
 
@@ -164,12 +157,12 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
     outs = [tuple(axes.resized(node, removed) for node in layout) for layout in traced.follower.layouts[path]]
     if name in ("broadcast_in_dim", "reshape"):
         _check(path, eqn, values[0].shape, outs[0])
-    if name in ("broadcast_in_dim", "iota", "rng_uniform"):
+    if name in ("broadcast_in_dim", "iota"):
         parameters["shape"] = outs[0]
     elif name == "reshape":
         parameters["new_sizes"] = outs[0]
-    elif name in ("random_bits", "rng_bit_generator"):
-        parameters["shape"] = outs[-1][len(outs[-1]) - len(parameters["shape"]) :]
+    elif name == "random_bits":
+        parameters["shape"] = outs[0][len(outs[0]) - len(parameters["shape"]) :]
     elif name in ("dynamic_slice", "gather"):
         sizes = list(zip(values[0].shape, shape_of(eqn.invars[0]), parameters["slice_sizes"], strict=True))
         parameters["slice_sizes"] = tuple(now if size == was else size for now, was, size in sizes)
@@ -207,26 +200,14 @@ def _check(path: Path, eqn: JaxprEqn, shape: tuple[int, ...], out: tuple[int, ..
 # --- at other shapes -------------------------------------------------------------------------------
 
 
-def shapes_of(inputs: Any) -> tuple[Any, ...]:
-    """Make a key of inputs: their tree, and shape and type of each array."""
-    leaves, tree = jax.tree.flatten(inputs)
-    return (tree, *((tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves))
-
-
-def abstract(tree: Any) -> Any:
-    """Take shapes and types of arrays."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
 def traced_at(function: Callable[..., Any], params: Any, traced: Traced, names: Sequence[str], *inputs: Any) -> Traced:
     """Trace a function again at other input shapes; the structures have the names of the first trace.
 
     A traced program holds the shapes of its inputs: another sequence length is another program. Which axes of
-    parameters belong together does not depend on it, so what was chosen at one length is cut at any. Most models of
-    the zoo are used at several (`Animal.other`).
+    parameters belong together does not depend on it, so what was chosen at one length is cut at any.
 
     Args:
-        params: the dense parameters, or their shapes.
+        params, inputs: arrays, or their shapes.
         traced: the first trace.
         names: the structures that are to be cut; others may differ.
 
@@ -235,7 +216,7 @@ def traced_at(function: Callable[..., Any], params: Any, traced: Traced, names: 
     """
     said = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
     try:
-        again = trace(function, abstract(params), *abstract(inputs))
+        again = trace(function, params, *inputs)
     except Exception as error:  # whatever the function raises
         raise ValueError(
             f"the function cannot be traced with inputs {said}: {type(error).__name__}: {error}; expected inputs that "
@@ -245,18 +226,13 @@ def traced_at(function: Callable[..., Any], params: Any, traced: Traced, names: 
     found = {(each.copied, frozenset(each.members)): each for each in again.structures}
     structures, atoms = [], {}
     for name in names:
-        first = wanted[name]
-        same = found.get((first.copied, frozenset(first.members)))
-        place = f"structure {name} with inputs {said}"
-        if same is None:
+        same = found.get((wanted[name].copied, frozenset(wanted[name].members)))
+        if same is None or same.pinned:
+            members = ", ".join(f"{member.path}[{member.axis}]" for member in wanted[name].members)
+            got = f"but it {same.pinned[0]}" if same else "found no structure of these members"
             raise ValueError(
-                f"{place}: expected the members of the first trace, "
-                f"{', '.join(f'{m.path}[{m.axis}]' for m in first.members)}, found no structure of these; trace "
-                "the model at this shape, or leave the structure alone"
-            )
-        if same.pinned:
-            raise ValueError(
-                f"{place}: expected one that can be pruned, as in the first trace, but it {same.pinned[0]}"
+                f"structure {name} with inputs {said}: expected it with the members of the first trace, {members}, "
+                f"prunable, {got}; trace the model at this shape, or leave the structure alone"
             )
         structures.append(dataclasses.replace(same, name=name))
         atoms[name] = again.atoms[same.name]

@@ -13,31 +13,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, Float
 
 from saap_jax.trace.jaxpr import CALLS, called_program, dtype_of, opened, scan_split
-from saap_jax.trace.trace import Gate, Traced, TracedStructure
+from saap_jax.trace.program import Path, Tap
+from saap_jax.trace.trace import Gate, Traced
 
-Path = tuple[int, ...]
-"""Where an equation stands: see `Gate.equation`."""
-
-Placed = list[tuple[Gate, tuple[Any, ...], Array]]
+Placed = Sequence[tuple[Gate, tuple[Any, ...], Array]]
 """Gates, what the axes of each one's values run along (`Gate.along`, less the scans around), and the values."""
-
-Tap = tuple[Path, int]
-"""An equation and one of its operands, the values of which are wanted."""
-
-Resize = Callable[[Path, JaxprEqn, Sequence[Any]], dict[str, Any]]
-"""Makes the parameters of an equation for operands of other shapes."""
 
 StructureGates = dict[str, Float[Array, "*_copied _units"]]
 """Gates of traced structures by name: one for each unit of each copy (of each layer of a scan, each expert)."""
 
-
-def all_ones(structures: Sequence[TracedStructure], dtype: Any = jnp.float32) -> StructureGates:
-    """Make the gates of the dense model."""
-    return {structure.name: jnp.ones((*structure.copied, structure.units), dtype) for structure in structures}
+Found = dict[Tap, Array]
+"""Values of operands, behind gates; within scans, the turns come first."""
 
 
 def gated(traced: Traced) -> Callable[..., Any]:
@@ -53,13 +43,13 @@ def gated(traced: Traced) -> Callable[..., Any]:
     return lambda gates, params, *inputs: run(gates, params, *inputs)[0]
 
 
-def tapped(traced: Traced, taps: Sequence[Tap]) -> Callable[..., tuple[Any, dict[Tap, Array]]]:
-    """Make `gated(traced)` with a second result: the values of some operands, behind gates, as `Changes` takes them."""
+def tapped(traced: Traced, taps: Sequence[Tap]) -> Callable[..., tuple[Any, Found]]:
+    """Make `gated(traced)` with a second result: the values of operands that lie in no branch or `while` loop."""
     prunable = {structure.name: structure for structure in traced.prunable}
     tree = jax.tree.structure(traced.results)
 
-    def function(gates: StructureGates, params: Any, *inputs: Any) -> tuple[Any, dict[Tap, Array]]:
-        placed: Placed = []
+    def function(gates: StructureGates, params: Any, *inputs: Any) -> tuple[Any, Found]:
+        placed = []
         for name, values in gates.items():
             if name not in prunable:
                 raise ValueError(f"gates: expected names of prunable structures {sorted(prunable)}, got {name}")
@@ -67,9 +57,9 @@ def tapped(traced: Traced, taps: Sequence[Tap]) -> Callable[..., tuple[Any, dict
             if values.shape != (shape := (*structure.copied, structure.units)):
                 raise ValueError(f"gates of {name}: expected shape {shape}, got {values.shape}")
             placed += [(gate, gate.along, values) for gate in (*structure.gates, *structure.statistics)]
-        changes = Changes(placed, taps=tuple(taps))
-        results = evaluate(*opened(traced.program), jax.tree.leaves((params, inputs)), (), changes)
-        return jax.tree.unflatten(tree, results), changes.found
+        changes = Changes(placed, tuple(taps))
+        results, found = evaluate(traced.program, jax.tree.leaves((params, inputs)), (), changes)
+        return jax.tree.unflatten(tree, results), found
 
     return function
 
@@ -78,45 +68,42 @@ def tapped(traced: Traced, taps: Sequence[Tap]) -> Callable[..., tuple[Any, dict
 class Changes:
     """How the evaluation of a program differs from the program."""
 
-    gates: Placed
-    resize: Resize | None = None
+    gates: Placed = ()
     taps: Sequence[Tap] = ()
-    """Operands of equations that lie in no branch or `while` loop."""
-    found: dict[Tap, Array] = dataclasses.field(default_factory=dict)
-    """Gets their values, behind gates; within scans, the turns come first."""
+    """Operands whose values are wanted."""
+    resize: Callable[[Path, JaxprEqn, Sequence[Any]], dict[str, Any]] | None = None
+    """Makes the parameters of an equation for operands of other shapes."""
 
     def inside(self, path: Path) -> "Changes":
         """Choose the changes at or below a place."""
         below = [each for each in self.gates if each[0].equation[: len(path)] == path]
-        return dataclasses.replace(self, gates=below, taps=[tap for tap in self.taps if tap[0][: len(path)] == path])
-
-    def alone(self, gates: Placed) -> "Changes":
-        """Take gates of another trace, and a place of their own for values that are found."""
-        return dataclasses.replace(self, gates=gates, found={})
+        return Changes(below, [tap for tap in self.taps if tap[0][: len(path)] == path], self.resize)
 
 
-def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path: Path, changes: Changes) -> list[Any]:
+def evaluate(program: Any, inputs: Sequence[Any], path: Path, changes: Changes) -> tuple[list[Any], Found]:
     """Evaluate a program, or one inside it at `path`, with changes that all lie in it.
 
     A literal may be a Python number: it becomes an array, for what is asked for its shape.
     """
+    (jaxpr, constants), found = opened(program), {}
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
 
     def read(atom: Any) -> Any:
         return np.asarray(atom.val, dtype_of(atom)) if isinstance(atom, Literal) else known[atom]
 
     places = [gate.equation for gate, _, _ in changes.gates] + [equation for equation, _ in changes.taps]
-    busy, idle = {place[len(path)] for place in places}, dataclasses.replace(changes, gates=[], taps=())
+    busy, idle = {place[len(path)] for place in places}, Changes(resize=changes.resize)
     for number, eqn in enumerate(jaxpr.eqns):
         here, values = (*path, number), [read(atom) for atom in eqn.invars]
         inside = changes.inside(here) if number in busy else idle
         for gate, along, gate_values in inside.gates:
             if gate.equation == here:
                 values[gate.operand] = multiply(values[gate.operand], gate, along, gate_values)
-        changes.found.update({tap: values[tap[1]] for tap in inside.taps if tap[0] == here})
+        found |= {tap: values[tap[1]] for tap in inside.taps if tap[0] == here}
         nested = _NESTED.get(eqn.primitive.name)
         if nested and (changes.resize or any(place != here for place in places if place[len(path)] == number)):
-            results = nested(eqn, values, here, inside)
+            results, more = nested(eqn, values, here, inside)
+            found |= more
         else:
             parameters = eqn.primitive.get_bind_params(eqn.params)
             if changes.resize:
@@ -124,7 +111,7 @@ def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path
             results = eqn.primitive.bind(*values, **parameters)
             results = results if eqn.primitive.multiple_results else [results]
         known.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    return [read(atom) for atom in jaxpr.outvars], found
 
 
 def units_along(gate: Gate, size: int, units: int) -> list[np.ndarray]:
@@ -143,8 +130,9 @@ def multiply(operand: Array, gate: Gate, along: tuple[Any, ...], values: Array) 
     """Multiply an operand by the gates of its units; indices that belong to no unit stay as they are.
 
     A unit whose gate is 0 is 0 afterwards even if it was infinite, as it may be behind a statistic that it has no part
-    in. Where the gate has a neutral value, the operand gets that where the gate is 0, and stays as it is elsewhere.
-    An index that belongs to two units, as where an axis is the square of a structure, is multiplied by both gates.
+    in. Where the gate has a neutral value, the operand gets that where the gate is 0 (for an infinity, integers get the
+    end of their range), and stays as it is elsewhere. An index that belongs to two units, as where an axis is the
+    square of a structure, is multiplied by both gates.
     """
     axes = (*along, gate.axis)
     padded = jnp.concatenate([values, jnp.ones((*values.shape[:-1], 1), values.dtype)], -1)
@@ -152,7 +140,10 @@ def multiply(operand: Array, gate: Gate, along: tuple[Any, ...], values: Array) 
         spread = jnp.transpose(jnp.take(padded, units, axis=-1), np.argsort(axes).tolist())
         spread = spread.reshape([operand.shape[axis] if axis in axes else 1 for axis in range(operand.ndim)])
         if gate.neutral is not None:
-            operand = jnp.where(spread == 0, neutral_of(gate.neutral, operand.dtype), operand)
+            neutral = gate.neutral
+            if jnp.issubdtype(operand.dtype, jnp.integer) and np.isinf(neutral):
+                neutral = jnp.iinfo(operand.dtype).max if neutral > 0 else jnp.iinfo(operand.dtype).min
+            operand = jnp.where(spread == 0, jnp.asarray(neutral).astype(operand.dtype), operand)
             continue
         if jnp.issubdtype(operand.dtype, jnp.inexact):
             operand = jnp.where((spread == 0) & ~jnp.isfinite(operand), jnp.zeros((), operand.dtype), operand)
@@ -160,72 +151,57 @@ def multiply(operand: Array, gate: Gate, along: tuple[Any, ...], values: Array) 
     return operand
 
 
-def neutral_of(value: float, dtype: Any) -> Array:
-    """Write a neutral value in a type; of integers, the end of their range for an infinity."""
-    if jnp.issubdtype(dtype, jnp.integer) and np.isinf(value):
-        limits = jnp.iinfo(dtype)
-        return jnp.asarray(limits.max if value > 0 else limits.min, dtype)
-    return jnp.asarray(value).astype(dtype)
+def _call(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> tuple[list[Any], Found]:
+    def run(*values: Any) -> tuple[list[Any], Found]:
+        return evaluate(called_program(eqn), values, (*here, 0), changes)
+
+    if "policy" in eqn.params:
+        run = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
+    return run(*values)
 
 
-def _call(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> list[Any]:
-    program = opened(called_program(eqn))
-    if "policy" not in eqn.params:
-        return evaluate(*program, values, (*here, 0), changes)
-
-    def run(values: list[Any], gate_values: list[Array]) -> tuple[list[Any], list[Array]]:
-        placed = [(gate, along, each) for (gate, along, _), each in zip(changes.gates, gate_values, strict=True)]
-        own = changes.alone(placed)
-        results = evaluate(*program, values, (*here, 0), own)
-        return results, [own.found[tap] for tap in changes.taps]
-
-    remat = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-    results, found = remat(values, [each for _, _, each in changes.gates])
-    changes.found.update(zip(changes.taps, found, strict=True))
-    return results
-
-
-def _scan(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> list[Any]:
+def _scan(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> tuple[list[Any], Found]:
     parameters = eqn.params
     first, last = scan_split(eqn)
-    constants, carry, stacked = values[:first], values[first:last], values[last:]
     rows = [jnp.moveaxis(each, along.index(here), 0) for _, along, each in changes.gates if here in along]
-    program = opened(parameters["jaxpr"])
 
-    def body(carry: list[Any], row: tuple[list[Any], list[Array]]) -> tuple[list[Any], tuple[list[Any], list[Array]]]:
-        own = iter(row[1])
+    def body(carry: list[Any], row: tuple[list[Any], list[Array]]) -> tuple[list[Any], tuple[list[Any], Found]]:
+        stacked, own = row[0], iter(row[1])
         placed = [
             (gate, tuple(axis for axis in along if axis != here), next(own) if here in along else each)
             for gate, along, each in changes.gates
         ]
-        inside = changes.alone(placed)
-        results = evaluate(*program, [*constants, *carry, *row[0]], (*here, 0), inside)
-        return results[: last - first], (results[last - first :], [inside.found[tap] for tap in changes.taps])
+        operands = [*values[:first], *carry, *stacked]
+        inside = dataclasses.replace(changes, gates=placed)
+        results, found = evaluate(parameters["jaxpr"], operands, (*here, 0), inside)
+        return results[: last - first], (results[last - first :], found)
 
     carry, (outputs, found) = jax.lax.scan(
-        body, carry, (stacked, rows), parameters["length"], parameters["reverse"], parameters["unroll"]
-    )
-    changes.found.update(zip(changes.taps, found, strict=True))
-    return [*carry, *outputs]
+        body, values[first:last], (values[last:], rows), parameters["length"], parameters["reverse"],
+        parameters["unroll"],
+    )  # fmt: skip
+    return [*carry, *outputs], found
 
 
-def _while(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> list[Any]:
+def _while(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> tuple[list[Any], Found]:
     first = eqn.params["cond_nconsts"]
     last = first + eqn.params["body_nconsts"]
-    condition, body = opened(eqn.params["cond_jaxpr"]), opened(eqn.params["body_jaxpr"])
-    return jax.lax.while_loop(
-        lambda carry: evaluate(*condition, [*values[:first], *carry], (*here, 0), changes.inside((*here, 0)))[0],
-        lambda carry: evaluate(*body, [*values[first:last], *carry], (*here, 1), changes.inside((*here, 1))),
-        values[last:],
-    )
+
+    def part(number: int, name: str, constants: list[Any]) -> Callable[..., list[Any]]:
+        path = (*here, number)
+        return lambda carry: evaluate(eqn.params[name], [*constants, *carry], path, changes.inside(path))[0]
+
+    condition, body = part(0, "cond_jaxpr", values[:first]), part(1, "body_jaxpr", values[first:last])
+    return jax.lax.while_loop(lambda carry: condition(carry)[0], body, values[last:]), {}
 
 
-def _cond(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> list[Any]:
-    def branch(number: int) -> Callable[..., list[Any]]:
-        program, path = opened(eqn.params["branches"][number]), (*here, number)
-        return lambda *operands: evaluate(*program, operands, path, changes.inside(path))
+def _cond(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> tuple[list[Any], Found]:
+    def branch(number: int, program: Any) -> Callable[..., list[Any]]:
+        path = (*here, number)
+        return lambda *operands: evaluate(program, operands, path, changes.inside(path))[0]
 
-    return jax.lax.switch(values[0], [branch(number) for number in range(len(eqn.params["branches"]))], *values[1:])
+    branches = [branch(number, program) for number, program in enumerate(eqn.params["branches"])]
+    return jax.lax.switch(values[0], branches, *values[1:]), {}
 
 
 _NESTED = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond}

@@ -1,6 +1,6 @@
 """The coupled structures of a model as tables: of one of ours, and of any traced function."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,7 @@ from saap_jax.runs.records import Couplings
 from saap_jax.structures import count_parameters, discover, prunable_parameters
 from saap_jax.trace.axes import REASONS, Place
 from saap_jax.trace.own_code import Verdict
-from saap_jax.trace.patterns import groups_of
-from saap_jax.trace.trace import Traced, TracedStructure, trace
+from saap_jax.trace.trace import Traced, TracedStructure, groups_of, trace
 
 
 def listing(name: str, model: Llama) -> tuple[Table, str]:
@@ -86,46 +85,31 @@ def _label(structure: TracedStructure) -> tuple[str, str]:
 def traced_tables(name: str, traced: Traced, verdicts: Mapping[str, Verdict]) -> list[Table | str]:
     """Tabulate what of a traced function is prunable, and what is pinned and why.
 
-    Equal layers share a row, the name of which is a pattern that the `*_each` options take. Where nothing is prunable,
-    or pinned, there is no table.
+    Equal layers share a row, the name of which is a pattern that the options of `within` take. Where nothing is
+    prunable, or pinned, there is no table.
     """
-    pinned = [each for each in traced.structures if not each.prunable]
-    units = sum(each.units * each.copies for each in traced.prunable)
-    taken = sum(verdict.verdict in ("takes", "shapes") for verdict in verdicts.values())
-    kinds = "structure" if len(traced.prunable) == 1 else "structures"
-    own = f"; the function itself takes fewer units of {taken} of them" if traced.prunable else ""
-    said = f"{name}: {len(traced.prunable)} prunable {kinds} of {len(traced.structures)}, {units:,} units{own}"
-    shown: list[Table | str] = []
-    if traced.prunable:
-        shown.append(_prunable_table(name, traced.prunable, verdicts))
-    for pattern, group in groups_of(traced.prunable).items():
-        verdict = verdicts[group[0].name]
-        if verdict.detail:
-            shown.append(f"{pattern}: the own code {verdict}")
-    if pinned:
-        shown.append(_pinned_table(pinned))
-    return [*shown, said]
-
-
-def _prunable_table(name: str, structures: Sequence[TracedStructure], verdicts: Mapping[str, Verdict]) -> Table:
-    table = _table(f"prunable structures of {name}", "structure", "role", "units", "parameters a unit", "own code")
-    for pattern, group in groups_of(structures).items():
-        first, layers = group[0], len(group) * group[0].copies
-        units = f"{first.units}" + (f" in each of {layers}" if layers > 1 else "")
+    prunable, shown = traced.prunable, []
+    columns = "structure", "role", "units", "parameters a unit", "own code"
+    table, said = _table(f"prunable structures of {name}", *columns), []
+    for pattern, group in groups_of(prunable).items():
+        first, layers, verdict = group[0], len(group) * group[0].copies, verdicts[group[0].name]
         role = first.role + (", averaged by a norm" if first.normalised and first.role == "stream" else "")
-        verdict = str(verdicts[first.name]._replace(detail=""))
-        table.add_row(pattern, role, units, f"{first.parameters_per_unit:,}", verdict)
-    return table
-
-
-def _pinned_table(structures: Sequence[TracedStructure]) -> Table:
-    table = _table("pinned: what keeps its size, and why", "axis", "units", "because it")
-    for pattern, group in groups_of(structures).items():
+        units = f"{first.units}" + (f" in each of {layers}" if layers > 1 else "")
+        table.add_row(pattern, role, units, f"{first.parameters_per_unit:,}", str(verdict._replace(detail="")))
+        said += [f"{pattern}: the own code {verdict}"] if verdict.detail else []
+    shown += [table, *said] if prunable else []
+    pinned = _table("pinned: what keeps its size, and why", "axis", "units", "because it")
+    for pattern, group in groups_of([each for each in traced.structures if each.pinned]).items():
         first, *others = sorted(group[0].pinned, key=lambda reason: reason.kind != "unknown")
         further = dict.fromkeys(REASONS[reason.kind] for reason in others if reason.kind != first.kind)
         times = f" in each of {len(group)}" if len(group) > 1 else ""
-        table.add_row(pattern, f"{group[0].units}{times}", "; ".join([str(first), *further]))
-    return table
+        pinned.add_row(pattern, f"{group[0].units}{times}", "; ".join([str(first), *further]))
+    shown += [pinned] if pinned.row_count else []
+    units = sum(each.units * each.copies for each in prunable)
+    taken = sum(verdict.verdict in ("takes", "shapes") for verdict in verdicts.values())
+    own = f"; the function itself takes fewer units of {taken} of them" if prunable else ""
+    kinds = "structure" if len(prunable) == 1 else "structures"
+    return [*shown, f"{name}: {len(prunable)} prunable {kinds} of {len(traced.structures)}, {units:,} units{own}"]
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -5,7 +5,6 @@ projection that is reshaped by a number of heads mixes the heads). The cut progr
 with the own code needs to know.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -13,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.trace.cut import keep_units, smaller
-from saap_jax.trace.patterns import groups_of
-from saap_jax.trace.trace import AxisMember, Traced, TracedStructure
+from saap_jax.trace.cut import keep_units, kept_shapes, smaller
+from saap_jax.trace.trace import Traced, TracedStructure, groups_of
 
-RELATIVE = 1e-3
-"""How far outputs may be apart that are equal but for rounding, relative to the largest."""
+TOLERANCE = 1e-3
+"""How far numbers that are equal but for rounding may be apart, relative to the largest; see `tolerance_of`."""
 
 SAID = {"takes": "takes it", "shapes": "takes the shapes", "differs": "gives other outputs", "refuses": "refuses it"}
 """Verdicts in words, the worst last."""
@@ -62,13 +60,8 @@ def verdicts(
         keep = {structure.name: np.random.default_rng(0).permuted(order, axis=-1) > 0}
         runs = function, smaller(traced, keep)
         with jax.numpy_rank_promotion("allow"):  # to compile one takes as long as both
-            both = jax.jit(lambda *given: [jax.tree.leaves(run(*given)) for run in runs])
-            own, cut = both(keep_units(traced, keep, drawn), *inputs)
-        apart = max((_distance(a, b) for a, b in zip(own, cut, strict=True)), default=0.0)
-        coarse = [8 * float(jnp.finfo(x.dtype).eps) for x in cut if jnp.issubdtype(x.dtype, jnp.floating)]
-        if apart <= max([RELATIVE, *coarse]):
-            return Verdict("takes")
-        return Verdict("differs", f"by up to {apart:.1%} of the largest")
+            both = jax.jit(lambda *given: [run(*given) for run in runs])
+            return compared(*both(keep_units(traced, keep, drawn), *inputs))
 
     found: dict[str, Verdict] = {}
     for group in groups_of(structures).values():
@@ -83,9 +76,9 @@ def retrace(function: Callable[..., Any], traced: Traced, structure: TracedStruc
 
     An error means that the code holds a size of the structure as a number, or takes it from another array's shape.
     """
-    smaller = iter(removed_shapes(traced, structure.members).values())
-    leaves, tree = jax.tree.flatten(params)
-    less = tree.unflatten([jax.ShapeDtypeStruct(next(smaller), jnp.result_type(leaf)) for leaf in leaves])
+    keep = np.broadcast_to(np.arange(structure.units) > 0, (*structure.copied, structure.units))
+    sizes = iter(kept_shapes(traced, {structure.name: keep}).values())
+    less = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(next(sizes), jnp.result_type(leaf)), params)
     try:
         after = jax.eval_shape(function, less, *inputs)
     except Exception as error:  # whatever the user's code says about sizes
@@ -94,24 +87,28 @@ def retrace(function: Callable[..., Any], traced: Traced, structure: TracedStruc
     return "" if shapes[0] == shapes[1] else f"the outputs change their shapes from {shapes[0]} to {shapes[1]}"
 
 
-def removed_shapes(traced: Traced, members: Sequence[AxisMember]) -> dict[str, tuple[int, ...]]:
-    """Tell the shape of each parameter when one unit of some members of a structure is removed."""
-    shapes = {path: list(shape) for path, shape in traced.shapes.items()}
-    for member in members:
-        gone = {index for place in member.places for index in place.indices(0)}
-        shapes[member.path][member.axis] -= len(gone)
-    return {path: tuple(shape) for path, shape in shapes.items()}
+def compared(own: Any, cut: Any) -> Verdict:
+    """Compare outputs of the own code with those of the cut program, all relative to the largest of an array."""
+    apart, near = 0.0, TOLERANCE
+    for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(cut), strict=True):
+        near = max(near, tolerance_of(other.dtype))
+        wide = complex if jnp.issubdtype(other.dtype, jnp.complexfloating) else float
+        one, other = np.asarray(one, wide), np.asarray(other, wide)
+        wild = ~(np.isfinite(one) & np.isfinite(other))
+        if not np.array_equal(one[wild], other[wild], equal_nan=True):
+            return Verdict("differs", "in what is not finite")
+        largest = np.abs(other[~wild]).max(initial=0)
+        apart = max(apart, float(np.abs(one[~wild] - other[~wild]).max(initial=0) / (largest or 1)))
+    return Verdict("takes") if apart <= near else Verdict("differs", f"by up to {apart:.1%} of the largest")
 
 
-def _distance(first: Any, second: Any) -> float:
-    """Measure the largest difference relative to the largest value; values that are not finite have to agree."""
-    one, other = (np.asarray(each, np.float64 if each.dtype != jnp.complex64 else complex) for each in (first, second))
-    wild = ~(np.isfinite(one) & np.isfinite(other))
-    if not np.array_equal(one[wild], other[wild], equal_nan=True):
-        return math.inf
-    largest = np.abs(other[~wild]).max(initial=0)
-    apart = np.abs(one[~wild] - other[~wild]).max(initial=0)
-    return float(apart / largest) if largest else float(apart)
+def tolerance_of(dtype: Any) -> float:
+    """Give `TOLERANCE`, or eight roundings of a coarser type.
+
+    >>> tolerance_of(jnp.float32), tolerance_of(jnp.bfloat16)
+    (0.001, 0.0625)
+    """
+    return max(TOLERANCE, 8 * float(jnp.finfo(dtype).eps)) if jnp.issubdtype(dtype, jnp.floating) else TOLERANCE
 
 
 def nearby(params: Any) -> Any:

@@ -1,14 +1,11 @@
 """Rules for operations that take or place parts of arrays: slices, joins, gathers, scatters, convolutions, windows."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
-from saap_jax.trace.jaxpr import dtype_of, shape_of
-from saap_jax.trace.positions import Positions, index_of, looks_up, used
-from saap_jax.trace.rules import Contraction, Layout, Notes, Rule, unknown
+from saap_jax.trace.jaxpr import shape_of
+from saap_jax.trace.rules import Layout, Notes, Rule, unknown
 
 
 def concatenate(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -32,7 +29,7 @@ def stack(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 def unstack(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`unstack`: each index of an axis becomes an array."""
     axis = eqn.params["axis"]
-    notes.pin(ins[0][axis], "split", "unstack")
+    notes.axes.pin(ins[0][axis], "split", "unstack")
     return [(*ins[0][:axis], *ins[0][axis + 1 :])] * len(eqn.outvars)
 
 
@@ -79,7 +76,7 @@ def slice_(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
             and limit > size - stride + start
             and (pair := notes.axes.factor_at(node, size // stride))
         ):
-            notes.pin(pair[1], "split", "slice")
+            notes.axes.pin(pair[1], "split", "slice")
             out.append(pair[0])
         else:
             part = notes.axes.atom(limit - start)
@@ -103,7 +100,7 @@ def _cut(notes: Notes, node: int, sizes: Sequence[int], detail: str) -> list[int
         else:
             sides = notes.axes.split_at(rest, size)
             if sides is None:
-                notes.pin(node, "split", detail)
+                notes.axes.pin(node, "split", detail)
                 return [notes.axes.pinned(size, "split", detail) for size in sizes]
             parts.append(sides[0])
             rest = sides[1]
@@ -122,7 +119,7 @@ def pad(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         elif interior == 0 and low >= 0 and high >= 0:
             ends = [notes.axes.atom(int(low)), notes.axes.atom(int(high))]
             for end in ends:
-                notes.pin(end, "constant", "pad")
+                notes.axes.pin(end, "constant", "pad")
             out.append(notes.axes.total([ends[0], node, ends[1]]))
         else:
             out.append(notes.lost(node, size, "split", "pad"))
@@ -131,15 +128,11 @@ def pad(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 def dynamic_slice(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`dynamic_slice`: whole axes pass; an axis of which a part is taken is read by position."""
-    sizes = map(int, eqn.params["slice_sizes"])
-    return [tuple(_taken(notes, node, size, eqn) for node, size in zip(ins[0], sizes, strict=True))]
+    return [tuple(_taken(notes, node, size, eqn) for node, size in zip(ins[0], eqn.params["slice_sizes"], strict=True))]
 
 
-def _taken(notes: Notes, node: int, size: int, eqn: JaxprEqn, whole: bool = True) -> int:
-    """Take a part of an axis by position; one of its whole size is the axis, unless that is not so for sure."""
-    if whole and notes.axes.size(node) == size:
-        return node
-    return notes.lost(node, size, "lookup", eqn.primitive.name)
+def _taken(notes: Notes, node: int, size: int, eqn: JaxprEqn) -> int:
+    return node if notes.axes.size(node) == size else notes.lost(node, int(size), "lookup", eqn.primitive.name)
 
 
 def dynamic_update_slice(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -151,73 +144,41 @@ def _written(notes: Notes, node: int, update: int, eqn: JaxprEqn) -> int:
     if notes.axes.size(node) == notes.axes.size(update):
         return notes.equate(node, update)
     for each in (node, update):
-        notes.pin(each, "lookup", eqn.primitive.name)
+        notes.axes.pin(each, "lookup", eqn.primitive.name)
     return node
 
 
 def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`gather`: axes that are taken whole pass, indexed ones are read by position, batch axes go with the indices."""
-    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    operand, indices = ins
+    numbers, (operand, indices) = eqn.params["dimension_numbers"], ins
     batch = list(indices[:-1])
     for axis, position in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
         batch[position] = notes.equate(batch[position], operand[axis])
-    window, chosen = [], _chosen_axes(notes, operand, numbers.start_index_map, sizes)
-    for axis in chosen:
-        if jnp.issubdtype(dtype_of(eqn.invars[0]), jnp.inexact):  # what is looked up of a unit is what it does
-            notes.contractions.append(Contraction(operand[axis], 0, axis, operand, notes.axes.site))
-    for axis, (node, size) in enumerate(zip(operand, sizes, strict=True)):
+    window = []
+    for axis, (node, size) in enumerate(zip(operand, map(int, eqn.params["slice_sizes"]), strict=True)):
         if axis in numbers.operand_batching_dims:
             continue
-        if axis in chosen:
-            if axis not in numbers.collapsed_slice_dims:
-                window.append(notes.axes.fresh(1))
-            continue
         one = axis in numbers.start_index_map and size == 1
-        taken = _taken(notes, node, int(size), eqn, whole=not one)
+        taken = notes.lost(node, 1, "lookup", "gather") if one else _taken(notes, node, size, eqn)
         if axis not in numbers.collapsed_slice_dims:
             window.append(taken)
-    rank = len(shape_of(eqn.outvars[0]))
-    offset = set(numbers.offset_dims)
-    rows, columns = iter(batch), iter(window)
-    return [tuple(next(columns) if axis in offset else next(rows) for axis in range(rank))]
-
-
-def _chosen_axes(notes: Notes, operand: Sequence[int], indexed: Sequence[Any], sizes: Sequence[int]) -> set[int]:
-    """Choose the axes that are looked up by positions along themselves, one at a time."""
-    chosen = set()
-    for component, axis in enumerate(map(int, indexed)):
-        known = index_of(notes.axes, notes.positions[1], component, len(indexed))
-        if int(sizes[axis]) == 1 and looks_up(notes.axes, known, operand[axis]):
-            chosen.add(axis)
-        elif int(sizes[axis]) != 1:
-            used(notes.axes, known)
-    return chosen
+    offset, rows, columns = set(numbers.offset_dims), iter(batch), iter(window)
+    return [tuple(next(columns if axis in offset else rows) for axis in range(len(batch) + len(window)))]
 
 
 def scatter(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`scatter` and its kin: axes that are written whole are equated, indexed ones are written by position."""
     numbers = eqn.params["dimension_numbers"]
-    operand, indices, updates = list(ins[0]), list(ins[1][:-1]), ins[2]
-    window = [updates[axis] for axis in numbers.update_window_dims]
+    operand, indices, updates = list(ins[0]), ins[1][:-1], ins[2]
+    columns = iter([updates[axis] for axis in numbers.update_window_dims])
     rows = [node for axis, node in enumerate(updates) if axis not in numbers.update_window_dims]
-    rows = [notes.equate(row, index) for row, index in zip(rows, indices, strict=True)]
+    rows = list(map(notes.equate, rows, indices))
     for axis, position in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
         operand[axis] = notes.equate(operand[axis], rows[position])
-    columns = iter(window)
-    indexed = numbers.scatter_dims_to_operand_dims
-    ones = [1 if axis in numbers.inserted_window_dims else 2 for axis in range(len(operand))]
-    chosen = _chosen_axes(notes, operand, indexed, ones)
-    for known in (notes.positions[0], notes.positions[2]):
-        used(notes.axes, known)
-    if len(chosen) == 1 and len(operand) == 1 and eqn.primitive.name == "scatter-add":
-        notes.found[0] = Positions("counts", operand[0])
     for axis in range(len(operand)):
-        if axis in numbers.operand_batching_dims or axis in chosen:
-            continue
         if axis in numbers.inserted_window_dims:
-            notes.pin(operand[axis], "lookup", eqn.primitive.name)
-        else:
+            notes.axes.pin(operand[axis], "lookup", eqn.primitive.name)
+        elif axis not in numbers.operand_batching_dims:
             operand[axis] = _written(notes, operand[axis], next(columns), eqn)
     return [tuple(operand)]
 
@@ -234,14 +195,14 @@ def convolution(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
         notes.contract(notes.equate(left[features], right[inputs]), (features, inputs), ins)
     elif groups == shape_of(eqn.outvars[0])[numbers.out_spec[1]] == notes.axes.size(left[features]):
         out[numbers.out_spec[1]] = notes.equate(left[features], right[outs])
-        notes.pin(right[inputs], "window", "one channel a group")
+        notes.axes.pin(right[inputs], "window", "one channel a group")
     else:
         for node in (left[features], right[outs], right[inputs]):
-            notes.pin(node, "window", "channels in groups")
+            notes.axes.pin(node, "window", "channels in groups")
     sizes = shape_of(eqn.outvars[0])
     plain = zip(eqn.params["window_strides"], eqn.params["padding"], eqn.params["lhs_dilation"], strict=True)
     for position, axis, window, how in zip(numbers.out_spec[2:], spatial, kernel, plain, strict=True):
-        notes.pin(right[window], "window", "conv_general_dilated")
+        notes.axes.pin(right[window], "window", "conv_general_dilated")
         if notes.axes.size(right[window]) == 1 and how == (1, (0, 0), 1):
             out[position] = left[axis]
         else:

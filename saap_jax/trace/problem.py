@@ -1,8 +1,12 @@
 """What pruning a researcher's own model needs to know of it: the function, its parameters, a loss, and examples."""
 
 import dataclasses
+import importlib
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.runtime.mesh import automatic
+from saap_jax.runtime.files import run_file
+from saap_jax.trace.own_code import Verdict, verdicts
+from saap_jax.trace.trace import Traced, trace
 
 Examples = tuple[Any, Any]
 """(inputs, targets): pytrees of arrays whose first axis numbers the examples. Of a function of several inputs, `inputs`
@@ -29,8 +36,8 @@ class Problem:
     ...     calibration=(x, y),
     ...     held_out=(x + 1, y),
     ... )
-    >>> problem.count, problem.row(problem.first_set, 0)[1].shape
-    (4, (1, 2))
+    >>> problem.example[0].shape, problem.row(problem.first_set, 0)[1].shape
+    ((1, 3), (1, 2))
     """
 
     function: Callable[..., Any]
@@ -48,35 +55,19 @@ class Problem:
 
     def __post_init__(self) -> None:
         for name in ("function", "loss"):
-            if not callable(getattr(self, name)):
-                raise ValueError(f"Problem.{name}: expected a function, got {type(getattr(self, name)).__name__}")
+            if not callable(given := getattr(self, name)):
+                raise ValueError(f"Problem.{name}: expected a function, got {type(given).__name__}")
         for leaf in jax.tree.leaves(self.params):
-            if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
-                raise ValueError(
-                    f"Problem.params: expected arrays, got {type(leaf).__name__}; let the function hold it"
-                )
-            if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
-                raise ValueError(
-                    f"Problem.params: expected numbers, got {leaf.dtype}; let the function hold random keys"
-                )
-        shapes = {}
-        for field in ("calibration", "held_out"):
-            for key, given in _sets(getattr(self, field), field).items():
-                name = field if key == field else f"{field}[{key!r}]"
-                if not re.fullmatch(r"[\w.-]+", key):
-                    raise ValueError(
-                        f"Problem.{field}: expected names of letters, digits, '.', '_' and '-', got {key!r}"
-                    )
-                if not (isinstance(given, tuple) and len(given) == 2):
-                    raise ValueError(f"Problem.{name}: expected a pair (inputs, targets), got {type(given).__name__}")
-                shapes[name] = example_shapes(name, given)
-        first, *others = shapes
-        for name in others:
-            if shapes[name] != shapes[first]:
-                raise ValueError(
-                    f"Problem.{name}: expected examples of the shapes and types of {first}, {shapes[first]}, got "
-                    f"{shapes[name]}"
-                )
+            kind = leaf.dtype if isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) else None
+            if kind is None or not (jnp.issubdtype(kind, jnp.number) or jnp.issubdtype(kind, jnp.bool_)):
+                got = f"{kind or type(leaf).__name__}; let the function hold it"
+                raise ValueError(f"Problem.params: expected arrays of numbers, got {got}")
+        shapes = _shapes("calibration", self.calibration) | _shapes("held_out", self.held_out)
+        first = next(iter(shapes))
+        for name, other in shapes.items():
+            if other != shapes[first]:
+                got = f"the shapes and types of {first}, {shapes[first]}, got {other}"
+                raise ValueError(f"Problem.{name}: expected examples of {got}")
 
     def without_explicit_axes(self) -> "Problem":
         """Leave the arrays where they lie, on meshes whose axes are not explicit."""
@@ -99,9 +90,9 @@ class Problem:
         return next(iter(self.scenarios.values()))
 
     @property
-    def count(self) -> int:
-        """Calibration examples, of all scenarios."""
-        return sum(map(count_examples, self.scenarios.values()))
+    def example(self) -> tuple[Any, ...]:
+        """The inputs of the first calibration example, as the function takes them."""
+        return self.inputs(self.row(self.first_set, 0)[0])
 
     def inputs(self, inputs: Any) -> tuple[Any, ...]:
         """Give the inputs as the function takes them."""
@@ -125,12 +116,29 @@ class Problem:
 
 
 def _sets(given: Any, name: str) -> dict[str, Any]:
-    """Name sets of examples."""
-    if not isinstance(given, Mapping):
-        return {name: given}
-    if not given:
-        raise ValueError(f"Problem.{name}: expected one set of examples at least, got none")
-    return dict(given)
+    return dict(given) if isinstance(given, Mapping) else {name: given}
+
+
+def _shapes(field: str, given: Any) -> dict[str, list[str]]:
+    """Tell type and shape of each array of one example of each set; raise where there is none or numbers differ."""
+    found = {}
+    for key, examples in _sets(given, field).items():
+        name = field if key == field else f"{field}[{key!r}]"
+        if not re.fullmatch(r"[\w.-]+", key):
+            raise ValueError(f"Problem.{field}: expected names of letters, digits, '.', '_' and '-', got {key!r}")
+        if not (isinstance(examples, tuple) and len(examples) == 2):
+            raise ValueError(f"Problem.{name}: expected a pair (inputs, targets), got {type(examples).__name__}")
+        leaves = jax.tree.leaves(examples)
+        counts = {leaf.shape[0] if getattr(leaf, "ndim", 0) else None for leaf in leaves}
+        if len(counts) != 1 or counts & {None, 0}:
+            got = [getattr(leaf, "shape", type(leaf).__name__) for leaf in leaves]
+            raise ValueError(
+                f"Problem.{name}: expected arrays of as many examples each along their first axis, got {got}"
+            )
+        found[name] = [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in leaves]
+    if not found:
+        raise ValueError(f"Problem.{field}: expected one set of examples at least, got none")
+    return found
 
 
 def count_examples(examples: Examples) -> int:
@@ -138,11 +146,67 @@ def count_examples(examples: Examples) -> int:
     return len(jax.tree.leaves(examples)[0])
 
 
-def example_shapes(name: str, examples: Examples) -> list[str]:
-    """Tell type and shape of each array of one example; raise where there is none, or their numbers differ."""
-    leaves = jax.tree.leaves(examples)
-    counts = {leaf.shape[0] if getattr(leaf, "ndim", 0) else None for leaf in leaves}
-    if len(counts) != 1 or counts & {None, 0}:
-        got = [getattr(leaf, "shape", type(leaf).__name__) for leaf in leaves]
-        raise ValueError(f"Problem.{name}: expected arrays of as many examples each along their first axis, got {got}")
-    return [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in leaves]
+# --- named on the command line ---------------------------------------------------------------------
+
+
+def made_by(name: str) -> Any:
+    """Call a factory, `MODULE:FACTORY` or `FILE.py:FACTORY`; no mesh that it sets stays in force.
+
+    The current directory is searched for a module first.
+
+    Raises:
+        ValueError: no such module or factory, or a factory that fails.
+    """
+    place, _, attribute = name.rpartition(":")
+    of_file = place.endswith(".py")
+    if of_file and not Path(place).is_file():
+        raise ValueError(f"{name}: expected a Python file, found none at {place}; check the path")
+    if not of_file and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    with jax.set_mesh(jax.sharding.get_mesh()):
+        try:
+            found = run_file(place) if of_file else vars(importlib.import_module(place))
+        except (Exception, SystemExit) as error:  # whatever the module raises
+            hint = "" if of_file else "; check the module's name"
+            raise ValueError(f"{name}: {type(error).__name__}: {error}{hint}") from error
+        if not callable(found.get(attribute)):
+            names = ", ".join(sorted(name for name, value in found.items() if callable(value) and name[0] != "_")[:8])
+            raise ValueError(f"{name}: expected a function {attribute!r} in {place}, which has {names or 'none'}")
+        try:
+            return found[attribute]()
+        except (Exception, SystemExit) as error:  # whatever the factory raises
+            raise ValueError(f"{name}: the factory failed: {type(error).__name__}: {error}") from error
+
+
+def made_problem(name: str) -> Problem:
+    """Make the problem of a factory; a ValueError where it returns something else."""
+    made = made_by(name)
+    if not isinstance(made, Problem):
+        raise ValueError(
+            f"{name}: expected the factory to return a saap_jax.Problem, with a loss and examples, got "
+            f"{type(made).__name__}"
+        )
+    return made
+
+
+def traced_factory(name: str) -> tuple[Traced, dict[str, Verdict]]:
+    """Trace what a factory returns, and try what its function does with parameters without a unit.
+
+    The factory takes nothing and returns `(function, params, *inputs)`; arrays may be abstract (`jax.eval_shape`), so
+    that a model of any size needs no memory. One that returns a `Problem`, as pruning needs it, serves too.
+
+    Raises:
+        ValueError: what `made_by` refuses, a factory that returns something else, or a function that cannot be traced.
+    """
+    made = made_by(name)
+    if isinstance(made, Problem):
+        made = (made.function, made.params, *made.example)
+    if not isinstance(made, tuple | list) or len(made) < 2 or not callable(made[0]):
+        got = type(made).__name__ + (f" of {len(made)}" if isinstance(made, tuple | list) else "")
+        raise ValueError(f"{name}: expected the factory to return (function, params, *inputs), got {got}")
+    function, (params, *inputs) = made[0], automatic(made[1:])
+    try:
+        traced = trace(function, params, *inputs)
+    except Exception as error:  # whatever the function raises
+        raise ValueError(f"{name}: the function cannot be traced: {type(error).__name__}: {error}") from error
+    return traced, verdicts(function, traced, traced.prunable, params, *inputs)

@@ -1,26 +1,88 @@
-"""Follow the axes of arrays through a jaxpr and the programs inside it: calls, loops and branches."""
+"""Follow the axes of arrays through a jaxpr and the programs inside it: calls, loops and branches.
 
+Beside axes two things are followed. *Positions* along an axis (of `top_k`, `argmax`, `iota`) are renumbered when a unit
+goes, which is right while they are only compared with each other. *Parameters* that are only moved (reshaped,
+transposed, cut into parts, dealt out to a scan) are used as they are: a number at a place of an operand can be written
+back into the parameter. A conversion between types of floating point counts as a move.
+"""
+
+import dataclasses
 import functools
-from collections.abc import Sequence
-from pathlib import Path
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path as File
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal
+from jaxtyping import Array, Int
 
-from saap_jax.trace.jaxpr import CALLS, called_program, opened, scan_split, shape_of
+from saap_jax.trace.axes import Pin
+from saap_jax.trace.jaxpr import CALLS, called_program, dtype_of, opened, scan_split, shape_of
 from saap_jax.trace.parts import PART_RULES
-from saap_jax.trace.positions import Positions, follow, used
 from saap_jax.trace.rules import RULES, Layout, Notes, unknown
+
+Path = tuple[int, ...]
+"""Where an equation stands: its index; inside a scan or call: that of the equation, of the program inside it, of the
+equation in that."""
+Tap = tuple[Path, int]
+"""An equation and one of its operands."""
+
+_PASSES = "broadcast_in_dim reshape squeeze transpose convert_element_type copy copy_p stop_gradient"
+PASSES = frozenset(_PASSES.split())
+"""Operations behind which positions are positions."""
+MOVES = frozenset(["reshape", "transpose", "squeeze", "slice", "split", "rev", "broadcast_in_dim"])
+"""Operations that give each number another place, leave some out, or repeat some."""
+_SAME = "copy copy_p convert_element_type sharding_constraint layout_constraint optimization_barrier device_put"
+SAME = frozenset(_SAME.split())
+"""Operations that leave each number at its place."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moved:
+    """Numbers of a parameter at another place of the program."""
+
+    path: str
+    """The parameter."""
+    loops: tuple[Path, ...] = ()
+    """The scans whose turns number the first axes."""
+    steps: tuple[Callable[[Array], Array], ...] = ()
+
+    def index(self, shape: Sequence[int]) -> Int[np.ndarray, "..."]:
+        """Find for each number there its flat index in the parameter, of a given shape."""
+        size = math.prod(shape)
+        dtype = np.int32 if size <= np.iinfo(np.int32).max else np.uint32
+        value = jnp.asarray(np.arange(size, dtype=dtype).reshape(shape))
+        for step in self.steps:
+            value = step(value)
+        return np.asarray(value)
+
+    def after(self, eqn: JaxprEqn, number: int) -> "Moved":
+        """Add the move of an equation to result `number` of it."""
+        parameters = eqn.primitive.get_bind_params(eqn.params)
+
+        def step(value: Array) -> Array:
+            results = eqn.primitive.bind(value, **parameters)
+            return results[number] if eqn.primitive.multiple_results else results
+
+        for _ in self.loops:
+            step = jax.vmap(step)
+        return dataclasses.replace(self, steps=(*self.steps, step))
 
 
 class Value(NamedTuple):
-    """What is known of an array: the node of each axis, whether it depends on the inputs, what its numbers are."""
+    """What is known of an array."""
 
     layout: Layout
     active: bool
-    positions: Positions | None = None
+    """Whether it depends on the inputs."""
+    positions: Pin | None = None
+    """Of positions along an axis: why that axis is pinned once they are used as numbers."""
+    moved: Moved | None = None
+    """Of a parameter that was moved at most."""
 
 
 class Site(NamedTuple):
@@ -37,8 +99,8 @@ class Site(NamedTuple):
         return [] if self.parent is None else [self.parent, *self.parent.above]
 
     @property
-    def path(self) -> tuple[int, ...]:
-        """Indices from the outermost program: equation, then (program inside it, equation) for each level."""
+    def path(self) -> Path:
+        """Indices from the outermost program."""
         above = () if self.parent is None else (*self.parent.path, self.branch)
         return (*above, self.number)
 
@@ -55,10 +117,10 @@ class Site(NamedTuple):
     @property
     def source(self) -> str:
         """The file's name, the line and the function that the equation (or what calls it) was traced from, if known."""
-        file, colon, rest = source_info_util.summarize(self.eqn.source_info).partition(":")
+        name, colon, rest = source_info_util.summarize(self.eqn.source_info).partition(":")
         if not colon:
             return "" if self.parent is None else self.parent.source
-        return Path(file).name + colon + rest
+        return File(name).name + colon + rest
 
 
 class Seen(NamedTuple):
@@ -74,10 +136,13 @@ class Follower:
     def __init__(self) -> None:
         self.notes = Notes()
         self.seen: dict[Seen, None] = {}
-        self.lengths: dict[tuple[int, ...], int] = {}
+        self.lengths: dict[Path, int] = {}
         """The node of the axis that each scan runs over, by the path of its equation."""
-        self.layouts: dict[tuple[int, ...], tuple[Layout, ...]] = {}
+        self.layouts: dict[Path, tuple[Layout, ...]] = {}
         """The layouts of the results of each equation, by its path."""
+        self.uses: dict[Tap, Moved] = {}
+        """The operands at which parameters are used as they are; what a branch or a `while` loop is given, and a
+        scan's carry, counts as used there, whatever happens inside."""
 
     def constant(self, value: Any) -> Value:
         """Lay out an array that is neither parameter nor input: each axis keeps its size."""
@@ -96,10 +161,7 @@ class Follower:
             self.seen[Seen(value.layout, loops)] = None
 
         def read(atom: Any) -> Value:
-            if not isinstance(atom, Literal):
-                return known[atom]
-            zero = Positions("zero") if np.ndim(atom.val) == 0 and atom.val == 0 else None
-            return self.constant(atom.val)._replace(positions=zero)
+            return self.constant(atom.val) if isinstance(atom, Literal) else known[atom]
 
         for index, eqn in enumerate(jaxpr.eqns):
             site = notes.axes.site = Site(index, eqn, parent, branch)
@@ -107,13 +169,12 @@ class Follower:
             if name in INNER:
                 results = INNER[name](self, site, values)
             else:
-                notes.active = tuple(value.active for value in values)
-                notes.positions, notes.found = tuple(value.positions for value in values), {}
+                notes.active, notes.numbering = tuple(value.active for value in values), {}
                 rule = RULES.get(name) or PART_RULES.get(name) or unknown
                 layouts = rule(notes, eqn, [value.layout for value in values])
-                numbers = follow(notes.axes, notes.positions, eqn)
+                passed, moved = self._positions(eqn, values), self._moved(site, values)
                 results = [
-                    Value(tuple(layout), any(notes.active), notes.found.get(number, numbers[number]))
+                    Value(tuple(layout), any(notes.active), notes.numbering.get(number, passed), moved[number])
                     for number, layout in enumerate(layouts)
                 ]
             self.layouts[site.path] = tuple(value.layout for value in results)
@@ -123,11 +184,37 @@ class Follower:
                 self.seen[Seen(value.layout, loops)] = None
         return [read(atom) for atom in jaxpr.outvars]
 
-    def plain(self, values: Sequence[Value]) -> list[Value]:
-        """Forget of values all but their axes; those that are positions are used as numbers."""
-        for value in values:
-            used(self.notes.axes, value.positions)
-        return [value._replace(positions=None) for value in values]
+    def _positions(self, eqn: JaxprEqn, values: Sequence[Value]) -> Pin | None:
+        """Follow positions: compared with others of the same axis, as `one_hot` does, they pin nothing."""
+        axes, name, known = self.notes.axes, eqn.primitive.name, [value.positions for value in values]
+        if name in PASSES:
+            return known[0]
+        nodes = [each.node for each in known if each]
+        if name in ("eq", "ne") and len(nodes) == 2 and axes.size(nodes[0]) == axes.size(nodes[1]):
+            axes.equate(nodes[0], nodes[1], "is numbered as another")
+        else:
+            axes.pins += [each for each in known if each]
+        return None
+
+    def _moved(self, site: Site, values: Sequence[Value]) -> Sequence[Moved | None]:
+        """Follow parameters that are only moved by an equation; otherwise they are used there."""
+        eqn, known = site.eqn, [value.moved for value in values]
+        name, nothing = eqn.primitive.name, [None] * len(eqn.outvars)
+        if not any(known):
+            return nothing
+        floats = [jnp.issubdtype(dtype_of(each), jnp.floating) for each in (eqn.invars[0], eqn.outvars[0])]
+        if name in SAME and (all(floats) or name != "convert_element_type"):
+            return known
+        if name in MOVES and len(known) == 1 and known[0]:
+            return [known[0].after(eqn, number) for number in range(len(eqn.outvars))]
+        self.uses |= {(site.path, i): each for i, each in enumerate(known) if each}
+        return nothing
+
+    def plain(self, values: Sequence[Value], path: Path, first: int = 0, by: int = 1) -> list[Value]:
+        """Forget of values all but their axes: operands `first`, `first + by`, … of an equation, which uses them."""
+        self.notes.axes.pins += [value.positions for value in values if value.positions]
+        self.uses |= {(path, first + by * i): value.moved for i, value in enumerate(values) if value.moved}
+        return [Value(value.layout, value.active) for value in values]
 
     def same(self, first: Sequence[Value], second: Sequence[Value]) -> list[Value]:
         """Equate the layouts of values that take each other's place."""
@@ -142,40 +229,41 @@ def _call(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
 
 
 def _scan(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
-    parameters, axes = site.eqn.params, follower.notes.axes
+    parameters, axes, path = site.eqn.params, follower.notes.axes, site.path
     first, last = scan_split(site.eqn)
-    constants, carry, stacked = values[:first], values[first:last], values[last:]
     active = any(value.active for value in values)
-    carry = [value._replace(active=active) for value in follower.plain(carry)]
-    stacked = follower.plain(stacked)
-    length = follower.lengths[site.path] = axes.atom(int(parameters["length"]))
-    for value in stacked:
+    carry = [value._replace(active=active) for value in follower.plain(values[first:last], path, first)]
+    length = follower.lengths[path] = axes.atom(int(parameters["length"]))
+    rows = []
+    for value in values[last:]:
         axes.equate(length, value.layout[0], "stacked")
+        own = value.moved and dataclasses.replace(value.moved, loops=(*value.moved.loops, path))
+        rows.append(Value(value.layout[1:], value.active, None, own))
     axes.pin(length, "scan", f"of {parameters['length']} iterations")
-    rows = [Value(value.layout[1:], value.active) for value in stacked]
-    results = follower.plain(follower.run(parameters["jaxpr"], [*constants, *carry, *rows], site))
+    axes.pins += [value.positions for value in values[last:] if value.positions]
+    ends = follower.run(parameters["jaxpr"], [*values[:first], *carry, *rows], site)
+    results = follower.plain(ends, path, -1, -1)
     axes.site = site
     after = follower.same(carry, results[: len(carry)])
     return after + [Value((length, *value.layout), value.active) for value in results[len(carry) :]]
 
 
 def _while(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
-    parameters = site.eqn.params
+    parameters, active = site.eqn.params, any(value.active for value in values)
     first = parameters["cond_nconsts"]
     last = first + parameters["body_nconsts"]
-    active = any(value.active for value in values)
-    values = follower.plain(values)
+    values = follower.plain(values, site.path)
     carry = [value._replace(active=active) for value in values[last:]]
     follower.run(parameters["cond_jaxpr"], [*values[:first], *carry], site)
-    results = follower.plain(follower.run(parameters["body_jaxpr"], [*values[first:last], *carry], site, 1))
+    results = follower.plain(follower.run(parameters["body_jaxpr"], [*values[first:last], *carry], site, 1), site.path)
     follower.notes.axes.site = site
     return follower.same(carry, results)
 
 
 def _cond(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
-    values = follower.plain(values)
+    values = follower.plain(values, site.path)
     branches = [
-        follower.plain(follower.run(program, values[1:], site, branch))
+        follower.plain(follower.run(program, values[1:], site, branch), site.path)
         for branch, program in enumerate(site.eqn.params["branches"])
     ]
     follower.notes.axes.site = site

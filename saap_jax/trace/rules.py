@@ -12,35 +12,25 @@ from typing import Any, NamedTuple
 
 from jax.extend.core import JaxprEqn
 
-from saap_jax.trace.axes import ONE, Axes
+from saap_jax.trace.axes import ONE, Axes, Pin
 from saap_jax.trace.jaxpr import known_name, shape_of
-from saap_jax.trace.positions import Positions, along
 
 Layout = tuple[int, ...]
 """The node of each axis of an array."""
 
 
-class Contraction(NamedTuple):
-    """A sum over an axis: the place where the units of that axis act on the rest of the program."""
+class Acting(NamedTuple):
+    """A place where the units of an axis act on the rest of the program: a sum over it, or a statistic."""
 
     node: int
     operand: int
-    """The operand that a gate would multiply: the first that depends on the inputs."""
+    """The operand that a gate would multiply: of a sum the first that depends on the inputs."""
     axis: int
     layout: Layout
     """That operand's."""
     site: Any
-
-
-class Reduction(NamedTuple):
-    """A statistic over an axis (a mean, a maximum): it changes when a unit goes."""
-
-    node: int
-    operation: str
-    axis: int
-    layout: Layout
-    """Of the array that it is taken of, the first operand."""
-    site: Any
+    operation: str = ""
+    """The statistic (a mean, a maximum), which changes when a unit goes; "": a sum."""
     least: int = 1
     """Units that have to remain."""
 
@@ -50,8 +40,8 @@ class Notes:
     """What is learned on the way through a program."""
 
     axes: Axes = dataclasses.field(default_factory=Axes)
-    contractions: list[Contraction] = dataclasses.field(default_factory=list)
-    reductions: list[Reduction] = dataclasses.field(default_factory=list)
+    contractions: list[Acting] = dataclasses.field(default_factory=list)
+    reductions: list[Acting] = dataclasses.field(default_factory=list)
     splits: list[tuple[Layout, Any]] = dataclasses.field(default_factory=list)
     """The parts of each axis that was cut into parts, and where."""
     slices: dict[tuple[int, ...], list[tuple[int, int, int]]] = dataclasses.field(default_factory=dict)
@@ -69,14 +59,14 @@ class Notes:
     """Operations without a rule, and where."""
     active: tuple[bool, ...] = ()
     """Which operands of the present equation depend on the inputs."""
-    positions: tuple[Positions | None, ...] = ()
-    """What is known of the numbers in each operand of the present equation."""
-    found: dict[int, Positions | None] = dataclasses.field(default_factory=dict)
-    """Of results of the present equation that are positions, what is known of them."""
+    numbering: dict[int, Pin] = dataclasses.field(default_factory=dict)
+    """Of results of the present equation that are positions along an axis, why that is pinned where they are used as
+    numbers; see `Follower.positions`."""
 
-    def pin(self, node: int, kind: str, detail: str) -> None:
-        """Say that an axis keeps its size."""
-        self.axes.pin(node, kind, detail)
+    def numbers(self, result: int, node: int, kind: str, detail: str) -> None:
+        """Note that a result of the present equation holds positions along an axis."""
+        if node != ONE:
+            self.numbering[result] = Pin(node, kind, detail, self.axes.site)
 
     def lost(self, node: int, size: int, kind: str, detail: str) -> int:
         """Say that an axis keeps its size, and make another one of what is left of it, which keeps its own."""
@@ -91,7 +81,7 @@ class Notes:
     def contract(self, node: int, axes: Sequence[int], ins: Sequence[Layout]) -> None:
         """Note a contraction over axis `axes[i]` of operand i."""
         operand = next((i for i, active in enumerate(self.active[: len(axes)]) if active), 0)
-        self.contractions.append(Contraction(node, operand, axes[operand], ins[operand], self.axes.site))
+        self.contractions.append(Acting(node, operand, axes[operand], ins[operand], self.axes.site))
 
 
 Rule = Callable[[Notes, JaxprEqn, Sequence[Layout]], Sequence[Layout]]
@@ -116,7 +106,7 @@ def unknown(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         notes.unknown.append((name, notes.axes.site))
     for layout in ins:
         for node in layout:
-            notes.pin(node, "unknown", name)
+            notes.axes.pin(node, "unknown", name)
     return [tuple(notes.axes.pinned(size, "unknown", name) for size in shape_of(out)) for out in eqn.outvars]
 
 
@@ -136,7 +126,7 @@ def elementwise(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[
         for layout in operands:
             node = layout[axis]
             if notes.axes.size(node) != size:
-                notes.pin(node, "repeat", eqn.primitive.name)
+                notes.axes.pin(node, "repeat", eqn.primitive.name)
             elif node != ONE:
                 result = node if result == ONE else notes.equate(result, node)
         out.append(result if result != ONE else notes.axes.fresh(size))
@@ -151,29 +141,16 @@ def broadcast(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout
         if notes.axes.size(node) == shape[axis]:
             out[axis] = node
         else:
-            notes.pin(node, "repeat", "broadcast_in_dim")
+            notes.axes.pin(node, "repeat", "broadcast_in_dim")
     return [tuple(notes.axes.fresh(n) if node is None else node for node, n in zip(out, shape, strict=True))]
-
-
-def transpose(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`transpose`."""
-    return [tuple(ins[0][axis] for axis in eqn.params["permutation"])]
 
 
 def squeeze(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`squeeze`: an axis of size 1 that is dropped has to stay one."""
     dropped = {axis % len(ins[0]) for axis in eqn.params["dimensions"]}
     for axis in dropped:
-        notes.pin(ins[0][axis], "reshape", "squeezed away")
+        notes.axes.pin(ins[0][axis], "reshape", "squeezed away")
     return [tuple(node for axis, node in enumerate(ins[0]) if axis not in dropped)]
-
-
-def reverse(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`rev`: pairs unit i with unit n - 1 - i, so a single unit cannot go."""
-    for axis in eqn.params["dimensions"]:
-        notes.pin(ins[0][axis], "order", "rev")
-        notes.moved.append(ins[0][axis])
-    return [ins[0]]
 
 
 def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -205,11 +182,7 @@ def ragged_dot(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[L
         return unknown(notes, eqn, ins)
     left, right, sizes = ins[:3]
     group = notes.equate(right[groups[0]], sizes[-1])
-    counts = notes.positions[2]
-    if counts and counts.role == "counts" and notes.axes.find(counts.node) == notes.axes.find(group):
-        notes.contractions.append(Contraction(group, 1, groups[0], right, notes.axes.site))  # a unit's rows are its own
-    else:
-        notes.pin(group, "order", "rows are dealt out to its units by ragged_dot")
+    notes.axes.pin(group, "order", "rows are dealt out to its units by ragged_dot")
     batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
     for i, j in zip(left_sum, right_sum, strict=True):
         notes.contract(notes.equate(left[i], right[j]), (int(i), int(j)), ins)
@@ -227,30 +200,24 @@ def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     for axis in axes:
         if name in ("reduce", "reduce_xor"):  # no number is known that changes nothing
             notes.unknown.append((name, notes.axes.site))
-            notes.pin(ins[0][axis], "unknown", name)
-        notes.reductions.append(Reduction(ins[0][axis], name, axis, ins[0], notes.axes.site))
+            notes.axes.pin(ins[0][axis], "unknown", name)
+        notes.reductions.append(Acting(ins[0][axis], 0, axis, ins[0], notes.axes.site, name))
         if name == "reduce_sum":
             notes.contract(ins[0][axis], (axis,), ins)
         if name.startswith("arg"):
-            notes.found[0] = along(notes.axes, ins[0][axis], "order", name)
+            notes.numbers(0, ins[0][axis], "order", name)
     return [tuple(node for axis, node in enumerate(ins[0]) if axis not in axes)] * len(eqn.outvars)
 
 
-def cumulative(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`cumsum` and its kin: what a unit holds depends on those before it."""
-    node = ins[0][eqn.params["axis"]]
-    notes.pin(node, "order", eqn.primitive.name)
-    notes.moved.append(node)
-    return [ins[0]]
-
-
-def sort(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`sort`: units lose their places along the axis."""
-    axis, first = eqn.params["dimension"], ins[0]
+def ordered(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`cumsum` and its kin, `rev`, `sort`: what stands at a place depends on those at others."""
+    first, name = ins[0], eqn.primitive.name
     for layout in ins[1:]:
-        first = tuple(notes.equate(a, b) for a, b in zip(first, layout, strict=True))
-    notes.pin(first[axis], "order", "sort")
-    notes.moved.append(first[axis])
+        first = tuple(map(notes.equate, first, layout))
+    along = {"rev": "dimensions", "sort": "dimension"}.get(name, "axis")
+    for axis in eqn.params[along] if name == "rev" else (eqn.params[along],):
+        notes.axes.pin(first[axis], "order", name)
+        notes.moved.append(first[axis])
     return [first] * len(ins)
 
 
@@ -258,8 +225,8 @@ def top_k(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`top_k`: a statistic of the units of which as many have to remain, and positions among them."""
     axis = eqn.params.get("axis", -1) % len(ins[0])
     node, least = ins[0][axis], shape_of(eqn.outvars[0])[axis]
-    notes.reductions.append(Reduction(node, "top_k", axis, ins[0], notes.axes.site, least))
-    notes.found[1] = along(notes.axes, node, "order", "top_k")
+    notes.reductions.append(Acting(node, 0, axis, ins[0], notes.axes.site, "top_k", least))
+    notes.numbers(1, node, "order", "top_k")
     chosen = notes.axes.pinned(least, "order", "top_k")
     return [tuple(chosen if i == axis else node for i, node in enumerate(ins[0]))] * 2
 
@@ -267,7 +234,7 @@ def top_k(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 def iota(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`iota`: positions along its numbered axis, which is a constant of its size where they are used as numbers."""
     layout = tuple(map(notes.axes.fresh, shape_of(eqn.outvars[0])))
-    notes.found[0] = along(notes.axes, layout[eqn.params["dimension"]], "constant", "iota")
+    notes.numbers(0, layout[eqn.params["dimension"]], "constant", "iota")
     return [layout]
 
 
@@ -275,11 +242,6 @@ def keys(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Random keys, and bits from them: the axes of the keys come first, the others are as many as the program asks."""
     shape, first = shape_of(eqn.outvars[0]), ins[0]
     return [(*first[: len(shape)], *(notes.axes.fresh(size) for size in shape[len(first) :]))]
-
-
-def free(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """Random bits without typed keys: as many as the program asks for."""
-    return [tuple(notes.axes.fresh(size) for size in shape_of(out)) for out in eqn.outvars]
 
 
 def reshape(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -303,7 +265,7 @@ def _empty(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> Layout:
     pairs = zip(layout, sizes, strict=False)
     same = [*(notes.axes.size(node) == size for node, size in pairs), False].index(False)
     for node in layout[same:]:
-        notes.pin(node, "reshape", "of an empty array")
+        notes.axes.pin(node, "reshape", "of an empty array")
     return (*layout[:same], *(notes.axes.pinned(size, "reshape", "of an empty array") for size in sizes[same:]))
 
 
@@ -319,7 +281,7 @@ def _ones(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> dict[int, int
             passed.update(zip(right, left, strict=True))
         else:
             for node in left:
-                notes.pin(node, "reshape", "merged with other axes")
+                notes.axes.pin(node, "reshape", "merged with other axes")
     return passed
 
 
@@ -339,7 +301,7 @@ def regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
             if left % axes.size(factor):
                 detail = f"{[axes.size(node) for node in nodes]} to {targets}"
                 for node in nodes:
-                    notes.pin(node, "reshape", detail)
+                    notes.axes.pin(node, "reshape", detail)
                 return [axes.pinned(size, "reshape", detail) for size in targets]
             taken.append(factor)
             left //= axes.size(factor)
@@ -350,17 +312,14 @@ def regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys((*REDUCTIONS, "reduce"), reduce),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), cumulative),
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "rev", "sort"), ordered),
     **dict.fromkeys(("random_bits", "random_seed", "random_split", "random_fold_in"), keys),
     **dict.fromkeys(("random_wrap", "random_unwrap", "random_clone"), keys),
-    **dict.fromkeys(("rng_bit_generator", "rng_uniform"), free),
     "broadcast_in_dim": broadcast,
-    "transpose": transpose,
+    "transpose": lambda notes, eqn, ins: [tuple(ins[0][axis] for axis in eqn.params["permutation"])],
     "squeeze": squeeze,
-    "rev": reverse,
     "dot_general": dot_general,
     "ragged_dot_general": ragged_dot,
-    "sort": sort,
     "top_k": top_k,
     "iota": iota,
     "reshape": reshape,

@@ -11,9 +11,11 @@ arrays is well-formed; that the user's function yields this program from smaller
 """
 
 import dataclasses
+import fnmatch
 import math
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -21,9 +23,11 @@ from jax.extend.core import ClosedJaxpr
 
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.trace.axes import ONE, REASONS, Pin, Place
-from saap_jax.trace.jaxpr import alive, dtype_of
-from saap_jax.trace.program import Follower, Value
-from saap_jax.trace.rules import Contraction, Layout, Reduction
+from saap_jax.trace.jaxpr import alive, dtype_of, shape_of
+from saap_jax.trace.program import Follower, Moved, Value
+from saap_jax.trace.rules import Acting, Layout
+
+T = TypeVar("T")
 
 NEUTRAL: dict[str, float] = {
     "reduce_max": -math.inf, "reduce_min": math.inf, "reduce_prod": 1.0, "reduce_and": 1.0, "reduce_or": 0.0,
@@ -112,11 +116,6 @@ class TracedStructure:
         """Whether units can be removed."""
         return not self.pinned
 
-    @property
-    def gate(self) -> Gate | None:
-        """The place where a unit's effect is one multiplication, if there is one."""
-        return self.gates[0] if len(self.gates) == 1 and not self.normalised and self.prunable else None
-
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
@@ -125,7 +124,6 @@ class Traced:
     structures: tuple[TracedStructure, ...]
     unknown: tuple[str, ...]
     """Operations without a rule, and where: all axes that they touch are pinned."""
-    equations: int
     shapes: dict[str, tuple[int, ...]]
     """Shape of each parameter by path."""
     program: ClosedJaxpr = dataclasses.field(repr=False)
@@ -170,17 +168,16 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     if not paths:
         raise ValueError(f"params: expected a pytree of arrays or jax.ShapeDtypeStructs, got {params!r}")
     program, results = jax.make_jaxpr(function, return_shape=True)(params, *inputs)
-    program = alive(program)
-    follower = Follower()
+    program, follower = alive(program), Follower()
     axes = follower.notes.axes
-    variables = [tuple(int(size) for size in variable.aval.shape) for variable in program.jaxpr.invars]
-    values = [Value(tuple(map(axes.atom, shape)), False) for shape in variables[: len(paths)]]
-    values += [
-        Value(tuple(axes.pinned(size, "input", "") for size in shape), True) for shape in variables[len(paths) :]
-    ]
+    variables = list(map(shape_of, program.jaxpr.invars))
+    shapes = dict(zip(paths, variables, strict=False))
+    values = [Value(tuple(map(axes.atom, shape)), False, None, Moved(path)) for path, shape in shapes.items()]
+    for shape in variables[len(paths) :]:
+        values.append(Value(tuple(axes.pinned(size, "input", "") for size in shape), True))
     last = follower.run(program, values)
     axes.site = None
-    for result in follower.plain(last):
+    for result in follower.plain(last, ()):
         for node in result.layout:
             axes.pin(node, "output", "")
     layouts = {path: value.layout for path, value in zip(paths, values, strict=False)}
@@ -194,8 +191,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
         structures.append(dataclasses.replace(structure, name=name))
         atoms[name] = coupling.atom
     unknown = tuple(f"{name} at {site.place}" for name, site in follower.notes.unknown)
-    shapes = dict(zip(paths, variables, strict=False))
-    return Traced(tuple(structures), unknown, len(follower.layouts), shapes, program, results, follower, atoms, layouts)
+    return Traced(tuple(structures), unknown, shapes, program, results, follower, atoms, layouts)
 
 
 def parameter_paths(params: Any) -> list[str]:
@@ -224,8 +220,8 @@ class Coupling:
     holders: list[str] = dataclasses.field(default_factory=list)
     """Paths of the parameters in which it lies."""
     pins: list[Pin] = dataclasses.field(default_factory=list)
-    contractions: list[Contraction] = dataclasses.field(default_factory=list)
-    reductions: list[Reduction] = dataclasses.field(default_factory=list)
+    contractions: list[Acting] = dataclasses.field(default_factory=list)
+    reductions: list[Acting] = dataclasses.field(default_factory=list)
     companions: frozenset[int] = frozenset()
     """Atoms that stand beside this one wherever it occurs: its units may be chosen anew at each of their indices."""
     role: str = "channels"
@@ -240,28 +236,7 @@ def _collect(follower: Follower, layouts: dict[str, Layout]) -> list[Coupling]:
         for atom in dict.fromkeys(atom for node in layout for atom in axes.atoms(node)):
             if axes.size(atom) and atom != ONE:
                 found.setdefault(atom, Coupling(atom)).holders.append(path)
-    _pin_uneven_splits(follower)
-    for pin in notes.axes.pins:
-        for atom in set(axes.atoms(pin.node)) & found.keys():
-            found[atom].pins.append(pin)
-    for contraction in notes.contractions:
-        for atom in set(axes.atoms(contraction.node)) & found.keys():
-            found[atom].contractions.append(contraction)
-    for reduction in notes.reductions:
-        for atom in set(axes.atoms(reduction.node)) & found.keys():
-            found[atom].reductions.append(reduction)
-    for coupling in found.values():
-        if not (coupling.pins or coupling.contractions or coupling.reductions):
-            coupling.pins.append(Pin(coupling.atom, "unused", "", None))
-    _find_companions(follower, layouts, found)
-    _name_roles(follower, found)
-    return list(found.values())
-
-
-def _pin_uneven_splits(follower: Follower) -> None:
-    """Pin atoms that a cut axis holds unevenly: after removing a unit, the code would cut at other places."""
-    axes = follower.notes.axes
-    for cut, site in follower.notes.splits:
+    for cut, site in notes.splits:  # after removing a unit of a part, the code would cut at other places
         axes.site = site
         parts = [part for part in cut if axes.size(part)]
         sizes = [axes.size(part) for part in parts]
@@ -269,6 +244,16 @@ def _pin_uneven_splits(follower: Follower) -> None:
             lost = [axes.drop(part, atom) for part in parts]
             if any(gone * sizes[0] != lost[0] * size for gone, size in zip(lost, sizes, strict=True)):
                 axes.pin(atom, "split", "unevenly")
+    for field, records in (("pins", axes.pins), ("contractions", notes.contractions), ("reductions", notes.reductions)):
+        for record in records:
+            for atom in set(axes.atoms(record.node)) & found.keys():
+                getattr(found[atom], field).append(record)
+    for coupling in found.values():
+        if not (coupling.pins or coupling.contractions or coupling.reductions):
+            coupling.pins.append(Pin(coupling.atom, "unused", "", None))
+    _find_companions(follower, layouts, found)
+    _name_roles(follower, found)
+    return list(found.values())
 
 
 def _name_roles(follower: Follower, found: dict[int, Coupling]) -> None:
@@ -357,15 +342,17 @@ def _structure(follower: Follower, layouts: dict[str, Layout], coupling: Couplin
         members += [
             AxisMember(path, axis, axes.places(layout[axis], atom), shared) for axis, gone in enumerate(lost) if gone
         ]
-    gates = [_gate(follower, each, atom, copied) for each in coupling.contractions]
-    statistics = [
-        dataclasses.replace(
-            _gate(follower, Contraction(each.node, 0, each.axis, each.layout, each.site), atom, copied),
-            neutral=NEUTRAL[each.operation],
-        )
-        for each in coupling.reductions
-        if each.operation in NEUTRAL and not coupling.pins
-    ]
+
+    def gate(found: Acting) -> Gate:
+        scans = [site.path for site in found.site.above if site.path in follower.lengths]
+        around = {axes.find(follower.lengths[path]): path for path in scans}
+        roots = [axes.find(node) for node in found.layout]
+        along = tuple(roots.index(companion) if companion in roots else around[companion] for companion in copied)
+        places = axes.places(found.node, atom)
+        neutral = NEUTRAL.get(found.operation)
+        return Gate(found.site.path, found.operand, found.axis, places, along, str(found.site), neutral)
+
+    changing = [each for each in coupling.reductions if each.operation in NEUTRAL and not coupling.pins]
     reasons = {Reason(pin.kind, pin.detail, pin.site.place if pin.site else ""): None for pin in coupling.pins}
     sizes = tuple(map(axes.size, copied))
     return TracedStructure(
@@ -376,17 +363,61 @@ def _structure(follower: Follower, layouts: dict[str, Layout], coupling: Couplin
         parameters_per_unit=removed // math.prod(sizes),
         pinned=tuple(reasons),
         normalised=tuple(str(each.site) for each in coupling.reductions),
-        gates=tuple(dict.fromkeys(gates)),
-        statistics=tuple(dict.fromkeys(statistics)),
+        gates=tuple(dict.fromkeys(map(gate, coupling.contractions))),
+        statistics=tuple(dict.fromkeys(map(gate, changing))),
         role=coupling.role,
         least=max((each.least for each in coupling.reductions if each.operation in CHOICES), default=0),
     )
 
 
-def _gate(follower: Follower, found: Contraction, atom: int, copied: list[int]) -> Gate:
-    axes, scans = follower.notes.axes, follower.lengths
-    around = {axes.find(scans[site.path]): site.path for site in found.site.above if site.path in scans}
-    roots = [axes.find(node) for node in found.layout]
-    along = [roots.index(companion) if companion in roots else around[companion] for companion in copied]
-    places = axes.places(found.node, atom)
-    return Gate(found.site.path, found.operand, found.axis, places, tuple(along), str(found.site))
+# --- names of structures -----------------------------------------------------------------------------
+
+
+def group_of(name: str) -> str:
+    """Put `*` for each number of the path in a structure's name; equal layers have one.
+
+    >>> group_of("layers/11/mlp/up[1].2")
+    'layers/*/mlp/up[1].2'
+    """
+    path, bracket, rest = name.partition("[")
+    return re.sub(r"\d+", "*", path) + bracket + rest
+
+
+def groups_of(structures: Sequence[TracedStructure]) -> dict[str, list[TracedStructure]]:
+    """Group structures that are alike but for numbers in the paths of their members, by their names' pattern."""
+    found: dict[Any, list[TracedStructure]] = {}
+    for each in structures:
+        members = tuple((group_of(m.path), m.axis, m.places, m.shared) for m in each.members)
+        key = (group_of(each.name), each.units, each.copied, each.prunable, each.normalised == (), len(each.gates))
+        found.setdefault((key, tuple(dict.fromkeys(members))), []).append(each)
+    named: dict[str, list[TracedStructure]] = {}
+    for group in found.values():
+        name = group_of(group[0].name) if len(group) > 1 else group[0].name
+        taken = any(name == other or (name in other and len(group) > 1) for other in named)
+        named[f"{name} ({group[0].name})" if taken else name] = group
+    return named
+
+
+def by_name(
+    field: str, given: Mapping[str, T], names: Sequence[str], hints: Mapping[str, Any] | None = None
+) -> dict[str, T]:
+    """Tell what is asked for each name, by names and by patterns with `*` and `?`; brackets mean themselves.
+
+    Of two patterns that fit one name, the later holds, but a name goes first.
+
+    >>> by_name("min_keep", {"a/0/w[1]": 3, "a/*": 1}, ["a/0/w[1]", "a/1/w[1]"])
+    {'a/0/w[1]': 3, 'a/1/w[1]': 1}
+
+    Raises:
+        ValueError: a pattern that fits no name.
+    """
+    found: dict[str, T] = {}
+    for pattern, value in sorted(given.items(), key=lambda item: item[0] in names):
+        fitting = [pattern] if pattern in names else fnmatch.filter(names, pattern.replace("[", "[[]"))
+        if not fitting:
+            hint = f"; {pattern} {hints[pattern]}" if hints and pattern in hints else ""
+            raise ValueError(
+                f"{field}: expected names of structures {', '.join(names)}, or patterns of them, got {pattern}{hint}"
+            )
+        found.update(dict.fromkeys(fitting, value))
+    return found

@@ -8,8 +8,8 @@ from matplotlib.patches import Rectangle
 from saap_jax.cli.main import main
 from saap_jax.report.couplings import coupling_figure
 from saap_jax.report.figures import painted
-from saap_jax.trace.factory import traced_factory
 from saap_jax.trace.listing import coupling_record
+from saap_jax.trace.problem import traced_factory
 
 MODULE = """
 import jax, jax.numpy as jnp
@@ -93,7 +93,7 @@ def test_a_drawing(file, capsys):
     assert main(["discover", f"{file}:mlp", "--drawing", str(out)]) == 0
     drawing = out.read_text()
     ElementTree.fromstring(drawing)
-    (axes,) = painted(coupling_figure(coupling_record(traced_factory(f"{file}:mlp").traced))).axes
+    (axes,) = painted(coupling_figure(coupling_record(traced_factory(f"{file}:mlp")[0]))).axes
     boxes = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert len(axes.get_lines()) == 3, "a dot a structure"
     assert len(boxes) == len(axes.patches) - len(boxes) == 5, "an axis of a parameter each, and a line to its structure"

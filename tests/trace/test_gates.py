@@ -9,11 +9,11 @@ from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.structures.weights import TracedWeights
 from saap_jax.surgery.cut import cut
 from saap_jax.trace.cut import keep_units, smaller
-from saap_jax.trace.interpret import all_ones, gated
+from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import Traced, trace
 from tests.helpers import dense_model, ragged_model, random_tokens
-from tests.models_for_tracing import EXAMPLES, floats
+from tests.models_for_tracing import EXAMPLES, all_ones, floats
 
 
 def drawn(shapes, random):
@@ -78,9 +78,9 @@ def of_llama(traced: Traced, model, gates):
     for index, run in enumerate(split_gates(gates, segment_bounds(model.segments))):
         for structure in traced.prunable:
             paths = {member.path for member in structure.members}
-            if f"segments/{index}/attention/key" in paths and structure.gate:
+            if f"segments/{index}/attention/key" in paths and len(structure.gates) == 1 and not structure.normalised:
                 found[structure.name] = run["attention"]
-            if f"segments/{index}/mlp/up" in paths and structure.gate:
+            if f"segments/{index}/mlp/up" in paths and len(structure.gates) == 1 and not structure.normalised:
                 found[structure.name] = run["mlp"]
     return found
 

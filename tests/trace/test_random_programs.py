@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.interpret import gated
-from saap_jax.trace.own_code import removed_shapes, retrace
+from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import trace
+from tests.models_for_tracing import removed_shapes
 
 Array = Any
 Step = Callable[[list[Array], dict[str, Array]], list[Array]]

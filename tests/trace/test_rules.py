@@ -13,10 +13,10 @@ from jax import lax
 
 from saap_jax.trace.axes import Axes, Place
 from saap_jax.trace.cut import keep_units, smaller
-from saap_jax.trace.interpret import all_ones, gated
-from saap_jax.trace.own_code import removed_shapes, retrace
+from saap_jax.trace.interpret import gated
+from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import trace
-from tests.models_for_tracing import floats
+from tests.models_for_tracing import floats, removed_shapes
 
 WIDTH, BATCH = 6, 5
 
@@ -184,7 +184,7 @@ def test_masked_is_cut_and_gates_of_one_change_nothing(name):
     params = {path: jnp.asarray(random.normal(size=leaf.shape), jnp.float32) for path, leaf in shapes.items()}
     x, run = jnp.asarray(random.normal(size=(BATCH, 3)), jnp.float32), jax.jit(gated(traced))
     dense, changed = function(params, x), 0.0
-    np.testing.assert_allclose(run(all_ones([structure]), params, x), dense, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run({structure.name: jnp.ones(structure.units)}, params, x), dense, rtol=1e-5, atol=1e-5)
     for removed in (0, structure.units - 1):
         keep = {structure.name: np.arange(structure.units) != removed}
         masked = run({structure.name: jnp.asarray(keep[structure.name], jnp.float32)}, params, x)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.trace.interpret import all_ones, tapped
+from saap_jax.trace.interpret import tapped
 from saap_jax.trace.listing import traced_model
 from saap_jax.trace.trace import parameter_paths, trace
-from saap_jax.trace.writers import parameter_uses, writers_of
+from saap_jax.trace.writers import writers_of
 from tests.helpers import dense_model
-from tests.models_for_tracing import EXAMPLES
+from tests.models_for_tracing import EXAMPLES, all_ones
 from tests.trace.test_gates import example_of, keep_of
 
 QUICK = ("phi", "convnet")
@@ -214,5 +214,5 @@ def test_uses_are_counted_through_calls_and_loops():
 
     params = {"a": jnp.ones((3, 3)), "b": jnp.ones((2, 3, 3))}
     traced = trace(function, params, jnp.ones((4, 3)))
-    uses = parameter_uses(traced.program, list(traced.shapes)).values()
+    uses = traced.follower.uses.values()
     assert sorted((use.path, len(use.loops)) for use in uses) == [("a", 0), ("a", 0), ("b", 1)]

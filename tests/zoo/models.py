@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.adapters import from_equinox, from_haiku, from_keras, from_linen, from_nnx
+from saap_jax.trace.adapters import from_equinox, from_haiku, from_keras, from_linen, from_nnx
 from saap_jax.trace.own_code import nearby
 from saap_jax.trace.problem import Problem
 

@@ -15,10 +15,10 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 from saap_jax.llama.segments import masks
 from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import verdicts
-from saap_jax.trace.subject import Losses, cut, subject_of
+from saap_jax.trace.subject import cut, subject_of
 from saap_jax.trace.subject.problem import at_shapes
 from saap_jax.trace.trace import parameter_paths
-from tests.trace.subject.problems import cut_losses
+from tests.trace.subject.problems import cut_losses, masked_losses
 from tests.zoo.models import COUNT, ZOO, counted
 
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
@@ -56,9 +56,7 @@ def test_the_structures_are_those_that_an_expert_counts(name):
 @pytest.mark.parametrize("name", ANIMALS)
 def test_masked_is_cut(name):
     animal, keep = subject(name), chosen(name)
-    problem, losses = animal.problem, Losses(animal, batch_size=COUNT)
-    masked = losses.of(masks(keep), problem.params, problem.held_out)
-    dense = losses.of(animal.ones, problem.params, problem.held_out)
+    masked, dense = (masked_losses(animal, each, batch_size=COUNT) for each in (keep, None))
     assert np.abs(masked - dense).max() > 1e-4
     np.testing.assert_allclose(cut_losses(animal, keep, pruned(name)[1], COUNT), masked, rtol=1e-4, atol=1e-6)
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 MODULES = (
     "saap_jax",
     "saap_jax.api",
-    "saap_jax.adapters",
+    "saap_jax.trace.adapters",
     "saap_jax.config",
     "saap_jax.data",
     "saap_jax.structures",

@@ -2,9 +2,16 @@
 
 Gates get the axis of the batch, so that one backward pass yields each example's gate gradients beside the summed weight
 gradients; squared weight gradients take an example at a time.
+
+Activations are what stands where a structure's units act, in front of the matrices that carry them onward
+(`trace.writers`), as in our LLaMA; a structure that several of them read has the coordinates of all. Where units meet
+no parameter as it is, there is no matrix, and a unit counts by what it meets instead: coordinates c of queries meet
+those of keys, whose root mean square r_c their moments are multiplied with, r_c E[a_c] and r_c² E[a_c²], so that
+`wanda` is Σ_c √E[q_c²] √E[k_c²]: the norms of queries and of keys whose product ThinK (arXiv:2407.21018) ranks the
+channels of keys by. Where they are only summed, r_c is 1.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +21,7 @@ from jaxtyping import Array
 
 from saap_jax.estimation import (
     ACTIVATION_MOMENTS,
+    ACTIVATION_USAGE,
     GATE_GRADIENT,
     GATE_HESSIAN,
     SQUARED_WEIGHT_GRADIENT,
@@ -23,19 +31,20 @@ from saap_jax.estimation import (
     Statistic,
     Statistics,
 )
+from saap_jax.estimation.activations import MULTIPLES, Moments, used
 from saap_jax.estimation.base import wide
 from saap_jax.estimation.hessian import in_chunks, random_signs
 from saap_jax.llama.segments import masks
+from saap_jax.runtime.finite import first_not_finite
 from saap_jax.structures.weights import TracedWeights
 from saap_jax.subjects.base import Progress, silent
 from saap_jax.trace.problem import Examples, count_examples
-from saap_jax.trace.subject.activations import ACTIVATIONS, activation_sums, check_acting, finished
-from saap_jax.trace.subject.problem import TracedProblem, batches, loss_of_one
+from saap_jax.trace.subject.problem import TracedProblem, batches, loss_of_one, rows_of
 from saap_jax.types import Gates, Keep
 
+ACTIVATIONS = frozenset({ACTIVATION_MOMENTS, ACTIVATION_USAGE})
 OBSERVED = frozenset({WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT, GATE_GRADIENT, GATE_HESSIAN, *ACTIVATIONS})
-"""What can be observed of a traced model. Of the gate Hessian, every structure is probed; activations are those where
-units act, see `activations`."""
+"""What can be observed of a traced model. Of the gate Hessian, every structure is probed."""
 
 
 def observe(
@@ -55,7 +64,13 @@ def observe(
     Raises:
         ValueError: activations of a structure of which they cannot be told, or a loss or statistic that is not finite.
     """
-    check_acting(subject, needs)
+    for structure in subject.structures if needs & ACTIVATIONS else ():
+        if not subject.writers.acting(structure.name):
+            names = ", ".join(sorted(need.name for need in needs & ACTIVATIONS))
+            raise ValueError(
+                f"{names} of {structure.name}: cannot be observed, {subject.writers.without[structure.name]}; expected "
+                "estimators of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"
+            )
     problem, curvature, count = subject.problem, curvature or Curvature(), count_examples(examples)
     parts = list(batches(examples, batch_size, subject.layout))
     step = subject.program(("observe", needs, curvature), lambda: _step(subject, needs, curvature))
@@ -72,11 +87,17 @@ def observe(
         if need in observed:
             observed[need] = TracedWeights(subject.structures, observed[need], subject.acting)
     if ACTIVATION_MOMENTS in observed:
-        observed[ACTIVATION_MOMENTS] = finished(observed[ACTIVATION_MOMENTS])
+        observed[ACTIVATION_MOMENTS] = _moments(observed[ACTIVATION_MOMENTS])
     losses, gradients = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else (np.zeros(count), {})
     if GATE_GRADIENT in needs:
         observed[GATE_GRADIENT] = gradients
-    _refuse_not_finite(losses, observed)
+    advice = "check the parameters, the examples and the loss"
+    if len(wrong := np.flatnonzero(~np.isfinite(losses))):
+        said = f"the loss of {len(wrong)} examples is not finite, the first is example {wrong[0]}"
+        raise ValueError(f"calibration: {said}; {advice}")
+    for statistic, value in observed.items():
+        if place := first_not_finite(value):
+            raise ValueError(f"calibration: the {statistic.name.replace('_', ' ')} of {place} is not finite; {advice}")
     values = jax.tree.map(jnp.asarray, observed)
     return Statistics(jnp.asarray(count), jnp.asarray(count), jnp.asarray(losses), values)
 
@@ -99,7 +120,7 @@ def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvat
     """Compile the step: sums over a batch, the loss of each example, and its gate gradients."""
     one = loss_of_one(subject)
     on_weights, on_gates = WEIGHT_GRADIENT in needs, GATE_GRADIENT in needs
-    activations = activation_sums(subject, needs) if needs & ACTIVATIONS else lambda *_: {}
+    activations = _activation_sums(subject, needs) if needs & ACTIVATIONS else lambda *_: {}
 
     def step(
         values: dict[str, Any], params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array
@@ -153,19 +174,38 @@ def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvat
     return jax.jit(step)
 
 
-def _refuse_not_finite(losses: np.ndarray, found: Mapping[Statistic, Any]) -> None:
-    """Raise ValueError where a loss or a statistic is not finite."""
-    wrong = np.flatnonzero(~np.isfinite(losses))
-    if len(wrong):
-        raise ValueError(
-            f"calibration: the loss of {len(wrong)} examples is not finite, the first is example {wrong[0]}; check the "
-            "parameters, the examples and the loss"
-        )
-    for statistic, value in found.items():
-        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
-            if not bool(jnp.all(jnp.isfinite(leaf))):
-                place = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise ValueError(
-                    f"calibration: the {statistic.name.replace('_', ' ')} of {place} is not finite; check the "
-                    "parameters, the examples and the loss"
-                )
+def _activation_sums(subject: TracedProblem, needs: frozenset[Statistic]) -> Callable[..., dict[Statistic, Any]]:
+    """Make `sums(gates, params, inputs, weights)`: of a batch, the weighted sum of each example's means over rows."""
+    acting = {each: subject.writers.acting(each.name) for each in subject.structures}
+    run = rows_of(subject, list(dict.fromkeys(place for own in acting.values() for place in own)))
+
+    def sums(gates: Gates, params: Any, inputs: Any, weights: Array) -> dict[Statistic, Any]:
+        rows = run(gates, params, inputs)
+        moments: dict[str, list[list[Array]]] = {}
+        usage: dict[str, Any] = {}
+        for structure, own in acting.items():
+            moments[structure.name], shares = [], []
+            for place in own:
+                at, active = place.places(structure), rows[place.tap]
+                parts = [active, jnp.square(active)]
+                if place.partner in rows:
+                    parts.append(jnp.square(rows[place.partner]))
+                means = [jnp.einsum("b,bsc->sc", weights.astype(part.dtype), part.mean(2)) for part in parts]
+                moments[structure.name].append([mean.reshape(-1)[at] for mean in means])
+                flat = jnp.swapaxes(active, 1, 2).reshape(active.shape[0], active.shape[2], -1)
+                units = jnp.swapaxes(flat[:, :, at], 1, 2)  # [batch, copies, rows, units, coordinates]
+                each = [jax.vmap(lambda u, m=m: used(u, m))(units).astype(active.dtype).mean(2) for m in MULTIPLES]
+                shares.append(jnp.einsum("b,bcum->cum", weights.astype(active.dtype), jnp.stack(each, axis=-1)))
+            usage[structure.name] = sum(shares) / len(own)
+        return {need: {ACTIVATION_MOMENTS: moments, ACTIVATION_USAGE: usage}[need] for need in needs & ACTIVATIONS}
+
+    return sums
+
+
+def _moments(means: Mapping[str, Sequence[Sequence[Array]]]) -> Moments:
+    """Make the moments of means over all examples, the coordinates of a structure's places side by side."""
+    mean, square = {}, {}
+    for name, places in means.items():
+        pairs = [(a * jnp.sqrt(met[0]), b * met[0]) if met else (a, b) for a, b, *met in places]
+        mean[name], square[name] = (jnp.concatenate(parts, axis=-1) for parts in zip(*pairs, strict=True))
+    return Moments(mean, square)

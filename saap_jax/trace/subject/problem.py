@@ -18,18 +18,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from saap_jax.config.mesh import BATCH, WEIGHTS
+from saap_jax.estimation.base import wide
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.processes import controllers
-from saap_jax.trace.cut import abstract, keep_units, kept_shapes, shapes_of, smaller, traced_at
-from saap_jax.trace.interpret import gated
-from saap_jax.trace.own_code import Verdict, verdicts
+from saap_jax.trace.cut import keep_units, kept_shapes, smaller, traced_at
+from saap_jax.trace.interpret import gated, tapped
+from saap_jax.trace.own_code import Verdict, tolerance_of, verdicts
 from saap_jax.trace.problem import Examples, Problem, count_examples
+from saap_jax.trace.program import Tap
 from saap_jax.trace.trace import CHOICES, Traced, TracedStructure, trace
-from saap_jax.trace.writers import Contraction, Writers, writers_of
+from saap_jax.trace.writers import Contraction, Writer, Writers, writers_of
 from saap_jax.types import Gates, Keep
-
-TOLERANCE = 1e-3
-"""How far numbers that are equal but for rounding may be apart, relative to the largest; see `tolerance_of`."""
 
 Run = Callable[..., Any]
 """`run(gates, params, *inputs)`: outputs of one example, as a batch of one."""
@@ -115,8 +114,10 @@ class TracedProblem:
 # --- what is pruned --------------------------------------------------------------------------------
 
 
-def traced_problem(problem: Problem, *, norms: bool = False, refused: bool = False) -> TracedProblem:
-    """Trace a problem's function on one example.
+def structures_of(
+    problem: Problem, *, norms: bool = False, refused: bool = False
+) -> tuple[Traced, tuple[TracedStructure, ...], dict[str, Verdict]]:
+    """Trace a problem's function on one example: the program, what may be pruned, and what its own code leaves out.
 
     Args:
         norms: whether structures that a norm averages over may be pruned too.
@@ -124,14 +125,13 @@ def traced_problem(problem: Problem, *, norms: bool = False, refused: bool = Fal
             computes something else.
 
     Raises:
-        ValueError: a function that cannot be traced or that mixes the examples of a batch, a loss that is no number, or
-            no structure that may be pruned.
+        ValueError: a function that cannot be traced or that mixes the examples of a batch, or no structure that may be
+            pruned.
     """
-    inputs = problem.inputs(problem.row(problem.first_set, 0)[0])
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(problem.params)):
         raise ValueError("Problem.params: expected concrete arrays, got ShapeDtypeStruct; initialise or load them")
     try:
-        traced = trace(problem.function, problem.params, *inputs)
+        traced = trace(problem.function, problem.params, *problem.example)
     except Exception as error:  # whatever the function raises
         raise ValueError(f"Problem.function: cannot be traced: {type(error).__name__}: {error}") from error
     _check_batches(problem)
@@ -139,7 +139,7 @@ def traced_problem(problem: Problem, *, norms: bool = False, refused: bool = Fal
     left_out: dict[str, Verdict] = {}
     if not refused:
         plain = [each for each in structures if not each.normalised]  # others are asked for by `norms`
-        found = verdicts(problem.function, traced, plain, problem.params, *inputs)
+        found = verdicts(problem.function, traced, plain, problem.params, *problem.example)
         left_out = {name: verdict for name, verdict in found.items() if verdict.left_alone}
         structures = [each for each in structures if each.name not in left_out]
     if not structures:
@@ -154,7 +154,7 @@ def traced_problem(problem: Problem, *, norms: bool = False, refused: bool = Fal
             f"Problem.function: expected a structure that can be pruned, found none of {len(traced.structures)} (see "
             f"`saap discover`){others}"
         )
-    return TracedProblem(problem, traced, tuple(structures), left_out)
+    return traced, tuple(structures), left_out
 
 
 def _may_go(traced: Traced, structure: TracedStructure, norms: bool) -> bool:
@@ -189,30 +189,7 @@ def _check_batches(problem: Problem) -> None:
             )
 
 
-def tolerance_of(dtype: Any) -> float:
-    """Give `TOLERANCE`, or eight roundings of a coarser type.
-
-    >>> tolerance_of(jnp.float32), tolerance_of(jnp.bfloat16)
-    (0.001, 0.0625)
-    """
-    return max(TOLERANCE, 8 * float(jnp.finfo(dtype).eps)) if jnp.issubdtype(dtype, jnp.floating) else TOLERANCE
-
-
-# --- losses ----------------------------------------------------------------------------------------
-
-
-class Losses:
-    """Losses of a subject's examples. Gates and parameters are inputs: nothing is compiled anew for a candidate."""
-
-    def __init__(self, subject: TracedProblem, run: Run | None = None, *, batch_size: int = 8) -> None:
-        self._size, self._layout = batch_size, subject.layout
-        self.one = loss_of_one(subject, run)
-        self.step = jax.jit(jax.vmap(self.one, (None, None, 0, 0)))
-
-    def of(self, gates: Gates, params: Any, examples: Examples) -> Float[np.ndarray, "examples"]:
-        """Compute the loss of each example."""
-        parts = [self.step(gates, params, *batch) for batch, _ in batches(examples, self._size, self._layout)]
-        return np.concatenate([np.asarray(part, np.float64) for part in parts])[: count_examples(examples)]
+# --- examples --------------------------------------------------------------------------------------
 
 
 def loss_of_one(subject: TracedProblem, run: Run | None = None) -> Callable[..., Float[Array, ""]]:
@@ -225,6 +202,39 @@ def loss_of_one(subject: TracedProblem, run: Run | None = None) -> Callable[...,
         return subject.problem.loss_of(run(gates, params, *subject.problem.inputs(row)), wanted)
 
     return loss
+
+
+def example_losses(
+    subject: TracedProblem, gates: Gates, params: Any, examples: Examples, batch_size: int = 8, run: Run | None = None
+) -> Float[np.ndarray, "examples"]:
+    """Compute the loss of each example, of the program with gates or of another `run`."""
+
+    def make() -> Callable[..., Any]:
+        return jax.jit(jax.vmap(loss_of_one(subject, run), (None, None, 0, 0)))
+
+    step = make() if run else subject.program("example losses", make)
+    parts = [step(gates, params, *batch) for batch, _ in batches(examples, batch_size, subject.layout)]
+    return np.concatenate([np.asarray(part, np.float64) for part in parts])[: count_examples(examples)]
+
+
+def rows_of(subject: TracedProblem, places: list[Contraction]) -> Callable[..., dict[Tap, Array]]:
+    """Make `rows(gates, params, inputs)` of a batch: activations `[batch, systems, rows, coordinates]` at each place.
+
+    Where units meet no parameter, the rows of what they are multiplied with are there too.
+    """
+    met = [(place.partner, place) for place in places if place.partner and not isinstance(place, Writer)]
+    run = tapped(subject.traced, [*(place.tap for place in places), *(tap for tap, _ in met)])
+
+    def rows(gates: Gates, params: Any, inputs: Any) -> dict[Tap, Array]:
+        def of_one(row: Any) -> dict[Tap, Array]:
+            row = jax.tree.map(lambda leaf: leaf[None], row)
+            _, found = run(subject.by_copies(gates), params, *subject.problem.inputs(row))
+            own = {place.tap: place.rows(wide(found[place.tap])) for place in places}
+            return own | {tap: place.partner_rows(wide(found[tap])) for tap, place in met}
+
+        return jax.vmap(of_one)(inputs)
+
+    return rows
 
 
 def batches(
@@ -262,7 +272,7 @@ def cut_function(subject: TracedProblem, keep: Keep) -> Callable[..., Any]:
 
     def function(params: Any, *inputs: Any) -> Any:
         rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
-        key = shapes_of(rows)
+        key = _shapes(rows)
         if key not in programs:
             programs[key] = smaller(at_shapes(subject, rows, tuple(keep)), shaped)
 
@@ -276,28 +286,21 @@ def cut_function(subject: TracedProblem, keep: Keep) -> Callable[..., Any]:
 
 
 def at_shapes(subject: TracedProblem, inputs: tuple[Any, ...], names: tuple[str, ...] | None = None) -> Traced:
-    """Trace the program of a batch of one example of other shapes, with the subject's structures.
-
-    Args:
-        names: the structures that have to be there; without it those of the subject.
+    """Trace the program of a batch of one example of other shapes, with the subject's structures, or those named.
 
     Raises:
         ValueError: the function does not take such inputs, or a structure is another there.
     """
     problem = subject.problem
-    if shapes_of(inputs) == shapes_of(abstract(problem.inputs(problem.row(problem.first_set, 0)[0]))):
+    if _shapes(inputs) == _shapes(problem.example):
         return subject.traced
     names = tuple(each.name for each in subject.structures) if names is None else names
     return traced_at(problem.function, problem.params, subject.traced, names, *inputs)
 
 
-def cut_losses(
-    subject: TracedProblem, keep: Keep, params: Any, examples: Examples, batch_size: int = 8
-) -> Float[np.ndarray, "examples"]:
-    """Compute the losses of the cut model."""
-    program = smaller(subject.traced, subject.by_copies(keep))
-    losses = Losses(subject, lambda gates, params, *inputs: program(params, *inputs), batch_size=batch_size)
-    return losses.of({}, params, examples)
+def _shapes(inputs: Any) -> tuple[Any, ...]:
+    leaves, tree = jax.tree.flatten(inputs)
+    return (tree, *((tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves))
 
 
 # --- on a mesh -------------------------------------------------------------------------------------

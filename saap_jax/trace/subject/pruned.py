@@ -6,19 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from saap_jax.adapters import from_equinox, from_keras, from_nnx
 from saap_jax.runtime.mesh import apart, on_explicit_mesh
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.run import Runner
 from saap_jax.surgery.corrections import Correction
+from saap_jax.trace.adapters import from_equinox, from_keras, from_nnx
 from saap_jax.trace.cut import like
-from saap_jax.trace.patterns import group_of
+from saap_jax.trace.own_code import compared
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject.subject import CutTraced, TracedSubject, subject_of
-from saap_jax.trace.trace import parameter_paths
+from saap_jax.trace.trace import groups_of, parameter_paths
 from saap_jax.types import Keep
 
 ADAPTERS: dict[str, Callable[..., Problem]] = {"flax.nnx": from_nnx, "equinox": from_equinox, "keras": from_keras}
@@ -148,29 +147,20 @@ def own_code(cut: CutTraced) -> str:
     problem = cut.subject.problem
     inputs = problem.inputs(problem.row(next(iter(problem.held_out_sets.values())), 0)[0])
     try:
-        own = jax.tree.leaves(problem.function(cut.params, *inputs))
+        own = problem.function(cut.params, *inputs)
     except Exception as error:  # whatever the user's code says about sizes
         first = " ".join(str(error).split())[:120]
         return f"the model's own code does not take the smaller parameters ({type(error).__name__}: {first})"
-    pruned = jax.tree.leaves(cut.function(cut.params, *inputs))
-    same = all(
-        a.shape == b.shape
-        and np.allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(np.asarray(b, np.float64)).max(initial=0))
-        for a, b in zip(own, pruned, strict=True)
-    )
+    same = compared(own, cut.function(cut.params, *inputs)).verdict == "takes"
     return f"the model's own code takes the smaller parameters, with {'the same' if same else 'other'} outputs"
 
 
 def widths_of(subject: TracedSubject, keep: Keep) -> dict[str, Width]:
     """Count the units of each structure before and after; structures of equal layers are one where they agree."""
-    by_name = {each.name: Width(each.role, each.units, int(keep[each.name].sum(1)[0])) for each in subject.structures}
-    groups: dict[str, list[str]] = {}
-    for name in by_name:
-        groups.setdefault(group_of(name), []).append(name)
     found: dict[str, Width] = {}
-    for pattern, names in groups.items():
-        alike = len(names) > 1 and len({by_name[name] for name in names}) == 1
-        found.update({pattern: by_name[names[0]]} if alike else {name: by_name[name] for name in names})
+    for pattern, group in groups_of(subject.structures).items():
+        widths = {each.name: Width(each.role, each.units, int(keep[each.name].sum(1)[0])) for each in group}
+        found |= {pattern: widths[group[0].name]} if len(set(widths.values())) == 1 else widths
     return found
 
 
@@ -185,5 +175,5 @@ def _problem_of(model: Any, given: Mapping[str, Any]) -> Problem:
                 return adapter(model, **given)
     raise ValueError(
         f"prune: expected a Problem or a module of NNX, Equinox or Keras, got {type(model).__name__}; build a Problem, "
-        "for Linen and Haiku with saap_jax.adapters"
+        "for Linen and Haiku with saap_jax.trace.adapters"
     )

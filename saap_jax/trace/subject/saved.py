@@ -73,39 +73,40 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
         FileNotFoundError: the directory holds no pruned model.
         ValueError: a problem of other shapes or structures (with the first difference), or a damaged directory.
     """
+    return loaded(directory, problem)[1:]
+
+
+def loaded(directory: str | Path, problem: Problem) -> tuple[Keep, Callable[..., Any], Any]:
+    """Read what the model of a directory keeps, its function and its parameters; see `load_pruned`."""
     path = Path(directory).expanduser()
     for name in ("pruned.json", "params.safetensors"):
         if not (path / name).is_file():
             raise FileNotFoundError(f"expected a pruned traced model in {path}, found no {name}; check the directory")
+    problem, keep = problem.without_explicit_axes(), {}
+    traced = trace(problem.function, problem.params, *problem.example)
     with reading(path / "pruned.json", "the record of a pruned traced model"):
         record = json.loads((path / "pruned.json").read_text(encoding="utf-8"))
-        keep = _keep_of(record)
-    with reading(path / "params.safetensors", "a whole safetensors file"):
-        values = load_file(path / "params.safetensors")
-    problem = problem.without_explicit_axes()
-    inputs, _ = problem.row(problem.first_set, 0)
-    traced = trace(problem.function, problem.params, *problem.inputs(inputs))
-    with reading(path / "pruned.json", "shapes and structures"):
+        if record["format"] != FORMAT:
+            raise ValueError(f"a record of format {record['format']}, where this version reads {FORMAT}")
+        for name, each in record["keep"].items():
+            keep[name] = np.array([np.isin(np.arange(each["units"]), kept) for kept in each["kept"]])
         difference = _difference(record, traced)
     if difference:
         raise ValueError(f"{path}: was pruned from another model than this factory's: {difference}")
     by_name = {each.name: each for each in traced.structures}
     subject = TracedProblem(problem, traced, tuple(by_name[name] for name in keep))
+    with reading(path / "params.safetensors", "a whole safetensors file"):
+        values = load_file(path / "params.safetensors")
     expected = kept_shapes(traced, subject.by_copies(keep))
     found = {name: tuple(value.shape) for name, value in values.items()}
-    if expected != found:
-        name = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
-        raise ValueError(
-            f"{path / 'params.safetensors'}: expected {name} of shape {expected.get(name)}, got {found.get(name)}; the "
-            "directory is damaged"
-        )
+    for name in {**expected, **found}:
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"{path / 'params.safetensors'}: expected {name} of shape {expected.get(name)}, got {found.get(name)}; "
+                "the directory is damaged"
+            )
     tree = jax.tree.structure(problem.params)
-    return cut_function(subject, keep), jax.tree.unflatten(tree, [values[name] for name in expected])
-
-
-def read_keep(directory: str | Path) -> Keep:
-    """Read what the model of a directory keeps."""
-    return _keep_of(json.loads((Path(directory) / "pruned.json").read_text(encoding="utf-8")))
+    return keep, cut_function(subject, keep), jax.tree.unflatten(tree, [values[name] for name in expected])
 
 
 def described(structure: TracedStructure) -> dict[str, Any]:
@@ -119,33 +120,17 @@ def described(structure: TracedStructure) -> dict[str, Any]:
     }
 
 
-def _keep_of(record: dict[str, Any]) -> Keep:
-    """Read the keep-set of a record, `[copies, units]` a structure."""
-    if record["format"] != FORMAT:
-        raise ValueError(f"a record of format {record['format']}, where this version reads {FORMAT}")
-    keep: Keep = {}
-    for name, each in record["keep"].items():
-        kept = np.zeros((len(each["kept"]), each["units"]), bool)
-        for row, indices in zip(kept, each["kept"], strict=True):
-            row[indices] = True
-        keep[name] = kept
-    return keep
-
-
 def _difference(record: dict[str, Any], traced: Traced) -> str:
     """Find the first difference between what was pruned and what is traced now, "" if none."""
     before = {path: tuple(shape) for path, shape in record["shapes"].items()}
     for path in {**before, **traced.shapes}:
-        if (old := before.get(path)) != (new := traced.shapes.get(path)):
-            return f"parameter {path} was {_shape(old)}, and is {_shape(new)}"
+        old, new = (f"of shape {shapes[path]}" if path in shapes else "absent" for shapes in (before, traced.shapes))
+        if old != new:
+            return f"parameter {path} was {old}, and is {new}"
     now = {each.name: described(each) for each in traced.prunable}
     for structure in record["structures"]:
-        if structure != now.get(structure["name"]):
-            fields = [f for f in structure if structure[f] != (now.get(structure["name"]) or {}).get(f)]
-            said = f"has other {', '.join(fields)}" if structure["name"] in now else "is not prunable any more"
-            return f"structure {structure['name']} {said}"
+        if structure["name"] not in now:
+            return f"structure {structure['name']} is not prunable any more"
+        if fields := [f for f in structure if structure[f] != now[structure["name"]].get(f)]:
+            return f"structure {structure['name']} has other {', '.join(fields)}"
     return ""
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else f"of shape {shape}"

@@ -25,23 +25,23 @@ from saap_jax.runtime.mesh import Layout, taken_in
 from saap_jax.structures.weights import TracedWeights, traced_costs, units_of
 from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.surgery.corrections import Correction, Repair
+from saap_jax.trace.cut import smaller
 from saap_jax.trace.listing import coupling_record
-from saap_jax.trace.patterns import by_name
 from saap_jax.trace.problem import Examples, Problem, count_examples
 from saap_jax.trace.subject import saved
 from saap_jax.trace.subject.compensation import check_repair, compensate, unrepaired
 from saap_jax.trace.subject.observe import OBSERVED, members, observe
 from saap_jax.trace.subject.problem import (
-    Losses,
     TracedProblem,
     batches,
     check_layout,
     cut,
-    cut_losses,
+    example_losses,
     loss_of_one,
     place_params,
-    traced_problem,
+    structures_of,
 )
+from saap_jax.trace.trace import by_name
 from saap_jax.types import Gates, Keep, Limits, Remat, WindowLosses
 
 AT_ONCE = 8
@@ -73,11 +73,7 @@ class TracedSubject(TracedProblem, Subject):
         return TracedWeights(self.structures, members(self), self.acting)
 
     def limits(self, within: Any) -> dict[str, Limits]:
-        """Limit each structure; of experts, as many as are chosen remain.
-
-        Raises:
-            ValueError: a name or pattern that fits none, or an option that only layers have.
-        """
+        """Limit each structure; of experts, as many as are chosen remain."""
         within.check_traced()
         names = [structure.name for structure in self.structures]
         hints = {name: f"is left alone, as the model's own code {verdict}" for name, verdict in self.left_out.items()}
@@ -124,11 +120,7 @@ class TracedSubject(TracedProblem, Subject):
     # --- examples
 
     def scenarios(self, config: CalibrationConfig) -> dict[str, Examples]:
-        """Draw the calibration examples of each scenario: all of them, or some drawn at random by the seed.
-
-        Raises:
-            ValueError: a scenario that the problem does not have, or more examples than there are.
-        """
+        """Draw the calibration examples of each scenario: all of them, or some drawn at random by the seed."""
         known = self.problem.scenarios
         chosen = config.scenarios or tuple(known)
         drawn = {}
@@ -151,11 +143,7 @@ class TracedSubject(TracedProblem, Subject):
         return drawn
 
     def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
-        """Choose the held-out examples by metric, `loss NAME`.
-
-        Raises:
-            ValueError: a set that the problem does not have.
-        """
+        """Choose the held-out examples by metric, `loss NAME`."""
         known = self.problem.held_out_sets
         first = config.in_domain or next(iter(known))
         second = config.out_of_domain or next((name for name in known if name != first), "")
@@ -248,11 +236,7 @@ class TracedSubject(TracedProblem, Subject):
         save: Callable[[list[tuple[Unit, float]]], None] | None = None,
         progress: Progress = silent,
     ) -> dict[Unit, float]:
-        """Remove each unit by itself: L(g_u = 0) - L(g = 1), with L the mean loss over the examples.
-
-        Raises:
-            ValueError: a loss that is not finite.
-        """
+        """Remove each unit by itself: L(g_u = 0) - L(g = 1), with L the mean loss over the examples."""
         known = dict(done or {})
         todo = [unit for unit in dict.fromkeys(units) if unit not in known]
         keeps = [self.existing]
@@ -289,11 +273,7 @@ class TracedSubject(TracedProblem, Subject):
         batch_size: int = 8,
         progress: Progress = silent,
     ) -> tuple["TracedSubject", list[Correction]]:
-        """Correct the matrices that carry kept units onward; see `trace.subject.compensation`.
-
-        Raises:
-            ValueError: a keep-set of another model, what `check_repair` refuses, or a model that was repaired before.
-        """
+        """Correct the matrices that carry kept units onward; see `trace.subject.compensation`."""
         self.check_keep(keep)
         if dense is not self:
             raise ValueError("repair: expected one repair of a traced model, got a second one behind it")
@@ -308,9 +288,8 @@ class TracedSubject(TracedProblem, Subject):
 
     def load(self, directory: str | Path) -> "CutTraced":
         """Read a directory back."""
-        path = Path(directory)
-        function, params = saved.load_pruned(path, self.problem)
-        return CutTraced(self, saved.read_keep(path), function, place_params(params, self.layout))
+        keep, function, params = saved.loaded(directory, self.problem)
+        return CutTraced(self, keep, function, place_params(params, self.layout))
 
     def cut(self, keep: Keep) -> "CutTraced":
         """Cut the model."""
@@ -339,8 +318,8 @@ class TracedSubject(TracedProblem, Subject):
     def digests(self) -> dict[str, str]:
         """Digest the parameters, and of the traced programs of the model and of its loss."""
         problem = self.problem
-        inputs, targets = problem.row(problem.first_set, 0)
-        outputs = jax.eval_shape(problem.function, problem.params, *problem.inputs(inputs))
+        _, targets = problem.row(problem.first_set, 0)
+        outputs = jax.eval_shape(problem.function, problem.params, *problem.example)
         return {
             "parameters": digest_of(problem.params),
             "program": _program_digest(self.traced.program),
@@ -393,11 +372,12 @@ class CutTraced:
 
     def losses(self, examples: Examples, batch_size: int) -> WindowLosses:
         """Compute the loss of each example."""
-        if self.keep is None:
-            judge = Losses(self.subject, batch_size=batch_size)
-            values = judge.of(self.subject.ones, self.params, examples)
-        else:
-            values = cut_losses(self.subject, self.keep, self.params, examples, batch_size)
+        subject, run = self.subject, None
+        if self.keep is not None:
+            program = smaller(subject.traced, subject.by_copies(self.keep))
+            run = lambda gates, params, *inputs: program(params, *inputs)  # noqa: E731
+        gates = subject.ones if run is None else {}
+        values = example_losses(subject, gates, self.params, examples, batch_size, run)
         return WindowLosses(values, np.ones(len(values), int))
 
     def save(
@@ -416,24 +396,20 @@ class CutTraced:
 def subject_of(
     problem: Problem, *, name: str = "problem", norms: bool = False, refused: bool = False, layout: Layout | None = None
 ) -> TracedSubject:
-    """Trace a problem's function on one example, and place its arrays; see `traced_problem`."""
+    """Trace a problem's function on one example, and place its arrays; see `structures_of`."""
     check_layout(layout)
     problem = problem.without_explicit_axes()
-    made = traced_problem(problem, norms=norms, refused=refused)
-    placed = problem if layout is None else dataclasses.replace(problem, params=place_params(problem.params, layout))
-    return TracedSubject(placed, made.traced, made.structures, made.left_out, name=name, layout=layout)
+    traced, structures, left_out = structures_of(problem, norms=norms, refused=refused)
+    problem = dataclasses.replace(problem, params=place_params(problem.params, layout))
+    return TracedSubject(problem, traced, structures, left_out, name=name, layout=layout)
 
 
 def _program_digest(program: Any) -> str:
     """Digest a closed jaxpr, its text and the arrays that it holds."""
-    held = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-            for x in map(_array, program.consts)]  # fmt: skip
+    held = [value if hasattr(value, "dtype") else np.asarray(value) for value in program.consts]
+    held = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in held]
     text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
     return hashlib.sha256(f"{text};{digest_of(held)}".encode()).hexdigest()
-
-
-def _array(value: Any) -> Any:
-    return value if hasattr(value, "dtype") else np.asarray(value)
 
 
 def _rows(examples: Examples, rows: Any) -> Examples:

@@ -12,8 +12,9 @@ from saap_jax.api import score_units, select_units
 from saap_jax.llama.segments import masks
 from saap_jax.steps.repair.least_squares import LeastSquares
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import Losses, TracedSubject, subject_of
-from saap_jax.trace.subject import problem as traced
+from saap_jax.trace.subject import TracedSubject, subject_of
+from saap_jax.trace.subject.problem import example_losses
+from saap_jax.trace.subject.subject import CutTraced
 from tests.models_for_tracing import EXAMPLES
 from tests.trace.test_gates import drawn, example_of
 
@@ -138,9 +139,9 @@ def masked_losses(subject, keep, examples=None, params=None, batch_size=8):
     problem = subject.problem
     gates = subject.ones if keep is None else masks(keep)
     examples = problem.held_out if examples is None else examples
-    return Losses(subject, batch_size=batch_size).of(gates, problem.params if params is None else params, examples)
+    return example_losses(subject, gates, problem.params if params is None else params, examples, batch_size)
 
 
 def cut_losses(subject, keep, params, batch_size=8):
     """Compute the losses of the cut model on the held-out examples."""
-    return traced.cut_losses(subject, keep, params, subject.problem.held_out, batch_size)
+    return CutTraced(subject, keep, lambda *_: None, params).losses(subject.problem.held_out, batch_size).sums

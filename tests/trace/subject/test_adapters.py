@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import saap_jax
-from saap_jax.adapters import from_linen, from_nnx
+from saap_jax.trace.adapters import from_linen, from_nnx
 from saap_jax.trace.cut import keep_units
 from saap_jax.trace.subject import cut, subject_of
 from saap_jax.trace.trace import trace

@@ -7,8 +7,9 @@ import pytest
 
 from saap_jax.estimation import GATE_GRADIENT, WEIGHT_GRADIENT
 from saap_jax.trace.cut import keep_units, smaller
-from saap_jax.trace.subject import Losses, subject_of
+from saap_jax.trace.subject import subject_of
 from saap_jax.trace.subject.observe import observe
+from saap_jax.trace.subject.problem import example_losses, loss_of_one
 from tests.trace.subject.problems import SAAP, calibrate, square, stacked
 
 ALL = (
@@ -31,8 +32,7 @@ def scores(subject):
 def losses(subject, gates):
     """Compute the loss of each calibration example."""
     problem = subject.problem
-    judge = subject.program("calibration losses", lambda: Losses(subject, batch_size=5))
-    return judge.of(gates, problem.params, problem.calibration)
+    return example_losses(subject, gates, problem.params, problem.calibration, 5)
 
 
 def test_the_dense_losses_are_the_functions(subject):
@@ -111,7 +111,7 @@ def test_weight_scores_are_the_formulas_written_out(subject, scores):
 def test_the_probed_hessian_nears_the_exact_diagonal(subject, scores):
     def loss(row):
         gates = subject.ones | {"layers/down[1]": row.reshape(2, 5)}
-        one = Losses(subject).one
+        one = loss_of_one(subject)
         rows = jax.vmap(one, (None, None, 0, 0))(gates, subject.problem.params, *subject.problem.calibration)
         return rows.mean()
 

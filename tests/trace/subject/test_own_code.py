@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from saap_jax.trace.own_code import verdicts
-from saap_jax.trace.patterns import by_name, groups_of, matching
 from saap_jax.trace.subject import subject_of
-from saap_jax.trace.trace import trace
+from saap_jax.trace.trace import by_name, groups_of, trace
 from tests.models_for_tracing import attend
 from tests.trace.subject.problems import chosen, stacked
 
@@ -139,8 +138,9 @@ def test_a_pattern_that_fits_nothing_is_refused():
 def test_a_name_goes_before_a_pattern_and_a_later_pattern_before_an_earlier():
     names = ["a/0/w[1]", "a/1/w[1]", "b/0/w[1]"]
     assert by_name("f", {"a/1/w[1]": 9, "a/*": 1, "*/0/w[1]": 2}, names) == dict(zip(names, (2, 9, 2), strict=True))
-    assert matching("a/?/w[1]", names) == names[:2]
-    assert matching("a/?/w1", names) == []  # brackets are themselves
+    assert list(by_name("f", {"a/?/w[1]": 9}, names)) == names[:2]
+    with pytest.raises(ValueError, match="got a/./w1"):  # brackets are themselves
+        by_name("f", {"a/?/w1": 9}, names)
 
 
 def test_equal_layers_are_one_group():

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.llama.segments import masks
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import Losses, cut, subject_of
+from saap_jax.trace.subject import cut, subject_of
 from tests.models_for_tracing import EXAMPLES
 from tests.trace.subject.problems import (
     MIXED,
@@ -87,11 +86,10 @@ def test_limits_of_single_structures(subject):
 
 
 def test_candidates_compile_once(subject):
-    losses = Losses(subject, batch_size=2)
     for seed in range(3):
         keep = chosen(subject, drawn_scores(subject, seed), 0.1 * seed).keep
-        losses.of(masks(keep), subject.problem.params, subject.problem.held_out)
-    assert losses.step._cache_size() == 1
+        list(subject.losses(subject.problem.held_out, [keep], batch_size=2))
+    assert subject.programs["losses"]._cache_size() == 1
 
 
 def test_a_padded_batch_is_the_whole_pass(subject):
@@ -165,8 +163,8 @@ def test_wrong_problems_are_refused():
     problem = stacked()
     inputs, targets = problem.calibration
     for change, message in (
-        ({"params": {"in": 3.0}}, "expected arrays, got float; let the function hold it"),
-        ({"params": {"in": jax.random.key(0)}}, "expected numbers, got key"),
+        ({"params": {"in": 3.0}}, "expected arrays of numbers, got float; let the function hold it"),
+        ({"params": {"in": jax.random.key(0)}}, "expected arrays of numbers, got key"),
         ({"loss": 3}, "Problem.loss: expected a function, got int"),
         ({"calibration": inputs}, "Problem.calibration: expected a pair"),
         (
