@@ -9,8 +9,6 @@ from jax.interpreters.partial_eval import dce_jaxpr
 _PLAIN = ("jit", "closed_call", "core_call", "call", "remat", "remat2", "checkpoint")
 CALLS = frozenset((*_PLAIN, "composite", "custom_jvp_call", "custom_vjp_call"))
 """Operations that apply the one program inside them to their operands."""
-OPAQUE = ("pallas_call", "ffi_call", "custom_call", "tpu_custom_call", "pure_callback", "io_callback")
-"""Operations that tell nothing of their axes."""
 
 
 def shape_of(variable: Any) -> tuple[int, ...]:
@@ -52,14 +50,3 @@ def scan_split(eqn: JaxprEqn) -> tuple[int, int]:
     else:
         constants, carry = (len(part) for part in eqn.params["ft_in"].unpack()[:2])
     return constants, constants + carry
-
-
-def known_name(eqn: JaxprEqn) -> str:
-    """Name an operation, and of a kernel what a user may know it by."""
-    name, parameters = eqn.primitive.name, eqn.params
-    if name not in OPAQUE:
-        return name
-    own = [str(parameters[key]) for key in ("name", "target_name", "call_target_name") if parameters.get(key)]
-    info = getattr(opened(parameters["jaxpr"])[0], "debug_info", None) if "jaxpr" in parameters else None
-    own += [info.func_src_info.split(" at ")[0]] if info is not None and info.func_src_info else []
-    return " ".join([name, ", ".join(dict.fromkeys(own))]).strip()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jax.extend.core import JaxprEqn
 
 from saap_jax.trace.axes import ONE, Axes, Pin
-from saap_jax.trace.jaxpr import known_name, shape_of
+from saap_jax.trace.jaxpr import shape_of
 
 Layout = tuple[int, ...]
 """The node of each axis of an array."""
@@ -101,7 +101,7 @@ SEVERAL = frozenset({"optimization_barrier", "device_put"})
 
 def unknown(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Pin every axis that an operation touches, and say so."""
-    name = known_name(eqn)
+    name = " ".join([eqn.primitive.name, str(eqn.params.get("name") or "")]).strip()  # of a kernel, its own
     if any(ins) or any(shape_of(out) for out in eqn.outvars):
         notes.unknown.append((name, notes.axes.site))
     for layout in ins:

@@ -15,7 +15,8 @@ such contraction; streams, which every part of a model adds to and reads; and ex
 the same rows out to others.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ from saap_jax.trace.subject.problem import TracedProblem, batches, rows_of
 from saap_jax.trace.trace import parameter_paths
 from saap_jax.trace.writers import Writer
 from saap_jax.types import HELD_OUT, Gates, Keep
+
+S = TypeVar("S", bound=TracedProblem)
 
 
 def _barred(subject: TracedProblem) -> dict[str, str]:
@@ -50,7 +53,7 @@ def correctable(subject: TracedProblem) -> list[Writer]:
     return [each for each in subject.writers.found if not each.shared and each.units.keys() - barred]
 
 
-def unrepaired(subject: TracedProblem, keep: Keep | None = None) -> dict[str, str]:
+def unrepaired(subject: TracedProblem, /, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
     """Tell why structures are left as they are, by name; with `keep` only of those that lose units."""
     lost = {each.name for each in subject.structures if keep is None or not np.asarray(keep[each.name]).all()}
     barred = _barred(subject)
@@ -71,12 +74,12 @@ def unrepaired(subject: TracedProblem, keep: Keep | None = None) -> dict[str, st
     return reasons
 
 
-def check_repair(subject: TracedProblem, repair: Repair) -> None:
+def check_repair(subject: TracedProblem, /, repair: Repair, microbatches: int) -> None:
     """Raise ValueError for a repair that a traced model cannot have, or of which nothing can be done."""
     if repair.biases:
         raise ValueError("bias: expected no repair, or least_squares, for a traced model")
     if not correctable(subject):
-        name, reason = next(iter(unrepaired(subject).items()))
+        name, reason = next(iter(unrepaired(subject, repair).items()))
         raise ValueError(f"repair: expected none for this model, of which no structure can be (of {name}: {reason})")
 
 
@@ -87,25 +90,30 @@ def _due(subject: TracedProblem, keep: Keep) -> list[tuple[Writer, np.ndarray]]:
     return [(writer, kept) for writer, kept in due if not kept.all()]
 
 
-def compensate(
-    subject: TracedProblem,
+def repaired(
+    subject: S,
+    /,
     keep: Keep,
     examples: Examples,
     repair: Repair,
     *,
+    dense: Any,
     batch_size: int = 8,
     progress: Progress = silent,
-) -> tuple[Any, list[Correction]]:
+) -> tuple[S, list[Correction]]:
     """Correct the matrices that carry kept units onward, on calibration examples; `progress` wraps the corrections.
 
     Returns:
-        Parameters of the shapes of the given ones, what belongs to removed units 0 in corrected matrices; and what was
-        done where.
+        The subject with parameters of the same shapes, what belongs to removed units 0 in corrected matrices; and what
+        was done where.
 
     Raises:
-        ValueError: a repair that can do nothing here.
+        ValueError: a keep-set of another model, a repair that can do nothing here, or a model that was repaired before.
     """
-    check_repair(subject, repair)
+    subject.check_keep(keep)
+    check_repair(subject, repair, 0)
+    if dense is not subject:
+        raise ValueError("repair: expected one repair of a traced model, got a second one behind it")
     params, pruned = subject.problem.params, repair.propagate == "pruned"
     given = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
     values, corrections = dict(given), []
@@ -131,11 +139,11 @@ def compensate(
         params_now, weights_of = now(), [wide(w.matrices(given[w.path]))[np.asarray(s)] for w, _, s in stage]
         sums: list[list[Normal | None]] = [[None, None] for _ in stage]
         for number, ((inputs, _), weights) in enumerate(parts):
-            dense = run({}, params, inputs)
-            active = run(gates, params_now, inputs) if pruned else dense
+            whole = run({}, params, inputs)
+            active = run(gates, params_now, inputs) if pruned else whole
             slot = int(number % HELD_OUT == HELD_OUT - 1)  # every so many batches are held out
             for own, weight, (writer, _, systems) in zip(sums, weights_of, stage, strict=True):
-                chosen = (rows[writer.tap][:, np.asarray(systems)] for rows in (active, dense))
+                chosen = (rows[writer.tap][:, np.asarray(systems)] for rows in (active, whole))
                 new = _normal(*chosen, weight, jnp.asarray(weights))
                 own[slot] = new if own[slot] is None else jax.tree.map(jnp.add, own[slot], new)
         for own, weight, (writer, kept, systems) in zip(sums, weights_of, stage, strict=True):
@@ -146,7 +154,7 @@ def compensate(
                 values[writer.path] = writer.replaced(values[writer.path], system, np.asarray(matrix))
                 lost = [name for name in writer.units if not writer.kept({name: keep[name]})[system].all()]
                 corrections.append(Correction(" × ".join(lost), system, damping, *errors))
-    return now(), corrections
+    return dataclasses.replace(subject, problem=dataclasses.replace(subject.problem, params=now())), corrections
 
 
 @jax.jit

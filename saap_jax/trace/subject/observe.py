@@ -40,7 +40,7 @@ from saap_jax.structures.weights import TracedWeights
 from saap_jax.subjects.base import Progress, silent
 from saap_jax.trace.problem import Examples, count_examples
 from saap_jax.trace.subject.problem import TracedProblem, batches, loss_of_one, rows_of
-from saap_jax.types import Gates, Keep
+from saap_jax.types import Gates, Keep, Remat
 
 ACTIVATIONS = frozenset({ACTIVATION_MOMENTS, ACTIVATION_USAGE})
 OBSERVED = frozenset({WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT, GATE_GRADIENT, GATE_HESSIAN, *ACTIVATIONS})
@@ -49,17 +49,19 @@ OBSERVED = frozenset({WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT, GATE_GRADIENT, G
 
 def observe(
     subject: TracedProblem,
+    /,
     examples: Examples,
     needs: frozenset[Statistic],
     *,
     curvature: Curvature | None = None,
     keep: Keep | None = None,
     batch_size: int = 8,
+    remat: Remat = "dots",
     progress: Progress = silent,
 ) -> Statistics:
     """Gather the statistics that `needs` names in one pass over examples; with `keep`, all other units masked.
 
-    An example counts as a token of the statistics: means are over examples.
+    An example counts as a token of the statistics: means are over examples. `remat` is the model's own affair.
 
     Raises:
         ValueError: activations of a structure of which they cannot be told, or a loss or statistic that is not finite.

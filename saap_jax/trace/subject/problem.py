@@ -23,7 +23,7 @@ from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.processes import controllers
 from saap_jax.trace.cut import keep_units, kept_shapes, smaller, traced_at
 from saap_jax.trace.interpret import gated, tapped
-from saap_jax.trace.own_code import Verdict, tolerance_of, verdicts
+from saap_jax.trace.own_code import Verdict, compared, tolerance_of, verdicts
 from saap_jax.trace.problem import Examples, Problem, count_examples
 from saap_jax.trace.program import Tap
 from saap_jax.trace.trace import CHOICES, Traced, TracedStructure, trace
@@ -81,6 +81,20 @@ class TracedProblem:
         """Gates that keep everything, `[copies, units]` a structure."""
         return {each.name: jnp.ones((each.copies, each.units), jnp.float32) for each in self.structures}
 
+    @functools.cached_property
+    def existing(self) -> Keep:
+        """Which units there are, all of them, `[copies, units]`."""
+        return {each.name: np.ones((each.copies, each.units), bool) for each in self.structures}
+
+    def check_keep(self, keep: Keep) -> None:
+        """Raise ValueError unless a keep-set has the structures' shapes, and as many units in each copy."""
+        for name, units in self.existing.items():
+            shape = keep[name].shape if name in keep else "nothing"
+            if shape != units.shape:
+                raise ValueError(f"keep: expected {name} of shape {units.shape} for this model, got {shape}")
+            if len(counts := set(keep[name].sum(axis=1).tolist())) > 1:
+                raise ValueError(f"keep: expected as many units of {name} in each copy, got {sorted(counts)}")
+
     def by_copies(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Shape `[copies, units]` of each structure as `[*copied, units]`, which traced programs take."""
         shapes = {each.name: (*each.copied, each.units) for each in self.structures}
@@ -94,17 +108,7 @@ class TracedProblem:
     @functools.cached_property
     def prunable(self) -> int:
         """The parameters that belong to a structure that may be pruned, each once."""
-        covered: dict[str, dict[int, set[int]]] = {}
-        for structure in self.structures:
-            for member in structure.members:
-                held = covered.setdefault(member.path, {}).setdefault(member.axis, set())
-                for place in member.places:
-                    held.update(index for unit in range(structure.units) for index in place.indices(unit))
-        total = 0
-        for path, axes in covered.items():
-            shape = self.traced.shapes[path]
-            total += math.prod(shape) - math.prod(size - len(axes.get(axis, ())) for axis, size in enumerate(shape))
-        return total
+        return self.removed({name: np.zeros_like(units) for name, units in self.existing.items()})
 
     def removed(self, keep: Keep) -> int:
         """Count the parameters that a cut removes."""
@@ -180,9 +184,8 @@ def _check_batches(problem: Problem) -> None:
                 f"Problem.function: expected outputs with the batch as their first axis, got shape {shapes[0]} of two "
                 f"examples and {shapes[1]} of one"
             )
-        own = np.concatenate([np.asarray(row, np.float64) for row in rows])
-        largest = np.abs(own).max(initial=0)
-        if not np.abs(np.asarray(out, np.float64) - own).max(initial=0) <= tolerance_of(out.dtype) * largest:
+        own = np.concatenate([np.asarray(row) for row in rows])
+        if not np.isfinite(np.asarray(out)).all() or compared(out, own).verdict != "takes":
             raise ValueError(
                 "Problem.function: expected the outputs of an example to be the same whatever else is in its batch, "
                 "got others (statistics of the batch, random numbers, or values that are not finite?)"

@@ -29,17 +29,17 @@ FORMAT = 1
 
 
 def write_pruned(
+    cut: Any,
     directory: str | Path,
-    subject: TracedProblem,
     keep: Keep,
-    params: Any,
     about: Mapping[str, Any] = MappingProxyType({}),
     *,
     further: Mapping[str, dict[str, Any] | str] = MappingProxyType({}),
 ) -> None:
-    """Write the smaller parameters of a subject to a new directory.
+    """Write a cut model's parameters and what is kept to a new directory; `load_pruned` reads it.
 
     Args:
+        cut: a `CutTraced`.
         about: further plain values for the record, under `about`.
         further: JSON objects and texts by file name.
 
@@ -47,6 +47,7 @@ def write_pruned(
         FileExistsError: the directory exists.
         OSError: the disk is full. Nothing is left behind in either case.
     """
+    subject, params = cut.subject, cut.params
     values = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
     record = {
         "format": FORMAT,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,18 @@ import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
-from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics
+from saap_jax.estimation.base import Estimator
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout, taken_in
-from saap_jax.structures.weights import TracedWeights, traced_costs, units_of
+from saap_jax.structures.weights import TracedWeights, traced_costs
 from saap_jax.subjects.base import Progress, Subject, silent
-from saap_jax.surgery.corrections import Correction, Repair
 from saap_jax.trace.cut import smaller
 from saap_jax.trace.listing import coupling_record
 from saap_jax.trace.problem import Examples, Problem, count_examples
-from saap_jax.trace.subject import saved
-from saap_jax.trace.subject.compensation import check_repair, compensate, unrepaired
-from saap_jax.trace.subject.observe import OBSERVED, members, observe
+from saap_jax.trace.subject import compensation, saved
+from saap_jax.trace.subject.observe import OBSERVED, members
+from saap_jax.trace.subject.observe import observe as observed
 from saap_jax.trace.subject.problem import (
     TracedProblem,
     batches,
@@ -42,10 +41,7 @@ from saap_jax.trace.subject.problem import (
     structures_of,
 )
 from saap_jax.trace.trace import by_name
-from saap_jax.types import Gates, Keep, Limits, Remat, WindowLosses
-
-AT_ONCE = 8
-"""Units that are ablated, each by itself, in one batch."""
+from saap_jax.types import Gates, Keep, Limits, WindowLosses
 
 WITHOUT_WEIGHTS = ("gate_", "random", "ablation", "activation_frequency")
 """How names of estimators begin that do not look at weights."""
@@ -56,11 +52,6 @@ class TracedSubject(TracedProblem, Subject):
     """A `Subject` of a problem's examples; groups are copies of a structure, as layers of a scan and experts are."""
 
     name: str = "problem"
-
-    @functools.cached_property
-    def existing(self) -> Keep:
-        """Which units there are, all of them, `[copies, units]`."""
-        return units_of(TracedWeights(self.structures, {}))
 
     @functools.cached_property
     def costs(self) -> dict[str, np.ndarray]:
@@ -85,22 +76,9 @@ class TracedSubject(TracedProblem, Subject):
 
         least, most, multiple = said("min_keep"), said("max_ratio"), said("multiple_of")
         return {
-            structure.name: Limits(
-                max(least.get(structure.name, 1), structure.least),
-                most.get(structure.name, 1.0),
-                multiple.get(structure.name, 1),
-            )
-            for structure in self.structures
+            name: Limits(max(least.get(name, 1), each.least), most.get(name, 1.0), multiple.get(name, 1))
+            for name, each in zip(names, self.structures, strict=True)
         }
-
-    def check_keep(self, keep: Keep) -> None:
-        """Raise ValueError unless a keep-set has the structures' shapes, and as many units in each copy."""
-        for name, units in self.existing.items():
-            shape = keep[name].shape if name in keep else "nothing"
-            if shape != units.shape:
-                raise ValueError(f"keep: expected {name} of shape {units.shape} for this model, got {shape}")
-            if len(counts := set(keep[name].sum(axis=1).tolist())) > 1:
-                raise ValueError(f"keep: expected as many units of {name} in each copy, got {sorted(counts)}")
 
     def check_estimators(self, estimators: Mapping[str, Estimator]) -> None:
         """Raise ValueError for one that looks at what is not observed, or at weights where some are integers."""
@@ -139,7 +117,7 @@ class TracedSubject(TracedProblem, Subject):
             drawn[name] = known[name]
             if config.examples:
                 rows = np.random.Generator(np.random.Philox(config.seed)).permutation(count)[: config.examples]
-                drawn[name] = _rows(known[name], np.sort(rows))
+                drawn[name] = self.rows(known[name], np.sort(rows))
         return drawn
 
     def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
@@ -154,7 +132,7 @@ class TracedSubject(TracedProblem, Subject):
                     f"{name!r}"
                 )
         names = [name for name in (first, second) if name]
-        return {f"loss {name}": _rows(known[name], slice(config.windows or None)) for name in names}
+        return {f"loss {name}": self.rows(known[name], slice(config.windows or None)) for name in names}
 
     def join(self, parts: Sequence[Examples]) -> Examples:
         """Put examples one behind the other."""
@@ -162,7 +140,7 @@ class TracedSubject(TracedProblem, Subject):
 
     def rows(self, examples: Examples, chosen: slice | np.ndarray) -> Examples:
         """Take some examples."""
-        return _rows(examples, chosen)
+        return jax.tree.map(lambda leaf: leaf[chosen], examples)
 
     def count(self, examples: Examples) -> tuple[int, int]:
         """Count examples, twice: each counts as a token."""
@@ -176,19 +154,10 @@ class TracedSubject(TracedProblem, Subject):
 
     # --- observed, judged
 
-    def observe(
-        self,
-        examples: Examples,
-        needs: frozenset[Statistic],
-        *,
-        curvature: Curvature | None = None,
-        keep: Keep | None = None,
-        batch_size: int = 8,
-        remat: Remat = "dots",
-        progress: Progress = silent,
-    ) -> Statistics:
-        """Run the one pass; `remat` is the model's own affair."""
-        return observe(self, examples, needs, curvature=curvature, keep=keep, batch_size=batch_size, progress=progress)
+    observe: ClassVar[Any] = observed
+    repaired: ClassVar[Any] = compensation.repaired
+    check_repair: ClassVar[Any] = compensation.check_repair
+    unrepaired: ClassVar[Any] = compensation.unrepaired
 
     def losses(
         self,
@@ -245,7 +214,7 @@ class TracedSubject(TracedProblem, Subject):
             kept[unit.layer, unit.number] = False
             keeps.append(self.existing | {unit.structure: kept})
         dense = math.nan
-        groups = self.losses(examples, keeps, batch_size=batch_size, at_once=AT_ONCE, progress=progress) if todo else ()
+        groups = self.losses(examples, keeps, batch_size=batch_size, progress=progress) if todo else ()
         for group in groups:
             means = {number: float(losses.means.mean()) for number, losses in group.items()}
             if not np.isfinite(list(means.values())).all():
@@ -258,31 +227,6 @@ class TracedSubject(TracedProblem, Subject):
             if save is not None:
                 save(new)
         return {unit: known[unit] for unit in dict.fromkeys(units)}
-
-    def check_repair(self, repair: Repair, microbatches: int) -> None:
-        """Raise ValueError where nothing can be repaired so."""
-        check_repair(self, repair)
-
-    def repaired(
-        self,
-        keep: Keep,
-        examples: Examples,
-        repair: Repair,
-        *,
-        dense: Subject,
-        batch_size: int = 8,
-        progress: Progress = silent,
-    ) -> tuple["TracedSubject", list[Correction]]:
-        """Correct the matrices that carry kept units onward; see `trace.subject.compensation`."""
-        self.check_keep(keep)
-        if dense is not self:
-            raise ValueError("repair: expected one repair of a traced model, got a second one behind it")
-        params, corrections = compensate(self, keep, examples, repair, batch_size=batch_size, progress=progress)
-        return dataclasses.replace(self, problem=dataclasses.replace(self.problem, params=params)), corrections
-
-    def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
-        """Tell why a repair leaves structures as they are, by name; with `keep` those that lose units."""
-        return unrepaired(self, keep)
 
     # --- cut
 
@@ -301,7 +245,7 @@ class TracedSubject(TracedProblem, Subject):
 
     def seconds(self, models: Sequence[Any], examples: Examples, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
         """Time each model: median seconds for the outputs of some examples; the models take turns."""
-        inputs = self.problem.inputs(_rows(examples, slice(rows))[0])
+        inputs = self.problem.inputs(self.rows(examples, slice(rows))[0])
         runs = [functools.partial(jax.jit(each.function), each.params) for each in models]
         times: list[list[float]] = [[] for _ in runs]
         for run in runs:
@@ -381,15 +325,10 @@ class CutTraced:
         return WindowLosses(values, np.ones(len(values), int))
 
     def save(
-        self,
-        directory: str | Path,
-        keep: Keep,
-        about: Mapping[str, Any] = MappingProxyType({}),
-        *,
-        further: Mapping[str, dict[str, Any] | str] = MappingProxyType({}),
+        self, directory: str | Path, keep: Keep, about: Mapping[str, Any] = MappingProxyType({}), **further: Any
     ) -> None:
-        """Write the smaller parameters and what is kept as a directory; `load_pruned` reads it."""
-        saved.write_pruned(directory, self.subject, keep, self.params, about, further=further)
+        """Write the smaller parameters and what is kept as a directory; see `saved.write_pruned`."""
+        saved.write_pruned(self, directory, keep, about, **further)
 
 
 @taken_in
@@ -410,7 +349,3 @@ def _program_digest(program: Any) -> str:
     held = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in held]
     text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
     return hashlib.sha256(f"{text};{digest_of(held)}".encode()).hexdigest()
-
-
-def _rows(examples: Examples, rows: Any) -> Examples:
-    return jax.tree.map(lambda leaf: leaf[rows], examples)
