@@ -69,7 +69,7 @@ class Axes:
         """Where the program is that is being followed; kept with each pin."""
         self.pins: list[Pin] = []
         self._kept: set[int] = set()
-        """Atoms that are known to be pinned, as they are now; what `pins` says of all is looked up at the end."""
+        """Atoms that are known to be pinned by now."""
 
     def atom(self, size: int) -> int:
         """Make a node of its own."""
@@ -112,26 +112,27 @@ class Axes:
     def total(self, nodes: Sequence[int]) -> int:
         """Join axes end to end."""
         flat = [part for node in nodes if self.size(node) for part in self.segments(node)]
-        flat = [self._pinned_one() if part == ONE else part for part in flat]
+        for place in [place for place, part in enumerate(flat) if part == ONE]:
+            flat[place] = self.atom(1)
+            self.pin(flat[place], "split", "is stacked with others")
         if len(flat) < 2:
             return flat[0] if flat else self.atom(0)
         return self._new(sum(map(self.size, flat)), (True, tuple(flat)))
 
     def factors(self, node: int) -> list[int]:
         """List the factors of a product, major first; of anything else itself."""
-        node = self.find(node)
-        parts = self._parts[node]
-        if parts is None or parts[0]:
-            return [node]
-        return [factor for part in parts[1] for factor in self.factors(part)]
+        return self._flat(node, is_sum=False)
 
     def segments(self, node: int) -> list[int]:
         """List the terms of a sum in their order; of anything else itself."""
+        return self._flat(node, is_sum=True)
+
+    def _flat(self, node: int, is_sum: bool) -> list[int]:
         node = self.find(node)
         parts = self._parts[node]
-        if parts is None or not parts[0]:
+        if parts is None or parts[0] != is_sum:
             return [node]
-        return [segment for part in parts[1] for segment in self.segments(part)]
+        return [each for part in parts[1] for each in self._flat(part, is_sum)]
 
     def equate(self, first: int, second: int, detail: str) -> None:
         """Say that two axes have the same size; pin both if their blocks do not fit together."""
@@ -144,10 +145,10 @@ class Axes:
         node = self.find(node)
         parts = self._parts[node]
         if parts is None:
-            left, right = self.atom(at), self.atom(self.size(node) - at)
-            self._alias[node] = self._new(self.size(node), (True, (left, right)))
-            self._kept |= {left, right} if node in self._kept else set()
-            return left, right
+            sides = self.atom(at), self.atom(self.size(node) - at)
+            self._alias[node] = self._new(self.size(node), (True, sides))
+            self._kept.update(sides if node in self._kept else ())
+            return sides
         if not parts[0]:
             major, *minor = self.factors(node)
             inner = self.size(node) // self.size(major)
@@ -195,13 +196,7 @@ class Axes:
 
     def drop(self, node: int, atom: int) -> int:
         """Count the indices that an axis loses when `atom` loses one unit."""
-        node = self.find(node)
-        parts = self._parts[node]
-        if parts is None:
-            return int(node == atom)
-        if parts[0]:
-            return sum(self.drop(part, atom) for part in parts[1])
-        return self.size(node) - math.prod(self.size(part) - self.drop(part, atom) for part in parts[1])
+        return self.size(node) - self.resized(node, {atom: 1})
 
     def resized(self, node: int, removed: dict[int, int]) -> int:
         """Size an axis anew when atoms lose units: how many each loses."""
@@ -294,11 +289,6 @@ class Axes:
             self.pin(major, "split", "numbers the parts of a fused axis")
             return self.product(minor)
         return self.product([major, *minor])
-
-    def _pinned_one(self) -> int:
-        node = self.atom(1)
-        self.pin(node, "split", "is stacked with others")
-        return node
 
     def _new(self, size: int, parts: tuple[bool, tuple[int, ...]] | None) -> int:
         self._size.append(size)

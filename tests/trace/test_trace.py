@@ -263,11 +263,8 @@ def test_what_no_output_needs_concerns_nothing():
     assert len(hidden.gates) == 1
 
 
-def test_what_has_no_effect_is_pinned():
+def test_what_has_no_effect_is_pinned_and_no_parameters_are_refused():
     traced = trace(lambda params, x: x * 2, {"idle": floats(3)}, floats(3))
     assert [reason.kind for reason in traced.structures[0].pinned] == ["unused"]
-
-
-def test_no_parameters_is_an_error():
     with pytest.raises(ValueError, match="params: expected a pytree of arrays"):
         trace(lambda params, x: x, {}, floats(3))

@@ -6,6 +6,7 @@ from a configuration are built by them; nothing here knows how they compute.
 
 import dataclasses
 import functools
+import importlib
 import types
 from collections import Counter
 from collections.abc import Callable
@@ -80,74 +81,46 @@ def causal(model: Any, tokens: Any) -> Any:
 # --- Tunix: weights are [embed, heads, width], layers are unrolled --------------------------------
 
 
-def tunix_llama() -> Animal:
+def tunix(module: str, kind: str, structures: dict[tuple[str, int, int], int] | None = None, **further: Any) -> Animal:
     from flax import nnx
-    from tunix.models.llama3 import model as llama
 
-    config = llama.ModelConfig(
-        num_layers=2, vocab_size=13, embed_dim=8, hidden_dim=12, num_heads=4, head_dim=6, num_kv_heads=2,
-        rope_theta=10_000, norm_eps=1e-5,
-    )  # fmt: skip
-    model = llama.Llama3(config, rngs=nnx.Rngs(0))
+    library = importlib.import_module(f"tunix.models.{module}.model")
+    config = {"num_layers": 2, "vocab_size": 13, "embed_dim": 8, "hidden_dim": 12, "num_heads": 4, "head_dim": 6}
+    config |= {"num_kv_heads": 2, "rope_theta": 10_000, "norm_eps": 1e-5} | further
+    config = {name: value for name, value in config.items() if value is not None}
+    layers = config["num_layers"]
+    heads = {(role, units, 1): layers for role, units in (("heads", 2), ("query heads", 2), ("head width", 6))}
+    found = structures or heads | {("channels", 12, 1): layers}
     return Animal(
-        from_nnx(model, call=causal, has_aux=True, **of_tokens()),
-        {("heads", 2, 1): 2, ("query heads", 2, 1): 2, ("head width", 6, 1): 2, ("channels", 12, 1): 2},
-        frozenset({("channels", 12), ("heads", 2), ("query heads", 2)}),
+        from_nnx(getattr(library, kind)(library.ModelConfig(**config), rngs=nnx.Rngs(0)), call=causal, has_aux=True,
+                 **of_tokens()),
+        found,
+        frozenset((role, units) for role, units, _ in found if role != "head width"),
         lambda count: tokens(count, 9),
-    )
+    )  # fmt: skip
+
+
+def tunix_llama() -> Animal:
+    return tunix("llama3", "Llama3")
 
 
 def tunix_qwen2() -> Animal:
-    from flax import nnx
-    from tunix.models.qwen2 import model as qwen
-
-    config = qwen.ModelConfig(
-        num_layers=2, vocab_size=13, embed_dim=8, hidden_dim=12, num_heads=4, head_dim=6, num_kv_heads=2,
-        rope_theta=10_000, norm_eps=1e-5,
-    )  # fmt: skip
-    model = qwen.Qwen2(config, rngs=nnx.Rngs(0))
-    return Animal(
-        from_nnx(model, call=causal, has_aux=True, **of_tokens()),
-        {("heads", 2, 1): 2, ("query heads", 2, 1): 2, ("head width", 6, 1): 2, ("channels", 12, 1): 2},
-        frozenset({("channels", 12), ("heads", 2), ("query heads", 2)}),
-        lambda count: tokens(count, 9),
-    )
+    return tunix("qwen2", "Qwen2")
 
 
 def tunix_qwen3_moe() -> Animal:
-    from flax import nnx
-    from tunix.models.qwen3 import model as qwen
-
-    config = qwen.ModelConfig(
-        num_layers=1, vocab_size=13, embed_dim=8, hidden_dim=12, num_heads=4, head_dim=6, num_kv_heads=2,
-        rope_theta=10_000, norm_eps=1e-5, num_experts=4, num_experts_per_tok=2,
-    )  # fmt: skip
-    model = qwen.Qwen3(config, rngs=nnx.Rngs(0))
-    return Animal(
-        from_nnx(model, call=causal, has_aux=True, **of_tokens()),
-        {("heads", 2, 1): 1, ("query heads", 2, 1): 1, ("head width", 6, 1): 1, ("channels", 12, 1): 1},
-        frozenset({("channels", 12), ("heads", 2), ("query heads", 2)}),
-        lambda count: tokens(count, 9),
-    )
+    return tunix("qwen3", "Qwen3", num_layers=1, num_experts=4, num_experts_per_tok=2)
 
 
 def tunix_gemma() -> Animal:
-    from flax import nnx
-    from tunix.models.gemma import model as gemma
+    from tunix.models.gemma.model import AttentionType
 
-    config = gemma.ModelConfig(
-        num_layers=2, num_embed=13, embed_dim=8, hidden_dim=12, num_heads=4, head_dim=6, num_kv_heads=1,
-        final_logit_softcap=30.0, use_post_attn_norm=True, use_post_ffw_norm=True,
-        attention_types=(gemma.AttentionType.LOCAL_SLIDING, gemma.AttentionType.GLOBAL), sliding_window_size=4,
-        attn_logits_soft_cap=50.0,
+    return tunix(
+        "gemma", "Gemma", {("query heads", 4, 1): 2, ("channels", 12, 1): 2}, num_kv_heads=1, vocab_size=None,
+        num_embed=13, rope_theta=None, norm_eps=None, final_logit_softcap=30.0, use_post_attn_norm=True,
+        use_post_ffw_norm=True, attention_types=(AttentionType.LOCAL_SLIDING, AttentionType.GLOBAL),
+        sliding_window_size=4, attn_logits_soft_cap=50.0,
     )  # fmt: skip
-    model = gemma.Gemma(config, rngs=nnx.Rngs(0))
-    return Animal(
-        from_nnx(model, call=causal, has_aux=True, **of_tokens()),
-        {("query heads", 4, 1): 2, ("channels", 12, 1): 2},
-        frozenset({("channels", 12), ("query heads", 4)}),
-        lambda count: tokens(count, 9),
-    )
 
 
 # --- Equinox -------------------------------------------------------------------------------------

@@ -70,13 +70,6 @@ class TracedProblem:
         return max(tolerance_of(leaf.dtype) for leaf in jax.tree.leaves(self.problem.params))
 
     @property
-    def quantised(self) -> dict[str, str]:
-        """The type of each member that is not of floating point, by path."""
-        paths = dict.fromkeys(member.path for structure in self.structures for member in structure.members)
-        dtypes = {path: self.traced.dtypes[path] for path in paths}
-        return {path: str(dtype) for path, dtype in dtypes.items() if not jnp.issubdtype(dtype, jnp.floating)}
-
-    @property
     def ones(self) -> Gates:
         """Gates that keep everything, `[copies, units]` a structure."""
         return {each.name: jnp.ones((each.copies, each.units), jnp.float32) for each in self.structures}
@@ -139,7 +132,14 @@ def structures_of(
     except Exception as error:  # whatever the function raises
         raise ValueError(f"Problem.function: cannot be traced: {type(error).__name__}: {error}") from error
     _check_batches(problem)
-    structures = [each for each in traced.prunable if _may_go(traced, each, norms)]
+
+    def may_go(structure: TracedStructure) -> bool:
+        """Units act somewhere, and a member holds floating point: beside quantised ones, their scales or a bias."""
+        choices = any(place.split("/")[-1].split("[")[0] in CHOICES for place in structure.normalised)
+        floats = any(jnp.issubdtype(traced.dtypes[member.path], jnp.floating) for member in structure.members)
+        return bool(structure.gates) and floats and (norms or not structure.normalised or choices)
+
+    structures = list(filter(may_go, traced.prunable))
     left_out: dict[str, Verdict] = {}
     if not refused:
         plain = [each for each in structures if not each.normalised]  # others are asked for by `norms`
@@ -159,16 +159,6 @@ def structures_of(
             f"`saap discover`){others}"
         )
     return traced, tuple(structures), left_out
-
-
-def _may_go(traced: Traced, structure: TracedStructure, norms: bool) -> bool:
-    """Say whether units may go: they act somewhere, and no norm takes a mean of them unless that is asked for.
-
-    A member has to hold numbers of floating point: beside quantised ones, their scales or a bias.
-    """
-    choices = any(place.split("/")[-1].split("[")[0] in CHOICES for place in structure.normalised)
-    floats = any(jnp.issubdtype(traced.dtypes[member.path], jnp.floating) for member in structure.members)
-    return bool(structure.gates) and floats and (norms or not structure.normalised or choices)
 
 
 def _check_batches(problem: Problem) -> None:

@@ -88,8 +88,11 @@ class TracedSubject(TracedProblem, Subject):
                     f"estimator {name!r}: needs {missing}, which is not observed of a traced model; expected one of "
                     "weights, activations or gradients: random, magnitude, wanda, fluctuation, taylor_*, fisher, gate_*"
                 )
-            if self.quantised and not name.startswith(WITHOUT_WEIGHTS):
-                path, dtype = next(iter(self.quantised.items()))
+            paths = (member.path for structure in self.structures for member in structure.members)
+            dtypes = ((path, self.traced.dtypes[path]) for path in paths if not name.startswith(WITHOUT_WEIGHTS))
+            for path, dtype in dtypes:
+                if jnp.issubdtype(dtype, jnp.floating):
+                    continue
                 raise ValueError(
                     f"estimator {name!r}: looks at weights, expected them of floating point, got {dtype} in {path} "
                     "(quantised?); use one of gate_*, random or ablation, or dequantise the weights first"

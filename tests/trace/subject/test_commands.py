@@ -104,11 +104,6 @@ def test_prune_compensates(here, capsys):
     assert ": it is a stream that several parts read" in printed.out + printed.err
 
 
-def test_the_factory_serves_discover_too(here, capsys):
-    assert main(["discover", "mine.py:problem", "--details"]) == 0
-    assert "layers/down[1]: 5 units in each of 2, 8 parameters a unit, prunable" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 def test_the_example_of_the_documentation(here, capsys):
     text = (Path(__file__).parents[3] / "docs" / "discovery.md").read_text()

@@ -148,7 +148,7 @@ def test_a_scanned_transformer_is_a_loop_in_numpy(road, x64):
     key = next(each.name for each in subject.structures if each.role == "head width" and "key" in each.name)
     assert next(each.copied for each in subject.structures if each.name == "layers/out[2]") == (HEADS, LAYERS)
     keep = keep_for(subject) | {key: subject.existing[key]}  # what goes there changes the heads' own activations
-    new, corrections = repaired(subject, keep, 4, propagate=road, damping=0.1)
+    new, corrections = repaired(subject, keep, 7, propagate=road, damping=0.1)  # seven do not divide the examples
     assert [each.layer for each in corrections] == [0, 0, 1, 1]
     assert {each.structure for each in corrections} == {"layers/key[2] × layers/out[2]", "layers/down[1]"}
     expected = replayed(problem, keep, road, 0.1)
@@ -233,16 +233,6 @@ def test_what_each_corrected_matrix_writes_nears_the_dense_output(name):
     plain, masked = masked_losses(subject, keep), masked_losses(new, keep)
     np.testing.assert_allclose(new.cut(keep).losses(subject.problem.held_out, 8).means, masked, rtol=1e-3, atol=1e-6)
     assert np.abs(masked - plain).max() > 1e-5, "control"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("road", ROADS)
-def test_batches_change_nothing(road, x64):
-    """Seven do not divide the examples."""
-    subject = transformer(x64=True)
-    one, other = (repaired(subject, keep_for(subject), size, propagate=road, damping=0.1)[0] for size in (7, 24))
-    for a, b in zip(*(jax.tree.leaves(each.problem.params) for each in (one, other)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-11)
 
 
 @pytest.mark.slow
