@@ -11,11 +11,7 @@ from saap_jax.report.figures import saved
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.remote import is_remote
-<<<<<<< HEAD
 from saap_jax.trace.listing import coupling_record, describe, listing, traced_model, traced_tables
-=======
-from saap_jax.trace.listing import describe, listing, traced_model, traced_tables
->>>>>>> b2038b4 (Sort imports)
 from saap_jax.trace.problem import traced_factory
 
 
