@@ -35,7 +35,7 @@ from saap_jax.estimation.activations import MULTIPLES, Moments, used
 from saap_jax.estimation.base import wide
 from saap_jax.estimation.hessian import in_chunks, random_signs
 from saap_jax.llama.segments import masks
-from saap_jax.runtime.finite import first_not_finite
+from saap_jax.runtime.gather import first_not_finite
 from saap_jax.structures.weights import TracedWeights
 from saap_jax.subjects.base import Progress, silent
 from saap_jax.trace.problem import Examples, count_examples
