@@ -2,8 +2,9 @@
 
 Each adapter takes the model as it is, and says what a traced program needs: dropout off, random keys fixed and out of
 the parameters, statistics of batch norm beside the weights (they have the channels' axis, so they go with them), and
-what is no array kept apart. `call` says how the model is called where that is more than `model(*inputs)`. The libraries
-are imported when they are asked for; none of them is needed otherwise.
+what is no array kept apart. `call(model, *inputs)` says how the model is called where that is more than
+`model(*inputs)`; with `has_aux`, outputs are a pair, the first of which counts. The libraries are imported when they
+are asked for; none of them is needed otherwise.
 """
 
 import inspect
@@ -41,13 +42,7 @@ OFF: dict[str, bool] = {
 def from_nnx(
     model: nnx.Module, *, call: Callable[..., Any] | None = None, has_aux: bool = False, **given: Unpack[Given]
 ) -> Problem:
-    """Build the problem of a Flax NNX module.
-
-    Args:
-        model: it is not changed; a copy is put into its evaluation mode.
-        call: `call(model, *inputs)`; without it `model(*inputs)`.
-        has_aux: whether outputs are a pair, the first of which counts.
-    """
+    """Build the problem of a Flax NNX module, which is not changed; a copy is put into its evaluation mode."""
     copy = nnx.clone(model)
     copy.eval()
     graph, params, rest = nnx.split(copy, _is_weight, ...)
@@ -97,9 +92,8 @@ def from_equinox(
     """Build the problem of an Equinox module, which is called on one example at a time.
 
     Args:
-        state: the state of a stateful model (batch norm), which is then called as `model(*inputs, state)`.
-        call: `call(model, *inputs)` of one example (with `state` last, if there is one).
-        has_aux: whether outputs are a pair, the first of which counts; of a stateful model that is so in any case.
+        state: the state of a stateful model (batch norm), which is then called as `model(*inputs, state)`, or by
+            `call(model, *inputs, state)`, and returns a pair in any case.
     """
     import equinox
 

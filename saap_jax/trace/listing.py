@@ -58,28 +58,28 @@ def describe(traced: Traced) -> str:
 
 def coupling_record(traced: Traced) -> Couplings:
     """Record the structures of a program as a run keeps them."""
+
+    def label(structure: TracedStructure) -> tuple[str, str]:
+        times = f" × {structure.copies}" if structure.copies > 1 else ""
+        first = f"{structure.units}{times} units, {structure.parameters_per_unit:,} parameters each"
+        if structure.pinned:
+            kinds = list(dict.fromkeys(str(reason).split(" (")[0].split(" at ")[0] for reason in structure.pinned))
+            return first, f"pinned: {kinds[0]}" + (f", and {len(kinds) - 1} more" if len(kinds) > 1 else "")
+        acts = f"{len(structure.gates)} gates" if len(structure.gates) != 1 else "one gate"
+        return first, f"prunable, {acts}" + (", changes a norm's statistic" if structure.normalised else "")
+
     return {
         "parameters": {path: list(shape) for path, shape in traced.shapes.items()},
         "structures": [
             {
                 "name": each.name,
                 "members": [(member.path, member.axis) for member in each.members],
-                "label": _label(each),
+                "label": label(each),
                 "pinned": bool(each.pinned),
             }
             for each in sorted(traced.structures, key=lambda each: not each.prunable)
         ],
     }
-
-
-def _label(structure: TracedStructure) -> tuple[str, str]:
-    times = f" × {structure.copies}" if structure.copies > 1 else ""
-    first = f"{structure.units}{times} units, {structure.parameters_per_unit:,} parameters each"
-    if structure.pinned:
-        kinds = list(dict.fromkeys(str(reason).split(" (")[0].split(" at ")[0] for reason in structure.pinned))
-        return first, f"pinned: {kinds[0]}" + (f", and {len(kinds) - 1} more" if len(kinds) > 1 else "")
-    acts = f"{len(structure.gates)} gates" if len(structure.gates) != 1 else "one gate"
-    return first, f"prunable, {acts}" + (", changes a norm's statistic" if structure.normalised else "")
 
 
 def traced_tables(name: str, traced: Traced, verdicts: Mapping[str, Verdict]) -> list[Table | str]:

@@ -29,11 +29,6 @@ class Verdict(NamedTuple):
     """`shapes`: it takes the shapes; what it computes was not seen, for the parameters have no values."""
     detail: str = ""
 
-    @property
-    def left_alone(self) -> bool:
-        """Whether the own code does not take fewer units, or computes something else."""
-        return self.verdict in ("differs", "refuses")
-
     def __str__(self) -> str:
         """Put the verdict into words."""
         return SAID[self.verdict] + (f" ({self.detail})" if self.detail else "")

@@ -123,19 +123,13 @@ class Site(NamedTuple):
         return File(name).name + colon + rest
 
 
-class Seen(NamedTuple):
-    """A layout that occurred in the program, and the loop axes that it lies within."""
-
-    layout: Layout
-    loops: tuple[int, ...]
-
-
 class Follower:
     """Evaluates a jaxpr on layouts instead of arrays."""
 
     def __init__(self) -> None:
         self.notes = Notes()
-        self.seen: dict[Seen, None] = {}
+        self.seen: dict[tuple[Layout, tuple[int, ...]], None] = {}
+        """Each layout that occurred in the program, and the loop axes that it lies within."""
         self.lengths: dict[Path, int] = {}
         """The node of the axis that each scan runs over, by the path of its equation."""
         self.layouts: dict[Path, tuple[Layout, ...]] = {}
@@ -158,7 +152,7 @@ class Follower:
         known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
         known |= {each: self.constant(value) for each, value in zip(jaxpr.constvars, constants, strict=True)}
         for value in inputs:
-            self.seen[Seen(value.layout, loops)] = None
+            self.seen[value.layout, loops] = None
 
         def read(atom: Any) -> Value:
             return self.constant(atom.val) if isinstance(atom, Literal) else known[atom]
@@ -181,7 +175,7 @@ class Follower:
             for variable, value in zip(eqn.outvars, results, strict=True):
                 assert tuple(map(notes.axes.size, value.layout)) == shape_of(variable), (site, value)
                 known[variable] = value
-                self.seen[Seen(value.layout, loops)] = None
+                self.seen[value.layout, loops] = None
         return [read(atom) for atom in jaxpr.outvars]
 
     def _positions(self, eqn: JaxprEqn, values: Sequence[Value]) -> Pin | None:

@@ -306,12 +306,12 @@ def _find_companions(follower: Follower, layouts: dict[str, Layout], found: dict
     moved = {atom for node in follower.notes.moved for atom in axes.atoms(node)}
     beside: dict[int, frozenset[int]] = {}
     resolved: dict[tuple[frozenset[int], frozenset[int]], None] = {}
-    for seen in follower.seen:
-        atoms = [atom for node in seen.layout for atom in axes.atoms(node)]
+    for layout, loops in follower.seen:
+        atoms = [atom for node in layout for atom in axes.atoms(node)]
         if len(set(atoms)) < len(atoms):  # values at one of its indices meet those at another
             moved |= {atom for atom in atoms if atoms.count(atom) > 1}
-        roots = frozenset(map(axes.find, seen.layout))
-        resolved[roots, roots | frozenset(map(axes.find, seen.loops))] = None
+        roots = frozenset(map(axes.find, layout))
+        resolved[roots, roots | frozenset(map(axes.find, loops))] = None
     for roots, around in resolved:
         for atom in {atom for root in roots for atom in axes.atoms(root)} & found.keys():
             others = around - {atom}

@@ -83,11 +83,16 @@ def check_repair(subject: TracedProblem, /, repair: Repair, microbatches: int) -
         raise ValueError(f"repair: expected none for this model, of which no structure can be (of {name}: {reason})")
 
 
-def _due(subject: TracedProblem, keep: Keep) -> list[tuple[Writer, np.ndarray]]:
-    """Choose the writers that are to be corrected, with the coordinates of their systems that are kept."""
+def _turns(subject: TracedProblem, keep: Keep) -> list[tuple[Writer, np.ndarray, list[int]]]:
+    """List in the order of the program what is corrected together: a writer, the coordinates of its systems that are
+    kept, and the systems of one turn of its scans."""
     gone = {name for name in _barred(subject) if not np.asarray(keep[name]).all()}
-    due = [(each, each.kept(keep)) for each in correctable(subject) if not each.units.keys() & gone]
-    return [(writer, kept) for writer, kept in due if not kept.all()]
+    turns: dict[tuple[int, ...], tuple[Writer, np.ndarray, list[int]]] = {}
+    for writer in correctable(subject):
+        kept = writer.kept(keep)
+        for system in np.flatnonzero(~kept.all(1)).tolist() if not writer.units.keys() & gone else ():
+            turns.setdefault(writer.turn(system), (writer, kept, []))[2].append(system)
+    return [turns[key] for key in sorted(turns)]
 
 
 def repaired(
@@ -118,12 +123,6 @@ def repaired(
     given = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
     values, corrections = dict(given), []
     gates: Gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
-    due = _due(subject, keep)
-    turns: dict[tuple[int, ...], tuple[Writer, np.ndarray, list[int]]] = {}
-    for writer, kept in due:
-        for system in np.flatnonzero(~kept.all(1)).tolist():
-            turns.setdefault(writer.turn(system), (writer, kept, []))[2].append(system)
-    ordered = [turns[key] for key in sorted(turns)]
 
     def now() -> Any:
         leaves = [
@@ -132,9 +131,10 @@ def repaired(
         return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
     parts = list(batches(examples, batch_size, subject.layout))
-    places = [writer for writer, _ in due]
-    run = subject.program(("rows", *(place.tap for place in places)), lambda: jax.jit(rows_of(subject, list(places))))
-    stages = [[turn] for turn in ordered] if pruned else [ordered] if ordered else []
+    turns = _turns(subject, keep)
+    places = list(dict.fromkeys(writer for writer, _, _ in turns))
+    run = subject.program(("rows", *(place.tap for place in places)), lambda: jax.jit(rows_of(subject, [*places])))
+    stages = [[turn] for turn in turns] if pruned else [turns] if turns else []
     for stage in progress(stages):
         params_now, weights_of = now(), [wide(w.matrices(given[w.path]))[np.asarray(s)] for w, _, s in stage]
         sums: list[list[Normal | None]] = [[None, None] for _ in stage]

@@ -144,7 +144,7 @@ def structures_of(
     if not refused:
         plain = [each for each in structures if not each.normalised]  # others are asked for by `norms`
         found = verdicts(problem.function, traced, plain, problem.params, *problem.example)
-        left_out = {name: verdict for name, verdict in found.items() if verdict.left_alone}
+        left_out = {name: verdict for name, verdict in found.items() if verdict.verdict in ("differs", "refuses")}
         structures = [each for each in structures if each.name not in left_out]
     if not structures:
         others = "" if norms else "; structures that a norm averages over take part with norms=True"

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,8 +24,7 @@ ADAPTERS: dict[str, Callable[..., Problem]] = {"flax.nnx": from_nnx, "equinox": 
 """Adapters of models that hold their parameters, by the library whose `Module` or `Model` they are."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Width:
+class Width(NamedTuple):
     """How many units a structure has before and after, and what they are."""
 
     role: str
