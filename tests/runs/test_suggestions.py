@@ -152,7 +152,7 @@ class TestSensitivity:
         run = planted(COSTLY, **({"method": f"planted > within(protect={protect}) > uniform"} if protect else {}))
         text, method = follow(COSTLY, run)
         assert text.startswith("Layer 4's MLP costs 4.8 x the average of its structure")  # 20 / (25 / 6)
-        assert text.endswith("leave layer 4 alone.")
+        assert text.endswith("leave layers 0, 4 alone." if protect else "leave layer 4 alone.")
         assert limits_of(method).protect == (*protect, 4)
         commands = [block.text for block in suggestion_blocks(run.record) if isinstance(block, Code)]
         assert commands == [each["command"] for each in run.record["suggestions"]]
