@@ -9,7 +9,7 @@ import pytest
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.estimation import make_estimators, observe, score, union_of_needs
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
+from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
 from saap_jax.runtime.mesh import layout_of
 from tests.helpers import RELATIVES, changed, random_model
 
@@ -26,7 +26,7 @@ def test_relatives_do_not_depend_on_the_mesh(family, config, tmp_path):
     experts = RELATIVES[family].traits.experts
     widths = LayerWidths(kv_heads=4, q_per_kv=1, mlp=16, channels=8 if experts else None)
     spec = LlamaSpec(vocab=32, embed=16, head_dim=4, layers=(widths,) * 2, tied=True, constants=RELATIVES[family])
-    alone = random_model(spec)
+    alone = random_llama(spec, jax.random.key(0)) if config == MIXED else random_model(spec)
     spread = load_model(save_model(alone, tmp_path / "m"), layout=layout_of(config, jax.devices()[:8]))
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
@@ -37,10 +37,11 @@ def test_relatives_do_not_depend_on_the_mesh(family, config, tmp_path):
     expected, found, control = (
         score(estimators, observe(each, batches, needs, remat="full"), each) for each in (alone, spread, changed_unit)
     )
+    near = 1e-5 if config == MIXED else 1e-4
     for name, by_structure in expected.items():
         for structure, values in by_structure.items():
-            scale = np.abs(values).max()
-            np.testing.assert_allclose(found[name][structure], values, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
+            scale = 0.1 * near * np.abs(values).max()
+            np.testing.assert_allclose(found[name][structure], values, rtol=near, atol=scale, err_msg=name)
         assert not np.allclose(control[name]["mlp"], by_structure["mlp"], rtol=1e-3), "control: another unit"
     losses = [window_losses(each, batches, None).perplexity for each in (alone, spread)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

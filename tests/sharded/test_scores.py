@@ -161,7 +161,7 @@ def test_a_sharded_model_is_cut_and_saved_as_a_whole_one(config, model, tmp_path
 def test_what_is_loaded_onto_a_mesh_has_the_same_parameters_and_losses(config, model, batches, tmp_path):
     where = layout_of(config, devices(config))
     loaded = load_model(save_model(model, tmp_path / "model"), layout=where)
-    for ours, theirs, wanted in zip(*map(jax.tree.leaves, (loaded, model, put(model, where))), strict=True):
+    for ours, theirs, wanted in zip(*map(jax.tree.leaves, (loaded, model, laid_out(model, where))), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
         assert ours.sharding == wanted.sharding
     keep = {"attention": np.ones((2, 4), bool), "mlp": np.ones((2, 16), bool)}
