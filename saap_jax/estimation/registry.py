@@ -228,4 +228,4 @@ def _refused(value: Any, kind: Any) -> str:
     taken = (*kinds, int) if float in kinds else kinds
     if inspect.Parameter.empty in kinds or type(value) in taken:
         return ""
-    return " or ".join(each.__name__ for each in kinds)
+    return " or ".join(sorted(each.__name__ for each in kinds))

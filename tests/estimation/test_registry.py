@@ -40,7 +40,7 @@ from tests.helpers import layers_of, ragged_model, random_tokens
         ("gate_hessian(attention='all')", "expected attention 'exact' or 'probes', got 'all'"),
         ("obs(block=0)", "obs: block: expected at least 1, got 0"),
         ("leverage(damping=-1.0)", "leverage: expected damping above 0, got -1.0"),
-        ("activation_frequency(multiple='1')", "multiple: expected int or float, got '1'"),
+        ("activation_frequency(multiple='1')", "multiple: expected float or int, got '1'"),
         (f"wanda({'(' * 400}", "expected NAME or NAME"),
         (f"wanda(x={'-' * 900}1)", "expected NAME or NAME"),
         ("wan\0da", "expected NAME or NAME"),
