@@ -65,6 +65,17 @@ def test_tokens_of_an_expert_that_is_gone_go_to_the_others(family, x64):
 
 
 @pytest.mark.slow
+def test_each_example_has_gates_of_its_own():
+    model = relative("mixtral")
+    some = masks(existing_units(model.segments))
+    other = some | {"mlp": some["mlp"].at[:, :4].set(0.0)}
+    gates = {name: jnp.stack([some[name], other[name], some[name], other[name]]) for name in some}
+    got = np.asarray(forward(model, TOKENS, gates))
+    for row, each in enumerate((some, other, some, other)):
+        np.testing.assert_allclose(got[row], np.asarray(forward(model, TOKENS[row : row + 1], each))[0], atol=2e-6)
+
+
+@pytest.mark.slow
 def test_gate_gradients_are_differences(x64):
     """Of gates near 1: routing does not change there."""
     model = relative("qwen3_moe", dtype=np.float64)

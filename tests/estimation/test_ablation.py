@@ -83,6 +83,14 @@ def test_equals_the_whole_model_with_one_gate_closed(x64, widths, tied):
     assert min(expected.values()) < 0 < max(expected.values())  # removing a unit can help
 
 
+@pytest.mark.slow
+def test_bfloat16_stays_near():
+    model, units = model_of(dtype=jnp.bfloat16), [Unit("attention", 0, 1), Unit("mlp", 1, 4)]
+    expected = [without(model_of(), unit) - mean_loss(model_of(), text()) for unit in units]
+    np.testing.assert_allclose(list(changes_of(model, units).values()), expected, rtol=0, atol=0.03)
+    assert np.abs(expected).min() > 0.03, "control"
+
+
 class TestHeadsByZeroedWeights:
     """Query head h reads key/value head h // q_per_kv: checked on the tensors of the Hugging Face layout."""
 

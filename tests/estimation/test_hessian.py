@@ -129,6 +129,20 @@ class TestOptions:
         assert not np.array_equal(*signs)
 
     @pytest.mark.slow
+    def test_attention_by_probes_and_a_model_without_any(self, x64):
+        model, statistics = dense_model(dtype=np.float64), observed(3, "probes")
+        value = statistics.of(GATE_HESSIAN)
+        assert not value.exact
+        scores = make_estimator("gate_hessian(probes=3, attention='probes')").score(statistics, model)["attention"]
+        by_hand = np.abs(value.gradient["attention"] - np.mean(value.probed["attention"], axis=0) / 2)
+        np.testing.assert_allclose(scores, by_hand, rtol=1e-12)
+        model = random_model(spec_of((0, 3)))
+        statistics = observe(model, [(TOKENS, MASK)], NEED, curvature=Curvature(probes=5))
+        scores = make_estimator("gate_hessian(probes=5)").score(statistics, model)
+        assert scores["attention"].shape == (1, 0)
+        assert (scores["mlp"] > 0).all()
+
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("asked", "attention", "message"),
         [

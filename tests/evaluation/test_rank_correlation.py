@@ -54,6 +54,10 @@ class TestCorrelations:
     def test_infinite_scores_are_ranked(self):
         assert both([-np.inf, 0, 1, np.inf], [1, 2, 3, 4]).tolist() == [1.0, 1.0]
 
+    def test_constant_scores_have_none(self):
+        for a, b in (([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [0, 0, 0]), ([1], [2]), ([], [])):
+            assert np.isnan(both(a, b)).all()
+
     def test_within_layers(self):
         layers = np.repeat([0, 1, 4], [3, 4, 1])
         a = np.array([1.0, 2, 3, 10, 11, 12, 13, 0])

@@ -98,6 +98,14 @@ def test_the_best_is_one_of_those_that_are_left(run):
         assert {row.label for row in group if row.tied or row.best} == set(race["left"])
 
 
+def test_the_p_values_that_are_shown_are_those_of_the_race(run):
+    races = {race["ratio"]: race["p_values"] for race in run.record["race"]}
+    rows = comparison_rows(run.record, run.candidates())
+    judged = [(row, row.against[OUT]) for row in rows if OUT in row.against]
+    assert judged
+    assert all(one.p_value == races[row.asked][row.label] for row, one in judged)
+
+
 def test_whoever_is_left_has_all_windows_whenever_the_race_ends(config, tmp_path):
     """One variant races against none; several may be told apart, or be as good as each other, at the first look."""
     for name, options in {

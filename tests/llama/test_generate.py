@@ -32,7 +32,18 @@ from saap_jax.llama.generate import (
 )
 from saap_jax.llama.model import Attention
 from saap_jax.llama.product import product
-from tests.helpers import VOCAB, changed, dense_model, forward, ragged_model, random_model, random_tokens, spec_of
+from tests.helpers import (
+    RELATIVES,
+    VOCAB,
+    changed,
+    dense_model,
+    forward,
+    ragged_model,
+    random_model,
+    random_tokens,
+    relative,
+    spec_of,
+)
 
 SAMPLINGS = [Sampling(temperature=1.0), Sampling(temperature=0.7, top_p=0.8)]
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2]]
@@ -218,9 +229,10 @@ def test_cache_bytes_count_one_key_and_value_a_kv_head():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gqa", "ragged", "biases", "no heads at all"])
+@pytest.mark.parametrize("name", ["gqa", "ragged", "biases", "no heads at all", "qwen2", "qwen3"])
 def test_fused_layers_are_the_same_function_of_larger_matrices(name):
-    model = MODELS[name]()
+    """And single ones of more runs."""
+    model = relative(name) if name in RELATIVES else MODELS[name]()
     fused, tokens = fused_layers(model), random_tokens(2, 7)
     assert all(
         isinstance(segment.attention, FusedAttention) and isinstance(segment.mlp, FusedMlp)
@@ -229,6 +241,9 @@ def test_fused_layers_are_the_same_function_of_larger_matrices(name):
     assert fused.spec == model.spec
     assert weight_bytes(fused) == weight_bytes(model)
     np.testing.assert_allclose(forward(fused, tokens), forward(model, tokens), rtol=0, atol=1e-5)
+    single = single_layers(model)
+    assert [segment.length for segment in single.segments] == [1] * len(model.spec.layers)
+    np.testing.assert_allclose(forward(single, tokens), forward(model, tokens), rtol=0, atol=1e-5)
     assert fused_layers(fused) is fused
     assert type(model.segments[0].attention) is Attention  # the model that it was made of is as it was
 

@@ -360,3 +360,20 @@ def test_packaged_spec(smollm2):
 def test_real_model_speaks_english(smollm2, smollm2_tokenizer):
     prompt = jnp.asarray([smollm2_tokenizer.encode("The capital of France is")])
     assert smollm2_tokenizer.decode(int(smollm2(prompt)[0, -1].argmax())) == " Paris"
+    text = (
+        "Water is one of the most important substances on Earth. It covers about seventy percent of the surface of the "
+        "planet, and most of it is found in the oceans. Plants and animals need water to live. When the sun heats the "
+        "water in rivers, lakes and seas, some of it turns into vapor and rises into the air. As the vapor cools, it "
+        "forms clouds, and the water falls back to the ground as rain or snow. This process is called the water cycle."
+    )
+    words = text.split()
+    shuffled = " ".join(words[index] for index in np.random.default_rng(0).permutation(len(words)))
+    plain, mixed = (np.exp(mean_loss_of(smollm2, smollm2_tokenizer.encode(each))) for each in (text, shuffled))
+    assert plain < 20
+    assert mixed > 10 * plain
+
+
+def mean_loss_of(model, tokens: list[int]) -> float:
+    """The mean loss by logits."""
+    known = jax.nn.log_softmax(model(jnp.asarray([tokens]))[0, :-1])
+    return -float(jnp.take_along_axis(known, jnp.asarray(tokens[1:])[:, None], axis=-1).mean())

@@ -127,6 +127,13 @@ def test_no_gates_are_gates_of_one(make):
     assert differ(logits(model), logits(model, gates=half))
 
 
+@pytest.mark.slow
+def test_gates_in_a_ragged_models_padding_change_nothing():
+    model = ragged_model()
+    gates = {name: jnp.asarray(units, jnp.float32) for name, units in existing_units(model.segments).items()}
+    np.testing.assert_array_equal(logits(model, gates=gates), logits(model, gates=ones_gates(model.segments)))
+
+
 @pytest.mark.parametrize(("structure", "units", "path"), [("attention", 2, "attention/output"), ("mlp", 6, "mlp/down")])
 def test_gate_of_zero_removes_the_units_weights(structure, units, path):
     model = dense_model()

@@ -12,11 +12,11 @@ from flax import nnx
 from saap_jax.config.recover import TrainingConfig
 from saap_jax.recovery.checkpoints import Checkpoints, arrays_of
 from saap_jax.recovery.loop import NotFiniteError, Training, held_out_loss, train
-from saap_jax.recovery.objective import Objective
+from saap_jax.recovery.objective import Objective, sums_of
 from saap_jax.recovery.top_k import Kept, keep_top_k
-from saap_jax.recovery.train import Schedule, split, start
+from saap_jax.recovery.train import Schedule, join, split, start
 from tests.helpers import VOCAB, changed, dense_model, ragged_model
-from tests.recovery.helpers import LENGTH, LORA_LIKE, regular_rows, rows_of
+from tests.recovery.helpers import LENGTH, LORA_LIKE, packed, regular_rows, rows_of
 
 PLAN = TrainingConfig(batch_size=4, microbatch=2, epochs=4, check_every=3, patience=0, seed=0)
 ROWS, HELD, IRREGULAR = regular_rows(9), regular_rows(3), rows_of(12, 12, seed=8)
@@ -128,6 +128,14 @@ def test_patience_ends_it(tmp_path):
     assert outcome.steps == len(told) == 6
     again, nothing = run(tmp_path, training)
     assert (again.steps, again.stopped, nothing) == (6, True, [])
+
+
+@pytest.mark.slow
+def test_the_held_out_loss_is_the_mean_of_its_tokens():
+    training = training_of(held_out=rows_of(5, 9, 7))
+    model = join(training.initial, training.frozen)
+    found = jax.jit(lambda m: sums_of(m, None, packed(training.held_out), Objective()))(model)
+    np.testing.assert_allclose(held_out_loss(training.initial, training), found.loss / float(found.tokens), rtol=1e-6)
 
 
 def test_without_held_out_text_the_last_parameters_count(tmp_path):

@@ -57,6 +57,20 @@ def test_padding_and_prompts_have_no_part():
     np.testing.assert_allclose(loss_of(model, rows), losses[2:].sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_rematerialisation_changes_nothing():
+    model, rows = dense_model(), packed(rows_of(5, 7))
+
+    @jax.jit
+    def gradients(model):
+        objectives = [Objective(remat=each) for each in ("none", "dots", "full")]
+        return [jax.grad(lambda m, o=o: sums_of(m, None, rows, o).loss)(model) for o in objectives]
+
+    for one, *others in zip(*map(jax.tree.leaves, gradients(model)), strict=True):
+        for other in others:
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_divergence_by_hand():
     """KL(teacher ‖ student) of the tempered distributions, where a token is predicted."""
     student, teacher = dense_model(seed=0), dense_model(seed=1)

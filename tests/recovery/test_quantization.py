@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saap_jax.cli import main
 from saap_jax.llama import load_model, quantized, save_model
 from saap_jax.llama.product import product
 from saap_jax.llama.quantized import Quantized, dequantized, pack, quantization_of, unpack
@@ -102,6 +103,14 @@ class TestRounding:
         error = np.abs(q * scale[:, None] + offset[:, None] - rows).max()
         tiny = 15 * float(np.finfo(np.float32).tiny)
         assert error <= np.ptp(rows) / 15 * 2 + 1e-6 * np.abs(rows).max() + tiny
+
+    def test_a_range_below_the_smallest_float_becomes_constant(self):
+        rows = np.zeros((1, 8), np.float32)
+        rows[0, 7] = np.finfo(np.float32).tiny
+        for fit in (nearest, searched):
+            q, scale, offset = map(np.asarray, fit(jnp.asarray(rows), 15))
+            assert np.isfinite([scale, offset]).all()
+            assert np.abs(q * scale[:, None] + offset[:, None] - rows).max() <= rows[0, 7]
 
 
 class TestProduct:
@@ -216,3 +225,17 @@ class TestSaving:
             for name, each in (("plain", model), ("quantised", quantize(model, group_size=8)))
         ]
         assert [config["model_type"] for config in configs] == ["llama", "saap_llama"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("prune", "--out", "out", "--ratio", "0.2"), ("compare",)], ids=lambda c: c[0])
+def test_pruning_commands_say_one_line(command, tiny_model_directory, tokenizer, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(quantize(load_model(tiny_model_directory), group_size=8), "quantised", tokenizer=tokenizer)
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the log " * 40)
+    words = ["--model.name", "quantised", "--calibration.scenarios", "text:text.txt", "--calibration.examples", "8"]
+    words += ["--calibration.length", "8", "--calibration.batch-size", "2"]
+    assert main.main([*command, *words]) == 2
+    error = capsys.readouterr().err
+    assert "plain floats, got Quantized" in error
+    assert error.count("\n") == 1

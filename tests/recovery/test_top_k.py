@@ -99,6 +99,28 @@ def test_all_tokens_are_the_loss_with_the_teacher_in_memory():
     assert largest(jax.tree.map(jnp.subtract, other, wanted)) > 1e-3
 
 
+@pytest.mark.slow
+def test_the_divergence_never_falls_with_more_tokens_nor_is_above_that_of_all():
+    found = [float(sums(STUDENT, None, known(TEACHER, k), OBJECTIVE).divergence) for k in (1, K, VOCAB - 1)]
+    assert (np.diff(found) > 0).all()
+    assert found[0] > 0
+    assert found[-1] <= float(sums(STUDENT, TEACHER, BATCH, OBJECTIVE).divergence)
+
+
+@pytest.mark.slow
+def test_logits_in_chunks_are_those_at_once(monkeypatch):
+    rows = known(TEACHER, K)
+    value, gradient = learned(STUDENT, None, rows)
+    monkeypatch.setattr(loss, "LOGITS", 3 * len(rows.tokens) * VOCAB * 4)  # three positions: the last chunk is short
+    again = jax.jit(lambda model: top_k_of.__wrapped__(model, BATCH, k=K, objective=OBJECTIVE))(TEACHER)
+    np.testing.assert_array_equal(again.indices, rows.top.indices)
+    np.testing.assert_allclose(again.masses, rows.top.masses, rtol=1e-6)
+    found, found_gradient = jax.jit(lambda *given: learned.__wrapped__(*given))(STUDENT, None, rows)
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+    same(found_gradient, gradient)
+    assert largest(gradient) > 1e-2
+
+
 def test_a_small_rest_is_not_lost():
     """Two tokens with all but 1e-9 of the probability: in float32, 1 - Σ p is 0 or a multiple of 6e-8."""
     logits = np.full((1, 1, VOCAB), -24.0, np.float32)

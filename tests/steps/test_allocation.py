@@ -530,6 +530,23 @@ def test_uniform_takes_the_same_share_of_each_structure():
     assert kept == {"up[1]": 14, "heads": 28, "wide.2": 7} != other
 
 
+def test_copies_lose_as_many_units_where_a_structure_has_limits_of_its_own_alone():
+    """Control: layers lose other numbers of them. One layer is a structure of one copy."""
+    scores = {"attention": np.ones((2, 2)), "mlp": np.array([[1.0, 2, 3, 4], [10, 20, 30, 40]])}
+    for own, kept in ((None, [2, 4]), ({"attention": Limits(max_ratio=0.0), "mlp": Limits()}, [3, 3])):
+        problem = Problem(scores, {"attention": 1, "mlp": 1}, own=own)
+        found = choose(problem, problem.scores, 2 / 12, Global(), Within(max_ratio={"attention": 0.0}))
+        assert found.keep["mlp"].sum(1).tolist() == kept
+    one, within = drawn(0, layers=1, heads=6, channels=9), Within(min_keep={"attention": 2}, multiple_of={"mlp": 3})
+    own = {"attention": Limits(min_keep=2), "mlp": Limits(multiple_of=3)}
+    for ratio in (0.0, 0.2, 0.5):
+        plain, named = (
+            choose(Problem(one.scores, {"attention": 7, "mlp": 2}, own=each), one.scores, ratio, Global(), within).keep
+            for each in (None, own)
+        )
+        assert same(plain, named)
+
+
 @pytest.mark.parametrize("allocation", [Uniform(), Global()])
 def test_the_largest_ratio_of_structures_is_the_largest(allocation):
     problem = traced(0)
@@ -591,6 +608,12 @@ def test_the_loss_is_near_the_best_of_all_assignments(seed, most):
             best = min(best, sum(ordered[layer, : 4 - w].sum() for layer, w in enumerate(widths)))
     # a Lagrangian misses optima off the convex hull by less than one step of one stretch
     assert best - 1e-9 <= problem.lost(keep) <= best + ordered.max(axis=1).sum() / most
+
+
+def test_as_many_segments_as_layers_lose_nearly_what_is_lost_without_a_limit():
+    problem = drawn(0, layers=8, heads=2, channels=16, costs=(6, 2), missing=False)
+    free, limited = (choose(problem, problem.scores, 0.3, Global(), Within(max_segments=most)) for most in (None, 8))
+    assert problem.lost(limited.keep) <= problem.lost(free.keep) * 1.05
 
 
 def test_layers_left_alone_stay_whole_and_are_segments_of_their_own():

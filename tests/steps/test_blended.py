@@ -59,3 +59,14 @@ def test_one_end_is_least_squares_and_the_other_the_sub_block_itself(problem):
         np.testing.assert_allclose(none[name], expected[name], rtol=1e-6, atol=1e-8)
         assert np.abs(none[name][1] - least[name][1]).max() > 1e-3, "control"
         assert (half[name][1] != least[name][1]).any()
+
+
+def test_of_the_first_sub_block_alone_both_targets_are_the_same(problem):
+    """Its stream is that of the unpruned model."""
+    model, _ = problem
+    keep = existing_units(model.segments)
+    keep["attention"][1, 0] = False  # nothing before it is pruned
+    made = [compensate(model, keep, BATCHES, Blended(blend=blend, damping=0.1)).model for blend in (0.0, 1.0)]
+    first, last = (matrices(each)["attention"][1] for each in made)
+    np.testing.assert_allclose(first, last, rtol=1e-8, atol=1e-10)
+    assert (first != matrices(model)["attention"][1]).any(), "control"

@@ -218,6 +218,21 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
             assert_scores_equal(scores[name], calibrated.scenarios[scenario][name])
 
 
+@pytest.mark.slow
+def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
+    options = {"model": score_config.model, "calibration": score_config.calibration, "runs": str(tmp_path)}
+    fresh, reused, other = (
+        prune.prune(PruneConfig(out=str(tmp_path / name), ratio=0.4, **more, **options)).selection.keep
+        for name, more in {
+            "fresh": {"method": "fisher"},
+            "reused": {"method": "fisher", "from_run": str(kept[0].path)},
+            "other": {"method": "random"},
+        }.items()
+    )
+    assert_scores_equal(fresh, reused)
+    assert any((other[name] != fresh[name]).any() for name in STRUCTURES), "control"
+
+
 def test_a_calibration_of_other_fields_is_refused(score_config, kept, tmp_path):
     shutil.copytree(kept[0].path, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())

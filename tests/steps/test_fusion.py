@@ -139,6 +139,14 @@ class TestSampling:
         part = {m: got.weights[m]["mlp"] * float(scores[m]["mlp"][0, 0]) for m in scores}
         assert part["vector"] / part["element"] == pytest.approx(4, rel=0.3)
 
+    def test_an_estimators_unit_does_not_matter(self):
+        got = [
+            fuse(two(scales=scales), "sampling", per_example=self.examples(scales)).scores["mlp"]
+            for scales in ((1.0, 1.0), (1e-6, 1e3))
+        ]
+        np.testing.assert_allclose(got[0], got[1], rtol=1e-9)
+        assert np.nanmax(np.abs(got[0] - fuse(two()).scores["mlp"])) > 1e-2, "control"
+
 
 REFUSED = {
     "two or more estimators": lambda s, e: s.pop("element"),

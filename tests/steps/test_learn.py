@@ -50,6 +50,9 @@ def test_the_derivative_is_that_of_the_divergence_of_closed_gates_too(x64, loss)
     assert len(seen) == 4
     held = plain_divergence(model, model, floats(keep), batches[3:])
     assert objective.judge(keep) == pytest.approx(held, rel=1e-5), "by the divergence alone"
+    parts = [plain_divergence(model, model, floats(keep), batches[at : at + 1]) for at in range(3)]
+    assert [objective.value(keep, at) for at in range(3)] == pytest.approx(parts, rel=1e-5)
+    assert len({held, *parts}) == 4, "control"
 
 
 class Quadratic:

@@ -80,6 +80,10 @@ class TestStabilised:
         got = stabilised(one(scores), one(np.random.default_rng(1).normal(size=(3, 5))), 0.0)["mlp"]
         np.testing.assert_array_equal(got, scores)
 
+    def test_neither_zero_scores_nor_large_weights_are_a_problem(self):
+        got = stabilised(one([[0.0, 1.0, np.nan]]), one([[0.0, 40.0, np.nan]]), 100.0)["mlp"]
+        np.testing.assert_array_equal(got, [[0.0, 1.0, np.nan]])
+
     def test_refuses_negative_scores_by_place(self):
         with pytest.raises(ValueError, match=r"got -1 for mlp unit 1 in layer 0"):
             stabilised(one([[1.0, -1.0]]), one([[0.0, 0.0]]), 1.0)

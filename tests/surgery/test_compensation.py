@@ -272,6 +272,19 @@ def test_the_size_of_the_microbatches_changes_nothing(config, x64):
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
+def test_the_damping_is_what_does_best_on_text_that_was_held_out():
+    model = dense_model(layers=1, mlp=6)
+    keep = existing_units(model.segments)
+    keep["mlp"][0, :3] = False
+    chosen, *others = (
+        compensate(model, keep, batches_of(8), dataclasses.replace(LEAST, damping=damping)).corrections[0].corrected
+        for damping in (None, 0.01, 0.1, 1.0, 10.0)
+    )
+    assert chosen <= min(others) + 1e-6
+    assert max(others) > chosen + 1e-4, "control"
+
+
 @pytest.mark.parametrize("harms", [True, False])
 def test_what_would_harm_held_out_text_is_not_corrected(harms, x64):
     """The kept weights are right there as they are, and the text that fits says otherwise; or both say the same."""

@@ -20,7 +20,7 @@ from saap_jax.steps.limits import Within
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
-from tests.helpers import HEADS, dense_model, forward, ragged_model, random_keep, random_tokens
+from tests.helpers import HEADS, changed, dense_model, forward, ragged_model, random_keep, random_tokens
 
 TOKENS = jnp.asarray(random_tokens(2, 6))
 few_examples = hypothesis.settings(max_examples=5, deadline=None, derandomize=True, database=None)
@@ -59,14 +59,20 @@ EMPTIED = keep_of([[1, 1], [0, 0], [0, 1], [0, 0]], [[1, 0, 1, 1, 0], [1, 1, 1, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "atol"), [(np.float32, 2e-5), (np.float64, 1e-10)])
-def test_masked_equals_cut_where_layers_are_emptied(dtype, atol):
+@pytest.mark.parametrize(
+    ("dtype", "atol", "biases"), [(np.float32, 2e-5, False), (np.float64, 1e-10, False), (np.float32, 2e-5, True)]
+)
+def test_masked_equals_cut_where_layers_are_emptied(dtype, atol, biases):
+    """Output biases are added whatever is left of a layer."""
     with jax.enable_x64(dtype == np.float64):
-        model = dense_model(layers=4, mlp=5, dtype=dtype)
+        model = dense_model(layers=4, mlp=5, dtype=dtype, output_biases=biases)
         masked, pruned = masked_and_cut(model, EMPTIED)
         assert pruned.dtype == dtype
         np.testing.assert_allclose(masked, pruned, rtol=0, atol=atol)
         assert np.abs(masked - np.asarray(forward(model, TOKENS))).max() > 1e-2
+        if biases:
+            without = changed(model, "segments/0/attention/output_bias", jnp.zeros_like)
+            assert np.abs(masked - np.asarray(forward(without, TOKENS, masks(EMPTIED)))).max() > 1e-2
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ PRUNABLE = {
     "checkpoint": jax.checkpoint(jnp.tanh),
     "while": looped,
     "cond": lambda h: jax.lax.cond(True, jnp.sin, jnp.cos, h),
+    "switch": lambda h: jax.lax.switch(1, [jnp.sin, jnp.cos, jnp.tanh], h),
     "scan carry": lambda h: jax.lax.scan(lambda c, _: (c + 1, None), h, length=3)[0],
     "scan over batch": lambda h: jax.lax.scan(lambda c, row: (c + row, c * row), h[0], h)[1],
     "associative scan over batch": lambda h: jax.lax.associative_scan(jnp.add, h),
@@ -105,12 +106,19 @@ PRUNABLE = {
     "min": beside(lambda h: h.min(-1)),
     "prod": beside(lambda h: h.prod(-1)),
     "any": beside(lambda h: (h > 1).any(-1)),
+    "all": beside(lambda h: (h > -1).all(-1)),
     "largest integer": beside(lambda h: jnp.round(10 * h).astype(jnp.int32).max(-1)),
     # numbers that are filled into the shape of units: the cut once asked a Python number for its shape
     "jnp.full": lambda h: jnp.full(h.shape, 2.0) + h,
     "lax.full_like": lambda h: lax.select(h > 0, h, lax.full_like(h, 0.5)),
     "half": lambda h: h + jnp.full(h.shape, 3, jnp.bfloat16).astype(h.dtype),
     "where": lambda h: jnp.where(h > 0, h, -0.25),
+    "lax.broadcast": lambda h: jnp.maximum(h, lax.broadcast(0.1, h.shape)),
+    "lax.reshape": lambda h: h + lax.reshape(2.0, (1, 1)),
+    "slice of a number": lambda h: h + lax.slice(2.0, (), ())[None, None],
+    "dynamic_slice of a number": lambda h: h + lax.dynamic_slice(jnp.float32(2.0), (), ())[None, None],
+    "lax.pad": lambda h: lax.pad(h, 0.5, ((0, 0, 0), (0, 0, 0))),
+    "lax.clamp": lambda h: lax.clamp(-0.5, h, 0.5),
     "full in a loop": lambda h: lax.fori_loop(0, 2, lambda i, c: c + jnp.full(c.shape, 1.5), h),
 }
 PINNED = {

@@ -1,6 +1,7 @@
 """The commands on a traced model: scenarios, seeds, grids, steps on the way, resuming, and what each command finds."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,12 @@ from saap_jax.config import (
     MeshConfig,
     ModelConfig,
     PruneConfig,
+    ScoreConfig,
     SensitivityConfig,
     for_factory,
 )
 from saap_jax.jobs import compare, fidelity
+from saap_jax.jobs.score import score_run
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import subject_of
 from tests.trace.subject.problems import SAAP, calibrate, chosen, drawn_scores, masked_losses, stacked, trained
@@ -114,6 +117,9 @@ class TestCompare:
             np.testing.assert_allclose(row["losses"]["loss near"], losses[:16], rtol=1e-4, atol=1e-7)
             np.testing.assert_allclose(row["losses"]["loss far"], losses[16:], rtol=1e-4, atol=1e-7)
             assert row["ppl"]["loss far"] == pytest.approx(losses[16:].mean(), rel=1e-4)
+        page = (run.path / "report.html").read_text().lower()
+        assert "loss against ratio" in page
+        assert "perplexity" not in page
 
 
 class TestOthers:
@@ -128,6 +134,19 @@ class TestOthers:
         assert found["ablation", "pooled"] == pytest.approx(1)
         assert found["random", "pooled"] < 0.9, "negative control"
         assert {row.scope for row in rows} == {*exact, "pooled"}
+
+    @pytest.mark.slow
+    def test_kept_statistics_score_as_a_pass_does(self, factory, tmp_path):
+        names = ("gate_hessian", "fisher", "gate_taylor", "taylor_element")
+        options = {"runs": str(tmp_path), "estimators": names}
+        first, _ = score_run(for_factory(ScoreConfig, factory, name="first", **options))
+        options["estimators"] = (SAAP, "gate_fisher", "gate_hessian")
+        again = score_run(for_factory(ScoreConfig, factory, name="again", from_run=str(first.path), **options))[1]
+        fresh = score_run(for_factory(ScoreConfig, factory, name="fresh", **options))[1]
+        for scenario, name in itertools.product(("a", "b"), again.estimators):
+            for structure, values in again.scenarios[scenario][name].items():
+                np.testing.assert_allclose(values, fresh.scenarios[scenario][name][structure], rtol=1e-4, atol=1e-7)
+        assert again.stability is not None
 
 
 class TestOnTheWay:
