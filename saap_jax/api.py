@@ -5,7 +5,6 @@ chain of steps, `run_chain`.
 """
 
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 
 from saap_jax.data import Windows, pairs
 from saap_jax.estimation import Estimator
@@ -13,7 +12,7 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.mesh import taken_in
-from saap_jax.runtime.progress import Track, quiet
+from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.allocation.allocation import Selection, selection_of
 from saap_jax.steps.base import Context, State
 from saap_jax.steps.chain import Chain, parse, steps_of
@@ -58,7 +57,7 @@ def score_units(
     Raises:
         ValueError: an unknown estimator, one that is named twice, or one that looks at what the model does not have.
     """
-    subject, plan, given = subject_of(model), {}, {}
+    subject, plan = subject_of(model), {}
     named = [(str(name), each) for name, each in estimators.items()] if isinstance(estimators, Mapping) else [
         (getattr(each.score, "__name__", "estimator") if isinstance(each, Estimator) else each, each)
         for each in estimators
@@ -68,7 +67,7 @@ def score_units(
             hint = "give objects as {name: estimator}"
             raise ValueError(f"estimators: expected each name once, got {name!r} twice; {hint}")
         if isinstance(each, Estimator):
-            given[name], plan[name] = each, Wanted(name)
+            plan[name] = Wanted(name, given=each)
             continue
         step, *others = steps_of(each)
         if others or not isinstance(step, Score):
@@ -78,10 +77,8 @@ def score_units(
     if not plan:
         raise ValueError("estimators: expected at least one, got none")
     scenarios = windows if isinstance(windows, Mapping) else {"calibration": windows}
-    return calibration.calibrate(
-        subject, scenarios, plan, given=MappingProxyType(given), stability=stability, keep=keep, batch_size=batch_size,
-        track=track,
-    )  # fmt: skip
+    passes = Passes(batch_size, track=track)
+    return calibration.calibrate(subject, scenarios, plan, passes, stability=stability, keep=keep)
 
 
 @taken_in
@@ -148,7 +145,7 @@ def run_chain(
     """
     chain = parse(method) if isinstance(method, str) else method
     scenarios = windows if isinstance(windows, Mapping) else {"calibration": windows}
-    runner = Runner(subject_of(model), scenarios, [chain], batch_size=batch_size, track=track)
+    runner = Runner(subject_of(model), scenarios, [chain], Passes(batch_size, track=track))
     runner.check(chain, [ratio])
     return runner.run(chain, ratio)
 

@@ -54,7 +54,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
              "planning", "evaluation", "export", "recovery",
              "surgery", "steps", "estimation", "structures", "llama", "recipes", "data", "runtime", "config",
              "types"),
-    "subjects.base": ("surgery", "estimation", "structures", "config", "types"),
+    "subjects.base": ("surgery", "estimation", "structures", "runtime", "config", "types"),
     "subjects": ("trace", "trace.listing", "trace.subject", "subjects.base", "evaluation", "steps",
                  "surgery", "estimation", "structures", "llama",
                  "data", "runtime", "config", "types"),

@@ -147,6 +147,7 @@ def jax_jobs(arguments: argparse.Namespace) -> dict[str, Job]:
     def score(names: tuple[str, ...]) -> Job:
         options = {"batch_size": arguments.batch, "remat": arguments.remat}
         try:
+            from saap_jax.runtime.progress import Passes
             from saap_jax.steps.score.calibrate import Wanted, calibrate
             from saap_jax.subjects.llama import subject_of
         except ModuleNotFoundError:  # `--before` names a checkout from before methods were chains
@@ -154,8 +155,9 @@ def jax_jobs(arguments: argparse.Namespace) -> dict[str, Job]:
 
             return lambda one: jax.block_until_ready(calibrate(model, first if one else windows, names, **options))
         subject, plan = subject_of(model), {name: Wanted(name) for name in names}
+        passes = Passes(**options)
         return lambda one: jax.block_until_ready(
-            calibrate(subject, {"text": first if one else windows}, plan, **options).scenarios
+            calibrate(subject, {"text": first if one else windows}, plan, passes).scenarios
         )
 
     jobs = {name: score(tuple(names.split())) for name, names in VARIANTS.items() if names}

@@ -47,11 +47,13 @@ class JobConfig(Checked):
     def __post_init__(self) -> None:
         """Refuse parts that are not for the kind of model: text and layers, or a factory's problem."""
         super().__post_init__()
-        if not self.model.traced:
-            if not self.calibration.scenarios:
-                raise ValueError("calibration.scenarios: expected at least one text source, got none")
-            check_at_least("calibration.examples", self.calibration.examples, 1)
-            return
+        if self.model.traced:
+            return self._check_traced()
+        if not self.calibration.scenarios:
+            raise ValueError("calibration.scenarios: expected at least one text source, got none")
+        check_at_least("calibration.examples", self.calibration.examples, 1)
+
+    def _check_traced(self) -> None:
         usual = {"model": ModelConfig(), "calibration": CalibrationConfig(), "evaluation": EvaluationConfig()}
         for part, default in usual.items():
             for name in ("dtype", "attention", "length", "bos"):

@@ -123,9 +123,8 @@ class TrainingConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size % self.microbatch:
-            raise ValueError(
-                f"training.microbatch: expected a divisor of batch_size {self.batch_size}, got {self.microbatch}"
-            )
+            said = f"expected a divisor of batch_size {self.batch_size}, got {self.microbatch}"
+            raise ValueError(f"training.microbatch: {said}")
         if self.top_k_logits and not self.distillation:
             raise ValueError(
                 "training.top_k_logits: expected training.distillation above 0, the weight of what is compared on "

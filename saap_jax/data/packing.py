@@ -149,7 +149,7 @@ class Rows(NamedTuple):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name."""
-        return dict(zip(FIELDS, self[:4], strict=True))
+        return {name: getattr(self, name) for name in FIELDS}
 
     def first(self, count: int) -> "Rows":
         """The first rows, at most so many."""

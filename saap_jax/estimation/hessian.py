@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from saap_jax.estimation.base import (
+    Batch,
     Curvature,
     Estimator,
     Plan,
@@ -103,8 +104,7 @@ def curvature_of(estimators: Iterable[Estimator]) -> Curvature:
 def hessian_step(
     model: Llama,
     total: GateHessian,
-    tokens: Int[Array, "batch seq"],
-    mask: Bool[Array, "batch seq"],
+    batch: Batch,
     gates: Gates,
     *,
     curvature: Curvature,
@@ -118,7 +118,7 @@ def hessian_step(
 
     def loss(gates: Gates) -> Float[Array, ""]:
         with attending(twice=True):
-            return jnp.sum(next_token_losses(model, tokens, mask, gates, remat=remat)[0])
+            return jnp.sum(next_token_losses(model, *batch, gates, remat=remat)[0])
 
     def product(direction: Gates) -> Gates:
         return jax.jvp(jax.grad(loss), (gates,), (direction,))[1]

@@ -82,17 +82,13 @@ def observe(
     places_apart = {need: places_of(total) for need, total in apart.items()}
     before = losses
     for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
-        tokens, mask, position = shard(tokens, model), shard(mask, model), jnp.asarray(index * size, jnp.int32)
+        batch = shard(tokens, model), shard(mask, model)
         with on_mesh_of(model):
-            state, losses = observe_step(
-                model, state, losses, tokens, mask, position, gates,
-                needs=frozenset(state), remat=remat, places=places,
-            )  # fmt: skip
+            at = (*batch, jnp.asarray(index * size, jnp.int32))
+            state, losses = observe_step(model, state, losses, at, gates, remat=remat, places=places)
             for need, total in apart.items():
-                assert need.step is not None
-                apart[need] = need.step(
-                    model, total, tokens, mask, gates, curvature=curvature, remat=remat, places=places_apart[need]
-                )
+                options = {"curvature": curvature, "remat": remat, "places": places_apart[need]}
+                apart[need] = need.step(model, total, batch, gates, **options) if need.step else total
         jax.block_until_ready(before)  # one step behind: this one runs while the host gets the next one ready
         before = losses
     state |= apart
@@ -114,23 +110,21 @@ def _check_batches(batches: list[Batch]) -> None:
         raise ValueError("calibration: expected padding tokens on the right and padding rows at the end; sort them so")
 
 
-@functools.partial(jax.jit, static_argnames=("needs", "remat", "places"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("remat", "places"), donate_argnames=("state",))
 def observe_step(
     model: Llama,
     state: dict[Statistic, Any],
     losses: Float[Array, "examples"],
-    tokens: Int[Array, "batch seq"],
-    mask: Bool[Array, "batch seq"],
-    position: Int[Array, ""],
+    batch: tuple[Int[Array, "batch seq"], Bool[Array, "batch seq"], Int[Array, ""]],
     gates: Gates,
     *,
-    needs: frozenset[Statistic],
     remat: Remat,
     places: Places = (),
 ) -> tuple[dict[Statistic, Any], Float[Array, "examples"]]:
-    """Add one microbatch, whose first example has index `position`, to the accumulators, which stay at `places`."""
-    new, means = contributions(model, tokens, mask, gates, needs, remat)
-    for need in sorted(needs):
+    """Add one microbatch (tokens, mask, index of its first example) to the accumulators, which stay at `places`."""
+    tokens, mask, position = batch
+    new, means = contributions(model, tokens, mask, gates, frozenset(state), remat)
+    for need in sorted(state):
         add = need.accumulation.add
         state[need] = jax.tree.map(lambda total, more, add=add: add(total, more, position), state[need], new[need])
     return held((state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)), places)

@@ -88,6 +88,33 @@ def one_by_one(
     return sum_of_shards(total.astype(x.dtype), embed), sum_of_shards(square, embed)
 
 
+def _kernel(scales: Any, some_x: Any, some_dy: Any, total: Any, square: Any, one: Any, *, steps: int) -> None:
+    """Add an example's tile of tokens to `one`, its gradient, and behind its last tile that to the sums."""
+    from jax.experimental import pallas as pl  # here: elsewhere than on a TPU nothing needs it
+
+    example, step = pl.program_id(2), pl.program_id(3)
+
+    @pl.when(step == 0)
+    def _() -> None:
+        one[...] = jnp.zeros_like(one)
+
+    one[...] += jax.lax.dot_general(some_x[0], some_dy[0], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+    @pl.when(step == steps - 1)
+    def _() -> None:
+        gradient = one[...]
+        squared = jnp.square(gradient * scales[example])
+
+        @pl.when(example == 0)
+        def _() -> None:
+            total[...], square[...] = gradient, squared
+
+        @pl.when(example > 0)
+        def _() -> None:
+            total[...] += gradient
+            square[...] += squared
+
+
 def tiled(
     x: Float[Array, "batch seq inputs"],
     cotangent: Float[Array, "batch seq outputs"],
@@ -102,7 +129,7 @@ def tiled(
         tile: the most tokens, inputs and outputs at once.
         interpret: run it anywhere, slowly, as the tests do.
     """
-    from jax.experimental import pallas as pl  # here: elsewhere than on a TPU nothing needs it
+    from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
     (batch, length, inputs), outputs = x.shape, cotangent.shape[-1]
@@ -112,34 +139,9 @@ def tiled(
     high, broad = (size if size <= most else most for size, most in zip((inputs, outputs), tile[1:], strict=True))
     steps = x.shape[1] // rows
 
-    def kernel(scales: Any, some_x: Any, some_dy: Any, total: Any, square: Any, one: Any) -> None:
-        example, step = pl.program_id(2), pl.program_id(3)
-
-        @pl.when(step == 0)
-        def _() -> None:
-            one[...] = jnp.zeros_like(one)
-
-        one[...] += jax.lax.dot_general(
-            some_x[0], some_dy[0], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-        )
-
-        @pl.when(step == steps - 1)
-        def _() -> None:
-            gradient = one[...]
-            squared = jnp.square(gradient * scales[example])
-
-            @pl.when(example == 0)
-            def _() -> None:
-                total[...], square[...] = gradient, squared
-
-            @pl.when(example > 0)
-            def _() -> None:
-                total[...] += gradient
-                square[...] += squared
-
     result = pl.BlockSpec((high, broad), lambda i, o, b, t: (i, o))
     total, square = pl.pallas_call(
-        kernel,
+        functools.partial(_kernel, steps=steps),
         grid=(pl.cdiv(inputs, high), pl.cdiv(outputs, broad), batch, steps),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),

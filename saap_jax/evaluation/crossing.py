@@ -220,19 +220,11 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
             knees_drawn.append(knee(points, np.einsum("dw,pw->dp", by_window, losses)))
             at.append(next((row for row in rows if row["ratio_asked"] == line["ratio"]), run["dense"]))
         ratio, drawn_ratios[variant] = estimate([line["ratio"] for line in own], ratios)
-        found.append(
-            Found(
-                variant,
-                len(own),
-                ratio,
-                float(np.mean([row.get("ratio_actual", 0.0) for row in at])),
-                scale.value(float(np.mean([scale.loss(row["ppl"][metric]) for row in at]))),
-                estimate(knees, knees_drawn)[0],
-                sum(line["breaks_at"] is None for line in own),
-                tuple(sorted({ratio for line in own for ratio in line["again"]})),
-                windows=windows,
-            )
-        )
+        actual = float(np.mean([row.get("ratio_actual", 0.0) for row in at]))
+        figure = scale.value(float(np.mean([scale.loss(row["ppl"][metric]) for row in at])))
+        again = tuple(sorted({ratio for line in own for ratio in line["again"]}))
+        everywhere, bend = sum(line["breaks_at"] is None for line in own), estimate(knees, knees_drawn)[0]
+        found.append(Found(variant, len(own), ratio, actual, figure, bend, everywhere, again, windows=windows))
     first, *others = sorted(found, key=lambda each: -each.ratio.mean)
     differences = (drawn_ratios[first.variant] - drawn_ratios[each.variant] for each in others)
     p_values = holm([float(sureness(each, windows)[2]) for each in differences]).tolist()

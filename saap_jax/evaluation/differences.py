@@ -265,14 +265,14 @@ def paired_tasks(
     """
     _check_options(resamples, level)
     shapes = {task: (a[task].shape, b[task].shape if task in b else None) for task in a}
-    seeds = {shape[0] for shape, _ in shapes.values()}
+    seeds = {len(outcomes) for outcomes in a.values()}
     if a.keys() != b.keys() or len(seeds) != 1 or any(of_a != of_b or 0 in of_a for of_a, of_b in shapes.values()):
         raise ValueError(
             "paired_tasks: expected the same tasks of both models, [seeds, items] of one item or more, twice the same, "
             f"got {shapes} of A and tasks {[*b]} of B"
         )
     random, found, every = np.random.default_rng(seed), {}, []
-    by_seed = counts(*seeds, resamples, random) / max(seeds)
+    by_seed = counts(max(seeds), resamples, random) / max(seeds)
     for task in a:
         difference = np.asarray(a[task], np.float64) - np.asarray(b[task], np.float64)
         items, mean = difference.shape[1], float(difference.mean())

@@ -186,12 +186,12 @@ class HarnessModel(TemplateLM):
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
             return any(stop in text for stop in until if stop)
 
+        ends = sorted({self.eot_token_id, *self.model.constants.eos_tokens})
         made = generate(
             self.model,
             [self.tok_encode(context)[new - self.max_length :] or [self.prefix_token_id] for context in contexts],
             max_new_tokens=new,
-            stop_tokens=sorted({self.eot_token_id, *self.model.constants.eos_tokens}),
-            sampling=Sampling(**sampling) if sampled else Sampling(),
+            sampling=Sampling(**(sampling if sampled else {}), stop_tokens=ends),
             batch_size=self.batch_size,
             finished=finished,
         )

@@ -90,7 +90,7 @@ def compile_programs(model: Llama, workload: Workload, *, seed: int = 0) -> Prog
     prompts = np.random.default_rng(seed).integers(0, model.embedding.shape[0], (batch, prompt)).tolist()
     keys = jax.random.split(jax.random.key(seed), batch)
     inputs, settings, stops = padded(prompts, batch), settings_of(Sampling()), stops_of(())
-    arguments = (model, inputs.tokens, inputs.start, inputs.done, keys, settings, stops)
+    arguments = (model, inputs, keys, settings, stops)
     lowered = prefill.lower(*arguments, slots=rounded(inputs.tokens.shape[1] + new))
     _, state = lowered.out_info
     programs = lowered.compile(), decode_steps.lower(model, state, settings, stops, jnp.int32(1)).compile()
@@ -105,7 +105,7 @@ def time_once(programs: Programs) -> Times:
     start = time.perf_counter()
     inputs = jax.block_until_ready(programs.inputs())
     ready = time.perf_counter()
-    token, state = programs.prefill(model, inputs.tokens, inputs.start, inputs.done, programs.keys, settings, stops)
+    token, state = programs.prefill(model, inputs, programs.keys, settings, stops)
     jax.block_until_ready((token, state))
     read = time.perf_counter()
     np.asarray(token)

@@ -21,8 +21,8 @@ from saap_jax.runs.scores import save_scores
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import computed_by, digest_of, provenance
-from saap_jax.runtime.progress import Track, quiet
-from saap_jax.steps.base import State
+from saap_jax.runtime.progress import Passes, Track, quiet
+from saap_jax.steps.base import State, Store
 from saap_jax.steps.chain import Chain
 from saap_jax.steps.run import Runner, digest
 from saap_jax.subjects.base import Examples, Subject, run_losses
@@ -69,10 +69,9 @@ def runners_of(
     track: Track,
 ) -> dict[int, Runner]:
     """Make what runs the chains on the text of each seed."""
-    options: dict[str, Any] = {"batch_size": config.calibration.batch_size, "remat": config.remat, "track": track}
-    subject = material.subject
+    passes, subject = Passes(config.calibration.batch_size, config.remat, track), material.subject
     return {
-        seed: Runner(subject, scenarios, chains, key=key_of(subject, scenarios), cache=cache_of(run), **options)
+        seed: Runner(subject, scenarios, chains, passes, store=Store(cache_of(run), key_of(subject, scenarios)))
         for seed, scenarios in material.calibration.items()
     }
 

@@ -15,7 +15,8 @@ from saap_jax.runs.scores import read_changes, save_scores
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import append_line
 from saap_jax.runtime.mesh import Layout
-from saap_jax.runtime.progress import Track, quiet
+from saap_jax.runtime.progress import Passes, Track, quiet
+from saap_jax.steps.base import Store
 from saap_jax.steps.run import Runner
 from saap_jax.types import Scores
 
@@ -61,8 +62,8 @@ def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, tra
     check_scores(scores, subject)
     with run.stage("score") as stage:
         runner = Runner(
-            subject, scenarios, key=key_of(subject, scenarios), cache=cache_of(run),
-            batch_size=config.calibration.batch_size, remat=config.remat, track=track,
+            subject, scenarios, passes=Passes(config.calibration.batch_size, config.remat, track),
+            store=Store(cache_of(run), key_of(subject, scenarios)),
         )  # fmt: skip
         runner.steps = scores
         save_scores(run, runner.first())

@@ -29,9 +29,10 @@ from saap_jax.runs.records import WrittenText
 from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast
-from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.runtime.progress import Passes, Track, quiet, step
 from saap_jax.runtime.remote import staged
 from saap_jax.steps.allocation.allocation import Selection, selection_of
+from saap_jax.steps.base import Store
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.run import Runner
 from saap_jax.subjects.base import Subject
@@ -98,8 +99,8 @@ def _prune(
         subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
     runs = Path(config.from_run).parent if config.from_run else Path(config.runs)
     runner = Runner(
-        subject, scenarios, [chain], key=key_of(subject, scenarios), cache=Cache(runs / ".cache"),
-        batch_size=calibration.batch_size, remat=config.remat, track=track, open_end=bool(config.targets.asked),
+        subject, scenarios, [chain], Passes(calibration.batch_size, config.remat, track),
+        store=Store(Cache(runs / ".cache"), key_of(subject, scenarios)), open_end=bool(config.targets.asked),
     )  # fmt: skip
     ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
     runner.check(chain, [] if config.targets.asked else [ratio])

@@ -207,6 +207,8 @@ class Sampling:
     """Draw among the fewest most probable tokens whose probabilities reach this sum."""
     seed: int = 0
     """Seed of the draws. Each prompt has a stream of its own, which its place in the list chooses."""
+    stop_tokens: Sequence[int] | None = None
+    """Tokens that end a row; None for those that the model's configuration names."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):

@@ -7,7 +7,7 @@ where nobody has to see each of them at once. Below, the same for texts: stop st
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +53,7 @@ class State(NamedTuple):
 @functools.partial(jax.jit, static_argnames="slots")
 def prefill(
     model: Llama,
-    tokens: Int[Array, "batch seq"],
-    start: Int[Array, "batch"],
-    done: Bool[Array, "batch"],
+    inputs: "Padded",
     keys: Key[Array, "batch"],
     settings: Settings,
     stops: Int[Array, "stops"],
@@ -63,6 +61,7 @@ def prefill(
     slots: int,
 ) -> tuple[Int[Array, "batch"], State]:
     """Read the prompts, padded on the left, and draw the first token of each row (-1 where it stops or is done)."""
+    tokens, start, done = inputs
     batch, seq = tokens.shape
     slot = jnp.int32(0)
     hidden, cache = extend(model, tokens, empty_cache(model, batch, slots), start, slot, empty=True)
@@ -107,7 +106,6 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    stop_tokens: Sequence[int] | None = None,
     sampling: Sampling = Sampling(),
     batch_size: int = 8,
     finished: Finished | None = None,
@@ -119,8 +117,7 @@ def generate(
             that once and drop `model`.
         prompts: token ids, one or more a prompt; special tokens are up to the caller.
         max_new_tokens: the most tokens that a row gets.
-        stop_tokens: tokens that end a row; None for those that the model's configuration names.
-        sampling: how tokens are drawn, greedily by default. Row i draws from a stream of its own,
+        sampling: how tokens are drawn, greedily by default, and which end a row. Row i draws from a stream of its own,
             whatever else is in its batch.
         batch_size: rows decoded at once. Changes speed and memory, and a row only where logits agree to within
             rounding.
@@ -130,7 +127,7 @@ def generate(
         ValueError: an empty prompt, an unknown token, or more tokens than the model has positions for.
     """
     rows: list[list[int]] = [[] for _ in prompts]
-    options: dict = {"max_new_tokens": max_new_tokens, "stop_tokens": stop_tokens, "sampling": sampling}
+    options: dict = {"max_new_tokens": max_new_tokens, "sampling": sampling}
     options |= {"batch_size": batch_size, "finished": finished, "steps": STEPS if finished is None else 8}
     for row, token in stream(model, prompts, **options):
         rows[row].append(token)
@@ -142,7 +139,6 @@ def stream(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    stop_tokens: Sequence[int] | None = None,
     sampling: Sampling = Sampling(),
     batch_size: int = 8,
     finished: Finished | None = None,
@@ -155,7 +151,7 @@ def stream(
     check_prompts(model, prompts, max_new_tokens)
     if batch_size < 1 or not 1 <= steps <= STEPS:
         raise ValueError(f"expected batch_size >= 1 and steps in 1 … {STEPS}, got {batch_size} and {steps}")
-    stops = stops_of(model.constants.eos_tokens if stop_tokens is None else stop_tokens)
+    stops = stops_of(model.constants.eos_tokens if sampling.stop_tokens is None else sampling.stop_tokens)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # equal lengths together: less padding
     settings, root = settings_of(sampling), jax.random.key(sampling.seed)
 
@@ -164,7 +160,7 @@ def stream(
         numbers = jnp.asarray(rows + [0] * (len(inputs.done) - len(rows)), jnp.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, numbers)
         slots = rounded(inputs.tokens.shape[1] + max_new_tokens)
-        first, state = prefill(decoder, inputs.tokens, inputs.start, inputs.done, keys, settings, stops, slots=slots)
+        first, state = prefill(decoder, inputs, keys, settings, stops, slots=slots)
         ended, texts = np.array(inputs.done), [[] for _ in rows]
         tokens, made = np.asarray(first)[:, None], 1
         while True:
@@ -322,16 +318,15 @@ def stream_texts(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
-    max_new_tokens: int,
     stop_strings: Sequence[str] = (),
-    sampling: Sampling = Sampling(),
     chat: bool = False,
-    batch_size: int = 8,
+    **options: Any,
 ) -> Iterator[tuple[int, str]]:
     """Yield (row, piece of text) as it comes; the pieces of a row make its continuation, without its stop string.
 
     Args:
         chat: take each prompt as what a user says, and give it to the model in its chat template.
+        options: `max_new_tokens`, and perhaps `sampling` and `batch_size`, as of `stream`.
 
     Raises:
         ValueError: as `stream`; no prompt, an empty stop string, no chat template, an empty prompt without BOS token.
@@ -342,14 +337,7 @@ def stream_texts(
         raise ValueError("stop: expected strings of one character or more, got an empty one")
     rows = [encode_chat(tokenizer, prompt) if chat else encode_prompt(tokenizer, prompt) for prompt in prompts]
     outputs = [TextOutput(tokenizer, stop_strings) for _ in rows]
-    tokens = stream(
-        model,
-        rows,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        batch_size=batch_size,
-        finished=lambda row, _: outputs[row].stopped,
-    )
+    tokens = stream(model, rows, finished=lambda row, _: outputs[row].stopped, **options)
 
     def pieces() -> Iterator[tuple[int, str]]:
         for row, token in tokens:

@@ -11,9 +11,9 @@ from saap_jax.runtime.errors import read_object
 
 
 def _llama(
-    vocab: int, embed: int, layers: int, heads: int, kv_heads: int, mlp: int, *, head_dim: int = 0,
-    channels: int | None = None, tied: bool = False, **constants: Any,
-) -> LlamaSpec:  # fmt: skip
+    *sizes: int, head_dim: int = 0, channels: int | None = None, tied: bool = False, **constants: Any
+) -> LlamaSpec:
+    vocab, embed, layers, heads, kv_heads, mlp = sizes
     widths = LayerWidths(kv_heads=kv_heads, q_per_kv=heads // kv_heads, mlp=mlp, channels=channels)
     return LlamaSpec(
         vocab=vocab,

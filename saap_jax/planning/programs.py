@@ -60,7 +60,7 @@ def program_of(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, 
     losses, position = _whole(layout, (examples,)), _whole(layout, (), jnp.int32)
 
     def trace() -> Any:
-        return observe_step.trace(model, state, losses, tokens, mask, position, gates, needs=needs, remat=remat)
+        return observe_step.trace(model, state, losses, (tokens, mask, position), gates, remat=remat)
 
     return Program(trace, model, state, read)
 
@@ -89,9 +89,7 @@ def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, re
     rows = Packed(*(_batch(layout, shape, kind) for kind in (jnp.int32, jnp.int32, jnp.int32, jnp.bool_)))
 
     def trace() -> Any:
-        return train_step.trace(
-            state, frozen.parameters, None, rows, graph=frozen.graph, objective=objective, schedule=schedule
-        )
+        return train_step.trace(state, frozen, rows, objective=objective, schedule=schedule)
 
     return Program(trace, (trained, frozen.parameters), moments, batch * config.length)
 

@@ -125,10 +125,8 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
         top = None if training.top is None else training.top.of(batch["row"])
         rows = microbatches(batch, plan.microbatch, state, top)
         with on_mesh_of(state):
-            state, measured = train_step(
-                state, frozen.parameters, frozen.teacher, rows,
-                graph=frozen.graph, objective=training.objective, schedule=schedule, places=places,
-            )  # fmt: skip
+            options: dict[str, Any] = {"objective": training.objective, "schedule": schedule, "places": places}
+            state, measured = train_step(state, frozen, rows, **options)
         if not bool(measured.finite):
             if checkpoints.latest != step:
                 checkpoints.save(state, progress | {"iterator": place}, None)
@@ -161,15 +159,13 @@ def held_out_loss(trained: Parameters, training: Training) -> float | None:
     """Measure the mean loss of the held-out rows in nats; None where there are none."""
     if training.held_out is None:
         return None
-    frozen, total, count, size = training.frozen, 0.0, 0, training.plan.microbatch
+    total, count, size = 0.0, 0, training.plan.microbatch
     arrays = training.held_out.arrays()
     for first in range(0, len(training.held_out.tokens), size):
         batch = padded_rows({name: value[first : first + size] for name, value in arrays.items()}, size)
         rows = jax.tree.map(lambda x: x[0], microbatches(batch, size, trained))
         with on_mesh_of(trained):
-            loss, tokens = held_out_step(
-                trained, frozen.parameters, rows, graph=frozen.graph, objective=training.objective
-            )
+            loss, tokens = held_out_step(trained, training.frozen, rows, objective=training.objective)
         total, count = total + float(loss), count + int(tokens)
     return total / count
 

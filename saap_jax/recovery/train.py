@@ -7,6 +7,7 @@
 A step whose loss or gradient is not finite changes nothing, so that what is saved afterwards is the state before it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -40,7 +41,9 @@ class Schedule(NamedTuple):
     """The largest norm of the gradient, all parameters together; 0: any."""
 
 
-class Frozen(NamedTuple):
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("parameters", "teacher"), meta_fields=("graph",))
+@dataclasses.dataclass(frozen=True)
+class Frozen:
     """What does not change: the model's structure, its other parameters, and the unpruned model to learn from."""
 
     graph: Any
@@ -116,28 +119,18 @@ def optimizer_of(schedule: Schedule) -> optax.GradientTransformation:
     return optax.chain(clip, adam)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "objective", "schedule", "places"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("objective", "schedule", "places"), donate_argnames="state")
 def train_step(
-    state: State,
-    parameters: Parameters,
-    teacher: Llama | None,
-    rows: Packed,
-    *,
-    graph: Any,
-    objective: Objective,
-    schedule: Schedule,
-    places: Places = (),
+    state: State, frozen: Frozen, rows: Packed, *, objective: Objective, schedule: Schedule, places: Places = ()
 ) -> tuple[State, Measured]:
     """Take one step on rows `[microbatches, batch, seq]`; the state's memory is taken over.
 
     Args:
-        parameters, teacher, graph: those of `Frozen`.
         places: where the state lies, see `saap_jax.runtime.mesh.held`.
     """
-    frozen = Frozen(graph, parameters, teacher)
 
     def total(trained: Parameters, some: Packed) -> tuple[Float[Array, ""], Sums]:
-        sums = sums_of(join(trained, frozen), teacher, some, objective)
+        sums = sums_of(join(trained, frozen), frozen.teacher, some, objective)
         return total_of(sums, objective), sums
 
     def accumulate(carry: tuple[Any, Sums], some: Packed) -> tuple[tuple[Any, Sums], None]:
@@ -161,13 +154,12 @@ def train_step(
     return held(state, places), Measured(*means, sums.tokens, norm, finite)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "objective"))
+@functools.partial(jax.jit, static_argnames=("objective",))
 def held_out_step(
-    trained: Parameters, parameters: Parameters, rows: Packed, *, graph: Any, objective: Objective
+    trained: Parameters, frozen: Frozen, rows: Packed, *, objective: Objective
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Sum the loss of rows `[batch, seq]` in nats, and count the tokens that it predicts."""
-    model = join(trained, Frozen(graph, parameters))
-    sums = sums_of(model, None, rows, objective._replace(distillation=0.0, hidden=0.0))
+    sums = sums_of(join(trained, frozen), None, rows, objective._replace(distillation=0.0, hidden=0.0))
     return sums.loss, sums.tokens
 
 

@@ -23,7 +23,7 @@ from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.processes import broadcast
-from saap_jax.runtime.progress import Track, quiet
+from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.score.calibrate import (
     Calibrated,
     Plan,
@@ -64,12 +64,9 @@ def kept_scores(
             subject,
             examples,
             plan,
+            Passes(config.calibration.batch_size, config.remat, track, name if len(scenarios) > 1 else ""),
             statistics=load_statistics(path, subject.weights, needs) if known else None,
             stability=True,
-            batch_size=config.calibration.batch_size,
-            remat=config.remat,
-            track=track,
-            scenario=name if len(scenarios) > 1 else "",
         )
         if config.keep_statistics != "none" and not known and statistics is not None:
             run.claim(path.parent.name)

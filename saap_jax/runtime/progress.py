@@ -4,7 +4,9 @@ import contextlib
 import contextvars
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from saap_jax.types import Remat
 
 Track = Callable[[str, Iterable[Any], int], Iterator[Any]]
 """Wraps an iterable, to show progress: (what is being done, items, how many)."""
@@ -31,6 +33,21 @@ def bars(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
         from tqdm.auto import tqdm
 
         return iter(tqdm(items, desc=doing, total=total))
+
+
+class Passes(NamedTuple):
+    """How examples are passed over."""
+
+    batch_size: int = 8
+    remat: Remat = "dots"
+    """What the backward pass recomputes, see `saap_jax.llama.model.Remat`."""
+    track: Track = quiet
+    scenario: str = ""
+    """What progress calls the examples, where there are several sets."""
+
+    def progress(self, doing: str) -> Callable[[Collection[Any]], Iterator[Any]]:
+        """Make what wraps the steps of a pass, to show them."""
+        return lambda steps: self.track(f"{doing} {self.scenario}".rstrip(), steps, len(steps))
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ import numpy as np
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.surgery.corrections import check_microbatches
-from saap_jax.types import Keep, Remat, Scores
+from saap_jax.types import Keep, Scores
 
 Kind = Literal["score", "limits", "allocation", "refinement", "repair"]
 
@@ -105,7 +105,6 @@ class Context:
     behind: tuple["Step", ...] = ()
     """The steps that follow."""
     batch_size: int = 8
-    remat: Remat = "dots"
     track: Track = quiet
     observe: Callable[[Any, State, bool], Any] | None = None
     """Scores a state by a step: `steps.run.Runner`."""

@@ -14,16 +14,16 @@ import numpy as np
 
 from saap_jax.estimation.registry import code_of
 from saap_jax.runtime.digests import code_digest
-from saap_jax.runtime.progress import Track, quiet
+from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import Allocation, choose, most_removable
-from saap_jax.steps.base import Cache, Context, State, Step, Store
+from saap_jax.steps.base import Context, State, Step, Store
 from saap_jax.steps.chain import Chain, limits_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.score.calibrate import STABILITY, Calibrated, Wanted, calibrate, put_together
 from saap_jax.steps.score.fusion import Fused
 from saap_jax.steps.score.score import Score, Stable
 from saap_jax.subjects.base import Examples, Subject
-from saap_jax.types import Remat, Scores
+from saap_jax.types import Scores
 
 
 def digest(*parts: Any) -> str:
@@ -39,29 +39,24 @@ class Runner:
         subject: Subject,
         scenarios: Mapping[str, Examples],
         chains: Sequence[Chain] = (),
+        passes: Passes = Passes(),
         *,
-        key: str = "",
-        cache: Cache | None = None,
-        batch_size: int = 8,
-        remat: Remat = "dots",
-        track: Track = quiet,
+        store: Store = Store(),
         open_end: bool = False,
     ) -> None:
         """Take what chains run on.
 
         Args:
             chains: all that will be run, so that one pass observes what all of them ask of the unpruned model.
-            key: digest of the model and the text, where there is a cache.
+            store: the cache, and a digest of the model and the text.
             open_end: the ratio at the end is not known on the way, as where targets say how much goes; steps that
                 look ahead then go by the ratio of the round.
         """
         self.open_end = open_end
-        self.subject, self.scenarios, self.cache = subject, scenarios, cache
-        self.batch_size, self.track = batch_size, track
-        self.remat: Remat = remat
+        self.subject, self.scenarios, self.passes, self.cache = subject, scenarios, passes, store.cache
         self.steps: dict[str, Score] = {}
         self.stable = False
-        self.key = digest(key, batch_size)
+        self.key = digest(store.key, passes.batch_size)
         self._first: Calibrated | None = None
         self._states: dict[str, State] = {}
         for chain in chains:
@@ -105,7 +100,7 @@ class Runner:
     def check(self, chain: Chain, ratios: Sequence[float]) -> None:
         """Raise ValueError for what can be known to fail before any time is spent."""
         rows = sum(self.subject.count(examples)[0] for examples in self.scenarios.values())
-        chain.check(self.subject, -(-rows // self.batch_size))
+        chain.check(self.subject, -(-rows // self.passes.batch_size))
         allocation = next(each for each in chain.steps if isinstance(each, Allocation))
         equal: Scores = {name: np.ones(units.shape) for name, units in self.subject.existing.items()}
         for ratio in ratios:
@@ -144,8 +139,8 @@ class Runner:
 
         state = start if step.drives else before(start, ratio)
         on = Context(
-            dense=self.subject, scenarios=self.scenarios, ratio=ratio, final=final, behind=behind, remat=self.remat,
-            batch_size=self.batch_size, track=self.track, observe=self._observe,
+            dense=self.subject, scenarios=self.scenarios, ratio=ratio, final=final, behind=behind,
+            batch_size=self.passes.batch_size, track=self.passes.track, observe=self._observe,
             store=Store(self.cache, digest(key, "training")),
         )  # fmt: skip
         kept = Store(self.cache, key)
@@ -198,11 +193,8 @@ class Runner:
         return [*map(str, wanted), *(code_of(member) for member in wanted.members(tuple(self.subject.existing)))]
 
     def _calibrate(self, plan: Mapping[str, Wanted], state: State, stability: bool) -> Calibrated:
-        return calibrate(
-            state.subject, self.scenarios, plan, stability=stability,
-            keep=None if state.gone is None else state.keep, batch_size=self.batch_size, remat=self.remat,
-            track=self.track,
-        )  # fmt: skip
+        keep = None if state.gone is None else state.keep
+        return calibrate(state.subject, self.scenarios, plan, self.passes, stability=stability, keep=keep)
 
 
 def packed(made: Calibrated) -> dict[str, np.ndarray]:

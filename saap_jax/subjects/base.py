@@ -21,8 +21,9 @@ from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics
 from saap_jax.runs.records import Couplings
-from saap_jax.surgery.corrections import Correction, Repair
-from saap_jax.types import Keep, Remat, Scores, WindowLosses
+from saap_jax.runtime.progress import Passes
+from saap_jax.surgery.corrections import Correction, Repair, Walk
+from saap_jax.types import Keep, Scores, WindowLosses
 
 Examples = Any
 """Rows that a subject observes or is judged on; see the table above."""
@@ -33,6 +34,9 @@ Progress = Callable[[Sequence[Any]], Iterator[Any]]
 
 silent: Progress = iter
 """Show no progress."""
+
+OBSERVING = "observe the calibration examples"
+"""What progress says of the one pass."""
 
 
 @runtime_checkable
@@ -125,12 +129,10 @@ class Subject(abc.ABC):
         self,
         examples: Examples,
         needs: frozenset[Statistic],
+        passes: Passes = Passes(),
         *,
         curvature: Curvature | None = None,
         keep: Keep | None = None,
-        batch_size: int = 8,
-        remat: Remat = "dots",
-        progress: Progress = silent,
     ) -> Statistics:
         """Run the one pass over examples; with `keep`, with all other units masked."""
 
@@ -209,8 +211,7 @@ class Subject(abc.ABC):
         keep: Keep,
         examples: Examples,
         rule: str,
-        repair: Repair | None,
-        tokens: str,
+        walk: Walk,
         *,
         dense: "Subject",
         batch_size: int = 8,

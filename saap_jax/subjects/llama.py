@@ -22,17 +22,18 @@ from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, automatic
+from saap_jax.runtime.progress import Passes
 from saap_jax.structures import count_parameters, discover, prunable_parameters, unit_costs
-from saap_jax.subjects.base import Progress, Subject, silent
+from saap_jax.subjects.base import OBSERVING, Progress, Subject, silent
 from saap_jax.surgery.compensation import compensate
-from saap_jax.surgery.corrections import Correction, Repair
+from saap_jax.surgery.corrections import Correction, Repair, Walk
 from saap_jax.surgery.cut import cut
 from saap_jax.surgery.divergence import Divergence, folded
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.trace.listing import coupling_record, traced_model
 from saap_jax.trace.problem import Problem, made_problem
 from saap_jax.trace.subject import subject_of as traced_subject
-from saap_jax.types import STRUCTURES, Keep, Remat, Scores, WindowLosses
+from saap_jax.types import STRUCTURES, Keep, Scores, WindowLosses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,16 +128,14 @@ class LlamaSubject(Subject):
         self,
         examples: Windows,
         needs: frozenset[Statistic],
+        passes: Passes = Passes(),
         *,
         curvature: Curvature | None = None,
         keep: Keep | None = None,
-        batch_size: int = 8,
-        remat: Remat = "dots",
-        progress: Progress = silent,
     ) -> Statistics:
-        gates = None if keep is None else masks(keep)
-        parts = pairs(examples, batch_size)
-        return observe(self.model, parts, needs, gates=gates, curvature=curvature, remat=remat, progress=progress)
+        gates, parts = None if keep is None else masks(keep), pairs(examples, passes.batch_size)
+        options: Any = {"remat": passes.remat, "progress": passes.progress(OBSERVING)}
+        return observe(self.model, parts, needs, gates=gates, curvature=curvature, **options)
 
     def losses(
         self,
@@ -196,15 +195,14 @@ class LlamaSubject(Subject):
         keep: Keep,
         examples: Windows,
         rule: str,
-        repair: Repair | None,
-        tokens: str,
+        walk: Walk,
         *,
         dense: Any,
         batch_size: int = 8,
         progress: Progress = silent,
     ) -> Keep:
         parts, other = pairs(examples, batch_size), self._other(dense)
-        return chosen_in_sequence(self.model, keep, parts, rule, repair, tokens, dense=other, progress=progress)
+        return chosen_in_sequence(self.model, keep, parts, rule, walk, dense=other, progress=progress)
 
     def folded(self, scales: Scores) -> "LlamaSubject":
         factors: dict[str, Any] = dict(scales)

@@ -15,6 +15,7 @@ unpruned model, which â W' is to come close to.
 Sources and deviations are said by the steps, `saap_jax.steps.repair`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -28,11 +29,11 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.estimation.base import wide
 from saap_jax.estimation.reconstruction import gram_sums, token_weights
 from saap_jax.llama.attention import apart_of, sight_of
-from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, post_normed, rms_norm
+from saap_jax.llama.model import Llama, attend, feed, param, post_normed, rms_norm
 from saap_jax.llama.passes import layer_of
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.mesh import taken_in
-from saap_jax.surgery.corrections import HELD_OUT, Correction, Normal, Repair, corrected, together
+from saap_jax.surgery.corrections import HELD_OUT, Correction, Normal, Repair, Walk, corrected, together
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import STRUCTURES, Keep
 
@@ -84,9 +85,8 @@ def compensate(
     check_keep(keep, model.segments)
     made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
     corrections = []
-    walk = corrected_in_turn(model, keep, batches, repair, dense=dense, propagate=repair.propagate,
-                             tokens=repair.tokens, progress=progress)  # fmt: skip
-    for at, new, correction in walk:
+    walk = Walk(repair, repair.propagate == "pruned", repair.tokens == "equal")
+    for at, new, correction in corrected_in_turn(model, keep, batches, walk, dense=dense, progress=progress):
         made[at.structure].append(new)
         corrections += [] if correction is None else [correction]
     return Compensated(rewritten(model, made, repair.biases), corrections)
@@ -100,28 +100,24 @@ def corrected_in_turn(
     model: Llama,
     keep: Keep,
     batches: Sequence[Batch],
-    repair: Repair | None,
+    walk: Walk,
     *,
     dense: Llama | None = None,
-    propagate: str = "pruned",
-    tokens: str = "scaled",
     choose: Choose | None = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
 ) -> Iterator[tuple["SubBlock", "Written", Correction | None]]:
     """Yield each sub-block, in the order of the forward pass, what writes from now on, and what that helped.
 
     Args:
-        repair: how sub-blocks are corrected; None: not at all.
         choose: chooses again what is kept of a sub-block, on the activations that it is corrected on.
     """
-    masks, through = [jnp.asarray(mask) for _, mask in batches], propagate == "pruned"
+    masks, (repair, through, _) = [jnp.asarray(mask) for _, mask in batches], walk
     streams = [Stream(x := model.embedded(jnp.asarray(tokens)), x) for tokens, _ in batches]
-    same, equal = True, tokens == "equal"
+    same = True
     for at in sub_blocks(model, keep, progress):
-        whole = at.old if dense is None else writer_of(dense.segments[at.segment], at.structure, at.place)
+        whole = at.old if dense is None else writer_of(dense, at.place)
         same = bool(at.kept.all()) and (same or not through)
-        where = {"index": at.place, "segment": at.segment, "structure": at.structure}
-        advance = functools.partial(advance_step, model, **where)
+        advance = functools.partial(advance_step, model, at.place)
         if same or at.routed is not None:  # experts are never corrected: see `LlamaSubject.unrepaired`
             pruned = after = [advance(whole, stream.dense) for stream in streams]
             if through and not same:
@@ -129,9 +125,7 @@ def corrected_in_turn(
             streams = [Stream(*each) for each in zip(after, pruned, strict=True)]
             yield at, at.old, None
             continue
-        step = functools.partial(
-            normal_step, model, whole, at.old.bias, **where, through=through, equal=equal, repair=repair
-        )
+        step = functools.partial(normal_step, model, at.place, whole, at.old.bias, walk=walk)
         sums, after = summed(step, streams, masks)
         if choose is not None and not at.kept.all():
             at = at._replace(kept=choose(at, together(*sums)))
@@ -151,14 +145,22 @@ class Written(NamedTuple):
     """Zeros where the model has none."""
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("index",), meta_fields=("segment", "structure"))
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Where a sub-block is: its layer within a segment is an input of programs, so that one serves all layers."""
+
+    index: Int[Array, ""]
+    segment: int
+    structure: str
+
+
 class SubBlock(NamedTuple):
     """Attention or MLP of one layer, and what of it is kept."""
 
     structure: str
     layer: int
-    segment: int
-    place: Int[Array, ""]
-    """Of the layer within its segment."""
+    place: Site
     old: Written
     kept: Bool[np.ndarray, "coordinates"]
     routed: Float[Array, "experts"] | None = None
@@ -185,61 +187,56 @@ def sub_blocks(
     for layer in progress(range(len(places))):
         segment, index = places[layer]
         for structure in STRUCTURES:
-            old = writer_of(model.segments[segment], structure, index)
+            place = Site(index, segment, structure)
+            old = writer_of(model, place)
             widths = model.segments[segment].widths
             units = widths.kv_heads if structure == "attention" else widths.mlp
             own = keep[structure][layer, :units]
             kept = np.repeat(own, len(old.weight) // max(units, 1))
             mixed = structure == "mlp" and model.segments[segment].mlp.router is not None
             routed = jnp.asarray(own, old.weight.dtype) if mixed else None
-            yield SubBlock(structure, layer, segment, index, old, kept, routed)
+            yield SubBlock(structure, layer, place, old, kept, routed)
 
 
-@functools.partial(jax.jit, static_argnames=("structure",))
-def writer_of(segment: DecoderLayer, structure: str, index: Int[Array, ""]) -> Written:
-    """Return the output matrix and the bias of one layer, by its number within the segment."""
-    layer = layer_of(segment, index)
+@jax.jit
+def writer_of(model: Llama, at: Site) -> Written:
+    """Read the output matrix and the bias of a sub-block."""
+    layer = layer_of(model.segments[at.segment], at.index)
     weight, bias = {
         "attention": (layer.attention.output[...], layer.attention.output_bias),
         "mlp": (layer.mlp.down[...], layer.mlp.down_bias),
-    }[structure]
+    }[at.structure]
     weight = weight.reshape(-1, weight.shape[-1])
     return Written(weight, jnp.zeros(weight.shape[-1], weight.dtype) if bias is None else bias[...])
 
 
-@functools.partial(jax.jit, static_argnames=("segment", "structure", "through", "equal", "repair"))
+@functools.partial(jax.jit, static_argnames=("walk",))
 def normal_step(
     model: Llama,
+    at: Site,
     whole: Written,
     bias: Float[Array, "embed"],
     stream: Stream,
     mask: Bool[Array, "batch seq"],
     *,
-    index: Int[Array, ""],
-    segment: int,
-    structure: str,
-    through: bool,
-    equal: bool = False,
-    repair: Repair | None = None,
+    walk: Walk,
 ) -> tuple[Normal, Float[Array, "batch seq embed"]]:
-    """Return what a microbatch adds to the sums of a sub-block, and the unpruned stream behind it.
+    """Make what a microbatch adds to the sums of a sub-block, and the unpruned stream behind it.
 
     Args:
         whole: what writes in the unpruned model.
         bias: of the pruned model, which stays.
-        through: on the pruned stream, and toward what it lacks, as the repair says; else on the unpruned one.
-        equal: tokens count alike.
     """
-    active = activations(model, stream.dense, index, segment, structure)
-    written, post = active @ whole.weight, post_norm_of(model, index, segment, structure)
+    active = activations(model, at, stream.dense)
+    written, post = active @ whole.weight, post_norm_of(model, at)
     after = stream.dense + post_normed(written + whole.bias[None, None], post, model.constants)
-    if through:
-        active = activations(model, stream.pruned, index, segment, structure)
+    if walk.through:
+        active = activations(model, at, stream.pruned)
         if post is None:
             written = after - stream.pruned - bias[None, None]
-            written = written if repair is None else repair.target(active @ whole.weight, written)
+            written = written if walk.repair is None else walk.repair.target(active @ whole.weight, written)
     a, target, behind = wide(active), wide(written), wide(after)
-    weights = mask.astype(behind.dtype) if equal else token_weights(behind, mask, model.constants.norm_eps)
+    weights = mask.astype(behind.dtype) if walk.equal else token_weights(behind, mask, model.constants.norm_eps)
     product, mean, weight = gram_sums(a, weights)
     return Normal(
         gram=product,
@@ -251,44 +248,36 @@ def normal_step(
     ), after
 
 
-@functools.partial(jax.jit, static_argnames=("segment", "structure"))
+@jax.jit
 def advance_step(
     model: Llama,
+    at: Site,
     new: Written,
     pruned: Float[Array, "batch seq embed"],
-    *,
-    index: Int[Array, ""],
-    segment: int,
-    structure: str,
     gates: Float[Array, "experts"] | None = None,
 ) -> Float[Array, "batch seq embed"]:
-    """Return the pruned stream behind a sub-block; rows of its removed units are 0 in `new`, or have `gates` of 0."""
-    written = activations(model, pruned, index, segment, structure, gates) @ new.weight + new.bias[None, None]
-    return pruned + post_normed(written, post_norm_of(model, index, segment, structure), model.constants)
+    """Compute the pruned stream behind a sub-block; rows of its removed units are 0 in `new`, or have `gates` of 0."""
+    written = activations(model, at, pruned, gates) @ new.weight + new.bias[None, None]
+    return pruned + post_normed(written, post_norm_of(model, at), model.constants)
 
 
-def post_norm_of(model: Llama, index: Int[Array, ""], segment: int, structure: str) -> nnx.Param | None:
-    """Return the scale of the norm behind a sub-block; None where there is none."""
-    layer = layer_of(model.segments[segment], index)
-    return layer.attention_post_norm if structure == "attention" else layer.mlp_post_norm
+def post_norm_of(model: Llama, at: Site) -> nnx.Param | None:
+    """Read the scale of the norm behind a sub-block; None where there is none."""
+    layer = layer_of(model.segments[at.segment], at.index)
+    return layer.attention_post_norm if at.structure == "attention" else layer.mlp_post_norm
 
 
 def activations(
-    model: Llama,
-    x: Float[Array, "batch seq embed"],
-    index: Int[Array, ""],
-    segment: int,
-    structure: str,
-    gates: Float[Array, "experts"] | None = None,
+    model: Llama, at: Site, x: Float[Array, "batch seq embed"], gates: Float[Array, "experts"] | None = None
 ) -> Float[Array, "batch seq coordinates"]:
-    """Return what enters the output matrix of a sub-block, from the residual stream in front of it."""
-    layer, constants = layer_of(model.segments[segment], index), model.constants
-    if structure == "mlp":
+    """Compute what enters the output matrix of a sub-block, from the residual stream in front of it."""
+    layer, constants = layer_of(model.segments[at.segment], at.index), model.constants
+    if at.structure == "mlp":
         active = feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], constants), constants, gates)
         return active.reshape(*active.shape[:2], -1)
-    apart = apart_of(constants, segment_bounds(model.segments))[segment]
+    apart = apart_of(constants, segment_bounds(model.segments))[at.segment]
     sight = sight_of(x.shape[1], layer.attention.output.shape[-2], constants)
-    sight = sight.of(None if apart is None else layer_of(apart, index))
+    sight = sight.of(None if apart is None else layer_of(apart, at.index))
     middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], constants), sight, constants)
     return middle.reshape(*middle.shape[:2], -1)
 

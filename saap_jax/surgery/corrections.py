@@ -48,6 +48,17 @@ class Correction(NamedTuple):
     """The same with the correction made from the other windows; of all windows where none were held out."""
 
 
+class Walk(NamedTuple):
+    """How sub-blocks are corrected from the first to the last, as static values."""
+
+    repair: "Repair | None" = None
+    """None: not at all."""
+    through: bool = True
+    """On the stream as pruned so far, toward what it lacks, as the repair says; else on the unpruned one."""
+    equal: bool = False
+    """Tokens count alike."""
+
+
 @jax.jit
 def least_squares(
     normal: Normal,

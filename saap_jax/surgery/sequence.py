@@ -13,7 +13,6 @@ These methods prune so; scores from one pass over the unpruned model do not see 
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from saap_jax.estimation.reconstruction import greedy_costs, leverages, swapped
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.compensation import Batch, SubBlock, corrected_in_turn
-from saap_jax.surgery.corrections import Normal, check_microbatches
+from saap_jax.surgery.corrections import Normal, Walk, check_microbatches
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import Keep
 
@@ -58,13 +57,12 @@ def chosen_in_sequence(
     keep: Keep,
     batches: Sequence[Batch],
     rule: str,
-    repair: Any = None,
-    tokens: str = "scaled",
+    walk: Walk = Walk(),
     *,
     dense: Llama | None = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
 ) -> Keep:
-    """Return a keep-set with as many units of each layer and structure, those of the highest scores where they are.
+    """Choose as many units of each layer and structure, those of the highest scores where they are.
 
     Costs about as much as compensation of one keep-set.
 
@@ -72,8 +70,7 @@ def chosen_in_sequence(
         keep: `[layers, units]` of attention and MLP; how many are kept of each layer.
         batches: (tokens, mask) pairs of one shape, padding on the right.
         rule: a name of `RULES`.
-        repair: how each sub-block is corrected before the next is looked at; None: not at all.
-        tokens: how much each token counts, `scaled` or `equal`.
+        walk: how each sub-block is corrected before the next is looked at.
         dense: the unpruned model, where the model was repaired before.
 
     Raises:
@@ -96,9 +93,7 @@ def chosen_in_sequence(
         row[:] = np.isin(np.arange(len(row)), first)
         return np.repeat(row[:units], len(at.kept) // units)
 
-    for _ in corrected_in_turn(
-        model, keep, batches, repair, dense=dense, tokens=tokens, choose=choose, progress=progress
-    ):
+    for _ in corrected_in_turn(model, keep, batches, walk, dense=dense, choose=choose, progress=progress):
         pass
     return new
 

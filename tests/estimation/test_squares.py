@@ -91,9 +91,8 @@ class TestCost:
 
     def lowered(self, needs):
         state = {need: need.init(self.model, Plan(4)) for need in needs}
-        position = jnp.asarray(0, jnp.int32)
-        arguments = (self.model, state, jnp.zeros(4), *self.batch, position, ones_gates(self.model.segments))
-        return observe_step.lower(*arguments, needs=frozenset(needs), remat="none").compile()
+        batch, gates = (*self.batch, jnp.asarray(0, jnp.int32)), ones_gates(self.model.segments)
+        return observe_step.lower(self.model, state, jnp.zeros(4), batch, gates, remat="none").compile()
 
     def flops(self, needs) -> float:
         return self.lowered(needs).cost_analysis()["flops"]

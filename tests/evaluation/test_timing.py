@@ -34,10 +34,10 @@ def test_the_timed_programs_generate(programs):
     """They make the tokens that `generate` returns."""
     mine = programs[0]
     settings, stops, inputs = settings_of(Sampling()), stops_of(()), mine.inputs()
-    token, state = mine.prefill(mine.model, inputs.tokens, inputs.start, inputs.done, mine.keys, settings, stops)
+    token, state = mine.prefill(mine.model, inputs, mine.keys, settings, stops)
     tokens, _ = mine.decode(mine.model, state, settings, stops, jnp.int32(6))
     made = np.concatenate([np.asarray(token)[:, None], np.asarray(tokens)[:, :6]], axis=1).tolist()
-    assert made == generate(mine.model, mine.prompts, max_new_tokens=7, stop_tokens=())
+    assert made == generate(mine.model, mine.prompts, max_new_tokens=7, sampling=Sampling(stop_tokens=()))
 
 
 def test_times_are_numbers(programs):

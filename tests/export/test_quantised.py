@@ -158,7 +158,7 @@ class TestInLlamaCpp:
 
     def test_greedy_tokens_of_a_merged_model(self, tmp_path):
         """32 tokens of SmolLM2 with adapters merged, in 4 bits, are those that our own decoding makes."""
-        from saap_jax.llama.generate import generate
+        from saap_jax.llama.generate import Sampling, generate
         from tests.export.test_llamacpp import last_logits, opened
 
         try:
@@ -176,4 +176,6 @@ class TestInLlamaCpp:
             for _ in range(32):
                 tokens.append(int(last_logits(runtime).argmax()))
                 past = runtime._eval_tokens(tokens[-1:], past)
-        assert generate(model, [prompt], max_new_tokens=32, stop_tokens=())[0] == tokens[len(prompt) :]
+        assert (
+            generate(model, [prompt], max_new_tokens=32, sampling=Sampling(stop_tokens=()))[0] == tokens[len(prompt) :]
+        )

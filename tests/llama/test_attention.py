@@ -234,7 +234,7 @@ def test_second_derivatives_in_blocks(few):
         with attending(path):
             run = functools.partial(step, curvature=curvature, remat="dots")
             total = GATE_HESSIAN.init(model, Plan(2, curvature))
-            return jax.jit(run)(model, total, tokens, mask, ones_gates(model.segments))
+            return jax.jit(run)(model, total, (tokens, mask), ones_gates(model.segments))
 
     assert close(hessian("blocks"), hessian("plain"), 1e-4)
     with pytest.raises(ValueError, match="splash has no second derivatives"), attending(tpu=True):

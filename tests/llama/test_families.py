@@ -9,7 +9,7 @@ import pytest
 
 from saap_jax.estimation import GATE_GRADIENT, SQUARED_WEIGHT_GRADIENT, WEIGHT_GRADIENT, observe
 from saap_jax.estimation.ablation import ablate, sample_units
-from saap_jax.llama.generate import generate
+from saap_jax.llama.generate import Sampling, generate
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.passes import packed_hidden
 from saap_jax.llama.segments import existing_units, masks, ones_gates
@@ -260,12 +260,12 @@ AT_ONCE = "mistral", "gemma3_text", "qwen3_moe"
 def test_generation_equals_recomputation(family, widths):
     """Prompts shorter and longer than the window, padded on the left, beyond which the cache goes on."""
     model = relative(family, *widths)
-    ours = generate(model, PROMPTS, max_new_tokens=9, stop_tokens=())
+    ours = generate(model, PROMPTS, max_new_tokens=9, sampling=Sampling(stop_tokens=()))
     assert ours == [recomputed(model, prompt, 9) for prompt in PROMPTS]
     assert len({tuple(row) for row in ours}) > 1
     if family == "mistral":  # control
         wider = with_constants(model, sliding_window=None)
-        assert generate(wider, PROMPTS, max_new_tokens=9, stop_tokens=()) != ours
+        assert generate(wider, PROMPTS, max_new_tokens=9, sampling=Sampling(stop_tokens=())) != ours
 
 
 @pytest.mark.slow

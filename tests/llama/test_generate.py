@@ -45,7 +45,8 @@ from tests.helpers import (
     spec_of,
 )
 
-SAMPLINGS = [Sampling(temperature=1.0), Sampling(temperature=0.7, top_p=0.8)]
+ENDLESS = Sampling(stop_tokens=())
+SAMPLINGS = [dataclasses.replace(ENDLESS, temperature=each, top_p=p) for each, p in ((1.0, 1.0), (0.7, 0.8))]
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2]]
 SCALING = RopeScaling(kind="llama3", factor=8.0, original_max_positions=32)
 MODELS = {
@@ -86,7 +87,7 @@ def recomputed(model, prompt: list[int], count: int) -> list[int]:
 def test_equals_recomputation(name):
     """Prompts of different lengths in one batch, so three of four are padded."""
     model = MODELS[name]()
-    ours = generate(model, PROMPTS, max_new_tokens=9, stop_tokens=())
+    ours = generate(model, PROMPTS, max_new_tokens=9, sampling=ENDLESS)
     assert ours == [recomputed(model, prompt, 9) for prompt in PROMPTS]
     assert len({tuple(row) for row in ours}) > 1 or name == "no heads at all"
 
@@ -96,7 +97,7 @@ def test_a_wrong_cache_would_be_seen():
     """The negative control: keys of another model's layer give other tokens."""
     model = ragged_model()
     other = changed(model, "segments/0/attention/key", lambda value: -value)
-    assert generate(model, PROMPTS, max_new_tokens=9, stop_tokens=()) != [recomputed(other, p, 9) for p in PROMPTS]
+    assert generate(model, PROMPTS, max_new_tokens=9, sampling=ENDLESS) != [recomputed(other, p, 9) for p in PROMPTS]
 
 
 @pytest.mark.parametrize(
@@ -130,22 +131,22 @@ def test_logits_of_prompt_and_steps(name, dtype, form):
 
 
 @pytest.mark.parametrize(
-    "sampling", [SAMPLINGS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in (Sampling(), SAMPLINGS[1]))]
+    "sampling", [SAMPLINGS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in (ENDLESS, SAMPLINGS[1]))]
 )
 def test_a_row_does_not_depend_on_its_batch(sampling):
     model = ragged_model()
-    rows = generate(model, PROMPTS, max_new_tokens=7, stop_tokens=(), sampling=sampling)
+    rows = generate(model, PROMPTS, max_new_tokens=7, sampling=sampling)
     for batch_size in (1, 3):
-        again = generate(model, PROMPTS, max_new_tokens=7, stop_tokens=(), sampling=sampling, batch_size=batch_size)
+        again = generate(model, PROMPTS, max_new_tokens=7, sampling=sampling, batch_size=batch_size)
         assert again == rows
     if sampling.temperature:
-        seeded = Sampling(temperature=sampling.temperature, seed=1)
-        assert generate(model, PROMPTS, max_new_tokens=7, stop_tokens=(), sampling=seeded) != rows
+        seeded = dataclasses.replace(sampling, seed=1)
+        assert generate(model, PROMPTS, max_new_tokens=7, sampling=seeded) != rows
 
 
 @pytest.mark.slow
 def test_equal_prompts_have_streams_of_their_own():
-    rows = generate(dense_model(), [[1, 2]] * 3, max_new_tokens=12, stop_tokens=(), sampling=Sampling(temperature=1.0))
+    rows = generate(dense_model(), [[1, 2]] * 3, max_new_tokens=12, sampling=Sampling(temperature=1.0, stop_tokens=()))
     assert len({tuple(row) for row in rows}) == 3
 
 
@@ -164,17 +165,17 @@ def test_stop_tokens_end_a_row_and_are_not_part_of_it():
 def test_more_tokens_than_one_call_makes():
     model = dense_model()
     count = 2 * STEPS + 3
-    rows = generate(model, [[7, 7]], max_new_tokens=count, stop_tokens=())
+    rows = generate(model, [[7, 7]], max_new_tokens=count, sampling=ENDLESS)
     assert len(rows[0]) == count
-    streamed = stream(model, [[7, 7]], max_new_tokens=count, stop_tokens=())
+    streamed = stream(model, [[7, 7]], max_new_tokens=count, sampling=ENDLESS)
     assert [token for _, token in streamed] == rows[0]
 
 
 def test_stream_yields_what_generate_returns_row_by_row():
     model = ragged_model()
-    pairs = list(stream(model, PROMPTS, max_new_tokens=6, stop_tokens=(), batch_size=4))
+    pairs = list(stream(model, PROMPTS, max_new_tokens=6, sampling=ENDLESS, batch_size=4))
     assert [row for row, _ in pairs[:4]] == [row for row, _ in pairs[4:8]]
-    rows = generate(model, PROMPTS, max_new_tokens=6, stop_tokens=())
+    rows = generate(model, PROMPTS, max_new_tokens=6, sampling=ENDLESS)
     assert [[token for place, token in pairs if place == row] for row in range(4)] == rows
 
 
@@ -198,9 +199,9 @@ def test_programs_compile_once_a_shape():
     """Neither lengths within a bucket, nor draws, stops and counts of tokens compile anything new."""
     model = dense_model("mqa", mlp=10)
     before = prefill._cache_size(), decode_steps._cache_size()
-    generate(model, [[1, 2, 3], [4]], max_new_tokens=5, stop_tokens=())
+    generate(model, [[1, 2, 3], [4]], max_new_tokens=5, sampling=ENDLESS)
     assert (prefill._cache_size(), decode_steps._cache_size()) == (before[0] + 1, before[1] + 1)
-    generate(model, [[1] * 9, [4, 5]], max_new_tokens=4, stop_tokens=[3], sampling=Sampling(temperature=1.0, top_k=3))
+    generate(model, [[1] * 9, [4, 5]], max_new_tokens=4, sampling=Sampling(temperature=1.0, top_k=3, stop_tokens=[3]))
     list(stream(model, [[1] * 16, [4, 5]], max_new_tokens=6, sampling=Sampling(top_p=0.3, seed=9)))
     assert (prefill._cache_size(), decode_steps._cache_size()) == (before[0] + 1, before[1] + 1)
     generate(model, [[1] * 17, [4, 5]], max_new_tokens=4)
@@ -213,7 +214,7 @@ def test_the_cache_is_reused_in_place():
     inputs = padded(PROMPTS, 4)
     keys = jax.random.split(jax.random.key(0), 4)
     settings, stops = settings_of(Sampling()), stops_of(())
-    _, state = prefill(model, inputs.tokens, inputs.start, inputs.done, keys, settings, stops, slots=64)
+    _, state = prefill(model, inputs, keys, settings, stops, slots=64)
     places = [segment.keys.unsafe_buffer_pointer() for segment in state.cache if segment.keys.size]
     _, after = decode_steps(model, state, settings, stops, jnp.int32(3))
     assert all(segment.keys.is_deleted() for segment in state.cache if segment.keys.size)
@@ -275,7 +276,7 @@ def test_rows_decoded_alone_are_those_of_recomputation(name, parts):
     model = MODELS[name]()
     fused = fused_layers(model, parts)
     for prompt in PROMPTS:
-        assert generate(fused, [prompt], max_new_tokens=6, stop_tokens=()) == [recomputed(model, prompt, 6)]
+        assert generate(fused, [prompt], max_new_tokens=6, sampling=ENDLESS) == [recomputed(model, prompt, 6)]
 
 
 def test_fused_layers_with_a_column_moved_are_another_function():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
-from saap_jax.llama.generate import generate
+from saap_jax.llama.generate import Sampling, generate
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
 
@@ -186,7 +186,7 @@ def test_text_of_a_real_model(smollm2, smollm2_tokenizer, tmp_path):
     """Ours in one batch with padding on the left, theirs one prompt at a time."""
     theirs = load_torch(save_model(smollm2, tmp_path / "model"))
     prompts = [smollm2_tokenizer.encode(text) for text in PROMPTS]
-    ours = generate(smollm2, prompts, max_new_tokens=NEW, stop_tokens=())
+    ours = generate(smollm2, prompts, max_new_tokens=NEW, sampling=Sampling(stop_tokens=()))
     for prompt, made in zip(prompts, ours, strict=True):
         with torch.inference_mode():
             whole = theirs.generate(
@@ -208,4 +208,4 @@ def test_text_of_a_cut_model(smollm2, tmp_path):
         whole = theirs.generate(
             torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False, eos_token_id=None
         )
-    assert generate(pruned, [prompt], max_new_tokens=24, stop_tokens=()) == [whole[0, 40:].tolist()]
+    assert generate(pruned, [prompt], max_new_tokens=24, sampling=Sampling(stop_tokens=())) == [whole[0, 40:].tolist()]

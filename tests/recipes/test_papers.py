@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import masks
+from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.softmax import Softmax
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.refinement.evolve import Evolve
@@ -56,7 +57,7 @@ def activations(model):
 def kept(model, method: str | Chain, ratio: float):
     """Return what a recipe keeps, or a chain."""
     chain = parse(method) if isinstance(method, str) else method
-    runner = Runner(LlamaSubject(model), {"text": Windows(TOKENS, MASK)}, [chain], batch_size=1)
+    runner = Runner(LlamaSubject(model), {"text": Windows(TOKENS, MASK)}, [chain], Passes(1))
     return runner.choose(chain, ratio).keep
 
 

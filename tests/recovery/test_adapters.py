@@ -7,7 +7,7 @@ import pytest
 
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.llama.decoder import single_layers
-from saap_jax.llama.generate import generate
+from saap_jax.llama.generate import Sampling, generate
 from saap_jax.llama.product import inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, Quantized, quantization_of
 from saap_jax.recovery import METHODS, AdapterParam, groupwise, lora, quantize
@@ -169,7 +169,7 @@ def test_decoding_agrees_with_the_forward_pass(stage):
     model = trained(method.prepare(pruned_model(), KEY), method.trainable)
     model = model if stage == "adapted" else method.merge(model)
     prompt = random_tokens(1, 6)[0].tolist()
-    made = generate(single_layers(model), [prompt], max_new_tokens=6, stop_tokens=())[0]
+    made = generate(single_layers(model), [prompt], max_new_tokens=6, sampling=Sampling(stop_tokens=()))[0]
     tokens = jnp.asarray([prompt + made])
     expected = np.asarray(forward(model, tokens))[0].argmax(-1)
     assert expected[len(prompt) - 1 : -1].tolist() == made

@@ -36,10 +36,7 @@ def run(model, method=FULL, *, steps=1, size=5, objective=PLAIN, schedule=SCHEDU
     trained, frozen = split(method.prepare(model, KEY), method.trainable, teacher)
     state, told = start(trained, schedule), []
     for _ in range(steps):
-        state, measured = train_step(
-            state, frozen.parameters, teacher, microbatches(batch, size),
-            graph=frozen.graph, objective=objective, schedule=schedule,
-        )  # fmt: skip
+        state, measured = train_step(state, frozen, microbatches(batch, size), objective=objective, schedule=schedule)
         told.append(measured)
     return state, frozen, told
 
@@ -94,7 +91,7 @@ def test_microbatches_change_nothing():
         assert int(one.tokens) == int(other.tokens) == BATCH["targets"].sum()
     trained, frozen = split(dense_model(), nnx.Param)
     each = [jax.tree.map(lambda x, n=n: x[n], microbatches(BATCH, 1)) for n in range(5)]
-    found = [held_out_step(trained, frozen.parameters, rows, graph=frozen.graph, objective=PLAIN) for rows in each]
+    found = [held_out_step(trained, frozen, rows, objective=PLAIN) for rows in each]
     losses, counts = (np.array(values, float) for values in zip(*found, strict=True))
     np.testing.assert_allclose(whole[0].loss, losses.sum() / counts.sum(), rtol=1e-5)
     assert abs((losses / counts).mean() - losses.sum() / counts.sum()) > 5e-4
@@ -167,8 +164,8 @@ def test_the_second_step_compiles_nothing():
 def test_the_state_is_donated_and_the_initial_parameters_are_not():
     trained, frozen = split(LORA_LIKE.prepare(dense_model(), KEY), Adapter)
     state = start(trained, SCHEDULE)
-    options = {"graph": frozen.graph, "objective": PLAIN, "schedule": SCHEDULE}
-    train_step(state, frozen.parameters, None, microbatches(BATCH, 5), **options)
+    options = {"objective": PLAIN, "schedule": SCHEDULE}
+    train_step(state, frozen, microbatches(BATCH, 5), **options)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trained))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((trained, frozen.parameters)))
 
@@ -187,9 +184,9 @@ def test_narrow_parameters_are_trained_in_float32():
     model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), dense_model())
     trained, frozen = split(model, nnx.Param)
     state = start(trained, SCHEDULE)
-    options = {"graph": frozen.graph, "objective": Objective(compute="bfloat16"), "schedule": SCHEDULE}
+    options = {"objective": Objective(compute="bfloat16"), "schedule": SCHEDULE}
     step = functools.partial(train_step, **options)
-    moved, told = jax.eval_shape(step, state, frozen.parameters, None, microbatches(BATCH, 5))
+    moved, told = jax.eval_shape(step, state, frozen, microbatches(BATCH, 5))
     assert {leaf.dtype for leaf in jax.tree.leaves((state.trained, moved.trained))} == {jnp.dtype("float32")}
     assert told.loss.dtype == jnp.float32
 
@@ -205,7 +202,7 @@ def test_held_out_losses_leave_the_teacher_aside():
     trained, frozen = split(dense_model(), nnx.Param)
     rows = packed(rows_of(5, 7))
     found = [
-        held_out_step(trained, frozen.parameters, rows, graph=frozen.graph, objective=objective)
+        held_out_step(trained, frozen, rows, objective=objective)
         for objective in (Objective(), Objective(distillation=0.5))
     ]
     assert float(found[0][0]) == float(found[1][0])

@@ -48,9 +48,8 @@ def test_a_step_of_recovery_is_that_of_one_device(family):
         begun = start(state, schedule)
         with on_mesh_of(begun):
             after, measured = train_step(
-                begun, frozen.parameters, None, microbatches(batch, 4, begun),
-                graph=frozen.graph, objective=Objective(), schedule=schedule,
-            )  # fmt: skip
+                begun, frozen, microbatches(batch, 4, begun), objective=Objective(), schedule=schedule
+            )
         trained.append(jax.tree.leaves(after.trained))
         moments.append(jax.tree.leaves(after.optimizer))
         norms.append((float(measured.loss), float(measured.norm)))

@@ -9,9 +9,11 @@ import pytest
 
 from saap_jax.data import Windows
 from saap_jax.llama.segments import masks
+from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import choose, meets
 from saap_jax.steps.allocation.rounds import stations
 from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.base import Store
 from saap_jax.steps.chain import expand, parse
 from saap_jax.steps.limits import Within
 from saap_jax.steps.run import Runner
@@ -53,8 +55,8 @@ class Memory:
         self.held[key] = {name: np.array(each) for name, each in arrays.items()}
 
 
-def runner(subject, chains=(), **options) -> Runner:
-    return Runner(subject, TEXT, chains, **{"batch_size": 2, **options})
+def runner(subject, chains=(), *, key="", cache=None, batch_size=2, **options) -> Runner:
+    return Runner(subject, TEXT, chains, Passes(batch_size), store=Store(cache, key), **options)
 
 
 def same(first, second) -> bool:
@@ -68,7 +70,7 @@ def test_rounds_observe_again_and_what_is_gone_stays_gone(subject):
     keep, done = subject.existing, []
     for ratio in stations(0.45, 0.2):
         gone = {name: units & ~keep[name] for name, units in subject.existing.items()}
-        scored = calibrate(subject, TEXT, {"wanda": Wanted("wanda")}, keep=keep, batch_size=2)
+        scored = calibrate(subject, TEXT, {"wanda": Wanted("wanda")}, Passes(2), keep=keep)
         keep = choose(subject, scored.scores("wanda"), ratio, Uniform(), Within(), gone).keep
         done.append(keep)
     assert all(not (less[name] & ~more[name]).any() for more, less in itertools.pairwise(done) for name in keep)
@@ -83,7 +85,7 @@ def test_rounds_repair_and_observe_the_repaired_model(subject):
     """Written out by two chains of one round; the text of the second is the first's outcome."""
     whole = runner(subject).run(parse("wanda > uniform > least_squares(damping=0.1) > rounds(0.2)"), 0.4)
     one = runner(subject).run(parse("wanda > uniform > least_squares(damping=0.1)"), 0.2)
-    scored = calibrate(one.subject, TEXT, {"wanda": Wanted("wanda")}, keep=one.keep, batch_size=2)
+    scored = calibrate(one.subject, TEXT, {"wanda": Wanted("wanda")}, Passes(2), keep=one.keep)
     keep = choose(subject, scored.scores("wanda"), 0.4, Uniform(), Within(), one.gone).keep
     assert same(whole.keep, keep)
     plain = runner(subject).run(parse("wanda > uniform > rounds(0.2) > least_squares(damping=0.1)"), 0.4)
@@ -297,7 +299,7 @@ REPAIRS = ("bias", "least_squares", "blended", "scales(2)")
 
 @pytest.fixture(scope="module")
 def any_runner():
-    return Runner(LlamaSubject(random_model(spec_of(*[(2, 8)] * 4))), TEXT, batch_size=2)
+    return Runner(LlamaSubject(random_model(spec_of(*[(2, 8)] * 4))), TEXT, passes=Passes(2))
 
 
 def holds(run: Runner, text: str, ratio: float = 0.3) -> None:

@@ -9,6 +9,7 @@ from saap_jax.llama.segments import existing_units
 from saap_jax.steps.repair.bias import Bias
 from saap_jax.steps.repair.least_squares import LeastSquares
 from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.surgery.corrections import Walk
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.types import STRUCTURES
 from tests.helpers import layers_of, random_keep, random_model, random_tokens, reference, spec_of
@@ -47,7 +48,7 @@ def plain_scores(rule: str, weight: np.ndarray, active: np.ndarray, count: int) 
 def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, repair, x64):
     wide = random_model(spec_of(*[(KV_HEADS, CHANNELS)] * LAYERS), dtype=np.float64)
     asked = random_keep(existing_units(wide.segments), 0.4)
-    keep = chosen_in_sequence(wide, asked, BATCHES, rule, repair, "equal")
+    keep = chosen_in_sequence(wide, asked, BATCHES, rule, Walk(repair, equal=True))
     for name in STRUCTURES:
         np.testing.assert_array_equal(keep[name].sum(1), asked[name].sum(1))
     for layer in range(LAYERS):
@@ -66,7 +67,7 @@ def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, repair, x64):
 def test_it_differs_from_choosing_on_the_whole_model(model):
     """Negative control: behind what was removed, other units are the lowest."""
     asked = random_keep(existing_units(model.segments), 0.5)
-    keep = chosen_in_sequence(model, asked, BATCHES, "wanda", tokens="equal")
+    keep = chosen_in_sequence(model, asked, BATCHES, "wanda", Walk(equal=True))
     whole = {}
     for name, path in (("attention", "attention/output"), ("mlp", "mlp/down")):
         whole[name] = np.zeros_like(asked[name])
@@ -91,7 +92,7 @@ def test_the_step_keeps_the_budget_and_chooses_again(model):
         assert subject.removed(again) == subject.removed(plain)
         assert any((again[name] != plain[name]).any() for name in STRUCTURES)
         for keep, repair in ((again, None), (repaired, Bias(tokens="equal"))):
-            expected = chosen_in_sequence(model, plain, BATCHES, "wanda", repair, "equal")
+            expected = chosen_in_sequence(model, plain, BATCHES, "wanda", Walk(repair, equal=True))
             for name in STRUCTURES:
                 np.testing.assert_array_equal(keep[name], expected[name])
 

@@ -7,7 +7,7 @@ from typing import Literal
 from saap_jax.config.checks import check_choice
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.steps.repair.repair import OutputRepair
-from saap_jax.surgery.corrections import Tokens
+from saap_jax.surgery.corrections import Tokens, Walk
 
 Rule = Literal["wanda", "obs", "obs_swaps", "leverage"]
 
@@ -49,7 +49,7 @@ class Layerwise(Step):
             )
         tokens = self.tokens or (repair.tokens if repair else "scaled")
         keep = state.subject.layerwise(
-            state.keep, on.text, self.rule, repair, tokens, dense=on.dense, batch_size=on.batch_size,
-            progress=on.progress("choose layer by layer"),
+            state.keep, on.text, self.rule, Walk(repair, equal=tokens == "equal"), dense=on.dense,
+            batch_size=on.batch_size, progress=on.progress("choose layer by layer"),
         )  # fmt: skip
         return state._replace(keep=keep)

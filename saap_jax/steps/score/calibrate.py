@@ -12,13 +12,13 @@ from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.hessian import curvature_of
 from saap_jax.estimation.registry import names_file
 from saap_jax.runtime.gather import fetched
-from saap_jax.runtime.progress import Track, quiet
+from saap_jax.runtime.progress import Passes
 from saap_jax.steps.score.fusion import Fused, FusionMethod, FusionScope, PerExample, fuse
-from saap_jax.steps.score.oracles import Passes, constant, is_oracle, make_oracle
+from saap_jax.steps.score.oracles import constant, is_oracle, make_oracle
 from saap_jax.steps.score.stability import ScenarioReduction, reduce_scenarios, stability_indicator
 from saap_jax.structures.weights import Weights, units_of
 from saap_jax.subjects.base import Examples, Subject
-from saap_jax.types import STRUCTURES, Keep, Remat, Scores
+from saap_jax.types import STRUCTURES, Keep, Scores
 
 
 class Wanted(NamedTuple):
@@ -30,6 +30,8 @@ class Wanted(NamedTuple):
     method: FusionMethod = "closed_form"
     scope: FusionScope = "structure"
     scope_constant: bool = False
+    given: Estimator | None = None
+    """The estimator itself, where `estimator` is just what it is called."""
 
     def parts(self, structures: tuple[str, ...] = STRUCTURES) -> dict[str, str]:
         """Return which estimator, or fusion, scores each structure; those of a traced model are all scored by one.
@@ -128,7 +130,9 @@ class Calibrated(NamedTuple):
         return Calibrated({name: {label: each[label]} for name, each in self.scenarios.items()}, None, fusions)
 
 
-def calibrate(subject: Subject, scenarios: Mapping[str, Examples], plan: Plan, **options: Any) -> Calibrated:
+def calibrate(
+    subject: Subject, scenarios: Mapping[str, Examples], plan: Plan, passes: Passes = Passes(), **options: Any
+) -> Calibrated:
     """Score every unit of a model by each entry of a plan, from one pass over the examples of each scenario.
 
     Args:
@@ -137,7 +141,8 @@ def calibrate(subject: Subject, scenarios: Mapping[str, Examples], plan: Plan, *
     """
     several, made = len(scenarios) > 1, {}
     for name, examples in scenarios.items():
-        _, made[name] = score_examples(subject, examples, plan, **options, scenario=name if several else "")
+        own = passes._replace(scenario=name if several else "")
+        _, made[name] = score_examples(subject, examples, plan, own, **options)
     return joined(made)
 
 
@@ -145,42 +150,32 @@ def score_examples(
     subject: Subject,
     examples: Examples,
     plan: Plan,
+    passes: Passes = Passes(),
     *,
     statistics: Statistics | None = None,
-    given: Mapping[str, Estimator] = MappingProxyType({}),
     stability: bool = False,
     keep: Keep | None = None,
-    batch_size: int = 8,
-    remat: Remat = "dots",
-    track: Track = quiet,
-    scenario: str = "",
 ) -> tuple[Statistics | None, Scored]:
     """Run the one pass over a scenario's examples, and score every unit by each entry of a plan.
 
     Args:
         statistics: of an earlier pass, which takes the place of a new one.
-        given: estimators that are no names, by what they are called in the plan.
         stability: observe what the stability indicator needs, even if no estimator does.
         keep: score the model with all other units masked; these then have no score (NaN).
-        scenario: what progress calls the scenario.
 
     Returns:
         The statistics, and the scores.
     """
-    members = make_members(plan, tuple(subject.existing), given)
+    members = make_members(plan, tuple(subject.existing))
     subject.check_estimators(members)
-    asked = [member for member in members if is_oracle(member) and member not in given]
-    passes = Passes(batch_size, track=track)
+    asked = [member for member in members if is_oracle(member) and member not in _given(plan)]
     exact = {each: constant(make_oracle(each)(subject, examples, keep, passes), subject.existing) for each in asked}
     if statistics is None and (stability or len(asked) < len(members)):
         needs = union_of_needs(members.values()) | (frozenset({GATE_GRADIENT}) if stability else frozenset())
-        doing = f"observe the calibration examples {scenario}".rstrip()
-        statistics = subject.observe(
-            examples, needs, curvature=curvature_of(members.values()), keep=keep, batch_size=batch_size, remat=remat,
-            progress=lambda steps: track(doing, steps, len(steps)),
-        )  # fmt: skip
+        curvature = curvature_of(members.values())
+        statistics = subject.observe(examples, needs, passes, curvature=curvature, keep=keep)
     nothing = Statistics(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(0), {})
-    return statistics, score_plan(subject.weights, statistics or nothing, plan, keep, {**given, **exact})
+    return statistics, score_plan(subject.weights, statistics or nothing, plan, keep, exact)
 
 
 # --- pure: statistics to scores ------------------------------------------------------------------
@@ -197,7 +192,7 @@ def score_plan(
     """Score every unit (or those that are kept) by each entry of a plan, from the same statistics.
 
     Args:
-        given: members that are no names.
+        given: what stands for members, such as oracles whose scores are known.
         known: scores of members that are not made anew, since the statistics that they need are not there any more.
     """
     present = {name: units if keep is None else keep[name] for name, units in units_of(model).items()}
@@ -219,9 +214,8 @@ def score_plan(
             if len(own) < 2:
                 continue
             if named not in known_fusions:
-                known_fusions[named] = fuse(
-                    {member: each[member] for member in own}, *wanted[1:], per_example if examples else None
-                )
+                scores_of = {member: each[member] for member in own}
+                known_fusions[named] = fuse(scores_of, *wanted[1:4], per_example if examples else None)
             fusions[part if label == wanted.estimator else label] = known_fusions[named]
             each[part] = known_fusions[named].scores
         scores[label] = {structure: each[part][structure] for structure, part in parts.items()}
@@ -237,7 +231,11 @@ def make_members(
     """
     members = tuple(dict.fromkeys(member for wanted in plan.values() for member in wanted.members(structures)))
     oracles = {member: constant({}, {}) for member in members if is_oracle(member) and make_oracle(member)}
-    return make_estimators(members, {**oracles, **given})
+    return make_estimators(members, {**oracles, **_given(plan), **given})
+
+
+def _given(plan: Plan) -> dict[str, Estimator]:
+    return {wanted.estimator: wanted.given for wanted in plan.values() if wanted.given is not None}
 
 
 def joined(made: Mapping[str, Scored]) -> Calibrated:

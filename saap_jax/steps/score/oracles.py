@@ -6,7 +6,7 @@ With `examples` each looks at the first so many of the examples only, in proport
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -14,20 +14,12 @@ from saap_jax.config.checks import check_at_least, check_seed, check_share
 from saap_jax.estimation.ablation import Unit, changes_to_scores
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import call_factory
-from saap_jax.runtime.progress import Track, quiet
+from saap_jax.runtime.progress import Passes
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import STRUCTURES, Keep, Scores
 
 ABLATION = "ablation"
 """The oracle that estimators are judged by."""
-
-
-class Passes(NamedTuple):
-    """How an oracle looks at a subject."""
-
-    batch_size: int = 8
-    at_once: int = 2
-    track: Track = quiet
 
 
 Oracle = Callable[[Subject, Examples, Keep | None, Passes], Scores]
@@ -47,7 +39,7 @@ def ablation(*, examples: int | None = None) -> Oracle:
             few(subject, examples),
             units,
             batch_size=passes.batch_size,
-            progress=lambda groups: passes.track("remove single units", groups, len(groups)),
+            progress=passes.progress("remove single units"),
         )
         return changes_to_scores(changes, subject.existing)
 
@@ -185,9 +177,8 @@ def _masked(present: Keep, share: float, random: np.random.Generator) -> Keep:
 
 
 def _mean_losses(subject: Subject, examples: Examples, keeps: list[Keep], passes: Passes, doing: str) -> list[float]:
-    progress = lambda steps: passes.track(doing, steps, len(steps))  # noqa: E731
-    options = {"batch_size": passes.batch_size, "at_once": passes.at_once, "progress": progress}
-    groups = subject.losses(examples, keeps, **options)
+    progress, size = passes.progress(doing), passes.batch_size
+    groups = subject.losses(examples, keeps, batch_size=size, at_once=2, progress=progress)
     means = {number: losses.mean for group in groups for number, losses in group.items()}
     return [means[number] for number in range(len(keeps))]
 

@@ -36,11 +36,12 @@ from saap_jax.estimation.base import wide
 from saap_jax.estimation.hessian import in_chunks, random_signs
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.gather import first_not_finite
+from saap_jax.runtime.progress import Passes
 from saap_jax.structures.weights import TracedWeights
-from saap_jax.subjects.base import Progress, silent
+from saap_jax.subjects.base import OBSERVING
 from saap_jax.trace.problem import Examples, count_examples
 from saap_jax.trace.subject.problem import TracedProblem, batches, loss_of_one, rows_of
-from saap_jax.types import Gates, Keep, Remat
+from saap_jax.types import Gates, Keep
 
 ACTIVATIONS = frozenset({ACTIVATION_MOMENTS, ACTIVATION_USAGE})
 OBSERVED = frozenset({WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT, GATE_GRADIENT, GATE_HESSIAN, *ACTIVATIONS})
@@ -52,16 +53,14 @@ def observe(
     /,
     examples: Examples,
     needs: frozenset[Statistic],
+    passes: Passes = Passes(),
     *,
     curvature: Curvature | None = None,
     keep: Keep | None = None,
-    batch_size: int = 8,
-    remat: Remat = "dots",
-    progress: Progress = silent,
 ) -> Statistics:
     """Gather the statistics that `needs` names in one pass over examples; with `keep`, all other units masked.
 
-    An example counts as a token of the statistics: means are over examples. `remat` is the model's own affair.
+    An example counts as a token of the statistics: means are over examples. `passes.remat` is the model's own affair.
 
     Raises:
         ValueError: activations of a structure of which they cannot be told, or a loss or statistic that is not finite.
@@ -74,12 +73,12 @@ def observe(
                 "estimators of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"
             )
     problem, curvature, count = subject.problem, curvature or Curvature(), count_examples(examples)
-    parts = list(batches(examples, batch_size, subject.layout))
+    parts = list(batches(examples, passes.batch_size, subject.layout))
     step = subject.program(("observe", needs, curvature), lambda: _step(subject, needs, curvature))
     values, gates = members(subject), subject.ones if keep is None else masks(keep)
     sums: dict[Statistic, Any] = {}
     rows: list[tuple[Any, Any]] = []
-    for (inputs, targets), weights in progress(parts) if needs else ():
+    for (inputs, targets), weights in passes.progress(OBSERVING)(parts) if needs else ():
         new, losses, gradients = step(values, problem.params, gates, inputs, targets, jnp.asarray(weights))
         sums = jax.tree.map(jnp.add, sums, new) if sums else new
         real = int(weights.sum())

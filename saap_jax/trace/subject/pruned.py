@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from saap_jax.runtime.mesh import apart, on_explicit_mesh
-from saap_jax.runtime.progress import Track, quiet
+from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.run import Runner
 from saap_jax.surgery.corrections import Correction
@@ -99,7 +99,7 @@ def prune(
     given = _problem_of(model, problem)
     with apart():
         subject = subject_of(given, norms=norms, refused=refused)
-        runner = Runner(subject, subject.problem.scenarios, [chain], batch_size=batch_size, track=track)
+        runner = Runner(subject, subject.problem.scenarios, [chain], Passes(batch_size, track=track))
         runner.check(chain, [ratio])
         state = runner.run(chain, ratio)
         repaired, keep = state.subject, state.keep
