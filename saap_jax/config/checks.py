@@ -155,7 +155,7 @@ def check_ratios(name: str, value: Any) -> None:
 
 
 def meant(*values: float) -> str:
-    """Return a question for the shares that somebody meant who gave per cent; empty where none looks like that.
+    """Ask whether shares were meant where per cent are given; empty where they do not look like that.
 
     >>> meant(30.0), meant(0.2, 50.0), meant(1.0), meant(-0.1)
     ('; did you mean 0.3?', '; did you mean 0.2 0.5?', '', '')
@@ -189,7 +189,7 @@ class Bound(NamedTuple):
 
 
 def read_percent(name: str, text: str) -> float:
-    """Return a percentage, which carries its sign so that nobody takes a share for it.
+    """Read a percentage, which carries its sign so that nobody takes it for a share.
 
     >>> read_percent("max_ppl_increase", "5 %")
     5.0

@@ -142,7 +142,7 @@ class Evaluator:
         self.keeps[name], self.models[name] = keep, keep_digest(keep)
 
     def state(self, candidate: Candidate) -> State:
-        """Return what the whole chain of a candidate has come to."""
+        """Run the whole chain of a candidate."""
         return self.runners[candidate.seed].run(candidate.chain, candidate.ratio)
 
     def masked(self, name: str) -> bool:

@@ -167,6 +167,6 @@ def _lost(run: RunDirectory, ending: Ending) -> set[str]:
 
 
 def _texts(run: RunDirectory, ending: Ending) -> set[str]:
-    """Return the names of what `finish` writes, tables and figures as far as the run says that it wrote them."""
+    """Name the files that `finish` writes, tables and figures as far as the run says that it wrote them."""
     written = {name for name in run.record.get("files", []) if name.endswith(_TEXTS)}
     return written - set(ending.further) | {"report.html"}

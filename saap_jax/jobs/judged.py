@@ -37,7 +37,7 @@ class Judged(NamedTuple):
 
 
 def texts_of(config: PruneConfig, subject: Subject, calibrated_on: tuple[str, ...]) -> dict[str, Examples]:
-    """Return what both models are judged on by metric; nothing where that is not asked for, or of a traced model.
+    """Choose the examples by metric on which both models are judged; none where that is not asked for, or of a traced model.
 
     Raises:
         ValueError: a text that the calibration text is part of.
@@ -100,14 +100,14 @@ NEW_TOKENS = 64
 
 
 def written_by(subject: Subject, cut: Any, most: int, track: Track) -> list[WrittenText]:
-    """Return what the unpruned and the pruned model write; nothing of a traced model, or on several devices."""
+    """Let the unpruned and the pruned model write; nothing of a traced model, or on several devices."""
     if not (isinstance(subject, LlamaSubject) and isinstance(cut, CutLlama)) or subject.layout:
         return []
     return written({DENSE: subject.model, PRUNED: cut.model}, subject.words, most, track)
 
 
 def written(models: Mapping[str, Llama], tokenizer: Tokenizer, most: int, track: Track) -> list[WrittenText]:
-    """Return what each model writes after each of `PROMPTS`, the likeliest token each time.
+    """Continue each of `PROMPTS` by each model, the likeliest token each time.
 
     Args:
         models: by what they are called.

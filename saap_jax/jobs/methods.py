@@ -63,14 +63,14 @@ def _paragraphs(made: Any) -> list[tuple[str, str]]:
 
 
 def step_facts(kind: type[Step]) -> list[tuple[str, str]]:
-    """Return what a step does, and its options with what they mean."""
+    """Describe a step and its options."""
     docs, fields = field_docs(kind), [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     options = [(f"{field.name} = {literal(default_of(field))}", docs.get(field.name, "")) for field in fields]
     return [*_paragraphs(kind), *options]
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """Return the docstrings below the fields of a class and of those that it is made of."""
+    """Read the docstrings below the fields of a class and of its parts."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         lines = inspect.getsource(each).splitlines() if dataclasses.is_dataclass(each) else []
@@ -83,7 +83,7 @@ def field_docs(kind: type) -> dict[str, str]:
 
 
 def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
-    """Return what a recipe is made of, where it differs from its paper, and what the paper reports."""
+    """Describe a recipe: its chain, where it differs from its paper, and the paper's figures."""
     rows = [("paper", recipe.paper)]
     if recipe.missing:
         return [*rows, ("cannot be run", recipe.missing)]

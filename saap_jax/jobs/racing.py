@@ -79,7 +79,7 @@ class Race:
         return len(self.laps.get(self.evaluator.models[name], {}).get(self.judging, []))
 
     def _windows(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Return which rows of each text a lap is of; the other text keeps pace with the one that judges."""
+        """Choose the rows of each text for a lap; the other text keeps pace with the one that judges."""
         rows = self.evaluator.rows
         ends = {name: [-(-at * rows[name] // self.rows) for at in (start, stop)] for name in rows}
         return {name: self.orders[name][first:last] for name, (first, last) in ends.items()}
@@ -90,7 +90,7 @@ class Race:
         return np.array([self.laps[model][self.judging][:count] if count else [] for model in models])
 
     def _measured(self, model: str) -> Row:
-        """Return what was measured of a candidate: of all windows in their order, or what some of them let expect."""
+        """Read the losses of a candidate: of all windows in their order, or as some of them let expect."""
         dense, ppl, losses = self.evaluator.run.record[DENSE]["losses"], {}, {}
         for name, values in self.laps[model].items():
             order, whole = self.orders[name][: len(values)], np.asarray(dense[name], np.float64)
@@ -120,7 +120,7 @@ class Race:
 
 
 def looks_of(rows: int, batch_size: int) -> tuple[int, ...]:
-    """Return after how many windows a race is looked at: after each batch, from `FEWEST` windows on.
+    """Count the windows before each look at a race: after each batch, from `FEWEST` windows on.
 
     >>> looks_of(24, 8), looks_of(30, 8), looks_of(20, 3)
     ((8, 16, 24), (8, 16, 24, 30), (9, 12, 15, 18, 20))

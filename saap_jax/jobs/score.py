@@ -44,7 +44,7 @@ def scores_of(texts: Sequence[str]) -> dict[str, Score]:
 
 
 def plan_of(scores: dict[str, Score]) -> Plan:
-    """Return what scores are made of, by label."""
+    """Plan the scores by label."""
     return {label: score.wanted for label, score in scores.items()}
 
 
@@ -103,7 +103,7 @@ def check_scores(scores: dict[str, Score], subject: Subject) -> None:
 
 
 def structures(subject: Subject) -> dict[str, object]:
-    """Return what a run records of structures that have names of their own."""
+    """Record structures that have names of their own."""
     record = subject.structures_record()
     return {} if record is None else {"structures": record}
 

@@ -72,7 +72,7 @@ class Seen(NamedTuple):
     """Whether segment 0 is seen by the texts behind it."""
 
     def by(self, rows: Int[Array, "some"]) -> Bool[Array, "#batch some seq"]:
-        """Return whether the tokens at the places `rows` see each place, at least one of them."""
+        """Mask the places that some token at the places `rows` sees."""
         place, window = jnp.arange(self.length), self.window
         seen = (place[None] <= rows[:, None])[None]
         if self.apart is not None:
@@ -121,7 +121,7 @@ def sight_of(
     segments: Places | None = None,
     shared: bool = False,
 ) -> Sight:
-    """Return what layers see of rows whose tokens are at 0 … length - 1, those before each and itself.
+    """Make the sight of layers in rows whose tokens are at 0 … length - 1, those before each and itself.
 
     Of packed rows, see `packed`, tokens are at any `positions`, and each sees its own segment, and if `shared` segment
     0 too.
@@ -136,7 +136,7 @@ def sight_of(
 
 
 def apart_of(constants: Constants, bounds: Sequence[SegmentBounds]) -> list[Bool[np.ndarray, "layers"] | None]:
-    """Return for each segment which of its layers are apart from the rest; None where no layer of the model is."""
+    """Mark for each segment the layers that are apart from the rest; None where no layer of the model is."""
     if constants.apart is None:
         return [None] * len(bounds)
     return [np.isin(np.arange(each.start, each.stop), constants.apart.layers) for each in bounds]
@@ -242,7 +242,7 @@ def whole(path: AttentionPath, length: int) -> bool:
 
 
 def _no_kernel(query: Queries, seen: Seen, choice: Choice) -> str:
-    """Return why the kernel cannot be taken; empty where it can."""
+    """Give the reason against the kernel; empty where there is none."""
     if not (jax.default_backend() == "tpu" if choice.tpu is None else choice.tpu):
         return f"is for TPUs, got programs for {jax.default_backend()}"
     if choice.twice:
@@ -290,7 +290,7 @@ def in_blocks(query: Queries, key: Keys, value: Keys, seen: Seen, scale: float, 
 
 
 def block_of(length: int, heads: int) -> int:
-    """Return how many queries of rows of `length` tokens a block has, with so many query heads of rows on a device.
+    """Count the queries of a block of rows of `length` tokens, with so many query heads of rows on a device.
 
     >>> block_of(8192, 32), block_of(8192, 1), block_of(4096, 10**6)
     (128, 4096, 128)
@@ -300,7 +300,7 @@ def block_of(length: int, heads: int) -> int:
 
 
 def _tensor(kv_heads: int) -> str | None:
-    """Return the axis of the mesh that KV heads are spread over evenly, if there is one."""
+    """Find the axis of the mesh over which KV heads are spread evenly."""
     shards = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     return "tensor" if shards > 1 and kv_heads % shards == 0 else None
 

@@ -218,7 +218,7 @@ def rounded(length: int) -> int:
 
 
 def power_of_two(count: int) -> int:
-    """Return the smallest power of two that is at least `count`."""
+    """Round up to a power of two."""
     return 1 << (count - 1).bit_length()
 
 
@@ -281,7 +281,7 @@ class TextOutput:
         return self._release(now[len(before) :], final=False)
 
     def finish(self) -> str:
-        """Return what was held back, when no more tokens come."""
+        """Release the text that was held back, when no more tokens come."""
         before, now = self._decode(self._first, self._read), self._decode(self._first, len(self._tokens))
         self._first = self._read = len(self._tokens)
         return self._release(now[len(before) :], final=True)
@@ -303,7 +303,7 @@ class TextOutput:
 
 
 def _begun(text: str, stops: Sequence[str]) -> int:
-    """Return the length of the longest end of a text that begins a stop string.
+    """Measure the longest end of a text that begins a stop string.
 
     >>> _begun("one\\n", ["\\n\\n", "Q:"])
     1

@@ -84,12 +84,12 @@ def over_positions(
 
 
 def _chunks(array: Shaped[Array, "batch seq ..."], each: int, most: int) -> int:
-    """Return in how many chunks of positions no more than `most` bytes are needed, with `each` for a position."""
+    """Count the chunks of positions that need no more than `most` bytes, with `each` for a position."""
     return max(1, min(array.shape[1], -(-array.shape[1] * each // most)))
 
 
 def _mapped(function: Callable[[Any], Any], arrays: Sequence[Shaped[Array, "batch seq ..."]], count: int) -> Any:
-    """Return what a function of a tuple of arrays `[batch, seq, ...]` makes of `count` chunks of positions, joined."""
+    """Map a function over `count` chunks of positions of a tuple of arrays `[batch, seq, ...]`, and join."""
     batch, length = arrays[0].shape[:2]
     each = -(-length // count)
     count = -(-length // each)
@@ -105,7 +105,7 @@ def _mapped(function: Callable[[Any], Any], arrays: Sequence[Shaped[Array, "batc
 
 
 def _bytes_of_logits(batch: int, vocab: int, dtype: Any) -> int:
-    """Return how much the logits of one position of each example take on a device."""
+    """Count the bytes of the logits of one position of each example on a device."""
     rows, words = batch // batch_shards(batch), vocab // vocab_shards(vocab)
     return rows * words * jnp.dtype(at_least_float32(dtype)).itemsize
 

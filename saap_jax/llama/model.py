@@ -193,7 +193,7 @@ class Llama(nnx.Module):
         return self.final(x), observed
 
     def embedded(self, tokens: Int[Array, "batch seq"]) -> Hidden:
-        """Return what enters the residual stream."""
+        """Embed tokens."""
         x = by_example(gathered(self.embedding)[...][tokens])
         return x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype) if self.constants.traits.scaled_words else x
 
@@ -206,7 +206,7 @@ class Llama(nnx.Module):
         return projected(hidden, self.words(), self.unembedding is None)
 
     def words(self) -> Float[Array, "vocab embed"] | Float[Array, "embed vocab"]:
-        """Return what hidden states are projected on: the embedding where that is tied, else `[embed, vocab]`."""
+        """The matrix that hidden states are projected on: the embedding where that is tied, else `[embed, vocab]`."""
         return gathered(self.embedding if self.unembedding is None else self.unembedding)[...]
 
     def __call__(
@@ -338,7 +338,7 @@ def routes(
 
 
 def written_by(mlp: Mlp, active: Float[Array, "batch seq *units"]) -> Hidden:
-    """Return what the MLP of one layer writes, from the activations of `feed`."""
+    """Multiply by the MLP's output matrix of one layer, from the activations of `feed`."""
     flat = active.reshape(*active.shape[:2], math.prod(active.shape[2:]))
     return added(product("btf,fd->btd", flat, mlp.down), mlp.down_bias)
 
@@ -363,7 +363,7 @@ def rms_norm(
 
 
 def post_normed(written: Hidden, scale: nnx.Param | None, constants: Constants) -> Hidden:
-    """Return what a sub-block adds to the residual stream: what it writes, normalised where the family does so."""
+    """Normalise the output of a sub-block where the family does so."""
     return written if scale is None else rms_norm(written, scale[...], constants)
 
 

@@ -75,7 +75,7 @@ def packed_hidden(
 def packed_streams(
     model: Llama, tokens: Places, positions: Places, segments: Places, *, remat: Remat = "none"
 ) -> tuple[Hidden, Float[Array, "layers batch seq embed"]]:
-    """Return the last hidden states of packed documents, as `packed_hidden`, and the stream behind each layer."""
+    """Compute the last hidden states of packed documents, as `packed_hidden`, and the stream behind each layer."""
     sight = sight_of(tokens.shape[1], model.head_dim, model.constants, positions=positions, segments=segments)
     hidden, streams = model.hidden(tokens, sight=sight, remat=remat, streams=True)
     return hidden, jnp.concatenate(streams)

@@ -28,7 +28,7 @@ class Matrix(nnx.Module):
         raise NotImplementedError
 
     def product(self, equation: str, x: Array) -> Array:
-        """Return what `jnp.einsum(equation, x, matrix)` would; see `product`."""
+        """Compute `jnp.einsum(equation, x, matrix)`; see `product`."""
         raise NotImplementedError
 
     def add(self, y: Array) -> Array:

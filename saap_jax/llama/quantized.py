@@ -187,7 +187,7 @@ def _few_rows(x: Inputs, packed: Packed, scale: Grouped, offset: Grouped, bits: 
 
 
 def quantization_of(model: Llama) -> Quantization | None:
-    """Return how a model is quantised; None if no matrix is.
+    """Find the quantisation of a model; None if no matrix is quantised.
 
     Raises `ValueError` where its segments differ in that, or modules other than `Quantized` stand for matrices.
     """

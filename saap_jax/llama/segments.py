@@ -60,7 +60,7 @@ def join_segments(pieces: Sequence[Any], fill: float = 0.0) -> Any:
 
 
 def existing_units(segments: Sequence[Any]) -> Keep:
-    """Return which units a model has: all True for a dense one, False in the padding of a cut one's narrow layers."""
+    """Mark the units of a model: all True for a dense one, False in the padding of a cut one's narrow layers."""
     bounds, found = segment_bounds(segments), {}
     for name in STRUCTURES:
         places = np.arange(max(segment.units[name] for segment in bounds))

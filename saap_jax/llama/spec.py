@@ -221,7 +221,7 @@ class Values(dict[str, Any]):
 
 
 def checked(given: Mapping[str, Any], kinds: Mapping[str, str], where: str, prefix: str = "") -> Values:
-    """Return the values that are not null, those in the table of the kind that it says.
+    """Choose the values that are not null, those in the table of the kind that it says.
 
     Args:
         kinds: a quantity of `BOUNDS`, with `*` behind it where a list of them may stand, or a name of `KINDS`.
@@ -238,7 +238,7 @@ def checked(given: Mapping[str, Any], kinds: Mapping[str, str], where: str, pref
 
 
 def _kind(name: str) -> tuple[str, Callable[[Any], bool]]:
-    """Return how messages call a kind, and whether a value is of it."""
+    """Name a kind for messages, and check a value against it."""
     if name in KINDS:
         return KINDS[name]
     least, most = BOUNDS[name.removesuffix("*")]

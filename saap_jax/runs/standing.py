@@ -140,7 +140,7 @@ def mean_figure(metric: str, values: Iterable[float]) -> float:
 
 
 def kept_by_layer(row: Row) -> dict[str, list[int | float]]:
-    """Return the units that stay of each layer, by structure."""
+    """Count the units left in each layer, by structure."""
     return {name: units for name, units in row.get("kept", {}).items() if isinstance(units, list)}
 
 
@@ -240,7 +240,7 @@ def _against(metric: str, group: Sequence[Variant], race: dict[str, Any]) -> dic
 def differences_from_dense(
     run: RunRecord, variants: Sequence[Variant], metric: str, wanted: Collection[str]
 ) -> dict[str, Difference]:
-    """Return how far variants of some labels are above the unpruned model on a text, by candidate.
+    """Measure the distance of variants of some labels above the unpruned model on a text, by candidate.
 
     Those without losses of all windows of the unpruned model are left out. Windows and seeds are drawn as for the
     comparison of variants; all seeds have the same unpruned model.

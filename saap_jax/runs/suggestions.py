@@ -124,7 +124,7 @@ def _cheaper(run: RunRecord, found: Sequence[Standing]) -> list[Suggestion]:
 
 
 def effort(chain: str) -> tuple[int, str]:
-    """Return how little the scores of a chain need, larger = less, and what that is.
+    """Rank the needs of a chain's scores, larger = less, and name them.
 
     >>> effort("wanda > uniform"), effort("gate_fisher/wanda"), effort("block_ablation(granularity=layer)")
     ((4, 'activations only'), (3, 'gradients of gates'), (-1, 'a pass a unit'))
@@ -179,7 +179,7 @@ def _prune_there(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
 
 
 def trial_options(now: Mapping[str, Any], changes: Sequence[Change], plan: Plan) -> dict[str, list[dict[str, Any]]]:
-    """Return what could be tried instead, from what single places cost: options of `within`, or an allocation, by kind.
+    """Suggest alternatives, from the prices of single places: options of `within`, or an allocation, by kind.
 
     `protect`: leave the layers alone from which something goes at several times the average cost, the dearest
     first, one more an option. `attention`: other shares of the budget for attention. `allocation`: one ranking,
@@ -304,7 +304,7 @@ def _difference(run: RunRecord, row: Row, base: Row) -> Difference:
 
 
 def _saved(trial: Trial) -> tuple[float, float, float]:
-    """Return the percent of time that a trial saves: median, least and most of the rounds."""
+    """Compute the percent of time saved in a trial: median, least and most of the rounds."""
     before, after = (np.asarray(seconds, np.float64) for seconds in trial["seconds"])
     saved = 100 * (1 - after / before)
     return float(np.median(saved)), float(saved.min()), float(saved.max())

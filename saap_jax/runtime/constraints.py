@@ -61,12 +61,12 @@ def batch_parts(examples: int) -> tuple[str, ...]:
 
 
 def batch_shards(examples: int) -> int:
-    """Return in how many parts of equal size, each on devices of its own, a batch of so many examples is split."""
+    """Count the equal parts, each on devices of its own, that a batch of so many examples is split into."""
     return math.prod(_sizes()[axis] for axis in batch_parts(examples))
 
 
 def vocab_shards(vocab: int) -> int:
-    """Return in how many parts the vocabulary is spread over devices, by the default rules."""
+    """Count the parts of the vocabulary on devices, by the default rules."""
     shards = _sizes().get("tensor", 1)
     return 1 if vocab % shards else shards
 
@@ -82,7 +82,7 @@ def unit_axes(axes: tuple[str, ...], width: int) -> tuple[str, ...]:
 
 
 def expert_shards(axes: tuple[str, ...], units: int) -> int:
-    """Return in how many parts the units of a matrix are spread where the mesh has an axis for experts; else 1."""
+    """Count the parts of the units of a matrix where the mesh has an axis for experts; else 1."""
     parts = unit_axes(axes, units)
     return math.prod(_sizes()[axis] for axis in parts) if EXPERT in parts else 1
 

@@ -81,7 +81,7 @@ class Store(NamedTuple):
     key: str = ""
 
     def load(self) -> dict[str, np.ndarray]:
-        """Return what was saved last; nothing if nothing was."""
+        """Read the arrays that were saved last; none if there are none."""
         return {} if self.cache is None else self.cache.load(self.key) or {}
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -117,7 +117,7 @@ class Context:
         return self.dense.join([*self.scenarios.values()])
 
     def progress(self, doing: str) -> Callable[[Sequence[Any]], Iterator[Any]]:
-        """Return what wraps the parts of a step, to show them."""
+        """Make a wrapper of the parts of a step that shows them."""
         return lambda parts: self.track(doing, parts, len(parts))
 
 
@@ -159,11 +159,11 @@ class Step:
         return False
 
     def ahead(self, behind: Sequence["Step"]) -> "Step | None":
-        """Return the step behind it that it depends on, if it depends on one."""
+        """Find the step behind it on which it depends, if any."""
         return None
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
-        """Return what the chain has come to behind this step.
+        """Take the step.
 
         Raises:
             ValueError: something before it that this step cannot follow.
@@ -224,7 +224,7 @@ def find_step(name: str) -> type[Step] | None:
 
 
 def need(state: State, step: Step) -> Scores:
-    """Return the scores that a step goes by.
+    """Read the scores for a step.
 
     Raises:
         ValueError: nothing before it scores.
@@ -248,7 +248,7 @@ def scores_of_all(state: State, step: Step) -> Scores:
 
 
 def default_of(field: Any) -> Any:
-    """Return the value that a field has where nothing is said."""
+    """Read the default of a field."""
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 

@@ -80,7 +80,7 @@ class Chain:
             each.check(subject, microbatches)
 
     def unrepaired(self, subject: Subject, keep: Keep | None = None) -> dict[str, str]:
-        """Return why repairs leave structures as they are, by name; with `keep` those that lose units."""
+        """Give the reasons for which repairs leave structures alone, by name; with `keep` those that lose units."""
         repairs = [each for each in self.steps if isinstance(each, OutputRepair)]
         return {name: why for each in repairs for name, why in subject.unrepaired(each, keep).items()}
 
@@ -158,7 +158,7 @@ def _whole(steps: list[Step], name: str) -> Chain:
 
 
 def _depths(text: str) -> list[int]:
-    """Return how many brackets (and quotes) are open behind each letter.
+    """Count the brackets (and quotes) that are open behind each letter.
 
     Raises:
         ValueError: brackets that do not match.
@@ -289,7 +289,7 @@ _KEYWORD = re.compile(rf"(?<![\w'\"])({'|'.join({*keyword.kwlist} - {'None', 'Tr
 
 
 def _options(segment: str, kind: type[Step], text: str) -> dict[str, Any]:
-    """Return the options that a step is written with."""
+    """Read the options of a step."""
     fields = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     text = _KEYWORD.sub(r"'\1'", text)
     try:
@@ -342,7 +342,7 @@ def _number(value: Any) -> Any:
 
 
 def limits_of(chain: Chain) -> Within:
-    """Return what a chain says of what may go."""
+    """Join the limits of a chain."""
     limits = Within()
     for each in chain.steps:
         limits = each.behind(limits) if isinstance(each, Within) else limits

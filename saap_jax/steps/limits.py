@@ -92,12 +92,12 @@ class Within(Step):
                 )
 
     def of(self, option: str, structure: str, default: int | float) -> int | float:
-        """Return what an option says of a structure."""
+        """Read an option for a structure."""
         value = getattr(self, option)
         return value.get(structure, default) if isinstance(value, Mapping) else value
 
     def layer(self, structure: str) -> Limits:
-        """Return what each layer may lose of attention or MLP."""
+        """Limit each layer's attention or MLP."""
         least, most = int(self.of("min_keep", structure, 1)), float(self.of("max_ratio", structure, 1.0))
         return Limits(least, most, int(self.of("multiple_of", structure, 1)))
 
@@ -128,7 +128,7 @@ def _values(value: Any) -> tuple[Any, ...]:
 
 
 def protected(protect: Sequence[int | float], layers: int) -> np.ndarray:
-    """Return which layers are left alone; negative numbers count from the end, shares are of the layers.
+    """List the layers that are left alone; negative numbers count from the end, shares are of the layers.
 
     >>> protected((0.13, -0.07), 32).nonzero()[0].tolist()
     [0, 1, 2, 3, 30, 31]
@@ -149,7 +149,7 @@ def protected(protect: Sequence[int | float], layers: int) -> np.ndarray:
 
 
 def stops_of(units: int, limits: Limits, depth: bool) -> np.ndarray:
-    """Return after how many of a layer's units a block may end, ascending."""
+    """List the ends of blocks, counted in a layer's units, ascending."""
     most = min(units - limits.min_keep, math.floor(units * limits.max_ratio * (1 + 1e-12)))
     if depth:
         return np.arange(units, most + 1) if units else np.zeros(0, np.int64)
@@ -157,7 +157,7 @@ def stops_of(units: int, limits: Limits, depth: bool) -> np.ndarray:
 
 
 def levels_of(existing: Keep, within: Within) -> dict[str, list[np.ndarray]]:
-    """Return how many of its units each layer may lose, ascending from 0, a list over the layers for each structure."""
+    """List the numbers of units that each layer may lose, ascending from 0, a list over the layers for each structure."""
     found = {}
     for name, exists in existing.items():
         limits, skipped = within.layer(name), protected(within.protect, len(exists))

@@ -80,7 +80,7 @@ class Runner:
         return self._to(chain, early[0] - 1, 0.0)
 
     def key_of(self, chain: Chain, ratio: float) -> str:
-        """Return a digest of all that a chain's outcome is made from."""
+        """Digest the sources of a chain's outcome."""
         return self._key(chain.steps, self._start(), ratio, ratio, ())
 
     def _start(self) -> State:
@@ -172,7 +172,7 @@ class Runner:
         return made
 
     def first(self) -> Calibrated:
-        """Return what the one pass over the unpruned model tells of all chains; each score has a file of its own."""
+        """Score the unpruned model for all chains in one pass; each score has a file of its own."""
         if self._first is not None:
             return self._first
         asked = {label: Store(self.cache, digest(self.key, "scores", label, self._code(step.wanted)))
@@ -216,7 +216,7 @@ def packed(made: Calibrated) -> dict[str, np.ndarray]:
 
 
 def unpacked(arrays: Mapping[str, np.ndarray]) -> Calibrated:
-    """Return what `packed` wrote."""
+    """Undo `packed`."""
 
     def whole(value: Any) -> Any:
         if isinstance(value, dict):

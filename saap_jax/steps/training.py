@@ -26,7 +26,7 @@ def rounds(parts: int, steps: Iterable[int], done: int = 0) -> Iterator[list[tup
 
 
 def cosine(rate: float, step: int, steps: int) -> float:
-    """Return the rate of a step, counted from 0, that falls to 0 as a cosine."""
+    """Compute the rate of a step, counted from 0, which falls to 0 as a cosine."""
     return rate * (1 + math.cos(math.pi * step / steps)) / 2
 
 

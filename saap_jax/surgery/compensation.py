@@ -167,11 +167,11 @@ class SubBlock(NamedTuple):
     """Of a mixture: 1 for an expert that stays, 0 for one that goes."""
 
     def masked(self) -> Written:
-        """Return what carries the kept activations where nothing is corrected."""
+        """Zero the rows of removed units."""
         return self.old._replace(weight=jnp.where(jnp.asarray(self.kept)[:, None], self.old.weight, 0))
 
     def corrected(self, sums: tuple[Normal, Normal | None], repair: Repair) -> tuple[Written, Correction]:
-        """Return what carries the kept activations, and what that helped; see `corrected`."""
+        """Correct the rows of kept units, and measure the gain; see `corrected`."""
         weight, bias, damping, errors = corrected(sums, self.old.weight, self.kept, repair)
         new = Written(weight.astype(self.old.weight.dtype), self.old.bias + bias.astype(self.old.bias.dtype))
         return new, Correction(self.structure, self.layer, damping, *errors)

@@ -197,7 +197,7 @@ class Repair:
     def target(
         self, own: Float[Array, "batch seq embed"], lacking: Float[Array, "batch seq embed"]
     ) -> Float[Array, "batch seq embed"]:
-        """Return what a sub-block with `propagate = pruned` is to write, where no norm stands behind it.
+        """Choose the target of a sub-block with `propagate = pruned`, where no norm stands behind it.
 
         Args:
             own: what the unpruned sub-block writes on the pruned stream.

@@ -52,7 +52,7 @@ class Divergence:
         self.parts = len(self._rest)
 
     def gradient(self, gates: Scores, part: int) -> tuple[float, Scores]:
-        """Return what is lowered, a mean over the tokens of a part, and its derivative by each gate."""
+        """Compute the objective, a mean over the tokens of a part, and its derivative by each gate."""
         with on_mesh_of(self._model):
             value, gradient = gradient_step(
                 self._model, self._teacher, self._gates(gates), self._rest[part], language_loss=self._language_loss

@@ -216,7 +216,7 @@ def _widths(found: Values, family: Family, by_layer: bool) -> tuple[LayerWidths,
 
 
 def _agreed(values: Sequence[Any], what: str, where: str) -> Any:
-    """Return what a config says, perhaps more than once."""
+    """Yield the values of a config, some perhaps twice."""
     if any(value != values[0] for value in values):
         raise ValueError(f"{where}: expected one {what}, got {', '.join(map(shown, values))}")
     return values[0]

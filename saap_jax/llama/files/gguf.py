@@ -91,7 +91,7 @@ def _in_layer(family: str) -> dict[str, str]:
 
 
 def experts_side(name: str, family: str) -> int | None:
-    """Return along which axis of a tensor with a Hugging Face name the experts of a layer lie, as rows or columns.
+    """Find the axis of a tensor with a Hugging Face name along which the experts of a layer lie.
 
     None where it is not one of all experts.
 
@@ -122,7 +122,7 @@ def permute(values: np.ndarray, heads: int, *, undo: bool = False) -> np.ndarray
 
 
 def llama3_divisors(scaling: RopeScaling, theta: float, head_dim: int) -> Float[np.ndarray, "half"]:
-    """Return what a llama3 scaling divides each rotary frequency by, float64 in [1, factor]."""
+    """Compute a llama3 scaling's divisor of each rotary frequency, float64 in [1, factor]."""
     frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     turns = scaling.original_max_positions * frequency / (2 * np.pi)
     smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
@@ -284,7 +284,7 @@ def _attributes(file: GgufFile) -> tuple[Values, str, str]:
 
 
 def _number(value: float) -> float:
-    """Return the shortest decimal that a float32 stands for, such as 1e-05."""
+    """Shorten a float32 to the shortest decimal of it, such as 1e-05."""
     return float(str(np.float32(value)))
 
 
@@ -380,7 +380,7 @@ def _spec(found: Values, file: GgufFile, architecture: str, name: str) -> LlamaS
 
 
 def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
-    """Return how layers see positions: rotary base and scaling, window, and the layers apart from the rest."""
+    """Read the positions of layers: rotary base and scaling, window, and the layers apart from the rest."""
     kind = found.get("rope.scaling.type", "linear" if "rope.scale_linear" in found else "none")
     if kind not in ("none", "linear"):
         key = f"{found.prefix}rope.scaling.type"

@@ -114,7 +114,7 @@ class Stored(NamedTuple):
         return (tensor if self.path == "embedding" else tensor.T).reshape(self.sizes)
 
     def stored_part(self, part: tuple[slice, ...]) -> tuple[slice, ...] | None:
-        """Return which part of a stored tensor holds a part of the parameter (without its `layers` axis).
+        """Find the part of a stored tensor for a part of the parameter (without its `layers` axis).
 
         None where it is not one block of the stored matrix: where axes that are stored as one are split behind the
         first of them, and of quantised matrices.
@@ -137,7 +137,7 @@ class Stored(NamedTuple):
 
 
 def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
-    """Return where each parameter of a (possibly abstract) model is stored, and the tree's definition."""
+    """Place each parameter of a (possibly abstract) model in the checkpoint; beside it, the tree's definition."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
     traits, bounds = model.constants.traits, segment_bounds(model.segments)
     in_layer = _LAYER | dict(traits.layer_names) | (traits.mixture.names if traits.mixture is not None else {})

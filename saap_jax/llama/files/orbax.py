@@ -57,7 +57,7 @@ def open_orbax(directory: Path) -> Checkpoint | None:
 
 
 def item_of(directory: Path, name: str) -> Path | None:
-    """Return where an item of a step is, or of the last step of a directory of steps; None if nowhere."""
+    """Find an item of a step, or of the last step of a directory of steps; None if there is none."""
     if (directory / name).is_dir():
         return directory / name
     steps = [each for each in directory.iterdir() if re.fullmatch(r"\d{1,9}", each.name)]

@@ -133,7 +133,7 @@ REPOSITORIES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct", GEMMA3: "google/
 
 
 def source_of(name: str, place: Path) -> dict[str, str]:
-    """Return what is known of a model: its `name` here, and as far as its files say it `repository` (of the hub),
+    """Describe a model: its `name` here, and as far as its files say it `repository` (of the hub),
     `license` (an identifier of the hub), `license_name` and `license_link`.
 
     The licence is that of the card of a directory, or of the metadata of a GGUF file.
@@ -170,7 +170,7 @@ def source_of(name: str, place: Path) -> dict[str, str]:
 
 
 def loader_of(config: Mapping[str, Any]) -> Literal["transformers", "remote_code", "saap_jax"]:
-    """Return what loads the model of a `config.json`: transformers, it with the code beside the model, or we alone.
+    """Name the loader of a `config.json`: transformers, it with the code beside the model, or we alone.
 
     >>> loader_of({"model_type": "llama"}), loader_of({"model_type": "saap_llama"})
     ('transformers', 'saap_jax')

@@ -19,7 +19,7 @@ PUBLISHED = RopeScaling(kind="llama3", factor=8.0)
 
 
 def overrides(spec: LlamaSpec) -> dict[str, Any]:
-    """Return what MaxText's configuration has to say of a model: its `student_overrides`.
+    """Describe a model to MaxText: the `student_overrides` of its configuration.
 
     Raises:
         ValueError: a family that is not written, layers of different widths, or what its blocks do not compute.
@@ -124,7 +124,7 @@ TUNIX: Mapping[str, Known] = {
 
 
 def configuration(spec: LlamaSpec) -> dict[str, Any]:
-    """Return what `tunix.json` says: module and class of Tunix, and the arguments of its `ModelConfig`.
+    """Make the content of `tunix.json`: module and class of Tunix, and the arguments of its `ModelConfig`.
 
     Raises:
         ValueError: a family that Tunix has none for, or layers of different widths.
@@ -162,7 +162,7 @@ def _whole(value: float | None) -> int | float | None:
 
 
 def departures(spec: LlamaSpec) -> tuple[str, ...]:
-    """Return what Tunix computes otherwise than the model, a sentence each; of a family that it has."""
+    """List in sentences where Tunix differs from the model; of a family that it has."""
     constants, apart, module = spec.constants, spec.constants.apart, TUNIX[spec.constants.family].module
     gemma, window = module == "gemma3", constants.sliding_window
     local = tuple(layer for layer in range(len(spec.layers)) if layer % 6 != 5)

@@ -95,11 +95,11 @@ class Allocation(Step):
         raise NotImplementedError
 
     def priority(self, scores: Scores) -> Scores:
-        """Return what ranks units instead of their scores, `[layers, units]` a structure, NaN where no unit is."""
+        """Rank units otherwise than by their scores, `[layers, units]` a structure, NaN where no unit is."""
         return scores
 
     def key(self, blocks: Blocks) -> np.ndarray:
-        """Return what blocks are taken by, ascending: their scores, or how far widths have shrunk."""
+        """Compute the key by which blocks are taken, ascending: their scores, or how far widths have shrunk."""
         return blocks.score if self.ranks else blocks.share
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
@@ -282,7 +282,7 @@ def _divided(
     target: int,
     gone: Keep | None = None,
 ) -> tuple[Groups, Blocks, Budgets]:
-    """Return what goes alike, all removable blocks, and the budgets that they are split into.
+    """Divide the model into groups that go alike, removable blocks, and their budgets.
 
     Args:
         ranked: what units are ranked by, ascending in each layer.

@@ -132,7 +132,7 @@ def needed(found: Blocks, target: int) -> np.ndarray:
 
 
 def most_of(blocks: Blocks, budgets: Budgets) -> int:
-    """Return the parameters that all budgets can remove together."""
+    """Add up the parameters that budgets can remove."""
     return min(math.floor(int(blocks.cost[rows].sum()) / share * (1 + SLACK)) for rows, share in budgets)
 
 
@@ -145,7 +145,7 @@ def sharing(
     gone: Keep | None,
     within: Within,
 ) -> list[np.ndarray]:
-    """Return which layers share their widths so that there are few segments and shapes; each layer is in one cluster.
+    """Cluster layers that share their widths, so that there are few segments and shapes; each layer is in one cluster.
 
     Args:
         blocks: of each layer by itself, and `key`, what they are taken by.

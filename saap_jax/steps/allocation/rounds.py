@@ -31,7 +31,7 @@ class Rounds(Step):
             raise ValueError(f"rounds.every: expected a share in [0.0001, 1), got {self.every}{meant(self.every)}")
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
-        """Return what the last round has come to; a round that a larger block has made needless is left out."""
+        """Run the rounds; a round that a larger block has made needless is left out."""
         for ratio in stations(on.ratio, self.every):
             if not (ratio and meets(state.subject, state.keep, ratio)):
                 state = before(state, ratio)

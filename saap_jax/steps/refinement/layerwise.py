@@ -36,7 +36,7 @@ class Layerwise(Step):
         check_choice("layerwise.rule", self.rule, Rule)
 
     def ahead(self, behind: Sequence[Step]) -> OutputRepair | None:
-        """Return the repair that layers get on the way."""
+        """Find the first repair behind this step."""
         return next((each for each in behind if isinstance(each, OutputRepair)), None)
 
     def __call__(self, state: State, on: Context, before: Before) -> State:

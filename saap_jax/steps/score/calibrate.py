@@ -34,7 +34,7 @@ class Wanted(NamedTuple):
     """The estimator itself, where `estimator` is just what it is called."""
 
     def parts(self, structures: tuple[str, ...] = STRUCTURES) -> dict[str, str]:
-        """Return which estimator, or fusion, scores each structure; those of a traced model are all scored by one.
+        """Name the estimator, or fusion, of each structure; those of a traced model are all scored by one.
 
         >>> Wanted("gate_fisher/wanda+magnitude").parts()
         {'attention': 'gate_fisher', 'mlp': 'wanda+magnitude'}
@@ -45,7 +45,7 @@ class Wanted(NamedTuple):
         return dict(zip(STRUCTURES, (attention, mlp if slash else attention), strict=True))
 
     def members(self, structures: tuple[str, ...] = STRUCTURES) -> tuple[str, ...]:
-        """Return the estimators that it is made of, each once."""
+        """List its estimators, each once."""
         parts = self.parts(structures).values()
         return tuple(dict.fromkeys(member for part in parts for member in fusion_members(part)))
 
@@ -58,7 +58,7 @@ STABILITY = ""
 
 
 def fusion_members(part: str) -> tuple[str, ...]:
-    """Return the estimators of a fusion, or the one estimator that it is.
+    """List the estimators of a fusion; of one estimator itself.
 
     >>> fusion_members("gate_taylor+taylor_element")
     ('gate_taylor', 'taylor_element')

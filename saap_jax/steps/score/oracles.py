@@ -139,7 +139,7 @@ def make_oracle(text: str) -> Oracle:
 
 
 def constant(scores: Scores, existing: Keep) -> Estimator:
-    """Return an estimator that says what is known already: 0 of units without a score, NaN where there is none."""
+    """Make an estimator of scores known already: 0 of units without a score, NaN where there is none."""
     filled = {
         name: np.where(units, np.nan_to_num(np.asarray(scores.get(name, 0), np.float64)), np.nan)
         for name, units in existing.items()
@@ -148,7 +148,7 @@ def constant(scores: Scores, existing: Keep) -> Estimator:
 
 
 def _first(name: str, count: int | None) -> Callable[[Subject, Examples], Examples]:
-    """Return what takes the first so many of the examples, or all where there are fewer or None is said."""
+    """Make a function that takes the first so many of the examples, or all where there are fewer or None is said."""
     if count is None:
         return lambda subject, examples: examples
     check_at_least(f"{name}: examples", count, 1)

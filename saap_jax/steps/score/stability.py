@@ -17,7 +17,7 @@ ScenarioReduction = Literal["mean", "max", "min_rank"]
 
 
 def fluctuation_of(per_example: PerExample) -> Scores:
-    """Return how much a unit's importance varies, relative to its size.
+    """Measure the variation of a unit's importance, relative to its size.
 
     F(u) = Std_n I_n(u) / Mean_n I_n(u), float64, at least 0, without a unit; 0 where all I_n(u) are equal, and so
     where they are 0. Std is that of the population (divisor n).
