@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import saap_jax
-from saap_jax.evaluation.candidates import Step, candidate_losses, candidates_step
+from saap_jax.evaluation.candidates import GroupBatch, candidate_losses, candidates_step
 from saap_jax.evaluation.perplexity import loss_step, window_losses
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.types import STRUCTURES, Keep
@@ -50,7 +50,7 @@ def main() -> None:
         for count in arguments.candidates:
             keeps, own, base = random_keeps(existing, count, whole), [], []
 
-            def take_turns(steps: Sequence[Step], own: list = own, base: list = base) -> Iterator[Step]:
+            def take_turns(steps: Sequence[GroupBatch], own: list = own, base: list = base) -> Iterator[GroupBatch]:
                 for step in steps:
                     base.append(dense())
                     start = clocks()

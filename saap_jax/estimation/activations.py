@@ -25,10 +25,10 @@ from saap_jax.types import STRUCTURES, Scores
 
 # --- what a pass observes --------------------------------------------------------------------------
 
-Sums = Callable[[Float[Array, "batch seq units coordinates"], Bool[Array, "batch seq"]], Any]
+UnitSums = Callable[[Float[Array, "batch seq units coordinates"], Bool[Array, "batch seq"]], Any]
 
 
-def _of_units(sums: Sums) -> Callable[[Point], dict[str, Any]]:
+def _of_units(sums: UnitSums) -> Callable[[Point], dict[str, Any]]:
     """Observe `sums(gated activations of a structure, mask)` where a sub-block's units act."""
     return lambda point: {point.name: sums(point.units(point.name), point.mask)} if point.name in STRUCTURES else {}
 

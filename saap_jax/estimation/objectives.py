@@ -24,7 +24,7 @@ from saap_jax.llama.loss import next_token_losses, over_positions
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.types import Gates, Objective, Remat
 
-Sums = Float[Array, "batch"]
+ExampleSums = Float[Array, "batch"]
 
 
 def summed_objective(
@@ -36,7 +36,7 @@ def summed_objective(
     *,
     observe: Observe | None = None,
     remat: Remat = "none",
-) -> tuple[Sums, Sums, list[Any]]:
+) -> tuple[ExampleSums, ExampleSums, list[Any]]:
     """Compute each example's summed objective and next-token loss in nats, and what `observe` made of segments."""
     if objective == "loss":
         sums, observed = next_token_losses(model, tokens, mask, gates, observe=observe, remat=remat, once=True)

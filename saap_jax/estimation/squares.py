@@ -36,7 +36,7 @@ TILE = (512, 512, 1024)
 ROWS, VMEM = 16, 32 * 2**20
 """What the tokens of a tile are a multiple of, as bfloat16 lies in memory; bytes of vector memory for the kernel."""
 
-Sums = tuple[Float[Array, "inputs outputs"], Float[Array, "inputs outputs"]]
+GradientSums = tuple[Float[Array, "inputs outputs"], Float[Array, "inputs outputs"]]
 
 
 def gradient_sums(
@@ -45,7 +45,7 @@ def gradient_sums(
     scale: Float[Array, "batch"],
     embed: int,
     axes: tuple[str, ...] = (),
-) -> Sums:
+) -> GradientSums:
     """Sum G_b, in the type of `x`, and (s_b G_b)², float32 at least, over b: by the kernel on TPU, else plainly.
 
     On a mesh each device takes its own examples; sums are exchanged once.
@@ -67,7 +67,7 @@ def one_by_one(
     cotangent: Float[Array, "batch seq outputs"],
     scale: Float[Array, "batch"],
     embed: int,
-) -> Sums:
+) -> GradientSums:
     """Make the two sums, one example (of those of each device) after the other.
 
     On a CPU G_b stays in the cache, and the sum of all is the gradient, which needs no product of its own.
@@ -122,7 +122,7 @@ def tiled(
     *,
     tile: tuple[int, int, int] = TILE,
     interpret: bool = False,
-) -> Sums:
+) -> GradientSums:
     """Make the two sums by one Pallas kernel for TPU.
 
     Args:
@@ -172,8 +172,8 @@ def _on_devices(
     scale: Float[Array, "batch"],
     embed: int,
     axes: tuple[str, ...] = (),
-    kernel: Callable[..., Sums] = tiled,
-) -> Sums:
+    kernel: Callable[..., GradientSums] = tiled,
+) -> GradientSums:
     """Run the kernel on every device of the mesh in force, on its own examples and units, and exchange the sums.
 
     The partitioner cannot split a kernel, so what lies where is said here: examples by the batch, the width of the

@@ -26,17 +26,17 @@ from saap_jax.runtime.mesh import shard
 from saap_jax.types import STRUCTURES, Gates, Keep
 
 
-class Group(NamedTuple):
+class CandidateGroup(NamedTuple):
     """Candidates that are evaluated together, by their number, and how many layers from the first on are common."""
 
     members: tuple[int, ...]
     common: int
 
 
-class Step(NamedTuple):
+class GroupBatch(NamedTuple):
     """A batch of windows, by its number, under a group of candidates."""
 
-    group: Group
+    group: CandidateGroup
     batch: int
 
 
@@ -47,7 +47,7 @@ def candidate_losses(
     *,
     done: Collection[int] = (),
     at_once: int = 8,
-    progress: Callable[[Sequence[Step]], Iterator[Step]] = tell_windows,
+    progress: Callable[[Sequence[GroupBatch]], Iterator[GroupBatch]] = tell_windows,
 ) -> Iterator[dict[int, WindowLosses]]:
     """Yield the losses of each window under each keep-set, by the number of the keep-set, a group at a time.
 
@@ -68,7 +68,7 @@ def candidate_losses(
         raise ValueError("evaluation: expected at least one window, got none")
     whole_model = existing_units(model.segments)
     groups = [g for g in grouped(keeps, whole_model, at_once) if not set(g.members) <= set(done)]
-    steps = progress([Step(group, number) for group in groups for number in range(len(batches))])
+    steps = progress([GroupBatch(group, number) for group in groups for number in range(len(batches))])
     for group in groups:
         rows = [*group.members, *group.members[-1:] * (min(at_once, len(keeps)) - len(group.members))]
         gates = {name: jnp.asarray(np.stack([keeps[row][name] for row in rows]), jnp.float32) for name in STRUCTURES}
@@ -91,14 +91,14 @@ def candidate_losses(
     next(steps, None)  # so that they are shown to be done
 
 
-def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Group]:
+def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[CandidateGroup]:
     """Group keep-sets that agree in many layers from the first on, so that much is shared; the order is kept among
     those that agree in as many with the whole model, or with the first keep-set.
 
     >>> whole, cut = np.array([[True], [True]]), np.array([[True], [False]])
     >>> keeps = [{"attention": whole, "mlp": mlp} for mlp in (cut, whole, cut)]
     >>> grouped(keeps, keeps[1], 2)
-    [Group(members=(0, 1), common=1), Group(members=(2,), common=2)]
+    [CandidateGroup(members=(0, 1), common=1), CandidateGroup(members=(2,), common=2)]
     """
     if at_once < 1:
         raise ValueError(f"at_once: expected at least 1, got {at_once}")
@@ -108,7 +108,7 @@ def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Group]:
     shared = [max(_common([of, each]) for of in (whole, layers[0])) for each in layers]
     order = sorted(range(len(keeps)), key=lambda number: -shared[number])
     pieces = [order[first : first + at_once] for first in range(0, len(order), at_once)]
-    return [Group(tuple(piece), _common([layers[n] for n in piece])) for piece in pieces]
+    return [CandidateGroup(tuple(piece), _common([layers[n] for n in piece])) for piece in pieces]
 
 
 def _common(layers: Sequence[Bool[np.ndarray, "_layers _units"]]) -> int:

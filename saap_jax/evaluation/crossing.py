@@ -130,7 +130,7 @@ def crossing(
 # --- from the records of a run -------------------------------------------------------------------
 
 
-class Estimate(NamedTuple):
+class OverSeeds(NamedTuple):
     """A number over seeds."""
 
     mean: float
@@ -146,13 +146,13 @@ class Found(NamedTuple):
 
     variant: str
     seeds: int
-    ratio: Estimate
+    ratio: OverSeeds
     """Largest ratio (as asked) that holds the limit."""
     actual: float
     """Share of the prunable parameters that goes at that ratio, mean over the seeds."""
     ppl: float
     """Perplexity at that ratio, exp of the mean loss over the seeds."""
-    knee: Estimate
+    knee: OverSeeds
     """Ratio of the knee, a point of the grid; NaN where a curve has none."""
     everywhere: int
     """Seeds whose limit holds up to the largest possible ratio."""
@@ -193,7 +193,7 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
         losses = np.stack([dense, *(np.asarray(row["losses"][metric], np.float64) for row in rows)])
         return np.array([0.0, *(row["ratio_asked"] for row in rows)]), losses
 
-    def estimate(values: Sequence[float], drawn: Sequence[np.ndarray]) -> tuple[Estimate, np.ndarray]:
+    def estimate(values: Sequence[float], drawn: Sequence[np.ndarray]) -> tuple[OverSeeds, np.ndarray]:
         """The mean of one value a seed, with its interval, and the mean in each draw; NaN does not count."""
         known = np.isfinite(drawn)
         weights = by_seed.T * known
@@ -202,7 +202,7 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
         low, high, _ = sureness(means[np.isfinite(means)], windows).tolist()
         of = np.array(values, np.float64)[np.isfinite(values)]
         mean = float(of.mean()) if len(of) else math.nan
-        return Estimate(mean, float(of.std(ddof=1)) if len(of) > 1 else math.nan, low, high), means
+        return OverSeeds(mean, float(of.std(ddof=1)) if len(of) > 1 else math.nan, low, high), means
 
     found, drawn_ratios = [], {}
     for variant, own in lines.items():

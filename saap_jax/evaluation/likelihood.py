@@ -63,7 +63,7 @@ class Inputs(NamedTuple):
     targets: int
 
 
-class Row(NamedTuple):
+class PackedRow(NamedTuple):
     """Sequences that share their first `shared` tokens; `length` tokens in all, with `targets` to score."""
 
     inputs: tuple[Inputs, ...]
@@ -75,7 +75,7 @@ class Row(NamedTuple):
 class Batch(NamedTuple):
     """Up to `size` rows that run at once, padded to `length`."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[PackedRow, ...]
     length: int
     size: int
 
@@ -188,7 +188,7 @@ def row_cost(length: int) -> float:
     return length * (1 + length / QUADRATIC)
 
 
-def pack(inputs: Sequence[Inputs]) -> list[Row]:
+def pack(inputs: Sequence[Inputs]) -> list[PackedRow]:
     """Put sorted inputs into rows, neighbours together where that is cheapest for all.
 
     best[j], the least cost of the first j inputs, is the minimum over i of best[i] + row_cost(a row of i … j - 1).
@@ -197,8 +197,8 @@ def pack(inputs: Sequence[Inputs]) -> list[Row]:
     [(3, 5)]
     """
     alike = [0, *(common_length(a.tokens, b.tokens) for a, b in itertools.pairwise(inputs))]
-    best: list[tuple[float, list[Row]]] = [(0.0, [])]
-    rows: list[Row] = []
+    best: list[tuple[float, list[PackedRow]]] = [(0.0, [])]
+    rows: list[PackedRow] = []
     for stop in range(1, len(inputs) + 1):
         shared, every, targets, options = len(inputs[stop - 1].tokens), 0, 0, []
         for start in range(stop - 1, max(stop - 1 - _SIBLINGS, -1), -1):
@@ -208,7 +208,9 @@ def pack(inputs: Sequence[Inputs]) -> list[Row]:
             length = every - (stop - start - 1) * shared
             if start < stop - 1 and (shared == 0 or max(length, targets) > ROW_LIMIT):
                 break
-            options.append((best[start][0] + row_cost(length), Row(tuple(inputs[start:stop]), shared, length, targets)))
+            options.append(
+                (best[start][0] + row_cost(length), PackedRow(tuple(inputs[start:stop]), shared, length, targets))
+            )
         cost, row = min(options, key=lambda option: option[0])
         best.append((cost, [row]))
     stop = len(inputs)
@@ -242,7 +244,7 @@ def padded_length(length: int, steps: int = 2) -> int:
     return power + -(-(length - power) * steps // power) * power // steps
 
 
-def batches_of(rows: Iterable[Row], batch_size: int, steps: int = 2) -> list[Batch]:
+def batches_of(rows: Iterable[PackedRow], batch_size: int, steps: int = 2) -> list[Batch]:
     """Put rows into batches, the longest first, so that what does not fit into memory is known at once."""
     batches: list[Batch] = []
     left = 0
@@ -256,7 +258,7 @@ def batches_of(rows: Iterable[Row], batch_size: int, steps: int = 2) -> list[Bat
     return batches
 
 
-def cheapest_batches(rows: Sequence[Row], batch_size: int, segments: int = 1) -> list[Batch]:
+def cheapest_batches(rows: Sequence[PackedRow], batch_size: int, segments: int = 1) -> list[Batch]:
     """Make batches with as many different lengths as pay: more of them pad less, but compile more programs.
 
     A program takes longer to compile the more `segments` of equal layers the model has: each by a third of the first.

@@ -48,7 +48,7 @@ Ending = Literal["", "alone", "tied", "spent"]
 """Why a race ended: one is left, those that are left are as good as each other, or there are no more windows."""
 
 
-class Verdict(NamedTuple):
+class RaceState(NamedTuple):
     """How a race stands."""
 
     left: tuple[int, ...]
@@ -70,7 +70,7 @@ def race(
     *,
     level: float = LEVEL,
     margin: float = 0.0,
-) -> Verdict:
+) -> RaceState:
     """Judge a race from what has been evaluated so far; the same losses give the same verdict.
 
     Args:
@@ -107,7 +107,7 @@ def race(
         if len(left) == 1 or (margin and reach[np.ix_(stay, stay)].max() < margin):
             ending = "alone" if len(left) == 1 else "tied"
             break
-    return Verdict(tuple(left), tuple(seen.tolist()), ending, following, tuple(p_values.tolist()))
+    return RaceState(tuple(left), tuple(seen.tolist()), ending, following, tuple(p_values.tolist()))
 
 
 class Pairs(NamedTuple):

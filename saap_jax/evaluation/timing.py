@@ -16,7 +16,7 @@ import numpy as np
 
 from saap_jax.evaluation.cost import in_turns, prefill_macs, program_bytes, step_bytes
 from saap_jax.llama.decoder import Sampling, settings_of
-from saap_jax.llama.generate import STEPS, Padded, State, decode_steps, padded, prefill, rounded, stops_of
+from saap_jax.llama.generate import STEPS, DecodingState, Padded, decode_steps, padded, prefill, rounded, stops_of
 from saap_jax.llama.model import Llama
 
 
@@ -66,8 +66,8 @@ class Programs(NamedTuple):
     workload: Workload
     prompts: list[list[int]]
     keys: Any
-    prefill: Callable[..., tuple[Any, State]]
-    decode: Callable[..., tuple[Any, State]]
+    prefill: Callable[..., tuple[Any, DecodingState]]
+    decode: Callable[..., tuple[Any, DecodingState]]
     memory_bytes: int | None
     """The most that one of the two programs holds, by the compiler's own analysis; None where it gives none."""
 

@@ -53,7 +53,7 @@ _BLOCKS = np.dtype(np.uint8)
 _FLOAT16 = np.dtype(np.float16)
 
 
-class Written(NamedTuple):
+class WrittenGguf(NamedTuple):
     """What is in a GGUF file that was written."""
 
     architecture: str
@@ -63,7 +63,7 @@ class Written(NamedTuple):
     """Matrices stored as F16 because their rows are no multiple of a block of Q8_0."""
 
 
-def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: Sequence[Pair]) -> Written:
+def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: Sequence[Pair]) -> WrittenGguf:
     """Write a model as one GGUF file; `dtype` is that of its matrices, vectors stay float32.
 
     Matrices of 4 bits in groups of 32 become Q4_1 whatever `dtype`, their integers as they are. `vocabulary` is the
@@ -104,7 +104,7 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
     finally:
         writer.close()
     wider = sum(kind == Type.F16 for kind in types) if dtype == "q8_0" else 0
-    return Written(architecture, added_parameters(spec, layers), wider)
+    return WrittenGguf(architecture, added_parameters(spec, layers), wider)
 
 
 def context_of(constants: Constants) -> int:

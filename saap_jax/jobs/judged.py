@@ -37,7 +37,7 @@ class Judged(NamedTuple):
 
 
 def texts_of(config: PruneConfig, subject: Subject, calibrated_on: tuple[str, ...]) -> dict[str, Examples]:
-    """Choose the examples by metric on which both models are judged; none where that is not asked for, or of a traced model.
+    """Choose the examples that both models are judged on, by metric; none of a traced model, or where not asked for.
 
     Raises:
         ValueError: a text that the calibration text is part of.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from saap_jax.evaluation.race import Verdict, race
+from saap_jax.evaluation.race import RaceState, race
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.candidates import Candidate, Evaluator, Row, figure
@@ -56,7 +56,7 @@ class Race:
             self.evaluator.record(name, candidate.about, self._measured(self.evaluator.models[name]))
         return [self._summary(ratio, verdict) for ratio, verdict in verdicts.items()]
 
-    def _evaluate(self, ratio: float, verdict: Verdict, stop: int) -> None:
+    def _evaluate(self, ratio: float, verdict: RaceState, stop: int) -> None:
         """Evaluate those that are left of a ratio up to a window, together who has as many of those before."""
         variants, groups = [*self.field[ratio].values()], {}
         for name in [name for number in verdict.left for name in variants[number]]:
@@ -103,7 +103,7 @@ class Race:
         rest = {"losses": losses} if whole else {"windows": len(self.laps[model][self.judging])}
         return {"ppl": ppl, **rest, "seconds": self.seconds[model]}
 
-    def _summary(self, ratio: float, verdict: Verdict) -> RaceRecord:
+    def _summary(self, ratio: float, verdict: RaceState) -> RaceRecord:
         variants = [*self.field[ratio]]
         evaluated = {self.evaluator.models[n]: n for names in self.field[ratio].values() for n in names}
         return {

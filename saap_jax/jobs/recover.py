@@ -30,9 +30,9 @@ from saap_jax.llama.files.write import check_widths, write_further
 from saap_jax.llama.generate import decoder_of
 from saap_jax.recovery.adapters import METHODS, Method
 from saap_jax.recovery.checkpoints import Checkpoints
-from saap_jax.recovery.loop import Outcome, Step, Training, held_out_loss, steps_of, train
+from saap_jax.recovery.loop import Outcome, StepTold, Training, held_out_loss, steps_of, train
 from saap_jax.recovery.objective import Objective, cast
-from saap_jax.recovery.top_k import Kept, keep_top_k
+from saap_jax.recovery.top_k import KeptLogits, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report.pages.recover import recovery_files, recovery_table, summary
 from saap_jax.runs.directory import RunDirectory, flatten, write_scalars
@@ -47,7 +47,7 @@ from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import texts_of
 
 
-class Text(NamedTuple):
+class TrainingText(NamedTuple):
     """What is learned from, packed."""
 
     pieces: Pieces
@@ -161,20 +161,20 @@ def method_of(config: MethodConfig) -> Method:
     return METHODS[config.name](**options)
 
 
-def read_text(config: RecoverConfig, tokenizer: Tokenizer) -> Text:
+def read_text(config: RecoverConfig, tokenizer: Tokenizer) -> TrainingText:
     """Read, tokenise and pack the text, the held-out part apart."""
     data = config.data
     pieces = read_pieces(data.sources, tokenizer, length=data.length, template=data.template, seed=data.seed)
     kept, held = split_pieces(pieces.pieces, float(data.held_out))
     packed = functools.partial(pack, length=data.length, together=data.packing)
     if not held:
-        return Text(pieces, packed(kept), None)
+        return TrainingText(pieces, packed(kept), None)
     rows = packed(held)
-    return Text(pieces, packed(kept), rows.first(data.held_out_rows))
+    return TrainingText(pieces, packed(kept), rows.first(data.held_out_rows))
 
 
 def training_of(
-    config: RecoverConfig, method: Method, model: Llama, dense: Llama | None, text: Text, layout: Layout | None
+    config: RecoverConfig, method: Method, model: Llama, dense: Llama | None, text: TrainingText, layout: Layout | None
 ) -> Training:
     """Put together everything that the training is made of, on the devices of `layout`.
 
@@ -223,7 +223,7 @@ def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> No
         )
 
 
-def _about(config: RecoverConfig, text: Text, training: Training, model: Llama) -> dict[str, Any]:
+def _about(config: RecoverConfig, text: TrainingText, training: Training, model: Llama) -> dict[str, Any]:
     """Describe a run: what is learned from what, and what the metrics mean."""
     rows, held = text.rows, text.held_out
     evaluation = config.evaluation
@@ -261,7 +261,7 @@ def _with_top_k(config: RecoverConfig, run: RunDirectory, training: Training, de
     plan, k, length = training.plan, config.training.top_k_logits, config.data.length
     fed = {"batch_size": plan.batch_size, "epochs": plan.epochs, "seed": plan.seed, "steps": training.schedule.steps}
     numbers = rows_fed(training.rows, **fed)
-    kept = Kept(run.claim("top_k_logits"), numbers, length - 1, k, dense.spec.vocab, plan.microbatch)
+    kept = KeptLogits(run.claim("top_k_logits"), numbers, length - 1, k, dense.spec.vocab, plan.microbatch)
     said = f"{plural(k, 'logit')} of the dense model behind each token of {plural(len(numbers), 'row')}"
     _note(track, f"{said}: {kept.nbytes / 2**20:,.2f} MiB on disk", True)
     run.update(top_k_logits={"k": k, "rows": len(numbers), "bytes": kept.nbytes})
@@ -289,7 +289,7 @@ def _train(config: RecoverConfig, run: RunDirectory, training: Training, track: 
         bar = track("train", range(first, steps), steps - first)
         next(bar, None)
 
-        def keep(told: Step) -> None:
+        def keep(told: StepTold) -> None:
             rates.append(told.tokens / told.seconds)
             stage.tokens += told.tokens
             record = {name: value for name, value in told._asdict().items() if value is not None}

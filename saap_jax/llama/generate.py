@@ -34,7 +34,7 @@ Finished = Callable[[int, list[int]], bool]
 # --- compiled programs -----------------------------------------------------------------------------
 
 
-class State(NamedTuple):
+class DecodingState(NamedTuple):
     """What decoding goes on from."""
 
     cache: Cache
@@ -59,27 +59,27 @@ def prefill(
     stops: Int[Array, "stops"],
     *,
     slots: int,
-) -> tuple[Int[Array, "batch"], State]:
+) -> tuple[Int[Array, "batch"], DecodingState]:
     """Read the prompts, padded on the left, and draw the first token of each row (-1 where it stops or is done)."""
     tokens, start, done = inputs
     batch, seq = tokens.shape
     slot = jnp.int32(0)
     hidden, cache = extend(model, tokens, empty_cache(model, batch, slots), start, slot, empty=True)
-    state = State(cache, start, tokens[:, -1], done, keys, slot + seq, jnp.int32(0))
+    state = DecodingState(cache, start, tokens[:, -1], done, keys, slot + seq, jnp.int32(0))
     return _next(model, hidden[:, -1:], state, settings, stops)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def decode_steps(
-    model: Llama, state: State, settings: Settings, stops: Int[Array, "stops"], steps: Int[Array, ""]
-) -> tuple[Int[Array, "batch steps"], State]:
+    model: Llama, state: DecodingState, settings: Settings, stops: Int[Array, "stops"], steps: Int[Array, ""]
+) -> tuple[Int[Array, "batch steps"], DecodingState]:
     """Make `steps` more tokens, at most `STEPS`, or fewer if all rows end; -1 where a row has none. Reuses `state`."""
 
-    def going(carry: tuple[Array, Array, State]) -> Array:
+    def going(carry: tuple[Array, Array, DecodingState]) -> Array:
         made, _, state = carry
         return (made < steps) & ~jnp.all(state.done)
 
-    def step(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
+    def step(carry: tuple[Array, Array, DecodingState]) -> tuple[Array, Array, DecodingState]:
         made, tokens, state = carry
         hidden, cache = extend(model, state.token[:, None], state.cache, state.start, state.slot, empty=False)
         token, state = _next(model, hidden, state._replace(cache=cache, slot=state.slot + 1), settings, stops)
@@ -90,7 +90,9 @@ def decode_steps(
     return tokens, state
 
 
-def _next(model: Llama, hidden: Array, state: State, settings: Settings, stops: Array) -> tuple[Array, State]:
+def _next(
+    model: Llama, hidden: Array, state: DecodingState, settings: Settings, stops: Array
+) -> tuple[Array, DecodingState]:
     """Draw each row's next token from its last hidden state."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.drawn)
     token = draw(model.logits(hidden)[:, 0], settings, keys)

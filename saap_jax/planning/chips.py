@@ -66,7 +66,7 @@ CHIPS = {
 """By kind; the GPUs are the SXM modules."""
 
 
-class Target(NamedTuple):
+class Machine(NamedTuple):
     """Chips of one kind, joined in one machine."""
 
     chip: Chip
@@ -94,7 +94,7 @@ class Target(NamedTuple):
         return self.chip.memory / self.chip.devices
 
 
-def target_of(name: str) -> Target:
+def target_of(name: str) -> Machine:
     """Read a target: `v5e:4x4`, `v5e-16`, `v5p:2x2x2`, `v5p-64` (64 cores, 32 chips), `gpu:h100:8`.
 
     Raises:
@@ -114,12 +114,12 @@ def target_of(name: str) -> Target:
             f"or, by arithmetic, WORD:N with a word of {', '.join(others)}, such as gpu:h100:8, got {name!r}"
         )
     if number:
-        target = Target(chip, (int(number),))
+        target = Machine(chip, (int(number),))
         if not 1 <= target.chips <= chip.most:
             raise ValueError(f"target: expected 1 to {chip.most} that reach each other, got {name!r}")
         return target
     if shape:
-        target = Target(chip, tuple(map(int, shape.split("x"))))
+        target = Machine(chip, tuple(map(int, shape.split("x"))))
         if len(target.shape) != chip.dimensions or min(target.shape) < 1 or target.chips > chip.most:
             raise ValueError(
                 f"target: expected {chip.dimensions} sizes that multiply to at most {chip.most} chips for {word}, such "
@@ -134,17 +134,17 @@ def target_of(name: str) -> Target:
     return by_count[int(count)]
 
 
-def targets(chip: Chip) -> list[Target]:
+def targets(chip: Chip) -> list[Machine]:
     """List the machines that can be asked for, from the smallest: each axis doubled in turn.
 
     >>> [target.topology for target in targets(CHIPS["v5e"])][:4]
     ['v5e:1x1', 'v5e:2x2', 'v5e:2x4', 'v5e:4x4']
     """
     if not chip.compiled:
-        return [Target(chip, (1 << power,)) for power in range(chip.most.bit_length())]
+        return [Machine(chip, (1 << power,)) for power in range(chip.most.bit_length())]
     shapes: list[tuple[int, ...]] = [(1, 1), (2, 2)] if chip.dimensions == 2 else [(2, 2, 1), (2, 2, 2)]
     while math.prod(shapes[-1]) * 2 <= chip.most:
         last = list(shapes[-1])
         last[0 if len(set(last)) > 1 else -1] *= 2  # they are sorted
         shapes.append(tuple(sorted(last)))
-    return [Target(chip, shape) for shape in shapes]
+    return [Machine(chip, shape) for shape in shapes]

@@ -25,7 +25,7 @@ from saap_jax.estimation.registry import make_estimator
 from saap_jax.llama.attention import block_of, whole
 from saap_jax.llama.loss import LOGITS
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.planning.chips import Target
+from saap_jax.planning.chips import Machine
 from saap_jax.types import Remat
 
 Mesh = tuple[int, ...]
@@ -49,7 +49,7 @@ class Estimate(NamedTuple):
         """Bytes in all."""
         return self.parameters + self.state + self.temporaries
 
-    def seconds(self, target: Target) -> dict[str, float]:
+    def seconds(self, target: Machine) -> dict[str, float]:
         """The time that each limit alone would take."""
         chip = target.chip
         return {

@@ -26,7 +26,7 @@ from saap_jax.evaluation.cost import program_bytes
 from saap_jax.llama.attention import attending, whole
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning import count
-from saap_jax.planning.chips import GIB, Target, targets
+from saap_jax.planning.chips import GIB, Machine, targets
 from saap_jax.planning.count import Collectives, collectives_of, shard_bytes, work_of
 from saap_jax.planning.estimate import Estimate, Mesh, estimate, meshes
 from saap_jax.planning.programs import of_experts, program_of, weight_sizes
@@ -56,7 +56,7 @@ _QUIET = {
 
 
 def plan_one(
-    config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh | None, batch: int, remat: Remat
+    config: PlanConfig, spec: LlamaSpec, target: Machine, mesh: Mesh | None, batch: int, remat: Remat
 ) -> Record:
     """Plan a task for one machine, mesh, batch and rematerialisation; `fits` says whether it can run.
 
@@ -111,7 +111,7 @@ def plan_one(
     return record
 
 
-def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, batch: int, remat: Remat) -> Record:
+def compiled(config: PlanConfig, spec: LlamaSpec, target: Machine, mesh: Mesh, batch: int, remat: Remat) -> Record:
     """Compile the program for the target's devices and read off what it holds and does; kept in the cache."""
     devices = _devices(target)
     sizes = by_axis(mesh)
@@ -173,7 +173,7 @@ def work_of_device(jaxpr: Any, spec: LlamaSpec, mesh: Mesh) -> dict[str, float]:
     return {"flops": flops / alone, "moved": weights / tensor + others / alone}
 
 
-def _times(config: PlanConfig, record: Record, target: Target) -> Record:
+def _times(config: PlanConfig, record: Record, target: Machine) -> Record:
     """Compute the roofline of a step, and of the whole text."""
     guess = Estimate(0, 0, 0, record["flops"], record["moved"], sum(record["sent"].values()))
     seconds = guess.seconds(target)
@@ -193,7 +193,7 @@ def _times(config: PlanConfig, record: Record, target: Target) -> Record:
 
 
 def remedies(
-    config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, batch: int, remat: Remat, overrun: float
+    config: PlanConfig, spec: LlamaSpec, target: Machine, mesh: Mesh, batch: int, remat: Remat, overrun: float
 ) -> list[str]:
     """Name the three cheapest changes, with the bytes a device that each saves by arithmetic; least time first."""
     (data, fsdp, tensor), expert = mesh[:3], mesh[3:]
@@ -246,7 +246,7 @@ LIBTPU = "libtpu>=0.0.52"
 """What planning for a TPU needs beside the package."""
 
 
-def _devices(target: Target) -> Any:
+def _devices(target: Machine) -> Any:
     """Describe the devices of a machine that is not there, as the compiler describes them."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -284,7 +284,7 @@ class Way(NamedTuple):
     remat: Remat
 
 
-def ways(config: PlanConfig, spec: LlamaSpec, target: Target) -> list[Way]:
+def ways(config: PlanConfig, spec: LlamaSpec, target: Machine) -> list[Way]:
     """List the ways that may fit by arithmetic, from the fastest a token."""
     remats: tuple[Remat, ...] = ("none", "dots", "full") if config.task != "evaluate" else ("none",)
     found = []
@@ -304,10 +304,10 @@ def ways(config: PlanConfig, spec: LlamaSpec, target: Target) -> list[Way]:
 def search(
     config: PlanConfig,
     spec: LlamaSpec,
-    target: Target,
+    target: Machine,
     *,
     enough: int = TRIES,
-    progress: Callable[[Iterable[Target]], Iterator[Target]] = iter,
+    progress: Callable[[Iterable[Machine]], Iterator[Machine]] = iter,
     plan: Callable[..., Record] = plan_one,
 ) -> tuple[Record | None, list[Record]]:
     """Find the best plan on the smallest machine of the target's kind that the job fits; return it and all tried.
@@ -325,7 +325,12 @@ def search(
 
 
 def plans_on(
-    config: PlanConfig, spec: LlamaSpec, machine: Target, *, enough: int = TRIES, plan: Callable[..., Record] = plan_one
+    config: PlanConfig,
+    spec: LlamaSpec,
+    machine: Machine,
+    *,
+    enough: int = TRIES,
+    plan: Callable[..., Record] = plan_one,
 ) -> list[Record]:
     """Plan for a machine until `enough` plans fit: the ways that are fastest by arithmetic and, if none of them fits,
     those that need the least memory."""

@@ -22,7 +22,7 @@ from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning.estimate import method_of
 from saap_jax.recovery.adapters import AdapterParam, adapted
 from saap_jax.recovery.objective import Objective, Packed
-from saap_jax.recovery.train import Schedule, State, optimizer_of, split, train_step
+from saap_jax.recovery.train import Schedule, TrainingState, optimizer_of, split, train_step
 from saap_jax.runtime.mesh import Layout, shardings
 from saap_jax.types import Remat
 
@@ -84,7 +84,7 @@ def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, re
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(x.shape, _everywhere(layout))),
         jax.eval_shape(optimizer_of(schedule).init, trained),
     )
-    state = State(trained, moments, _whole(layout, (), jnp.int32))
+    state = TrainingState(trained, moments, _whole(layout, (), jnp.int32))
     shape = (1, batch, config.length)
     rows = Packed(*(_batch(layout, shape, kind) for kind in (jnp.int32, jnp.int32, jnp.int32, jnp.bool_)))
 

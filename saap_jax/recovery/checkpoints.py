@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from saap_jax.recovery.train import State
+from saap_jax.recovery.train import TrainingState
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.processes import is_primary
 
@@ -70,7 +70,7 @@ class Checkpoints:
                 quiet = 0 if begun else quiet + 1
                 time.sleep(0.05)
 
-    def save(self, state: State, progress: dict[str, Any], loss: float | None) -> None:
+    def save(self, state: TrainingState, progress: dict[str, Any], loss: float | None) -> None:
         """Copy a state and begin to write it; the state may be donated as soon as this returns.
 
         Args:
@@ -123,7 +123,7 @@ class Checkpoints:
         with reading(self._directory / str(step), _WHOLE):
             return dict(self._manager.restore(step, args=args.Composite(progress=args.JsonRestore()))["progress"])
 
-    def read(self, step: int, like: State) -> State:
+    def read(self, step: int, like: TrainingState) -> TrainingState:
         """Read the state of a checkpoint back, to the last bit.
 
         Args:
@@ -141,7 +141,7 @@ class Checkpoints:
         return jax.tree_util.tree_unflatten(structure, values)
 
 
-def arrays_of(state: State) -> dict[str, Any]:
+def arrays_of(state: TrainingState) -> dict[str, Any]:
     """Collect the arrays of a state by path; empty ones, which orbax refuses to write, are left out."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {_name(path): leaf for path, leaf in leaves if leaf.size}

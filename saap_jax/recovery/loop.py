@@ -17,12 +17,12 @@ from saap_jax.config.recover import TrainingConfig
 from saap_jax.data.packing import Rows, count_batches, feed, padded_rows
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.objective import Objective
-from saap_jax.recovery.top_k import Kept
+from saap_jax.recovery.top_k import KeptLogits
 from saap_jax.recovery.train import (
     Frozen,
     Parameters,
     Schedule,
-    State,
+    TrainingState,
     held_out_step,
     join,
     learning_rate_of,
@@ -36,7 +36,7 @@ from saap_jax.runtime.mesh import places_of
 from saap_jax.runtime.words import some
 
 
-class Step(NamedTuple):
+class StepTold(NamedTuple):
     """What one step told."""
 
     step: int
@@ -84,7 +84,7 @@ class Training(NamedTuple):
     """How to train, beside objective and schedule: batches, epochs, checks, patience and seed."""
     about: dict[str, Any]
     """What identifies the training, for its checkpoints: plain values, equal ones in a training that goes on."""
-    top: Kept | None = None
+    top: KeptLogits | None = None
     """The teacher's likeliest tokens on disk, which stand for a teacher."""
 
 
@@ -94,7 +94,9 @@ def steps_of(rows: Rows, *, batch_size: int, epochs: int, most: int) -> int:
     return min(steps, most) if most else steps
 
 
-def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step], None] = lambda step: None) -> Outcome:
+def train(
+    training: Training, checkpoints: Checkpoints, *, done: Callable[[StepTold], None] = lambda step: None
+) -> Outcome:
     """Train from the newest checkpoint, or from the beginning, to the end; find the best parameters.
 
     Args:
@@ -132,7 +134,7 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
                 checkpoints.save(state, progress | {"iterator": place}, None)
             checkpoints.wait()
             raise _not_finite(training, state, batch, "gradient" if math.isfinite(float(measured.loss)) else "loss")
-        told = Step(
+        told = StepTold(
             step + 1, float(measured.loss), float(measured.divergence), float(measured.distance), float(measured.norm),
             float(learning_rate_of(schedule)(step)), int((batch["segments"] > 0).sum()), time.perf_counter() - began,
         )  # fmt: skip
@@ -170,7 +172,7 @@ def held_out_loss(trained: Parameters, training: Training) -> float | None:
     return total / count
 
 
-def _not_finite(training: Training, state: State, batch: dict[str, np.ndarray], what: str) -> NotFiniteError:
+def _not_finite(training: Training, state: TrainingState, batch: dict[str, np.ndarray], what: str) -> NotFiniteError:
     """Make what is to be said of a step that could not be made; `state` is the one before it."""
     step, rows = int(state.step) + 1, [int(row) for row in batch["row"] if row >= 0]
     names = [name for row in rows for name in training.rows.names[row]]

@@ -50,7 +50,7 @@ class Objective(NamedTuple):
         return bool(self.distillation or self.hidden)
 
 
-class Sums(NamedTuple):
+class LossSums(NamedTuple):
     """Over the tokens to predict of some rows."""
 
     loss: Float[Array, ""]
@@ -64,7 +64,7 @@ class Sums(NamedTuple):
     tokens: Int[Array, ""]
 
 
-def sums_of(model: Llama, teacher: Llama | None, rows: Packed, objective: Objective) -> Sums:
+def sums_of(model: Llama, teacher: Llama | None, rows: Packed, objective: Objective) -> LossSums:
     """Sum the losses of packed rows; position t predicts token t + 1 where that is a target.
 
     The first token of a piece is never a target, so no piece predicts another one. Where the rows have `top`, that
@@ -105,7 +105,7 @@ def sums_of(model: Llama, teacher: Llama | None, rows: Packed, objective: Object
     each = over_positions(of_tokens, rows.tokens[:, 1:], hidden[:, :-1], *known, logits=models)
     targets = rows.targets[:, 1:]
     loss, divergence, distance = (jnp.sum(jnp.where(targets, of, 0)) for of in (*each, distance[:, :-1]))
-    return Sums(loss, divergence, distance, jnp.sum(targets))
+    return LossSums(loss, divergence, distance, jnp.sum(targets))
 
 
 def masses_of(
@@ -123,7 +123,7 @@ def masses_of(
     return jax.nn.log_softmax(each, axis=-1)
 
 
-def total_of(sums: Sums, objective: Objective) -> Float[Array, ""]:
+def total_of(sums: LossSums, objective: Objective) -> Float[Array, ""]:
     """Sum what is minimised over the tokens; divide by their number for the mean.
 
     Source: Hinton et al. (arXiv:1503.02531), whose factor T² keeps the gradient's size as the temperature changes.

@@ -38,7 +38,7 @@ from saap_jax.runtime.progress import Track, quiet
 _WHOLE = "the dense model's likeliest tokens (remove the directory, and the same command makes them again)"
 
 
-class Kept(NamedTuple):
+class KeptLogits(NamedTuple):
     """Where the likeliest tokens of some rows are, or will be."""
 
     directory: Path
@@ -82,7 +82,7 @@ class Kept(NamedTuple):
 
 
 def keep_top_k(
-    kept: Kept,
+    kept: KeptLogits,
     teacher: Llama,
     rows: Rows,
     objective: Objective,
@@ -126,7 +126,7 @@ def keep_top_k(
     return int((rows.segments[kept.rows] >= 0).sum())
 
 
-def _there(kept: Kept, about: Mapping[str, Any]) -> bool:
+def _there(kept: KeptLogits, about: Mapping[str, Any]) -> bool:
     """Say whether all is there, in a directory that then is."""
     file = kept.directory / "about.json"
     if not file.exists():
@@ -143,7 +143,7 @@ def _there(kept: Kept, about: Mapping[str, Any]) -> bool:
     return True
 
 
-def _made(kept: Kept, teacher: Llama, rows: Rows, numbers: np.ndarray, objective: Objective) -> list[np.ndarray]:
+def _made(kept: KeptLogits, teacher: Llama, rows: Rows, numbers: np.ndarray, objective: Objective) -> list[np.ndarray]:
     """Make the arrays of some rows, at most `kept.batch`."""
     batch = padded_rows({name: rows.arrays()[name][numbers] for name in FIELDS}, kept.batch)
     packed = Packed(*(shard(batch[name], teacher) for name in FIELDS), top=None)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.data.packing import FIELDS
 from saap_jax.llama.model import Llama, at_least_float32
-from saap_jax.recovery.objective import Objective, Packed, Sums, TopK, sums_of, total_of
+from saap_jax.recovery.objective import LossSums, Objective, Packed, TopK, sums_of, total_of
 from saap_jax.runtime.mesh import Places, held, mesh_of, settled, shard
 
 Parameters = Any
@@ -51,7 +51,7 @@ class Frozen:
     teacher: Llama | None = None
 
 
-class State(NamedTuple):
+class TrainingState(NamedTuple):
     """What changes: a pytree, donated from step to step."""
 
     trained: Parameters
@@ -59,7 +59,7 @@ class State(NamedTuple):
     step: Int[Array, ""]
 
 
-class Measured(NamedTuple):
+class StepMeasured(NamedTuple):
     """What one step tells; means over the tokens that were predicted."""
 
     loss: Float[Array, ""]
@@ -90,14 +90,14 @@ def join(trained: Parameters, frozen: Frozen) -> Llama:
     return nnx.merge(frozen.graph, trained, frozen.parameters)
 
 
-def start(trained: Parameters, schedule: Schedule) -> State:
+def start(trained: Parameters, schedule: Schedule) -> TrainingState:
     """Make the state before the first step.
 
     The parameters are copied, because a step takes its state's memory, and raised to float32 where they are narrower:
     most updates are smaller than what bfloat16 tells apart. The optimiser's state lies where the parameters do.
     """
     copied = jax.tree.map(lambda x: jnp.array(x, at_least_float32(x.dtype)), trained)
-    state = State(copied, optimizer_of(schedule).init(copied), jnp.zeros((), jnp.int32))
+    state = TrainingState(copied, optimizer_of(schedule).init(copied), jnp.zeros((), jnp.int32))
     return settled(state, mesh_of(copied))
 
 
@@ -121,25 +121,25 @@ def optimizer_of(schedule: Schedule) -> optax.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnames=("objective", "schedule", "places"), donate_argnames="state")
 def train_step(
-    state: State, frozen: Frozen, rows: Packed, *, objective: Objective, schedule: Schedule, places: Places = ()
-) -> tuple[State, Measured]:
+    state: TrainingState, frozen: Frozen, rows: Packed, *, objective: Objective, schedule: Schedule, places: Places = ()
+) -> tuple[TrainingState, StepMeasured]:
     """Take one step on rows `[microbatches, batch, seq]`; the state's memory is taken over.
 
     Args:
         places: where the state lies, see `saap_jax.runtime.mesh.held`.
     """
 
-    def total(trained: Parameters, some: Packed) -> tuple[Float[Array, ""], Sums]:
+    def total(trained: Parameters, some: Packed) -> tuple[Float[Array, ""], LossSums]:
         sums = sums_of(join(trained, frozen), frozen.teacher, some, objective)
         return total_of(sums, objective), sums
 
-    def accumulate(carry: tuple[Any, Sums], some: Packed) -> tuple[tuple[Any, Sums], None]:
+    def accumulate(carry: tuple[Any, LossSums], some: Packed) -> tuple[tuple[Any, LossSums], None]:
         (_, sums), gradient = jax.value_and_grad(total, has_aux=True)(state.trained, some)
         return jax.tree.map(jnp.add, carry, (gradient, sums)), None
 
     wide = at_least_float32(jax.tree.leaves(state.trained)[0].dtype)
     zero = jnp.zeros((), wide)
-    nothing = Sums(zero, zero, zero, jnp.zeros((), jnp.int32))
+    nothing = LossSums(zero, zero, zero, jnp.zeros((), jnp.int32))
     (gradient, sums), _ = jax.lax.scan(accumulate, (jax.tree.map(jnp.zeros_like, state.trained), nothing), rows)
     count = jnp.maximum(sums.tokens, 1).astype(wide)
     gradient = jax.tree.map(lambda g: g / count.astype(g.dtype), gradient)
@@ -149,9 +149,9 @@ def train_step(
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
         updates, optimizer = optimizer_of(schedule).update(gradient, state.optimizer, state.trained)
         trained: Any = optax.apply_updates(state.trained, updates)
-        moved = State(trained, optimizer, state.step + 1)
+        moved = TrainingState(trained, optimizer, state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
-    return held(state, places), Measured(*means, sums.tokens, norm, finite)
+    return held(state, places), StepMeasured(*means, sums.tokens, norm, finite)
 
 
 @functools.partial(jax.jit, static_argnames=("objective",))

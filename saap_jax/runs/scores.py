@@ -115,7 +115,7 @@ def rescored(source: str, subject: Subject, plan: Plan) -> Calibrated:
     return joined(made)
 
 
-class Kept(NamedTuple):
+class KeptStatistics(NamedTuple):
     """What a run keeps for later scoring."""
 
     statistics: dict[str, frozenset[str]]
@@ -128,7 +128,7 @@ class Kept(NamedTuple):
         return all(needs <= held or member in self.scores.get(name, {}) for name, held in self.statistics.items())
 
 
-def kept_by(source: str) -> Kept:
+def kept_by(source: str) -> KeptStatistics:
     """Read what a run keeps for later scoring.
 
     Raises:
@@ -147,7 +147,7 @@ def kept_by(source: str) -> Kept:
                 f"from_run: expected statistics at {path}, found none; run `saap score` with --keep-statistics all"
             )
         statistics[name] = kept_statistics(path)
-    return Kept(statistics, read_scores(run).scenarios if run.has("scores.npz") else {})
+    return KeptStatistics(statistics, read_scores(run).scenarios if run.has("scores.npz") else {})
 
 
 def served(source: str, plan: Plan) -> list[str]:

@@ -157,7 +157,7 @@ def stops_of(units: int, limits: Limits, depth: bool) -> np.ndarray:
 
 
 def levels_of(existing: Keep, within: Within) -> dict[str, list[np.ndarray]]:
-    """List the numbers of units that each layer may lose, ascending from 0, a list over the layers for each structure."""
+    """List the numbers of units that each layer may lose, ascending from 0; a list over layers a structure."""
     found = {}
     for name, exists in existing.items():
         limits, skipped = within.layer(name), protected(within.protect, len(exists))

@@ -83,7 +83,7 @@ def compensate(
         ValueError: a keep-set of another model.
     """
     check_keep(keep, model.segments)
-    made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
+    made: dict[str, list[OutputMatrix]] = {name: [] for name in STRUCTURES}
     corrections = []
     walk = Walk(repair, repair.propagate == "pruned", repair.tokens == "equal")
     for at, new, correction in corrected_in_turn(model, keep, batches, walk, dense=dense, progress=progress):
@@ -105,7 +105,7 @@ def corrected_in_turn(
     dense: Llama | None = None,
     choose: Choose | None = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
-) -> Iterator[tuple["SubBlock", "Written", Correction | None]]:
+) -> Iterator[tuple["SubBlock", "OutputMatrix", Correction | None]]:
     """Yield each sub-block, in the order of the forward pass, what writes from now on, and what that helped.
 
     Args:
@@ -137,7 +137,7 @@ def corrected_in_turn(
         yield at, new, correction
 
 
-class Written(NamedTuple):
+class OutputMatrix(NamedTuple):
     """What carries a sub-block's activations into the residual stream."""
 
     weight: Float[Array, "coordinates embed"]
@@ -161,19 +161,19 @@ class SubBlock(NamedTuple):
     structure: str
     layer: int
     place: Site
-    old: Written
+    old: OutputMatrix
     kept: Bool[np.ndarray, "coordinates"]
     routed: Float[Array, "experts"] | None = None
     """Of a mixture: 1 for an expert that stays, 0 for one that goes."""
 
-    def masked(self) -> Written:
+    def masked(self) -> OutputMatrix:
         """Zero the rows of removed units."""
         return self.old._replace(weight=jnp.where(jnp.asarray(self.kept)[:, None], self.old.weight, 0))
 
-    def corrected(self, sums: tuple[Normal, Normal | None], repair: Repair) -> tuple[Written, Correction]:
+    def corrected(self, sums: tuple[Normal, Normal | None], repair: Repair) -> tuple[OutputMatrix, Correction]:
         """Correct the rows of kept units, and measure the gain; see `corrected`."""
         weight, bias, damping, errors = corrected(sums, self.old.weight, self.kept, repair)
-        new = Written(weight.astype(self.old.weight.dtype), self.old.bias + bias.astype(self.old.bias.dtype))
+        new = OutputMatrix(weight.astype(self.old.weight.dtype), self.old.bias + bias.astype(self.old.bias.dtype))
         return new, Correction(self.structure, self.layer, damping, *errors)
 
 
@@ -199,7 +199,7 @@ def sub_blocks(
 
 
 @jax.jit
-def writer_of(model: Llama, at: Site) -> Written:
+def writer_of(model: Llama, at: Site) -> OutputMatrix:
     """Read the output matrix and the bias of a sub-block."""
     layer = layer_of(model.segments[at.segment], at.index)
     weight, bias = {
@@ -207,14 +207,14 @@ def writer_of(model: Llama, at: Site) -> Written:
         "mlp": (layer.mlp.down[...], layer.mlp.down_bias),
     }[at.structure]
     weight = weight.reshape(-1, weight.shape[-1])
-    return Written(weight, jnp.zeros(weight.shape[-1], weight.dtype) if bias is None else bias[...])
+    return OutputMatrix(weight, jnp.zeros(weight.shape[-1], weight.dtype) if bias is None else bias[...])
 
 
 @functools.partial(jax.jit, static_argnames=("walk",))
 def normal_step(
     model: Llama,
     at: Site,
-    whole: Written,
+    whole: OutputMatrix,
     bias: Float[Array, "embed"],
     stream: Stream,
     mask: Bool[Array, "batch seq"],
@@ -252,7 +252,7 @@ def normal_step(
 def advance_step(
     model: Llama,
     at: Site,
-    new: Written,
+    new: OutputMatrix,
     pruned: Float[Array, "batch seq embed"],
     gates: Float[Array, "experts"] | None = None,
 ) -> Float[Array, "batch seq embed"]:
@@ -299,7 +299,7 @@ def summed(
     return (fit, held), after
 
 
-def rewritten(model: Llama, made: dict[str, list[Written]], biases: bool) -> Llama:
+def rewritten(model: Llama, made: dict[str, list[OutputMatrix]], biases: bool) -> Llama:
     """Return a copy of a model with other output matrices, and other biases if it has or gets them."""
     new = jax.tree.map(lambda x: x, model)
     bounds = segment_bounds(model.segments)

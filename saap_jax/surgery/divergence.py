@@ -25,7 +25,7 @@ from saap_jax.surgery.corrections import HELD_OUT, check_microbatches
 from saap_jax.types import STRUCTURES, Gates, Keep, Remat, Scores
 
 
-class Text(NamedTuple):
+class Microbatch(NamedTuple):
     """A microbatch on the devices, with what the unpruned model makes of it."""
 
     tokens: Int[Array, "batch seq"]
@@ -67,7 +67,7 @@ class Divergence:
         """Return the mean divergence over the tokens that are held out."""
         return self._judged(gates, self._held)
 
-    def _judged(self, gates: Keep | Scores, texts: Sequence[Text]) -> float:
+    def _judged(self, gates: Keep | Scores, texts: Sequence[Microbatch]) -> float:
         given = self._gates(gates)
         with on_mesh_of(self._model):
             sums = [fetched(divergence_step(self._model, self._teacher, given, text)) for text in texts]
@@ -76,10 +76,10 @@ class Divergence:
     def _gates(self, given: Keep | Scores) -> Gates:
         return settled({name: jnp.asarray(each, jnp.float32) for name, each in given.items()}, mesh_of(self._model))
 
-    def _text(self, tokens: Int[np.ndarray, "batch seq"], mask: Bool[np.ndarray, "batch seq"]) -> Text:
+    def _text(self, tokens: Int[np.ndarray, "batch seq"], mask: Bool[np.ndarray, "batch seq"]) -> Microbatch:
         placed = shard(tokens, self._teacher), shard(mask, self._teacher)
         with on_mesh_of(self._teacher):
-            return Text(*placed, hidden_step(self._teacher, placed[0]))
+            return Microbatch(*placed, hidden_step(self._teacher, placed[0]))
 
 
 @jax.jit
@@ -89,7 +89,7 @@ def hidden_step(model: Llama, tokens: Int[Array, "batch seq"]) -> Float[Array, "
 
 
 def divergence(
-    model: Llama, teacher: Llama, gates: Gates, text: Text, language_loss: float = 0.0, remat: Remat = "none"
+    model: Llama, teacher: Llama, gates: Gates, text: Microbatch, language_loss: float = 0.0, remat: Remat = "none"
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return KL(p_unpruned ‖ p_pruned) in nats, summed over the real tokens of a microbatch, and their number.
 
@@ -116,7 +116,7 @@ divergence_step = jax.jit(divergence)
 
 @functools.partial(jax.jit, static_argnames=("language_loss",))
 def gradient_step(
-    model: Llama, teacher: Llama, gates: Gates, text: Text, *, language_loss: float = 0.0
+    model: Llama, teacher: Llama, gates: Gates, text: Microbatch, *, language_loss: float = 0.0
 ) -> tuple[Float[Array, ""], Gates]:
     """Return the mean divergence over the tokens of a microbatch, and its derivative by each gate, closed ones too.
 

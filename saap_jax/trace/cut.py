@@ -24,23 +24,23 @@ from saap_jax.trace.jaxpr import shape_of
 from saap_jax.trace.program import Path
 from saap_jax.trace.trace import AxisMember, Traced, parameter_paths, trace
 
-Kept = Bool[np.ndarray, "*_copied _units"]
+KeptUnits = Bool[np.ndarray, "*_copied _units"]
 
 # --- parameters ------------------------------------------------------------------------------------
 
 
-def _removed(traced: Traced, keep: Mapping[str, Kept]) -> dict[int, int]:
+def _removed(traced: Traced, keep: Mapping[str, KeptUnits]) -> dict[int, int]:
     """Count the units that each copy loses, by the atom of the structure."""
     return {traced.atoms[name]: int((~kept).sum()) // math.prod(kept.shape[:-1]) for name, kept in keep.items()}
 
 
-def kept_shapes(traced: Traced, keep: Mapping[str, Kept]) -> dict[str, tuple[int, ...]]:
+def kept_shapes(traced: Traced, keep: Mapping[str, KeptUnits]) -> dict[str, tuple[int, ...]]:
     """Tell the shape of each parameter that `keep_units` makes."""
     axes, removed = traced.follower.notes.axes, _removed(traced, keep)
     return {path: tuple(axes.resized(node, removed) for node in layout) for path, layout in traced.layouts.items()}
 
 
-def keep_units(traced: Traced, keep: Mapping[str, Kept], params: Any) -> Any:
+def keep_units(traced: Traced, keep: Mapping[str, KeptUnits], params: Any) -> Any:
     """Cut the parameters down to the kept units; `keep` has the names and shapes of gates.
 
     Arrays lie on the devices as the given ones do, but for axes that their new sizes do not divide: each device holds
@@ -82,7 +82,7 @@ def keep_units(traced: Traced, keep: Mapping[str, Kept], params: Any) -> Any:
     return tree.unflatten(list(values.values()))
 
 
-def _mask(shape: tuple[int, ...], member: AxisMember, keep: Kept) -> np.ndarray:
+def _mask(shape: tuple[int, ...], member: AxisMember, keep: KeptUnits) -> np.ndarray:
     """Tell what a member keeps along its axis; other axes than those of the copies have size 1."""
     kept = np.ones((*keep.shape[:-1], shape[member.axis]), bool)
     for place in member.places:
@@ -129,7 +129,7 @@ def _dividing(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
 # --- the program -----------------------------------------------------------------------------------
 
 
-def smaller(traced: Traced, keep: Mapping[str, Kept]) -> Callable[..., Any]:
+def smaller(traced: Traced, keep: Mapping[str, KeptUnits]) -> Callable[..., Any]:
     """Make `function(params, *inputs)` for parameters that `keep_units` cut by the same keep-sets.
 
     Raises:

@@ -13,7 +13,7 @@ from saap_jax.config.recover import TrainingConfig
 from saap_jax.recovery.checkpoints import Checkpoints, arrays_of
 from saap_jax.recovery.loop import NotFiniteError, Training, held_out_loss, train
 from saap_jax.recovery.objective import Objective, sums_of
-from saap_jax.recovery.top_k import Kept, keep_top_k
+from saap_jax.recovery.top_k import KeptLogits, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split, start
 from tests.helpers import VOCAB, changed, dense_model, ragged_model
 from tests.recovery.helpers import LENGTH, LORA_LIKE, packed, regular_rows, rows_of
@@ -77,7 +77,7 @@ def taught(k: int | None, directory: Path) -> Training:
     training = training._replace(objective=Objective(distillation=0.7, temperature=2.0))
     if k is None:
         return training._replace(frozen=training.frozen._replace(teacher=teacher))
-    top = Kept(directory / f"top {k}", np.arange(len(ROWS.tokens), dtype=np.int32), LENGTH - 1, k, VOCAB, 2)
+    top = KeptLogits(directory / f"top {k}", np.arange(len(ROWS.tokens), dtype=np.int32), LENGTH - 1, k, VOCAB, 2)
     keep_top_k(top, teacher, ROWS, training.objective, {})
     return training._replace(top=top)
 

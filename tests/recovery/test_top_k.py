@@ -12,7 +12,7 @@ import pytest
 from saap_jax.llama import loss
 from saap_jax.llama.passes import packed_hidden
 from saap_jax.recovery.objective import Objective, TopK, masses_of, sums_of
-from saap_jax.recovery.top_k import Kept, keep_top_k, top_k_of
+from saap_jax.recovery.top_k import KeptLogits, keep_top_k, top_k_of
 from tests.helpers import VOCAB, changed, dense_model, random_model, spec_of
 from tests.recovery.helpers import LENGTH, packed, regular_rows, rows_of
 
@@ -163,7 +163,7 @@ def test_no_program_holds_the_logits_of_all_positions(monkeypatch):
 @pytest.fixture
 def kept(tmp_path):
     """Five of seven rows, two at a time."""
-    return Kept(tmp_path / "top", np.array([0, 2, 3, 5, 6], np.int32), LENGTH - 1, k=5, vocab=VOCAB, batch=2)
+    return KeptLogits(tmp_path / "top", np.array([0, 2, 3, 5, 6], np.int32), LENGTH - 1, k=5, vocab=VOCAB, batch=2)
 
 
 def keep(kept, *, teacher=TEACHER, about=None) -> int:

@@ -5,7 +5,7 @@ axes are inputs follows from the axis names: a matrix has the residual stream (`
 
 Some matrices lie side by side in a checkpoint, or are kept apart, where the model has it the other way round. Phi-3
 stores query, key and value as rows of one matrix, and gate and up of another. Mixtures store a matrix an expert, where
-the model has one of all experts of a layer: rows of gate and up, columns of down. Both are a `Group`: two lists of
+the model has one of all experts of a layer: rows of gate and up, columns of down. Both are a `Fusion`: two lists of
 matrices that are the same once each is joined along an axis.
 """
 
@@ -213,7 +213,7 @@ def _tensor(item: Stored, index: int, name: str, size: dict[str, int | None]) ->
 # --- matrices side by side -------------------------------------------------------------------------
 
 
-class Group(NamedTuple):
+class Fusion(NamedTuple):
     """Matrices of a layer: joined along `axis`, those of `ours` are those of `stored`."""
 
     axis: int
@@ -231,7 +231,7 @@ class Group(NamedTuple):
 _FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
 
 
-def groups_of(spec: LlamaSpec, model_type: str) -> list[Group]:
+def groups_of(spec: LlamaSpec, model_type: str) -> list[Fusion]:
     """List what a Hugging Face checkpoint of a `model_type` groups otherwise; one per layer fuses nothing."""
     groups = fused_groups(spec) if model_type in FAMILIES and FAMILIES[model_type].fused else []
     if (mixture := spec.constants.traits.mixture) is None:
@@ -240,11 +240,11 @@ def groups_of(spec: LlamaSpec, model_type: str) -> list[Group]:
         below, each = f"model.layers.{layer}.{mixture.experts}", widths.channels or 0
         for part, axis in zip(mixture.parts, mixture.sides.values(), strict=True):
             apart = {f"{below}.{number}.{part}.weight": each for number in range(widths.mlp)}
-            groups.append(Group(axis, {f"{below}.{part}.weight": widths.mlp * each}, apart, spec.embed))
+            groups.append(Fusion(axis, {f"{below}.{part}.weight": widths.mlp * each}, apart, spec.embed))
     return groups
 
 
-def fused_groups(spec: LlamaSpec) -> list[Group]:
+def fused_groups(spec: LlamaSpec) -> list[Fusion]:
     """List the fused matrices of Phi-3, as Hugging Face and GGUF have them."""
     groups = []
     for layer, widths in enumerate(spec.layers):
@@ -253,18 +253,18 @@ def fused_groups(spec: LlamaSpec) -> list[Group]:
             sizes = (heads * widths.q_per_kv, heads, heads) if len(parts) == 3 else (widths.mlp, widths.mlp)
             block = f"model.layers.{layer}.{whole.partition('.')[0]}."
             ours = {f"{block}{part}.weight": size for part, size in zip(parts, sizes, strict=True)}
-            groups.append(Group(0, ours, {f"model.layers.{layer}.{whole}.weight": sum(sizes)}, spec.embed))
+            groups.append(Fusion(0, ours, {f"model.layers.{layer}.{whole}.weight": sum(sizes)}, spec.embed))
     return groups
 
 
-def regrouped(checkpoint: Checkpoint, groups: Iterable[Group]) -> Checkpoint:
+def regrouped(checkpoint: Checkpoint, groups: Iterable[Fusion]) -> Checkpoint:
     """View a checkpoint as one with our matrices; parts of fused ones are read as parts.
 
     Raises:
         ValueError: a stored matrix is missing or misshapen, or one of ours is there too.
     """
     where, shapes = checkpoint.where, dict(checkpoint.shapes)
-    owners: dict[str, tuple[Group, int]] = {}
+    owners: dict[str, tuple[Fusion, int]] = {}
     for group in groups:
         start = 0
         if extra := [name for name in group.ours if name in shapes]:
@@ -301,7 +301,7 @@ def regrouped(checkpoint: Checkpoint, groups: Iterable[Group]) -> Checkpoint:
     return checkpoint._replace(shapes=shapes, read=read, read_part=checkpoint.read_part and read_part)
 
 
-def as_stored(tensors: Sequence[Tensor], groups: Iterable[Group]) -> list[Tensor]:
+def as_stored(tensors: Sequence[Tensor], groups: Iterable[Fusion]) -> list[Tensor]:
     """Group tensors as a checkpoint has them, each group in the place of its first matrix.
 
     Raises:
@@ -320,7 +320,7 @@ def as_stored(tensors: Sequence[Tensor], groups: Iterable[Group]) -> list[Tensor
     return made
 
 
-def _stored(group: Group, ours: list[Tensor]) -> list[Tensor]:
+def _stored(group: Fusion, ours: list[Tensor]) -> list[Tensor]:
     """Make the stored tensors of a group from all of ours, which are read once for all of them."""
     axis = group.axis
     if len({part.dtype for part in ours}) > 1:

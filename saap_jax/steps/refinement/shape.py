@@ -127,7 +127,7 @@ def shapes_of(
 
 
 def keep_of(shape: Shape, order: np.ndarray, ranks: dict[str, np.ndarray], existing: Keep) -> Keep:
-    """Make the keep-set of a shape: all layers but the first ones of an order, and of each the units of the best ranks."""
+    """Keep a shape: all layers but the first ones of an order, and of each the units of the best ranks."""
     keep = {name: np.zeros_like(units) for name, units in existing.items()}
     stays = np.ones(len(existing["mlp"]), bool)
     stays[order[: shape.layers]] = False
