@@ -149,11 +149,11 @@ class Rows(NamedTuple):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name."""
-        return {name: getattr(self, name) for name in FIELDS}
+        return dict(zip(FIELDS, self[:4], strict=True))
 
     def first(self, count: int) -> "Rows":
         """The first rows, at most so many."""
-        return Rows(*(value[:count] for value in self))
+        return Rows(*(array[:count] for array in self[:4]), self.names[:count])
 
     @property
     def predicted(self) -> int:

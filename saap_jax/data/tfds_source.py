@@ -89,13 +89,14 @@ def read_examples(source: str, path: str, field: str, part: str) -> Iterator[tup
 
 def _builder(name: str, where: str) -> Any:
     """Open a prepared data set from its files, whether or not its code is known."""
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.read_only_builder import builder_from_files
+    from tensorflow_datasets.core.registered import DatasetNotFoundError
 
     root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     how = f"tfds build {name.partition(':')[0]}"
     try:
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(root))
-    except tfds.core.registered.DatasetNotFoundError:
+        builder = builder_from_files(name, data_dir=str(root))
+    except DatasetNotFoundError:
         raise FileNotFoundError(
             f"{where}: expected the data set {name}, prepared below {root}, found none; name its directory in "
             f"TFDS_DATA_DIR, or prepare it there: {how} --data_dir={root} --file_format=array_record"

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import (
-    Batch,
     Curvature,
     Estimator,
     Plan,
@@ -104,7 +103,7 @@ def curvature_of(estimators: Iterable[Estimator]) -> Curvature:
 def hessian_step(
     model: Llama,
     total: GateHessian,
-    batch: Batch,
+    batch: tuple[Int[Array, "batch seq"], Bool[Array, "batch seq"]],
     gates: Gates,
     *,
     curvature: Curvature,

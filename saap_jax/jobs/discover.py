@@ -18,6 +18,7 @@ from saap_jax.trace.problem import traced_factory
 def discover(config: DiscoverConfig, *, track: Track = quiet) -> list[Any]:
     """Find the structures, draw them if that is asked for, and return what is to be shown."""
     check_target("--drawing", config.drawing)
+    found: list[Any]
     if ":" in config.model and not is_remote(config.model):
         traced, verdicts = traced_factory(config.model)
         found = [*traced_tables(config.model, traced, verdicts), *([Code("", describe(traced))] * config.details)]

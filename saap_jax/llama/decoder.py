@@ -16,7 +16,7 @@ as a wide one. Measured by `experiments/benchmarks/matrix_vector.py`.
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax

@@ -196,7 +196,8 @@ def read_scores(run: RunDirectory) -> Calibrated:
                 f"{value.shape} in {run.path / 'scores.npz'}; score again with --overwrite"
             )
         scenarios.setdefault(scenario, {}).setdefault(estimator, {})[structure] = value
-    return Calibrated(scenarios, (run.load_arrays("stability") if run.has("stability.npz") else None) or None, {})
+    stability: Scores = {**run.load_arrays("stability")} if run.has("stability.npz") else {}
+    return Calibrated(scenarios, stability or None, {})
 
 
 def read_changes(run: RunDirectory) -> tuple[dict[str, Scores], Scores]:

@@ -63,7 +63,7 @@ def inputs_of(
 
 
 def code_digest(made: Any, source: str = "") -> str:
-    """Digest the code of a function or class: its file, of the package's own all files together.
+    """Digest the file of a function or class; empty for the package's own, which `computed_by` digests together.
 
     Args:
         source: the file, where it is known; else Python is asked.
@@ -73,11 +73,11 @@ def code_digest(made: Any, source: str = "") -> str:
     except TypeError:  # of no file, as what the interpreter holds
         file = _HOME
     own = _HOME in file.parents or not file.is_file()
-    return _digest_of_files(_HOME, 0) if own else _digest_of_files(file, file.stat().st_mtime_ns)
+    return "" if own else _digest_of_files(file, file.stat().st_mtime_ns)
 
 
 @functools.cache
-def _digest_of_files(place: Path, changed: int) -> str:
+def _digest_of_files(place: Path, changed: int = 0) -> str:
     digest = hashlib.sha256()
     for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
         digest.update(path.read_bytes())
@@ -96,8 +96,8 @@ def provenance() -> dict[str, Any]:
 
 
 def computed_by() -> list[Any]:
-    """Note what numbers depend on beside their inputs: versions of libraries, and the kind of jax's devices."""
-    return [versions(), jax.devices()[0].device_kind]
+    """Note what numbers, and what is kept of them, depend on beside inputs: versions, all sources here, devices."""
+    return [versions(), _digest_of_files(_HOME), jax.devices()[0].device_kind]
 
 
 def versions() -> dict[str, str | None]:

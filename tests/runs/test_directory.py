@@ -5,13 +5,14 @@ import math
 import os
 import subprocess
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
 
+from saap_jax.jobs.candidates import key_of
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run, write_scalars
-from saap_jax.runtime import files
+from saap_jax.runtime import digests, files
 from saap_jax.runtime.digests import git_commit, provenance
 from saap_jax.runtime.files import plain
 
@@ -262,6 +263,16 @@ def test_tensorboard_has_stages_candidates_and_steps_once_however_often_written(
     assert {("candidates/ppl_16", 1, 12.5), ("training/loss", 3, 0.5), ("tokens/score", 0, 64.0)} < {*found}
     assert "training/norm" not in [tag for tag, *_ in found]
     assert len(found) == len({*found})
+
+
+def test_what_is_kept_is_of_one_state_of_all_sources(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(digests, "_HOME", tmp_path)
+    for source in ("class Calibrated:\n    a: int", "class Calibrated:\n    b: int", "class Calibrated:\n    a: int"):
+        (tmp_path / "records.py").write_text(source)
+        digests._digest_of_files.cache_clear()
+        found.append(key_of(SimpleNamespace(digests=dict), {}))
+    assert found[0] == found[2] != found[1]
 
 
 def test_provenance_holds_versions_devices_and_the_commit_of_tracked_directories(tmp_path):

@@ -216,7 +216,7 @@ def _kept(
         first = np.nextafter(lowest, -np.inf)
         priority = {name: np.where(existing[name] & gone[name], first, each) for name, each in priority.items()}
     order = {name: np.argsort(values, axis=1, kind="stable") for name, values in priority.items()}
-    ranked = {name: np.take_along_axis(np.asarray(each), order[name], axis=1) for name, each in priority.items()}
+    ranked: Scores = {name: np.take_along_axis(np.asarray(each), order[name], 1) for name, each in priority.items()}
     total = _parameters(subject)
     target = math.ceil(ratio * total * (1 - SLACK))
     groups, blocks, budgets = _divided(subject, ranked, allocation, limits, scores, target, gone)
@@ -265,7 +265,7 @@ def _largest_ratio(subject: Subject, allocation: Allocation, limits: AnyLimits) 
                 low, high = (middle, high) if holds else (low, middle)
             return low / 10_000
     equal = _equal(subject)
-    ranked = {name: np.sort(each, axis=1) for name, each in equal.items()}
+    ranked: Scores = {name: np.sort(each, axis=1) for name, each in equal.items()}
     _, blocks, budgets = _divided(subject, ranked, allocation, limits, equal, 0)
     return min(most_of(blocks, budgets) * 10_000 // max(_parameters(subject), 1) / 10_000, 0.9999)
 

@@ -54,7 +54,7 @@ class Scales(Step):
         for some in rounds(objective.parts, on.progress("train scales")(range(self.steps))):
             for part, at in some:
                 _, gradient = objective.gradient(gates(scales), part)
-                slopes = {name: np.where(kept, gradient[name], 0.0) for name, kept in keep.items()}
+                slopes: Scores = {name: np.where(kept, gradient[name], 0.0) for name, kept in keep.items()}
                 scales, learnt = adam(scales, slopes, learnt, cosine(self.rate, at, self.steps))
             found.append((objective.judge(gates(scales)), scales))
         best = min(found, key=lambda each: each[0])[1]  # NaN is never the lowest
