@@ -28,7 +28,7 @@ def is_packaged(word: str) -> bool:
 
 
 def find_file(word: str, what: str, suffix: str = ".py") -> Path:
-    """Return the file at a path, or where there is none the packaged one of that name; `what` begins the message.
+    """Find the file at a path, or else the packaged one of that name; `what` begins the message.
 
     Raises:
         FileNotFoundError: neither is there; the line lists the names that there are.

@@ -29,7 +29,7 @@ def copied_vocabulary(path: Path) -> list[Pair]:
 
 
 def no_vocabulary() -> list[Pair]:
-    """Return the metadata of a model without a tokenizer, which llama.cpp runs on token ids alone."""
+    """Make the metadata of a model without a tokenizer, which llama.cpp runs on token ids alone."""
     return [("tokenizer.ggml.model", "none", (Kind.STRING,))]
 
 
@@ -86,7 +86,7 @@ def _is_of_pieces(backend: dict[str, Any]) -> bool:
 
 
 def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
-    """Return scores by which SentencePiece joins what the merges join, in their order."""
+    """Make scores by which SentencePiece follows the merges in their order."""
     first: dict[str, float] = {}
     for number, (left, right) in enumerate(merges):
         first.setdefault(left + right, -float(number))

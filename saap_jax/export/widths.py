@@ -21,7 +21,7 @@ def unfit(form: str, expected: str, got: object, instead: str) -> ValueError:
 
 
 def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
-    """Return the narrowest widths, equal in all layers and none of them zero, that hold every layer.
+    """Find the narrowest widths, equal in all layers and none of them zero, that hold every layer.
 
     transformers refuses a LLaMA with a number of attention heads that does not divide `embed`, so there may be more
     heads than in any layer. Raises `ValueError` if no number does.
@@ -49,7 +49,7 @@ def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
 
 
 def widest_layer(spec: LlamaSpec) -> LayerWidths:
-    """Return the narrowest widths, none of them zero, that hold every layer."""
+    """Find the narrowest widths, none of them zero, that hold every layer."""
     attending = [layer for layer in spec.layers if layer.kv_heads] or [LayerWidths(kv_heads=1, q_per_kv=1, mlp=1)]
     return LayerWidths(
         kv_heads=max(layer.kv_heads for layer in attending),
@@ -60,7 +60,7 @@ def widest_layer(spec: LlamaSpec) -> LayerWidths:
 
 
 def gguf_widths(spec: LlamaSpec, architecture: str) -> tuple[LayerWidths, ...]:
-    """Return the narrowest widths of each layer that an architecture of GGUF holds.
+    """Find the narrowest widths of each layer that an architecture of GGUF holds.
 
     Some want heads that are together as wide as the residual stream. Raises `ValueError` if none are.
 
@@ -82,7 +82,7 @@ def gguf_widths(spec: LlamaSpec, architecture: str) -> tuple[LayerWidths, ...]:
 
 
 def deci_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
-    """Return the narrowest widths of each layer that llama.cpp's `deci` computes rightly.
+    """Find the narrowest widths of each layer that llama.cpp's `deci` computes rightly.
 
     Its graph skips a layer without channels as a whole, its attention too, so such a layer gets channels of zeros. It
     takes the head width from the first layer, and adds the bias of an attention output only where there is attention:
@@ -109,7 +109,7 @@ def added_parameters(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
 
 
 def without_empty_layers(model: Llama) -> Llama:
-    """Return a model without the layers that have neither heads nor channels, which compute nothing; neighbours that
+    """Leave out the layers that have neither heads nor channels, which compute nothing; neighbours that
     are alike then are stacked."""
     kept: list[tuple[int, DecoderLayer]] = []
     for segment, at in zip(model.segments, segment_bounds(model.segments), strict=True):

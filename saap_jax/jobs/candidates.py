@@ -52,7 +52,7 @@ def candidate_of(chain: Chain, ratio: float, seed: int, *, told: bool) -> Candid
 
 
 def cache_of(run: RunDirectory) -> Cache:
-    """Return the cache that the runs of a directory share."""
+    """Open the cache that the runs of a directory share."""
     return Cache(run.path.parent / ".cache")
 
 

@@ -30,7 +30,7 @@ from saap_jax.llama.files.write import check_widths, write_further
 from saap_jax.llama.generate import decoder_of
 from saap_jax.recovery.adapters import METHODS, Method
 from saap_jax.recovery.checkpoints import Checkpoints
-from saap_jax.recovery.loop import Outcome, StepTold, Training, held_out_loss, steps_of, train
+from saap_jax.recovery.loop import Outcome, Told, Training, held_out_loss, steps_of, train
 from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.top_k import KeptLogits, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
@@ -289,7 +289,7 @@ def _train(config: RecoverConfig, run: RunDirectory, training: Training, track: 
         bar = track("train", range(first, steps), steps - first)
         next(bar, None)
 
-        def keep(told: StepTold) -> None:
+        def keep(told: Told) -> None:
             rates.append(told.tokens / told.seconds)
             stage.tokens += told.tokens
             record = {name: value for name, value in told._asdict().items() if value is not None}

@@ -97,7 +97,7 @@ class Sight(NamedTuple):
     """That of the layers of `Constants.apart`."""
 
     def of(self, apart: Any) -> "Sight":
-        """Return the sight of a layer: `apart` says whether it is one of those, None that there are none.
+        """Choose the sight of a layer: `apart` says whether it is one of those, None that there are none.
 
         It may be an input of a program, as in a loop over layers.
         """
@@ -198,7 +198,7 @@ _CHOICE = jax.make_user_context(Choice())
 def attending(
     path: AttentionPath | None = None, *, tpu: bool | None = None, twice: bool | None = None
 ) -> AbstractContextManager[None]:
-    """Return a context in which programs are traced with another choice; None leaves it as it is.
+    """Make a context in which programs are traced with another choice; None leaves it as it is.
 
     Args:
         tpu: whether they are for TPUs, as when they are compiled elsewhere.
@@ -209,7 +209,7 @@ def attending(
 
 
 def attended(query: Queries, key: Keys, value: Keys, seen: Seen, scale: float) -> Queries:
-    """Return each query's mean of the values that it sees, weighted by the softmax of `scale` times the scores.
+    """Compute each query's mean of the values that it sees, weighted by the softmax of `scale` times the scores.
 
     Scores and softmax are float32 (at least).
 
@@ -223,7 +223,7 @@ def attended(query: Queries, key: Keys, value: Keys, seen: Seen, scale: float) -
 
 
 def chosen(query: Queries, seen: Seen) -> Literal["plain", "blocks", "splash"]:
-    """Return the path that rows take; that of a layer without heads is plain."""
+    """Choose the path for rows; that of a layer without heads is plain."""
     choice: Choice = _CHOICE.value
     if not query.size:
         return "plain"

@@ -224,7 +224,7 @@ def dequantized(model: Llama) -> Llama:
 def with_matrices(
     model: Llama, function: Callable[[Weight], Weight], matrices: tuple[str, ...] = tuple(MATRICES)
 ) -> Llama:
-    """Return a model in which `function(matrix)` stands for each of the named matrices, segment by segment."""
+    """Put `function(matrix)` in the place of each of the named matrices, segment by segment."""
     new = jax.tree.map(lambda leaf: leaf, model)
     for segment in new.segments:
         for name in matrices:

@@ -69,10 +69,10 @@ def existing_units(segments: Sequence[Any]) -> Keep:
 
 
 def ones_gates(segments: Sequence[Any]) -> Gates:
-    """Return gates that keep everything, `[layers, units]` a structure, float32."""
+    """Make gates that keep everything, `[layers, units]` a structure, float32."""
     return {name: jnp.ones(units.shape, jnp.float32) for name, units in existing_units(segments).items()}
 
 
 def masks(keep: Keep) -> Gates:
-    """Return gates that are 1 where a unit is kept and 0 where it is removed, float32."""
+    """Make gates that are 1 where a unit is kept and 0 where it is removed, float32."""
     return {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}

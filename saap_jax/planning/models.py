@@ -47,7 +47,7 @@ KNOWN: dict[str, LlamaSpec] = {
 
 
 def spec_of(name: str) -> LlamaSpec:
-    """Return the sizes of a model: a name of `KNOWN`, a `config.json`, or a directory that has one.
+    """Read the sizes of a model: a name of `KNOWN`, a `config.json`, or a directory that has one.
 
     Raises:
         ValueError: no such name and no such file, or a file that describes no LLaMA model.

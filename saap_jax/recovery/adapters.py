@@ -72,7 +72,7 @@ def adapted(
     matrices: tuple[str, ...],
     group_size: int | None = None,
 ) -> Llama:
-    """Return a model with an adapter beside each named matrix, which computes what the given one does: B is zero.
+    """Put an adapter beside each named matrix, which computes what the given one does: B is zero.
 
     A is uniform in ±1/√n, n the numbers that the adapter sees of an input, as in LoRA's own code; float32 both.
     """

@@ -36,7 +36,7 @@ from saap_jax.runtime.mesh import places_of
 from saap_jax.runtime.words import some
 
 
-class StepTold(NamedTuple):
+class Told(NamedTuple):
     """What one step told."""
 
     step: int
@@ -94,9 +94,7 @@ def steps_of(rows: Rows, *, batch_size: int, epochs: int, most: int) -> int:
     return min(steps, most) if most else steps
 
 
-def train(
-    training: Training, checkpoints: Checkpoints, *, done: Callable[[StepTold], None] = lambda step: None
-) -> Outcome:
+def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told], None] = lambda step: None) -> Outcome:
     """Train from the newest checkpoint, or from the beginning, to the end; find the best parameters.
 
     Args:
@@ -134,7 +132,7 @@ def train(
                 checkpoints.save(state, progress | {"iterator": place}, None)
             checkpoints.wait()
             raise _not_finite(training, state, batch, "gradient" if math.isfinite(float(measured.loss)) else "loss")
-        told = StepTold(
+        told = Told(
             step + 1, float(measured.loss), float(measured.divergence), float(measured.distance), float(measured.norm),
             float(learning_rate_of(schedule)(step)), int((batch["segments"] > 0).sum()), time.perf_counter() - began,
         )  # fmt: skip

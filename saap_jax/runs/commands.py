@@ -31,7 +31,7 @@ RUNS = {
 
 
 def command_of(config: Any) -> str:
-    """Return the command that makes a configuration of a run.
+    """Write the command for a configuration of a run.
 
     >>> command_of(ScoreConfig(name="mine"))
     'saap score --name mine'
@@ -57,7 +57,7 @@ def compare_command(run: RunRecord, name: str, changes: Mapping[str, Any]) -> st
 
 
 def prune_command(run: RunRecord, row: Row) -> str:
-    """Return the `saap prune` that makes a candidate, a line of `metrics.jsonl`, of a comparison or a frontier."""
+    """Write the `saap prune` for a candidate, a line of `metrics.jsonl`, of a comparison or a frontier."""
     config: dict[str, Any] = dict(run["config"])
     config["calibration"] = {**config["calibration"], "seed": row["seed"]}
     method = row["variant"] if row["variant"] in RECIPES else row["chain"]
@@ -70,7 +70,7 @@ ATTENTION = ("query", "key", "value", "output")
 
 
 def commands_after(config: PruneConfig, spec: LlamaSpec, *, groups: bool) -> tuple[str, ...]:
-    """Return commands that compare, recover and export a pruned model; of a mixture those that it can have.
+    """List commands that compare, recover and export a pruned model; of a mixture those that it can have.
 
     `groups` says whether its widths suit the usual group-wise adapters.
     """
@@ -87,7 +87,7 @@ def commands_after(config: PruneConfig, spec: LlamaSpec, *, groups: bool) -> tup
 
 
 def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[str]:
-    """Return the options that make a configuration of its defaults; fields that it does not have stay as they are.
+    """List the options that make a configuration of its defaults; fields that it does not have stay as they are.
 
     >>> options({"ratio": 0.3, "calibration": {"scenarios": ["text:a b.txt"], "seed": 0}}, PruneConfig())
     ['--ratio', '0.3', '--calibration.scenarios', "'text:a b.txt'"]

@@ -202,7 +202,7 @@ def trial_options(now: Mapping[str, Any], changes: Sequence[Change], plan: Plan)
 
 
 def _costly(changes: Sequence[Change], plan: Plan) -> list[Change]:
-    """Return the places that cost several times the average and from which a plan takes something, dearest first."""
+    """List the places that cost several times the average and lose units in a plan, dearest first."""
     costly = [change for change in changes if change.relative >= SEVERAL and plan[change.structure, change.layer] > 0]
     return sorted(costly, key=lambda change: -change.relative)
 
@@ -260,7 +260,7 @@ def _reason(run: RunRecord, candidates: Sequence[Row], trial: Trial, base: Row, 
 
 
 def _attention_share(candidates: Sequence[Row], kept: Mapping[str, Sequence[int | float]]) -> float:
-    """Return the share of the removed parameters that comes from attention."""
+    """Compute attention's share of the removed parameters."""
     removed = dict.fromkeys(STRUCTURES, 0.0)
     for row in {(row["structure"], row["layer"]): row for row in candidates if "layer" in row}.values():
         gone = row["units"] - kept[row["structure"]][row["layer"]]
@@ -297,7 +297,7 @@ def aligned_sentence(run: RunRecord, candidates: Sequence[Row], trial: Trial) ->
 
 
 def _difference(run: RunRecord, row: Row, base: Row) -> Difference:
-    """Return the loss of a candidate less that of another on the judged text."""
+    """Subtract another candidate's loss on the judged text."""
     metric = judged_metric(run)
     losses, other = (np.asarray(each["losses"][metric], np.float64)[None] for each in (row, base))
     return paired_difference(losses, other, resamples=run["config"]["resamples"], scale=scale_of(metric))

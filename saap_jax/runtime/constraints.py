@@ -30,7 +30,7 @@ GATHERED = "gathered weights"
 
 
 def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
-    """Return a context in which programs know the mesh that a model, or a part of one, is spread over, if any."""
+    """Make a context in which programs know the mesh of a model, or of a part of one, if any."""
     mesh = mesh_of(tree)
     return jax.set_mesh(mesh) if mesh is not None and mesh.size > 1 else contextlib.nullcontext()
 
@@ -72,7 +72,7 @@ def vocab_shards(vocab: int) -> int:
 
 
 def unit_axes(axes: tuple[str, ...], width: int) -> tuple[str, ...]:
-    """Return the axes of the mesh that the units of a matrix are spread over, by the default rules.
+    """Find the axes of the mesh for the units of a matrix, by the default rules.
 
     None where they do not divide the flat `width` of the units. `axes` are the logical axes of the matrix.
     """
@@ -103,7 +103,7 @@ def sum_of_shards(own: Array, embed: int) -> Array:
 
 
 def gathered(tree: Any) -> Any:
-    """Return the parameters of a layer whole along the axis that weights are split by; their gradients stay split."""
+    """Gather the parameters of a layer along the axis that weights are split by; their gradients stay split."""
     if not in_force():
         return tree
     return jax.tree.map(_gathered, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

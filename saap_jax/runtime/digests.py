@@ -101,7 +101,7 @@ def computed_by() -> list[Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of Python and of the libraries that results depend on, None of one that is not installed."""
+    """List the versions of Python and of the libraries behind results, None of one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
@@ -112,7 +112,7 @@ def versions() -> dict[str, str | None]:
 
 
 def git_commit(directory: Path) -> str | None:
-    """Return the commit that a directory is checked out at, with "-dirty" if files differ, or None.
+    """Ask git for the commit of a directory, with "-dirty" if files differ, or None.
 
     None is for a directory that git does not track, such as a library installed below somebody else's checkout.
     """

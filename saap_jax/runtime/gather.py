@@ -49,7 +49,7 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
 
 
 def first_not_finite(tree: Any) -> str | None:
-    """Return the path of the first array that holds a number that is not finite, None where all are."""
+    """Find the first array with a number that is not finite, by path; None where all are finite."""
     for path, leaf in leaves_by_path(tree).items():
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(leaf))):
             return path

@@ -112,7 +112,7 @@ def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
-    """Return the sizes of the mesh axes, the one that is -1 filled up; that of `expert` where it is more than 1.
+    """Size the mesh axes, the one of -1 filled up; that of `expert` where it is more than 1.
 
     >>> mesh_sizes(MeshConfig(data=1, fsdp=-1, tensor=2), 8), mesh_sizes(MeshConfig(fsdp=2, expert=-1), 8)
     ((1, 4, 2), (1, 2, 1, 4))
@@ -129,7 +129,7 @@ def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
 
 
 def rules_of(overrides: Sequence[str]) -> Rules:
-    """Return the rules, with those replaced that `overrides` names: `mlp=tensor`, `embed=data+fsdp`, `vocab=`.
+    """Replace the rules that `overrides` names: `mlp=tensor`, `embed=data+fsdp`, `vocab=`.
 
     >>> rules_of(["vocab=", "embed=data+fsdp"])["embed"]
     ('data', 'fsdp')
@@ -205,7 +205,7 @@ def shardings(tree: Any, layout: Layout) -> Any:
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """Return the mesh that the arrays of a model, or of a part of one, are spread over; None of those on one device."""
+    """Find the mesh of the arrays of a model, or of a part of one; None of those on one device."""
     meshes = (leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if _is_spread(leaf))
     return next((mesh for mesh in meshes if isinstance(mesh, Mesh)), None)
 
@@ -221,7 +221,7 @@ def batch_axes(sizes: Mapping[str, int], examples: int) -> tuple[str, ...]:
 
 
 def shard(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array:
-    """Return the rows of a batch, which every process has, where the devices that hold the model want them.
+    """Place the rows of a batch, which every process has, where the devices of the model want them.
 
     Of a model on one device: there. Of a sharded one: split over `BATCH`, or on every device where that does not divide
     the number of rows, the size of `axis`.
@@ -234,7 +234,7 @@ def shard(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array
 
 
 def settled(tree: Any, mesh: Mesh | None) -> Any:
-    """Return a tree whose arrays all lie on the mesh: those that are spread as they are, others on every device."""
+    """Place all arrays of a tree on the mesh: those that are spread stay, others go to every device."""
     if mesh is None:
         return tree
     whole = NamedSharding(mesh, PartitionSpec())
@@ -242,7 +242,7 @@ def settled(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def laid_out(tree: Any, layout: Layout) -> Any:
-    """Return a tree whose parameters lie where the layout places them; those that are spread already, as they are.
+    """Place the parameters of a tree by the layout; those that are spread already stay.
 
     The others are on this host, and the same on every process; each device takes its part.
     """
@@ -283,7 +283,7 @@ Result = TypeVar("Result")
 
 
 def taken_in(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Return a function that runs apart from its caller's mesh, on arguments whose arrays have no explicit axes.
+    """Make a function run apart from its caller's mesh, on arguments whose arrays have no explicit axes.
 
     For the calls of a Python session; what they return has no explicit axes either.
     """
@@ -298,7 +298,7 @@ def taken_in(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
 
 
 def on_explicit_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that may also be called where an explicit mesh is in force, traced or not.
+    """Let a function also be called where an explicit mesh is in force, traced or not.
 
     Its outputs are then whole on every device; elsewhere it is the function on what `automatic` returns.
     """
@@ -316,7 +316,7 @@ def on_explicit_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def apart() -> contextlib.AbstractContextManager:
-    """Return a context in which no mesh is in force; within a program that is being traced, one that does nothing."""
+    """Make a context without a mesh in force; within a program that is being traced, one that does nothing."""
     if jax.sharding.get_abstract_mesh().empty:
         return contextlib.nullcontext()
     try:
@@ -349,7 +349,7 @@ def automatic(tree: Any) -> Any:
 
 
 def _explicit(leaf: Any) -> AbstractMesh | None:
-    """Return the mesh with explicit axes that is in the type of an array, concrete, abstract or traced."""
+    """Find the mesh with explicit axes in the type of an array, concrete, abstract or traced."""
     if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return None
     place = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf).sharding

@@ -181,7 +181,7 @@ def controllers() -> int:
 
 
 def own_devices() -> list[Any]:
-    """Return the devices that belong to this process."""
+    """List the devices of this process."""
     import jax
 
     return jax.devices() if under_pathways() else jax.local_devices()
@@ -221,7 +221,7 @@ def broadcast(find: Callable[[], Any]) -> Any:
 
 
 def broadcast_bytes(content: bytes) -> bytes:
-    """Return the content that the first process gives, on every process; what the others give is not looked at."""
+    """Send the first process's content to all; the content of others is not looked at."""
     if count() == 1:
         return content
     from jax.experimental import multihost_utils

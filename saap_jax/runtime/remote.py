@@ -64,7 +64,7 @@ def is_remote(name: str | Path) -> bool:
 
 
 def check_local(field: str, name: str | Path) -> Path:
-    """Return the path that a field names.
+    """Resolve the path in a field.
 
     Raises:
         ValueError: it is an address.
@@ -104,7 +104,7 @@ def key_of(address: str) -> str:
 
 
 def files_at(path: Any) -> dict[str, Remote]:
-    """Return the files at an address by their name within it, that of a single file empty; the mark among them."""
+    """List the files at an address by their name within it, that of a single file empty; the mark among them."""
     found = {MARK: Remote(0, 0)} if _mark(path).exists() else {}
     if not path.exists():
         return found

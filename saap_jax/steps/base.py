@@ -51,7 +51,7 @@ class State(NamedTuple):
     """Digest of all that it was made from."""
 
     def tell(self, **said: Any) -> "State":
-        """Return the state with a further report; that of an earlier step of the name is replaced."""
+        """Add a report; that of an earlier step of the name is replaced."""
         return self._replace(told={**self.told, **said})
 
     @property

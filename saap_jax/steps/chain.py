@@ -335,7 +335,7 @@ def _value(node: ast.expr) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """Return a value, or what a dictionary holds, with whole numbers as the floats that an option is of."""
+    """Turn whole numbers into floats for an option of floats, also within a dictionary."""
     if isinstance(value, dict):
         return {key: _number(each) for key, each in value.items()}
     return float(value) if type(value) is int else value

@@ -102,7 +102,7 @@ class Within(Step):
         return Limits(least, most, int(self.of("multiple_of", structure, 1)))
 
     def at(self, ratio: float) -> "Within":
-        """Return the limits at a ratio: with a share for attention of all that goes.
+        """Set the limits at a ratio: with a share for attention of all that goes.
 
         >>> Within(attention=0.2, attention_from=0.25).at(0.5).attention
         0.1

@@ -107,7 +107,7 @@ class Runner:
             choose(self.subject, equal, ratio, allocation, limits_of(chain))
 
     def most_removable(self, chain: Chain) -> float:
-        """Return the largest ratio that a chain can meet whatever the scores, rounded down to four decimals."""
+        """Find the largest ratio that a chain can meet whatever the scores, rounded down to four decimals."""
         allocation = next(each for each in chain.steps if isinstance(each, Allocation))
         return most_removable(self.subject, allocation, limits_of(chain))
 
@@ -126,7 +126,7 @@ class Runner:
     def _after(
         self, steps: Sequence[Step], start: State, ratio: float, final: float, behind: tuple[Step, ...]
     ) -> State:
-        """Return the state behind some steps."""
+        """Run some steps."""
         if not steps:
             return start
         *first, step = steps
@@ -161,7 +161,7 @@ class Runner:
     # --- scores
 
     def _observe(self, step: Score, state: State, stability: bool) -> Calibrated:
-        """Return the scores of a state by a step; of the unpruned model from the one pass for all."""
+        """Score a state by a step; of the unpruned model from the one pass for all."""
         if state.subject is self.subject and state.gone is None:
             return self.first()
         kept = Store(self.cache, digest(state.key, "scores", step.text, stability, self._code(step.wanted)))
@@ -189,7 +189,7 @@ class Runner:
         return self._first
 
     def _code(self, wanted: Wanted) -> list[str]:
-        """Return digests of the code of estimators that are not the package's."""
+        """Digest the code of estimators that are not the package's."""
         return [*map(str, wanted), *(code_of(member) for member in wanted.members(tuple(self.subject.existing)))]
 
     def _calibrate(self, plan: Mapping[str, Wanted], state: State, stability: bool) -> Calibrated:
@@ -198,7 +198,7 @@ class Runner:
 
 
 def packed(made: Calibrated) -> dict[str, np.ndarray]:
-    """Return scores, stability indicators and how fusions came about as numbered arrays, and their places as JSON."""
+    """Write scores, stability indicators and fusions as numbered arrays, and their places as JSON."""
     arrays: dict[str, np.ndarray] = {}
 
     def numbered(value: Any) -> Any:

@@ -66,7 +66,7 @@ def least_squares(
     kept: Bool[Array, "coordinates"],
     damping: Float[Array, ""],
 ) -> Float[Array, "coordinates embed"]:
-    """Return W' = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]) in the rows that are kept, and 0 in the others.
+    """Compute W' = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]) in the rows that are kept, and 0 in the others.
 
     `damping` is δ: 0 is plain least squares, and with a growing one W' becomes W[K].
     """
@@ -119,7 +119,7 @@ PARTS = 8
 
 
 def kept_rows(kept: Bool[np.ndarray, "coordinates"]) -> tuple[Int[np.ndarray, "some"], Bool[np.ndarray, "some"]]:
-    """Return the rows that are kept, padded with others to a size that many keep-sets share, and which count."""
+    """Pad the kept rows with others to a size that many keep-sets share, and mark those that count."""
     each = max(-(-len(kept) // PARTS), 1)
     size = min(len(kept), -(-int(kept.sum()) // each) * each)
     order = np.argsort(~kept, kind="stable")[:size]
@@ -217,7 +217,7 @@ def check_microbatches(what: str, count: int, otherwise: str = "") -> None:
 
 
 def together(fit: Normal, held: Normal | None) -> Normal:
-    """Return the sums over the text that fits and over what was held out, if any was."""
+    """Add the sums over the text that fits and over the held-out text, if there is any."""
     return fit if held is None else jax.tree.map(jnp.add, fit, held)
 
 

@@ -58,7 +58,7 @@ def _cut_parameter(parameter: nnx.Param, offset: int, kept: dict[str, np.ndarray
 
 
 def _kept_in_place(whole: Array, part: Array) -> Array:
-    """Return a part of an array that is spread over devices, spread alike; axes that these do not divide, on each."""
+    """Cut a part of an array that is spread over devices, spread alike; axes that these do not divide, on each."""
     if not isinstance(place := whole.sharding, NamedSharding):
         return part
     entries = [*place.spec, *[None] * (part.ndim - len(place.spec))]
@@ -70,7 +70,7 @@ def _kept_in_place(whole: Array, part: Array) -> Array:
 
 
 def pruned_spec(spec: LlamaSpec, keep: Keep) -> LlamaSpec:
-    """Return the spec of the model that `cut` makes."""
+    """Make the spec of the model that `cut` makes."""
     layers = tuple(
         dataclasses.replace(widths, kv_heads=int(attention.sum()), mlp=int(mlp.sum()))
         for widths, attention, mlp in zip(spec.layers, keep["attention"], keep["mlp"], strict=True)

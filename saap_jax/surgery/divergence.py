@@ -64,7 +64,7 @@ class Divergence:
         return self._judged(gates, self._rest[part : part + 1])
 
     def judge(self, gates: Keep | Scores) -> float:
-        """Return the mean divergence over the tokens that are held out."""
+        """Compute the mean divergence over the held-out tokens."""
         return self._judged(gates, self._held)
 
     def _judged(self, gates: Keep | Scores, texts: Sequence[Microbatch]) -> float:

@@ -146,13 +146,15 @@ def test_a_row_does_not_depend_on_its_batch(sampling):
 
 @pytest.mark.slow
 def test_equal_prompts_have_streams_of_their_own():
-    rows = generate(dense_model(), [[1, 2]] * 3, max_new_tokens=12, sampling=Sampling(temperature=1.0, stop_tokens=()))
+    rows = generate(
+        dense_model(), [[1, 2]] * 3, max_new_tokens=12, sampling=Sampling(temperature=1.0, sampling=ENDLESS)
+    )
     assert len({tuple(row) for row in rows}) == 3
 
 
 def test_stop_tokens_end_a_row_and_are_not_part_of_it():
     model = dense_model()
-    whole = generate(model, PROMPTS, max_new_tokens=20, stop_tokens=())
+    whole = generate(model, PROMPTS, max_new_tokens=20, sampling=ENDLESS)
     stop = whole[1][4]
     ours = generate(model, PROMPTS, max_new_tokens=20, stop_tokens=[stop])
     expected = [row[: row.index(stop)] if stop in row else row for row in whole]
@@ -182,12 +184,12 @@ def test_stream_yields_what_generate_returns_row_by_row():
 @pytest.mark.parametrize("steps", [1, 5, STEPS])
 def test_a_row_can_be_ended_from_outside(steps):
     model = dense_model()
-    whole = generate(model, PROMPTS, max_new_tokens=10, stop_tokens=())
+    whole = generate(model, PROMPTS, max_new_tokens=10, sampling=ENDLESS)
 
     def finished(row, tokens):
         return row == 2 and len(tokens) == 3
 
-    pairs = stream(model, PROMPTS, max_new_tokens=10, stop_tokens=(), finished=finished, steps=steps)
+    pairs = stream(model, PROMPTS, max_new_tokens=10, sampling=ENDLESS, finished=finished, steps=steps)
     rows = [[] for _ in PROMPTS]
     for row, token in pairs:
         rows[row].append(token)

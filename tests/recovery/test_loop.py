@@ -76,7 +76,7 @@ def taught(k: int | None, directory: Path) -> Training:
     training, teacher = training_of(plan=dataclasses.replace(PLAN, epochs=3), steps=7), dense_model(seed=1)
     training = training._replace(objective=Objective(distillation=0.7, temperature=2.0))
     if k is None:
-        return training._replace(frozen=training.frozen._replace(teacher=teacher))
+        return training._replace(frozen=dataclasses.replace(training.frozen, teacher=teacher))
     top = KeptLogits(directory / f"top {k}", np.arange(len(ROWS.tokens), dtype=np.int32), LENGTH - 1, k, VOCAB, 2)
     keep_top_k(top, teacher, ROWS, training.objective, {})
     return training._replace(top=top)

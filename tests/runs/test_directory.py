@@ -5,15 +5,14 @@ import math
 import os
 import subprocess
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 
-from saap_jax.jobs.candidates import key_of
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run, write_scalars
 from saap_jax.runtime import digests, files
-from saap_jax.runtime.digests import git_commit, provenance
+from saap_jax.runtime.digests import computed_by, git_commit, provenance
 from saap_jax.runtime.files import plain
 
 CONFIG = {"seed": 0, "search": {"ratios": (0.2, 0.5), "min_keep": 1}, "limit": math.inf}
@@ -271,7 +270,7 @@ def test_what_is_kept_is_of_one_state_of_all_sources(tmp_path, monkeypatch):
     for source in ("class Calibrated:\n    a: int", "class Calibrated:\n    b: int", "class Calibrated:\n    a: int"):
         (tmp_path / "records.py").write_text(source)
         digests._digest_of_files.cache_clear()
-        found.append(key_of(SimpleNamespace(digests=dict), {}))
+        found.append(computed_by())
     assert found[0] == found[2] != found[1]
 
 

@@ -103,7 +103,7 @@ def experts_side(name: str, family: str) -> int | None:
 
 
 def expert_matrices(values: np.ndarray, experts: int, side: int) -> np.ndarray:
-    """Return `[experts, outputs, inputs]`, as in GGUF, of experts that lie side by side in one matrix.
+    """Split a matrix of experts side by side into `[experts, outputs, inputs]`, as in GGUF.
 
     >>> expert_matrices(np.array([[1, 2, 3, 4]]), 2, 1).tolist()
     [[[1, 2]], [[3, 4]]]
@@ -229,7 +229,7 @@ _ENDS = {role: f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot
 
 
 def gguf_families(experts: bool = False) -> dict[str, str]:
-    """Return the family that each architecture of GGUF is loaded as, with or without experts: of several the first.
+    """Name the family of each architecture of GGUF, with or without experts: of several the first.
 
     >>> gguf_families()
     {'llama': 'llama', 'deci': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'phi3': 'phi3', 'gemma3': 'gemma3_text'}
@@ -289,7 +289,7 @@ def _number(value: float) -> float:
 
 
 def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted: bool) -> Checkpoint:
-    """Return the tensors under Hugging Face names, with those that an empty sub-block does not have in the file."""
+    """Name the tensors as Hugging Face does, and add those that an empty sub-block lacks in the file."""
     family, shapes = spec.constants.family, dict[str, tuple[int, ...]]()
     for layer, widths in enumerate(spec.layers):
         for width, block, inputs, output, norm in (

@@ -221,7 +221,7 @@ def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:
 
 
 def _read_parameter(checkpoint: Checkpoint, item: Stored, place: NamedSharding | None) -> jax.Array:
-    """Return a parameter; of one that is spread over devices, this process reads what its own ones hold."""
+    """Make a parameter; of one that is spread over devices, this process reads what its own ones hold."""
     shape = item.variable.shape
     if place is None:
         return jax.device_put(_read_part(checkpoint, item, (slice(None),) * len(shape)), may_alias=True)

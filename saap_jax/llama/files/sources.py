@@ -45,7 +45,7 @@ _SAID = {
 
 
 def resolve(name: str | Path) -> Path:
-    """Return the GGUF file or directory that a model's name stands for, fetched first if it is elsewhere.
+    """Find the GGUF file or directory of a model's name, fetched first if it is elsewhere.
 
     Raises:
         FileNotFoundError: there is none, the hub has none, or the package of a packaged model is not installed.

@@ -70,7 +70,7 @@ class Side(NamedTuple):
 
 
 def settings_of(student: Side, teacher: Side | None, tokenizer: str | None) -> str:
-    """Return a configuration of MaxText's distillation, YAML, that lacks its data and, perhaps, the teacher.
+    """Write a configuration of MaxText's distillation, YAML, which lacks its data and, perhaps, the teacher.
 
     Features of layers are compared by the number of the layer, so they can be where both have as many.
 

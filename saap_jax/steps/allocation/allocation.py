@@ -86,7 +86,7 @@ class Allocation(Step):
         return ()
 
     def shares(self, size: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the share of what is removed that each layer loses, together 1.
+        """Share the removal out over the layers, together 1.
 
         Args:
             size: prunable parameters of each layer, or of each structure of a traced model; 0 of what is left alone.
@@ -151,7 +151,7 @@ def choose(
 
 
 def selection_of(subject: Subject, keep: Keep, asked: float) -> Selection:
-    """Return a keep-set with what it removes, by which it was asked for."""
+    """Measure a keep-set: how much it removes, and how much was asked for."""
     removed = subject.removed(keep)
     return Selection(keep, asked, removed / max(subject.prunable, 1), removed)
 
@@ -162,7 +162,7 @@ def meets(subject: Subject, keep: Keep, ratio: float) -> bool:
 
 
 def most_removable(subject: Subject, allocation: Allocation, within: Within) -> float:
-    """Return the largest ratio that `choose` can meet whatever the scores, rounded down to four decimals; below 1."""
+    """Find the largest ratio that `choose` can meet whatever the scores, rounded down to four decimals; below 1."""
     limits = subject.limits(within)
     top = _largest_ratio(subject, allocation, limits)
     if isinstance(limits, Within):
@@ -254,7 +254,7 @@ def _equal(subject: Subject) -> Scores:
 
 
 def _largest_ratio(subject: Subject, allocation: Allocation, limits: AnyLimits) -> float:
-    """Return the largest ratio that `_kept` can meet whatever the scores, rounded down to four decimals; below 1."""
+    """Find the largest ratio that `_kept` can meet whatever the scores, rounded down to four decimals; below 1."""
     if isinstance(limits, Within):
         limits = limits.where_can_go(subject.existing)
         if limits.at(1.0) is not limits:  # the more goes, the more of it comes from attention
@@ -368,7 +368,7 @@ def _budgets(
 def shares_of(
     allocation: Allocation, size: np.ndarray, scores: np.ndarray, most: np.ndarray, target: int | float
 ) -> np.ndarray:
-    """Return the share of what is removed that each layer (or structure) of some parameters loses.
+    """Share the removal out over the layers (or structures) of some parameters.
 
     Args:
         scores: mean score of the units of each.
@@ -404,7 +404,7 @@ def shares_of(
 def _rounded_down(
     blocks: Blocks, size: np.ndarray, target: int, allocation: Allocation, means: np.ndarray, names: Sequence[str]
 ) -> Blocks:
-    """Return the blocks with those last that exceed the share of their layer, of structures that are rounded down."""
+    """Put those blocks last that exceed the share of their layer, of structures that are rounded down."""
     layers = size.sum(axis=0)
     if not (allocation.rounded_down and layers.any()):
         return blocks

@@ -90,7 +90,7 @@ def blocks_of(
 
 
 def taken(blocks: Blocks, key: np.ndarray, budgets: Budgets, target: int) -> np.ndarray:
-    """Return the rows of the blocks that are removed, those of the lowest key of each budget."""
+    """Take the rows of the blocks of the lowest key of each budget."""
     parts, levels = [], []
     for rows, share in budgets:
         due = math.ceil(target * share * (1 - SLACK))
@@ -102,7 +102,7 @@ def taken(blocks: Blocks, key: np.ndarray, budgets: Budgets, target: int) -> np.
 
 
 def greedy(blocks: Blocks, key: np.ndarray, target: int) -> np.ndarray:
-    """Return the blocks of lowest key that together cost at least `target`, without those that it can do without.
+    """Take the blocks of lowest key that together cost at least `target`, and no needless one.
 
     Equal keys of a group stay in order: its first block is the cheapest.
     """

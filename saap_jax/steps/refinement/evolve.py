@@ -106,7 +106,7 @@ def _selected(
     parent: Levels, children: Sequence[Levels], options: Evolve, value: Callable[[Levels, int], float], parts: int,
     random: np.random.Generator,
 ) -> Levels:  # fmt: skip
-    """Return the best of a generation, judged in stages on microbatches that are drawn for each stage."""
+    """Select the best of a generation, judged in stages on microbatches that are drawn for each stage."""
     for stage, (stay, count) in enumerate(zip(options.survivors, options.microbatches, strict=True), 1):
         among = [parent, *children] if stage == len(options.survivors) else list(children)
         drawn = random.choice(parts, size=min(count, parts), replace=False)
@@ -131,7 +131,7 @@ class _Moves:
         self._places = [places for places in by_name if len(places) > 1]
 
     def child(self, parent: Levels, random: np.random.Generator) -> Levels:
-        """Return a state that is some switches away, and removes as many parameters."""
+        """Make a state some switches away that removes as many parameters."""
         state = dict(parent)
         for _ in range(min(random.integers(1, SWITCHES + 1, size=2))):
             self._switch(state, random)

@@ -111,7 +111,7 @@ class Learn(Step):
 
 
 def _restored(arrays: Mapping[str, np.ndarray], start: Any, keep: Keep) -> tuple[list[float], list[Keep], Any]:
-    """Return the divergences, the keep-sets and what was learnt of the rounds that are done."""
+    """Read the divergences, the keep-sets and the learnt values of the rounds that are done."""
     if not arrays:
         return [], [], start
     judged = arrays["judged"].tolist()
@@ -165,7 +165,7 @@ def _sigmoid_start(keep: Keep) -> Any:
 
 
 def hard(keep: Keep) -> Scores:
-    """Return gates that are 1 or 0."""
+    """Round gates to 1 or 0."""
     return {name: kept.astype(np.float64) for name, kept in keep.items()}
 
 

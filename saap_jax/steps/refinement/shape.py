@@ -90,7 +90,7 @@ class Shape(NamedTuple):
 def shapes_of(
     existing: Keep, costs: Mapping[str, np.ndarray], ratio: float, within: Within, whole: float
 ) -> list[Shape]:
-    """Return the shapes that remove at least a share of the parameters, none of which keeps all that another one keeps.
+    """List the shapes that remove at least a share of the parameters, none of which keeps all of another one.
 
     Args:
         whole: share of the layers that may go whole.

@@ -49,7 +49,7 @@ class LeastSquares(OutputRepair):
             check_microbatches("least_squares", microbatches, "a number for damping")
 
     def solve(self, sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]) -> Solved:
-        """Return the kept rows with the damping that is given, or that the held-out text prefers."""
+        """Solve for the kept rows with the given damping, or the one that the held-out text prefers."""
         rows, count = kept_rows(np.asarray(kept))
         fit, judge, everything = (rows_of(normal, jnp.asarray(rows)) for normal in sums)
         start, some = weight[rows], jnp.asarray(count)

@@ -39,5 +39,5 @@ class OutputRepair(Repair, Step):
 def left(
     weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]
 ) -> Float[Array, "coordinates embed"]:
-    """Return a matrix with the rows that went as 0."""
+    """Put back the rows that went, as 0."""
     return jnp.where(kept[:, None], weight, 0)

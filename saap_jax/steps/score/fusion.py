@@ -69,7 +69,7 @@ class Units(NamedTuple):
 
 
 def scope_parts(scope: str) -> tuple[str, int | None]:
-    """Return the structure of a scope's name, and its layer where the scope is that of one layer.
+    """Read the structure in a scope's name, and the layer where the scope is one layer.
 
     >>> scope_parts("mlp/12"), scope_parts("layers/up[1]")
     (('mlp', 12), ('layers/up[1]', None))
