@@ -153,7 +153,7 @@ class Rows(NamedTuple):
 
     def first(self, count: int) -> "Rows":
         """The first rows, at most so many."""
-        return Rows(*(array[:count] for array in self[:4]), self.names[:count])
+        return self._replace(**{name: value[:count] for name, value in self._asdict().items()})
 
     @property
     def predicted(self) -> int:
