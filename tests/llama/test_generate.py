@@ -146,9 +146,7 @@ def test_a_row_does_not_depend_on_its_batch(sampling):
 
 @pytest.mark.slow
 def test_equal_prompts_have_streams_of_their_own():
-    rows = generate(
-        dense_model(), [[1, 2]] * 3, max_new_tokens=12, sampling=Sampling(temperature=1.0, sampling=ENDLESS)
-    )
+    rows = generate(dense_model(), [[1, 2]] * 3, max_new_tokens=12, sampling=Sampling(temperature=1.0, stop_tokens=()))
     assert len({tuple(row) for row in rows}) == 3
 
 
@@ -156,7 +154,7 @@ def test_stop_tokens_end_a_row_and_are_not_part_of_it():
     model = dense_model()
     whole = generate(model, PROMPTS, max_new_tokens=20, sampling=ENDLESS)
     stop = whole[1][4]
-    ours = generate(model, PROMPTS, max_new_tokens=20, stop_tokens=[stop])
+    ours = generate(model, PROMPTS, max_new_tokens=20, sampling=Sampling(stop_tokens=[stop]))
     expected = [row[: row.index(stop)] if stop in row else row for row in whole]
     assert ours == expected
     assert ours != whole
