@@ -35,6 +35,10 @@ def bars(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
         return iter(tqdm(items, desc=doing, total=total))
 
 
+OBSERVING = "observe the calibration examples"
+"""What progress says of the one pass."""
+
+
 class Passes(NamedTuple):
     """How examples are passed over."""
 

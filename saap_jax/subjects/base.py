@@ -35,9 +35,6 @@ Progress = Callable[[Sequence[Any]], Iterator[Any]]
 silent: Progress = iter
 """Show no progress."""
 
-OBSERVING = "observe the calibration examples"
-"""What progress says of the one pass."""
-
 
 @runtime_checkable
 class Objective(Protocol):

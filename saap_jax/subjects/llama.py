@@ -22,9 +22,9 @@ from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, automatic
-from saap_jax.runtime.progress import Passes
+from saap_jax.runtime.progress import OBSERVING, Passes
 from saap_jax.structures import count_parameters, discover, prunable_parameters, unit_costs
-from saap_jax.subjects.base import OBSERVING, Progress, Subject, silent
+from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction, Repair, Walk
 from saap_jax.surgery.cut import cut

@@ -36,9 +36,8 @@ from saap_jax.estimation.base import wide
 from saap_jax.estimation.hessian import in_chunks, random_signs
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.gather import first_not_finite
-from saap_jax.runtime.progress import Passes
+from saap_jax.runtime.progress import OBSERVING, Passes
 from saap_jax.structures.weights import TracedWeights
-from saap_jax.subjects.base import OBSERVING
 from saap_jax.trace.problem import Examples, count_examples
 from saap_jax.trace.subject.problem import TracedProblem, batches, loss_of_one, rows_of
 from saap_jax.types import Gates, Keep
