@@ -53,8 +53,9 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 def left_over(place: Path) -> list[str]:
-    """Return the names of what is half-written or held below a directory."""
-    return [name for _, folders, files in os.walk(place) for name in (*folders, *files)
+    """Return the names of what is half-written or held below a directory, where results may be kept for other runs."""
+    names = {name for _, folders, files in os.walk(place) for name in (*folders, *files)} - {".cache"}
+    return [name for name in sorted(names)
             if name.startswith(".") or name.endswith(".partial") or "orbax-checkpoint-tmp" in name]  # fmt: skip
 
 

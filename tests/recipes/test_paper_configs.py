@@ -29,7 +29,7 @@ def removed(path: Path) -> dict[tuple[str, float], tuple[float, int]]:
         (allocation,) = (step for step in chain.steps if isinstance(step, Allocation))
         for ratio in exported["CONFIG"].ratios:
             made = choose(subject, scores, ratio, allocation, limits_of(chain))
-            assert subject.parameters - subject.remaining(made.keep) == made.removed
+            assert subject.removed(made.keep) == made.removed
             found[chain.name, ratio] = made.actual, made.removed
     return found
 
