@@ -50,7 +50,12 @@ def save_statistics(path: str | Path, statistics: Statistics, *, only: frozenset
         for name, tree in {"losses": statistics.losses, **named}.items()
         for place, leaf in leaves_by_path(tree).items()
     ]
-    counts = {"examples": int(statistics.examples), "tokens": int(statistics.tokens), "statistics": sorted(named)}
+    counts = {
+        "examples": int(statistics.examples),
+        "tokens": int(statistics.tokens),
+        "statistics": sorted(named),
+        "tensors": len(tensors),
+    }
     target = Path(path)
     partial = target.with_name(f".{target.name}.partial")  # what a kill leaves there is written over
     try:
@@ -117,7 +122,10 @@ def _counts(path: str | Path, file: Any) -> dict[str, Any]:
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a file of {FORMAT!r}, got {metadata.get('format')!r}")
-    return json.loads(metadata["counts"])
+    counts = json.loads(metadata["counts"])
+    if (found := len(list(file.keys()))) != counts["tensors"]:
+        raise ValueError(f"{path}: expected {counts['tensors']} tensors, got {found}; observe again")
+    return counts
 
 
 def _like(statistic: Statistic, stored: Mapping[str, tuple[int, ...]], examples: int, model: Weights) -> Any:

@@ -104,7 +104,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
         assert "\n" not in str(error.value)
 
     refused(rf"{name} of shape \(3, 2, 4\) for this model, got \(3, 1, 4\)", tensors | {name: tensors[name][:, 1:]})
-    refused("no gate_gradient of mlp", {key: value for key, value in tensors.items() if key != name})
+    fewer = {key: value for key, value in tensors.items() if key != name}
+    refused(f"expected {len(tensors)} tensors, got {len(fewer)}", fewer)
+    refused("no gate_gradient of mlp", fewer, tensors=len(fewer))
     refused(rf"finite numbers in tensor {name}", tensors | {name: np.full_like(tensors[name], np.nan)})
     for text in ("", "{", "[]", '{"a": 1}'):
         refused("s: expected a file of 'saap_jax statistics 2', which cannot be read", raw={"counts": text})

@@ -170,7 +170,7 @@ def test_masked_equals_cut(family):
     near = 4e-4 if model.constants.traits.post_norms else 2e-5  # a norm enlarges what is written, and its rounding
     np.testing.assert_allclose(logits(pruned), logits(model, gates=masks(keep)), rtol=0, atol=near)
     assert differ(logits(pruned), logits(model))
-    assert count_parameters(pruned) == LlamaSubject(model).remaining(keep)
+    assert count_parameters(pruned) == (subject := LlamaSubject(model)).parameters - subject.removed(keep)
 
 
 # --- gradients -----------------------------------------------------------------------------------
