@@ -27,7 +27,7 @@ from saap_jax.runs.mirror import mirrored
 from saap_jax.runtime.digests import inputs_of
 from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
-from saap_jax.runtime.processes import broadcast, is_primary
+from saap_jax.runtime.processes import alone, broadcast, is_primary
 from saap_jax.runtime.progress import Track, step
 from saap_jax.runtime.remote import exists, is_remote
 from saap_jax.subjects.base import Examples, Subject
@@ -150,7 +150,8 @@ def finish(run: RunDirectory, ending: Ending) -> None:
     if "finished" not in run.record:
         run.update(finished=now())
     if is_primary():
-        write_report(run.path, status="finished")
+        with alone():
+            write_report(run.path, status="finished")
     run.update(status="finished")
 
 

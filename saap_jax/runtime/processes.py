@@ -9,13 +9,15 @@ whatever number they give, and the memory of none is this machine's. Who writes,
 host memory is asked here, and jax nowhere else. It is imported where it is needed: most words need no device.
 """
 
+import contextlib
+import contextvars
 import ctypes
 import importlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,10 +131,23 @@ def _jax_of_many() -> Any:
     return jax if jax is not None and jax.distributed.is_initialized() and not _names_proxy() else None
 
 
+_ALONE = contextvars.ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Work on one process while the others go on: what it reads is sent to nobody."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def count() -> int:
-    """Count the processes of the job."""
+    """Count the processes of the job that work together."""
     jax = _jax_of_many()
-    return 1 if jax is None else jax.process_count()
+    return 1 if jax is None or _ALONE.get() else jax.process_count()
 
 
 def number() -> int:

@@ -200,6 +200,7 @@ def traced_factory(name: str) -> tuple[Traced, dict[str, Verdict]]:
     """
     made = made_by(name)
     if isinstance(made, Problem):
+        made = made.without_explicit_axes()
         made = (made.function, made.params, *made.example)
     if not isinstance(made, tuple | list) or len(made) < 2 or not callable(made[0]):
         got = type(made).__name__ + (f" of {len(made)}" if isinstance(made, tuple | list) else "")
