@@ -90,7 +90,7 @@ def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[s
     """List the options that make a configuration of its defaults; fields that it does not have stay as they are.
 
     >>> options({"ratio": 0.3, "calibration": {"scenarios": ["text:a b.txt"], "seed": 0}}, PruneConfig())
-    ['--ratio', '0.3', '--calibration.scenarios', "'text:a b.txt'"]
+    ['--calibration.scenarios', "'text:a b.txt'", '--ratio', '0.3']
     """
     words: list[str] = []
     for field in dataclasses.fields(default):
