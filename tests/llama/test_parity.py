@@ -152,7 +152,7 @@ def test_both_ways(name, tmp_path):
     family, options = VARIANTS[name]
     assert ours.constants.family == family
     assert (ours.constants.apart or ours.constants).sliding_window == options.get("sliding_window")
-    expected, got = torch_logits(theirs), np.asarray(ours(jnp.asarray(TOKENS)))
+    expected, got = torch_logits(theirs, TOKENS), np.asarray(ours(jnp.asarray(TOKENS)))
     near = 1e-4 if "gemma" in name else 2e-5  # norms behind the sub-blocks enlarge rounding
     np.testing.assert_allclose(got, expected, rtol=0, atol=near)
     assert np.abs(got - torch_logits(theirs, TOKENS[:, ::-1].copy())).max() > 0.1
@@ -160,7 +160,7 @@ def test_both_ways(name, tmp_path):
     assert config["model_type"] == family
     back = load_torch(tmp_path / "ours")
     assert type(back) is type(theirs)
-    np.testing.assert_allclose(torch_logits(back), got, rtol=0, atol=near)
+    np.testing.assert_allclose(torch_logits(back, TOKENS), got, rtol=0, atol=near)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "window" in name])
@@ -173,7 +173,10 @@ def test_without_its_window_it_is_another_model(name, tmp_path):
     config.pop("layer_types", None)
     changes = {"use_sliding_window": False} if "qwen" in name else {"sliding_window": None}
     path.write_text(json.dumps(config | changes))
-    assert np.abs(np.asarray(load_model(tmp_path / "theirs")(jnp.asarray(TOKENS))) - torch_logits(theirs)).max() > 0.01
+    assert (
+        np.abs(np.asarray(load_model(tmp_path / "theirs")(jnp.asarray(TOKENS))) - torch_logits(theirs, TOKENS)).max()
+        > 0.01
+    )
 
 
 # --- text ------------------------------------------------------------------------------------------
