@@ -4,9 +4,10 @@ import contextlib
 import contextvars
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from saap_jax.types import Remat
+if TYPE_CHECKING:
+    from saap_jax.types import Remat  # which imports jax, and help needs none
 
 Track = Callable[[str, Iterable[Any], int], Iterator[Any]]
 """Wraps an iterable, to show progress: (what is being done, items, how many)."""
@@ -43,7 +44,7 @@ class Passes(NamedTuple):
     """How examples are passed over."""
 
     batch_size: int = 8
-    remat: Remat = "dots"
+    remat: "Remat" = "dots"
     """What the backward pass recomputes, see `saap_jax.llama.model.Remat`."""
     track: Track = quiet
     scenario: str = ""
