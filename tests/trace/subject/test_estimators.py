@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from saap_jax.estimation import GATE_GRADIENT, WEIGHT_GRADIENT
+from saap_jax.runtime.progress import Passes
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.subject import subject_of
 from saap_jax.trace.subject.observe import observe
@@ -134,7 +135,7 @@ def test_the_fusion_is_the_librarys(scores):
 def test_the_gate_gradient_is_the_sum_over_the_matrix_that_reads_the_unit(subject):
     """∂ℒ/∂g_u = Σ w ∂w over the rows of the matrix behind the gate (method, section 2)."""
     needs = frozenset({GATE_GRADIENT, WEIGHT_GRADIENT})
-    statistics = observe(subject, subject.problem.calibration, needs, batch_size=2)
+    statistics = observe(subject, subject.problem.calibration, needs, Passes(batch_size=2))
     gradient = statistics.of(WEIGHT_GRADIENT).values["layers/down"]
     sums = (subject.problem.params["layers"]["down"] * gradient).sum(-1)
     found = statistics.of(GATE_GRADIENT)["layers/down[1]"]
