@@ -37,10 +37,6 @@ class Within(Step):
     """Largest share of a layer's units that may go; 0 leaves a structure alone."""
     multiple_of: int | dict[str, int] = 1
     """Kept widths of what is pruned are multiples of these, such as `{mlp: 128}`."""
-    max_segments: int | None = None
-    """Stretches of neighbouring layers of equal widths that the pruned model has at most; each is compiled apart."""
-    max_shapes: int | None = None
-    """Different widths (attention and MLP together) that its layers have at most."""
     depth: bool = False
     """Remove whole sub-blocks: all units of a layer and structure or none. Needs `min_keep` 0 of that structure."""
     whole_layers: bool = False
@@ -51,7 +47,7 @@ class Within(Step):
             raise ValueError(
                 f"within.protect: expected numbers of layers, or shares of them in (-1, 1), got {wrong[0]}"
             )
-        for name, least in (("min_keep", 0), ("multiple_of", 1), ("max_segments", 1), ("max_shapes", 1)):
+        for name, least in (("min_keep", 0), ("multiple_of", 1)):
             for value in _values(getattr(self, name)):
                 check_at_least(f"within.{name}", value, least)
         for name in ("max_ratio", "attention", "attention_from"):

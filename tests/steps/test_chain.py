@@ -174,7 +174,6 @@ OPTIONS = {
     "within(attention=1.5)": "within.attention: expected a number in [0, 1], got 1.5",
     "within(attention_from=0.2)": "within.attention_from: expected attention beside it, got 0.2 alone",
     "within(multiple_of=0)": "within.multiple_of: expected at least 1, got 0",
-    "within(max_segments=0)": "within.max_segments: expected at least 1, got 0",
     "within(max_ratio={mlp: 2})": "within.max_ratio: expected a number in [0, 1], got 2",
     "within(whole_layers=True)": "within.whole_layers: expected depth beside it",
     "within(protect=(1.5,))": "within.protect: expected numbers of layers, or shares of them in (-1, 1), got 1.5",

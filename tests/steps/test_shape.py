@@ -108,12 +108,11 @@ def test_shapes_round_a_limit_as_elsewhere_and_one_layer_stays():
     assert min(shape.attention for shape in free) == 3, "of eight heads 0.7 is 5.6, so five may go"
 
 
-@pytest.mark.parametrize("limit", ["max_segments=2", "max_shapes=2", "depth=True, min_keep=0"])
-def test_what_it_cannot_follow_is_refused(subject, limit):
+def test_what_it_cannot_follow_is_refused(subject):
     text = Windows(*(np.concatenate(parts) for parts in zip(*batches_of(), strict=True)))
     other = LlamaSubject(random_model(spec_of((3, 6), (2, 6))))
     for model, chain, said in (
-        (subject, f"random > within({limit}) > global > shape", "shape: expected no depth, max_segments or max_shapes"),
+        (subject, "random > within(depth=True, min_keep=0) > global > shape", "shape: expected no depth"),
         (other, "random > uniform > shape", "shape: expected a model whose layers are alike"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -15,7 +15,7 @@ key and its own split of the budget:
 
 With a share for attention each structure has budgets of its own. The copies of a structure of a traced model lose as
 many units each, so that a block is as many units of every copy, and each structure has the budgets that a layer has
-elsewhere. So it is with layers that share their widths (`max_segments`, `max_shapes`, see `blocks`), all of one budget.
+elsewhere.
 Equal keys: the cheaper block first, then attention before MLP (the structure that comes first), then the lower layer.
 The solver takes blocks until its budget is met, then gives back, last taken first, what the surplus covers; when all
 budgets are met, what they removed too much together is given back too, a block of the budget that is furthest exceeded
@@ -33,7 +33,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from saap_jax.steps.allocation.blocks import SLACK, Blocks, Budgets, Groups, blocks_of, most_of, sharing, taken
+from saap_jax.steps.allocation.blocks import SLACK, Blocks, Budgets, Groups, blocks_of, most_of, taken
 from saap_jax.steps.base import Before, Context, State, Step, need
 from saap_jax.steps.limits import Within, protected, stops_of
 from saap_jax.subjects.base import Subject
@@ -219,7 +219,7 @@ def _kept(
     ranked: Scores = {name: np.take_along_axis(np.asarray(each), order[name], 1) for name, each in priority.items()}
     total = _parameters(subject)
     target = math.ceil(ratio * total * (1 - SLACK))
-    groups, blocks, budgets = _divided(subject, ranked, allocation, limits, scores, target, gone)
+    groups, blocks, budgets = _divided(subject, ranked, allocation, limits, scores, target)
     if target > (most := most_of(blocks, budgets)):
         top = _largest_ratio(subject, allocation, asked) if asked is not limits else most * 10_000 // total / 10_000
         raise _impossible(ratio, top)
@@ -239,8 +239,7 @@ def _kept(
 def _impossible(ratio: float, top: float) -> ValueError:
     return ValueError(
         f"ratio: {ratio:.4g} of the prunable parameters cannot be removed; the largest possible ratio is {top:.4f} "
-        "under min_keep, max_ratio, protect, multiple_of, attention, max_segments and max_shapes of `within`: relax "
-        "one of them"
+        "under min_keep, max_ratio, protect, multiple_of and attention of `within`: relax one of them"
     )
 
 
@@ -280,7 +279,6 @@ def _divided(
     limits: AnyLimits,
     scores: Scores,
     target: int,
-    gone: Keep | None = None,
 ) -> tuple[Groups, Blocks, Budgets]:
     """Divide the model into groups that go alike, removable blocks, and their budgets.
 
@@ -304,27 +302,13 @@ def _divided(
     size = np.stack([units[name] * subject.costs[name] * pruned for name in names])
     means = np.array([_mean(np.concatenate([given[name][layer][existing[name][layer]] for name in names]))
                       for layer in range(len(pruned))])  # fmt: skip
-
-    def split(clusters: Sequence[np.ndarray], pooled: bool) -> tuple[Groups, Blocks, Budgets]:
-        groups = [(name, cluster) for name in names for cluster in clusters]
-        alike = [pruned[rows].all() and len(np.unique(units[name][rows])) == 1 for name, rows in groups]
-        stops = [stops_of(int(units[name][rows[0]]) if each else 0, limits.layer(name), limits.depth)
-                 for (name, rows), each in zip(groups, alike, strict=True)]  # fmt: skip
-        blocks = blocks_of(ranked, subject.costs, existing, groups, stops, gone)
-        blocks = _rounded_down(blocks, size, target, allocation, means, names)
-        blocks = _joined_layers(blocks) if limits.whole_layers else blocks
-        owner = None if pooled else blocks.layer
-        return groups, blocks, _budgets(blocks, owner, size, means, allocation, target, limits.attention)
-
-    alone = [np.array([layer]) for layer in range(len(pruned))]
-    if not (limits.max_segments or limits.max_shapes):
-        return split(alone, False)
-    _, blocks, budgets = split(alone, True)
-    for aim in (target, 0):
-        found = split(sharing(blocks, allocation.key(blocks), budgets, aim, existing, gone, limits), True)
-        if target <= most_of(*found[1:]):
-            break
-    return found
+    groups = [(name, np.array([layer])) for name in names for layer in range(len(pruned))]
+    stops = [stops_of(int(units[name][rows[0]] * pruned[rows[0]]), limits.layer(name), limits.depth)
+             for name, rows in groups]  # fmt: skip
+    blocks = blocks_of(ranked, subject.costs, existing, groups, stops)
+    blocks = _rounded_down(blocks, size, target, allocation, means, names)
+    blocks = _joined_layers(blocks) if limits.whole_layers else blocks
+    return groups, blocks, _budgets(blocks, blocks.layer, size, means, allocation, target, limits.attention)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -335,7 +319,7 @@ def _mean(values: np.ndarray) -> float:
 
 def _budgets(
     blocks: Blocks,
-    owner: np.ndarray | None,
+    owner: np.ndarray,
     size: np.ndarray,
     means: np.ndarray,
     allocation: Allocation,
@@ -345,7 +329,7 @@ def _budgets(
     """Split the blocks into budgets.
 
     Args:
-        owner: the layer of each block, or the structure of a traced model, that has a budget; None: there is but one.
+        owner: the layer of each block, or the structure of a traced model, that has a budget.
         size: prunable parameters, `[structures, owners]`, 0 where nothing goes.
         means: mean score of the units of each owner.
         target: parameters that are to go; 0: as many as can.
@@ -356,7 +340,7 @@ def _budgets(
     budgets = []
     for structures, share in parts:
         inside, own = np.isin(blocks.structure, structures), size[structures].sum(axis=0)
-        if owner is None or allocation.ranks or not own.any():
+        if allocation.ranks or not own.any():
             budgets.append((np.flatnonzero(inside), share))
             continue
         most = np.bincount(owner[inside], blocks.cost[inside], len(own))

@@ -1,25 +1,11 @@
-"""The solver of all allocations: which blocks of units go under a budget of parameters; what a block is, see `choose`.
+"""The solver of all allocations: which blocks of units go under a budget of parameters; for blocks see `choose`."""
 
-With `max_segments` or `max_shapes` layers share their widths, so that a pruned model compiles fast and runs in few
-pieces: a *segment* is a stretch of neighbouring layers of equal widths, a *shape* one pair of widths. Which layers
-share follows from the Lagrangian of the problem,
-
-    minimise over widths k_l:   Σ_l loss_l(k_l) - λ · Σ_l removed_l(k_l),
-
-where loss_l(k) is cost · key summed over the blocks that layer l loses down to k kept units, and λ is the key of the
-last block that goes where no layers share. The two neighbours (then, down to `max_shapes`, any two) whose sharing
-raises it least share, again and again. Those that share lose as many units each, which makes blocks of them all.
-"""
-
-import functools
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from saap_jax.steps.limits import Within
 from saap_jax.types import Keep, Scores
 
 SLACK = 1e-12
@@ -60,14 +46,12 @@ def blocks_of(
     existing: Keep,
     groups: Groups,
     stops: Sequence[np.ndarray],
-    gone: Keep | None = None,
 ) -> Blocks:
     """Return the blocks of groups.
 
     Args:
         ranked: the priorities of the units, ascending, `[layers, units]` a structure.
         stops: after how many units a block may end, of each group.
-        gone: what is gone already; where layers share their widths, the blocks that hold some of it go first.
     """
     none, nothing = np.zeros(0, np.int64), np.zeros(0)
     parts, names = [Blocks(none, none, none, none, none, nothing, nothing)], [*existing]
@@ -80,9 +64,6 @@ def blocks_of(
         # put a block before its predecessor
         score = np.maximum.accumulate(np.add.reduceat(means, starts) / (ends - starts))
         share = ends / max(int(existing[name][rows[0]].sum()), 1)
-        if gone is not None and len(rows) > 1:
-            lost = starts < (existing[name][rows] & gone[name][rows]).sum(axis=1).max()
-            score, share = (np.where(lost, -np.inf, each) for each in (score, share))
         group, structure, layer = (np.full(len(ends), each, np.int64) for each in (number, names.index(name), rows[0]))
         cost = (ends - starts) * int(costs[name][rows].sum())
         parts.append(Blocks(group, structure, layer, ends, cost, score, share))
@@ -123,7 +104,7 @@ def needed(found: Blocks, target: int) -> np.ndarray:
         if surplus < max(cheapest, 1):
             break
         group, cost = int(found.group[row]), int(found.cost[row])
-        if group not in held and cost <= surplus and found.score[row] > -np.inf:
+        if group not in held and cost <= surplus:
             surplus -= cost
             needed[row] = False
         else:
@@ -134,54 +115,3 @@ def needed(found: Blocks, target: int) -> np.ndarray:
 def most_of(blocks: Blocks, budgets: Budgets) -> int:
     """Add up the parameters that budgets can remove."""
     return min(math.floor(int(blocks.cost[rows].sum()) / share * (1 + SLACK)) for rows, share in budgets)
-
-
-def sharing(
-    blocks: Blocks,
-    key: np.ndarray,
-    budgets: Budgets,
-    target: int,
-    existing: Keep,
-    gone: Keep | None,
-    within: Within,
-) -> list[np.ndarray]:
-    """Cluster layers that share their widths, so that there are few segments and shapes; each layer is in one cluster.
-
-    Args:
-        blocks: of each layer by itself, and `key`, what they are taken by.
-        target: parameters that are to go; 0: as many as can, whatever is lost.
-    """
-    worth, value = key - min(0.0, key.min(initial=0.0)), np.zeros(len(key))
-    for rows, share in budgets:
-        due = math.ceil(target * share * (1 - SLACK))
-        last = worth[rows[greedy(blocks.rows(rows), key[rows], due)]].max(initial=0.0)
-        value[rows] = blocks.cost[rows] * (worth[rows] - (last if target else 1e6 * worth.max(initial=1.0)))
-    tables, units = [], np.stack([each.sum(axis=1) for each in existing.values()])
-    for index, name in enumerate(existing):
-        table = np.full((units.shape[1], units[index].max(initial=0) + 1), np.inf)
-        table[:, 0] = 0.0
-        for layer in range(units.shape[1]):
-            own = (blocks.structure == index) & (blocks.layer == layer)
-            table[layer, blocks.stop[own]] = np.cumsum(value[own])
-            if gone is not None:
-                table[layer, : (existing[name][layer] & gone[name][layer]).sum()] = np.inf
-        tables.append(table)
-
-    @functools.cache
-    def lagrangian(layers: tuple[int, ...]) -> float:
-        alike = (units[:, layers] == units[:, layers[:1]]).all()
-        return sum(float(table[list(layers)].sum(axis=0).min()) for table in tables) if alike else np.inf
-
-    def rise(first: tuple[int, ...], second: tuple[int, ...]) -> float:
-        both = lagrangian(first + second)
-        return both - lagrangian(first) - lagrangian(second) if np.isfinite(both) else np.inf
-
-    clusters: list[tuple[int, ...]] = [(layer,) for layer in range(units.shape[1])]
-    for most, pairs in ((within.max_segments, itertools.pairwise), (within.max_shapes, _pairs)):
-        while most and len(clusters) > most:
-            first, second = min(pairs(range(len(clusters))), key=lambda pair: rise(*(clusters[at] for at in pair)))
-            clusters[first] += clusters.pop(second)
-    return [np.array(each) for each in clusters]
-
-
-_pairs = functools.partial(itertools.combinations, r=2)

@@ -74,8 +74,8 @@ class Evolve(Step):
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Search from the keep-set on; return the best of it and the outcome."""
         within = state.subject.limits(state.limits.at(on.final))
-        if within.whole_layers or within.max_segments or within.max_shapes:
-            raise ValueError("evolve: expected no whole_layers, max_segments or max_shapes, since layers move apart")
+        if within.whole_layers:
+            raise ValueError("evolve: expected no whole_layers, since sub-blocks move apart")
         existing = state.subject.existing
         order = {name: np.argsort(np.where(existing[name], each, np.inf), axis=1, kind="stable")
                  for name, each in scores_of_all(state, self).items()}  # fmt: skip

@@ -51,8 +51,8 @@ class UniformShape(Step):
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Keep the best uniform shape; its price is told by both divergences."""
         within = state.subject.limits(state.limits.at(on.final))
-        if within.depth or within.max_segments or within.max_shapes:
-            raise ValueError("shape: expected no depth, max_segments or max_shapes: it says what each layer keeps")
+        if within.depth:
+            raise ValueError("shape: expected no depth: it says what each layer keeps")
         existing, scores = state.subject.existing, scores_of_all(state, self)
         objective = state.subject.objective(on.text, on.batch_size, on.dense)
         found = shapes_of(existing, state.subject.costs, on.ratio, within, self.layers)
