@@ -23,7 +23,6 @@ from saap_jax.llama.files.families import all_but_each
 from saap_jax.llama.files.gguf import (
     PERMUTED,
     ROPE_FACTORS,
-    ROUTER,
     SCALING_KEYS,
     expert_matrices,
     experts_side,
@@ -166,51 +165,42 @@ def _check_windows(spec: LlamaSpec) -> None:
 
 
 def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name: str, dtype: str) -> list[Pair]:
-    kinds = gguf.GGUFValueType
-    text, integer, real, many = (kinds.STRING,), (kinds.UINT32,), (kinds.FLOAT32,), (kinds.ARRAY, kinds.INT32)
     constants, scaling = spec.constants, spec.constants.rope_scaling
     widths = {
         constants.traits.gguf.expert_channels: [layer.channels or layer.mlp for layer in layers],
         "attention.head_count": [layer.kv_heads * layer.q_per_kv for layer in layers],
         "attention.head_count_kv": [layer.kv_heads for layer in layers],
     }
-    pairs: list[Pair] = [
-        ("general.name", name, text),
-        ("general.file_type", int(_FILE_TYPES[dtype]), integer),
-        *([("general.quantization_version", gguf.GGML_QUANT_VERSION, integer)] if dtype in ("q8_0", "q4_1") else []),
-        (f"{arch}.vocab_size", spec.vocab, integer),
-        (f"{arch}.context_length", context_of(constants), integer),
-        (f"{arch}.embedding_length", spec.embed, integer),
-        (f"{arch}.block_count", len(layers), integer),
-        (f"{arch}.attention.layer_norm_rms_epsilon", constants.norm_eps, real),
-        (f"{arch}.attention.key_length", spec.head_dim, integer),
-        (f"{arch}.attention.value_length", spec.head_dim, integer),
-        (f"{arch}.rope.dimension_count", spec.head_dim, integer),
-        (f"{arch}.rope.freq_base", constants.rope_theta, real),
-    ]
+    own = {
+        "vocab_size": spec.vocab,
+        "context_length": context_of(constants),
+        "embedding_length": spec.embed,
+        "block_count": len(layers),
+        "attention.layer_norm_rms_epsilon": float(constants.norm_eps),
+        **dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), spec.head_dim),
+        "rope.freq_base": float(constants.rope_theta),
+    }
     if constants.experts_per_token is not None:
-        pairs += [
-            (f"{arch}.expert_count", layers[0].mlp, integer),
-            (f"{arch}.expert_used_count", constants.experts_per_token, integer),
-        ]
+        own |= {"expert_count": layers[0].mlp, "expert_used_count": constants.experts_per_token}
     if constants.traits.gguf.windows and arch == constants.traits.gguf.architecture:
-        window = (constants.apart or constants).sliding_window or constants.max_positions
-        pairs.append((f"{arch}.attention.sliding_window", window, integer))
-    for key, values in widths.items():
-        pairs.append((f"{arch}.{key}", values, many) if arch == "deci" else (f"{arch}.{key}", values[0], integer))
+        own["attention.sliding_window"] = (constants.apart or constants).sliding_window or constants.max_positions
+    own |= {key: values if arch == "deci" else values[0] for key, values in widths.items()}
     if scaling is not None and scaling.kind == "linear":
-        pairs += [(f"{arch}.rope.scaling.type", "linear", text), (f"{arch}.rope.scaling.factor", scaling.factor, real)]
-    elif scaling is not None:
-        for setting, key in SCALING_KEYS.items():
-            value = getattr(scaling, setting)
-            pairs.append((key, value, integer if isinstance(value, int) else real))
-    return pairs
+        own |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling.factor)}
+    said = {"general.name": name, "general.file_type": int(_FILE_TYPES[dtype])}
+    said |= {"general.quantization_version": gguf.GGML_QUANT_VERSION} if dtype in ("q8_0", "q4_1") else {}
+    said |= {f"{arch}.{key}": value for key, value in own.items()}
+    if scaling is not None and scaling.kind == "llama3":
+        said |= {key: getattr(scaling, setting) for setting, key in SCALING_KEYS.items()}
+    kinds, one = gguf.GGUFValueType, {str: "STRING", int: "UINT32", float: "FLOAT32"}
+    many = (kinds.ARRAY, kinds.INT32)
+    return [(key, each, many if isinstance(each, list) else (kinds[one[type(each)]],)) for key, each in said.items()]
 
 
 def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
     """Put a tensor under its GGUF name; rows of queries and keys in the order that the architecture wants."""
     traits = spec.constants.traits
-    name = gguf_name(tensor.name, spec.constants.family if architecture == traits.gguf.architecture else "llama")
+    name = gguf_name(tensor.name, architecture)
     if traits.norm_offset and tensor.name.endswith("norm.weight"):
         return Tensor(name, tensor.shape, lambda: tensor.read().astype(np.float32) + traits.norm_offset, tensor.dtype)
     if (side := experts_side(tensor.name, spec.constants.family)) is not None:
@@ -224,7 +214,9 @@ def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
 
 
 def _type_of(tensor: Tensor, dtype: str) -> Type:
-    if len(tensor.shape) == 1 or tensor.name.endswith(ROUTER):  # as llama.cpp's own converter stores them
+    if len(tensor.shape) == 1 or tensor.name.endswith(
+        "ffn_gate_inp.weight"
+    ):  # as llama.cpp's own converter stores them
         return Type.F32
     if tensor.dtype == _BLOCKS:
         return Type.Q4_1

@@ -22,8 +22,6 @@ class Gguf(NamedTuple):
     whole_heads: bool = False
     """Heads have to be together as wide as the residual stream: with `equal_layers` there are made more, else the
     model becomes a `llama`."""
-    tensors: Mapping[str, str] = _NONE
-    """Name in a layer -> the one in Hugging Face's, of what a LLaMA does not have or calls otherwise."""
     keys: frozenset[str] = frozenset()
     """Attributes that are read beside those of all architectures."""
     windows: bool = False
@@ -141,7 +139,6 @@ class Family(NamedTuple):
 _FALSE = (None, False)
 _QWEN = {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28, "bos_token_id": None}
 _QWEN |= {"eos_token_id": None}
-_HEAD_NORMS = {f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"}
 _ROUTING = frozenset({"output_router_logits", "router_aux_loss_coef"})
 
 # fmt: off
@@ -159,13 +156,12 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(
         "Qwen2ForCausalLM", input_biases=True, windowed=True, window_by_layer=True, window_switch=True,
         only={"use_mrope": _FALSE}, defaults=_QWEN,
-        gguf=Gguf("qwen2", equal_layers=True, whole_heads=True,
-                  tensors={f"attn_{part}.bias": f"self_attn.{part}_proj.bias" for part in "qkv"}),
+        gguf=Gguf("qwen2", equal_layers=True, whole_heads=True),
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM", head_norms=True, windowed=True, window_by_layer=True, window_switch=True,
         only={"attention_bias": _FALSE, "use_mrope": _FALSE}, defaults=_QWEN | {"head_dim": 128},
-        written={"attention_bias": False}, gguf=Gguf("qwen3", equal_layers=True, tensors=_HEAD_NORMS),
+        written={"attention_bias": False}, gguf=Gguf("qwen3", equal_layers=True),
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM", head_norms=True,
@@ -174,7 +170,7 @@ FAMILIES: dict[str, Family] = {
         defaults={key: value for key, value in _QWEN.items() if key != "sliding_window"} | {"norm_topk_prob": False},
         harmless=_ROUTING | {"sliding_window", "max_window_layers"},
         written={"attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
-        gguf=Gguf("qwen3moe", equal_layers=True, tensors=_HEAD_NORMS, keys=frozenset({"expert_feed_forward_length"}),
+        gguf=Gguf("qwen3moe", equal_layers=True, keys=frozenset({"expert_feed_forward_length"}),
                   expert_channels="expert_feed_forward_length"),
         mixture=Mixture(),
     ),
@@ -190,8 +186,7 @@ FAMILIES: dict[str, Family] = {
         harmless=frozenset({"original_max_position_embeddings", "embd_pdrop", "resid_pdrop", "auto_map"}),
         defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "eos_token_id": 32000},
         written={"pad_token_id": None},  # else 32000, beyond a smaller vocabulary
-        gguf=Gguf("phi3", whole_heads=True, keys=frozenset({"attention.sliding_window"}), tensors={
-            "attn_qkv.weight": "self_attn.qkv_proj.weight", "ffn_up.weight": "mlp.gate_up_proj.weight"}),
+        gguf=Gguf("phi3", whole_heads=True, keys=frozenset({"attention.sliding_window"})),
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM", head_norms=True, post_norms=True, norm_offset=1.0, heads_divide=True, scaled_words=True,
@@ -209,10 +204,7 @@ FAMILIES: dict[str, Family] = {
                   "tie_word_embeddings": True},
         harmless=frozenset({"cache_implementation"}), written={"pad_token_id": None},
         gguf=Gguf("gemma3", equal_layers=True, windows=True,
-                  keys=frozenset({"attention.sliding_window", "rope.freq_base_swa"}),
-                  tensors=_HEAD_NORMS | {"post_attention_norm.weight": "post_attention_layernorm.weight",
-                                         "ffn_norm.weight": "pre_feedforward_layernorm.weight",
-                                         "post_ffw_norm.weight": "post_feedforward_layernorm.weight"}),
+                  keys=frozenset({"attention.sliding_window", "rope.freq_base_swa"})),
     ),
 }
 # fmt: on

@@ -16,7 +16,8 @@ from gguf import GGUFValueType
 from jaxtyping import Float
 
 from saap_jax.llama.files.families import FAMILIES, Family, all_but_each
-from saap_jax.llama.files.layout import EMBEDDING, UNEMBEDDING, Checkpoint, fused_groups, regrouped
+from saap_jax.llama.files.layout import Checkpoint, fused_groups, regrouped, stored_parameters
+from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, Values, checked, per_layer, some
 from saap_jax.runtime.errors import reading, shown
 
@@ -34,60 +35,30 @@ SCALING_KEYS = {
 """Setting of a llama3 scaling -> where our files keep it; llama.cpp needs the divisors alone."""
 
 _WORDS = "token_embd.weight"
-_WHOLE = {_WORDS: EMBEDDING, "output_norm.weight": "model.norm.weight", "output.weight": UNEMBEDDING}
-
-_LAYER = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    **{f"attn_{each}.weight": f"self_attn.{each}_proj.weight" for each in "qkv"},
-    **{f"ffn_{each}.weight": f"mlp.{each}_proj.weight" for each in ("gate", "up", "down")},
-    **{f"attn_output.{kind}": f"self_attn.o_proj.{kind}" for kind in ("weight", "bias")},
-    "ffn_down.bias": "mlp.down_proj.bias",
-}
-"""Tensor of a layer -> the Hugging Face tensor that it is, of a LLaMA."""
-
-ROUTER = "ffn_gate_inp.weight"
-
-_EXPERTS = {ROUTER: "mlp/router"} | {f"ffn_{each}_exps.weight": f"mlp/{each}" for each in ("gate", "up", "down")}
-"""Of a mixture, instead of the matrices of an MLP -> the path of the parameter in a layer."""
 
 PERMUTED = ("llama", "deci")
 """Architectures whose rotary rows llama.cpp wants as pairs; those of the others stay as halves of each head."""
 
 
-def hf_name(name: str, family: str = "llama") -> str | None:
-    """Return the Hugging Face name of a tensor in a GGUF file; None if a model of the family has no such tensor.
-
-    >>> hf_name("blk.3.attn_q.weight")
-    'model.layers.3.self_attn.q_proj.weight'
-    """
-    parts = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
-    if parts is None:
-        return _WHOLE.get(name)
-    known = _in_layer(family).get(parts[2])
-    return known and f"model.layers.{parts[1]}.{known}"
-
-
-def gguf_name(name: str, family: str = "llama") -> str:
-    """Return the name in a GGUF file of a tensor with a Hugging Face name, in a model of a family.
+def gguf_name(name: str, architecture: str = "llama") -> str:
+    """The name in a file of an architecture of the tensor with a Hugging Face name.
 
     >>> gguf_name("model.layers.3.mlp.down_proj.bias")
     'blk.3.ffn_down.bias'
     """
-    if name in _WHOLE.values():
-        return next(ours for ours, theirs in _WHOLE.items() if theirs == name)
-    layer, rest = name.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{layer}.{next(ours for ours, theirs in _in_layer(family).items() if theirs == rest)}"
+    layer, inner = re.match(r"(?:model\.layers\.(\d+)\.)?(.+)", name).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    known, suffixes = _names(architecture), (".weight", ".bias")
+    if layer is None:
+        return known.get_name(name, suffixes) or name
+    inner = re.sub(r"^block_sparse_moe\.experts", "feed_forward.experts", inner)  # as Mistral itself calls them
+    found = known.get_name(f"model.layers.0.{inner}", suffixes) or known.get_name(f"layers.0.{inner}", suffixes) or name
+    return found.replace("blk.0.", f"blk.{layer}.", 1)
 
 
-def _in_layer(family: str) -> dict[str, str]:
-    """Return the name in a layer of each tensor in a GGUF file -> the one in Hugging Face's."""
-    traits = FAMILIES[family]
-    names = _LAYER | dict(traits.gguf.tensors)
-    if traits.mixture is not None:
-        names = {ours: theirs for ours, theirs in names.items() if not theirs.startswith("mlp.")}
-        names |= {ours: f"{traits.mixture.names[path]}.weight" for ours, path in _EXPERTS.items()}
-    return names
+@functools.cache
+def _names(architecture: str) -> gguf.TensorNameMap:
+    """llama.cpp's own table of names, of a model of one layer."""
+    return gguf.get_tensor_name_map({name: each for each, name in gguf.MODEL_ARCH_NAMES.items()}[architecture], 1)
 
 
 def experts_side(name: str, family: str) -> int | None:
@@ -252,13 +223,18 @@ def open_gguf(path: Path) -> Checkpoint:
     with reading(path, "the metadata of a model"):
         file = open_gguf_file(path)
         found, architecture, name = _attributes(file)
-        spec, names = _spec(found, file, architecture, name), {}
-        for each in (each for each in file.tensors if each != ROPE_FACTORS):
-            if (known := hf_name(each, name)) is None:
-                raise ValueError(f"{path}: unknown tensor {some([each])}; not a plain LLaMA model, or {architecture}")
-            names[known] = each
-        checkpoint = _checkpoint(file, spec, names, architecture in PERMUTED)
-        return regrouped(checkpoint, fused_groups(spec) if FAMILIES[name].fused else [])
+        spec = _spec(found, file, architecture, name)
+        groups = fused_groups(spec) if FAMILIES[name].fused else []
+        expected = {
+            each: item.shape(item.sizes) for item in stored_parameters(abstract_llama(spec))[0] for each in item.names
+        }
+        for group in groups:
+            expected |= {each: group.shape(size) for each, size in group.stored.items()}
+            expected = {each: shape for each, shape in expected.items() if each not in group.ours}
+        names = {gguf_name(each, architecture): each for each in expected}
+        if unknown := [each for each in file.tensors if each not in names and each != ROPE_FACTORS]:
+            raise ValueError(f"{path}: unknown tensor {some(unknown)}; not a plain LLaMA, or {architecture}")
+        return regrouped(_checkpoint(file, spec, names, expected, architecture in PERMUTED), groups)
 
 
 def _attributes(file: GgufFile) -> tuple[Values, str, str]:
@@ -288,45 +264,31 @@ def _number(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted: bool) -> Checkpoint:
-    """Name the tensors as Hugging Face does, and add those that an empty sub-block lacks in the file."""
-    family, shapes = spec.constants.family, dict[str, tuple[int, ...]]()
-    for layer, widths in enumerate(spec.layers):
-        for width, block, inputs, output, norm in (
-            (widths.kv_heads, "self_attn", ("q", "k", "v"), "o", "input"),
-            (widths.mlp, "mlp", ("gate", "up"), "down", "post_attention"),
-        ):
-            if width == 0:
-                of_layer: dict[str, tuple[int, ...]] = {
-                    f"{block}.{each}_proj.weight": (0, spec.embed) for each in inputs
-                }
-                of_layer |= {
-                    f"{block}.{output}_proj.weight": (spec.embed, 0),
-                    f"{norm}_layernorm.weight": (spec.embed,),
-                }
-                shapes |= {f"model.layers.{layer}.{each}": shape for each, shape in of_layer.items()}
-    absent = {name: shape for name, shape in shapes.items() if name not in names}
-    shapes, experts = dict(absent), spec.layers[0].mlp
-    for known, name in names.items():
+def _checkpoint(
+    file: GgufFile, spec: LlamaSpec, names: dict[str, str], expected: dict[str, tuple[int, ...]], permuted: bool
+) -> Checkpoint:
+    """Present the tensors under Hugging Face names, and those that an empty sub-block lacks in the file."""
+    family, own = spec.constants.family, {known: name for name, known in names.items() if name in file.tensors}
+    norms = [(f"{layer}.input", each.kv_heads) for layer, each in enumerate(spec.layers)]
+    norms += [(f"{layer}.post_attention", each.mlp) for layer, each in enumerate(spec.layers)]
+    unread = {f"model.layers.{name}_layernorm.weight" for name, width in norms if not width}
+    shapes = {known: shape for known, shape in expected.items() if 0 in shape or known in unread}
+    for known, name in own.items():
         shapes[known] = shape = file.shape(name)
         if (side := experts_side(known, family)) is not None:  # side by side in one matrix
-            if len(shape) != 3 or shape[0] != experts:
-                raise ValueError(
-                    f"{file.path}: {name} has shape {list(shape)}, expected a matrix for each of {experts} experts"
-                )
-            shapes[known] = (shape[1], experts * shape[2]) if side else (experts * shape[1], shape[2])
+            experts, rows, columns = shape
+            shapes[known] = (rows, experts * columns) if side else (experts * rows, columns)
 
     def read(name: str) -> np.ndarray:
-        if name in absent:
-            return np.ones(absent[name], np.float32)
-        values = file.read(names[name])
+        if name not in own:
+            return np.ones(shapes[name], np.float32)
+        values = file.read(own[name])
         if (side := experts_side(name, family)) is not None:
             return (values.swapaxes(0, 1) if side else values).reshape(shapes[name])
         if (offset := spec.constants.traits.norm_offset) and name.endswith("norm.weight"):
             return values - np.float32(offset)
         if permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
-            widths = spec.layers[int(name.split(".")[2])]
-            return permute(values, widths.kv_heads * (widths.q_per_kv if "q_proj" in name else 1), undo=True)
+            return permute(values, len(values) // spec.head_dim, undo=True)
         return values
 
     return Checkpoint(str(file.path), spec, shapes, read)
