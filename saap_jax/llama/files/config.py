@@ -17,38 +17,31 @@ from saap_jax.runtime.errors import reading, shown
 PER_LAYER_TYPE = "saap_llama"
 """`model_type` of a config with one width a layer."""
 
-_KINDS = {
-    "vocabulary": ("vocab_size",),
-    "width": ("hidden_size",),
-    "head size": ("head_dim", "query_pre_attn_scalar"),
-    "layers": ("num_hidden_layers", "sliding_window_pattern", "_sliding_window_pattern"),
-    "heads": ("num_attention_heads", "num_key_value_heads", "num_experts", "num_local_experts", "num_experts_per_tok"),
-    "channels": ("intermediate_size", "moe_intermediate_size"),
-    "positions": ("max_position_embeddings", "sliding_window"),
-    "count": ("max_window_layers",),
-    "epsilon": ("rms_norm_eps",),
-    "theta": ("rope_local_base_freq",),
-    "token": ("bos_token_id",),
-    "tokens": ("eos_token_id",),
-    "object": ("rope_parameters", "rope_scaling"),
-    "flag": ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob"),
-}
-_FIELDS = {key: kind for kind, keys in _KINDS.items() for key in keys}
-"""Keys of plain configs -> what they may be, see `spec.checked`."""
-
 _OUTPUT_BIASES = "output_biases"
 """True when attention output and MLP down projection, and no other matrices, add a bias."""
 
 _QUANTIZATION = "saap_quantization"
 """How the matrices are quantised: bits, group_size and their names; absent where none is."""
 
-_LISTS = {
-    "heads*": ("num_attention_heads", "num_key_value_heads", "query_heads_per_kv_head", *_KINDS["heads"][2:4]),
-    "channels*": ("intermediate_size", "channels"),
-    "flag": (_OUTPUT_BIASES,),
+_KINDS = {
+    "vocabulary": "vocab_size",
+    "width": "hidden_size",
+    "head size": "head_dim query_pre_attn_scalar",
+    "layers": "num_hidden_layers sliding_window_pattern _sliding_window_pattern",
+    "heads*": "num_attention_heads num_key_value_heads query_heads_per_kv_head num_experts num_local_experts",
+    "heads": "num_experts_per_tok",
+    "channels*": "intermediate_size moe_intermediate_size channels",
+    "positions": "max_position_embeddings sliding_window",
+    "count": "max_window_layers",
+    "epsilon": "rms_norm_eps",
+    "theta": "rope_local_base_freq",
+    "token": "bos_token_id",
+    "tokens": "eos_token_id",
+    "object": "rope_parameters rope_scaling",
+    "flag": "tie_word_embeddings attention_bias mlp_bias use_sliding_window norm_topk_prob output_biases",
 }
-_PER_LAYER_FIELDS = _FIELDS | {key: kind for kind, keys in _LISTS.items() for key in keys}
-"""The same of a config with one width a layer."""
+_FIELDS = {key: kind for kind, keys in _KINDS.items() for key in keys.split()}
+"""Keys -> what they may be, see `spec.checked`; a list has one number a layer."""
 
 _NULL = {"sliding_window", "bos_token_id", "eos_token_id"}
 """Keys where null says that there is none; elsewhere it stands for the default."""
@@ -62,21 +55,10 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 """Keys that change the computation of any family -> the values that this model computes."""
 
-_PER_LAYER_ONLY = {
-    "architectures": (None, ["SaapLlamaForCausalLM"]),
-    "attention_bias": (None, False),
-    "mlp_bias": (None, False),
-}
-"""The same, of a config with one width a layer, in place of those of its family."""
-
 _READ = {
     *("model_type", "vocab_size", "hidden_size", "head_dim", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "intermediate_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"),
     *("rope_theta", "rope_scaling", "rope_parameters", "bos_token_id", "eos_token_id"),
-}
-_PER_LAYER_READ = {
-    *("query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map", "family", "sliding_window"),
-    *("layer_types", "rope_local_base_freq", "query_pre_attn_scalar", "channels"),
 }
 _HARMLESS = {
     *("_name_or_path", "_commit_hash", "_attn_implementation", "attn_implementation", "attention_dropout", "dtype"),
@@ -99,6 +81,27 @@ _ROPE = {"default": {}, "linear": {"factor": "factor"}, "llama3": _FACTORS | {_O
 # --- read ------------------------------------------------------------------------------------------
 
 
+def per_layer_form(family: Family) -> Family:
+    """Describe configs with one width a layer of a family, as if they were those of another one."""
+    read = ("query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map", "family", "sliding_window")
+    return family._replace(
+        architecture="SaapLlamaForCausalLM",
+        activation_key="hidden_act",
+        plain_biases=False,
+        groups_said=True,
+        windowed=False,
+        window_by_layer=True,
+        window_switch=False,
+        full_every=0,
+        only=dict.fromkeys(("attention_bias", "mlp_bias"), (None, False)) | {"hidden_act": (None, family.activation)},
+        read=frozenset({*read, "rope_local_base_freq", "query_pre_attn_scalar"}),
+        defaults={},
+        harmless=frozenset(),
+        written={},
+        mixture=family.mixture and family.mixture._replace(channels="channels"),
+    )
+
+
 def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
     """Read the spec that a `config.json` describes; `where` names it in errors.
 
@@ -118,28 +121,28 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
         raise ValueError(
             f"{where}: expected {key} {', '.join(FAMILIES)}, got {shown(name)}; not a LLaMA model or a relative"
         )
-    family = FAMILIES[name]
-    _refuse_unsupported(config, where, family, by_layer)
-    defaults = _DEFAULTS | ({} if by_layer else {k: v for k, v in family.defaults.items() if k != "rope_theta"})
+    family = per_layer_form(FAMILIES[name]) if by_layer else FAMILIES[name]
+    _refuse_unsupported(config, where, family)
+    defaults = _DEFAULTS | {k: v for k, v in family.defaults.items() if k != "rope_theta"}
     given = {key: value for key, value in config.items() if value is not None or key in _NULL}
-    if "num_key_value_heads" in config or not (family.groups_said or by_layer):  # else as many as query heads
+    if "num_key_value_heads" in config or not family.groups_said:  # else as many as query heads
         given.setdefault("num_key_value_heads", config.get("num_attention_heads"))
-    found = checked(defaults | given, _PER_LAYER_FIELDS if by_layer else _FIELDS, where)
-    embed, layers = found["hidden_size"], _widths(found, family, by_layer)
+    found = checked(defaults | given, _FIELDS, where)
+    embed, layers = found["hidden_size"], _widths(found, family)
     if "head_dim" not in found:
         heads = layers[0].kv_heads * layers[0].q_per_kv
-        if by_layer or embed % heads:
+        if not heads or embed % heads:
             raise ValueError(
-                f"{where}: expected head_dim, or one width for all layers and a hidden_size that is a multiple of "
-                f"num_attention_heads, got hidden_size {embed} and {heads} heads; add head_dim"
+                f"{where}: expected head_dim, or a hidden_size that is a multiple of num_attention_heads, "
+                f"got hidden_size {embed} and {heads} heads; add head_dim"
             )
         found["head_dim"] = embed // heads
     biases = found.get("attention_bias", False)
-    if not by_layer and family.plain_biases and biases != (of_mlp := found.get("mlp_bias", False)):
+    if family.plain_biases and biases != (of_mlp := found.get("mlp_bias", False)):
         raise ValueError(
             f"{where}: attention_bias = {biases} with mlp_bias = {of_mlp} is not supported, expected both alike"
         )
-    how: dict[str, Any] = _sights(found, family, len(layers), by_layer)
+    how: dict[str, Any] = _sights(found, family, len(layers))
     if (mixture := family.mixture) is not None:
         summed = mixture.summed is None or found.get(mixture.summed, family.defaults.get(mixture.summed, False))
         how |= {"experts_per_token": found["num_experts_per_tok"], "route_scale": "sum_to_one" if summed else "kept"}
@@ -151,7 +154,7 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
         head_dim=found["head_dim"],
         layers=layers,
         tied=found.get("tie_word_embeddings", False),
-        output_biases=biases if family.plain_biases and not by_layer else found.get(_OUTPUT_BIASES, False),
+        output_biases=biases if family.plain_biases else found.get(_OUTPUT_BIASES, False),
         constants=Constants(
             norm_eps=float(found["rms_norm_eps"]),
             max_positions=found["max_position_embeddings"],
@@ -170,11 +173,9 @@ def _tokens(given: int | list[int] | None) -> tuple[int, ...]:
     return tuple(token for token in tokens if token >= 0)
 
 
-def _refuse_unsupported(config: dict[str, Any], where: str, family: Family, by_layer: bool) -> None:
-    only = _ONLY | (_PER_LAYER_ONLY | {"hidden_act": (None, family.activation)} if by_layer else family.allowed)
-    known = _READ | _HARMLESS | only.keys() | (_PER_LAYER_READ if by_layer else family.keys | family.harmless)
-    known |= family.mixture.keys if family.mixture is not None else set()
-    if unknown := sorted(config.keys() - known):
+def _refuse_unsupported(config: dict[str, Any], where: str, family: Family) -> None:
+    only = _ONLY | family.allowed
+    if unknown := sorted(config.keys() - (_READ | _HARMLESS | only.keys() | family.keys | family.harmless)):
         raise ValueError(
             f"{where}: unknown attributes {some(unknown)}; they may change what the model computes, "
             "so remove them only if you know that they do not"
@@ -184,26 +185,26 @@ def _refuse_unsupported(config: dict[str, Any], where: str, family: Family, by_l
             raise ValueError(f"{where}: {key} = {shown(config[key])} is not supported, expected {values[-1]!r}")
 
 
-def _widths(found: Values, family: Family, by_layer: bool) -> tuple[LayerWidths, ...]:
+def _widths(found: Values, family: Family) -> tuple[LayerWidths, ...]:
     """Read the widths of all layers, of lists or of one number for all."""
     layers, where, mixture = found["num_hidden_layers"], found.where, family.mixture
 
     def each(key: str) -> list[int]:
         return per_layer(found[key], layers, key, where)
 
-    heads, kv_heads = each("num_attention_heads"), each("num_key_value_heads")
+    heads, kv_heads, group_key = each("num_attention_heads"), each("num_key_value_heads"), "query_heads_per_kv_head"
     pairs = zip(heads, kv_heads, strict=True)
-    groups = each("query_heads_per_kv_head") if by_layer else [queries // keys for queries, keys in pairs]
+    groups = each(group_key) if group_key in family.read else [queries // keys for queries, keys in pairs]
     if mixture is None:
         inner = [{"mlp": width} for width in each("intermediate_size")]
     else:
         said = {key: found[key] for key in mixture.counts if key in found} or {mixture.counts[0]: None}
         _agreed(list(said.values()), f"number of experts in {' and '.join(mixture.counts)}", where)
         experts = each(next(iter(said)))
-        if not by_layer and (most := found["num_experts_per_tok"]) > experts[0]:
-            raise ValueError(f"{where}: expected num_experts_per_tok of at most {experts[0]} experts, got {most}")
-        channels = each("channels" if by_layer else mixture.channels)
-        inner = [{"mlp": number, "channels": width} for number, width in zip(experts, channels, strict=True)]
+        if isinstance(most := next(iter(said.values())), int) and found["num_experts_per_tok"] > most:
+            got = found["num_experts_per_tok"]
+            raise ValueError(f"{where}: expected num_experts_per_tok of at most {most} experts, got {got}")
+        inner = [{"mlp": n, "channels": width} for n, width in zip(experts, each(mixture.channels), strict=True)]
     widths = []
     for layer, (queries, keys, group, units) in enumerate(zip(heads, kv_heads, groups, inner, strict=True)):
         if queries != keys * group:
@@ -222,18 +223,18 @@ def _agreed(values: Sequence[Any], what: str, where: str) -> Any:
     return values[0]
 
 
-def _sights(config: Values, family: Family, layers: int, by_layer: bool) -> dict[str, Any]:
+def _sights(config: Values, family: Family, layers: int) -> dict[str, Any]:
     """Read how layers see positions: rotary base and scaling, window, and the layers apart from the rest."""
-    theta, scaling, local = _rope(config, family, by_layer or family.scaled)
+    theta, scaling, local = _rope(config, family)
     main: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling}
     own: dict[str, Any] = dict(main) if local is None else {"rope_theta": local, "rope_scaling": None}
     window = config.get("sliding_window")
-    if family.window_switch and not by_layer and not config.get("use_sliding_window"):
+    if family.window_switch and not config.get("use_sliding_window"):
         window = None
-    windowed = _local_layers(config, family, window, layers, by_layer)
-    if windowed and window is None and not by_layer:
+    windowed = _local_layers(config, family, window, layers)
+    if windowed and window is None and local is None:
         raise ValueError(f"{config.where}: expected a sliding_window beside layer_types of {_SLIDING}, got null")
-    if window is not None and not by_layer and window >= config["max_position_embeddings"]:
+    if window is not None and window >= config["max_position_embeddings"]:
         window = None  # as long as any text
     if not windowed or (own == main and window is None):
         return main
@@ -241,9 +242,9 @@ def _sights(config: Values, family: Family, layers: int, by_layer: bool) -> dict
     return own if len(windowed) == layers else main | {"apart": Apart(layers=windowed, **own)}
 
 
-def _local_layers(config: Values, family: Family, window: int | None, layers: int, by_layer: bool) -> tuple[int, ...]:
+def _local_layers(config: Values, family: Family, window: int | None, layers: int) -> tuple[int, ...]:
     """Read which layers have a local attention, also where it is as long as any text: their base may be another."""
-    if (family.window_by_layer or by_layer) and (types := config.get("layer_types")) is not None:
+    if family.window_by_layer and (types := config.get("layer_types")) is not None:
         if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= {_FULL, _SLIDING}:
             raise ValueError(
                 f"{config.where}: expected layer_types to be {layers} of {_FULL} and {_SLIDING}, got {shown(types)}"
@@ -251,34 +252,34 @@ def _local_layers(config: Values, family: Family, window: int | None, layers: in
         return tuple(layer for layer, kind in enumerate(types) if kind == _SLIDING)
     if window is None:
         return ()
-    if family.window_switch and not by_layer:
+    if family.window_switch:
         return tuple(range(min(config["max_window_layers"], layers), layers))
-    if family.full_every and not by_layer:
+    if family.full_every:
         every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", family.full_every))
         return all_but_each(every, layers)
     return tuple(range(layers))
 
 
-def _rope(config: Values, family: Family, scaled: bool) -> tuple[float, RopeScaling | None, float | None]:
+def _rope(config: Values, family: Family) -> tuple[float, RopeScaling | None, float | None]:
     """Read base and scaling of the rotary embedding, and the base of local layers where the family has one."""
     if family.local_theta is None:
-        return (*_one_rope(config, config.where, family, scaled), None)
+        return (*_one_rope(config, config.where, family), None)
     given, local = config.get("rope_parameters"), config.get("rope_local_base_freq")
     full: Mapping[str, Any] = config
     if given and set(given) <= {_FULL, _SLIDING}:
         of_local, full = given.get(_SLIDING), dict(config) | {"rope_parameters": given.get(_FULL)}
         if isinstance(of_local, dict):
-            theta, other = _one_rope({"rope_parameters": of_local}, config.where, family, scaled)
+            theta, other = _one_rope({"rope_parameters": of_local}, config.where, family)
             if other is not None or (local is not None and local != theta):
                 raise ValueError(
                     f"{config.where}: expected rope_parameters of {_SLIDING} with rope_type default and the base of "
                     f"rope_local_base_freq, got {shown(of_local)}"
                 )
             local = theta if "rope_theta" in of_local else local
-    return (*_one_rope(full, config.where, family, scaled), float(family.local_theta if local is None else local))
+    return (*_one_rope(full, config.where, family), float(family.local_theta if local is None else local))
 
 
-def _one_rope(given: Mapping[str, Any], where: str, family: Family, scaled: bool) -> tuple[float, RopeScaling | None]:
+def _one_rope(given: Mapping[str, Any], where: str, family: Family) -> tuple[float, RopeScaling | None]:
     """Read base and scaling of the rotary embedding, from `rope_parameters` or from the two older keys."""
     both = [given.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
     blocks = [{name: value for name, value in each.items() if value is not None} for each in both]
@@ -291,8 +292,8 @@ def _one_rope(given: Mapping[str, Any], where: str, family: Family, scaled: bool
     theta = _agreed(thetas or [family.defaults.get("rope_theta", 10_000.0)], "rope_theta", where)
     settings = _agreed(blocks, "rotary scaling in rope_parameters and rope_scaling", where)
     kind = settings.pop("rope_type")
-    if not isinstance(kind, str) or kind not in _ROPE or not (scaled or kind == "default"):
-        known = "default, linear or llama3" if scaled else "default"
+    if not isinstance(kind, str) or kind not in _ROPE or not (family.scaled or kind == "default"):
+        known = "default, linear or llama3" if family.scaled else "default"
         raise ValueError(f"{where}: rope type {shown(kind)} is not supported, expected {known}")
     if settings.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"{where}: partial_rotary_factor other than 1.0 is not supported")
@@ -340,49 +341,44 @@ def config_from_spec(
     A plain `llama` config of a model with output biases says that all projections have one; other families have none.
     A quantised model has one per layer, which other readers refuse, as they would misread it.
     """
-    first, constants, layers = spec.layers[0], spec.constants, spec.layers
-    family, eos = constants.traits, constants.eos_tokens
+    constants, layers, eos = spec.constants, spec.layers, spec.constants.eos_tokens
     by_layer = not fits_plain_config(spec) or spec.output_biases if per_layer is None else per_layer
-    if by_layer or quantization is not None:
-        by_layer = True
-        sizes: dict[str, Any] = {
-            "model_type": PER_LAYER_TYPE,
-            "num_key_value_heads": [layer.kv_heads for layer in layers],
-            "num_attention_heads": [layer.kv_heads * layer.q_per_kv for layer in layers],
-            "query_heads_per_kv_head": [layer.q_per_kv for layer in layers],
-            "intermediate_size": [layer.channels or layer.mlp for layer in layers],
-            _OUTPUT_BIASES: spec.output_biases,
-            **({"family": constants.family} if constants.family != "llama" else {}),
-        }
-    else:
-        sizes = {
-            "architectures": [family.architecture],
-            "model_type": constants.family,
-            "num_key_value_heads": first.kv_heads,
-            "num_attention_heads": first.kv_heads * first.q_per_kv,
-            "intermediate_size": first.channels or first.mlp,
-        }
-    if by_layer or family.plain_biases:
-        sizes |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.output_biases and not by_layer)
-    if constants.query_scalar is not None or "query_pre_attn_scalar" in family.read:
-        sizes["query_pre_attn_scalar"] = constants.query_scalar or spec.head_dim
+    by_layer = by_layer or quantization is not None
+    family = per_layer_form(constants.traits) if by_layer else constants.traits
+    lists = {
+        "num_key_value_heads": [layer.kv_heads for layer in layers],
+        "num_attention_heads": [layer.kv_heads * layer.q_per_kv for layer in layers],
+        "intermediate_size": [layer.channels or layer.mlp for layer in layers],
+    }
     if (mixture := family.mixture) is not None:
-        experts, channels = [layer.mlp for layer in layers], [layer.channels for layer in layers]
-        sizes |= dict.fromkeys(mixture.counts, experts if by_layer else experts[0])
-        sizes["channels" if by_layer else mixture.channels] = channels[0] if len(set(channels)) == 1 else channels
+        lists |= {key: [layer.mlp for layer in layers] for key in mixture.counts}
+    if by_layer:
+        groups = [layer.q_per_kv for layer in layers]
+        sizes: dict[str, Any] = {"model_type": PER_LAYER_TYPE, **lists, "query_heads_per_kv_head": groups}
+        sizes |= {_OUTPUT_BIASES: spec.output_biases, "attention_bias": False, "mlp_bias": False}
+        sizes |= {"family": constants.family} if constants.family != "llama" else {}
+    else:
+        sizes = {"architectures": [family.architecture], "model_type": constants.family}
+        sizes |= {key: values[0] for key, values in lists.items()}
+        sizes |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.output_biases) if family.plain_biases else {}
+    if constants.query_scalar is not None or "query_pre_attn_scalar" in constants.traits.read:
+        sizes["query_pre_attn_scalar"] = constants.query_scalar or spec.head_dim
+    if mixture is not None:
+        channels = [layer.channels for layer in layers]
+        sizes[mixture.channels] = channels[0] if len(set(channels)) == 1 else channels
         sizes["num_experts_per_tok"] = constants.experts_per_token
         sizes |= {mixture.summed: constants.route_scale == "sum_to_one"} if mixture.summed else {}
     made = sizes | {
-        **({} if by_layer else dict(family.written)),
+        **family.written,
         "vocab_size": spec.vocab,
         "hidden_size": spec.embed,
         "head_dim": spec.head_dim,
         "num_hidden_layers": len(layers),
-        "hidden_act" if by_layer else family.activation_key: family.activation,
+        family.activation_key: family.activation,
         "tie_word_embeddings": spec.tied,
         "rms_norm_eps": constants.norm_eps,
         "max_position_embeddings": constants.max_positions,
-        **_sight_keys(constants, len(layers), by_layer),
+        **_sight_keys(constants, family, len(layers)),
         "bos_token_id": constants.bos_token,
         "eos_token_id": (eos[0] if len(eos) == 1 else list(eos)) if eos else None,
         "torch_dtype": dtype,
@@ -390,28 +386,22 @@ def config_from_spec(
     return made | ({} if quantization is None else {_QUANTIZATION: quantization._asdict()})
 
 
-def _sight_keys(constants: Constants, layers: int, by_layer: bool) -> dict[str, Any]:
+def _sight_keys(constants: Constants, family: Family, layers: int) -> dict[str, Any]:
     """Make the keys of a config that say how layers see positions.
 
     Rotary settings are written twice, as `rope_parameters` (transformers 5) and as `rope_theta` with `rope_scaling`: a
     reader that knows only one of the two would otherwise fall back to defaults without a word.
     """
-    family, apart = constants.traits, constants.apart
+    apart = constants.apart
     local = apart.layers if apart is not None else range(layers if constants.sliding_window is not None else 0)
     window = constants.sliding_window if apart is None else apart.sliding_window
-    types = {"layer_types": [_SLIDING if layer in local else _FULL for layer in range(layers)]}
-    keys: dict[str, Any] = {}
-    if by_layer:
-        keys |= {"sliding_window": window} if window is not None else {}
-        keys |= types if apart is not None else {}
-    elif family.windowed:
-        if family.full_every and window is None:  # transformers wants a number
-            window = constants.max_positions if local else family.defaults["sliding_window"]
-        keys = {"sliding_window": window}
-        if family.window_switch:
-            keys = {"use_sliding_window": bool(local), **keys, "max_window_layers": 0 if local else layers}
-        if family.window_by_layer and (family.full_every or 0 < len(local) < layers):
-            keys |= types
+    if family.full_every and window is None:  # transformers wants a number
+        window = constants.max_positions if local else family.defaults["sliding_window"]
+    keys: dict[str, Any] = {"sliding_window": window} if family.windowed or window is not None else {}
+    if family.window_switch:
+        keys = {"use_sliding_window": bool(local), **keys, "max_window_layers": 0 if local else layers}
+    if family.window_by_layer and (family.full_every or 0 < len(local) < layers):
+        keys["layer_types"] = [_SLIDING if layer in local else _FULL for layer in range(layers)]
     scaling: dict[str, Any] = {}
     if (given := constants.rope_scaling) is not None:
         named = {_ORIGINAL: given.original_max_positions}
@@ -421,7 +411,7 @@ def _sight_keys(constants: Constants, layers: int, by_layer: bool) -> dict[str, 
     if family.local_theta is None:
         return keys
     theta = constants.rope_theta if apart is None else apart.rope_theta
-    if not by_layer:
+    if family.full_every:
         keys["rope_parameters"] = {_FULL: main, _SLIDING: {"rope_type": "default", "rope_theta": theta}}
     return keys | {"rope_local_base_freq": theta}
 

@@ -174,21 +174,21 @@ def _open(path: Path, *_: int) -> GgufFile:
 # --- checkpoints -----------------------------------------------------------------------------------
 
 _KINDS = {
-    "layers": ("block_count",),
-    "positions": ("context_length",),
-    "width": ("embedding_length",),
-    "vocabulary": ("vocab_size",),
-    "channels*": ("feed_forward_length", "expert_feed_forward_length"),
-    "heads*": ("attention.head_count", "attention.head_count_kv"),
-    "heads": ("expert_used_count",),
-    "head size": ("attention.key_length", "attention.value_length", "rope.dimension_count"),
-    "epsilon": ("attention.layer_norm_rms_epsilon",),
-    "theta": ("rope.freq_base", "rope.freq_base_swa"),
-    "factor": ("rope.scale_linear", "rope.scaling.factor"),
-    "text": ("rope.scaling.type",),
-    "count": ("expert_count", "attention.sliding_window"),
+    "layers": "block_count",
+    "positions": "context_length",
+    "width": "embedding_length",
+    "vocabulary": "vocab_size",
+    "channels*": "feed_forward_length expert_feed_forward_length",
+    "heads*": "attention.head_count attention.head_count_kv",
+    "heads": "expert_used_count",
+    "head size": "attention.key_length attention.value_length rope.dimension_count",
+    "epsilon": "attention.layer_norm_rms_epsilon",
+    "theta": "rope.freq_base rope.freq_base_swa",
+    "factor": "rope.scale_linear rope.scaling.factor",
+    "text": "rope.scaling.type",
+    "count": "expert_count attention.sliding_window",
 }
-_FIELDS = {key: kind for kind, keys in _KINDS.items() for key in keys}
+_FIELDS = {key: kind for kind, keys in _KINDS.items() for key in keys.split()}
 """Attributes, without the name of the architecture before them -> what they may be, see `spec.checked`."""
 
 _OWN = {"expert_feed_forward_length", "attention.sliding_window", "rope.freq_base_swa"}
