@@ -11,13 +11,22 @@ from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import directory_bytes
-from saap_jax.evaluation.targets import TIMED, targets_of
 from saap_jax.jobs import origins
 from saap_jax.jobs.candidates import key_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.jobs.judged import NEW_TOKENS, Judged, judge, judged_rows, texts_of, written_by
 from saap_jax.jobs.score import calibration_of
-from saap_jax.jobs.targets import Reached, costs_of, reached_by, smallest, target_rows, target_warnings, targets_record
+from saap_jax.jobs.targets import (
+    MEASURED,
+    Target,
+    costs_of,
+    reached_by,
+    smallest,
+    target_rows,
+    target_warnings,
+    targets_of,
+    targets_record,
+)
 from saap_jax.llama.attention import attending
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recovery import check_group_size
@@ -50,7 +59,7 @@ class Pruned(NamedTuple):
     selection: Selection
     told: Mapping[str, Any]
     """What the steps of the chain report: `corrections`, `scaled`, `divergences`, `price`."""
-    reached: Sequence[Reached]
+    reached: Sequence[Target]
     """What became of the targets that were asked for."""
     judged: Judged | None
     """Perplexity and speed of both models, where they were asked for."""
@@ -75,7 +84,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     chain = parse(config.method)
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
-    if layout is not None and (asked := {*TIMED, "peak_memory"} & set(config.targets.asked)):
+    if layout is not None and (asked := MEASURED & {*config.targets.asked}):
         raise ValueError(
             f"targets: expected none that is measured on a mesh of several devices, got {', '.join(sorted(asked))}; "
             "prune to a ratio, or measure on one device"
@@ -118,7 +127,7 @@ def _prune(
     selection = selection_of(subject, chosen.keep, ratio)
     cut = state.subject.cut(state.keep)
     about: dict[str, Any] = {}
-    reached: list[Reached] = []
+    reached: list[Target] = []
     if costs is not None and isinstance(cut, CutLlama) and isinstance(subject, LlamaSubject):
         reached = reached_by(cut.model, subject.model, costs, targets, track)
         about = {"targets.json": targets_record(reached, costs)}

@@ -11,22 +11,22 @@ import saap_jax
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
 from saap_jax.data import Windows
-from saap_jax.evaluation import targets as latency
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
-from saap_jax.evaluation.targets import (
-    Costs,
-    LatencyTable,
-    Phase,
-    held_bytes,
-    measure_table,
-    targets_of,
-    temporaries_of,
-    workload_of,
-)
 from saap_jax.evaluation.timing import Times, Workload, compile_programs
 from saap_jax.jobs import prune
 from saap_jax.jobs import targets as module
+from saap_jax.jobs.targets import (
+    Costs,
+    LatencyTable,
+    Phase,
+    costs_of,
+    held_bytes,
+    measure_table,
+    targets_of,
+    workload_of,
+)
 from saap_jax.llama import LayerWidths, LlamaSpec
+from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.segments import existing_units
 from saap_jax.steps.allocation import rounds
 from saap_jax.steps.chain import parse
@@ -39,7 +39,7 @@ from tests.helpers import dense_model, random_keep
 
 def smallest(model, targets: TargetsConfig, chain: str = "random", least: float = 0.0):
     """Return the costs, the targets, what was chosen and its ratio, and what runs the chain."""
-    costs = Costs(targets, np.float32, None, 0)
+    costs = Costs(targets, np.float32)
     found = targets_of(targets, costs.of(model.spec))
     text = Windows(np.random.default_rng(0).integers(0, 16, (4, 8)).astype(np.int32), np.ones((4, 8), bool))
     runner = Runner(LlamaSubject(model), {"text": text}, [parse(chain)], open_end=True)
@@ -52,7 +52,7 @@ def test_costs_of_widths_are_those_of_the_cut_model():
     config = TargetsConfig(parameters="90%", macs="90%", weight_bytes="90%", batch=2, length=16)
     pruned = cut(model, keep)
     assert pruned_spec(model.spec, keep) == pruned.spec
-    assert Costs(config, np.float32, None, 0).of(pruned.spec) == {
+    assert Costs(config, np.float32).of(pruned.spec) == {
         "parameters": count_parameters(pruned),
         "macs": prefill_macs(pruned, 2, 16),
         "weight_bytes": weight_bytes(pruned),
@@ -107,12 +107,13 @@ def test_targets_out_of_reach_are_refused_with_what_can_be_reached():
 def test_memory_is_no_less_than_the_compiler_says_of_the_pruned_model():
     model = dense_model(layers=4, mlp=64)
     config = TargetsConfig(peak_memory="90%", length=16)
-    costs = Costs(config, np.float32, None, temporaries_of(compile_programs(model, workload_of(config)), config))
-    dense = compile_programs(model, workload_of(config)).memory_bytes
+    costs = costs_of(config, model)
+    dense = compile_programs(decoder_of(model), workload_of(config)).memory_bytes
     assert costs.of(model.spec)["peak_memory"] == dense
     keep = random_keep(existing_units(model.segments), 0.5)
     pruned = cut(model, keep)
-    said, real = costs.of(pruned.spec)["peak_memory"], compile_programs(pruned, workload_of(config)).memory_bytes
+    said = costs.of(pruned.spec)["peak_memory"]
+    real = compile_programs(decoder_of(pruned), workload_of(config)).memory_bytes
     assert dense > said
     assert said >= 0.98 * real
     assert said > held_bytes(pruned, config)
@@ -128,7 +129,7 @@ def test_a_table_adds_up_its_sub_blocks():
     spec = dense_model(layers=2, mlp=15).spec  # 2 KV heads, 15 channels
     assert TABLE.latency(spec) == pytest.approx(2.0 * (1.0 + 2 * (0.3 + 0.3)))
     assert TABLE.tokens_per_second(spec) == pytest.approx(2 / (0.1 + 2 * (0.02 + 0.015)))
-    costs = Costs(TargetsConfig(latency="50%", tokens_per_second="120%"), np.float32, TABLE, 0)
+    costs = Costs(TargetsConfig(latency="50%", tokens_per_second="120%"), np.float32, TABLE)
     slow, fast = targets_of(costs.config, costs.of(spec))
     assert (slow.limit, fast.limit) == (pytest.approx(2.2), pytest.approx(1.2 * TABLE.tokens_per_second(spec)))
     assert (slow.holds(2.1), slow.holds(2.3), fast.holds(fast.limit + 1), fast.holds(1.0)) == (True, False, True, False)
@@ -148,8 +149,8 @@ def test_a_table_is_what_models_took(monkeypatch):
 
         return [[Times(real(p.model), 0.0, 0.1 * real(p.model)) for _ in range(repeats)] for p in programs]
 
-    monkeypatch.setattr(latency, "time_in_turns", times)
-    monkeypatch.setattr(latency, "compile_programs", lambda model, workload: SimpleNamespace(model=model))
+    monkeypatch.setattr(module, "time_in_turns", times)
+    monkeypatch.setattr(module, "compile_programs", lambda model, workload: SimpleNamespace(model=model))
     model = dense_model(layers=3, mlp=12)
     table = measure_table(model, Workload(1, 16, 2), repeats=3)
     assert table.latency(model.spec) == pytest.approx(1.1 * (1 + 3 * (1.0 + 0.12)))
@@ -165,18 +166,18 @@ def test_narrow_layers_are_timed_in_deeper_models():
     spec = LlamaSpec(vocab=8, embed=576, head_dim=64, layers=(widths,) * 30, tied=True)
 
     def layers(kv_heads: int, mlp: int) -> int:
-        return latency.layers_of(spec, dataclasses.replace(widths, kv_heads=kv_heads, mlp=mlp), "float32")
+        return module.layers_of(spec, dataclasses.replace(widths, kv_heads=kv_heads, mlp=mlp), "float32")
 
     assert layers(0, 1536) == -(-(2**28) // (4 * 576 * 3 * 1536)) == 26
     assert layers(0, 768) == layers(1, 0) == 30  # no more than the model has
-    assert layers(0, 100 * 1536) == latency.FEWEST
+    assert layers(0, 100 * 1536) == module.FEWEST
 
 
 @pytest.mark.slow
 def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, tmp_path, monkeypatch):
-    monkeypatch.setattr(latency, "ENOUGH", 1)  # few layers, since each program is compiled
-    monkeypatch.setattr(latency, "FEWEST", 1)
-    monkeypatch.setattr(latency, "POINTS", 1)
+    monkeypatch.setattr(module, "ENOUGH", 1)  # few layers, since each program is compiled
+    monkeypatch.setattr(module, "FEWEST", 1)
+    monkeypatch.setattr(module, "POINTS", 1)
     config = PruneConfig(
         out=str(tmp_path / "out"),
         model=ModelConfig(name=str(tiny_model_directory)),
@@ -191,11 +192,11 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
     size = record["reached"][0]
     loaded = saap_jax.load_model(tmp_path / "out")
     assert size["reached"] == size["predicted"] == weight_bytes(loaded) <= 0.95 * size["dense"]
-    assert all(each.held for each in pruned.reached)
+    assert all(each.holds(each.reached) for each in pruned.reached)
     assert record["table"]["workload"]["prompt"] == 8
     rows = module.target_rows(pruned.reached)
     assert [row[0] for row in rows] == ["weight_bytes", "latency", "tokens_per_second"]
-    assert len(module.target_warnings([pruned.reached[0]._replace(held=False, predicted=1.0)])) == 2
+    assert len(module.target_warnings([pruned.reached[0]._replace(limit=0.0, predicted=1.0)])) == 2
 
 
 @pytest.mark.slow
