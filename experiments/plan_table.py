@@ -21,7 +21,7 @@ from saap_jax.config import PlanConfig
 from saap_jax.evaluation.cost import find_price, read_prices
 from saap_jax.planning.chips import CHIPS, GIB, targets
 from saap_jax.planning.models import spec_of
-from saap_jax.planning.plan import fastest, plan_one, plans_on, search, settings_of
+from saap_jax.planning.plan import plan_one, search, settings_of
 
 CANDIDATES, ROWS = 64, 128
 """Of the sweep: candidates, and rows on which it scores once and evaluates each of them."""
@@ -52,7 +52,7 @@ def main() -> None:
         for task in arguments.tasks:
             for kind in kinds:
                 config = PlanConfig(model=model, task=task)
-                best, _ = search(config, spec_of(model), targets(CHIPS[kind])[0], enough=arguments.enough)
+                best, _ = search(config, spec_of(model), targets(CHIPS[kind]), enough=arguments.enough)
                 row = [model, task, kind]
                 if best is None:
                     row += ["none", "", "", "", ""]
@@ -92,7 +92,7 @@ def sweep(model: str, kinds: list[str], counts: list[int]) -> None:
             if target.chips not in counts:
                 continue
             for task, rows in (("score", ROWS), ("evaluate", CANDIDATES * ROWS)):
-                best = fastest(plans_on(PlanConfig(model=model, task=task, examples=rows), spec, target, enough=1))
+                best, _ = search(PlanConfig(model=model, task=task, examples=rows), spec, [target], enough=1)
                 if best is None:
                     print(f"| {target.topology} | {task} | too small |  |  |  |  |  |", flush=True)
                     continue

@@ -203,8 +203,6 @@ class PlanConfig(Checked):
     """How the chips are arranged."""
     search: bool = False
     """Find the smallest machine of the target's kind that the job fits, and the fastest way to use it."""
-    cache: bool = True
-    """Keep and use results of earlier plans, below SAAP_CACHE or the user's cache directory."""
     json: str = ""
     """File that the result is written to; empty: none."""
 

@@ -23,13 +23,12 @@ from saap_jax.llama.attention import attending
 from saap_jax.report.write import write_report
 from saap_jax.runs.commands import command_of
 from saap_jax.runs.directory import RunDirectory, now, write_scalars
-from saap_jax.runs.mirror import mirrored
 from saap_jax.runtime.digests import inputs_of
 from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import alone, broadcast, is_primary
 from saap_jax.runtime.progress import Track, step
-from saap_jax.runtime.remote import exists, is_remote
+from saap_jax.runtime.remote import exists, is_remote, mirrored
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import open_subject
 

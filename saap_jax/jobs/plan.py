@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from saap_jax.config.use import PlanConfig
-from saap_jax.planning.chips import GIB, target_of
+from saap_jax.planning.chips import GIB, target_of, targets
 from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import Record, plan_one, search, settings_of
 from saap_jax.report.blocks import Block, Words, text_table
@@ -22,9 +22,8 @@ def plan_job(config: PlanConfig, *, track: Track = quiet) -> Record:
     check_target("json", config.json)
     spec, target = spec_of(config.model), target_of(config.target)
     if config.search:
-        best, tried = search(
-            config, spec, target, progress=lambda items: track("trying machines", items, len(list(items)))
-        )
+        machines = targets(target.chip)
+        best, tried = search(config, spec, track("trying machines", machines, len(machines)))
     else:
         with step(track, f"planning for {target.topology}"):
             best = plan_one(config, spec, target, None, config.batch, config.remat)

@@ -5,17 +5,12 @@ chips at one axis' links. Real programs reach 40 to 60 % of it; what bounds them
 """
 
 import dataclasses
-import hashlib
-import importlib.metadata
 import itertools
-import json
 import math
 import os
 import re
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,12 +20,10 @@ from saap_jax.config.use import PlanConfig
 from saap_jax.evaluation.cost import program_bytes
 from saap_jax.llama.attention import attending, whole
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.planning import count
 from saap_jax.planning.chips import GIB, Machine, targets
 from saap_jax.planning.count import Collectives, collectives_of, shard_bytes, work_of
 from saap_jax.planning.estimate import Estimate, Mesh, estimate, meshes
 from saap_jax.planning.programs import of_experts, program_of, weight_sizes
-from saap_jax.runtime.files import write_atomically
 from saap_jax.runtime.mesh import check_experts, layout_of, mesh_sizes
 from saap_jax.types import Remat
 
@@ -112,23 +105,13 @@ def plan_one(
 
 
 def compiled(config: PlanConfig, spec: LlamaSpec, target: Machine, mesh: Mesh, batch: int, remat: Remat) -> Record:
-    """Compile the program for the target's devices and read off what it holds and does; kept in the cache."""
+    """Compile the program for the target's devices and read off what it holds and does."""
     devices = _devices(target)
-    sizes = by_axis(mesh)
-    rules = config.mesh.rules
-    layout = layout_of(type(config.mesh)(**sizes, rules=rules, uneven=config.mesh.uneven), devices)
+    layout = layout_of(dataclasses.replace(config.mesh, **by_axis(mesh)), devices)
     program = program_of(config, spec, layout, batch, remat)
     with jax.set_mesh(layout.mesh), attending(config.attention, tpu=True):
         traced = program.trace()
         lowered = traced.lower()
-    versions = [f"{name}={importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "libtpu")]
-    reader = hashlib.sha256(Path(count.__file__).read_bytes()).hexdigest()[:8]  # how the compiler's output is read
-    made_of = f"{target.topology} {sizes} {' '.join(versions)}{reader}\n{lowered.as_text()}"
-    key = hashlib.sha256(made_of.encode()).hexdigest()[:32]
-    path = cache_directory() / f"{key}.json"
-    if config.cache and path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    start = time.perf_counter()
     found: Record = {
         "source": "compiled",
         "bytes": {"parameters": shard_bytes(program.parameters), "state": shard_bytes(program.state)},
@@ -152,10 +135,6 @@ def compiled(config: PlanConfig, spec: LlamaSpec, target: Machine, mesh: Mesh, b
         peak = program_bytes(memory)
         found["bytes"] |= {"temporaries": memory.temp_size_in_bytes, "peak": peak}
         found |= {"sent": sent.bytes, "largest": sent.largest, "overrun": peak - target.memory}
-    found["compile_seconds"] = time.perf_counter() - start
-    if config.cache:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(found).encode(), partial=path.with_suffix(f".{os.getpid()}.partial"))
     return found
 
 
@@ -266,13 +245,6 @@ def _devices(target: Machine) -> Any:
         raise ValueError(f"target: {target.topology} is no machine that the compiler knows: {reason}") from error
 
 
-def cache_directory() -> Path:
-    """Tell where plans are kept: SAAP_CACHE, or else the user's cache directory."""
-    if given := os.environ.get("SAAP_CACHE"):
-        return Path(given) / "plans"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saap_jax" / "plans"
-
-
 # --- the search over machines ----------------------------------------------------------------------
 
 
@@ -304,51 +276,28 @@ def ways(config: PlanConfig, spec: LlamaSpec, target: Machine) -> list[Way]:
 def search(
     config: PlanConfig,
     spec: LlamaSpec,
-    target: Machine,
+    machines: Iterable[Machine],
     *,
     enough: int = TRIES,
-    progress: Callable[[Iterable[Machine]], Iterator[Machine]] = iter,
     plan: Callable[..., Record] = plan_one,
 ) -> tuple[Record | None, list[Record]]:
-    """Find the best plan on the smallest machine of the target's kind that the job fits; return it and all tried.
+    """Find the plan of the least time a row on the first machine that the job fits; return it and all that were tried.
 
-    None for the plan where no machine is large enough. With `enough` plans that fit, no further ones of a machine are
-    made.
+    On each machine the ways are planned that are fastest by arithmetic and, if none of them fits, those that need the
+    least memory, until `enough` plans fit. None for the plan where no machine is large enough.
     """
     tried: list[Record] = []
-    for machine in progress(targets(target.chip)):
-        made = plans_on(config, spec, machine, enough=enough, plan=plan)
-        tried += made
-        if best := fastest(made):
-            return best, tried
+    for machine in machines:
+        choices, fit = ways(config, spec, machine), []
+        small = sorted(choices, key=lambda way: estimate(config, spec, way.mesh, way.batch, way.remat).peak)
+        for way in dict.fromkeys([*choices[:TRIES], *small[:TRIES]]):
+            if len(fit) >= enough or (fit and way not in choices[:TRIES]):
+                break
+            tried.append(plan(config, spec, machine, way.mesh, way.batch, way.remat))
+            fit += tried[-1:] * tried[-1]["fits"]
+        if fit:
+            return min(fit, key=lambda record: record["step_seconds"] / record["batch"]), tried
     return None, tried
-
-
-def plans_on(
-    config: PlanConfig,
-    spec: LlamaSpec,
-    machine: Machine,
-    *,
-    enough: int = TRIES,
-    plan: Callable[..., Record] = plan_one,
-) -> list[Record]:
-    """Plan for a machine until `enough` plans fit: the ways that are fastest by arithmetic and, if none of them fits,
-    those that need the least memory."""
-    choices = ways(config, spec, machine)
-    smallest = sorted(choices, key=lambda way: estimate(config, spec, way.mesh, way.batch, way.remat).peak)
-    made: list[Record] = []
-    for way in dict.fromkeys([*choices[:TRIES], *smallest[:TRIES]]):
-        fit = sum(record["fits"] for record in made)
-        if fit >= enough or (fit and way not in choices[:TRIES]):
-            break
-        made.append(plan(config, spec, machine, way.mesh, way.batch, way.remat) | {"way": list(way)})
-    return made
-
-
-def fastest(plans: Iterable[Record]) -> Record | None:
-    """Find the plan that takes the least time a row, of those that fit."""
-    fit = (record for record in plans if record["fits"])
-    return min(fit, key=lambda record: record["step_seconds"] / record["batch"], default=None)
 
 
 def settings_of(record: Record) -> str:

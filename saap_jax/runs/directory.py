@@ -29,7 +29,16 @@ import numpy as np
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.stages import Stage, measuring, with_stage
 from saap_jax.runtime.errors import reading
-from saap_jax.runtime.files import append_line, arrays_file, decoded, encoded, plain, read_json, write_atomically
+from saap_jax.runtime.files import (
+    append_line,
+    arrays_file,
+    decoded,
+    encoded,
+    is_left,
+    plain,
+    read_json,
+    write_atomically,
+)
 from saap_jax.runtime.processes import broadcast, broadcast_bytes, is_primary
 from saap_jax.types import STRUCTURES
 
@@ -287,11 +296,6 @@ def _found(path: Path, overwrite: bool) -> RunRecord | None:
     if path.exists() and not all(map(is_left, path.iterdir())):
         raise ValueError(f"expected a run (run.json) or an empty directory at {path}; choose another --name")
     return None
-
-
-def is_left(file: Path) -> bool:
-    """Say whether a file is what a killed process left: one half written, or a lock that nobody holds."""
-    return file.name.startswith(".") and file.name.endswith((".partial", ".lock"))
 
 
 def _remove_outputs(path: Path) -> None:

@@ -128,17 +128,14 @@ def check_target(name: str, path: str) -> None:
         raise ValueError(f"{name}: expected a file in a directory that exists, got {path}; make the directory first")
 
 
-def write_atomically(path: Path, content: bytes, *, partial: Path | None = None) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that its name holds either the old content or the whole new one, whenever the process ends.
 
     Nothing is left behind where that fails, as on a full disk. Of several processes of a job, the first one writes.
-
-    Args:
-        partial: where it is written first, in the same directory; by default `.NAME.partial`.
     """
     if not is_primary():
         return
-    partial = partial or path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     try:
         with _named(path), open(partial, "wb") as file:
             file.write(content)
@@ -148,6 +145,11 @@ def write_atomically(path: Path, content: bytes, *, partial: Path | None = None)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def is_left(file: Path) -> bool:
+    """Say whether a file is what a killed process left: one half written, or a lock that nobody holds."""
+    return file.name.startswith(".") and file.name.endswith((".partial", ".lock"))
 
 
 def append_line(path: Path, line: bytes) -> None:

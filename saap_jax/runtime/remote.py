@@ -1,10 +1,14 @@
-"""Models at addresses such as `gs://bucket/models/small`: read through copies here, sent up whole or not at all.
+"""Models and runs at addresses such as `gs://bucket/models/small`: worked on in copies here, sent whole or not at all.
 
-| way  | how                                                                                                      |
-|------|----------------------------------------------------------------------------------------------------------|
-| down | into `cache()`, once for each state of the files there: names, sizes, times of the last change           |
-| up   | made here first. While files go up, `.saap-upload` lies among them; what says that they are a model goes |
-|      | last. Whoever finds that file here takes what is there for no model, and the same command sends it anew  |
+| there                      | what it is                                                                          |
+|----------------------------|-------------------------------------------------------------------------------------|
+| `….FILE.new`               | a file on its way, beside the one whose name it will have                           |
+| `.saap-sync/change`        | what a change consists of; all of it is there: whoever comes next ends it           |
+| `.saap-sync/state`         | of a run: a token of the last change that is whole                                  |
+
+So a model or a run that was killed on its way is the one that was there before, or none, by us or others. What is read
+of a model is copied into `cache()`, once for each state of the files there: names, sizes, times of the last change. A
+run is worked on in a directory here (`Mirror`).
 
 No lock is held there: two machines that write to one address at once are not told of each other. Of several processes
 of a job each one reads for itself, and the first one writes. Paths there are those of `epath`.
@@ -18,24 +22,25 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
 
-from saap_jax.runtime.files import cache, held
+from saap_jax.runtime.files import cache, held, is_left, write_atomically
 from saap_jax.runtime.processes import barrier, broadcast, is_primary
 from saap_jax.runtime.progress import within
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 """Scheme of an address -> the package that reaches it (or tensorflow, where that is installed)."""
 
-MARK = ".saap-upload"
-"""A file among others that are not all there yet."""
+SYNC = ".saap-sync"
+"""Directory of what is not of the model or run itself; of a single file, such as GGUF's, beside it."""
 
 LAST = ("config.json", "pruned.json", "saap.json")
-"""What goes up last, without which nothing loads as a model."""
+"""What gets its name last, without which nothing loads as a model."""
 
 _LIBRARIES = re.compile(r"(gcsfs|google|fsspec|aiohttp|s3fs|botocore|adlfs|azure|tensorflow|requests|urllib3)\b")
 """Libraries whose errors say that a place cannot be reached."""
@@ -75,12 +80,12 @@ def check_local(field: str, name: str | Path) -> Path:
 
 
 def exists(name: str | Path) -> bool:
-    """Say whether a path, or a whole file or directory at an address, is there."""
+    """Say whether a path, or a file or directory at an address, is there."""
     if not is_remote(name):
         return Path(name).expanduser().exists()
     with reaching(str(name)):
-        files = files_at(path_of(str(name)))
-    return bool(files) and MARK not in files
+        path = path_of(str(name))
+        return bool(files_at(path)) and not _sync(path, "change").exists()
 
 
 def path_of(address: str) -> Any:
@@ -103,17 +108,19 @@ def key_of(address: str) -> str:
     return hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
 
 
-def files_at(path: Any) -> dict[str, Remote]:
-    """List the files at an address by their name within it, that of a single file empty; the mark among them."""
-    found = {MARK: Remote(0, 0)} if _mark(path).exists() else {}
+def files_at(path: Any, *, begun: bool = False) -> dict[str, Remote]:
+    """List the files at an address by their name within it, that of a single file empty; or those on their way."""
     if not path.exists():
-        return found
+        return {}
     if not path.is_dir():
-        return found | {"": _state(path)}
+        return {"": _state(path)}
+    found: dict[str, Remote] = {}
     for each in path.iterdir():
-        if each.is_dir() and each.name not in (".", ".."):
-            found |= {f"{each.name}/{name}": file for name, file in files_at(each).items()}
-        elif each.name not in (MARK, ".", ".."):
+        if each.name in (SYNC, ".", ".."):
+            continue
+        if each.is_dir():
+            found |= {f"{each.name}/{name}": file for name, file in files_at(each, begun=begun).items()}
+        elif begun == (each.name.startswith(".") and each.name.endswith((".new", ".half"))):
             found[each.name] = _state(each)
     return found
 
@@ -131,9 +138,18 @@ def _state(path: Any) -> Remote:
     return Remote(int(stat.length), next(versions, ""))
 
 
-def _mark(path: Any) -> Any:
-    """Place the mark of an address: within a directory; of a single file, such as GGUF's, beside it."""
-    return path.parent / f".{path.name}{MARK}" if path.suffix == ".gguf" else path / MARK
+def _within(path: Any, name: str) -> Any:
+    """Return a file of a directory; the path itself where it is one file, whose name is empty."""
+    return path / name if name else path
+
+
+def _new(file: Any) -> Any:
+    """Place a file until its change is ended: a name in a store of objects changes within a folder alone."""
+    return file.parent / f".{file.name}.new"
+
+
+def _sync(path: Any, name: str) -> Any:
+    return (path.parent / f".{path.name}{SYNC}" if path.suffix == ".gguf" else path / SYNC) / name
 
 
 @contextlib.contextmanager
@@ -159,10 +175,10 @@ def reaching(address: str, more: str = "") -> Iterator[None]:
         raise ValueError(f"{address}: cannot be reached, or refuses ({said}){more}") from error
 
 
-# --- down and up ---------------------------------------------------------------------------------
+# --- changes -------------------------------------------------------------------------------------
 
 
-def copy(source: Any, target: Any, size: int) -> None:
+def _copy(source: Any, target: Any, size: int) -> None:
     """Copy a file of so many bytes, down or up, which gets its name when all of it is there.
 
     Raises:
@@ -180,6 +196,46 @@ def copy(source: Any, target: Any, size: int) -> None:
     half.replace(target)
 
 
+def _put(path: Any, name: str, value: Any) -> None:
+    """Write a value beside what is at an address, under its name when all of it is there."""
+    file = _sync(path, name)
+    half = file.with_name(f"{name}.half")
+    half.parent.mkdir(parents=True, exist_ok=True)
+    half.write_text(json.dumps(value))
+    half.replace(file)
+
+
+def _replace(path: Any, place: Path, changed: Collection[str], removed: Collection[str] = (), token: str = "") -> None:
+    """Put files of a directory (or the file) here in the place of those there, and remove others: all or nothing."""
+    _log.warning("sending %s: %d files", path, len(changed))
+    for name in within("files sent", sorted(changed)):
+        source = _within(place, name)
+        _copy(source, _new(_within(path, name)), source.stat().st_size)
+    _put(path, "change", {"token": token, "changed": [*changed], "removed": [*removed]})
+    _end_change(path)
+
+
+def _end_change(path: Any) -> None:
+    """End a change that is all there: give its files their names, remove what it removes, and write its token."""
+    file = _sync(path, "change")
+    if not file.exists():
+        return
+    change = json.loads(file.read_text())
+    for name in sorted(change["changed"], key=lambda name: (name in LAST, name)):
+        new = _new(_within(path, name))
+        if new.exists():  # else it has its name already
+            new.replace(_within(path, name))
+    for name in change["removed"]:
+        if (path / name).exists():
+            (path / name).unlink()
+    if change["token"]:
+        _put(path, "state", change["token"])
+    file.unlink()
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
 def fetched(address: str, patterns: Sequence[str]) -> Path:
     """Return a copy here of the file or directory at an address, fetched unless it is here in the same state.
 
@@ -187,18 +243,15 @@ def fetched(address: str, patterns: Sequence[str]) -> Path:
         patterns: names of files to fetch of a directory that has safetensors files; of any other all is fetched.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: what is there is not whole, or cannot be reached.
+        FileNotFoundError: nothing is there, or nothing whole.
+        ValueError: it cannot be reached.
     """
     path = path_of(address)
     with reaching(address):
+        _end_change(path)
         files = files_at(path)
     if not files:
         raise FileNotFoundError(f"{address}: expected a model, found nothing there; check the address")
-    if MARK in files:
-        raise ValueError(
-            f"{address}: is not whole: sending it has begun and not ended; run the command that makes it again"
-        )
     of_model = {name for name in files if "/" not in name and any(fnmatch.fnmatch(name, each) for each in patterns)}
     if any(name.endswith(".safetensors") for name in of_model):
         files = {name: file for name, file in files.items() if name in of_model}
@@ -211,7 +264,7 @@ def fetched(address: str, patterns: Sequence[str]) -> Path:
             missing = [name for name in files if not _within(partial / path.name, name).is_file()]
             _log.warning("fetching %s: %d files, into %s", address, len(missing), entry)
             for name in within("files fetched", missing):
-                copy(_within(path, name), _within(partial / path.name, name), files[name].size)
+                _copy(_within(path, name), _within(partial / path.name, name), files[name].size)
             partial.replace(entry)
     return entry / path.name
 
@@ -220,7 +273,7 @@ def fetched(address: str, patterns: Sequence[str]) -> Path:
 def staged(address: str) -> Iterator[Path]:
     """Yield the path to make an output at: the path itself, or one here of what goes up to an address at the end.
 
-    An address is marked first, which shows that one may write there; after an error in the block nothing is there.
+    That one may write there is known before the block runs; after an error in it nothing is there.
 
     Raises:
         FileExistsError: something is at the address.
@@ -235,22 +288,31 @@ def staged(address: str) -> Iterator[Path]:
         broadcast(lambda: _begin(path, address))
         if is_primary():
             _remove(place)
-        try:
-            yield place
-        except BaseException:
-            if is_primary():
-                with contextlib.suppress(Exception):
-                    if set(files_at(path)) <= {MARK}:
-                        _mark(path).unlink()
-            raise
+        yield place
         if is_primary():
             send(place, address)
             _remove(place)
         barrier(f"{address} is sent")
 
 
+def _begin(path: Any, address: str) -> None:
+    """Try that one may write at an address where nothing is.
+
+    Raises:
+        FileExistsError: something is there.
+    """
+    with reaching(address):
+        _end_change(path)
+        if files_at(path):
+            raise FileExistsError(f"{address}: exists already and is never overwritten; choose another address")
+        for name in files_at(path, begun=True):  # by a command that was killed
+            (path / name).unlink()
+        _put(path, "state", "")
+        _sync(path, "state").unlink()
+
+
 def send(place: Path, address: str) -> None:
-    """Send a file or directory up to an address, unless it is there already; nothing half sent is taken for whole.
+    """Send a file or directory up to an address, unless it is there already.
 
     Raises:
         FileExistsError: something else is at the address.
@@ -260,35 +322,10 @@ def send(place: Path, address: str) -> None:
     ours = {str(file.relative_to(place)): file.stat().st_size for file in files if file.is_file()}
     ours = {"" if name == "." else name: size for name, size in ours.items()}
     with reaching(address, f"; what was made is whole at {place}, until the same command makes and sends it again"):
-        there = {name: file.size for name, file in files_at(path).items()}
-        if there and there == ours:
-            return
-        _begin(path, address)
-        for name in there.keys() - ours.keys() - {MARK}:  # half sent by a command that was killed
-            _within(path, name).unlink()
-        _log.warning("sending %s: %d files", address, len(ours))
-        for name in within("files sent", sorted(ours, key=lambda name: (name in LAST, name))):
-            copy(_within(place, name), _within(path, name), ours[name])
-        _mark(path).unlink()
-
-
-def _begin(path: Any, address: str) -> None:
-    """Mark an address as not whole.
-
-    Raises:
-        FileExistsError: something is there that no mark says is half sent.
-    """
-    with reaching(address):
-        there = files_at(path)
-        if there and MARK not in there:
-            raise FileExistsError(f"{address}: exists already and is never overwritten; choose another address")
-        _mark(path).parent.mkdir(parents=True, exist_ok=True)
-        _mark(path).write_text("")
-
-
-def _within(path: Any, name: str) -> Any:
-    """Return a file of a directory; the path itself where it is one file, whose name is empty."""
-    return path / name if name else path
+        _end_change(path)
+        if {name: file.size for name, file in files_at(path).items()} != ours:
+            _begin(path, address)
+            _replace(path, place, ours)
 
 
 def _remove(place: Path) -> None:
@@ -296,3 +333,99 @@ def _remove(place: Path) -> None:
         shutil.rmtree(place)
     else:
         place.unlink(missing_ok=True)
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+class Mirror:
+    """A run at an address, and the directory `path` here that it is worked on in.
+
+    Whoever begins takes what is there, unless the last change came from here: then this directory is as new, or newer
+    by the stage that was being worked on. Who sends sees by the token whether another machine sent meanwhile, and
+    stops, but two that send in the same moment may not.
+    """
+
+    def __init__(self, address: str):
+        self.address, self._there = address, path_of(address)
+        self.path = cache() / "runs" / key_of(address) / self._there.name
+        self._notes = self.path.with_name(f".{self.path.name}.sync")
+
+    def fetch(self) -> None:
+        """Bring here what is there, unless the last change there came from here.
+
+        Raises:
+            ValueError: something else than a run is there, or it cannot be reached.
+        """
+        with reaching(self.address):
+            _end_change(self._there)
+            token, files = self._token(), files_at(self._there)
+            if token is None and files:
+                raise ValueError(
+                    f"{self.address}: expected a run that was sent there, or nothing, found {next(iter(files))}; "
+                    "choose another --name or --runs"
+                )
+            if token is None or token == self._known()["token"]:
+                return
+            fresh = self.path.with_name(f".{self.path.name}.partial")
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            for name, file in files.items():
+                _copy(self._there / name, fresh / name, file.size)
+            if self._token() != token or _sync(self._there, "change").exists():
+                raise ValueError(f"{self.address}: another machine sends it right now; wait until it ends")
+            self._notes.unlink(missing_ok=True)  # killed from here on, what is here counts for nothing
+            shutil.rmtree(self.path, ignore_errors=True)
+            fresh.replace(self.path)
+            self._note(token)
+
+    def send(self) -> None:
+        """Send what has changed here; of several processes of a job the first one does.
+
+        Raises:
+            ValueError: another machine sent meanwhile, or the address cannot be reached.
+        """
+        if not is_primary() or not self.path.exists():
+            return
+        with reaching(self.address, f"; the run is whole at {self.path}, and the same command goes on from there"):
+            there, known, now = self._token(), self._known(), self._files()
+            before = known["files"] if there is not None else {}
+            if there is not None and there != known["token"]:
+                raise ValueError(
+                    f"{self.address}: another machine has sent it meanwhile; begin again to go on from there"
+                )
+            changed = [name for name, about in now.items() if before.get(name) != about]
+            removed = [name for name in before if name not in now]
+            if there is None or changed or removed:
+                token = uuid.uuid4().hex
+                _replace(self._there, self.path, changed, removed, token)
+                self._note(token, now)  # killed before, the next one fetches what was sent
+
+    def _token(self) -> str | None:
+        file = _sync(self._there, "state")
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def _files(self) -> dict[str, list[int]]:
+        """List size and time of the last change, ns, of the files here, but for what killed processes left."""
+        files = [file for file in sorted(self.path.rglob("*")) if file.is_file() and not is_left(file)]
+        return {str(file.relative_to(self.path)): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+    def _known(self) -> dict[str, Any]:
+        """Read the token of what is here, and the files that it was of."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if self.path.exists():
+                return json.loads(self._notes.read_text())
+        return {"token": None, "files": {}}
+
+    def _note(self, token: str, files: dict[str, list[int]] | None = None) -> None:
+        noted = {"token": token, "files": self._files() if files is None else files}
+        write_atomically(self._notes, json.dumps(noted).encode())
+
+
+@contextlib.contextmanager
+def mirrored(address: str) -> Iterator[Mirror]:
+    """Hold the directory here of a run at an address, with what is there brought here; see `Mirror`."""
+    mirror = Mirror(address)
+    with held(mirror.path, f"the run {address}"):
+        broadcast(mirror.fetch)
+        yield mirror

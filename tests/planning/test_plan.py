@@ -17,7 +17,7 @@ from saap_jax.config.use import PlanConfig
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec
 from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.quantized import MATRICES
-from saap_jax.planning.chips import GIB, target_of
+from saap_jax.planning.chips import CHIPS, GIB, target_of, targets
 from saap_jax.planning.estimate import estimate, meshes
 from saap_jax.planning.models import KNOWN, spec_of
 from saap_jax.planning.plan import LIBTPU, overrun_of, plan_one, remedies, search, settings_of, ways, work_of_device
@@ -28,9 +28,8 @@ from saap_jax.structures import count_parameters
 SEVEN = spec_of("llama-2-7b")
 
 
-def test_without_libtpu_the_line_says_how_to_install_it(monkeypatch, capsys, tmp_path):
+def test_without_libtpu_the_line_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    monkeypatch.setenv("SAAP_CACHE", str(tmp_path))
     assert main(["plan", "llama-2-7b", "v5e-16"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.endswith(f"install it with: pip install '{LIBTPU}'")
@@ -179,17 +178,17 @@ def test_the_search_takes_the_smallest_machine_and_the_fastest_way_on_it():
             "step_seconds": max(guess.seconds(machine).values()),
         }  # fmt: skip
 
-    best, tried = search(config, SEVEN, target_of("gpu:a100:1"), plan=plan)
+    best, tried = search(config, SEVEN, targets(CHIPS["a100"]), plan=plan)
     assert best is not None
     assert best["target"] == "gpu:a100:4"
     assert asked == sorted(asked)
     assert max(asked) == 4
     here = [record for record in tried if record["fits"]]
     assert best["step_seconds"] / best["batch"] == min(r["step_seconds"] / r["batch"] for r in here)
-    one, few = search(config, SEVEN, target_of("gpu:a100:1"), enough=1, plan=plan)
+    one, few = search(config, SEVEN, targets(CHIPS["a100"]), enough=1, plan=plan)
     assert one == best, "the fastest by arithmetic comes first"
     assert [record["fits"] for record in few].count(True) == 1 < len(here)
-    none, tried = search(config, SEVEN, target_of("gpu:a100:1"), plan=lambda *a: plan(*a) | {"fits": False})
+    none, tried = search(config, SEVEN, targets(CHIPS["a100"]), plan=lambda *a: plan(*a) | {"fits": False})
     assert none is None
     assert tried
 

@@ -27,7 +27,7 @@ from saap_jax.report.blocks import Code, Words
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.sensitivity import extremes, marks_of
 from saap_jax.runs.commands import compare_command
-from saap_jax.runs.suggestions import aligned_sentence, effort, suggestions_of
+from saap_jax.runs.suggestions import aligned_sentence, suggestions_of
 from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import MINUS
 from saap_jax.steps.chain import limits_of, parse
@@ -181,7 +181,7 @@ class TestSensitivity:
     def test_cheap_layers_give_more_and_that_pays(self, planted):
         truth = times({("mlp", 2): 0.01, ("mlp", 3): 0.01, ("mlp", 0): 1.5})
         text, method = follow(truth, planted(truth), "rank all")
-        assert text == "MLP of layers 2, 3 cost at most 0.1 x the average: rank all layers together."
+        assert text == "Some places cost at most 0.1 x the average: rank all layers together."
         assert method.steps[-1].name == "global"
         again = planted(truth, method="planted > global")
         assert not any("rank all" in each["text"] for each in again.record["suggestions"]), "it ranks already"
@@ -193,10 +193,11 @@ class TestSensitivity:
         assert text.startswith(f"A parameter of attention costs {3.0 if lower else 1 / 3:.2g} x one of the MLP")
         natural = 640 / (640 + 960)
         assert (limits_of(method).attention < natural) == lower
-        assert f"of what is removed from attention, not {100 * natural:.0f} %" in text
+        assert text.endswith(f"take {100 * limits_of(method).attention:.0f} % of what is removed from attention.")
 
     @pytest.mark.parametrize(
-        ("factor", "said"), [(0.9, "save 10.0 % time (8.2 to 10.0 %"), (1.1, "cost 10.0 %"), (1.0, "do not measurably")]
+        ("factor", "said"),
+        [(0.9, "time by −10.0 % (−10.0 to −8.2 %"), (1.1, "time by +10.0 %"), (1.0, "time by −0.0 % (−0.0 to +2.0 %")],
     )
     def test_alignment_says_what_was_measured_and_how(self, planted, monkeypatch, factor, said):
         aligned = lambda gone: all(round(f * 40) in (0, 4, 16, 28) for (s, _), f in gone.items() if s == "mlp")  # noqa: E731
@@ -274,45 +275,20 @@ def compared(ppl: dict[str, tuple[float, ...]]) -> tuple[dict, list[dict]]:
     return record_of(config, kind="compare", seeds={"calibration": list(seeds)}), rows
 
 
-def test_the_cheaper_of_those_that_are_tied():
+def test_of_few_windows_more_are_suggested():
     run, rows = compared({"taylor_element": (50.0, 51.0, 49.0), "wanda": (50.1, 51.0, 49.1), "fisher": (80.0,) * 3})
-    (found,) = suggestions_of(run, rows)
-    assert found["text"].startswith("wanda cannot be told apart from the best, taylor_element (p = ")
-    assert "activations only instead of gradients of weights" in found["text"]
-    assert "ppl 50.06 instead of 49.99 (+0.13 %)" in found["effect"]
-    config = following(found["command"], PruneConfig)
-    assert (parse(config.method).written, config.ratio) == ("wanda > uniform", 0.2)
+    assert suggestions_of(run, rows) == [], "control"
     short = [row | {"losses": {name: each[:5] for name, each in row["losses"].items()}} for row in rows]
     (found,) = suggestions_of(run, short)
     assert found["text"].startswith("5 windows of evaluation text cannot tell variants apart, which takes 8")
     assert following(found["command"]).evaluation.windows == 24
 
 
-def test_what_is_not_tied_or_not_cheaper_is_not_suggested():
-    """Negative control: a cheaper one that is worse; a tied one that costs more."""
-    for ppl in ({"taylor_element": (50.0,) * 3, "wanda": (60.0,) * 3},
-                {"wanda": (50.0, 51.0, 49.0), "taylor_element": (50.1, 51.0, 49.1)}):  # fmt: skip
-        assert suggestions_of(*compared(ppl)) == []
-
-
-def test_one_seed_says_nothing_of_seeds_and_an_older_record_nothing_at_all():
+def test_one_seed_says_nothing_of_seeds():
     run, rows = compared({"wanda": (48.0,), "fisher": (49.0,)})
     (found,) = suggestions_of(run, rows)
     assert following(found["command"]).seeds == (0, 1, 2)
-    older = [{key: value for key, value in row.items() if key not in ("variant", "losses")} for row in rows]
-    assert suggestions_of(run, older) == []
     assert suggestions_of({"kind": "score"}, []) == []
-
-
-def test_effort(tmp_path):
-    names = ("random", "wanda", "gate_taylor", "fisher", "gate_hessian", "block_ablation")
-    ranks = [effort(f"{name} > uniform")[0] for name in names]
-    assert ranks == sorted(ranks, reverse=True)
-    assert len(set(ranks)) == len(ranks)
-    (tmp_path / "mine.py").write_text(
-        "from saap_jax.estimation import make_estimator\n\ndef energy():\n    return make_estimator('wanda')\n"
-    )
-    assert effort(f"{tmp_path}/mine.py:energy > uniform") == effort("wanda") == (4, "activations only")
 
 
 def test_the_command_of_a_sensitivity_run():
