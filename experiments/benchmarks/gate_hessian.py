@@ -17,7 +17,7 @@ import numpy as np
 from pass_cost import take_turns
 
 import saap_jax
-from saap_jax.data import batches
+from saap_jax.data import pairs
 from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, Curvature, Statistic, observe
 from saap_jax.estimation.hessian import CHUNK
 
@@ -36,11 +36,11 @@ def main() -> None:
 
     model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
     windows = saap_jax.calibration_windows("builtin:reference", tokenizer, arguments.examples, arguments.length, 0)
-    pairs = [(batch.tokens, batch.mask) for batch, _ in batches(windows, min(arguments.batch, arguments.examples))]
+    batches = pairs(windows, arguments.batch)
 
     def passing(need: Statistic, probes: int = 1) -> Callable[[], object]:
         curvature = Curvature(probes=probes, attention="probes")
-        return lambda: observe(model, pairs, frozenset({need}), curvature=curvature, remat=arguments.remat).values
+        return lambda: observe(model, batches, frozenset({need}), curvature=curvature, remat=arguments.remat).values
 
     jobs = {0: passing(GATE_GRADIENT)}
     jobs |= {number: passing(GATE_HESSIAN, number) for number in itertools.chain(*NUMBERS.values())}

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import saap_jax
-from saap_jax.data import batches
+from saap_jax.data import pairs
 from saap_jax.estimation import ESTIMATORS, make_estimators, observe, score, union_of_needs
 from saap_jax.estimation.base import Batch
 from saap_jax.llama import Llama
@@ -78,7 +78,7 @@ def load(arguments: argparse.Namespace) -> tuple[Llama, list[Batch]]:
     """Return the model and the microbatches."""
     model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
     windows = saap_jax.calibration_windows("builtin:reference", tokenizer, arguments.examples, arguments.length, 0)
-    return model, [(b.tokens, b.mask) for b, _ in batches(windows, min(arguments.batch, arguments.examples))]
+    return model, pairs(windows, arguments.batch)
 
 
 def peak_memory(names: tuple[str, ...], arguments: argparse.Namespace) -> int:

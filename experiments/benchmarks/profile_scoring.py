@@ -61,17 +61,17 @@ def profiled(arguments: argparse.Namespace, directory: str) -> tuple[float, coll
     import jax
 
     import saap_jax
-    from saap_jax.data import batches
+    from saap_jax.data import pairs
     from saap_jax.estimation import make_estimators, observe, union_of_needs
 
     model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
     windows = saap_jax.calibration_windows("builtin:reference", tokenizer, arguments.examples, arguments.length, 0)
-    pairs = [(batch.tokens, batch.mask) for batch, _ in batches(windows, arguments.batch)]
+    batches = pairs(windows, arguments.batch)
     needs = union_of_needs(make_estimators(arguments.estimators).values())
 
     def run() -> float:
         start = time.perf_counter()
-        jax.block_until_ready(observe(model, pairs, needs, remat="dots").values)
+        jax.block_until_ready(observe(model, batches, needs, remat="dots").values)
         return time.perf_counter() - start
 
     run()

@@ -136,12 +136,12 @@ def jax_jobs(arguments: argparse.Namespace) -> dict[str, Job]:
     import jax
 
     import saap_jax
-    from saap_jax.data import batches
+    from saap_jax.data import pairs
     from saap_jax.evaluation.perplexity import window_losses
 
     model, windows = text(arguments)
     first = type(windows)(*(array[: arguments.batch] for array in windows))
-    pairs = [(batch.tokens, batch.mask) for batch, _ in batches(windows, arguments.batch)]
+    batches = pairs(windows, arguments.batch)
     print(f"{saap_jax.__file__}: jax {jax.__version__}", file=sys.stderr)
 
     def score(names: tuple[str, ...]) -> Job:
@@ -163,7 +163,7 @@ def jax_jobs(arguments: argparse.Namespace) -> dict[str, Job]:
     jobs = {name: score(tuple(names.split())) for name, names in VARIANTS.items() if names}
     matrix = jax.random.normal(jax.random.key(0), (SIZE, SIZE))
     return jobs | {
-        "forward": lambda one: window_losses(model, pairs[:1] if one else pairs),
+        "forward": lambda one: window_losses(model, batches[:1] if one else batches),
         MATMUL: lambda _: jax.block_until_ready(jax.numpy.matmul(matrix, matrix)),
     }
 

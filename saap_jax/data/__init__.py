@@ -4,7 +4,6 @@ from saap_jax.data.sources import check_disjoint, read_texts
 from saap_jax.data.windows import (
     Scenario,
     Windows,
-    batches,
     beginning,
     calibration_windows,
     concatenated,
@@ -17,7 +16,6 @@ from saap_jax.data.windows import (
 __all__ = [
     "Scenario",
     "Windows",
-    "batches",
     "beginning",
     "calibration_windows",
     "check_disjoint",

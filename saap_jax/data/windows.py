@@ -1,7 +1,7 @@
 """How text becomes examples: one token stream, cut into windows of equal length; scenarios are named sets of them."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,23 +135,16 @@ def _windows(
     return Windows(tokens, np.ones(tokens.shape, bool))
 
 
-def batches(windows: Windows, batch_size: int) -> Iterator[tuple[Windows, int]]:
-    """Yield microbatches of `batch_size` examples each, with the number of real ones.
+def pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """List the windows as microbatches (tokens, mask) of one shape, so that one compiled program serves all.
 
-    Only the last can be short; it is filled up with rows of token 0 that are masked throughout, so that every
-    microbatch has the same shape and one compiled program serves all.
+    The last one is filled up with rows of token 0 that are masked throughout.
     """
     if batch_size < 1:
         raise ValueError(f"batches: expected batch_size >= 1, got {batch_size}")
-    for start in range(0, len(windows.tokens), batch_size):
-        rows = [array[start : start + batch_size] for array in windows]
-        missing = batch_size - len(rows[0])
-        yield Windows(*(np.pad(array, ((0, missing), (0, 0))) for array in rows)), batch_size - missing
-
-
-def pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """List the windows as microbatches (tokens, mask) of one shape."""
-    return [(batch.tokens, batch.mask) for batch, _ in batches(windows, min(batch_size, len(windows.tokens)))]
+    size = min(batch_size, len(windows.tokens))
+    tokens, mask = (np.pad(array, ((0, -len(array) % size), (0, 0))) for array in windows)
+    return [(tokens[start : start + size], mask[start : start + size]) for start in range(0, len(tokens), size)]
 
 
 def concatenated(parts: Iterable[Windows]) -> Windows:

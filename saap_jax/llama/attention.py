@@ -145,12 +145,8 @@ def apart_of(constants: Constants, bounds: Sequence[SegmentBounds]) -> list[Bool
 def rotary(positions: Int[Array, "*batch seq"], head_dim: int, how: Constants | Apart) -> Rotation:
     """Cosines and sines of the rotary embedding at positions, float32 `[*batch, seq, head_dim / 2]`.
 
-    Without a base heads are not turned: all angles are 0. Source: RoFormer (arXiv:2104.09864) in the half-split layout
-    of Hugging Face; `llama3` scaling as in Llama 3.1.
+    Source: RoFormer (arXiv:2104.09864) in the half-split layout of Hugging Face; `llama3` scaling as in Llama 3.1.
     """
-    if how.rope_theta is None:
-        angle = jnp.zeros((*positions.shape, head_dim // 2), jnp.float32)
-        return jnp.cos(angle), jnp.sin(angle)
     frequency = how.rope_theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     scaling = how.rope_scaling
     if scaling is not None and scaling.kind == "linear":

@@ -58,8 +58,7 @@ class Apart:
     layers: tuple[int, ...]
     """Their numbers, ascending."""
     sliding_window: int | None = None
-    rope_theta: float | None = 10_000.0
-    """None where heads are not turned to positions at all."""
+    rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:

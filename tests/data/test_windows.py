@@ -12,12 +12,12 @@ from saap_jax.data.sources import BUILTIN, join_texts, read_texts
 from saap_jax.data.windows import (
     Scenario,
     Windows,
-    batches,
     beginning,
     calibration_windows,
     consecutive_windows,
     evaluation_windows,
     load_scenarios,
+    pairs,
     parse_scenario,
     random_windows,
     tokenize,
@@ -70,20 +70,17 @@ def test_consecutive_windows_are_the_stream_without_its_tail(tokens, limit, leng
 def test_batches_have_one_shape_and_lose_nothing(count, length, batch_size):
     tokens = stream(count * length).reshape(count, length) + 1
     windows = Windows(tokens, tokens % 5 != 0)
-    parts = list(batches(windows, batch_size))
-    assert {part.tokens.shape for part, _ in parts} == {(batch_size, length)}
-    assert sum(real for _, real in parts) == count
-    for name in Windows._fields:
-        rows = np.concatenate([getattr(part, name)[:real] for part, real in parts])
-        np.testing.assert_array_equal(rows, getattr(windows, name))
-        assert rows.dtype == getattr(windows, name).dtype
-        assert not any(getattr(part, name)[real:].any() for part, real in parts)
+    parts = pairs(windows, batch_size)
+    assert {each.shape for part in parts for each in part} == {(min(batch_size, count), length)}
+    for rows, expected in zip(zip(*parts, strict=True), windows, strict=True):
+        np.testing.assert_array_equal(np.concatenate(rows)[:count], expected)
+        assert not np.concatenate(rows)[count:].any()
 
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_sizes_below_one_are_refused(size):
     with pytest.raises(ValueError, match=f"expected batch_size >= 1, got {size}"):
-        next(batches(Windows(np.zeros((1, 2), np.int32), np.ones((1, 2), bool)), size))
+        pairs(Windows(np.zeros((1, 2), np.int32), np.ones((1, 2), bool)), size)
     for cut in (lambda: random_windows(stream(9), size, 2, 0), lambda: consecutive_windows(stream(9), 2, size),
                 lambda: consecutive_windows(stream(9), 1)):  # fmt: skip
         with pytest.raises(ValueError, match="expected 1 window or more of 2 tokens of text or more, got"):

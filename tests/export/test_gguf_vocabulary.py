@@ -97,11 +97,14 @@ def test_ids_and_types():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre_tokenizer": pre_tokenizers.Whitespace()}, r"got another \(Whitespace\)"),
-        ({"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)}, r"got another \(ByteLevel\)"),
-        ({"normalizer": normalizers.NFKC()}, "expects byte-level BPE without a normalizer"),
-        ({"normalizer": normalizers.NFC()}, "expects normalizer none, got NFC"),
-        ({"ignore_merges": True}, "'gpt-2' expects ignore_merges = False, got True"),
+        ({"pre_tokenizer": pre_tokenizers.Whitespace()}, "got BPE with pre-tokenizer Whitespace"),
+        (
+            {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)},
+            "pre-tokenizer ByteLevel, normalizer None",
+        ),
+        ({"normalizer": normalizers.NFKC()}, "normalizer NFKC"),
+        ({"normalizer": normalizers.NFC()}, "normalizer NFC"),
+        ({"ignore_merges": True}, "ignore_merges True"),
     ],
 )
 def test_refusals(changes, message):

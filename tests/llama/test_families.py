@@ -94,10 +94,9 @@ def test_each_parameter_of_a_family_counts(family, name):
         {"apart": Apart(layers=(1,), sliding_window=3, rope_theta=100.0)},
         {"apart": Apart(layers=(0,), sliding_window=3, rope_theta=1e6)},
         {"apart": Apart(layers=(0,), sliding_window=None, rope_theta=100.0)},
-        {"apart": Apart(layers=(0,), sliding_window=3, rope_theta=None)},
         {"query_scalar": None},
     ],
-    ids=["none", "another layer", "the base of all", "no window", "not turned", "scores"],
+    ids=["none", "another layer", "the base of all", "no window", "scores"],
 )
 def test_all_of_a_gemma_counts(change):
     """Negative control: with layers that see as the others do, or without a norm behind a sub-block, it is another."""

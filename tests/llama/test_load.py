@@ -167,7 +167,7 @@ BESIDE = "expected names of .safetensors files beside it"
         (changed(Q0, holding(np.inf), ml_dtypes.bfloat16), f"{Q0} holds NaN or infinite values"),
         (filed(None), WHOLE),
         (filed(b""), WHOLE),
-        (configured(num_hidden_layers=16_000), "missing tensors model.layers.3.*, expected 16000 layers"),
+        (configured(num_hidden_layers=16_000), "missing tensors model.layers.10.input_layernorm.weight"),
         (configured(num_key_value_heads=4), "k_proj.weight has shape [8, 16], expected [16, 16]"),
         (indexed("../other/model-00001-of-00001.safetensors"), BESIDE),
         (indexed("/model.safetensors"), BESIDE),
@@ -176,7 +176,7 @@ BESIDE = "expected names of .safetensors files beside it"
         (sharded(lambda place, tensors, names: save_file(tensors, place / LAST)), "found in two files"),
         (
             sharded(lambda place, tensors, names: save_file({n: tensors[n] for n in names[10:]}, place / LAST)),
-            "model.safetensors.index.json places there",
+            "missing tensors model.layers",
         ),
         (sharded(lambda place, *_: (place / LAST).unlink()), f"{LAST}: missing shard"),
         (sharded(lambda place, *_: (place / "model.safetensors").touch()), "found both"),
@@ -312,9 +312,10 @@ def test_gemma_is_put_together_of_its_parts(monkeypatch, tmp_path):
         (tmp_path / f"part{number + 1}" / "data" / f"x.gguf.part{number:02}").write_bytes(bytes([number]) * 3)
     monkeypatch.setattr(sources.importlib.util, "find_spec", find)
     refuse("gemma3-270m", "expected a file of SHA-256 a5fd3b62", "install its packages again")
-    assert not list((tmp_path / "cache" / "saap_jax").iterdir())
+    assert not (tmp_path / "cache").exists()
     whole = b"".join(bytes([number]) * 3 for number in range(4))
-    monkeypatch.setattr(sources, "_GEMMA3_SHA256", hashlib.sha256(whole).hexdigest())
+    packaged = sources.PACKAGED["gemma3-270m"]._replace(sha256=hashlib.sha256(whole).hexdigest())
+    monkeypatch.setitem(sources.PACKAGED, "gemma3-270m", packaged)
     path = sources.resolve("gemma3-270m")
     assert path.read_bytes() == whole
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)

@@ -43,7 +43,6 @@ _ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # buffers in old checkpoints
 _INNER_BIAS = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj\.bias")
-_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 
 
 @taken_in
@@ -70,7 +69,6 @@ def load_model(
     checkpoint = open_gguf(path) if path.is_file() else _open_directory(path)
     for option, length in lengths.items():
         check_length(checkpoint.spec.constants, length, option)
-    _check_layers(checkpoint)
     abstract = abstract_llama(checkpoint.spec, target)
     if checkpoint.quantization is not None:
         abstract = abstract_quantized(abstract, checkpoint.quantization, checkpoint.where)
@@ -126,13 +124,11 @@ def _open_directory(directory: Path) -> Checkpoint:
     content = read_object(config)
     spec = spec_from_config(content, str(config))
     shapes, homes = {}, {}
-    for file, expected in _tensor_files(directory).items():
+    for file in _tensor_files(directory):
         with reading(file, "a whole safetensors file"):
             file.open("rb").close()  # of a file that may not be read, the library says that there is none
             handle = safe_open(file, framework="numpy")
             names = set(handle.keys())
-        if expected is not None and (absent := sorted(expected - names)):
-            raise ValueError(f"{file}: missing {some(absent)}, which model.safetensors.index.json places there")
         if twice := sorted(names & homes.keys()):
             raise ValueError(f"{some(twice)}: found in two files of {directory}, expected one; remove it from a shard")
         homes |= dict.fromkeys(names, handle)
@@ -169,36 +165,22 @@ def _drop_zero_biases(checkpoint: Checkpoint) -> None:
         del checkpoint.shapes[name]
 
 
-def _tensor_files(directory: Path) -> dict[Path, set[str] | None]:
-    """List the safetensors files of a directory, each with the tensors that an index expects in it."""
+def _tensor_files(directory: Path) -> list[Path]:
+    """List the safetensors files of a directory: the one, or those that its index names."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file() == index.is_file():
         found = "both; remove one" if single.is_file() else "neither"
         kind = ValueError if single.is_file() else FileNotFoundError
         raise kind(f"{directory}: expected model.safetensors or {index.name}, found {found}")
     if single.is_file():
-        return {single: None}
-    expected: dict[Path, set[str]] = {}
+        return [single]
     with reading(index, "a weight_map of tensor names to file names"):
-        for name, shard in read_object(index)["weight_map"].items():
-            if Path(shard).name != shard or not shard.endswith(".safetensors"):
-                raise ValueError(f"{index}: expected names of .safetensors files beside it, got {shown(shard)}")
-            expected.setdefault(directory / shard, set()).add(name)
-    for shard in sorted(expected):
-        if not shard.is_file():
-            raise FileNotFoundError(f"{shard}: missing shard, which {index.name} names; fetch it again")
-    return dict(sorted(expected.items()))
-
-
-def _check_layers(checkpoint: Checkpoint) -> None:
-    """Refuse more layers than there are tensors of, before anything is built of that many."""
-    layers = len(checkpoint.spec.layers)
-    found = {int(match[1]) for name in checkpoint.shapes if (match := _LAYER.match(name))}
-    if missing := sorted(set(range(layers)) - found):
-        raise ValueError(
-            f"{checkpoint.where}: missing tensors model.layers.{missing[0]}.*, expected {layers} layers, as the "
-            f"config says, found tensors of {len(found)}"
-        )
+        shards = sorted(set(read_object(index)["weight_map"].values()))
+        if wrong := [shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors")]:
+            raise ValueError(f"{index}: expected names of .safetensors files beside it, got {shown(wrong[0])}")
+    if missing := [shard for shard in shards if not (directory / shard).is_file()]:
+        raise FileNotFoundError(f"{directory / missing[0]}: missing shard, which {index.name} names; fetch it again")
+    return [directory / shard for shard in shards]
 
 
 def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:

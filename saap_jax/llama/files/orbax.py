@@ -9,7 +9,7 @@ a head apart. Layouts are those of MaxText 0.2.5 (`checkpoint_conversion/utils/p
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,15 +173,18 @@ def _kernel(name: str, tensor: np.ndarray, spec: LlamaSpec) -> np.ndarray:
 
 def tensor_of(name: str, layer: np.ndarray, spec: LlamaSpec) -> np.ndarray:
     """Undo `_kernel`."""
-    if layer.ndim == 1:
-        return layer
-    if name.endswith("out/kernel"):
-        return layer.reshape(-1, layer.shape[-1]).T
     if _turned(name, spec):
         layer = np.concatenate([layer[..., ::2], layer[..., 1::2]], axis=-1)
     if BLOCKS[spec.constants.family].scaled and "query/" in name:
         layer = layer.astype(np.float32) * np.float32(layer.shape[-1] ** 0.5)  # rounded once, where it is stored
-    return layer.reshape(len(layer), -1).T
+    return _stored(layer, heads_first=name.endswith("out/kernel"))
+
+
+def _stored(array: np.ndarray, heads_first: bool) -> np.ndarray:
+    """Store a matrix as `[outputs, inputs]`; its inputs are the first axis, or all but the last one."""
+    if array.ndim == 1:
+        return array
+    return array.reshape((-1, array.shape[-1]) if heads_first else (len(array), -1)).T
 
 
 def interleaved(heads: np.ndarray) -> np.ndarray:
@@ -221,60 +224,36 @@ def _of_maxtext(arrays: Arrays, spec: LlamaSpec, item: Path, bare: bool) -> dict
 
 # --- Tunix -----------------------------------------------------------------------------------------
 
-_Make = Callable[[np.ndarray], np.ndarray]
-
-
-def _same(x: np.ndarray) -> np.ndarray:
-    return x
-
-
-def _inputs_first(x: np.ndarray) -> np.ndarray:
-    """Store `[inputs, heads, head_dim]` or `[inputs, outputs]` as `[outputs, inputs]`."""
-    return x.reshape(len(x), -1).T
-
-
-def _heads_first(x: np.ndarray) -> np.ndarray:
-    """Store `[heads, head_dim, outputs]` as `[outputs, inputs]`."""
-    return x.reshape(-1, x.shape[-1]).T
-
-
-def _heads_of_gemma(x: np.ndarray) -> np.ndarray:
-    """Store `[heads, inputs, head_dim]` as `[outputs, inputs]`."""
-    return x.transpose(0, 2, 1).reshape(-1, x.shape[1])
-
-
-_TUNIX: dict[str, dict[str, _Make]] = {
-    "embedder/input_embedding": {EMBEDDING: _same},
-    "final_norm/w": {"model.norm.weight": _same},
-    "final_norm/scale": {"model.norm.weight": _same},
-    "lm_head/w": {UNEMBEDDING: np.transpose},
-    **{f"attn/{each}_proj/w": {f"self_attn.{each}_proj.weight": _inputs_first} for each in "qkv"},
-    "attn/o_proj/w": {"self_attn.o_proj.weight": _heads_first},
-    **{f"attn/{each}_bias": {f"self_attn.{each}_proj.bias": np.ravel} for each in "qkv"},
-    **{f"attn/{each}_norm/w": {f"self_attn.{each}_norm.weight": _same} for each in "qk"},
-    **{f"mlp/{each}_proj/kernel": {f"mlp.{each}_proj.weight": np.transpose} for each in ("gate", "up", "down")},
-    "input_layernorm/w": {"input_layernorm.weight": _same},
-    "post_attention_layernorm/w": {"post_attention_layernorm.weight": _same},
-    "attn/q_einsum/w": {"self_attn.q_proj.weight": _heads_of_gemma},
-    "attn/kv_einsum/w": {
-        "self_attn.k_proj.weight": lambda x: _heads_of_gemma(x[0]),
-        "self_attn.v_proj.weight": lambda x: _heads_of_gemma(x[1]),
-    },
-    "attn/attn_vec_einsum/w": {"self_attn.o_proj.weight": _heads_first},
-    "attn/_query_norm/scale": {"self_attn.q_norm.weight": _same},
-    "attn/_key_norm/scale": {"self_attn.k_norm.weight": _same},
-    "pre_attention_norm/scale": {"input_layernorm.weight": _same},
-    "post_attention_norm/scale": {"post_attention_layernorm.weight": _same},
-    "pre_ffw_norm/scale": {"pre_feedforward_layernorm.weight": _same},
-    "post_ffw_norm/scale": {"post_feedforward_layernorm.weight": _same},
+_TUNIX = {
+    "embedder/input_embedding": EMBEDDING,
+    "final_norm/w": "model.norm.weight",
+    "final_norm/scale": "model.norm.weight",
+    "lm_head/w": UNEMBEDDING,
+    **{f"attn/{each}_proj/w": f"self_attn.{each}_proj.weight" for each in "qkvo"},
+    **{f"attn/{each}_bias": f"self_attn.{each}_proj.bias" for each in "qkv"},
+    **{f"attn/{each}_norm/w": f"self_attn.{each}_norm.weight" for each in "qk"},
+    **{f"mlp/{each}_proj/kernel": f"mlp.{each}_proj.weight" for each in ("gate", "up", "down")},
+    "input_layernorm/w": "input_layernorm.weight",
+    "post_attention_layernorm/w": "post_attention_layernorm.weight",
+    **{f"attn/{each}_einsum/w": f"self_attn.{each}_proj.weight" for each in "qkv"},
+    "attn/attn_vec_einsum/w": "self_attn.o_proj.weight",
+    "attn/_query_norm/scale": "self_attn.q_norm.weight",
+    "attn/_key_norm/scale": "self_attn.k_norm.weight",
+    "pre_attention_norm/scale": "input_layernorm.weight",
+    "post_attention_norm/scale": "post_attention_layernorm.weight",
+    "pre_ffw_norm/scale": "pre_feedforward_layernorm.weight",
+    "post_ffw_norm/scale": "post_feedforward_layernorm.weight",
 }
-"""Array in Tunix (of a layer, within it) -> the Hugging Face tensors that it is, each with how it is stored there."""
+"""Array in Tunix (of a layer, within it) -> the Hugging Face tensor that it is."""
 
 
 def _of_tunix(arrays: Arrays, item: Path) -> dict[str, np.ndarray]:
     """Return the Hugging Face tensors of Tunix's arrays."""
-    tensors = {}
-    for name, array in arrays.items():
+    tensors, apart = {}, dict[str, np.ndarray]()
+    for name, array in arrays.items():  # keys and values of Gemma are one array
+        kinds = "kv" if name.endswith("kv_einsum/w") else ""
+        apart |= {name.replace("kv_", f"{each}_"): array[at] for at, each in enumerate(kinds)} or {name: array}
+    for name, array in apart.items():
         layer = re.fullmatch(r"layers/(\d{1,6})/(.+)", name)
         known = _TUNIX.get(layer[2] if layer else name)
         if known is None:
@@ -282,6 +261,10 @@ def _of_tunix(arrays: Arrays, item: Path) -> dict[str, np.ndarray]:
                 f"{item}: expected arrays of a model of Tunix's gemma3, llama3, qwen2, qwen3 with all its weights, got "
                 f"{name!r}; merge adapters (LoRA) into them before"
             )
-        before = f"model.layers.{layer[1]}." if layer else ""
-        tensors |= {f"{before}{stored}": make(array) for stored, make in known.items()}
+        if re.search("[qkv]_einsum", name):  # [heads, inputs, head_dim]
+            array = np.moveaxis(array, 0, 1)
+        if known.endswith("bias"):
+            array = array.ravel()
+        stored = array if known == EMBEDDING else _stored(array, heads_first="o_proj" in known)
+        tensors[f"model.layers.{layer[1]}.{known}" if layer else known] = stored
     return tensors

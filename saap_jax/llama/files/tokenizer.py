@@ -63,11 +63,6 @@ def pre_tokenizer_name(backend: dict[str, Any]) -> str:
 
     Raises `ValueError` for a tokenizer that is no byte-level BPE, or that llama.cpp has no name for.
     """
-    model = backend["model"]
-    otherwise = "export with --format hf, padded or ragged instead, which copy the tokenizer's files"
-    normalizer = (backend.get("normalizer") or {}).get("type")
-    if model["type"] != "BPE" or model.get("byte_fallback") or normalizer not in (None, "NFC"):
-        raise ValueError(f"tokenizer: GGUF export expects byte-level BPE without a normalizer; {otherwise}")
 
     def splitters(pre: dict[str, Any] | None) -> list[dict[str, Any]]:
         """List what decides where text is split; offsets are a matter of the report alone."""
@@ -75,23 +70,19 @@ def pre_tokenizer_name(backend: dict[str, Any]) -> str:
             return [item for inner in pre["pretokenizers"] for item in splitters(inner)]
         return [] if pre is None else [{key: value for key, value in pre.items() if key != "trim_offsets"}]
 
-    found = splitters(backend.get("pre_tokenizer"))
+    model, normalizer = backend["model"], (backend.get("normalizer") or {}).get("type")
+    of_bytes = model["type"] == "BPE" and not model.get("byte_fallback")
+    found = splitters(backend.get("pre_tokenizer")), normalizer, bool(model.get("ignore_merges"))
     for name, build in PRE_TOKENIZERS.items():
-        if found != [each for made in build() for each in splitters(json.loads(made.__getstate__()))]:
-            continue
-        if normalizer != (expected := "NFC" if name in NORMALIZERS else None):
-            raise ValueError(
-                f"tokenizer: {name!r} expects normalizer {expected or 'none'}, got {normalizer}; {otherwise}"
-            )
-        if bool(model.get("ignore_merges")) != (name in IGNORE_MERGES):
-            raise ValueError(
-                f"tokenizer: llama.cpp's {name!r} expects ignore_merges = {name in IGNORE_MERGES}, "
-                f"got {bool(model.get('ignore_merges'))}; {otherwise}"
-            )
-        return name
-    kinds = ", ".join(item["type"] for item in found) or "none"
-    known = ", ".join(PRE_TOKENIZERS)
-    raise ValueError(f"tokenizer: expected the pre-tokenizer of {known} for GGUF, got another ({kinds}); {otherwise}")
+        known = [each for made in build() for each in splitters(json.loads(made.__getstate__()))]
+        if of_bytes and found == (known, "NFC" if name in NORMALIZERS else None, name in IGNORE_MERGES):
+            return name
+    kinds = ", ".join(item["type"] for item in found[0]) or "none"
+    raise ValueError(
+        f"tokenizer: expected byte-level BPE of {', '.join(PRE_TOKENIZERS)} for GGUF, got {model['type']} with "
+        f"pre-tokenizer {kinds}, normalizer {normalizer} and ignore_merges {found[2]}; export with --format hf, padded "
+        "or ragged instead, which copy the tokenizer's files"
+    )
 
 
 # --- loading -------------------------------------------------------------------------------------

@@ -157,8 +157,8 @@ def configuration(spec: LlamaSpec) -> dict[str, Any]:
     return about | {"config": arguments}
 
 
-def _whole(value: float | None) -> int | float | None:
-    return int(value) if value is not None and float(value).is_integer() else value
+def _whole(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else value
 
 
 def departures(spec: LlamaSpec) -> tuple[str, ...]:
