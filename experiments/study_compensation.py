@@ -23,9 +23,7 @@ from saap_jax.data import Windows, pairs
 from saap_jax.llama import Llama
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.steps.chain import parse
-from saap_jax.steps.repair.bias import Bias
-from saap_jax.steps.repair.least_squares import LeastSquares
-from saap_jax.steps.repair.repair import OutputRepair
+from saap_jax.steps.repair.output import Bias, LeastSquares, OutputRepair
 from saap_jax.steps.run import Runner
 from saap_jax.subjects.llama import subject_of
 from saap_jax.surgery.compensation import compensate

@@ -19,7 +19,7 @@ from saap_jax.steps.chain import Chain, parse, steps_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.run import Runner
 from saap_jax.steps.score import calibrate as calibration
-from saap_jax.steps.score.calibrate import Calibrated, Wanted
+from saap_jax.steps.score.calibrate import Calibrated
 from saap_jax.steps.score.score import Score
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import subject_of
@@ -67,13 +67,13 @@ def score_units(
             hint = "give objects as {name: estimator}"
             raise ValueError(f"estimators: expected each name once, got {name!r} twice; {hint}")
         if isinstance(each, Estimator):
-            plan[name] = Wanted(name, given=each)
+            plan[name] = Score(name, each)
             continue
         step, *others = steps_of(each)
         if others or not isinstance(step, Score):
             raise ValueError(f"estimators: expected a score, got {each!r}")
         step.check(subject, 0)
-        plan[name] = step.wanted
+        plan[name] = step
     if not plan:
         raise ValueError("estimators: expected at least one, got none")
     scenarios = windows if isinstance(windows, Mapping) else {"calibration": windows}

@@ -12,8 +12,8 @@ from saap_jax.data import Windows
 from saap_jax.estimation.registry import ESTIMATORS, PLUGINS, make_estimator, names_file
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
 from saap_jax.runtime.progress import step
-from saap_jax.steps.allocation.uniform import Uniform
-from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.steps.allocation.allocations import Uniform
+from saap_jax.steps.repair.output import LeastSquares
 from saap_jax.steps.score.stability import stabilised
 from tests.fake_runs import fake_run
 

@@ -22,9 +22,9 @@ from saap_jax.llama.model import _norms_of_parts
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.recovery import METHODS
 from saap_jax.steps.allocation.allocation import choose, most_removable
-from saap_jax.steps.allocation.ranking import Global
+from saap_jax.steps.allocation.allocations import Global
 from saap_jax.steps.limits import Within
-from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.steps.repair.output import LeastSquares
 from saap_jax.structures import discover
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate

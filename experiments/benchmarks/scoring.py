@@ -148,13 +148,14 @@ def jax_jobs(arguments: argparse.Namespace) -> dict[str, Job]:
         options = {"batch_size": arguments.batch, "remat": arguments.remat}
         try:
             from saap_jax.runtime.progress import Passes
-            from saap_jax.steps.score.calibrate import Wanted, calibrate
+            from saap_jax.steps.score.calibrate import calibrate
+            from saap_jax.steps.score.score import Score
             from saap_jax.subjects.llama import subject_of
         except ModuleNotFoundError:  # `--before` names a checkout from before methods were chains
             from saap_jax.api import calibrate
 
             return lambda one: jax.block_until_ready(calibrate(model, first if one else windows, names, **options))
-        subject, plan = subject_of(model), {name: Wanted(name) for name in names}
+        subject, plan = subject_of(model), {name: Score(name) for name in names}
         passes = Passes(**options)
         return lambda one: jax.block_until_ready(
             calibrate(subject, {"text": first if one else windows}, plan, passes).scenarios

@@ -16,7 +16,7 @@ from saap_jax.runtime.errors import reading
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.steps.chain import steps_of
-from saap_jax.steps.score.calibrate import Calibrated, Plan
+from saap_jax.steps.score.calibrate import Calibrated
 from saap_jax.steps.score.score import Score
 from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import open_subject
@@ -43,11 +43,6 @@ def scores_of(texts: Sequence[str]) -> dict[str, Score]:
     return found
 
 
-def plan_of(scores: dict[str, Score]) -> Plan:
-    """Plan the scores by label."""
-    return {label: score.wanted for label, score in scores.items()}
-
-
 def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = quiet) -> tuple[RunDirectory, Calibrated]:
     """Score every unit by every estimator, and keep the scores in a run directory (or return those it holds).
 
@@ -56,7 +51,7 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
     """
     scores, left_out = scores_of(config.estimators), []
     if config.from_run and config.estimators == USUAL:
-        names = served(config.from_run, plan_of(scores))
+        names = served(config.from_run, scores)
         left_out = [name for name in USUAL if name not in names]
         config = dataclasses.replace(config, estimators=tuple(names))
         scores = scores_of(names)
@@ -76,7 +71,7 @@ def _score(
             subject = open_subject(config.model, layout=layout)
         check_scores(scores, subject)
         with run.stage("score"), step(track, "score the statistics"):
-            calibrated = rescored(config.from_run, subject, plan_of(scores))
+            calibrated = rescored(config.from_run, subject, scores)
         about = source.get("scenarios", {})
         run.begin(subject.digests())
         run.update(**structures(subject))
@@ -89,7 +84,7 @@ def _score(
         run.begin(material.inputs)
         run.update(**structures(subject))
         with run.stage("score") as stage:
-            kept_scores(run, subject, scenarios, config, plan_of(scores), track)
+            kept_scores(run, subject, scenarios, config, scores, track)
             stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
     run.update(kind="score", scenarios=about, **provenance())
     if left_out:

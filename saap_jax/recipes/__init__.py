@@ -1,7 +1,7 @@
-"""Published methods by name, one file each: `RECIPES` of every module of this package.
+"""Published methods by name: `RECIPES` of every module of this package.
 
 A recipe is a named chain of steps with its source and what differs from it. `saap methods` lists them; a name stands
-for its chain wherever chains are written. A new one is a file here that exports `RECIPES = {NAME: Recipe(...)}`, or a
+for its chain wherever chains are written. A new one is an entry of a file here, a file that exports `RECIPES`, or a
 call of `register` in a CONFIG.py.
 """
 

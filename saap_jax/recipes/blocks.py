@@ -1,8 +1,36 @@
-"""Greedy removal of blocks by the loss without them: SLEB (arXiv:2402.09025), BlockPruner (arXiv:2406.10594)."""
+"""Methods that remove whole layers, or whole attentions and MLPs."""
 
 from saap_jax.recipes.base import Recipe
 
+_TEXT = "10 windows of 128 tokens of BookCorpus"
+
 RECIPES = {
+    "shortgpt": Recipe(
+        title="ShortGPT: layers of the lowest block influence go",
+        paper="arXiv:2403.03853",
+        chain=(
+            "block_influence(granularity=layer) > within(depth=True, whole_layers=True, min_keep=0) > global(by=score)"
+        ),
+        calibration="windows of PG19",
+    ),
+    "shortened-llama-ppl": Recipe(
+        title="Shortened LLaMA, PPL: the layers without each of which alone the loss is lowest go at once",
+        paper="arXiv:2402.02834",
+        chain=(
+            "block_ablation(granularity=layer) > within(depth=True, whole_layers=True, min_keep=0) > global(by=score)"
+        ),
+        calibration=_TEXT,
+    ),
+    "shortened-llama-taylor": Recipe(
+        title="Shortened LLaMA, Taylor+: the layers of the smallest sum of |w ∂w| go, the first four and last two stay",
+        paper="arXiv:2402.02834",
+        chain=(
+            "taylor_element(within=layer) > "
+            "within(depth=True, whole_layers=True, min_keep=0, protect=(0.13, -0.07)) > global(by=score)"
+        ),
+        calibration=_TEXT,
+        deviations=("Four and two layers are of 32; of other depths as large a share is left alone.",),
+    ),
     "sleb": Recipe(
         title="SLEB: the layer whose removal raises the loss least goes, again and again",
         paper="arXiv:2402.09025",
@@ -17,5 +45,17 @@ RECIPES = {
         paper="arXiv:2406.10594",
         chain="block_ablation > within(depth=True, min_keep=0) > global(by=score) > rounds(0.001)",
         calibration="256 windows of Alpaca",
+    ),
+    "evopress": Recipe(
+        title="EvoPress, depth: attentions and MLPs that go, by evolution towards the unpruned model's predictions",
+        paper="arXiv:2410.14649",
+        chain="block_influence > within(depth=True, min_keep=0) > global(by=score) > evolve(15, microbatches=(1, 3))",
+        calibration="windows of FineWeb-Edu",
+        deviations=(
+            "It begins with what block influence of sub-blocks chooses, which also says how many of either kind go; "
+            "the paper begins with the best of some random states.",
+            "15 generations of 16 children; the paper has hundreds, of 32, on far more text.",
+            "A quarter of the text is held out, and says at the end whether the outcome is better than the start.",
+        ),
     ),
 }

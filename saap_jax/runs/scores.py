@@ -26,14 +26,13 @@ from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.score.calibrate import (
     Calibrated,
-    Plan,
     Scored,
     joined,
-    make_members,
     score_examples,
     score_plan,
 )
 from saap_jax.steps.score.oracles import is_oracle
+from saap_jax.steps.score.score import Plan, make_members
 from saap_jax.steps.score.stability import reduce_scenarios
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Scores

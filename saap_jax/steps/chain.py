@@ -28,10 +28,10 @@ from saap_jax.estimation.registry import ESTIMATORS, from_file, names_file
 from saap_jax.recipes import RECIPES
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
 from saap_jax.steps.allocation.allocation import Allocation
-from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.allocation.allocations import Uniform
 from saap_jax.steps.base import STEPS, Step, find_step
 from saap_jax.steps.limits import Within
-from saap_jax.steps.repair.repair import OutputRepair
+from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.steps.score.oracles import ORACLES
 from saap_jax.steps.score.score import Score
 from saap_jax.subjects.base import Subject

@@ -19,9 +19,9 @@ from saap_jax.steps.allocation.allocation import Allocation, choose, most_remova
 from saap_jax.steps.base import Context, State, Step, Store
 from saap_jax.steps.chain import Chain, limits_of
 from saap_jax.steps.limits import Within
-from saap_jax.steps.score.calibrate import STABILITY, Calibrated, Wanted, calibrate, put_together
-from saap_jax.steps.score.fusion import Fused
-from saap_jax.steps.score.score import Score, Stable
+from saap_jax.steps.score.calibrate import STABILITY, Calibrated, calibrate, put_together
+from saap_jax.steps.score.fusion import Fusion
+from saap_jax.steps.score.score import Plan, Score, Stable
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Scores
 
@@ -118,7 +118,7 @@ class Runner:
         made = []
         for at, each in enumerate(steps, 1):
             ahead = each.ahead((*steps[at:], *behind))
-            codes = self._code(each.wanted) if isinstance(each, Score) else []
+            codes = self._code(each) if isinstance(each, Score) else []
             made.append([each.text, code_digest(type(each), each.source), ahead and ahead.text, codes])
         end = [final, self.open_end] if any(each.looks_ahead for each in steps) else None
         return digest(start.key, made, ratio, end)
@@ -164,10 +164,10 @@ class Runner:
         """Score a state by a step; of the unpruned model from the one pass for all."""
         if state.subject is self.subject and state.gone is None:
             return self.first()
-        kept = Store(self.cache, digest(state.key, "scores", step.text, stability, self._code(step.wanted)))
+        kept = Store(self.cache, digest(state.key, "scores", step.text, stability, self._code(step)))
         if found := kept.load():
             return unpacked(found)
-        made = self._calibrate({step.text: step.wanted}, state, stability)
+        made = self._calibrate({step.text: step}, state, stability)
         kept.save(packed(made))
         return made
 
@@ -175,12 +175,12 @@ class Runner:
         """Score the unpruned model for all chains in one pass; each score has a file of its own."""
         if self._first is not None:
             return self._first
-        asked = {label: Store(self.cache, digest(self.key, "scores", label, self._code(step.wanted)))
+        asked = {label: Store(self.cache, digest(self.key, "scores", label, self._code(step)))
                  for label, step in self.steps.items()}  # fmt: skip
         asked |= {STABILITY: Store(self.cache, digest(self.key, "stability"))} if self.stable else {}
         found = {label: unpacked(kept) for label, store in asked.items() if (kept := store.load())}
         if missing := [label for label in asked if label not in found]:
-            plan = {label: self.steps[label].wanted for label in missing if label != STABILITY}
+            plan = {label: self.steps[label] for label in missing if label != STABILITY}
             made = self._calibrate(plan, self._start(), STABILITY in missing)
             for label in missing:
                 found[label] = made.part(label, plan.get(label))
@@ -188,11 +188,12 @@ class Runner:
         self._first = put_together([found[label] for label in asked], [*self.scenarios])
         return self._first
 
-    def _code(self, wanted: Wanted) -> list[str]:
+    def _code(self, score: Score) -> list[str]:
         """Digest the code of estimators that are not the package's."""
-        return [*map(str, wanted), *(code_of(member) for member in wanted.members(tuple(self.subject.existing)))]
+        members = score.members(tuple(self.subject.existing))
+        return [score.named, *map(str, score.fusion), *map(code_of, members)]
 
-    def _calibrate(self, plan: Mapping[str, Wanted], state: State, stability: bool) -> Calibrated:
+    def _calibrate(self, plan: Plan, state: State, stability: bool) -> Calibrated:
         keep = None if state.gone is None else state.keep
         return calibrate(state.subject, self.scenarios, plan, self.passes, stability=stability, keep=keep)
 
@@ -202,7 +203,7 @@ def packed(made: Calibrated) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
 
     def numbered(value: Any) -> Any:
-        if isinstance(value, Fused):
+        if isinstance(value, Fusion):
             value = value._replace(scores={})._asdict()
         if isinstance(value, Mapping):
             return {name: numbered(each) for name, each in value.items()}
@@ -224,5 +225,5 @@ def unpacked(arrays: Mapping[str, np.ndarray]) -> Calibrated:
         return arrays[value] if isinstance(value, str) else value
 
     made = whole(json.loads(arrays["about"].tobytes()))
-    fusions = {name: {n: Fused(**fused) for n, fused in each.items()} for name, each in made["fusions"].items()}
+    fusions = {name: {n: Fusion(**fused) for n, fused in each.items()} for name, each in made["fusions"].items()}
     return Calibrated(**{**made, "fusions": fusions})

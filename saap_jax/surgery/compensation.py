@@ -75,7 +75,7 @@ def compensate(
         model: of the shapes of the unpruned one, perhaps repaired before.
         keep: `[layers, units]` a structure.
         batches: (tokens, mask) pairs of one shape, padding on the right; every `HELD_OUT`-th is held out first.
-        repair: how, such as `steps.repair.least_squares.LeastSquares`.
+        repair: how, such as `steps.repair.output.LeastSquares`.
         dense: the unpruned model, that is to be come close to; the same where nothing was repaired before.
         progress: wraps the layers, to show progress.
 

@@ -12,11 +12,11 @@ from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.progress import Passes
-from saap_jax.steps.allocation.softmax import Softmax
+from saap_jax.steps.allocation.allocations import Softmax
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.refinement.evolve import Evolve
 from saap_jax.steps.refinement.learn import Learn
-from saap_jax.steps.repair.repair import OutputRepair
+from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.steps.run import Runner
 from saap_jax.steps.score.score import Stable
 from saap_jax.subjects.llama import LlamaSubject

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from saap_jax.steps.allocation.allocation import Allocation, choose, most_removable, shares_of
-from saap_jax.steps.allocation.ranking import Global
-from saap_jax.steps.allocation.softmax import Softmax
-from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.allocation.allocations import Global, Softmax, Uniform
 from saap_jax.steps.base import Context, State
 from saap_jax.steps.chain import steps_of
 from saap_jax.steps.limits import Within, protected
@@ -148,7 +146,7 @@ def plain(problem: Problem, ratio: float, method: str):
     if within.attention is not None:
         parts = [(("attention",), within.attention), (("mlp",), 1 - within.attention)]
     beyond = set()
-    if allocation.rounded_down:
+    if allocation.floor:
         shares = plain_shares(problem, allocation, within, STRUCTURES, everything, target)
         for name, layer, some, _, _, gone in everything:
             size = sum(int(problem.existing[n][layer].sum() * problem.costs[n][layer]) for n in STRUCTURES)

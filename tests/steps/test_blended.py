@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from saap_jax.llama.segments import existing_units
-from saap_jax.steps.repair.blended import Blended
-from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.steps.repair.output import Blended, LeastSquares
 from saap_jax.surgery.compensation import compensate
 from tests.helpers import changed, dense_model, layers_of, random_keep, random_tokens, reference
 

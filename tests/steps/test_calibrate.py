@@ -12,7 +12,7 @@ from saap_jax.config import PruneConfig
 from saap_jax.config.jobs import ScoreConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.jobs import prune
-from saap_jax.jobs.score import calibration_of, plan_of, score_run, scores_of
+from saap_jax.jobs.score import calibration_of, score_run, scores_of
 from saap_jax.runs import scores as kept_module
 from saap_jax.runs.scores import read_scores
 from saap_jax.steps.score.stability import fluctuation_of, reduce_scenarios, standardised
@@ -182,7 +182,7 @@ def test_small_statistics_serve_what_they_can(score_config, tmp_path):
     for scenario, scores in read_scores(run).scenarios.items():
         assert_scores_equal(found.scenarios[scenario]["taylor_element"], scores["taylor_element"])
     subject = LlamaSubject(saap_jax.load_model(own.model.name))
-    fused = kept_module.rescored(str(run.path), subject, plan_of(scores_of(["fused"])))
+    fused = kept_module.rescored(str(run.path), subject, scores_of(["fused"]))
     for scenario, scores in expected.scenarios.items():
         for structure in STRUCTURES:
             np.testing.assert_allclose(

@@ -8,21 +8,20 @@ import pytest
 
 import saap_jax
 from saap_jax.recipes import RECIPES
-from saap_jax.steps.allocation.ranking import Global
-from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.allocation.allocations import Global, Uniform
 from saap_jax.steps.base import PLUGINS, STEPS, Step, literal, step
 from saap_jax.steps.chain import chain, expand, limits_of, parse, steps_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.refinement.evolve import Evolve
 from saap_jax.steps.refinement.learn import Learn
-from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.steps.repair.output import LeastSquares
 from saap_jax.steps.score.score import Fused, Normalize, Score
 
 MINE = """
 import dataclasses
 
 from saap_jax.estimation import GATE_GRADIENT, Estimator
-from saap_jax.steps.repair.bias import Bias
+from saap_jax.steps.repair.output import Bias
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import pytest
 
 import saap_jax
 from saap_jax.data import Windows
-from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.allocation.allocations import Uniform
 from saap_jax.steps.limits import Within
 from saap_jax.steps.refinement.evolve import Evolve
 from saap_jax.subjects.llama import LlamaSubject

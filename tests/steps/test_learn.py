@@ -9,7 +9,7 @@ import pytest
 import saap_jax
 from saap_jax.data import Windows
 from saap_jax.steps.allocation.allocation import choose
-from saap_jax.steps.allocation.ranking import Global
+from saap_jax.steps.allocation.allocations import Global
 from saap_jax.steps.base import State
 from saap_jax.steps.limits import Within
 from saap_jax.steps.refinement.learn import Learn, hard

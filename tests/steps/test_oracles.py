@@ -7,8 +7,9 @@ from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import WindowLosses, window_losses
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.progress import Passes
-from saap_jax.steps.score.calibrate import Wanted, calibrate
+from saap_jax.steps.score.calibrate import calibrate
 from saap_jax.steps.score.oracles import make_oracle
+from saap_jax.steps.score.score import Score
 from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import LlamaSubject
 from tests.helpers import length_mask, random_model, random_tokens, spec_of
@@ -23,7 +24,7 @@ def subject():
 
 
 def scored(subject, *names, text=WINDOWS, **options):
-    return calibrate(subject, {"text": text}, {name: Wanted(name) for name in names}, **options)
+    return calibrate(subject, {"text": text}, {name: Score(name) for name in names}, **options)
 
 
 def loss(subject, keep) -> float:

@@ -11,13 +11,14 @@ from saap_jax.data import Windows
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import choose, meets
+from saap_jax.steps.allocation.allocations import Uniform
 from saap_jax.steps.allocation.rounds import stations
-from saap_jax.steps.allocation.uniform import Uniform
 from saap_jax.steps.base import Store
 from saap_jax.steps.chain import expand, parse
 from saap_jax.steps.limits import Within
 from saap_jax.steps.run import Runner
-from saap_jax.steps.score.calibrate import Wanted, calibrate
+from saap_jax.steps.score.calibrate import calibrate
+from saap_jax.steps.score.score import Score
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.divergence import Divergence
 from tests.helpers import forward, random_model, random_tokens, spec_of
@@ -70,7 +71,7 @@ def test_rounds_observe_again_and_what_is_gone_stays_gone(subject):
     keep, done = subject.existing, []
     for ratio in stations(0.45, 0.2):
         gone = {name: units & ~keep[name] for name, units in subject.existing.items()}
-        scored = calibrate(subject, TEXT, {"wanda": Wanted("wanda")}, Passes(2), keep=keep)
+        scored = calibrate(subject, TEXT, {"wanda": Score("wanda")}, Passes(2), keep=keep)
         keep = choose(subject, scored.scores("wanda"), ratio, Uniform(), Within(), gone).keep
         done.append(keep)
     assert all(not (less[name] & ~more[name]).any() for more, less in itertools.pairwise(done) for name in keep)
@@ -85,7 +86,7 @@ def test_rounds_repair_and_observe_the_repaired_model(subject):
     """Written out by two chains of one round; the text of the second is the first's outcome."""
     whole = runner(subject).run(parse("wanda > uniform > least_squares(damping=0.1) > rounds(0.2)"), 0.4)
     one = runner(subject).run(parse("wanda > uniform > least_squares(damping=0.1)"), 0.2)
-    scored = calibrate(one.subject, TEXT, {"wanda": Wanted("wanda")}, Passes(2), keep=one.keep)
+    scored = calibrate(one.subject, TEXT, {"wanda": Score("wanda")}, Passes(2), keep=one.keep)
     keep = choose(subject, scored.scores("wanda"), 0.4, Uniform(), Within(), one.gone).keep
     assert same(whole.keep, keep)
     plain = runner(subject).run(parse("wanda > uniform > rounds(0.2) > least_squares(damping=0.1)"), 0.4)
@@ -146,7 +147,7 @@ MINE = """
 import dataclasses
 
 from saap_jax.estimation import GATE_GRADIENT, Estimator
-from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.allocation.allocations import Uniform
 
 
 def mine() -> Estimator:

@@ -10,7 +10,7 @@ from saap_jax.config.use import ExportConfig
 from saap_jax.data import Windows
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import load_model, save_model
-from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.allocation.allocations import Uniform
 from saap_jax.steps.limits import Within
 from saap_jax.steps.refinement.shape import Shape, UniformShape, shapes_of
 from saap_jax.subjects.llama import LlamaSubject

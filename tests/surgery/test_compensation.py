@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from saap_jax.llama.segments import existing_units, masks
-from saap_jax.steps.repair.bias import Bias
-from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.steps.repair.output import Bias, LeastSquares
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import (

@@ -14,8 +14,7 @@ from saap_jax.estimation import make_estimators, observe, score
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.steps.allocation.allocation import choose
-from saap_jax.steps.allocation.ranking import Global
-from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.allocation.allocations import Global, Uniform
 from saap_jax.steps.limits import Within
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut

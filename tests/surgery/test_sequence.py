@@ -6,8 +6,7 @@ import pytest
 import saap_jax
 from saap_jax.data import Windows
 from saap_jax.llama.segments import existing_units
-from saap_jax.steps.repair.bias import Bias
-from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.steps.repair.output import Bias, LeastSquares
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.corrections import Walk
 from saap_jax.surgery.sequence import chosen_in_sequence

@@ -78,12 +78,9 @@ class Allocation(Step):
     """Whether what a layer cannot lose any more is shared by the others, in proportion to their shares."""
     by: By = dataclasses.field(default="score", init=False, repr=False)
     """What ranks units: their scores, or the scores over their parameters."""
-
-    @property
-    def rounded_down(self) -> tuple[str, ...]:
-        """Structures of few units, of which a layer loses no more than its share, rounded down to whole units; the
-        rest of what it loses comes from the others, as far as they have it."""
-        return ()
+    floor: bool = dataclasses.field(default=False, init=False, repr=False)
+    """Whether a layer loses no more of attention, whose units are few, than its share, rounded down to whole units; the
+    rest of what it loses comes from the MLP, as far as that has it."""
 
     def shares(self, size: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Share the removal out over the layers, together 1.
@@ -306,7 +303,7 @@ def _divided(
     stops = [stops_of(int(units[name][rows[0]] * pruned[rows[0]]), limits.layer(name), limits.depth)
              for name, rows in groups]  # fmt: skip
     blocks = blocks_of(ranked, subject.costs, existing, groups, stops)
-    blocks = _rounded_down(blocks, size, target, allocation, means, names)
+    blocks = _rounded_down(blocks, size, target, allocation, means)
     blocks = _joined_layers(blocks) if limits.whole_layers else blocks
     return groups, blocks, _budgets(blocks, blocks.layer, size, means, allocation, target, limits.attention)
 
@@ -385,17 +382,14 @@ def shares_of(
         full |= over
 
 
-def _rounded_down(
-    blocks: Blocks, size: np.ndarray, target: int, allocation: Allocation, means: np.ndarray, names: Sequence[str]
-) -> Blocks:
-    """Put those blocks last that exceed the share of their layer, of structures that are rounded down."""
+def _rounded_down(blocks: Blocks, size: np.ndarray, target: int, allocation: Allocation, means: np.ndarray) -> Blocks:
+    """Put those blocks of attention last that exceed the share of their layer, where it is rounded down."""
     layers = size.sum(axis=0)
-    if not (allocation.rounded_down and layers.any()):
+    if not (allocation.floor and layers.any()):
         return blocks
     removable = np.bincount(blocks.layer, blocks.cost, len(layers))
     lost = target * shares_of(allocation, layers, means, removable, target) / np.maximum(layers, 1) * (1 + SLACK)
-    few = [number for number, name in enumerate(names) if name in allocation.rounded_down]
-    beyond = np.isin(blocks.structure, few) & (blocks.share > lost[blocks.layer])
+    beyond = (blocks.structure == STRUCTURES.index("attention")) & (blocks.share > lost[blocks.layer])
     return blocks._replace(share=blocks.share + beyond)
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from saap_jax.config.checks import check_choice
 from saap_jax.steps.base import Before, Context, State, Step, step
-from saap_jax.steps.repair.repair import OutputRepair
+from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.surgery.corrections import Tokens, Walk
 
 Rule = Literal["wanda", "obs", "obs_swaps", "leverage"]

@@ -34,7 +34,7 @@ from scipy.special import expit, logit
 
 from saap_jax.config.checks import check_at_least, check_choice
 from saap_jax.steps.allocation.allocation import choose
-from saap_jax.steps.allocation.ranking import Global
+from saap_jax.steps.allocation.allocations import Global
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.steps.training import adam, adam_start, cosine, rounds
 from saap_jax.subjects.base import Subject

@@ -7,63 +7,21 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.estimation import GATE_GRADIENT, Statistics, make_estimators, score, union_of_needs
+from saap_jax.estimation import GATE_GRADIENT, Statistics, score, union_of_needs
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.hessian import curvature_of
-from saap_jax.estimation.registry import names_file
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.progress import Passes
-from saap_jax.steps.score.fusion import Fused, FusionMethod, FusionScope, PerExample, fuse
+from saap_jax.steps.score.fusion import Fusion, PerExample, fuse
 from saap_jax.steps.score.oracles import constant, is_oracle, make_oracle
+from saap_jax.steps.score.score import Plan, Score, fusion_members, make_members
 from saap_jax.steps.score.stability import ScenarioReduction, reduce_scenarios, stability_indicator
 from saap_jax.structures.weights import Weights, units_of
 from saap_jax.subjects.base import Examples, Subject
-from saap_jax.types import STRUCTURES, Keep, Scores
-
-
-class Wanted(NamedTuple):
-    """What is scored by: an estimator, or several."""
-
-    estimator: str
-    """A name with hyper-parameters in brackets if any; `a+b` fuses the scores of two or more, `a/b` scores attention by
-    a and MLP by b."""
-    method: FusionMethod = "closed_form"
-    scope: FusionScope = "structure"
-    scope_constant: bool = False
-    given: Estimator | None = None
-    """The estimator itself, where `estimator` is just what it is called."""
-
-    def parts(self, structures: tuple[str, ...] = STRUCTURES) -> dict[str, str]:
-        """Name the estimator, or fusion, of each structure; those of a traced model are all scored by one.
-
-        >>> Wanted("gate_fisher/wanda+magnitude").parts()
-        {'attention': 'gate_fisher', 'mlp': 'wanda+magnitude'}
-        """
-        if structures != STRUCTURES or names_file(self.estimator):
-            return dict.fromkeys(structures, self.estimator)
-        attention, slash, mlp = (part.strip() for part in self.estimator.partition("/"))
-        return dict(zip(STRUCTURES, (attention, mlp if slash else attention), strict=True))
-
-    def members(self, structures: tuple[str, ...] = STRUCTURES) -> tuple[str, ...]:
-        """List its estimators, each once."""
-        parts = self.parts(structures).values()
-        return tuple(dict.fromkeys(member for part in parts for member in fusion_members(part)))
-
-
-Plan = Mapping[str, Wanted]
-"""What is scored, by label."""
+from saap_jax.types import Keep, Scores
 
 STABILITY = ""
 """Stands among labels for the stability indicators."""
-
-
-def fusion_members(part: str) -> tuple[str, ...]:
-    """List the estimators of a fusion; of one estimator itself.
-
-    >>> fusion_members("gate_taylor+taylor_element")
-    ('gate_taylor', 'taylor_element')
-    """
-    return (part,) if names_file(part) else tuple(member.strip() for member in part.split("+"))
 
 
 class Scored(NamedTuple):
@@ -71,7 +29,7 @@ class Scored(NamedTuple):
 
     scores: dict[str, Scores]
     """`{label: {"attention": [layers, kv_heads], "mlp": [layers, mlp]}}`, larger = more important."""
-    fusions: dict[str, Fused]
+    fusions: dict[str, Fusion]
     """Of the parts that are fusions of others: how the fused scores came about."""
     examples: PerExample
     """|∂ℒ_n/∂g| of each example n, `[examples, layers, units]` a structure; empty where it was not observed."""
@@ -84,7 +42,7 @@ class Calibrated(NamedTuple):
     """`{scenario: {label: {"attention": [layers, kv_heads], "mlp": [layers, mlp]}}}`, larger = more important."""
     stability: Scores | None
     """Stability indicator ASI over the examples of all scenarios, of |∂ℒ_n/∂g|; None where that was not observed."""
-    fusions: dict[str, dict[str, Fused]]
+    fusions: dict[str, dict[str, Fusion]]
     """`{scenario: {…}}` of what is a fusion of others: how the fused scores came about."""
 
     @property
@@ -120,12 +78,12 @@ class Calibrated(NamedTuple):
             raise ValueError("stable.over: scenarios expects two or more calibration scenarios, got 1")
         return stability_indicator({name: np.stack([scores[name] for scores in each]) for name in each[0]})
 
-    def part(self, label: str, wanted: Wanted | None) -> "Calibrated":
+    def part(self, label: str, score: Score | None) -> "Calibrated":
         """Return one of the scores and its fusions; of the label `STABILITY` the stability indicators alone."""
-        if wanted is None:
+        if score is None:
             return self._replace(scenarios={name: {} for name in self.scenarios}, fusions={})
         structures = tuple(self.scores(label))
-        own = {part if label == wanted.estimator else label for part in wanted.parts(structures).values()}
+        own = {part if label == score.named else label for part in score.parts(structures).values()}
         fusions = {name: {n: fused for n, fused in each.items() if n in own} for name, each in self.fusions.items()}
         return Calibrated({name: {label: each[label]} for name, each in self.scenarios.items()}, None, fusions)
 
@@ -168,7 +126,8 @@ def score_examples(
     """
     members = make_members(plan, tuple(subject.existing))
     subject.check_estimators(members)
-    asked = [member for member in members if is_oracle(member) and member not in _given(plan)]
+    given = {score.named for score in plan.values() if score.given is not None}
+    asked = [member for member in members if is_oracle(member) and member not in given]
     exact = {each: constant(make_oracle(each)(subject, examples, keep, passes), subject.existing) for each in asked}
     if statistics is None and (stability or len(asked) < len(members)):
         needs = union_of_needs(members.values()) | (frozenset({GATE_GRADIENT}) if stability else frozenset())
@@ -205,37 +164,21 @@ def score_plan(
     examples: PerExample = {n: np.where(present[n], np.abs(fetched(g)), np.nan) for n, g in gradients.items()}
     per_example = {"gate_taylor": examples, "gate_fisher": {n: np.square(g) for n, g in examples.items()}}
     scores: dict[str, Scores] = {}
-    fusions: dict[str, Fused] = {}
-    known_fusions: dict[Wanted, Fused] = {}
-    for label, wanted in plan.items():
-        parts = wanted.parts(structures)
+    fusions: dict[str, Fusion] = {}
+    known_fusions: dict[tuple, Fusion] = {}
+    for label, entry in plan.items():
+        parts = entry.parts(structures)
         for part in dict.fromkeys(parts.values()):
-            own, named = fusion_members(part), wanted._replace(estimator=part)
+            own, named = fusion_members(part), (part, *entry.fusion)
             if len(own) < 2:
                 continue
             if named not in known_fusions:
                 scores_of = {member: each[member] for member in own}
-                known_fusions[named] = fuse(scores_of, *wanted[1:4], per_example if examples else None)
-            fusions[part if label == wanted.estimator else label] = known_fusions[named]
+                known_fusions[named] = fuse(scores_of, *entry.fusion, per_example if examples else None)
+            fusions[part if label == entry.named else label] = known_fusions[named]
             each[part] = known_fusions[named].scores
         scores[label] = {structure: each[part][structure] for structure, part in parts.items()}
     return Scored(scores, fusions, examples)
-
-
-def make_members(
-    plan: Plan, structures: tuple[str, ...] = STRUCTURES, given: Mapping[str, Estimator] = MappingProxyType({})
-) -> dict[str, Estimator]:
-    """Make the estimators that the entries of a plan are made of, each once.
-
-    What stands for an oracle until its scores are known needs no statistic.
-    """
-    members = tuple(dict.fromkeys(member for wanted in plan.values() for member in wanted.members(structures)))
-    oracles = {member: constant({}, {}) for member in members if is_oracle(member) and make_oracle(member)}
-    return make_estimators(members, {**oracles, **_given(plan), **given})
-
-
-def _given(plan: Plan) -> dict[str, Estimator]:
-    return {wanted.estimator: wanted.given for wanted in plan.values() if wanted.given is not None}
 
 
 def joined(made: Mapping[str, Scored]) -> Calibrated:
@@ -251,7 +194,7 @@ def put_together(parts: Sequence[Calibrated], scenarios: Sequence[str]) -> Calib
     """Undo `Calibrated.part`."""
     stability = next((part.stability for part in parts if part.stability is not None), None)
     scores: dict[str, dict[str, Scores]] = {name: {} for name in scenarios}
-    fusions: dict[str, dict[str, Fused]] = {name: {} for name in scenarios}
+    fusions: dict[str, dict[str, Fusion]] = {name: {} for name in scenarios}
     for part in parts:
         for name in scenarios:
             scores[name] |= part.scenarios[name]

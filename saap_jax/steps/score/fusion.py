@@ -23,7 +23,7 @@ STEPS = 100
 """Gradient steps of `learned`; `_learned` says how many are needed."""
 
 
-class Fused(NamedTuple):
+class Fusion(NamedTuple):
     """One score a unit, and how it came about. Scopes are named `global`, `mlp` or `mlp/3` (structure/layer)."""
 
     scores: Scores
@@ -85,7 +85,7 @@ def fuse(
     scope: FusionScope = "structure",
     scope_constant: bool = False,
     per_example: dict[str, PerExample] | None = None,
-) -> Fused:
+) -> Fusion:
     """Fuse the scores of two or more estimators m into one by homoscedastic uncertainty.
 
         I_fused(u) = Σ_m I_m(u) / (2 σ_m²)   [ + Σ_m log σ_m  with `scope_constant` ]
@@ -138,7 +138,7 @@ def fuse(
     parts = means * weights
     loss = float((parts + np.log(variances) / 2).sum())
     shares = named(parts / parts.sum(axis=0))
-    return Fused(units.unpack(fused), named(np.sqrt(variances)), named(weights), trajectory, loss, shares)
+    return Fusion(units.unpack(fused), named(np.sqrt(variances)), named(weights), trajectory, loss, shares)
 
 
 def _units(scores: dict[str, Scores], scope: FusionScope) -> Units:

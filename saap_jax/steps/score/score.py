@@ -1,16 +1,20 @@
 """Steps that score: an estimator, several that become one, and what turns scores into others."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
 from saap_jax.config.checks import check_choice
+from saap_jax.estimation import make_estimators
+from saap_jax.estimation.base import Estimator
+from saap_jax.estimation.registry import names_file
 from saap_jax.steps.allocation.allocation import checked
 from saap_jax.steps.base import Before, Context, State, Step, need, step
-from saap_jax.steps.score.calibrate import Calibrated, Wanted, fusion_members, make_members
 from saap_jax.steps.score.fusion import FusionMethod, FusionScope
+from saap_jax.steps.score.oracles import constant, is_oracle, make_oracle
 from saap_jax.steps.score.stability import ScenarioReduction, stabilised
 from saap_jax.subjects.base import Subject
 from saap_jax.types import STRUCTURES, Scores
@@ -29,32 +33,55 @@ class Score(Step):
     name = "score"
 
     estimator: str
+    given: Estimator | None = None
+    """The estimator itself, where `estimator` is just what it is called."""
 
     def __post_init__(self) -> None:
-        for part in self.wanted.parts().values():
+        for part in self.parts().values():
             members = fusion_members(part)
             if twice := next((name for name in members if members.count(name) > 1), None):
                 raise ValueError(f"{part}: expected each estimator of a fusion once, but {twice!r} is named twice")
-        make_members({"": self.wanted})
+        make_members({"": self})
 
     @property
-    def wanted(self) -> Wanted:
-        """What scores."""
-        return Wanted(self.estimator)
+    def named(self) -> str:
+        """The estimator, or several: `a+b`, `a/b`."""
+        return self.estimator
+
+    @property
+    def fusion(self) -> tuple[FusionMethod, FusionScope, bool]:
+        """How scores are fused, as `fuse` takes it."""
+        return "closed_form", "structure", False
 
     @property
     def text(self) -> str:
         """The estimator as it is written."""
         return self.estimator
 
+    def parts(self, structures: tuple[str, ...] = STRUCTURES) -> dict[str, str]:
+        """Name the estimator, or fusion, of each structure; those of a traced model are all scored by one.
+
+        >>> Score("gate_fisher/wanda+magnitude").parts()
+        {'attention': 'gate_fisher', 'mlp': 'wanda+magnitude'}
+        """
+        if structures != STRUCTURES or names_file(self.named):
+            return dict.fromkeys(structures, self.named)
+        attention, slash, mlp = (part.strip() for part in self.named.partition("/"))
+        return dict(zip(STRUCTURES, (attention, mlp if slash else attention), strict=True))
+
+    def members(self, structures: tuple[str, ...] = STRUCTURES) -> tuple[str, ...]:
+        """List its estimators, each once."""
+        parts = self.parts(structures).values()
+        return tuple(dict.fromkeys(member for part in parts for member in fusion_members(part)))
+
     def check(self, subject: Subject, microbatches: int) -> None:
         """Raise ValueError for an estimator that looks at what the model does not have."""
         structures = tuple(subject.existing)
-        if structures != STRUCTURES and "/" in self.wanted.estimator and ".py:" not in self.wanted.estimator:
+        if structures != STRUCTURES and "/" in self.named and ".py:" not in self.named:
             raise ValueError(
                 f"{self.text}: expected one estimator for all structures of a traced model, got two around a slash"
             )
-        subject.check_estimators(make_members({"": self.wanted}, structures))
+        subject.check_estimators(make_members({"": self}, structures))
 
     def ahead(self, behind: Sequence[Step]) -> "Stable | None":
         """Find what asks for the stability indicator of the same pass."""
@@ -63,8 +90,34 @@ class Score(Step):
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Observe the model as it is, and score the units that are there."""
         assert on.observe is not None
-        scored: Calibrated = on.observe(self, state, self.ahead(on.behind) is not None)
+        scored = on.observe(self, state, self.ahead(on.behind) is not None)
         return state._replace(scored=scored, label=self.text, scores=scored.scores(self.text))
+
+
+Plan = Mapping[str, Score]
+"""What is scored, by label."""
+
+
+def fusion_members(part: str) -> tuple[str, ...]:
+    """List the estimators of a fusion; of one estimator itself.
+
+    >>> fusion_members("gate_taylor+taylor_element")
+    ('gate_taylor', 'taylor_element')
+    """
+    return (part,) if names_file(part) else tuple(member.strip() for member in part.split("+"))
+
+
+def make_members(
+    plan: Plan, structures: tuple[str, ...] = STRUCTURES, known: Mapping[str, Estimator] = MappingProxyType({})
+) -> dict[str, Estimator]:
+    """Make the estimators that the entries of a plan are made of, each once, but for those that are known.
+
+    What stands for an oracle until its scores are known needs no statistic.
+    """
+    members = tuple(dict.fromkeys(member for score in plan.values() for member in score.members(structures)))
+    oracles = {member: constant({}, {}) for member in members if is_oracle(member) and make_oracle(member)}
+    given = {score.named: score.given for score in plan.values() if score.given is not None}
+    return make_estimators(members, {**oracles, **given, **known})
 
 
 @step("fused")
@@ -76,6 +129,7 @@ class Fused(Score):
     """
 
     estimator: str = dataclasses.field(default="", init=False, repr=False)
+    given: Estimator | None = dataclasses.field(default=None, init=False, repr=False)
     estimators: tuple[str, ...] = ("taylor_element", "gate_taylor", "wanda")
     """Two or more estimators, with hyper-parameters in brackets if any."""
     attention: str = "gate_fisher"
@@ -96,11 +150,15 @@ class Fused(Score):
         super().__post_init__()
 
     @property
-    def wanted(self) -> Wanted:
-        """What scores."""
+    def named(self) -> str:
+        """What scores attention, and the estimators that are fused."""
         together = "+".join(self.estimators)
-        text = together if self.attention == "fused" else f"{self.attention}/{together}"
-        return Wanted(text, self.method, self.scope, self.scope_constant)
+        return together if self.attention == "fused" else f"{self.attention}/{together}"
+
+    @property
+    def fusion(self) -> tuple[FusionMethod, FusionScope, bool]:
+        """How scores are fused, as `fuse` takes it."""
+        return self.method, self.scope, self.scope_constant
 
     @property
     def text(self) -> str:

@@ -10,7 +10,7 @@ import optax
 
 from saap_jax.api import score_units, select_units
 from saap_jax.llama.segments import masks
-from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.steps.repair.output import LeastSquares
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import TracedSubject, subject_of
 from saap_jax.trace.subject.problem import example_losses

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.steps.repair.bias import Bias
-from saap_jax.steps.repair.least_squares import LeastSquares
+from saap_jax.steps.repair.output import Bias, LeastSquares
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import subject_of
 from tests.trace.subject.problems import masked_losses, problem_of, repaired, square, subject_of_model, trained
