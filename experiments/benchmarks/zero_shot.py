@@ -6,7 +6,7 @@ Needs tasks below SAAP_DATA (`zeroshot/NAME.jsonl`). A *needed pass* is the ordi
 and losses of all positions by `loss_step`, as perplexity has it) over each input that differs: the context and the
 choice without its last token, once where two requests need the same. Its time is taken without padding: windows of the
 mean length of those inputs, full of tokens, as many as make up the tokens of all of them. So padding is what tasks can
-lose against the passes; shared contexts, and logits that nobody needs, are what they can win.
+lose against the passes; logits that nobody needs are what they can win.
 
 The tasks are scored as `saap evaluate --tasks` does, tokenising included, compiling left out (its seconds are printed).
 Prints tokens, seconds (wall and CPU) of both, in turns, medians, their ratio (limit: 1.2), padding, programs compiled.
@@ -21,7 +21,7 @@ import numpy as np
 
 import saap_jax
 from saap_jax.config import TasksConfig
-from saap_jax.evaluation.likelihood import Request, cheapest_batches, distinct_inputs, encode_pair, pack, score_step
+from saap_jax.evaluation.likelihood import Request, batches_of, distinct_inputs, encode_pair, score_step
 from saap_jax.evaluation.perplexity import loss_step
 from saap_jax.evaluation.tasks import find_tasks, run_tasks
 from saap_jax.llama.segments import ones_gates
@@ -79,17 +79,15 @@ def main() -> None:
 
 
 def describe(requests: list[Request], positions: int, batch_size: int) -> None:
-    """Print how many tokens there are, as they come, as they are needed, as they run, and with padding."""
+    """Print how many tokens there are, as they come, as they are needed, and with padding."""
     inputs = distinct_inputs(requests, positions)
-    rows = pack(inputs)
-    batches = cheapest_batches(rows, batch_size)
+    batches = batches_of(inputs, batch_size)
     plain = sum(len(request.context) + len(request.continuation) - 1 for request in requests)
     counts = {
         f"{len(requests)} requests": plain,
         f"{len(inputs)} different inputs": sum(len(each.tokens) for each in inputs),
-        f"{len(rows)} rows, beginnings shared": sum(row.length for row in rows),
         f"{len(batches)} batches, padded": sum(batch.length * batch.size for batch in batches),
-        "tokens that are scored": sum(row.targets for row in rows),
+        "tokens that are scored": sum(len(request.continuation) for request in requests),
     }
     for name, count in counts.items():
         print(f"{name:<34}{count:>10,}")

@@ -23,7 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from saap_jax.data.chat import conversation
-from saap_jax.evaluation.likelihood import Batch, Request, encode, log_likelihoods, prefix_token
+from saap_jax.evaluation.likelihood import PaddedRows, Request, encode, log_likelihoods, prefix_token
 from saap_jax.evaluation.task_results import TaskResult
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.files.tokenizer import Tokenizer
@@ -124,7 +124,7 @@ class HarnessModel(TemplateLM):
             for _, context, continuation in requests
         ]
 
-        def progress(batches: Sequence[Batch]) -> Iterator[Batch]:
+        def progress(batches: Sequence[PaddedRows]) -> Iterator[PaddedRows]:
             return iter(tqdm(batches, desc="Running loglikelihood batches", disable=disable_tqdm))
 
         scored = log_likelihoods(self.model, cut, batch_size=self.batch_size, progress=progress)

@@ -1,12 +1,9 @@
-"""Log-likelihoods equal those of each request alone in a row; nothing runs twice; few programs compile."""
-
-import itertools
+"""Log-likelihoods equal those of each request alone in a row; same inputs run once; few programs compile."""
 
 import numpy as np
 import pytest
 
-from saap_jax.evaluation import likelihood
-from saap_jax.evaluation.likelihood import Inputs, Request, log_likelihoods, pack, score_step
+from saap_jax.evaluation.likelihood import Request, batches_of, distinct_inputs, log_likelihoods, score_step
 from saap_jax.llama import loss
 from tests.helpers import VOCAB, dense_model, forward, ragged_model, random_model, spec_of
 
@@ -113,80 +110,26 @@ def test_refused(request_, message):
         log_likelihoods(dense_model(), [Request((1,), (1,))], batch_size=0)
 
 
-class TestWhatRuns:
-    def test_choices_of_an_item_share_the_context(self):
-        random = np.random.default_rng(0)
-        items = [draw(random, 50) for _ in range(6)]
-        requests = [Request(context, draw(random, 9)) for context in items for _ in range(4)]
-        rows = pack(likelihood.distinct_inputs(requests, 2048))
-        assert [(row.shared, row.length) for row in rows] == [(50, 50 + 4 * 8)] * 6, "the last token does not run"
-
-    def test_packing_is_the_cheapest(self):
-        """Against every way to cut the sorted sequences into rows."""
-        random = np.random.default_rng(0)
-        for _ in range(30):
-            prefixes = [tuple(random.integers(0, 2, 6).tolist()) for _ in range(2)]
-            tokens = sorted({(*prefixes[random.integers(2)], *random.integers(0, 3, 4).tolist()) for _ in range(7)})
-            inputs = [Inputs(each, (number,), 1) for number, each in enumerate(tokens)]
-            costs = []
-            for cuts in itertools.product([False, True], repeat=len(inputs) - 1):
-                bounds = [0, *(n + 1 for n, cut in enumerate(cuts) if cut), len(inputs)]
-                costs.append(sum(cost_of(tokens[a:b]) for a, b in itertools.pairwise(bounds)))
-            assert sum(likelihood.row_cost(row.length) for row in pack(inputs)) == pytest.approx(min(costs))
-            assert min(costs) < max(costs)
-
-    def test_rows_stay_short(self):
-        requests = [Request(tuple(range(20)), (n % VOCAB, n // VOCAB, 1, 2, 3, 4, 5, 6)) for n in range(200)]
-        rows = pack(likelihood.distinct_inputs(requests, 2048))
-        assert max(row.length for row in rows) <= likelihood.ROW_LIMIT
-        assert max(row.targets for row in rows) <= likelihood.ROW_LIMIT
-        assert len(rows) > 1
-
-    def test_many_choices_of_one_context(self):
-        """More targets than a row has room for are shared out."""
-        requests = [Request((1, 2), (n % VOCAB,)) for n in range(3 * likelihood.ROW_LIMIT)]
-        found = log_likelihoods(dense_model(), requests)
-        assert len({round(each.log_likelihood, 5) for each in found}) == VOCAB
-
-    @pytest.mark.slow
-    def test_programs(self):
-        """200 requests of all lengths compile one program a padded length; again, or fewer of them: none."""
-        model, random = dense_model(), np.random.default_rng(0)
-        requests = [Request(draw(random, int(size)), draw(random, 3)) for size in random.integers(1, 55, 200)]
-        batches = likelihood.cheapest_batches(pack(likelihood.distinct_inputs(requests, 2048)), 16)
-        assert len({batch.length for batch in batches}) < len({len(request.context) for request in requests}) / 4
-        score_step.clear_cache()
-        log_likelihoods(model, requests)
-        programs = score_step._cache_size()
-        assert programs == len({batch.length for batch in batches}) > 1
-        log_likelihoods(model, requests[:100] + requests)
-        assert score_step._cache_size() == programs
-        log_likelihoods(model, [Request(draw(random, 600), (1,))])
-        assert score_step._cache_size() == programs + 1, "a longer one"
-
-    def test_little_is_padded(self):
-        random = np.random.default_rng(0)
-        requests = [Request(draw(random, int(size)), draw(random, 3)) for size in random.integers(40, 300, 400)]
-        rows = pack(likelihood.distinct_inputs(requests, 2048))
-        batches = likelihood.batches_of(rows, 16, 4)
-        assert sum(len(batch.rows) for batch in batches) == len(rows)
-        padded = sum(batch.length * batch.size for batch in batches)
-        assert padded < 1.2 * sum(row.length for row in rows)
-
-    def test_more_rows_or_fewer_runs_pay_for_more_programs(self):
-        random = np.random.default_rng(0)
-        requests = [Request(draw(random, int(size)), draw(random, 3)) for size in random.integers(40, 300, 4000)]
-        rows = pack(likelihood.distinct_inputs(requests, 2048))
-
-        def programs(rows, runs):
-            return len({batch.length for batch in likelihood.cheapest_batches(rows, 16, runs)})
-
-        assert programs(rows[::200], 1) < programs(rows, 1)
-        assert programs(rows, 100) < programs(rows, 1)
+def test_many_choices_of_one_context():
+    """More targets than a batch has tokens are scored by one row."""
+    requests = [Request((1, 2), (n % VOCAB,)) for n in range(1536)]
+    assert [len(batch.rows) for batch in batches_of(distinct_inputs(requests, 2048), 4)] == [1]
+    found = log_likelihoods(dense_model(), requests, batch_size=4)
+    assert len({round(each.log_likelihood, 5) for each in found}) == VOCAB
 
 
-def cost_of(tokens: list[tuple[int, ...]]) -> float:
-    shared = len(tokens[0])
-    for other in tokens[1:]:
-        shared = min(shared, likelihood.common_length(tokens[0], other))
-    return likelihood.row_cost(shared + sum(len(each) - shared for each in tokens))
+@pytest.mark.slow
+def test_programs():
+    """200 requests of all lengths compile one program a padded length; again, or fewer of them: none."""
+    model, random = dense_model(), np.random.default_rng(0)
+    requests = [Request(draw(random, int(size)), draw(random, 3)) for size in random.integers(1, 55, 200)]
+    batches = batches_of(distinct_inputs(requests, 2048), 16)
+    assert len({batch.length for batch in batches}) < len({len(request.context) for request in requests}) / 4
+    score_step.clear_cache()
+    log_likelihoods(model, requests)
+    programs = score_step._cache_size()
+    assert programs == len({batch.length for batch in batches}) > 1
+    log_likelihoods(model, requests[:100] + requests)
+    assert score_step._cache_size() == programs
+    log_likelihoods(model, [Request(draw(random, 600), (1,))])
+    assert score_step._cache_size() == programs + 1, "a longer one"
