@@ -105,7 +105,7 @@ def _can_share(name: str) -> bool:
         return True
     chain = parse(name)
     trains = any(each.costly and each.name != "layerwise" for each in chain.steps)
-    oracles = any(is_oracle(member) for each in chain.scores for member in each.wanted.members())
+    oracles = any(is_oracle(member) for each in chain.scores for member in each.members())
     return not trains and not oracles and not any(each.drives for each in chain.steps)
 
 

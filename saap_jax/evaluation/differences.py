@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from saap_jax.evaluation.resample import FEWEST, counts, few, format_interval, resamples_for, sureness, two_way_means
-from saap_jax.evaluation.scales import LOSS, PERPLEXITY, Scale
+from saap_jax.evaluation.scales import ACCURACY, PERPLEXITY, Scale
 from saap_jax.runtime.words import signed
 
 BLOCK = 1000
@@ -20,26 +20,28 @@ ROUNDING = 1e-5
 
 
 class Difference(NamedTuple):
-    """The mean of A - B in nats a token, and its bootstrap interval. Below 0: A is better."""
+    """The mean of A - B in nats a token, or in points (percent of the items), and its bootstrap interval.
+
+    Below 0, A has the lower loss, or the lower accuracy.
+    """
 
     value: float
     low: float
     high: float
     win_rate: float = math.nan
-    """Share of the windows (of all seeds) on which A has the lower loss; a tie counts half."""
+    """Share of the windows (of all seeds) on which A has the lower loss, or of the items that A answers right and B
+    wrong; a tie counts half."""
     p_value: float = math.nan
     """Two-sided, of "there is no difference"; NaN where a loss is not finite."""
     largest: float = math.nan
     """Largest difference of a window, without its sign."""
     windows: int = 0
-    """Windows (of each seed) that it is of; 0 where that is not known."""
+    """Windows (of each seed) or items that it is of, over several tasks those of the smallest; 0 where that is not
+    known."""
     base: float = math.inf
-    """B's mean loss, where that itself is the figure; infinite where exp of it is, a perplexity."""
-
-    @property
-    def scale(self) -> Scale:
-        """What the figure is."""
-        return PERPLEXITY if math.isinf(self.base) else LOSS
+    """B's mean loss, where that itself is the figure."""
+    scale: Scale = PERPLEXITY
+    """What the figure is."""
 
     @property
     def same(self) -> bool:
@@ -48,7 +50,7 @@ class Difference(NamedTuple):
 
     @property
     def percent(self) -> tuple[float, float, float]:
-        """The same as percent of B's figure, value and interval: of a perplexity 100 · (e^value - 1).
+        """The same as percent of B's figure, value and interval: of a perplexity 100 · (e^value - 1); or in points.
 
         >>> Difference(np.log(0.9), np.log(0.8), 0.0).percent
         (-10.0, -20.0, 0.0)
@@ -62,12 +64,28 @@ class Difference(NamedTuple):
         return self.low > 0 or self.high < 0
 
     @property
+    def numbers(self) -> str:
+        """The difference with its interval, or why there is none.
+
+        >>> Difference(2.0, 1.0, 3.0, scale=ACCURACY).numbers, Difference(math.log(1.02), math.nan, math.nan).numbers
+        ('+2.0 points (+1.0 to +3.0)', '+2.0 %, without an interval, which takes 8 windows; here are 0')
+        """
+        (value, low, high), (unit, unit_of_ends) = self.percent, self.scale.units
+        digits = decimals_of(value)
+        interval = format_interval(low, high, lambda end: signed(end, digits))
+        why_not = few(self.windows, self.scale.drawn)
+        return signed(value, digits) + unit + (f" ({interval}{unit_of_ends})" if interval else f", {why_not}")
+
+    @property
     def sentence(self) -> str:
         """What the numbers say in words.
 
         >>> Difference(math.log(0.969), math.log(0.95), math.log(0.988)).sentence
         'A has a lower perplexity than B by 3.1 % (1.2 to 5.0 %)'
+        >>> Difference(-3.0, -5.5, -0.5, scale=ACCURACY).sentence
+        'A has a lower accuracy than B by 3.0 points (0.5 to 5.5)'
         """
+        (value, low, high), (unit, unit_of_ends) = self.percent, self.scale.units
         if self.largest == 0 or self.value == self.low == self.high == 0:
             return "A and B are the same: the difference is exactly 0"
         if self.same:
@@ -76,59 +94,12 @@ class Difference(NamedTuple):
             )
         if not math.isfinite(self.value) or any(map(math.isnan, self.percent[: 1 if math.isnan(self.low) else 3])):
             return f"A and B cannot be compared: a {self.scale.noun} is not finite"
-        return _in_words(self.scale.noun, self.percent, few(self.windows), " %", " %")
-
-
-class AccuracyDifference(NamedTuple):
-    """The accuracy of A less that of B in points (percent of the items), and its interval. Above 0: A is better."""
-
-    points: float
-    low: float
-    high: float
-    win_rate: float
-    """Share of the items that A answers right and B wrong; those with the same outcome count half."""
-    p_value: float
-    """Two-sided, of "there is no difference"."""
-    items: int = 0
-    """Items that it is of, over several tasks those of the smallest; 0 where that is not known."""
-
-    @property
-    def sure(self) -> bool:
-        """True where the interval does not hold 0."""
-        return self.low > 0 or self.high < 0
-
-    @property
-    def sentence(self) -> str:
-        """What the numbers say in words.
-
-        >>> AccuracyDifference(-3.0, -5.5, -0.5, 0.47, 0.02).sentence
-        'A has a lower accuracy than B by 3.0 points (0.5 to 5.5)'
-        """
-        if self.points == self.low == self.high == 0:
-            return "A and B are right on the same items"
-        return _in_words("accuracy", self[:3], few(self.items, "item"), " points")
-
-
-def in_numbers(ends: tuple[float, float, float], unit: str, unit_of_ends: str, why_not: str) -> str:
-    """Write a difference with its interval, or why there is none.
-
-    >>> in_numbers((2.0, 1.0, 3.0), " %", " %", ""), in_numbers((2.0, math.nan, math.nan), " %", " %", "of 3 windows")
-    ('+2.0 % (+1.0 to +3.0 %)', '+2.0 %, of 3 windows')
-    """
-    digits = decimals_of(ends[0])
-    interval = format_interval(*ends[1:], lambda end: signed(end, digits))
-    return signed(ends[0], digits) + unit + (f" ({interval}{unit_of_ends})" if interval else f", {why_not}")
-
-
-def _in_words(noun: str, ends: tuple[float, float, float], why_not: str, unit: str, unit_of_ends: str = "") -> str:
-    """Say who is better, of a difference A - B with its interval; `why_not` says why there is none."""
-    value, low, high = ends
-    if not (low > 0 or high < 0):
-        told = "who is better is not known" if math.isnan(low) else "A and B cannot be told apart"
-        return f"{told}: the difference is {in_numbers(ends, unit, unit_of_ends, why_not)}"
-    (least, most), show = sorted((abs(low), abs(high))), f"{{:.{decimals_of(value)}f}}".format
-    than, interval = "lower" if value < 0 else "higher", format_interval(least, most, show)
-    return f"A has a {than} {noun} than B by {show(abs(value))}{unit} ({interval}{unit_of_ends})"
+        if not (low > 0 or high < 0):
+            told = "who is better is not known" if math.isnan(low) else "A and B cannot be told apart"
+            return f"{told}: the difference is {self.numbers}"
+        (least, most), show = sorted((abs(low), abs(high))), f"{{:.{decimals_of(value)}f}}".format
+        than, interval = "lower" if value < 0 else "higher", format_interval(least, most, show)
+        return f"A has a {than} {self.scale.noun} than B by {show(abs(value))}{unit} ({interval}{unit_of_ends})"
 
 
 def paired_difference(
@@ -218,7 +189,7 @@ def differences_against(
         sure[:3, known] = sureness(two_way_means(difference[known], resamples, seed, block), windows, level)
     rows = np.stack((values, *sure[:2], wins, *sure[2:]), axis=1).tolist()
     of = math.inf if scale.logarithmic else float(base.mean())
-    return [Difference(*numbers, windows=windows, base=of) for numbers in rows]
+    return [Difference(*numbers, windows=windows, base=of, scale=scale) for numbers in rows]
 
 
 def _check_options(resamples: int, level: float) -> None:
@@ -251,7 +222,7 @@ Outcomes = Mapping[str, Bool[np.ndarray, "_seeds _items"]]
 
 def paired_tasks(
     a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> dict[str, AccuracyDifference]:
+) -> dict[str, Difference]:
     """Compare the accuracies of two models on each task and, of two tasks or more, over all of them.
 
     Items are drawn with replacement within each task, and seeds for all tasks together (a seed is one pruned model); A
@@ -282,10 +253,10 @@ def paired_tasks(
         drawn = random.multinomial(items, often / items, size=resamples) / items
         every.append(100 * (sign * np.einsum("rs,sp,rp->r", by_seed, patterns, drawn, optimize=True)))
         low, high, p = sureness(every[-1], items, level).tolist()
-        found[task] = AccuracyDifference(100 * mean, low, high, 0.5 + mean / 2, p, items)
+        found[task] = Difference(100 * mean, low, high, 0.5 + mean / 2, p, windows=items, scale=ACCURACY)
     if len(a) > 1:
-        fewest = min(each.items for each in found.values())
+        fewest = min(each.windows for each in found.values())
         points, wins = (float(np.mean([each[place] for each in found.values()])) for place in (0, 3))
         low, high, p = sureness(np.mean(every, axis=0), fewest, level).tolist()
-        found[ALL] = AccuracyDifference(points, low, high, wins, p, fewest)
+        found[ALL] = Difference(points, low, high, wins, p, windows=fewest, scale=ACCURACY)
     return found

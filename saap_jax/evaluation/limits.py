@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from saap_jax.config.checks import Bound
-from saap_jax.evaluation.differences import AccuracyDifference, Difference, in_numbers
-from saap_jax.evaluation.resample import few
+from saap_jax.evaluation.differences import Difference
+from saap_jax.evaluation.scales import ACCURACY
 from saap_jax.runtime.words import MINUS
 
 _SLACK = 1e-9  # relative; a measured 105 % must not break a limit of 105 % by the last bit of a float
@@ -26,29 +26,23 @@ class Check(NamedTuple):
     passed: bool
 
 
-def check_perplexity(metric: str, difference: Difference, percent: float) -> Check:
-    """Hold an increase of perplexity, A's against B's, against a limit in percent.
+def check_difference(what: str, difference: Difference, limit: float) -> Check:
+    """Hold an increase of perplexity in percent, or a drop of accuracy in points, A's against B's, against a limit.
 
     The estimate decides; its interval is reported, or why there is none. A perplexity that is not finite breaks every
     limit.
     """
-    value = difference.percent[0]
-    held, measured = math.isfinite(difference.value), "a perplexity is not finite"
-    if held and difference.same:
-        value, measured = 0.0, "0 %" if difference.largest == 0 else "0 % up to rounding"
-    elif held:
-        measured = in_numbers(difference.percent, " %", " %", few(difference.windows))
-    return Check("max_ppl_increase", metric, f"+{percent:g} %", measured, held and value <= percent + _SLACK)
-
-
-def check_accuracy(task: str, difference: AccuracyDifference, points: float) -> Check:
-    """Hold a drop of accuracy, A's below B's, against a limit in points; the estimate decides."""
-    measured = "0 points"
-    if any(difference[:3]):
-        measured = in_numbers(difference[:3], " points", "", few(difference.items, "item"))
-    return Check(
-        "max_accuracy_drop", task, f"{MINUS}{points:g} points", measured, -difference.points <= points + _SLACK
-    )
+    unit, falls = difference.scale.units[0], difference.scale is ACCURACY
+    value, measured = difference.percent[0], difference.numbers
+    held = math.isfinite(difference.value)
+    if not held:
+        measured = "a perplexity is not finite"
+    elif difference.same or not any(difference[:3]):
+        exact = difference.largest == 0 or not any(difference[:3])
+        value, measured = 0.0, f"0{unit}" if exact else f"0{unit} up to rounding"
+    name, sign = ("max_accuracy_drop", MINUS) if falls else ("max_ppl_increase", "+")
+    passed = held and (-value if falls else value) <= limit + _SLACK
+    return Check(name, what, f"{sign}{limit:g}{unit}", measured, passed)
 
 
 def check_bytes(name: str, what: str, bound: Bound, measured: int, baseline: int) -> Check:

@@ -1,6 +1,7 @@
-"""What a metric is: a perplexity, exp of the mean loss, or of a model that is no language model the mean loss itself.
+"""What a metric is: a perplexity, exp of the mean loss; of a model that is no language model the mean loss itself; or
+the accuracy on a task.
 
-The name of a metric tells which: `ppl@128 SOURCE`, or `loss NAME`.
+The name of a metric of text tells which: `ppl@128 SOURCE`, or `loss NAME`.
 """
 
 import math
@@ -18,6 +19,10 @@ class Scale(NamedTuple):
     """Heading of a column."""
     logarithmic: bool
     """True where the figure is exp of the mean loss, so that a difference of losses is a ratio of figures."""
+    units: tuple[str, str] = (" %", " %")
+    """What stands behind a difference, and behind the ends of its interval."""
+    drawn: str = "window"
+    """What the mean is over."""
 
     def value(self, loss: float) -> float:
         """The figure of a mean loss.
@@ -46,11 +51,13 @@ class Scale(NamedTuple):
         return value + abs(value) * percent / 100
 
     def percent(self, difference: float, base: float) -> float:
-        """A difference of mean losses as percent of the base's figure; `base` is a mean loss.
+        """A difference of mean losses as percent of the base's figure; `base` is a mean loss. Points stay points.
 
         >>> round(PERPLEXITY.percent(np.log(1.1), 3.0), 6), LOSS.percent(0.1, 2.0)
         (10.0, 5.0)
         """
+        if self.drawn == "item":
+            return difference
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             share = np.expm1(difference) if self.logarithmic else np.float64(difference) / abs(base)
         return 100 * float(share)
@@ -58,6 +65,7 @@ class Scale(NamedTuple):
 
 PERPLEXITY = Scale("perplexity", "ppl", True)
 LOSS = Scale("loss", "loss", False)
+ACCURACY = Scale("accuracy", "acc", False, (" points", ""), "item")
 
 
 def scale_of(metric: str) -> Scale:

@@ -21,7 +21,7 @@ from saap_jax.config.use import LIMITS, AbConfig
 from saap_jax.data import Windows, evaluation_windows, pairs
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.differences import ALL, paired_difference, paired_tasks
-from saap_jax.evaluation.limits import Check, check_accuracy, check_bytes, check_perplexity, check_seconds
+from saap_jax.evaluation.limits import Check, check_bytes, check_difference, check_seconds
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.evaluation.scales import PERPLEXITY
 from saap_jax.evaluation.task_results import TaskResult, compared_metric
@@ -86,9 +86,9 @@ def ab(config: AbConfig, *, track: Track = quiet) -> Comparison:
     checks: list[Check] = []
     if config.max_ppl_increase:
         limit = read_percent("max_ppl_increase", config.max_ppl_increase)
-        checks += [check_perplexity(row.metric, row.difference, limit) for row in comparison.metrics]
+        checks += [check_difference(row.metric, row.difference, limit) for row in comparison.metrics]
     if config.max_accuracy_drop is not None:
-        checks += [check_accuracy(row.task, row.difference, config.max_accuracy_drop) for row in comparison.tasks]
+        checks += [check_difference(row.task, row.difference, config.max_accuracy_drop) for row in comparison.tasks]
     if config.max_size or run:
         checks += _check_costs(config, a, b, names, track)
     comparison = comparison._replace(checks=tuple(checks))

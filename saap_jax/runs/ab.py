@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saap_jax.config.jobs import CompareConfig
-from saap_jax.evaluation.differences import AccuracyDifference, Difference
+from saap_jax.evaluation.differences import Difference
 from saap_jax.evaluation.limits import Check, verdict
 from saap_jax.evaluation.resample import smallest_p_value
 from saap_jax.evaluation.task_results import TaskResult, result_json
@@ -208,7 +208,7 @@ class ComparedTask(NamedTuple):
     items: int
     accuracy: tuple[float, float]
     """Of A and B, in percent; over all tasks, the mean of theirs."""
-    difference: AccuracyDifference
+    difference: Difference
 
 
 class Comparison(NamedTuple):

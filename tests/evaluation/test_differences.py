@@ -156,7 +156,7 @@ def test_more_windows_than_fit_at_once_are_drawn_in_parts(monkeypatch):
     a, b = np.random.default_rng(9).normal(size=(2, 3, 50))
     whole = paired_difference(a, b, resamples=101)
     monkeypatch.setattr("saap_jax.evaluation.resample._HELD", 200)
-    assert paired_difference(a, b, resamples=101) == pytest.approx(whole, rel=1e-12)
+    assert paired_difference(a, b, resamples=101)[:7] == pytest.approx(whole[:7], rel=1e-12)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -201,7 +201,7 @@ class TestItems:
         found = paired_items(a, b, resamples=200_000)
         draws = itertools.product(a.astype(int) - b, repeat=5)
         means = np.array([100 * np.mean(draw) for draw in draws])
-        assert found.points == 40
+        assert found.value == 40
         assert found.win_rate == (2 + 3 / 2) / 5
         assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
         assert found.p_value == pytest.approx(2 * (means <= 0).mean(), abs=0.005)
@@ -218,15 +218,15 @@ class TestItems:
 
     def test_equal_and_swapped(self):
         a, b = np.random.default_rng(11).random((2, 300)) < [[0.7], [0.6]]
-        assert tuple(paired_items(a, a)) == (0, 0, 0, 0.5, 1, 300)
+        assert paired_items(a, a)[:5] == (0, 0, 0, 0.5, 1)
         one, other = paired_items(a, b), paired_items(b, a)
-        mirrored = (-one.points, -one.high, -one.low, 1 - one.win_rate, one.p_value, 300)
-        assert tuple(other) == pytest.approx(mirrored)
+        mirrored = (-one.value, -one.high, -one.low, 1 - one.win_rate, one.p_value)
+        assert other[:5] == pytest.approx(mirrored)
         assert one.low > 0
 
     def test_of_few_items_nothing_is_sure(self):
         found = paired_items(np.ones(FEWEST - 1, bool), np.zeros(FEWEST - 1, bool))
-        assert found.points == 100
+        assert found.value == 100
         assert np.isnan([found.low, found.high, found.p_value]).all()
         assert not found.sure
         assert found.sentence == (
@@ -281,7 +281,7 @@ class TestDifferences:
         base, others = losses(seeds=3)
         together = differences_against(base, others, resamples=2500)
         alone = [differences_against(base, other[None], resamples=2500)[0] for other in others]
-        np.testing.assert_allclose(together, alone, rtol=1e-9)
+        np.testing.assert_allclose(*([each[:7] for each in some] for some in (together, alone)), rtol=1e-9)
         assert together[0] != together[1]
 
     def test_of_losses_that_are_not_finite_are_unknown_and_disturb_nobody(self):
@@ -289,7 +289,7 @@ class TestDifferences:
         plain = differences_against(base, others, resamples=100)
         others[1, 0, 3], others[2, 0, 4], others[2, 0, 5] = math.inf, math.nan, -math.inf
         found = differences_against(base, others, resamples=100)
-        np.testing.assert_allclose([found[0], found[3]], [plain[0], plain[3]])
+        np.testing.assert_allclose([found[0][:7], found[3][:7]], [plain[0][:7], plain[3][:7]])
         assert all(math.isnan(number) for each in found[1:3] for number in (each.low, each.high, each.p_value))
         assert found[1].value == math.inf
         assert plain[1].value != math.inf
@@ -335,8 +335,8 @@ def test_as_the_bootstrap_item_by_item(seeds):
         assert found[task].low == pytest.approx(low, abs=0.08 * width)
         assert found[task].high == pytest.approx(high, abs=0.08 * width)
     points = [100 * (a[task].mean() - b[task].mean()) for task in a]
-    assert [found[task].points for task in a] == pytest.approx(points)
-    assert found[ALL].points == pytest.approx(np.mean(points))
+    assert [found[task].value for task in a] == pytest.approx(points)
+    assert found[ALL].value == pytest.approx(np.mean(points))
     assert found[ALL].high - found[ALL].low < found["two"].high - found["two"].low
 
 
@@ -351,7 +351,7 @@ def test_planted_difference():
     worse = base.copy()
     worse[0, np.flatnonzero(base[0])[:40]] = False
     found = paired_tasks({"t": worse}, {"t": base})["t"]
-    assert found.points == pytest.approx(-10)
+    assert found.value == pytest.approx(-10)
     assert found.sure
     assert found.p_value < 0.01
     assert found.sentence.startswith("A has a lower accuracy than B by 10.0 points (")

@@ -7,7 +7,7 @@ import pytest
 
 from saap_jax.config.checks import Bound
 from saap_jax.evaluation.differences import paired_difference
-from saap_jax.evaluation.limits import check_bytes, check_perplexity, check_seconds
+from saap_jax.evaluation.limits import check_bytes, check_difference, check_seconds
 
 
 def shifted(percent: float, windows: int = 12):
@@ -19,7 +19,7 @@ def shifted(percent: float, windows: int = 12):
     ("percent", "limit", "passed"), [(2.0, 1.0, False), (2.0, 2.0, True), (2.0, 1.999, False), (-3.0, 0.0, True)]
 )
 def test_perplexity(percent, limit, passed):
-    check = check_perplexity("ppl@16 a", shifted(percent), limit)
+    check = check_difference("ppl@16 a", shifted(percent), limit)
     assert check.passed == passed
     shown = f"{percent:+.1f}".replace("-", "−")
     assert check.measured == f"{shown} % ({shown} to {shown} %)"
@@ -27,9 +27,9 @@ def test_perplexity(percent, limit, passed):
 
 
 def test_identical_models_keep_a_limit_of_0():
-    assert check_perplexity("m", shifted(0.0), 0.0)[3:] == ("0 %", True)
-    assert check_perplexity("m", shifted(1e-4), 0.0)[3:] == ("0 % up to rounding", True)
-    assert not check_perplexity("m", shifted(0.01), 0.0).passed
+    assert check_difference("m", shifted(0.0), 0.0)[3:] == ("0 %", True)
+    assert check_difference("m", shifted(1e-4), 0.0)[3:] == ("0 % up to rounding", True)
+    assert not check_difference("m", shifted(0.01), 0.0).passed
 
 
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)], ids=["model", "baseline", "both"])
@@ -38,7 +38,7 @@ def test_what_is_not_finite_breaks_every_limit(bad, which):
     a, b = np.zeros((2, 1, 4))
     for place in which:
         (a, b)[place][0, 1] = bad
-    check = check_perplexity("m", paired_difference(a, b, resamples=10), 1e9)
+    check = check_difference("m", paired_difference(a, b, resamples=10), 1e9)
     assert not check.passed
     assert "not finite" in check.measured
 

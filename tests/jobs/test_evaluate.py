@@ -136,7 +136,7 @@ class TestAb:
         assert main.main(["ab", f"{compared}:{best}", f"{compared}/best", *TASKS, "--json", str(out)]) == 0
         found = json.loads(out.read_text())
         assert len(found["metrics"]) == 2
-        assert [row["sentence"] for row in found["tasks"]] == ["A and B are right on the same items"] * 3
+        assert [row["sentence"] for row in found["tasks"]] == ["A and B are the same: the difference is exactly 0"] * 3
         other = "random@0.5" if best.startswith("magnitude") else "magnitude@0.5"
         assert main.main(["ab", f"{compared}:{other}", f"{compared}:dense", *TASKS, "--json", str(out)]) == 0
         found = json.loads(out.read_text())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation.differences import paired_difference, paired_tasks
-from saap_jax.evaluation.limits import check_accuracy, check_perplexity
+from saap_jax.evaluation.limits import check_difference
 from saap_jax.report.blocks import Table, Words
 from saap_jax.report.pages.measured import ALONE, comparison_blocks
 from saap_jax.runs.ab import Compared, ComparedTask, Comparison, comparison_json
@@ -70,8 +70,8 @@ def test_of_few_windows_and_items_there_is_no_interval_and_no_verdict():
     assert not any(row["sure"] for row in (*found["metrics"], *found["tasks"]))
     assert all("who is better is not known" in said for said in sentences(comparison))
     assert len(sentences(comparison)) == 2
-    for check, what in ((check_perplexity("m", rows[0].difference, 5.0), "windows; here are 2"),
-                        (check_accuracy("t", tasks[0].difference, 5.0), "items; here are 3")):  # fmt: skip
+    for check, what in ((check_difference("m", rows[0].difference, 5.0), "windows; here are 2"),
+                        (check_difference("t", tasks[0].difference, 5.0), "items; here are 3")):  # fmt: skip
         assert check.measured.endswith(f"without an interval, which takes 8 {what}")
 
 

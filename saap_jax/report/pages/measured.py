@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from saap_jax.evaluation.differences import AccuracyDifference, Difference, decimals_of
+from saap_jax.evaluation.differences import Difference, decimals_of
 from saap_jax.evaluation.limits import Check, verdict
 from saap_jax.evaluation.resample import FEWEST, format_interval, smallest_p_value
 from saap_jax.evaluation.scales import format_ppl
@@ -74,8 +74,8 @@ def _comparison_tables(comparison: Comparison) -> list[Table]:
     """Set A beside B, a line a metric, and a line a task."""
     smallest = smallest_p_value(comparison.resamples)
 
-    def numbers(difference: Difference | AccuracyDifference) -> tuple[str, ...]:
-        value, low, high = difference.percent if isinstance(difference, Difference) else difference[:3]
+    def numbers(difference: Difference) -> tuple[str, ...]:
+        value, low, high = difference.percent
         digits = decimals_of(value)
         interval = format_interval(low, high, lambda end: signed(end, digits)) or "n/a"
         p = format_p(difference.p_value, difference.p_value <= smallest)
