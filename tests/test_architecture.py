@@ -34,7 +34,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "trace": ("llama", "runtime", "config", "types"),
     "structures": ("trace", "llama", "runtime", "config", "types"),
     "trace.listing": ("structures", "trace", "llama"),
-    "trace.subject": ("trace", "trace.listing", "subjects.base", "steps", "surgery", "estimation",
+    "trace.subject": ("trace", "trace.listing", "subjects.base", "evaluation", "steps", "surgery", "estimation",
                       "structures", "llama", "runtime", "config", "types"),
     "estimation": ("trace", "structures", "llama", "runtime", "config", "types"),
     "steps": ("subjects.base", "surgery", "estimation", "structures", "recipes", "runtime", "config", "types"),

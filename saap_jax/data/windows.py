@@ -1,7 +1,7 @@
 """How text becomes examples: one token stream, cut into windows of equal length; scenarios are named sets of them."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,11 +145,6 @@ def pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarra
     size = min(batch_size, len(windows.tokens))
     tokens, mask = (np.pad(array, ((0, -len(array) % size), (0, 0))) for array in windows)
     return [(tokens[start : start + size], mask[start : start + size]) for start in range(0, len(tokens), size)]
-
-
-def concatenated(parts: Iterable[Windows]) -> Windows:
-    """Put windows of one length one behind the other."""
-    return Windows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 # --- scenarios ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
@@ -88,9 +89,9 @@ class Subject(abc.ABC):
     def removed(self, keep: Keep) -> int:
         """Count the prunable parameters that a cut removes."""
 
-    @abc.abstractmethod
     def check_estimators(self, estimators: Mapping[str, Estimator]) -> None:
         """Raise ValueError for an estimator that looks at what this model does not have."""
+        return
 
     @abc.abstractmethod
     def scenarios(self, config: CalibrationConfig) -> dict[str, Examples]:
@@ -100,13 +101,13 @@ class Subject(abc.ABC):
     def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
         """What the model is judged on by metric, the one of the calibration domain first."""
 
-    @abc.abstractmethod
     def join(self, parts: Sequence[Examples]) -> Examples:
         """Put examples one behind the other."""
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
-    @abc.abstractmethod
     def rows(self, examples: Examples, chosen: slice | np.ndarray) -> Examples:
         """Take some rows of examples, in the order that is asked for."""
+        return jax.tree.map(lambda array: array[chosen], examples)
 
     @abc.abstractmethod
     def count(self, examples: Examples) -> tuple[int, int]:
@@ -162,9 +163,9 @@ class Subject(abc.ABC):
     ) -> dict[Unit, float]:
         """Compute the exact change of the mean loss when each unit goes by itself; positive: the unit helps."""
 
-    @abc.abstractmethod
     def check_repair(self, repair: Repair, microbatches: int) -> None:
         """Raise ValueError for a repair that this model cannot have, from so many microbatches of examples."""
+        return
 
     @abc.abstractmethod
     def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
@@ -245,9 +246,9 @@ class Subject(abc.ABC):
     def about(self) -> dict[str, Any]:
         """What a run records of the model: name, parameters, groups (`layers`), units."""
 
-    @abc.abstractmethod
     def structures_record(self) -> list[dict[str, Any]] | None:
-        """The structures as a run records them where they have names of their own; None of a model of ours."""
+        """The structures as a run records them; None where `attention` and `mlp` explain themselves."""
+        return None
 
     @abc.abstractmethod
     def couplings(self) -> Couplings:

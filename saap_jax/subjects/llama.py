@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
-from saap_jax.data import Windows, beginning, concatenated, evaluation_windows, load_scenarios, pairs, parse_scenario
+from saap_jax.data import Windows, beginning, evaluation_windows, load_scenarios, pairs, parse_scenario
 from saap_jax.estimation import observe
 from saap_jax.estimation.ablation import Unit, ablate
-from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics
+from saap_jax.estimation.base import Curvature, Statistic, Statistics
 from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.evaluation.cost import forward_seconds, weight_bytes
 from saap_jax.evaluation.perplexity import metric_name, window_losses
@@ -99,9 +99,6 @@ class LlamaSubject(Subject):
     def removed(self, keep: Keep) -> int:
         return self.prunable - sum(int((keep[name].sum(axis=1) * cost).sum()) for name, cost in self.costs.items())
 
-    def check_estimators(self, estimators: Mapping[str, Estimator]) -> None:
-        pass  # everything can be observed
-
     # --- text
 
     def scenarios(self, config: CalibrationConfig) -> dict[str, Windows]:
@@ -109,12 +106,6 @@ class LlamaSubject(Subject):
 
     def texts(self, config: EvaluationConfig) -> dict[str, Windows]:
         return texts_of(config, self.words)
-
-    def join(self, parts: Sequence[Windows]) -> Windows:
-        return concatenated(parts)
-
-    def rows(self, examples: Windows, chosen: slice | np.ndarray) -> Windows:
-        return Windows(*(array[chosen] for array in examples))
 
     def count(self, examples: Windows) -> tuple[int, int]:
         return len(examples.tokens), int(examples.mask.sum())
@@ -161,9 +152,6 @@ class LlamaSubject(Subject):
         progress: Progress = silent,
     ) -> dict[Unit, float]:
         return ablate(self.model, pairs(examples, batch_size), units, done=done, save=save, progress=progress)
-
-    def check_repair(self, repair: Repair, microbatches: int) -> None:
-        pass  # every output matrix can be corrected, but for those of experts
 
     def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
         if not self.model.constants.traits.experts or (keep is not None and keep["mlp"].all()):
@@ -241,9 +229,6 @@ class LlamaSubject(Subject):
             "layers": len(self.model.spec.layers),
             "units": {name: int(units.sum(axis=1).max()) for name, units in self.existing.items()},
         }
-
-    def structures_record(self) -> None:
-        return None  # `attention` and `mlp` explain themselves
 
     def couplings(self) -> Couplings:
         return coupling_record(traced_model(self.model))

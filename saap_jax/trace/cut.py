@@ -6,7 +6,6 @@ units, and an equation that holds a size gets the new one. Sizes that entered as
 scale of attention scores) stay those of the dense model, as they do when units are masked.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from jaxtyping import Array, Bool
 from saap_jax.trace.interpret import Changes, evaluate
 from saap_jax.trace.jaxpr import shape_of
 from saap_jax.trace.program import Path
-from saap_jax.trace.trace import AxisMember, Traced, parameter_paths, trace
+from saap_jax.trace.trace import AxisMember, Traced, parameter_paths
 
 KeptUnits = Bool[np.ndarray, "*_copied _units"]
 
@@ -195,45 +194,3 @@ def _check(path: Path, eqn: JaxprEqn, shape: tuple[int, ...], out: tuple[int, ..
     if not fits:
         name = eqn.primitive.name
         raise ValueError(f"equation {path}, {name}: expected an array for shape {out}, got {shape}")
-
-
-# --- at other shapes -------------------------------------------------------------------------------
-
-
-def traced_at(function: Callable[..., Any], params: Any, traced: Traced, names: Sequence[str], *inputs: Any) -> Traced:
-    """Trace a function again at other input shapes; the structures have the names of the first trace.
-
-    A traced program holds the shapes of its inputs: another sequence length is another program. Which axes of
-    parameters belong together does not depend on it, so what was chosen at one length is cut at any.
-
-    Args:
-        params, inputs: arrays, or their shapes.
-        traced: the first trace.
-        names: the structures that are to be cut; others may differ.
-
-    Raises:
-        ValueError: the function cannot be traced so, or a structure is not the same there.
-    """
-    said = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
-    try:
-        again = trace(function, params, *inputs)
-    except Exception as error:  # whatever the function raises
-        raise ValueError(
-            f"the function cannot be traced with inputs {said}: {type(error).__name__}: {error}; expected inputs that "
-            "the dense model takes"
-        ) from error
-    wanted = {each.name: each for each in traced.structures}
-    found = {(each.copied, frozenset(each.members)): each for each in again.structures}
-    structures, atoms = [], {}
-    for name in names:
-        same = found.get((wanted[name].copied, frozenset(wanted[name].members)))
-        if same is None or same.pinned:
-            members = ", ".join(f"{member.path}[{member.axis}]" for member in wanted[name].members)
-            got = f"but it {same.pinned[0]}" if same else "found no structure of these members"
-            raise ValueError(
-                f"structure {name} with inputs {said}: expected it with the members of the first trace, {members}, "
-                f"prunable, {got}; trace the model at this shape, or leave the structure alone"
-            )
-        structures.append(dataclasses.replace(same, name=name))
-        atoms[name] = again.atoms[same.name]
-    return dataclasses.replace(again, structures=tuple(structures), atoms=atoms)

@@ -21,7 +21,7 @@ from saap_jax.config.mesh import BATCH, WEIGHTS
 from saap_jax.estimation.base import wide
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.processes import controllers
-from saap_jax.trace.cut import keep_units, kept_shapes, smaller, traced_at
+from saap_jax.trace.cut import keep_units, kept_shapes, smaller
 from saap_jax.trace.interpret import gated, tapped
 from saap_jax.trace.own_code import Verdict, compared, tolerance_of, verdicts
 from saap_jax.trace.problem import Examples, Problem, count_examples
@@ -111,10 +111,10 @@ class TracedProblem:
 # --- what is pruned --------------------------------------------------------------------------------
 
 
-def structures_of(
-    problem: Problem, *, norms: bool = False, refused: bool = False
-) -> tuple[Traced, tuple[TracedStructure, ...], dict[str, Verdict]]:
-    """Trace a problem's function on one example: the program, what may be pruned, and what its own code leaves out.
+def traced_problem(
+    problem: Problem, layout: Layout | None = None, *, norms: bool = False, refused: bool = False
+) -> TracedProblem:
+    """Trace a problem's function on one example, find what may be pruned, and place the parameters.
 
     Args:
         norms: whether structures that a norm averages over may be pruned too.
@@ -122,9 +122,10 @@ def structures_of(
             computes something else.
 
     Raises:
-        ValueError: a function that cannot be traced or that mixes the examples of a batch, or no structure that may be
-            pruned.
+        ValueError: a function that cannot be traced or that mixes the examples of a batch, no structure that may be
+            pruned, or devices of several processes.
     """
+    check_layout(layout)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(problem.params)):
         raise ValueError("Problem.params: expected concrete arrays, got ShapeDtypeStruct; initialise or load them")
     try:
@@ -139,13 +140,12 @@ def structures_of(
         floats = any(jnp.issubdtype(traced.dtypes[member.path], jnp.floating) for member in structure.members)
         return bool(structure.gates) and floats and (norms or not structure.normalised or choices)
 
-    structures = list(filter(may_go, traced.prunable))
-    left_out: dict[str, Verdict] = {}
+    structures, left_out = tuple(filter(may_go, traced.prunable)), {}
     if not refused:
         plain = [each for each in structures if not each.normalised]  # others are asked for by `norms`
         found = verdicts(problem.function, traced, plain, problem.params, *problem.example)
         left_out = {name: verdict for name, verdict in found.items() if verdict.verdict in ("differs", "refuses")}
-        structures = [each for each in structures if each.name not in left_out]
+        structures = tuple(each for each in structures if each.name not in left_out)
     if not structures:
         others = "" if norms else "; structures that a norm averages over take part with norms=True"
         if left_out:
@@ -158,7 +158,8 @@ def structures_of(
             f"Problem.function: expected a structure that can be pruned, found none of {len(traced.structures)} (see "
             f"`saap discover`){others}"
         )
-    return traced, tuple(structures), left_out
+    problem = dataclasses.replace(problem, params=place_params(problem.params, layout))
+    return TracedProblem(problem, traced, structures, left_out, layout=layout)
 
 
 def _check_batches(problem: Problem) -> None:
@@ -281,14 +282,37 @@ def cut_function(subject: TracedProblem, keep: Keep) -> Callable[..., Any]:
 def at_shapes(subject: TracedProblem, inputs: tuple[Any, ...], names: tuple[str, ...] | None = None) -> Traced:
     """Trace the program of a batch of one example of other shapes, with the subject's structures, or those named.
 
+    A traced program holds the shapes of its inputs: another sequence length is another program. Which axes of
+    parameters belong together does not depend on it, so what was chosen at one length is cut at any.
+
     Raises:
         ValueError: the function does not take such inputs, or a structure is another there.
     """
-    problem = subject.problem
+    problem, before = subject.problem, subject.traced
     if _shapes(inputs) == _shapes(problem.example):
-        return subject.traced
-    names = tuple(each.name for each in subject.structures) if names is None else names
-    return traced_at(problem.function, problem.params, subject.traced, names, *inputs)
+        return before
+    said = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
+    try:
+        again = trace(problem.function, problem.params, *inputs)
+    except Exception as error:  # whatever the function raises
+        raise ValueError(
+            f"the function cannot be traced with inputs {said}: {type(error).__name__}: {error}; expected inputs that "
+            "the dense model takes"
+        ) from error
+    found = {(each.copied, frozenset(each.members)): each for each in again.prunable}
+    structures = []
+    for wanted in subject.structures:
+        if names is not None and wanted.name not in names:
+            continue
+        if (same := found.get((wanted.copied, frozenset(wanted.members)))) is None:
+            members = ", ".join(f"{member.path}[{member.axis}]" for member in wanted.members)
+            raise ValueError(
+                f"structure {wanted.name} with inputs {said}: expected it with the members of the first trace, "
+                f"{members}, prunable; trace the model at this shape, or leave the structure alone"
+            )
+        structures.append((same.name, dataclasses.replace(same, name=wanted.name)))
+    atoms = {each.name: again.atoms[name] for name, each in structures}
+    return dataclasses.replace(again, structures=tuple(each for _, each in structures), atoms=atoms)
 
 
 def _shapes(inputs: Any) -> tuple[Any, ...]:

@@ -74,11 +74,6 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
         FileNotFoundError: the directory holds no pruned model.
         ValueError: a problem of other shapes or structures (with the first difference), or a damaged directory.
     """
-    return loaded(directory, problem)[1:]
-
-
-def loaded(directory: str | Path, problem: Problem) -> tuple[Keep, Callable[..., Any], Any]:
-    """Read what the model of a directory keeps, its function and its parameters; see `load_pruned`."""
     path = Path(directory).expanduser()
     for name in ("pruned.json", "params.safetensors"):
         if not (path / name).is_file():
@@ -107,7 +102,7 @@ def loaded(directory: str | Path, problem: Problem) -> tuple[Keep, Callable[...,
                 "the directory is damaged"
             )
     tree = jax.tree.structure(problem.params)
-    return keep, cut_function(subject, keep), jax.tree.unflatten(tree, [values[name] for name in expected])
+    return cut_function(subject, keep), jax.tree.unflatten(tree, [values[name] for name in expected])
 
 
 def described(structure: TracedStructure) -> dict[str, Any]:

@@ -19,12 +19,12 @@ import numpy as np
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Estimator
+from saap_jax.evaluation.cost import in_turns, weight_bytes
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout, taken_in
 from saap_jax.structures.weights import TracedWeights, traced_costs
 from saap_jax.subjects.base import Progress, Subject, silent
-from saap_jax.trace.cut import smaller
 from saap_jax.trace.listing import coupling_record
 from saap_jax.trace.problem import Examples, Problem, count_examples
 from saap_jax.trace.subject import compensation, saved
@@ -33,12 +33,11 @@ from saap_jax.trace.subject.observe import observe as observed
 from saap_jax.trace.subject.problem import (
     TracedProblem,
     batches,
-    check_layout,
     cut,
     example_losses,
     loss_of_one,
     place_params,
-    structures_of,
+    traced_problem,
 )
 from saap_jax.trace.trace import by_name
 from saap_jax.types import Gates, Keep, Limits, WindowLosses
@@ -49,18 +48,17 @@ WITHOUT_WEIGHTS = ("gate_", "random", "ablation", "activation_frequency")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TracedSubject(TracedProblem, Subject):
-    """A `Subject` of a problem's examples; groups are copies of a structure, as layers of a scan and experts are."""
+    """A `Subject` of a problem's examples; groups are copies of a structure, as layers of a scan and experts are. What
+    methods do is said there."""
 
     name: str = "problem"
 
     @functools.cached_property
     def costs(self) -> dict[str, np.ndarray]:
-        """Parameters of a unit, `[copies]`; what two structures hold is counted in both."""
-        return traced_costs(self.structures)
+        return traced_costs(self.structures)  # what two structures hold is counted in both
 
     @functools.cached_property
     def weights(self) -> TracedWeights:
-        """The parameters of floating point that hold units."""
         return TracedWeights(self.structures, members(self), self.acting)
 
     def limits(self, within: Any) -> dict[str, Limits]:
@@ -68,59 +66,46 @@ class TracedSubject(TracedProblem, Subject):
         within.check_traced()
         names = [structure.name for structure in self.structures]
         hints = {name: f"is left alone, as the model's own code {verdict}" for name, verdict in self.left_out.items()}
-
-        def said(option: str) -> dict[str, Any]:
-            value = getattr(within, option)
-            known = isinstance(value, Mapping)
-            return by_name(f"within.{option}", value, names, hints) if known else dict.fromkeys(names, value)
-
-        least, most, multiple = said("min_keep"), said("max_ratio"), said("multiple_of")
-        return {
-            name: Limits(max(least.get(name, 1), each.least), most.get(name, 1.0), multiple.get(name, 1))
-            for name, each in zip(names, self.structures, strict=True)
+        said = {
+            option: by_name(f"within.{option}", value, names, hints)
+            for option in ("min_keep", "max_ratio", "multiple_of")
+            if isinstance(value := getattr(within, option), Mapping)
         }
+        within = dataclasses.replace(within, **said)
+        limits = {each.name: within.layer(each.name) for each in self.structures}
+        least = {each.name: max(limits[each.name].min_keep, each.least) for each in self.structures}
+        return {name: each._replace(min_keep=least[name]) for name, each in limits.items()}
 
     def check_estimators(self, estimators: Mapping[str, Estimator]) -> None:
-        """Raise ValueError for one that looks at what is not observed, or at weights where some are integers."""
+        paths = (member.path for structure in self.structures for member in structure.members)
+        dtypes = {path: self.traced.dtypes[path] for path in paths}
+        integers = [path for path, dtype in dtypes.items() if not jnp.issubdtype(dtype, jnp.floating)]
         for name, estimator in estimators.items():
             if missing := ", ".join(sorted(need.name for need in estimator.needs - OBSERVED)):
                 raise ValueError(
                     f"estimator {name!r}: needs {missing}, which is not observed of a traced model; expected one of "
                     "weights, activations or gradients: random, magnitude, wanda, fluctuation, taylor_*, fisher, gate_*"
                 )
-            paths = (member.path for structure in self.structures for member in structure.members)
-            dtypes = ((path, self.traced.dtypes[path]) for path in paths if not name.startswith(WITHOUT_WEIGHTS))
-            for path, dtype in dtypes:
-                if jnp.issubdtype(dtype, jnp.floating):
-                    continue
+            if integers and not name.startswith(WITHOUT_WEIGHTS):
                 raise ValueError(
-                    f"estimator {name!r}: looks at weights, expected them of floating point, got {dtype} in {path} "
-                    "(quantised?); use one of gate_*, random or ablation, or dequantise the weights first"
+                    f"estimator {name!r}: looks at weights, expected them of floating point, got "
+                    f"{dtypes[integers[0]]} in {integers[0]} (quantised?); use one of gate_*, random or ablation, or "
+                    "dequantise the weights first"
                 )
 
     # --- examples
 
     def scenarios(self, config: CalibrationConfig) -> dict[str, Examples]:
         """Draw the calibration examples of each scenario: all of them, or some drawn at random by the seed."""
-        known = self.problem.scenarios
-        chosen = config.scenarios or tuple(known)
-        drawn = {}
-        for name in chosen:
-            if name not in known:
-                raise ValueError(
-                    f"calibration.scenarios: expected some of {', '.join(known)}, the calibration sets of "
-                    f"{self.name}, got {name!r}"
-                )
-            count = count_examples(known[name])
-            if config.examples > count:
+        drawn = self._named("calibration.scenarios", config.scenarios, self.problem.scenarios, "calibration sets")
+        for name, examples in drawn.items() if config.examples else ():
+            if config.examples > (count := count_examples(examples)):
                 raise ValueError(
                     f"calibration.examples: expected at most {count}, those of {name}, got {config.examples}; 0 takes "
                     "all of them"
                 )
-            drawn[name] = known[name]
-            if config.examples:
-                rows = np.random.Generator(np.random.Philox(config.seed)).permutation(count)[: config.examples]
-                drawn[name] = self.rows(known[name], np.sort(rows))
+            rows = np.random.Generator(np.random.Philox(config.seed)).permutation(count)[: config.examples]
+            drawn[name] = self.rows(examples, np.sort(rows))
         return drawn
 
     def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
@@ -128,30 +113,23 @@ class TracedSubject(TracedProblem, Subject):
         known = self.problem.held_out_sets
         first = config.in_domain or next(iter(known))
         second = config.out_of_domain or next((name for name in known if name != first), "")
+        chosen: dict[str, Examples] = {}
         for field, name in (("in_domain", first), ("out_of_domain", second)):
-            if name and name not in known:
-                raise ValueError(
-                    f"evaluation.{field}: expected one of {', '.join(known)}, the held-out sets of {self.name}, got "
-                    f"{name!r}"
-                )
-        names = [name for name in (first, second) if name]
-        return {f"loss {name}": self.rows(known[name], slice(config.windows or None)) for name in names}
+            chosen |= self._named(f"evaluation.{field}", [name], known, "held-out sets") if name else {}
+        return {f"loss {name}": self.rows(each, slice(config.windows or None)) for name, each in chosen.items()}
 
-    def join(self, parts: Sequence[Examples]) -> Examples:
-        """Put examples one behind the other."""
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts) if len(parts) > 1 else parts[0]
-
-    def rows(self, examples: Examples, chosen: slice | np.ndarray) -> Examples:
-        """Take some examples."""
-        return jax.tree.map(lambda leaf: leaf[chosen], examples)
+    def _named(self, field: str, names: Collection[str], known: Mapping[str, Any], what: str) -> dict[str, Examples]:
+        """Look up sets of examples, all where none is named."""
+        if strange := [name for name in names if name not in known]:
+            got = f"the {what} of {self.name}, got {strange[0]!r}"
+            raise ValueError(f"{field}: expected some of {', '.join(known)}, {got}")
+        return {name: known[name] for name in names or known}
 
     def count(self, examples: Examples) -> tuple[int, int]:
-        """Count examples, twice: each counts as a token."""
         rows = count_examples(examples)
         return rows, rows
 
     def shape(self, examples: Examples, rows: int | None = None) -> list[int]:
-        """Tell `[examples, 1]`."""
         count = count_examples(examples)
         return [count if rows is None else min(rows, count), 1]
 
@@ -172,8 +150,6 @@ class TracedSubject(TracedProblem, Subject):
         done: Collection[int] = (),
         progress: Progress = silent,
     ) -> Iterator[dict[int, WindowLosses]]:
-        """Evaluate keep-sets by masks, `at_once` in one batch of one compiled program."""
-
         def make() -> Callable[..., Any]:
             one = jax.vmap(loss_of_one(self), (None, None, 0, 0))
             return jax.jit(jax.vmap(one, (0, None, None, None)))
@@ -208,7 +184,6 @@ class TracedSubject(TracedProblem, Subject):
         save: Callable[[list[tuple[Unit, float]]], None] | None = None,
         progress: Progress = silent,
     ) -> dict[Unit, float]:
-        """Remove each unit by itself: L(g_u = 0) - L(g = 1), with L the mean loss over the examples."""
         known = dict(done or {})
         todo = [unit for unit in dict.fromkeys(units) if unit not in known]
         keeps = [self.existing]
@@ -217,8 +192,7 @@ class TracedSubject(TracedProblem, Subject):
             kept[unit.layer, unit.number] = False
             keeps.append(self.existing | {unit.structure: kept})
         dense = math.nan
-        groups = self.losses(examples, keeps, batch_size=batch_size, progress=progress) if todo else ()
-        for group in groups:
+        for group in self.losses(examples, keeps, batch_size=batch_size, progress=progress) if todo else ():
             means = {number: float(losses.means.mean()) for number, losses in group.items()}
             if not np.isfinite(list(means.values())).all():
                 raise ValueError(
@@ -234,36 +208,30 @@ class TracedSubject(TracedProblem, Subject):
     # --- cut
 
     def load(self, directory: str | Path) -> "CutTraced":
-        """Read a directory back."""
-        keep, function, params = saved.loaded(directory, self.problem)
-        return CutTraced(self, keep, function, place_params(params, self.layout))
+        function, params = saved.load_pruned(directory, self.problem)
+        return CutTraced(self, function, place_params(params, self.layout))
 
     def cut(self, keep: Keep) -> "CutTraced":
-        """Cut the model."""
-        return CutTraced(self, keep, *cut(self, keep))
+        return CutTraced(self, *cut(self, keep))
 
     def whole(self) -> "CutTraced":
-        """Take the model itself as a cut one."""
-        return CutTraced(self, None, self.problem.function, self.problem.params)
+        return CutTraced(self, self.problem.function, self.problem.params)
 
     def seconds(self, models: Sequence[Any], examples: Examples, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
-        """Time each model: median seconds for the outputs of some examples; the models take turns."""
         inputs = self.problem.inputs(self.rows(examples, slice(rows))[0])
-        runs = [functools.partial(jax.jit(each.function), each.params) for each in models]
-        times: list[list[float]] = [[] for _ in runs]
-        for run in runs:
+
+        def measure(run: Callable[..., Any]) -> float:
+            start = time.perf_counter()
             jax.block_until_ready(run(*inputs))
-        for _ in range(repeats):
-            for run, seconds in zip(runs, times, strict=True):
-                start = time.perf_counter()
-                jax.block_until_ready(run(*inputs))
-                seconds.append(time.perf_counter() - start)
-        return tuple(statistics.median(seconds) for seconds in times)
+            return time.perf_counter() - start
+
+        runs = [functools.partial(jax.jit(each.function), each.params) for each in models]
+        taken = in_turns([functools.partial(measure, run) for run in runs], repeats)
+        return tuple(statistics.median(each) for each in taken)
 
     # --- recorded
 
     def digests(self) -> dict[str, str]:
-        """Digest the parameters, and of the traced programs of the model and of its loss."""
         problem = self.problem
         _, targets = problem.row(problem.first_set, 0)
         outputs = jax.eval_shape(problem.function, problem.params, *problem.example)
@@ -274,7 +242,6 @@ class TracedSubject(TracedProblem, Subject):
         }
 
     def about(self) -> dict[str, Any]:
-        """Record name and sizes."""
         return {
             "name": self.name,
             "parameters": self.parameters,
@@ -284,53 +251,41 @@ class TracedSubject(TracedProblem, Subject):
         }
 
     def structures_record(self) -> list[dict[str, Any]]:
-        """Describe the structures by plain values."""
         return [saved.described(each) for each in self.structures]
 
     def couplings(self) -> Couplings:
-        """Record the structures of the traced program."""
         return coupling_record(self.traced)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CutTraced:
-    """The smaller model of a traced subject, or with `keep` None the model itself."""
+    """The smaller model of a traced subject, or that model itself; see `subjects.base.Cut`."""
 
     subject: TracedSubject
-    keep: Keep | None
     function: Callable[..., Any]
     """`function(params, *inputs)`."""
     params: Any
 
     @property
     def parameters(self) -> int:
-        """All parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
     @property
     def bytes(self) -> int:
-        """Bytes of all parameters."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.params))
+        return weight_bytes(self.params)
 
     @property
     def segments(self) -> int:
-        """One: the program is compiled as it is."""
-        return 1
+        return 1  # the program is compiled as it is
 
     def losses(self, examples: Examples, batch_size: int) -> WindowLosses:
-        """Compute the loss of each example."""
-        subject, run = self.subject, None
-        if self.keep is not None:
-            program = smaller(subject.traced, subject.by_copies(self.keep))
-            run = lambda gates, params, *inputs: program(params, *inputs)  # noqa: E731
-        gates = subject.ones if run is None else {}
-        values = example_losses(subject, gates, self.params, examples, batch_size, run)
+        run = lambda gates, params, *inputs: self.function(params, *inputs)  # noqa: E731
+        values = example_losses(self.subject, {}, self.params, examples, batch_size, run)
         return WindowLosses(values, np.ones(len(values), int))
 
     def save(
         self, directory: str | Path, keep: Keep, about: Mapping[str, Any] = MappingProxyType({}), **further: Any
     ) -> None:
-        """Write the smaller parameters and what is kept as a directory; see `saved.write_pruned`."""
         saved.write_pruned(self, directory, keep, about, **further)
 
 
@@ -338,12 +293,9 @@ class CutTraced:
 def subject_of(
     problem: Problem, *, name: str = "problem", norms: bool = False, refused: bool = False, layout: Layout | None = None
 ) -> TracedSubject:
-    """Trace a problem's function on one example, and place its arrays; see `structures_of`."""
-    check_layout(layout)
-    problem = problem.without_explicit_axes()
-    traced, structures, left_out = structures_of(problem, norms=norms, refused=refused)
-    problem = dataclasses.replace(problem, params=place_params(problem.params, layout))
-    return TracedSubject(problem, traced, structures, left_out, name=name, layout=layout)
+    """Trace a problem's function on one example, and place its arrays; see `traced_problem`."""
+    fields = vars(traced_problem(problem.without_explicit_axes(), layout, norms=norms, refused=refused))
+    return TracedSubject(**fields, name=name)
 
 
 def _program_digest(program: Any) -> str:

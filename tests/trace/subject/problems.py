@@ -13,7 +13,7 @@ from saap_jax.llama.segments import masks
 from saap_jax.steps.repair.output import LeastSquares
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import TracedSubject, subject_of
-from saap_jax.trace.subject.problem import example_losses
+from saap_jax.trace.subject.problem import cut_function, example_losses
 from saap_jax.trace.subject.subject import CutTraced
 from tests.models_for_tracing import EXAMPLES
 from tests.trace.test_gates import drawn, example_of
@@ -144,4 +144,4 @@ def masked_losses(subject, keep, examples=None, params=None, batch_size=8):
 
 def cut_losses(subject, keep, params, batch_size=8):
     """Compute the losses of the cut model on the held-out examples."""
-    return CutTraced(subject, keep, lambda *_: None, params).losses(subject.problem.held_out, batch_size).sums
+    return CutTraced(subject, cut_function(subject, keep), params).losses(subject.problem.held_out, batch_size).sums
