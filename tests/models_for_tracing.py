@@ -1,8 +1,4 @@
-"""Small models that have never heard of this library, as `function(params, *inputs)`: shapes come from the parameters.
-
-Where a size has to be a number (the heads of a flat projection), `variants` are the same model with that number one
-lower, so that the model with a unit removed can be traced.
-"""
+"""Small models that have never heard of this library, as `function(params, *inputs)`."""
 
 import dataclasses
 import functools
@@ -16,14 +12,11 @@ from flax import linen, nnx
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A model, shapes of its parameters and inputs, and the model with other numbers in its code."""
+    """A model, and shapes of its parameters and inputs."""
 
     function: Callable[..., Any]
     params: Any
     inputs: tuple[Any, ...]
-    variants: tuple[Callable[..., Any], ...] = ()
-    fixed: bool = False
-    """Whether the modules keep the sizes that they were made with: the code does not take smaller parameters."""
 
 
 def removed_shapes(traced, members) -> dict[str, tuple[int, ...]]:
@@ -67,22 +60,6 @@ def attend(q, k, v, causal=False):
     return jnp.einsum("bhts,bshe->bthe", jax.nn.softmax(scores), v)
 
 
-class NnxMlp(nnx.Module):
-    def __init__(self, rngs):
-        self.first = nnx.Linear(5, 7, rngs=rngs)
-        self.second = nnx.Linear(7, 6, rngs=rngs)
-        self.third = nnx.Linear(6, 4, rngs=rngs)
-
-    def __call__(self, x):
-        return self.third(nnx.relu(self.second(nnx.gelu(self.first(x)))))
-
-
-def nnx_mlp() -> Example:
-    model = nnx.eval_shape(lambda: NnxMlp(nnx.Rngs(0)))
-    graph, state = nnx.split(model)
-    return Example(lambda state, x: nnx.merge(graph, state)(x), state, (floats(3, 5),))
-
-
 class LinenMlp(linen.Module):
     @linen.compact
     def __call__(self, x):
@@ -93,7 +70,7 @@ class LinenMlp(linen.Module):
 
 def linen_mlp() -> Example:
     variables = jax.eval_shape(LinenMlp().init, jax.random.key(0), floats(3, 5))
-    return Example(LinenMlp().apply, variables, (floats(3, 5),), fixed=True)
+    return Example(LinenMlp().apply, variables, (floats(3, 5),))
 
 
 def gpt2(heads: int, params, tokens):
@@ -115,8 +92,7 @@ def gpt2_block() -> Example:
         up_bias=(f,), down=(f, d), down_bias=(d,),
     )  # fmt: skip
     tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
-    variant = functools.partial(gpt2, heads - 1)
-    return Example(functools.partial(gpt2, heads), params, (tokens,), (variant,))
+    return Example(functools.partial(gpt2, heads), params, (tokens,))
 
 
 def phi(q_per_kv: int, width: int, params, x):
@@ -140,8 +116,7 @@ def phi_block() -> Example:
         gate_up=(d, 2 * f),
         down=(f, d),
     )
-    variants = functools.partial(phi, q_per_kv, width - 1), functools.partial(phi, q_per_kv - 1, width)
-    return Example(functools.partial(phi, q_per_kv, width), params, (floats(2, 5, d),), variants)
+    return Example(functools.partial(phi, q_per_kv, width), params, (floats(2, 5, d),))
 
 
 def conv(x, kernel, stride=1):
@@ -187,31 +162,6 @@ def mixture(params, x):
 
 def moe() -> Example:
     return Example(mixture, shapes(router=(5, 4), up=(4, 5, 7), down=(4, 7, 5)), (floats(2, 3, 5),))
-
-
-def vit(params, images):
-    patches = jax.lax.conv_general_dilated(
-        images, params["patch"], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])
-    first = jnp.broadcast_to(params["cls"], (patches.shape[0], 1, patches.shape[-1]))
-    x = jnp.concatenate([first, patches], 1) + params["positions"]
-    h = layer_norm(x, params["scale1"], params["bias1"])
-    q, k, v = (jnp.einsum("btd,dhe->bthe", h, params[name]) for name in ("query", "key", "value"))
-    x = x + jnp.einsum("bthe,hed->btd", attend(q, k, v), params["out"])
-    h = layer_norm(x, params["scale2"], params["bias2"])
-    x = x + affine(jax.nn.gelu(affine(h, params["up"], params["up_bias"])), params["down"], params["down_bias"])
-    return affine(x[:, 0], params["head"], params["head_bias"])
-
-
-def vision() -> Example:
-    d, f, heads, width, classes = 10, 14, 3, 4, 6
-    params = shapes(
-        patch=(4, 4, 3, d), cls=(1, 1, d), positions=(1, 5, d), scale1=(d,), bias1=(d,), query=(d, heads, width),
-        key=(d, heads, width), value=(d, heads, width), out=(heads, width, d), scale2=(d,), bias2=(d,), up=(d, f),
-        up_bias=(f,), down=(f, d), down_bias=(d,), head=(d, classes), head_bias=(classes,),
-    )  # fmt: skip
-    return Example(vit, params, (floats(2, 8, 8, 3),))
 
 
 def translate(params, source, target):
@@ -290,7 +240,7 @@ def repeated(params, x):
 
 def repeated_heads() -> Example:
     params = shapes(query=(8, 6, 4), key=(8, 3, 4), value=(8, 3, 4), out=(6, 4, 7))
-    return Example(repeated, params, (floats(2, 5, 8),), fixed=True)  # two query heads a key head, by number
+    return Example(repeated, params, (floats(2, 5, 8),))  # two query heads a key head, by number
 
 
 class NnxDecoder(nnx.Module):
@@ -331,7 +281,7 @@ def nnx_example(kind: type[nnx.Module], *inputs: jax.ShapeDtypeStruct) -> Exampl
     def function(params, *inputs):
         return nnx.merge(graph, params, rest)(*inputs)
 
-    return Example(function, params, inputs, fixed=True)
+    return Example(function, params, inputs)
 
 
 class LinenLayer(linen.Module):
@@ -352,17 +302,15 @@ class LinenEncoder(linen.Module):
 
 def linen_encoder() -> Example:
     x = floats(2, 7, 6)
-    return Example(LinenEncoder().apply, jax.eval_shape(LinenEncoder().init, jax.random.key(0), x), (x,), fixed=True)
+    return Example(LinenEncoder().apply, jax.eval_shape(LinenEncoder().init, jax.random.key(0), x), (x,))
 
 
 EXAMPLES = {
-    "nnx_mlp": nnx_mlp,
     "linen_mlp": linen_mlp,
     "gpt2": gpt2_block,
     "phi": phi_block,
     "convnet": convnet,
     "moe": moe,
-    "vit": vision,
     "cross_attention": cross_attention,
     "control_flow": control_flow,
     "mamba": mamba,

@@ -1,6 +1,7 @@
 """Weights seen unit by unit, of our models and of traced ones: what formulas of estimators are applied to."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from saap_jax.trace.writers import Contraction, Writer
 from saap_jax.types import Keep
 
 
-@jax.tree_util.register_pytree_node_class
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("values",), meta_fields=("structures", "acting"))
 @dataclasses.dataclass(frozen=True)
 class TracedWeights:
     """Parameters of a traced model (or a tree of the same shapes, such as their gradients) and the structures of it."""
@@ -78,16 +79,6 @@ class TracedWeights:
         if not found:
             raise ValueError(f"{structure.name}: expected a contraction at which its units act, found none")
         return found
-
-    def tree_flatten(self) -> tuple[tuple[dict[str, Any]], tuple[Any, ...]]:
-        """Split into arrays and what is static."""
-        return (self.values,), (self.structures, self.acting)
-
-    @classmethod
-    def tree_unflatten(cls, static: tuple[Any, ...], children: tuple[Any, ...]) -> "TracedWeights":
-        """Undo `tree_flatten`."""
-        (values,), (structures, acting) = children, static
-        return cls(structures, values, acting)
 
 
 Weights = Llama | TracedWeights

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +24,7 @@ from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, automatic
 from saap_jax.runtime.progress import OBSERVING, Passes
 from saap_jax.structures import count_parameters, discover, prunable_parameters, unit_costs
-from saap_jax.subjects.base import Progress, Subject, silent
+from saap_jax.subjects.base import Subject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction, Repair, Walk
 from saap_jax.surgery.cut import cut
@@ -129,29 +129,14 @@ class LlamaSubject(Subject):
         return observe(self.model, parts, needs, gates=gates, curvature=curvature, **options)
 
     def losses(
-        self,
-        examples: Windows,
-        keeps: Sequence[Keep],
-        *,
-        batch_size: int = 8,
-        at_once: int = 8,
-        done: Collection[int] = (),
-        progress: Progress = silent,
+        self, examples: Windows, keeps: Sequence[Keep], *, batch_size: int = 8, **options: Any
     ) -> Iterator[dict[int, WindowLosses]]:
-        parts = pairs(examples, batch_size)
-        return candidate_losses(self.model, parts, keeps, done=done, at_once=at_once, progress=progress)
+        return candidate_losses(self.model, pairs(examples, batch_size), keeps, **options)
 
     def ablate(
-        self,
-        examples: Windows,
-        units: Sequence[Unit],
-        *,
-        batch_size: int = 8,
-        done: Mapping[Unit, float] | None = None,
-        save: Callable[[list[tuple[Unit, float]]], None] | None = None,
-        progress: Progress = silent,
+        self, examples: Windows, units: Sequence[Unit], *, batch_size: int = 8, **options: Any
     ) -> dict[Unit, float]:
-        return ablate(self.model, pairs(examples, batch_size), units, done=done, save=save, progress=progress)
+        return ablate(self.model, pairs(examples, batch_size), units, **options)
 
     def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
         if not self.model.constants.traits.experts or (keep is not None and keep["mlp"].all()):
@@ -159,17 +144,10 @@ class LlamaSubject(Subject):
         return {"mlp": "tokens of an expert that goes are routed to others, whose weights are left as they are"}
 
     def repaired(
-        self,
-        keep: Keep,
-        examples: Windows,
-        repair: Repair,
-        *,
-        dense: Any,
-        batch_size: int = 8,
-        progress: Progress = silent,
+        self, keep: Keep, examples: Windows, repair: Repair, *, dense: Any, batch_size: int = 8, **options: Any
     ) -> tuple["LlamaSubject", Sequence[Correction]]:
         parts, other = pairs(examples, batch_size), self._other(dense)
-        model, corrections = compensate(self.model, keep, parts, repair, dense=other, progress=progress)
+        model, corrections = compensate(self.model, keep, parts, repair, dense=other, **options)
         return self.with_model(model), corrections
 
     def check_objective(self, step: str) -> None:
@@ -179,18 +157,10 @@ class LlamaSubject(Subject):
         return Divergence(self.model, pairs(examples, batch_size), language_loss, dense.model)
 
     def layerwise(
-        self,
-        keep: Keep,
-        examples: Windows,
-        rule: str,
-        walk: Walk,
-        *,
-        dense: Any,
-        batch_size: int = 8,
-        progress: Progress = silent,
+        self, keep: Keep, examples: Windows, rule: str, walk: Walk, *, dense: Any, batch_size: int = 8, **options: Any
     ) -> Keep:
         parts, other = pairs(examples, batch_size), self._other(dense)
-        return chosen_in_sequence(self.model, keep, parts, rule, walk, dense=other, progress=progress)
+        return chosen_in_sequence(self.model, keep, parts, rule, walk, dense=other, **options)
 
     def folded(self, scales: Scores) -> "LlamaSubject":
         factors: dict[str, Any] = dict(scales)

@@ -2,14 +2,14 @@
 
 Each adapter takes the model as it is, and says what a traced program needs: dropout off, random keys fixed and out of
 the parameters, statistics of batch norm beside the weights (they have the channels' axis, so they go with them), and
-what is no array kept apart. `call(model, *inputs)` says how the model is called where that is more than
-`model(*inputs)`; with `has_aux`, outputs are a pair, the first of which counts. The libraries are imported when they
-are asked for; none of them is needed otherwise.
+what is no array kept apart. `call(model, *inputs)` says how a model that holds its parameters is called where that is
+more than `model(*inputs)`; with `has_aux`, outputs are a pair, the first of which counts. The libraries are imported
+when they are asked for; none of them is needed otherwise.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict, Unpack
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,12 @@ from saap_jax.trace.problem import Examples, Problem
 
 
 class Given(TypedDict):
-    """What every adapter takes beside the model, as `Problem` has it."""
+    """What every adapter takes beside the model, as `Problem` has it, and whether outputs are a pair."""
 
     loss: Callable[[Any, Any], Any]
     calibration: Examples | Mapping[str, Examples]
     held_out: Examples | Mapping[str, Examples]
+    has_aux: NotRequired[bool]
 
 
 OFF: dict[str, bool] = {
@@ -39,9 +40,25 @@ OFF: dict[str, bool] = {
 """How libraries name the switch of dropout and batch statistics, and what it is when a model is judged."""
 
 
-def from_nnx(
-    model: nnx.Module, *, call: Callable[..., Any] | None = None, has_aux: bool = False, **given: Unpack[Given]
+def _posed(
+    run: Callable[..., Any], params: Any, given: Mapping[str, Any], rebuild: Callable[[Any], Any] | None = None
 ) -> Problem:
+    """Build a problem of a function, of whose outputs the first counts where they are a pair."""
+
+    def first(params: Any, *inputs: Any) -> Any:
+        outputs = run(params, *inputs)
+        if not isinstance(outputs, tuple | list) or len(outputs) < 2:
+            raise ValueError(
+                f"has_aux: expected a pair of outputs and what else there is, got {type(outputs).__name__}"
+            )
+        return outputs[0]
+
+    fields = {name: value for name, value in given.items() if name != "has_aux"}
+    function = first if given.get("has_aux") else run
+    return Problem(function=function, params=params, rebuild=rebuild, **fields)
+
+
+def from_nnx(model: nnx.Module, *, call: Callable[..., Any] | None = None, **given: Unpack[Given]) -> Problem:
     """Build the problem of a Flax NNX module, which is not changed; a copy is put into its evaluation mode."""
     copy = nnx.clone(model)
     copy.eval()
@@ -51,43 +68,23 @@ def from_nnx(
 
     def function(params: Any, *inputs: Any) -> Any:
         built = nnx.merge(graph, params, held)
-        return _first(call(built, *inputs) if call else built(*inputs), has_aux)
+        return call(built, *inputs) if call else built(*inputs)
 
-    return Problem(function=function, params=params, **given, rebuild=lambda params: nnx.merge(own, params, rest))
+    return _posed(function, params, given, lambda params: nnx.merge(own, params, rest))
 
 
-def from_linen(
-    module: linen.Module,
-    variables: Any,
-    *,
-    call: Callable[..., Any] | None = None,
-    rngs: Mapping[str, jax.Array] | None = None,
-    has_aux: bool = False,
-    **given: Unpack[Given],
-) -> Problem:
+def from_linen(module: linen.Module, variables: Any, **given: Unpack[Given]) -> Problem:
     """Build the problem of a Flax Linen module and its variables, those of `batch_stats` included.
 
-    Args:
-        call: `call(variables, *inputs)`; without it `module.apply`, with the switches of `OFF` that the module takes.
-        rngs: keys that the module draws from in its evaluation too.
+    The function is `module.apply`, with the switches of `OFF` that the module takes.
     """
     switches: dict[str, Any] = {n: OFF[n] for n in inspect.signature(type(module).__call__).parameters if n in OFF}
-    keys = automatic(dict(rngs)) if rngs else None
-
-    def function(variables: Any, *inputs: Any) -> Any:
-        outputs = call(variables, *inputs) if call else module.apply(variables, *inputs, rngs=keys, **switches)
-        return _first(outputs, has_aux)
-
-    return Problem(function=function, params=linen.meta.unbox(variables), **given)
+    return _posed(lambda variables, *inputs: module.apply(variables, *inputs, **switches),
+                  linen.meta.unbox(variables), given)  # fmt: skip
 
 
 def from_equinox(
-    model: Any,
-    *,
-    state: Any = None,
-    call: Callable[..., Any] | None = None,
-    has_aux: bool = False,
-    **given: Unpack[Given],
+    model: Any, *, state: Any = None, call: Callable[..., Any] | None = None, **given: Unpack[Given]
 ) -> Problem:
     """Build the problem of an Equinox module, which is called on one example at a time.
 
@@ -105,14 +102,13 @@ def from_equinox(
     def function(params: Any, *inputs: Any) -> Any:
         built, held = equinox.combine(params, rest)
         further = () if state is None else (held,)
-        outputs = jax.vmap(lambda *row: run(built, *row, *further), out_axes=0)
-        return _first(outputs(*inputs), has_aux or state is not None)
+        return jax.vmap(lambda *row: run(built, *row, *further), out_axes=0)(*inputs)
 
     def rebuild(params: Any) -> Any:
         built, held = equinox.combine(params, own)
         return built if state is None else (built, held)
 
-    return Problem(function=function, params=params, **given, rebuild=rebuild)
+    return _posed(function, params, {**given, "has_aux": state is not None or given.get("has_aux", False)}, rebuild)
 
 
 def from_haiku(
@@ -121,8 +117,6 @@ def from_haiku(
     *,
     state: Any = None,
     arguments: Mapping[str, Any] | None = None,
-    rng: jax.Array | None = None,
-    has_aux: bool = False,
     **given: Unpack[Given],
 ) -> Problem:
     """Build the problem of a transformed Haiku function and its parameters.
@@ -130,26 +124,19 @@ def from_haiku(
     Args:
         state: the state, of `hk.transform_with_state`; its parameters are then a pair (params, state).
         arguments: what the function takes beside the inputs, such as `is_training=False`.
-        rng: the key for a function that draws in its evaluation too.
     """
-    further, rng = automatic((dict(arguments or {}), rng))
+    further = automatic(dict(arguments or {}))
 
     def function(params: Any, *inputs: Any) -> Any:
         if state is None:
-            return _first(transformed.apply(params, rng, *inputs, **further), has_aux)
-        outputs, _ = transformed.apply(*params, rng, *inputs, **further)
-        return _first(outputs, has_aux)
+            return transformed.apply(params, None, *inputs, **further)
+        return transformed.apply(*params, None, *inputs, **further)[0]
 
-    return Problem(function=function, params=params if state is None else (params, state), **given)
+    return _posed(function, params if state is None else (params, state), given)
 
 
-def from_keras(
-    model: Any, *, call: Callable[..., Any] | None = None, has_aux: bool = False, **given: Unpack[Given]
-) -> Problem:
+def from_keras(model: Any, **given: Unpack[Given]) -> Problem:
     """Build the problem of a built Keras 3 model on its JAX backend; parameters are arrays by the variables' paths.
-
-    Args:
-        call: `call(stateless, *inputs)`, where `stateless(*inputs)` calls the model; without it that.
 
     Raises:
         ValueError: another backend, or a model that is not built.
@@ -172,17 +159,9 @@ def from_keras(
     def function(params: Any, *inputs: Any) -> Any:
         values = others | {index: params[name] for index, name in zip(weights, names, strict=True)}
         ordered = [values[index] for index in range(len(variables))]
+        return model.stateless_call(ordered[:count], ordered[count:], *inputs, training=False)[0]
 
-        def stateless(*inputs: Any) -> Any:
-            return model.stateless_call(ordered[:count], ordered[count:], *inputs, training=False)[0]
-
-        return _first(call(stateless, *inputs) if call else stateless(*inputs), has_aux)
-
-    return Problem(
-        function=function,
-        params={name: variables[index].value for name, index in zip(names, weights, strict=True)},
-        **given,
-    )
+    return _posed(function, {name: variables[at].value for name, at in zip(names, weights, strict=True)}, given)
 
 
 def _is_weight(path: Any, value: Any) -> bool:
@@ -198,11 +177,3 @@ def _is_number(leaf: Any) -> bool:
     if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         return False
     return jnp.issubdtype(leaf.dtype, jnp.number)
-
-
-def _first(outputs: Any, has_aux: bool) -> Any:
-    if not has_aux:
-        return outputs
-    if not isinstance(outputs, tuple | list) or len(outputs) < 2:
-        raise ValueError(f"has_aux: expected a pair of outputs and what else there is, got {type(outputs).__name__}")
-    return outputs[0]

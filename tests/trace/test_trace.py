@@ -11,12 +11,11 @@ from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.llama.attention import sight_of
 from saap_jax.llama.model import decode
 from saap_jax.structures import discover, parameters_by_path
-from saap_jax.trace.cut import smaller
 from saap_jax.trace.listing import describe
 from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import TracedStructure, trace
 from tests.helpers import HEADS, RELATIVES, dense_model, ragged_model, relative
-from tests.models_for_tracing import EXAMPLES, floats, removed_shapes
+from tests.models_for_tracing import EXAMPLES, floats
 
 LISTINGS = Path(__file__).parents[1] / "goldens" / "traced_structures.txt"
 TOKENS = jax.ShapeDtypeStruct((2, 5), jnp.int32)
@@ -60,42 +59,10 @@ def test_listings(name):
     assert listing(name) == goldens()[name]
 
 
-def without(example, traced, structure, left_out=None):
-    """Take a unit out of the shapes of an example's parameters, but for one member."""
-    members = [member for member in structure.members if member != left_out]
-    shapes = removed_shapes(traced, members).values()
-    leaves, tree = jax.tree.flatten(example.params)
-    return tree.unflatten([jax.ShapeDtypeStruct(s, leaf.dtype) for s, leaf in zip(shapes, leaves, strict=True)])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_a_unit_leaves_all_members_or_none(name):
-    """Without a unit in every member the program has the same outputs; without it in all but one it has none."""
-    example = EXAMPLES[name]()
-    traced = trace(example.function, example.params, *example.inputs)
-    assert traced.prunable
-    for structure in traced.prunable:
-        keep = np.broadcast_to(np.arange(structure.units) > 0, (*structure.copied, structure.units))
-        functions = [smaller(traced, {structure.name: keep})]
-        if not example.fixed:
-            all_of_them = [example.function, *example.variants]
-            fitting = [f for f in all_of_them if not retrace(f, traced, structure, example.params, *example.inputs)]
-            assert fitting, structure.name
-            functions += fitting
-        for function in functions:
-            out = jax.eval_shape(function, without(example, traced, structure), *example.inputs)
-            assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, traced.results)
-            for left_out in structure.members:
-                with pytest.raises((TypeError, ValueError)):
-                    jax.eval_shape(function, without(example, traced, structure, left_out), *example.inputs)
-
-
 @pytest.mark.parametrize(
     ("name", "roles"),
     [
         ("gpt2", {10: "stream", 14: "channels", 3: "heads", 4: "head width"}),
-        ("vit", {10: "stream", 14: "channels", 3: "heads", 4: "head width"}),
         ("moe", {4: "experts", 7: "channels"}),
         ("convnet", {6: "stream", 8: "channels", 9: "channels"}),
     ],

@@ -206,13 +206,3 @@ def test_what_carries_no_units_is_left_with_a_reason(function, shapes, reason):
     hidden = next(each.name for each in traced.prunable if each.units == 6)
     found = [each.shared for each in writers.of(hidden)] or [writers.without[hidden]]
     assert all(reason in each for each in found)
-
-
-def test_uses_are_counted_through_calls_and_loops():
-    def function(p, x):
-        return jax.jit(lambda w: x @ w)(p["a"]) + jax.lax.scan(lambda h, w: (h @ w, None), x, p["b"])[0] @ p["a"]
-
-    params = {"a": jnp.ones((3, 3)), "b": jnp.ones((2, 3, 3))}
-    traced = trace(function, params, jnp.ones((4, 3)))
-    uses = traced.follower.uses.values()
-    assert sorted((use.path, len(use.loops)) for use in uses) == [("a", 0), ("a", 0), ("b", 1)]

@@ -29,9 +29,9 @@ class Animal:
     """A model and what is to be found in it."""
 
     problem: Problem
-    structures: dict[tuple[str, int, int], int]
-    """How many structures there are of (role, units, copies), prunable ones that no norm averages over."""
-    takes: frozenset[tuple[str, int]]
+    structures: str
+    """Prunable ones that no norm averages over: how many of a role, with how many units x copies."""
+    takes: str = ""
     """Role and units of those of which the library's own code takes fewer."""
     other: Callable[[int], Any] | None = None
     """Inputs of another length (or size of images), of so many examples."""
@@ -81,21 +81,19 @@ def causal(model: Any, tokens: Any) -> Any:
 # --- Tunix: weights are [embed, heads, width], layers are unrolled --------------------------------
 
 
-def tunix(module: str, kind: str, structures: dict[tuple[str, int, int], int] | None = None, **further: Any) -> Animal:
+def tunix(module: str, kind: str, structures: str = "", takes: str = "", **further: Any) -> Animal:
     from flax import nnx
 
     library = importlib.import_module(f"tunix.models.{module}.model")
     config = {"num_layers": 2, "vocab_size": 13, "embed_dim": 8, "hidden_dim": 12, "num_heads": 4, "head_dim": 6}
     config |= {"num_kv_heads": 2, "rope_theta": 10_000, "norm_eps": 1e-5} | further
     config = {name: value for name, value in config.items() if value is not None}
-    layers = config["num_layers"]
-    heads = {(role, units, 1): layers for role, units in (("heads", 2), ("query heads", 2), ("head width", 6))}
-    found = structures or heads | {("channels", 12, 1): layers}
+    usual = "N heads 2x1, N query heads 2x1, N head width 6x1, N channels 12x1".replace("N", str(config["num_layers"]))
     return Animal(
         from_nnx(getattr(library, kind)(library.ModelConfig(**config), rngs=nnx.Rngs(0)), call=causal, has_aux=True,
                  **of_tokens()),
-        found,
-        frozenset((role, units) for role, units, _ in found if role != "head width"),
+        structures or usual,
+        takes or "heads 2, query heads 2, channels 12",
         lambda count: tokens(count, 9),
     )  # fmt: skip
 
@@ -116,21 +114,14 @@ def tunix_gemma() -> Animal:
     from tunix.models.gemma.model import AttentionType
 
     return tunix(
-        "gemma", "Gemma", {("query heads", 4, 1): 2, ("channels", 12, 1): 2}, num_kv_heads=1, vocab_size=None,
-        num_embed=13, rope_theta=None, norm_eps=None, final_logit_softcap=30.0, use_post_attn_norm=True,
-        use_post_ffw_norm=True, attention_types=(AttentionType.LOCAL_SLIDING, AttentionType.GLOBAL),
-        sliding_window_size=4, attn_logits_soft_cap=50.0,
+        "gemma", "Gemma", "2 query heads 4x1, 2 channels 12x1", "query heads 4, channels 12", num_kv_heads=1,
+        vocab_size=None, num_embed=13, rope_theta=None, norm_eps=None, final_logit_softcap=30.0,
+        attention_types=(AttentionType.LOCAL_SLIDING, AttentionType.GLOBAL), use_post_attn_norm=True,
+        use_post_ffw_norm=True, sliding_window_size=4, attn_logits_soft_cap=50.0,
     )  # fmt: skip
 
 
 # --- Equinox -------------------------------------------------------------------------------------
-
-
-def equinox_mlp() -> Animal:
-    import equinox
-
-    model = equinox.nn.MLP(5, 3, 10, 2, key=jax.random.key(0))
-    return Animal(from_equinox(model, **of_arrays((5,), (3,))), {("channels", 10, 1): 2}, frozenset({("channels", 10)}))
 
 
 def equinox_attention() -> Animal:
@@ -161,8 +152,8 @@ def equinox_attention() -> Animal:
     )
     return Animal(
         from_equinox(model, **of_arrays((6, 8), (6, 3))),
-        {("heads", 4, 1): 1, ("head width", 4, 1): 2, ("channels", 12, 1): 1},
-        frozenset({("channels", 12), ("head width", 4)}),
+        "1 heads 4x1, 2 head width 4x1, 1 channels 12x1",
+        "channels 12, head width 4",
         lambda count: drawn(count, 9, 8),
     )
 
@@ -195,25 +186,13 @@ def equinox_conv() -> Animal:
     model, state = equinox.nn.make_with_state(make)()
     return Animal(
         shaken(from_equinox(model, state=state, **of_arrays((3, 8, 8), (4,)))),
-        {("channels", 8, 1): 1, ("channels", 6, 1): 1},
-        frozenset({("channels", 8), ("channels", 6)}),
+        "1 channels 8x1, 1 channels 6x1",
+        "channels 8, channels 6",
         lambda count: drawn(count, 3, 11, 9),
     )
 
 
 # --- Haiku ---------------------------------------------------------------------------------------
-
-
-def haiku_mlp() -> Animal:
-    import haiku
-
-    transformed = haiku.transform(lambda x: haiku.nets.MLP([10, 7, 3])(x))
-    params = transformed.init(jax.random.key(0), drawn(2, 5))
-    return Animal(
-        from_haiku(transformed, params, **of_arrays((5,), (3,))),
-        {("channels", 10, 1): 1, ("channels", 7, 1): 1},
-        frozenset(),
-    )
 
 
 def haiku_resnet() -> Animal:
@@ -228,22 +207,11 @@ def haiku_resnet() -> Animal:
 
     transformed = haiku.transform_with_state(network)
     params, state = transformed.init(jax.random.key(0), drawn(2, 16, 16, 3), True)
+    given = {"arguments": {"is_training": False}, **of_arrays((16, 16, 3), (4,))}
     return Animal(
-        shaken(
-            from_haiku(
-                transformed, params, state=state, arguments={"is_training": False}, **of_arrays((16, 16, 3), (4,))
-            )
-        ),
-        {
-            ("channels", 4, 1): 4,
-            ("channels", 8, 1): 4,
-            ("channels", 64, 1): 1,
-            ("stream", 16, 1): 2,
-            ("stream", 32, 1): 1,
-            ("channels", 32, 1): 1,
-        },
-        frozenset(),
-        lambda count: drawn(count, 24, 20, 3),
+        shaken(from_haiku(transformed, params, state=state, **given)),
+        "4 channels 4x1, 4 channels 8x1, 1 channels 64x1, 2 stream 16x1, 1 stream 32x1, 1 channels 32x1",
+        other=lambda count: drawn(count, 24, 20, 3),
     )
 
 
@@ -261,9 +229,8 @@ def haiku_transformer() -> Animal:
     params = transformed.init(jax.random.key(0), drawn(2, 6, 8))
     return Animal(
         from_haiku(transformed, params, **of_arrays((6, 8), (6, 3))),
-        {("heads", 4, 1): 1, ("head width", 4, 1): 2, ("channels", 12, 1): 1},
-        frozenset(),
-        lambda count: drawn(count, 9, 8),
+        "1 heads 4x1, 2 head width 4x1, 1 channels 12x1",
+        other=lambda count: drawn(count, 9, 8),
     )
 
 
@@ -297,9 +264,8 @@ def penzai_llama() -> Animal:
     problem = penzai_language_model(llamalike_common.build_llamalike_transformer, config)
     return Animal(
         problem,
-        {("heads", 2, 1): 2, ("query heads", 2, 1): 2, ("head width", 6, 2): 2, ("channels", 12, 1): 2},
-        frozenset(),
-        lambda count: tokens(count, 9),
+        "2 heads 2x1, 2 query heads 2x1, 2 head width 6x2, 2 channels 12x1",
+        other=lambda count: tokens(count, 9),
     )
 
 
@@ -313,9 +279,8 @@ def penzai_neox() -> Animal:
     )  # fmt: skip
     return Animal(
         penzai_language_model(gpt_neox.build_gpt_neox_transformer, config),
-        {("heads", 4, 1): 2, ("head width", 4, 4): 2, ("channels", 12, 1): 2},
-        frozenset(),
-        lambda count: tokens(count, 9),
+        "2 heads 4x1, 2 head width 4x4, 2 channels 12x1",
+        other=lambda count: tokens(count, 9),
     )
 
 
@@ -348,9 +313,8 @@ def flaxmodels_gpt2() -> Animal:
     problem = from_linen(module, variables, **of_tokens())
     return Animal(
         problem,
-        {("heads", 4, 1): 2, ("head width", 2, 1): 2, ("channels", 12, 1): 2},
-        frozenset(),
-        lambda count: tokens(count, 9),
+        "2 heads 4x1, 2 head width 2x1, 2 channels 12x1",
+        other=lambda count: tokens(count, 9),
     )
 
 
@@ -362,18 +326,8 @@ def flaxmodels_resnet() -> Animal:
     problem = from_linen(module, variables, **of_arrays((32, 32, 3), (4,)))
     return Animal(
         problem,
-        {
-            ("stream", 64, 1): 1,
-            ("channels", 64, 1): 2,
-            ("stream", 128, 1): 1,
-            ("channels", 128, 1): 2,
-            ("stream", 256, 1): 1,
-            ("channels", 256, 1): 2,
-            ("stream", 512, 1): 1,
-            ("channels", 512, 1): 2,
-        },
-        frozenset(),
-        lambda count: drawn(count, 40, 36, 3),
+        ", ".join(f"1 stream {width}x1, 2 channels {width}x1" for width in (64, 128, 256, 512)),
+        other=lambda count: drawn(count, 40, 36, 3),
     )
 
 
@@ -391,9 +345,8 @@ def keras_transformer() -> Animal:
     model = keras.Model(inputs, keras.layers.Dense(13)(keras.layers.Dropout(0.5)(x)))
     return Animal(
         from_keras(model, **of_tokens()),
-        {("heads", 4, 1): 1, ("head width", 6, 4): 2, ("channels", 12, 1): 1},
-        frozenset(),
-        lambda count: tokens(count, 9),
+        "1 heads 4x1, 2 head width 6x4, 1 channels 12x1",
+        other=lambda count: tokens(count, 9),
     )
 
 
@@ -405,85 +358,21 @@ def keras_mobilenet() -> Animal:
     )
     return Animal(
         shaken(from_keras(model, **of_arrays((32, 32, 3), (4,)))),
-        {
-            ("channels", 8, 1): 1,
-            ("channels", 16, 1): 1,
-            ("channels", 32, 1): 2,
-            ("channels", 64, 1): 2,
-            ("channels", 128, 1): 6,
-            ("channels", 256, 1): 2,
-        },
-        frozenset(),
-    )
-
-
-# --- Flax ----------------------------------------------------------------------------------------
-
-
-def nnx_decoder() -> Animal:
-    from flax import nnx
-
-    class Decoder(nnx.Module):
-        def __init__(self, rngs):
-            self.embed = nnx.Embed(13, 8, rngs=rngs)
-            self.norm = nnx.LayerNorm(8, rngs=rngs)
-            self.attention = nnx.MultiHeadAttention(4, 8, qkv_features=24, decode=False, dropout_rate=0.1, rngs=rngs)
-            self.up, self.down = nnx.Linear(8, 12, rngs=rngs), nnx.Linear(12, 8, rngs=rngs)
-
-        def __call__(self, tokens):
-            x = self.embed(tokens)
-            x = x + self.attention(self.norm(x), mask=nnx.make_causal_mask(tokens))
-            return self.embed.attend(x + self.down(nnx.gelu(self.up(x))))
-
-    return Animal(
-        from_nnx(Decoder(nnx.Rngs(0)), **of_tokens()),
-        {("heads", 4, 1): 1, ("head width", 6, 4): 2, ("channels", 12, 1): 1},
-        frozenset({("channels", 12)}),
-        lambda count: tokens(count, 9),
-    )
-
-
-def linen_encoder() -> Animal:
-    from flax import linen
-
-    class Layer(linen.Module):
-        @linen.compact
-        def __call__(self, x, deterministic: bool):
-            h = linen.LayerNorm()(x)
-            x = x + linen.MultiHeadDotProductAttention(4, qkv_features=24, dropout_rate=0.1)(
-                h, deterministic=deterministic
-            )
-            return x + linen.Dense(8)(linen.gelu(linen.Dense(12)(x))), None
-
-    class Encoder(linen.Module):
-        @linen.compact
-        def __call__(self, x, deterministic: bool):
-            layers = linen.scan(
-                Layer, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=3,
-                in_axes=linen.broadcast,
-            )  # fmt: skip
-            return linen.Dense(3)(layers()(x, deterministic)[0])
-
-    module = Encoder()
-    variables = module.init(jax.random.key(0), drawn(1, 6, 8), deterministic=True)
-    return Animal(
-        from_linen(module, variables, **of_arrays((6, 8), (6, 3))),
-        {("heads", 4, 3): 1, ("head width", 6, 12): 2, ("channels", 12, 3): 1},
-        frozenset(),
-        lambda count: drawn(count, 9, 8),
+        "1 channels 8x1, 1 channels 16x1, 2 channels 32x1, 2 channels 64x1, 6 channels 128x1, 2 channels 256x1",
     )
 
 
 ZOO: dict[str, Callable[[], Animal]] = {
     function.__name__: functools.cache(function)
     for function in (
-        tunix_llama, tunix_qwen2, tunix_qwen3_moe, tunix_gemma, equinox_mlp, equinox_attention, equinox_conv, haiku_mlp,
-        haiku_resnet, haiku_transformer, penzai_llama, penzai_neox, flaxmodels_gpt2, flaxmodels_resnet,
-        keras_transformer, keras_mobilenet, nnx_decoder, linen_encoder,
+        tunix_llama, tunix_qwen2, tunix_qwen3_moe, tunix_gemma, equinox_attention, equinox_conv, haiku_resnet,
+        haiku_transformer, penzai_llama, penzai_neox, flaxmodels_gpt2, flaxmodels_resnet, keras_transformer,
+        keras_mobilenet,
     )
 }  # fmt: skip
 
 
-def counted(structures: Any) -> dict[tuple[str, int, int], int]:
+def counted(structures: Any) -> set[str]:
     """Count the structures of each role, number of units and of copies."""
-    return dict(Counter((each.role, each.units, each.copies) for each in structures))
+    found = Counter(f"{each.role} {each.units}x{each.copies}" for each in structures)
+    return {f"{count} {each}" for each, count in found.items()}

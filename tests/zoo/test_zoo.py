@@ -49,7 +49,7 @@ def pruned(name):
 
 @pytest.mark.parametrize("name", ANIMALS)
 def test_the_structures_are_those_that_an_expert_counts(name):
-    assert counted(subject(name).structures) == ZOO[name]().structures
+    assert counted(subject(name).structures) == {*ZOO[name]().structures.split(", ")}
     assert not subject(name).traced.unknown
 
 
@@ -66,8 +66,8 @@ def test_what_the_own_code_takes(name):
     animal, problem = subject(name), ZOO[name]().problem
     inputs = problem.inputs(problem.row(problem.calibration, 0)[0])
     found = verdicts(problem.function, animal.traced, animal.structures, problem.params, *inputs)
-    takes = {(each.role, each.units) for each in animal.structures if found[each.name].verdict == "takes"}
-    assert takes == ZOO[name]().takes
+    takes = {f"{each.role} {each.units}" for each in animal.structures if found[each.name].verdict == "takes"}
+    assert takes == {*filter(None, ZOO[name]().takes.split(", "))}
 
 
 @pytest.mark.parametrize("name", ANIMALS)

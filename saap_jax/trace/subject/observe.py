@@ -118,58 +118,46 @@ def with_values(params: Any, values: Mapping[str, Any]) -> Any:
 
 def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvature) -> Callable[..., Any]:
     """Compile the step: sums over a batch, the loss of each example, and its gate gradients."""
-    one = loss_of_one(subject)
-    on_weights, on_gates = WEIGHT_GRADIENT in needs, GATE_GRADIENT in needs
+    one, argnums = loss_of_one(subject), (0,) * (WEIGHT_GRADIENT in needs) + (1,) * (GATE_GRADIENT in needs)
     activations = _activation_sums(subject, needs) if needs & ACTIVATIONS else lambda *_: {}
 
     def step(
         values: dict[str, Any], params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array
     ) -> tuple[Any, Any, Any]:
-        def summed(values: dict[str, Any], gates: Gates) -> tuple[Array, Array]:
-            whole = with_values(params, values)
-            each = jax.vmap(lambda gates, *row: one(gates, whole, *row))(gates, inputs, targets)
-            return jnp.sum(wide(each) * weights), wide(each)
+        def summed(values: dict[str, Any], gates: Gates, axis: int | None = 0) -> tuple[Array, Array]:
+            """Sum the losses, of gates of each example or (None) of all."""
+            each = wide(jax.vmap(one, (axis, None, 0, 0))(gates, with_values(params, values), inputs, targets))
+            return jnp.sum(each * weights), each
 
-        batched = {name: jnp.broadcast_to(gate[None], (len(weights), *gate.shape)) for name, gate in ones.items()}
-        sums: dict[Statistic, Any] = {}
-        gradients: Gates = {}
-        if on_weights or on_gates:
-            argnums = (0,) * on_weights + (1,) * on_gates
-            found, each = jax.grad(summed, argnums, has_aux=True)(values, batched)
-            if on_gates:
-                gradients = found[-1]
-            if on_weights:
-                sums[WEIGHT_GRADIENT] = jax.tree.map(wide, found[0])
-        else:
-            each = summed(values, batched)[1]
-        if SQUARED_WEIGHT_GRADIENT in needs:
-            sums[SQUARED_WEIGHT_GRADIENT] = squares(values, params, ones, inputs, targets, weights)
-        if GATE_HESSIAN in needs:
-            sums[GATE_HESSIAN] = hessian(params, ones, inputs, targets, weights)
-        return sums | activations(ones, params, inputs, weights), each, gradients
-
-    def squares(
-        values: dict[str, Any], params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array
-    ) -> dict[str, Any]:
         def add(total: dict[str, Any], row: Any) -> tuple[dict[str, Any], None]:
             weight, *example = row
             gradient = jax.grad(lambda values: one(ones, with_values(params, values), *example))(values)
             return jax.tree.map(lambda x, g: x + weight * jnp.square(wide(g)), total, gradient), None
 
-        zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, wide(value).dtype), values)
-        return jax.lax.scan(add, zeros, (weights, inputs, targets))[0]
-
-    def hessian(params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array) -> GateHessian:
-        def loss(gates: Gates) -> Array:
-            each = jax.vmap(lambda *row: one(gates, params, *row))(inputs, targets)
-            return jnp.sum(wide(each) * weights)
+        def of_gates(gates: Gates) -> Array:
+            return summed(values, gates, None)[0]
 
         def probe(number: Array) -> Gates:
             signs = random_signs(curvature.seed, number, ones, tuple(ones))
-            products = jax.jvp(jax.grad(loss), (ones,), (signs,))[1]
+            products = jax.jvp(jax.grad(of_gates), (ones,), (signs,))[1]
             return {name: sign * products[name] for name, sign in signs.items()}
 
-        return GateHessian(jax.grad(loss)(ones), {}, in_chunks(probe, jnp.arange(curvature.probes)))
+        batched = {name: jnp.broadcast_to(gate[None], (len(weights), *gate.shape)) for name, gate in ones.items()}
+        sums = activations(ones, params, inputs, weights)
+        found: tuple[Any, ...] = ()
+        if argnums:
+            found, each = jax.grad(summed, argnums, has_aux=True)(values, batched)
+        else:
+            each = summed(values, batched)[1]
+        if WEIGHT_GRADIENT in needs:
+            sums[WEIGHT_GRADIENT] = jax.tree.map(wide, found[0])
+        if SQUARED_WEIGHT_GRADIENT in needs:
+            zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, wide(value).dtype), values)
+            sums[SQUARED_WEIGHT_GRADIENT] = jax.lax.scan(add, zeros, (weights, inputs, targets))[0]
+        if GATE_HESSIAN in needs:
+            probed = in_chunks(probe, jnp.arange(curvature.probes))
+            sums[GATE_HESSIAN] = GateHessian(jax.grad(of_gates)(ones), {}, probed)
+        return sums, each, found[-1] if GATE_GRADIENT in needs else {}
 
     return jax.jit(step)
 
