@@ -45,7 +45,6 @@ _SLOW = {
     "recovery/adapters": "groupwise_merges_exactly[4-4",
     "recovery/memory": "",
     "recovery/top_k": "a_small_rest",
-    "report/origin": "the_page_of_a_model",
     "report/write": "TestOneRun::test_a_command_writes",
     "steps/blended": "",
     "steps/run": "rounds_repair layers_are",

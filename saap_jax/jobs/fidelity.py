@@ -5,11 +5,12 @@ from typing import Any
 
 from saap_jax.config.jobs import FidelityConfig
 from saap_jax.estimation.ablation import changes_from_lines, changes_to_lines, sample_units
-from saap_jax.evaluation.rank_correlation import Fidelity, fidelity
+from saap_jax.evaluation.rank_correlation import fidelity
 from saap_jax.jobs.candidates import cache_of, key_of
 from saap_jax.jobs.job import Ending, check, load, run_job
 from saap_jax.jobs.score import check_scores, scores_of, structures
-from saap_jax.report.pages.fidelity import BRIEF, fidelity_files, fidelity_table
+from saap_jax.report.pages.fidelity import correlations, fidelity_table
+from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_changes, save_scores
 from saap_jax.runtime.digests import provenance
@@ -18,37 +19,20 @@ from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.base import Store
 from saap_jax.steps.run import Runner
-from saap_jax.types import Scores
 
 CHANGES = "ablation.jsonl"
 
-
-Judgement = tuple[RunDirectory, list[Fidelity], dict[str, Scores], Scores]
-"""A run, its rank correlations, its scores, and the exact changes (NaN where a unit was not ablated)."""
+ENDING = Ending(finding_files, further=("scores.npz", CHANGES, "fidelity.json"))
 
 
-def judge(config: FidelityConfig, *, overwrite: bool = False, track: Track = quiet) -> Judgement:
+def judge(config: FidelityConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Compare every estimator's scores with the oracle, the exact change of loss on the calibration windows themselves.
 
     Ablation is the longest job: finished units are appended to `ablation.jsonl`, and the same call goes on from there.
     """
     scores_of(config.estimators)  # a wrong word is refused before any time is spent
     layout = check(config)
-
-    def judged(run: RunDirectory) -> Judgement:
-        scores, exact = read_changes(run)
-        windows = sum(rows for rows, *_ in run.record.get("scenarios", {}).values())
-        rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
-        return run, rows, scores, exact
-
-    def work(run: RunDirectory) -> None:
-        _judge(config, run, layout, track)
-        run.save_json("fidelity", [row._asdict() for row in judged(run)[1]])
-
-    ending = Ending(
-        lambda run: fidelity_files(*judged(run)[1:]), further=("scores.npz", "ablation.jsonl", "fidelity.json")
-    )
-    return judged(run_job(config, ending, work, overwrite=overwrite))
+    return run_job(config, ENDING, lambda run: _judge(config, run, layout, track), overwrite=overwrite)
 
 
 def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, track: Track) -> None:
@@ -58,14 +42,14 @@ def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, tra
     run.begin(material.inputs)
     about = {name: subject.shape(examples) for name, examples in scenarios.items()}
     run.update(kind="fidelity", scenarios=about, **structures(subject), **provenance())
-    scores = scores_of(config.estimators)
-    check_scores(scores, subject)
+    estimators = scores_of(config.estimators)
+    check_scores(estimators, subject)
     with run.stage("score") as stage:
         runner = Runner(
             subject, scenarios, passes=Passes(config.calibration.batch_size, config.remat, track),
             store=Store(cache_of(run), key_of(subject, scenarios)),
         )  # fmt: skip
-        runner.steps = scores
+        runner.steps = estimators
         save_scores(run, runner.first())
         stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
     units = sample_units(subject.existing, config.channels_per_layer, config.seed)
@@ -80,10 +64,14 @@ def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, tra
             save=lambda changes: append_line(path, changes_to_lines(changes).encode()),
             progress=lambda groups: track("ablate units", groups, len(groups)),
         )
+    scores, exact = read_changes(run)
+    windows = sum(rows for rows, *_ in run.record["scenarios"].values())
+    rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
+    run.save_json("fidelity", [row._asdict() for row in rows])
 
 
-def shown(config: FidelityConfig, result: Judgement) -> Iterator[Any]:
+def shown(config: FidelityConfig, run: RunDirectory) -> Iterator[Any]:
     """Show the rank correlations of each scope."""
-    run, rows, *_ = result
-    yield from (fidelity_table(rows, scope, BRIEF) for scope in dict.fromkeys(row.scope for row in rows))
+    rows = correlations(run)
+    yield from (fidelity_table(rows, scope) for scope in dict.fromkeys(row.scope for row in rows))
     yield {"report": run.path / "report.html", "beside it": "fidelity.svg, fidelity.md, fidelity.csv"}

@@ -15,7 +15,8 @@ from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.candidates import Candidate, Evaluator, Row, candidate_of, runners_of, score_all
 from saap_jax.jobs.job import Ending, check, load, run_job
 from saap_jax.report.pages.common import suggestion_blocks
-from saap_jax.report.pages.frontier import frontier_files, frontier_table, summary
+from saap_jax.report.pages.frontier import frontier_table, summary
+from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
@@ -27,7 +28,7 @@ from saap_jax.steps.chain import Chain, expand
 Key = tuple[str, int]
 """Method and seed: a line."""
 
-ENDING = Ending(lambda run: frontier_files(run.record, run.candidates()), further=("keeps.npz",))
+ENDING = Ending(finding_files, further=("keeps.npz",))
 
 
 def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:

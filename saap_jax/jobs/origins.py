@@ -14,7 +14,7 @@ from saap_jax.llama import Llama
 from saap_jax.llama.files.config import config_from_spec
 from saap_jax.llama.files.sources import CARD, loader_of, resolve, source_of
 from saap_jax.llama.quantized import quantization_of
-from saap_jax.report.pages.origin import card
+from saap_jax.report.card import card
 from saap_jax.runs.commands import command_of, options, prune_command
 from saap_jax.runs.origin import FILE, SCHEMA, Base, Origin, OriginStep, figures_of, read_origin
 from saap_jax.runs.records import Measured, Row, RunRecord

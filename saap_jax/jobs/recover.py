@@ -34,7 +34,8 @@ from saap_jax.recovery.loop import Outcome, Told, Training, held_out_loss, steps
 from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.top_k import KeptLogits, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
-from saap_jax.report.pages.recover import recovery_files, recovery_table, summary
+from saap_jax.report.pages.recover import recovery_table, summary
+from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory, flatten, write_scalars
 from saap_jax.runtime.digests import digest_of, inputs_of, model_digest, provenance
 from saap_jax.runtime.files import held, plain
@@ -58,7 +59,7 @@ class TrainingText(NamedTuple):
 WARMUP = 100
 """The most steps of a warm-up that is not asked for."""
 
-ENDING = Ending(lambda run: recovery_files(run.record, run.candidates()), rows=False)
+ENDING = Ending(finding_files, rows=False)
 
 
 def recover(config: RecoverConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:

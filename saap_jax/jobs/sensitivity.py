@@ -18,7 +18,8 @@ from saap_jax.evaluation.sensitivity import Plan, changes_of, costs_of, nearest_
 from saap_jax.jobs.candidates import Evaluator, Row, candidate_of, runners_of, score_all
 from saap_jax.jobs.job import Ending, check, load, run_job
 from saap_jax.report.pages.common import suggestion_blocks
-from saap_jax.report.pages.sensitivity import extreme_table, sensitivity_files
+from saap_jax.report.pages.sensitivity import extreme_table
+from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE
 from saap_jax.runs.suggestions import suggestions_of, trial_options
@@ -33,7 +34,7 @@ from saap_jax.types import Keep, Scores
 ROUNDS = FEWEST
 """Times that `repeats` forward passes are timed: a difference counts where all of their medians are on one side."""
 
-ENDING = Ending(lambda run: sensitivity_files(run.record, run.candidates()), further=("keeps.npz",))
+ENDING = Ending(finding_files, further=("keeps.npz",))
 
 
 def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:

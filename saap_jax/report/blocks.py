@@ -96,6 +96,19 @@ class Section(NamedTuple):
 Block = Words | Table | Figure | Code | Section
 
 
+class Findings(NamedTuple):
+    """What a run found: of its page the summary and the sections behind it; of its files, all of it."""
+
+    summary: Sequence[str]
+    title: str
+    blocks: Sequence[Block | None]
+    about: str = ""
+    more: Sequence[Section] = ()
+    """Sections that follow."""
+    known: Mapping[str, str | None] = {}
+    """Facts that repeating the run takes, beside those of any run."""
+
+
 class View(NamedTuple):
     """What a page shows of a run."""
 
@@ -142,6 +155,11 @@ def section(title: str, *blocks: Block | None, about: str = "") -> list[Section]
     """Make a section of the blocks that there are, what it is about first; nothing without any."""
     found = [block for block in blocks if block is not None]
     return [Section(title, [*([Words(about)] if about else []), *found])] if found else []
+
+
+def folded(table: Table) -> Section:
+    """Fold a table under its title."""
+    return Section(table.title, [table], folded=True)
 
 
 def leaves(blocks: Iterable[Block]) -> Iterator[Words | Table | Figure | Code]:

@@ -4,34 +4,32 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from saap_jax.report.blocks import Figure, Page, Section, View, Words, leaves, said
+from saap_jax.report.blocks import Figure, Findings, Page, Section, Table, View, Words, leaves, said, section
 from saap_jax.report.figures import saved
 from saap_jax.report.formats import slug
 from saap_jax.report.pages.common import closing_sections, model_name, suggestions_section
 from saap_jax.report.pages.compare import compare_sections
-from saap_jax.report.pages.fidelity import fidelity_sections
-from saap_jax.report.pages.frontier import frontier_sections
-from saap_jax.report.pages.origin import origin_view
-from saap_jax.report.pages.recover import recover_sections
-from saap_jax.report.pages.score import score_sections
-from saap_jax.report.pages.sensitivity import sensitivity_sections
+from saap_jax.report.pages.fidelity import fidelity_findings
+from saap_jax.report.pages.frontier import frontier_findings
+from saap_jax.report.pages.recover import recover_findings
+from saap_jax.report.pages.score import score_findings
+from saap_jax.report.pages.sensitivity import sensitivity_findings
 from saap_jax.report.pages.several import overview_sections, results_table
-from saap_jax.report.render import MARK, markdown_report, render_page, table_csv
-from saap_jax.runs.directory import read_candidates, read_run
-from saap_jax.runs.origin import read_origin
+from saap_jax.report.render import MARK, markdown_report, markdown_text, render_page, table_csv
+from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.runs.records import RunRecord
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import write_atomically
 from saap_jax.runtime.words import plural
 
-SECTIONS: dict[str, Callable[[Path, RunRecord], list[Section]]] = {
-    "fidelity": fidelity_sections,
-    "frontier": frontier_sections,
-    "recover": recover_sections,
-    "score": score_sections,
-    "sensitivity": sensitivity_sections,
+FINDINGS: dict[str, Callable[[RunDirectory], Findings]] = {
+    "fidelity": fidelity_findings,
+    "frontier": frontier_findings,
+    "recover": recover_findings,
+    "score": score_findings,
+    "sensitivity": sensitivity_findings,
 }
-"""Kind of a run, as `run.json` says: its sections, made of its directory and its record; `compare` has rows too."""
+"""Kind of a run, as `run.json` says: what it found, finished or not; `compare` has rows too."""
 
 _MARKS = (b'<meta name="generator" content="saap_jax">', MARK.encode(), b"run,kind,model,")
 """What a file of ours has near its beginning."""
@@ -51,6 +49,24 @@ def render_report(run_dir: str | os.PathLike[str], *, status: str = "") -> str:
         FileNotFoundError, ValueError: the directory holds no readable run.
     """
     return render_page(report_page([read_view(run_dir, status=status)]))
+
+
+def finding_files(run: RunDirectory) -> dict[str, str]:
+    """Write what a run found as the files that its command leaves: figures, tables of all digits, and the words."""
+    sections = _sections(run.record, FINDINGS[run.record["kind"]](run))
+    figures = {f"{each.name}.svg": saved(each).decode() for each in leaves(sections) if isinstance(each, Figure)}
+    tables = [each for each in leaves(sections) if isinstance(each, Table) and each.file]
+    rows = {f"{each.file}.csv": table_csv(each) for each in tables}
+    return figures | rows | {f"{tables[0].file}.md": markdown_text(sections)}
+
+
+def _sections(run: RunRecord, found: Findings) -> list[Section]:
+    return [
+        *section("Summary", *said(*found.summary)),
+        *suggestions_section(run),
+        *section(found.title, *found.blocks, about=found.about),
+        *found.more,
+    ]
 
 
 def report_page(views: Sequence[View]) -> Page:
@@ -112,18 +128,15 @@ def read_views(runs: Sequence[str | os.PathLike[str]]) -> list[View]:
 
 
 def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", status: str = "") -> View:
-    """Read a run of any kind, or the directory of a model that a command made.
+    """Read a run of any kind.
 
     `name` is what the page calls it, by default as its record does. So is `status`: a page is written before the record
     says that the run is finished.
 
     Raises:
-        FileNotFoundError, ValueError: the directory holds no readable run or model.
+        FileNotFoundError, ValueError: the directory holds no readable run.
     """
     path, rows = Path(run_dir), []
-    if not (path / "run.json").exists() and (origin := read_origin(path)) is not None:
-        with reading(path, "how a model came about"):
-            return origin_view(path, origin, id=id, name=name)
     run = read_run(path)
     command = run.get("command", "").split()  # of a run that has not come far enough to record its kind
     kind = run.get("kind") or (command[1] if len(command) > 1 else "compare")
@@ -134,8 +147,9 @@ def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", 
             if corrupt:
                 torn = Words(f"{plural(corrupt, 'unreadable line')} of metrics.jsonl left out.")
                 sections[0] = sections[0]._replace(blocks=[*sections[0].blocks, torn])
-        elif kind in SECTIONS:
-            sections = SECTIONS[kind](path, run)
+        elif kind in FINDINGS:
+            found = FINDINGS[kind](RunDirectory(path, run))
+            sections = [*_sections(run, found), *closing_sections(run, found.known)]
         else:
             other = said(f"A run of kind {kind}, of which a report says no more than what follows.")
             sections = [Section("Summary", other), *suggestions_section(run), *closing_sections(run)]

@@ -63,7 +63,7 @@ class TestAb:
         for row in found["metrics"]:
             assert row["percent"]["value"] == pytest.approx(2)
             assert row["ppl_a"] / row["ppl_b"] == pytest.approx(1.02)
-            assert (row["win_rate"], row["p_value"], row["windows"]) == (0, 0.002, 8)
+            assert (row["win_rate"], row["p_value"], row["windows"]) == (0, 0.002, 24)
 
     def test_the_same_is_exactly_0(self, capsys, run, no_model):
         assert main.main(["ab", f"{run}:wanda@0.2", f"{run}:wanda@0.2"]) == 0
@@ -197,7 +197,7 @@ class TestLimits:
         assert main.main([*words, "--max-ppl-increase", "1%", "--max-size", "85%", "--json", str(out)]) == 1
         text = capsys.readouterr().out
         assert (text.count("PASS"), text.count("FAIL")) == (1, 2 + 1)  # two metrics, and the verdict
-        assert "FAIL: 2 of 3 limits are broken: max_ppl_increase (ppl@16 builtin:reference)" in text
+        assert "FAIL: 2 of 3 limits are broken: max_ppl_increase (ppl@128 builtin:reference)" in text
         found = json.loads(out.read_text())
         assert [(row["name"], row["passed"]) for row in found["limits"]] == [
             ("max_ppl_increase", False), ("max_ppl_increase", False), ("max_size", True)

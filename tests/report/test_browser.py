@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from saap_jax.report.write import write_reports
-from tests.report import conftest as fake
+from tests import fake_runs as fake
 
 pytestmark = pytest.mark.browser
 

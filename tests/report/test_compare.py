@@ -15,7 +15,7 @@ from saap_jax.report.pages.compare import candidate_table, comparison_table, sum
 from saap_jax.report.render import table_csv
 from saap_jax.report.write import read_view, render_report
 from saap_jax.runs.standing import comparison_rows, leading
-from tests.report import conftest as fake
+from tests import fake_runs as fake
 from tests.report.shown import blocks_of, cells, curves
 
 OUT = fake.METRICS[1]

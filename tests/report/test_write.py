@@ -12,7 +12,7 @@ from saap_jax.report.blocks import Figure, Table
 from saap_jax.report.pages.several import joint_curves, overview_sections
 from saap_jax.report.write import read_view, read_views, render_report, write_report, write_reports
 from saap_jax.runs.directory import RunDirectory
-from tests.report import conftest as fake
+from tests import fake_runs as fake
 from tests.report.shown import cells, leaves
 
 

@@ -18,7 +18,7 @@ def run(tmp_path):
 def test_a_candidate_all_seeds_and_the_unpruned_model(run):
     one = find(f"{run}:wanda, seed 1@0.2")
     assert one.seeds == (1,)
-    assert recorded_losses(one)[METRICS[0]].shape == (1, 8)
+    assert recorded_losses(one)[METRICS[0]].shape == (1, 24)
     both = find(f"{run}:wanda@0.2")
     assert both.seeds == (0, 1), "by seed, whatever the order in the file"
     np.testing.assert_array_equal(recorded_losses(both)[METRICS[1]][1:], recorded_losses(one)[METRICS[1]])
@@ -30,7 +30,7 @@ def test_a_run_of_one_seed_and_an_older_one(tmp_path):
     run = fake_run(tmp_path / "old", older=True)
     old = find(f"{run}:wanda@0.2")
     assert old.seeds == (0,)
-    with pytest.raises(ValueError, match="holds no loss of each window of ppl@16 .*; run it again with --overwrite"):
+    with pytest.raises(ValueError, match="holds no loss of each window of ppl@128 .*; run it again with --overwrite"):
         recorded_losses(old)
 
 
@@ -50,7 +50,7 @@ def test_a_candidate_that_left_a_race(tmp_path):
     (row,) = run.candidates()
     del row["losses"]
     run.append({**row, "windows": 5})
-    with pytest.raises(ValueError, match=r"left the race after 5 windows, .* of ppl@16 .*; run .* with --no-race"):
+    with pytest.raises(ValueError, match=r"left the race after 5 windows, .* of ppl@128 .*; run .* with --no-race"):
         recorded_losses(find(f"{path}:wanda@0.2"))
 
 

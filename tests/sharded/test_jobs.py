@@ -26,8 +26,7 @@ def both(call, kind, directory, tmp_path, **options):
     if kind is not FidelityConfig:
         options["evaluation"] = EvaluationConfig(windows=8, length=16, batch_size=8)
     meshes = enumerate((MeshConfig(), MESH))
-    made = [call(kind(runs=str(tmp_path / f"{number}"), mesh=mesh, **options)) for number, mesh in meshes]
-    return [run[0] if isinstance(run, tuple) else run for run in made]
+    return [call(kind(runs=str(tmp_path / f"{number}"), mesh=mesh, **options)) for number, mesh in meshes]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.scales import Scale, scale_of
-from saap_jax.report.blocks import Block, Code, Figure, Section, Table, Words, facts, leaves, said, section, text_table
+from saap_jax.report.blocks import Block, Code, Section, Words, facts, said, section, text_table
 from saap_jax.report.couplings import coupling_figure
-from saap_jax.report.figures import saved
 from saap_jax.report.formats import format_usd
-from saap_jax.report.render import markdown_text, table_csv
 from saap_jax.runs.records import RunRecord, WrittenText
 from saap_jax.runs.standing import DENSE, metrics
 from saap_jax.runtime.files import plain
@@ -120,9 +118,9 @@ def seconds_of(run: RunRecord) -> float | None:
     return sum(stage["seconds"] for stage in stages) if stages else None
 
 
-def suggestions_section(run: RunRecord, *, always: bool = False) -> list[Section]:
-    """Say what the run suggests to do next; nothing where it suggests nothing, or `always` why there is nothing."""
-    known = "suggestions" in run if always else bool(run.get("suggestions"))
+def suggestions_section(run: RunRecord) -> list[Section]:
+    """Say what the run suggests to do next; nothing where it suggests nothing, of a sensitivity why so."""
+    known = "suggestions" in run if run.get("kind") == "sensitivity" else run.get("suggestions")
     return [Section("What to try next", suggestion_blocks(run))] if known else []
 
 
@@ -153,17 +151,6 @@ def written_section(texts: Sequence[WrittenText]) -> list[Section]:
     about = "The likeliest token each time. To be looked at: a few sentences do not tell how good a model is."
     table = text_table("", ("prompt", "model", "goes on"), lines, words=3)
     return section("What they write", table if texts else None, about=about)
-
-
-def files_of(stem: str, blocks: Sequence[Block]) -> dict[str, str]:
-    """Write blocks as the files that a command leaves in its run: figures, tables of all digits, and the words."""
-    files = {}
-    for block in leaves(blocks):
-        if isinstance(block, Figure):
-            files[f"{block.name}.svg"] = saved(block).decode()
-        elif isinstance(block, Table) and block.file:
-            files[f"{block.file}.csv"] = table_csv(block)
-    return files | {f"{stem}.md": markdown_text(blocks)}
 
 
 def structure_sentences(run: RunRecord) -> list[str]:

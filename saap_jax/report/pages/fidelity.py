@@ -2,47 +2,38 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity
 from saap_jax.evaluation.resample import FEWEST, LEVEL
-from saap_jax.report.blocks import Block, Column, Section, Table, said, section
+from saap_jax.report.blocks import Block, Column, Findings, Table, folded
 from saap_jax.report.figures import rank_figure
 from saap_jax.report.formats import BEST, TIED_LEGEND, format_hundredths, marked, with_interval
-from saap_jax.report.pages.common import closing_sections, files_of
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.records import RunRecord
 from saap_jax.runs.scores import read_changes
 from saap_jax.runtime.files import read_json
 from saap_jax.runtime.words import plural, some
 from saap_jax.types import Scores
 
-BRIEF = ("spearman", "kendall", "spearman_in_layers")
-"""Measures that a terminal of 100 columns has room for."""
+ABOUT = (
+    "Rank correlation between scores and the exact change of the loss when a unit goes, with 95 % intervals of a "
+    "bootstrap over units."
+)
 
 
-def fidelity_sections(path: Path, run: RunRecord) -> list[Section]:
-    """Make the sections of a fidelity run, finished or not."""
-    file = path / "fidelity.json"
-    rows = [Fidelity(**row) for row in read_json(file)] if file.exists() else []
-    about = (
-        "Rank correlation between scores and the exact change of the loss when a unit goes, with 95 % intervals of "
-        "a bootstrap over units."
-    )
-    blocks = fidelity_blocks(rows, *read_changes(RunDirectory(path, run))) if rows else []
-    return [
-        *section("Summary", *said(*fidelity_summary(rows))),
-        *section("Do scores predict the effect?", *blocks, about=about),
-        *closing_sections(run),
-    ]
+def fidelity_findings(directory: RunDirectory) -> Findings:
+    """Show who ranks units best, of a run finished or not."""
+    rows = correlations(directory)
+    blocks = fidelity_blocks(rows, *read_changes(directory)) if rows else []
+    return Findings(fidelity_summary(rows), "Do scores predict the effect?", blocks, ABOUT)
 
 
-def fidelity_files(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact: Scores) -> dict[str, str]:
-    """Make the files of a run: scores against exact changes as a figure, and the correlations as tables."""
-    return files_of("fidelity", fidelity_blocks(rows, scores, exact))
+def correlations(directory: RunDirectory) -> list[Fidelity]:
+    """Read the rank correlations of a run; none where it has not come that far."""
+    file = directory.path / "fidelity.json"
+    return [Fidelity(**row) for row in read_json(file)] if file.exists() else []
 
 
-def fidelity_blocks(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact: Scores) -> list[Block]:
+def fidelity_blocks(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact: Scores) -> list[Block | None]:
     """Show a table a scope, the figure of the scores, and all correlations as rows behind a fold."""
 
     def shown(value: str | int | float) -> str:
@@ -58,8 +49,8 @@ def fidelity_blocks(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exac
     every = Table("All correlations", columns, [row._asdict() for row in rows], file="fidelity")
     return [
         *(fidelity_table(rows, scope) for scope in dict.fromkeys(row.scope for row in rows)),
-        *([figure] if figure else []),
-        Section(every.title, [every], folded=True),
+        figure,
+        folded(every),
     ]
 
 
@@ -95,10 +86,10 @@ def ranking(rows: Sequence[Fidelity], scope: str) -> list[tuple[str, dict[str, F
     return sorted(found.items(), key=lambda each: -quality[each[0]] if math.isfinite(quality[each[0]]) else math.inf)
 
 
-def fidelity_table(rows: Sequence[Fidelity], scope: str, measures: Sequence[str] = MEASURES) -> Table:
+def fidelity_table(rows: Sequence[Fidelity], scope: str) -> Table:
     """Rank the estimators of one scope (`attention`, `mlp`, `pooled`); units of all layers are no layers' ranks."""
     ranked = ranking(rows, scope)
-    measures = [measure for measure in measures if scope != "pooled" or "layers" not in measure]
+    measures = [measure for measure in MEASURES if scope != "pooled" or "layers" not in measure]
 
     def correlation(value: float, low: float, high: float) -> str:
         return with_interval(value, low, high, format_hundredths)
@@ -106,7 +97,7 @@ def fidelity_table(rows: Sequence[Fidelity], scope: str, measures: Sequence[str]
     columns = [Column("estimator", ("estimator", "best", "tied"), marked, words=True)]
     for each in measures:
         head, fields = each.replace("_in_layers", " in layers").capitalize(), (each, f"{each}_low", f"{each}_high")
-        columns.append(Column(head, fields, correlation))
+        columns.append(Column(head, fields, correlation, wide=each == MEASURES[-1]))  # a terminal has room for three
     lines = []
     for place, (name, found) in enumerate(ranked):
         first, best = found["spearman"], place == 0 and math.isfinite(found["spearman"].value)

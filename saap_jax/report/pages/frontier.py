@@ -2,49 +2,28 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from saap_jax.evaluation.crossing import Found, found_variants
 from saap_jax.evaluation.resample import FEWEST, format_interval
 from saap_jax.evaluation.scales import format_figure, scale_of
-from saap_jax.report.blocks import Block, Column, Figure, Section, Table, said, section
+from saap_jax.report.blocks import Column, Figure, Findings, Table, folded
 from saap_jax.report.figures import Curve, Limit, ratio_figure
 from saap_jax.report.formats import BEST, TIED_LEGEND, format_estimate, format_percent, marked
-from saap_jax.report.pages.common import closing_sections, files_of, suggestions_section
 from saap_jax.report.pages.compare import candidate_table
-from saap_jax.runs.directory import read_candidates
+from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, mean_figure
 from saap_jax.runtime.words import plural, some
 
 
-def frontier_sections(path: Path, run: RunRecord) -> list[Section]:
-    """Make the sections of a run, finished or not."""
-    lead, blocks = "Nothing is found yet.", []
-    if run.get("frontier"):
-        candidates = read_candidates(path)[0]
-        found = found_variants(run, candidates)
-        lead, blocks = summary(run, found), _blocks(run, candidates, found)
-    return [
-        *section("Summary", *said(lead)),
-        *suggestions_section(run),
-        *section("How far each variant goes", *blocks),
-        *closing_sections(run),
-    ]
-
-
-def frontier_files(run: RunRecord, candidates: Sequence[Row]) -> dict[str, str]:
-    """Make the files of a run: figure, table, results of each seed, and every candidate that was measured."""
-    found = found_variants(run, candidates)
-    return files_of("frontier", [*said(summary(run, found)), *_blocks(run, candidates, found)])
-
-
-def _blocks(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found]) -> list[Block]:
+def frontier_findings(directory: RunDirectory) -> Findings:
     """Show figure and table of what was found, then each seed and all that was measured."""
-    figure = _figure(run, candidates, found)
-    seeds, curve = _seed_table(run, candidates), candidate_table(run, candidates, "curve")
-    more = [Section(table.title, [table], folded=True) for table in (seeds, curve)]
-    return [*([figure] if figure else []), frontier_table(run, found), *more]
+    run, candidates, title = directory.record, directory.candidates(), "How far each variant goes"
+    if not run.get("frontier"):
+        return Findings(["Nothing is found yet."], title, [])
+    found = found_variants(run, candidates)
+    more = [folded(_seed_table(run, candidates)), folded(candidate_table(run, candidates, "curve"))]
+    return Findings([summary(run, found)], title, [_figure(run, candidates, found), frontier_table(run, found), *more])
 
 
 def summary(run: RunRecord, found: Sequence[Found]) -> str:

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from saap_jax.evaluation.differences import decimals_of, paired_difference
 from saap_jax.evaluation.resample import few, format_interval
 from saap_jax.evaluation.scales import format_ppl
-from saap_jax.report.blocks import Column, Figure, Section, Table, said, section
+from saap_jax.report.blocks import Column, Figure, Findings, Table, section
 from saap_jax.report.figures import learning_figure
 from saap_jax.report.formats import (
     TIED,
@@ -19,8 +18,8 @@ from saap_jax.report.formats import (
     format_percent,
     format_relative,
 )
-from saap_jax.report.pages.common import DOMAINS, closing_sections, files_of
-from saap_jax.runs.directory import read_candidates
+from saap_jax.report.pages.common import DOMAINS
+from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import metrics, number
 from saap_jax.runtime.words import plural, signed
@@ -29,22 +28,13 @@ VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
 """Key of a model in the record -> what the table calls it."""
 
 
-def recover_sections(path: Path, run: RunRecord) -> list[Section]:
-    """Make the sections of a run, finished or not."""
-    candidates = read_candidates(path)[0]
+def recover_findings(directory: RunDirectory) -> Findings:
+    """Show the models before and after, and the losses of every step."""
+    run, steps = directory.record, [row for row in directory.candidates() if "step" in row]
     done = {"data", "training", "after"} <= run.keys()
-    course = [_course(candidates)] if any("step" in row for row in candidates) else []
-    return [
-        *section("Summary", *said(*(summary(run) if done else ["The training is not finished."]))),
-        *section("What came back", recovery_table(run) if {"before", "after"} <= run.keys() else None),
-        *section("The course of the training", *course),
-        *closing_sections(run),
-    ]
-
-
-def recovery_files(run: RunRecord, candidates: Sequence[Row]) -> dict[str, str]:
-    """Make the files of a run: the table, and the figure of every step."""
-    return files_of("recovery", [recovery_table(run), _course(candidates)])
+    table = recovery_table(run) if {"before", "after"} <= run.keys() else None
+    course = section("The course of the training", _course(steps) if steps else None)
+    return Findings(summary(run) if done else ["The training is not finished."], "What came back", [table], more=course)
 
 
 def recovery_table(run: RunRecord) -> Table:
@@ -133,11 +123,11 @@ def _interval(run: RunRecord, key: str, name: str) -> str:
     return f" ({format_interval(low, high, lambda end: signed(end, digits))} %){tied}"
 
 
-def _course(candidates: Sequence[Row]) -> Figure:
+def _course(steps: Sequence[Row]) -> Figure:
     """Draw the losses of all steps, those that are finite."""
-    steps = sorted((row for row in candidates if "step" in row), key=lambda row: row["step"])
+    ordered = sorted(steps, key=lambda row: row["step"])
     curves = {
-        name: [(row["step"], value) for row in steps if math.isfinite(value := number(row.get(field)))]
+        name: [(row["step"], value) for row in ordered if math.isfinite(value := number(row.get(field)))]
         for field, name in (("loss", "training"), ("held_out", "held out"))
     }
     return learning_figure("training", "Loss of training", curves, "step", "loss (nats a token)")

@@ -5,17 +5,16 @@ import math
 import re
 from collections.abc import Iterable
 from fractions import Fraction
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from saap_jax.report.blocks import Column, Row, Section, Table, said, section, text_table
+from saap_jax.report.blocks import Column, Findings, Row, Section, Table, folded, section, text_table
 from saap_jax.report.figures import share_figure
 from saap_jax.report.formats import format_hundredths, format_percent, slug
-from saap_jax.report.pages.common import closing_sections, model_name
+from saap_jax.report.pages.common import model_name
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Fused, RunRecord
 from saap_jax.runs.scores import ByScenario, read_scores
@@ -172,30 +171,24 @@ def _places(values: Float[np.ndarray, "_layers _units"]) -> Float[np.ndarray, "_
 # --- the page ----------------------------------------------------------------------------------------
 
 
-def score_sections(path: Path, run: RunRecord) -> list[Section]:
-    """Make the sections of a score run, of `run.json` and `scores.npz` alone.
+def score_findings(directory: RunDirectory) -> Findings:
+    """Show how estimators and scenarios agree, of `run.json` and `scores.npz` alone.
 
     Raises:
         ValueError: scores of another layout, or patterns that name an unknown estimator.
     """
-    directory = RunDirectory(path, run)
-    scores = read_scores(directory).scenarios if directory.has("scores.npz") else {}
+    run, scores = directory.record, read_scores(directory).scenarios if directory.has("scores.npz") else {}
     found, alike = find_patterns(scores), []
     for name, part in found.structures.items() if found else ():
         if found and part.units:
             by_layer = [[str(layer), str(units)] for layer, units in enumerate(part.consistent.sum(axis=1))]
             counts = text_table(f"{name}: unimportant units by layer", ("layer", "units"), by_layer)
-            alike += [pattern_table(found, name), Section(counts.title, [counts], folded=True)]
+            alike += [pattern_table(found, name), folded(counts)]
     about = "~ is Spearman's rank correlation over all units. Unimportant units are the lowest of their structure."
     agreement = [rank_table(each, scenario) for scenario, each in scores.items() if len(each) > 1]
-    return [
-        *section("Summary", *said(*summary(scores, found))),
-        *section("Do estimators agree?", *agreement),
-        *_layer_section(scores),
-        *fusion_section(run),
-        *section("Patterns by scenario", *alike, about=about),
-        *closing_sections(run, _about(run, scores)),
-    ]
+    more = [*_layer_section(scores), *fusion_section(run), *section("Patterns by scenario", *alike, about=about)]
+    known = _about(run, scores)
+    return Findings(summary(scores, found), "Do estimators agree?", agreement, more=more, known=known)
 
 
 def summary(scores: ByScenario, found: Patterns | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,10 @@ from saap_jax.evaluation.sensitivity import (
     nearest_share,
     structures_in,
 )
-from saap_jax.report.blocks import Block, Column, Figure, Section, Table, said, section
+from saap_jax.report.blocks import Column, Figure, Findings, Section, Table, folded
 from saap_jax.report.figures import change_figure
 from saap_jax.report.formats import BEST, TIED, TIED_LEGEND, format_change, format_hundredths
-from saap_jax.report.pages.common import closing_sections, files_of, suggestion_blocks, suggestions_section
-from saap_jax.runs.directory import read_candidates
+from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
 from saap_jax.runs.suggestions import aligned_sentence
@@ -32,29 +30,15 @@ EXTREMES = 5
 """Places shown on either side."""
 
 
-def sensitivity_sections(path: Path, run: RunRecord) -> list[Section]:
-    """Make the sections of a run, finished or not."""
-    candidates = read_candidates(path)[0]
-    known = "losses" in run.get(DENSE, {}) and any("layer" in row for row in candidates)
-    return [
-        *section("Summary", *([] if known else said("Nothing is measured yet."))),
-        *suggestions_section(run, always=True),
-        *section("What each layer costs", *(_blocks(run, candidates) if known else [])),
-        *closing_sections(run),
-    ]
-
-
-def sensitivity_files(run: RunRecord, candidates: Sequence[Row]) -> dict[str, str]:
-    """Make the files of a run: map, tables with suggestions, and all changes."""
-    return files_of("sensitivity", [Section("Suggestions", suggestion_blocks(run)), *_blocks(run, candidates)])
-
-
-def _blocks(run: RunRecord, candidates: Sequence[Row]) -> list[Block]:
+def sensitivity_findings(directory: RunDirectory) -> Findings:
     """Show the map, the extremes, and all changes behind a fold."""
+    run, candidates, title = directory.record, directory.candidates(), "What each layer costs"
+    if "losses" not in run.get(DENSE, {}) or not any("layer" in row for row in candidates):
+        return Findings(["Nothing is measured yet."], title, [])
     changes = changes_of(run, candidates)
     every = _table("All changes", run, candidates, changes, {})._replace(file="sensitivity")
     extreme = Section("What costs most and least", [extreme_table(run, candidates)])
-    return [_map(run, changes, structures_in(candidates)), extreme, Section(every.title, [every], folded=True)]
+    return Findings([], title, [_map(run, changes, structures_in(candidates)), extreme, folded(every)])
 
 
 def extremes(changes: Sequence[Change], ratio: float) -> tuple[list[Change], list[Change]]:

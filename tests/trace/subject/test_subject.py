@@ -23,6 +23,8 @@ from saap_jax.config import (
 )
 from saap_jax.jobs import compare, fidelity
 from saap_jax.jobs.score import score_run
+from saap_jax.report.pages.fidelity import correlations
+from saap_jax.runs.scores import read_changes
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import subject_of
 from tests.trace.subject.problems import SAAP, calibrate, chosen, drawn_scores, masked_losses, stacked, trained
@@ -129,7 +131,8 @@ class TestOthers:
             FidelityConfig, factory, runs=str(tmp_path), channels_per_layer=3, resamples=50,
             estimators=("ablation", "random"),
         )  # fmt: skip
-        _, rows, _, exact = fidelity.judge(config)
+        run = fidelity.judge(config)
+        rows, (_, exact) = correlations(run), read_changes(run)
         found = {(row.estimator, row.scope): row.value for row in rows if row.measure == "spearman"}
         assert found["ablation", "pooled"] == pytest.approx(1)
         assert found["random", "pooled"] < 0.9, "negative control"

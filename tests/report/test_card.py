@@ -1,24 +1,15 @@
-"""Model cards and pages of models: what they say is what was recorded, whatever names it holds; figures on record."""
+"""Model cards: what they say is what was recorded, whatever names it holds; figures on record."""
 
-import json
 import re
 
 import numpy as np
 import pytest
 from huggingface_hub.repocard import metadata_load
 
-from saap_jax.cli import main
-from saap_jax.config.jobs import PruneConfig
-from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.evaluation.resample import FEWEST
-from saap_jax.jobs.prune import prune
-from saap_jax.report.blocks import Figure
-from saap_jax.report.figures import painted
-from saap_jax.report.pages.origin import card
-from saap_jax.report.write import read_view, render_report, write_reports
+from saap_jax.report.card import card
 from saap_jax.runs.origin import FILE, SCHEMA, figures_of, read_origin
 from saap_jax.runtime.files import encoded
-from tests.report.shown import blocks_of
 
 ODD = "a: b # [x](http://y) `c` | *d* <e>\n---\n- {f}: '\"\x1b[31m"
 
@@ -148,58 +139,3 @@ def test_a_damaged_record_is_refused_in_one_line(change, said, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
         read_origin(tmp_path)
     assert "\n" not in str(error.value)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_directory, tmp_path_factory):
-    """A model that lost 30 %."""
-    place = tmp_path_factory.mktemp("models")
-    config = PruneConfig(
-        model=ModelConfig(name=str(tiny_model_directory)),
-        calibration=CalibrationConfig(examples=4, length=16, batch_size=2),
-        method="magnitude > uniform",
-        ratio=0.3,
-        out=str(place / "small"),
-        runs=str(place),
-    )
-    prune(config)
-    return place / "small"
-
-
-def test_the_page_of_a_model_says_what_the_record_says(model, tmp_path, capsys):
-    view = read_view(model)
-    step = json.loads((model / "saap.json").read_text())["steps"][0]
-    assert (view.name, view.kind, view.status) == ("small", "pruned", "saved")
-    page = render_report(model)
-    assert "magnitude" in page
-    assert f"{step['parameters'][1]:,}" in page
-    (figure,) = blocks_of(view, Figure)
-    keep = json.loads((model / "keep.json").read_text())
-    for axis, structure in zip(painted(figure).axes, ("attention", "mlp"), strict=False):
-        shares = [100 * len(row) / keep[structure]["units"] for row in keep[structure]["kept"]]
-        assert axis.collections[0].get_array().ravel().tolist() == pytest.approx(shares)
-    gone = [entry for entry in keep.values() if any(len(row) < entry["units"] for row in entry["kept"])]
-    assert gone, "negative control"
-    assert main.main(["report", str(model), "--out", str(tmp_path / "page.html")]) == 0
-    assert re.search(r"^# small", (tmp_path / "page.md").read_text(), re.MULTILINE)
-    written = write_reports([model, model], tmp_path / "both.html")
-    assert written[0].read_text().count("What is kept where") == 2
-    assert main.main(["report", str(model.parent)]) == 2
-    assert "found no run.json" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('{"mlp": {"units": 2, "kept": [[0, 1, 2]]}}', "expected at most 2 units of mlp in a layer, got 3"),
-        ('{"mlp": {"units": 2, "kept": 3}}', "the file was changed or damaged"),
-        ("[]", "expected a JSON object"),
-    ],
-)
-def test_damaged_units_are_one_line(text, said, tmp_path, capsys):
-    (tmp_path / FILE).write_bytes(encoded(origin()))
-    assert main.main(["report", str(tmp_path)]) == 0
-    (tmp_path / "keep.json").write_text(text)
-    capsys.readouterr()
-    assert main.main(["report", str(tmp_path)]) == 2
-    assert said in capsys.readouterr().err

@@ -1,21 +1,16 @@
-"""How a model came about, of the record in its directory: its model card, and what a page shows of it."""
+"""The card of a model, of the record in its directory of how it came about."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
 from saap_jax.evaluation.resample import few
 from saap_jax.evaluation.scales import format_figure, scale_of
-from saap_jax.report.blocks import Block, Code, Section, View, Words, facts, said, section, text_table
+from saap_jax.report.blocks import Block, Code, Section, Words, facts, said, text_table
 from saap_jax.report.formats import format_percent, format_relative
 from saap_jax.report.pages.common import written_section
-from saap_jax.report.pages.compare import kept_figure
 from saap_jax.report.render import escaped, markdown_text
-from saap_jax.runs.directory import SCHEMA
 from saap_jax.runs.origin import Loader, Origin, OriginStep
-from saap_jax.runs.records import RunRecord
-from saap_jax.runtime.errors import read_object, reading
 from saap_jax.runtime.words import plural, visible
 
 VERBS = {"prune": "Pruned", "compare": "Chosen and pruned", "recover": "Fine-tuned", "export": "Exported"}
@@ -67,52 +62,12 @@ def card(origin: Origin, name: str) -> str:
     sentence, code = _USE[loader]
     blocks = [
         *_summary(origin, name),
-        *_steps(origin),
+        *(Section(VERBS[step["kind"]], [*_step_blocks(step)]) for step in origin["steps"]),
         Section("Use", [Words(sentence), Code("use", code)]),
         Section("Licence", said(_licence(origin))),
     ]
     title = visible(escaped(name)) or "model"
     return f"---\n{metadata.to_yaml(line_break=chr(10))}\n---\n\n# {title}\n\n{visible(markdown_text(blocks))}"
-
-
-def origin_view(path: Path, origin: Origin, *, id: str = "", name: str = "") -> View:
-    """Make what a page shows of a model's directory.
-
-    Raises:
-        ValueError: its `keep.json` is damaged.
-    """
-    name, steps = name or path.resolve().name, origin["steps"]
-    run: RunRecord = {"schema": SCHEMA, "name": name, "status": "finished", "stages": []}
-    units, kept = _kept(path / "keep.json")
-    shape: RunRecord = {"schema": SCHEMA, "model": {"units": units}}
-    if origin["loader"] == "traced":
-        shape["structures"] = []
-    figure = kept_figure(shape, [{"candidate": name, "variant": name, "kept": kept}], "kept", "Kept by layer")
-    about = "Share of the units of each layer that stays: dark is 0, bright is all of them."
-    sections = [
-        Section("Summary", _summary(origin, name)),
-        *_steps(origin),
-        *section("What is kept where", figure, about=about),
-        Section("Licence", said(_licence(origin))),
-    ]
-    kind = VERBS[steps[-1]["kind"]].lower() if steps else "model"
-    return View(name, kind, "saved", origin["base"]["name"], sections, run, id=id)
-
-
-def _kept(file: Path) -> tuple[dict[str, int], dict[str, list[int | float]]]:
-    """Read the units of each structure, and how many of them each layer has left, of the first step's model."""
-    if not file.exists():
-        return {}, {}
-    with reading(file, "kept units by structure; the file was changed or damaged"):
-        keep = read_object(file)
-        units: dict[str, int] = {name: each["units"] for name, each in keep.items()}
-        kept: dict[str, list[int | float]] = {name: [len(row) for row in each["kept"]] for name, each in keep.items()}
-    if wrong := next((name for name, counts in kept.items() if max(counts, default=0) > units[name]), None):
-        raise ValueError(
-            f"{file}: expected at most {units[wrong]} units of {wrong} in a layer, got {max(kept[wrong])}; the file "
-            "was changed or damaged"
-        )
-    return units, kept
 
 
 def _is_pruned(origin: Origin) -> bool:
@@ -129,10 +84,6 @@ def _summary(origin: Origin, name: str) -> list[Block]:
         row = ("parameters", f"{before:,}", f"{after:,}", format_relative(float(before), float(after)))
         blocks.append(text_table("", ("", "before", "after", "change"), [row]))
     return blocks
-
-
-def _steps(origin: Origin) -> list[Section]:
-    return [Section(VERBS[step["kind"]], [*_step_blocks(step)]) for step in origin["steps"]]
 
 
 def _step_blocks(step: OriginStep) -> Iterator[Block]:
