@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from saap_jax.evaluation.cost import prefill_macs, step_bytes, token_macs, weigh
 from saap_jax.evaluation.timing import Programs, Times, Workload, compile_programs, speed_up, spread, time_in_turns
 from saap_jax.llama import load_model
 from saap_jax.llama.generate import decoder_of, rounded
-from saap_jax.report.blocks import Block
-from saap_jax.report.pages.measured import bench_blocks
+from saap_jax.report.blocks import Block, Words, text_table
+from saap_jax.report.formats import format_count, format_mebibytes, format_millions, format_milliseconds
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet
@@ -94,6 +94,58 @@ def _row(mine: Programs, times: list[Times], base: Programs, base_times: list[Ti
     return row
 
 
-def shown(config: BenchConfig, result: Record) -> Sequence[Block]:
-    """Show tables of the models."""
-    return bench_blocks(result)
+def shown(config: BenchConfig, result: Record) -> list[Block]:
+    """Show the sizes of the models, a table of times a workload, and what the columns are."""
+    header = ("model", "layers", "params (M)", "MMACs a token", "weights (MiB)")
+    lines = [
+        (row["model"], str(row["layers"]), format_millions(row["parameters"]), format_millions(row["macs_per_token"]),
+         format_mebibytes(row["weight_bytes"]))
+        for row in result["models"]
+    ]  # fmt: skip
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for row in result["workloads"]:
+        title = f"batch {row['batch']}, {row['prompt']} prompt tokens, {row['new']} new ones"
+        memory, decoded = row["memory_bytes"], "tokens_per_second" in row
+        groups.setdefault(title, []).append(
+            (
+                row["model"],
+                _range(row["prefill_seconds"], format_milliseconds),
+                format_milliseconds(row["first_token_seconds"]["median"]),
+                _range(row["tokens_per_second"], format_rate) if decoded else "-",
+                "n/a" if memory is None else format_mebibytes(memory),
+                "{median:.2f} / {predicted:.2f}".format(**row["prefill_speed_up"]),
+                "{median:.2f} / {predicted:.2f}".format(**row["decode_speed_up"]) if decoded else "-",
+            )
+        )
+    columns = ("model", "prefill (ms)", "first (ms)", "tokens a second", "memory (MiB)", "prefill x", "decode x")
+    devices = result["devices"]
+    cores = f", {devices['cores']} cores" if devices["platform"] == "cpu" else ""
+    where = f"{devices['count']} x {devices['kind']}{cores}"
+    return [
+        text_table(f"size, {result['dtype']}", header, lines),
+        *(text_table(title, columns, rows) for title, rows in groups.items()),
+        Words(f"median (smallest to largest) of {result['repeats']} measurements, models in turns, on {where}"),
+        Words(
+            f"x: times faster than {result['baseline']}, measured / predicted; prefill is predicted by operations,"
+            " decode by bytes of weights and cache"
+        ),
+        Words(
+            "MACs a token: entries of all matrices, unembedding included; memory: weights, cache and temporaries of the"
+            " larger program, as the compiler counts them"
+        ),
+    ]
+
+
+def _range(values: dict[str, Any], form: Callable[[float], str]) -> str:
+    if values["low"] == values["high"]:  # of one measurement
+        return form(values["median"])
+    return f"{form(values['median'])} ({form(values['low'])} to {form(values['high'])})"
+
+
+def format_rate(value: float) -> str:
+    """Write tokens a second with three digits at least.
+
+    >>> [format_rate(value) for value in (8.127, 24.66, 1534.2)]
+    ['8.13', '24.7', '1,534']
+    """
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else format_count(value)

@@ -1,4 +1,4 @@
-"""What `saap ab` and `evaluate` are given, models by reference, and what they find, as JSON too.
+"""What `saap ab` is given, models by reference, and what it finds, as JSON too.
 
 | reference           | stands for                                                          |
 |---------------------|---------------------------------------------------------------------|
@@ -11,7 +11,7 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -23,7 +23,6 @@ from saap_jax.config.jobs import CompareConfig
 from saap_jax.evaluation.differences import Difference
 from saap_jax.evaluation.limits import Check, verdict
 from saap_jax.evaluation.resample import smallest_p_value
-from saap_jax.evaluation.task_results import TaskResult, result_json
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
@@ -178,14 +177,6 @@ def loadable(reference: Reference, why: str) -> str:
 # --- what is found ---------------------------------------------------------------------------------
 
 
-class Evaluated(NamedTuple):
-    """One model: perplexities by metric name, and the results of tasks."""
-
-    parameters: int
-    ppl: dict[str, float]
-    tasks: tuple[TaskResult, ...] = ()
-
-
 class Compared(NamedTuple):
     """One metric of A and B."""
 
@@ -230,15 +221,6 @@ class Comparison(NamedTuple):
         return all(check.passed for check in self.checks)
 
 
-def evaluation_json(rows: Mapping[str, Evaluated]) -> bytes:
-    """Write the evaluation as a JSON object; of tasks, metrics as shares with standard errors, and every item."""
-    models = [
-        {"model": name, "parameters": row.parameters, "ppl": row.ppl, "tasks": [*map(result_json, row.tasks)]}
-        for name, row in rows.items()
-    ]
-    return _encoded({"models": models})
-
-
 def comparison_json(comparison: Comparison) -> bytes:
     """Write the comparison as a JSON object; differences in nats a token and in percent, each with its interval, of
     tasks in points, and the limits that there are.
@@ -270,8 +252,4 @@ def comparison_json(comparison: Comparison) -> bytes:
     if comparison.checks:
         limits = [check._asdict() for check in comparison.checks]
         content |= {"limits": limits, "held": comparison.held, "verdict": verdict(comparison.checks)}
-    return _encoded(content)
-
-
-def _encoded(content: dict[str, Any]) -> bytes:
     return json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"

@@ -1,7 +1,14 @@
-"""Small models of every shape that an export meets."""
+"""Small models of every shape that an export meets, and what is in the files that are written of them."""
 
 import dataclasses
+import json
 
+import gguf
+import jax.numpy as jnp
+
+from saap_jax.export.gguf_file import write_gguf
+from saap_jax.export.gguf_vocabulary import no_vocabulary
+from saap_jax.export.hf import write_hf
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec, RopeScaling
 from saap_jax.llama.spec import Apart
 
@@ -92,3 +99,48 @@ MIXTURES = {
     }.items()
 }
 """Mixtures of experts, as many in each layer; with layers that are alike, and with heads and channels that differ."""
+
+
+def written(model, path, dtype="float32", form="gguf"):
+    """Write a model in a format; return what its writer says."""
+    if form == "gguf":
+        return write_gguf(model, path, dtype, name="test", vocabulary=no_vocabulary())
+    path.mkdir(exist_ok=True)
+    return write_hf(model, path, form, jnp.dtype(dtype))
+
+
+def config_of(directory):
+    """Read the config.json of a directory."""
+    return json.loads((directory / "config.json").read_text())
+
+
+def fields_of(path):
+    """Read the fields of a GGUF file."""
+    return {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
+
+
+def types_of(path):
+    """Read the type of each tensor of a GGUF file."""
+    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+
+
+def rewritten(source, target, architecture, fields=None):
+    """Copy a GGUF file with other fields, None for one that is left out."""
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, architecture)
+    old, fields = reader.fields["general.architecture"].contents(), dict(fields or {})
+    for key, field in reader.fields.items():
+        if key.startswith(("GGUF.", "general.architecture")):
+            continue
+        name = key.removeprefix(f"{old}.")
+        if (value := fields.pop(name, field.contents())) is not None:
+            writer.add_key_value(key.replace(old, architecture), value, *(*field.types, None)[:2])
+    for name, value in fields.items():
+        if value is not None:
+            writer.add_uint32(f"{architecture}.{name}", value)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target

@@ -3,28 +3,22 @@
 import dataclasses
 
 import gguf
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from saap_jax.export import gguf_file
+from saap_jax.export.gguf_file import architecture_of
 from saap_jax.export.hf import write_hf
-from saap_jax.llama import load_model
+from saap_jax.llama import Constants, load_model
 from saap_jax.recovery.quantization import quantize
 from saap_jax.structures import count_parameters
-from tests.export.models import LINEAR, LLAMA3, RELATIVES, gemma, spec_of
-from tests.export.test_gguf import fields_of, rewritten, types_of, written
-from tests.helpers import changed, forward, random_model
+from tests.export.models import LINEAR, LLAMA3, MIXTURES, RELATIVES, gemma, rewritten, spec_of, types_of, written
+from tests.helpers import changed, forward, parameters_by_path, random_model
 from tests.llama.conftest import assert_same
 
 FLOAT32 = np.dtype(np.float32)
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 9), np.int32)
-PLAIN = [name for name in RELATIVES if name.endswith(("uniform", "cut"))]
-LLAMA_LIKE = ("mistral", "phi3")
-"""Families that compute what LLaMA does, within the window."""
-
-
-def family_of(name: str) -> str:
-    return name.partition("-")[0]
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "phi3"])
@@ -41,47 +35,12 @@ def test_output_biases_have_no_place_in_a_plain_relative(family, tmp_path):
 # --- GGUF ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PLAIN)
-def test_gguf_of_equal_layers(name, tmp_path):
-    """Loaded again it computes the same, but that a window ends the context, and that a Mistral is a LLaMA."""
-    model, family = random_model(RELATIVES[name]), family_of(name)
-    result = written(model, tmp_path / "x.gguf")
-    like_llama = family == "mistral" or name == "phi3-cut"
-    architecture = "llama" if like_llama else model.constants.traits.gguf.architecture
-    assert (result.architecture, result.wider) == (architecture, 0)
-    assert (result.added > 0) == (name == "qwen2-cut"), "a query head of zeros: 4 x 8 = 32, the width of the embeddings"
-    loaded, window = load_model(tmp_path / "x.gguf"), model.constants.sliding_window
-    assert loaded.constants.family == ("llama" if like_llama else family)
-    if family == "gemma3_text":  # llama.cpp has its windows
-        assert fields_of(tmp_path / "x.gguf")["gemma3.context_length"] == 2048
-        assert loaded.constants == model.constants
-        np.testing.assert_allclose(forward(loaded, TOKENS), forward(model, TOKENS), rtol=0, atol=1e-4)
-        return  # scales of norms are stored with 1 more, and rounded so
-    assert fields_of(tmp_path / "x.gguf")[f"{architecture}.context_length"] == (window or 2048)
-    assert loaded.constants.sliding_window is None
-    short = TOKENS[:, :window]
-    np.testing.assert_allclose(forward(loaded, short), forward(model, short), rtol=0, atol=2e-5)
-    names = types_of(tmp_path / "x.gguf")
-    assert ("blk.0.attn_q.bias" in names) == (family == "qwen2")
-    assert ("blk.1.attn_k_norm.weight" in names) == (family == "qwen3")
-    assert ("blk.1.attn_qkv.weight" in names) == (name == "phi3-uniform")
-
-
-@pytest.mark.parametrize("family", LLAMA_LIKE)
-def test_gguf_of_other_layers_is_a_deci(family, tmp_path):
-    model = random_model(RELATIVES[f"{family}-ragged"])
-    assert written(model, tmp_path / "x.gguf").architecture == "deci"
-    np.testing.assert_array_equal(forward(load_model(tmp_path / "x.gguf"), TOKENS), forward(model, TOKENS))
-
-
-@pytest.mark.parametrize("name", ["qwen3-ragged", "qwen2-narrow", "qwen3-empty"])
-def test_gguf_of_other_layers_has_zeros(name, tmp_path):
-    constants = RELATIVES[f"{family_of(name)}-uniform"].constants
+def test_gguf_of_other_layers_has_zeros(tmp_path):
+    constants = RELATIVES["qwen2-uniform"].constants
     narrow = dataclasses.replace(spec_of((1, 2, 24), (2, 2, 17), (0, 1, 9)), constants=constants)
-    model = random_model(RELATIVES.get(name, narrow))
+    model = random_model(narrow)
     result = written(model, tmp_path / "x.gguf")
-    assert (result.architecture, result.added > 0) == (family_of(name), True)
+    assert (result.architecture, result.added > 0) == ("qwen2", True)
     loaded = load_model(tmp_path / "x.gguf")
     assert loaded.spec.uniform
     assert count_parameters(loaded) == count_parameters(model) + result.added
@@ -99,9 +58,6 @@ def test_gguf_refuses_what_llama_cpp_has_not(family, tmp_path):
     scaled = dataclasses.replace(spec, constants=dataclasses.replace(spec.constants, rope_scaling=LLAMA3))
     with pytest.raises(ValueError, match=rf"no rope type 'llama3' in family {family}"):
         written(random_model(scaled), path)
-    if family == "qwen2":
-        with pytest.raises(ValueError, match="heads of a qwen2 to be together as wide as its embeddings, 32, got at"):
-            written(random_model(RELATIVES["qwen2-ragged"]), path)
     assert not path.exists()
     linear = dataclasses.replace(spec, constants=dataclasses.replace(spec.constants, rope_scaling=LINEAR))
     written(random_model(linear), path)
@@ -180,3 +136,56 @@ def test_a_gemma_whose_scores_llama_cpp_scales_otherwise_is_refused(tmp_path):
                 load_model(tmp_path / "x.gguf")
         else:
             assert len(load_model(tmp_path / "x.gguf").spec.layers) == 61
+
+
+# --- mixtures of experts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_routers_are_float32_whatever_else_is(name, tmp_path):
+    written(random_model(MIXTURES[name]), tmp_path / "half.gguf", "float16")
+    kinds = types_of(tmp_path / "half.gguf")
+    assert (kinds["blk.0.ffn_gate_inp.weight"], kinds["blk.0.ffn_gate_exps.weight"]) == ("F32", "F16")
+
+
+def test_experts_of_zeros_are_refused():
+    """Negative control of it: an expert of zeros, with a score of zero, takes tokens from others."""
+    spec = MIXTURES["qwen3_moe-uniform"]
+    fewer = (spec.layers[0], dataclasses.replace(spec.layers[1], mlp=5))
+    with pytest.raises(ValueError, match="expected as many experts in each layer, at least 2, got 5 to 6; prune with"):
+        architecture_of(dataclasses.replace(spec, layers=fewer))
+    none = tuple(dataclasses.replace(layer, mlp=0) for layer in spec.layers)
+    with pytest.raises(ValueError, match="at least 2, got 0 to 0"):
+        architecture_of(dataclasses.replace(spec, layers=none))
+    model = random_model(spec)
+    wider = random_model(dataclasses.replace(spec, layers=(dataclasses.replace(spec.layers[0], mlp=7),) * 2))
+    for path, ours in parameters_by_path(model).items():
+        zeros = [(0, wide - size) for wide, size in zip(parameters_by_path(wider)[path].shape, ours.shape, strict=True)]
+        wider = changed(wider, path, lambda _, ours=ours, zeros=zeros: jnp.pad(ours[...], zeros))
+    assert np.abs(forward(wider, TOKENS) - forward(model, TOKENS)).max() > 1e-3
+
+
+def test_routing_that_llama_cpp_has_not_is_refused():
+    spec = MIXTURES["qwen3_moe-uniform"]
+    kept = Constants(family="qwen3_moe", experts_per_token=2, route_scale="kept")
+    with pytest.raises(ValueError, match=r"by their sum, .* got others \(norm_topk_prob false\); choose"):
+        architecture_of(dataclasses.replace(spec, constants=kept))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "message"),
+    [
+        ("qwen3moe", {"expert_count": None}, "expected qwen3moe.expert_count to be a positive integer, got None"),
+        ("qwen3moe", {"expert_count": 5}, r"has shape \[32, 144\], expected \[32, 120\]"),
+        ("qwen3moe", {"expert_used_count": 7}, "expected qwen3moe.expert_used_count of at most 6 experts, got 7"),
+        ("qwen3moe", {"expert_feed_forward_length": 12}, r"has shape \[32, 144\], expected \[32, 72\]"),
+        ("qwen3", {}, "expected qwen3.expert_count to be none, got 6"),
+    ],
+)
+def test_files_that_contradict_themselves(architecture, fields, message, tmp_path):
+    written(random_model(MIXTURES["qwen3_moe-uniform"]), tmp_path / "x.gguf")
+    path = rewritten(tmp_path / "x.gguf", tmp_path / "y.gguf", architecture, fields)
+    with pytest.raises(ValueError, match=message) as error:
+        load_model(path)
+    assert "y.gguf" in str(error.value)
+    assert "\n" not in str(error.value)

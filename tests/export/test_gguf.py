@@ -5,78 +5,11 @@ import numpy as np
 import pytest
 
 from saap_jax.export import gguf_file
-from saap_jax.export.gguf_file import write_gguf
-from saap_jax.export.gguf_vocabulary import no_vocabulary
-from saap_jax.export.widths import deci_widths
 from saap_jax.llama import load_model
-from tests.export.models import EMPTY, LLAMA3, PLAIN, RAGGED, SPECS, UNIFORM, spec_of
+from tests.export.models import EMPTY, LLAMA3, PLAIN, RAGGED, UNIFORM, rewritten, spec_of, types_of, written
 from tests.helpers import changed, forward, random_model
-from tests.llama.conftest import assert_same
 
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 12), np.int32)
-
-
-def written(model, path, dtype="float32"):
-    return write_gguf(model, path, dtype, name="test", vocabulary=no_vocabulary())
-
-
-def fields_of(path):
-    return {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
-
-
-def types_of(path):
-    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
-
-
-def rewritten(source, target, architecture, fields=None):
-    """Copy a GGUF file with other fields, None for one that is left out."""
-    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, architecture)
-    old, fields = reader.fields["general.architecture"].contents(), dict(fields or {})
-    for key, field in reader.fields.items():
-        if key.startswith(("GGUF.", "general.architecture")):
-            continue
-        name = key.removeprefix(f"{old}.")
-        if (value := fields.pop(name, field.contents())) is not None:
-            writer.add_key_value(key.replace(old, architecture), value, *(*field.types, None)[:2])
-    for name, value in fields.items():
-        if value is not None:
-            writer.add_uint32(f"{architecture}.{name}", value)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_equal_layers_are_a_llama(name, tmp_path):
-    model = random_model(PLAIN[name])
-    result = written(model, tmp_path / "x.gguf")
-    assert result == ("llama", 0, 0)
-    assert_same(load_model(tmp_path / "x.gguf"), model)
-    assert fields_of(tmp_path / "x.gguf")["llama.attention.head_count"] == 4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SPECS if name not in PLAIN])
-def test_other_models_are_a_deci(name, tmp_path):
-    model = random_model(SPECS[name])
-    result = written(model, tmp_path / "x.gguf")
-    assert (result.architecture, result.wider) == ("deci", 0)
-    fields = fields_of(tmp_path / "x.gguf")
-    layers = deci_widths(model.spec)
-    assert fields["deci.feed_forward_length"] == [layer.mlp for layer in layers]
-    assert fields["deci.attention.head_count_kv"] == [layer.kv_heads for layer in layers]
-    assert fields["deci.attention.head_count"] == [layer.kv_heads * layer.q_per_kv for layer in layers]
-    loaded = load_model(tmp_path / "x.gguf")
-    assert loaded.spec.constants == model.spec.constants
-    assert (result.added == 0) == (layers == model.spec.layers)
-    if result.added:
-        np.testing.assert_allclose(forward(loaded, TOKENS), forward(model, TOKENS), rtol=0, atol=2e-5)
-    else:
-        assert_same(loaded, model)
 
 
 def test_a_llama_with_per_layer_numbers_is_refused(tmp_path):

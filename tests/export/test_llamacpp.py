@@ -10,13 +10,13 @@ import pytest
 from saap_jax.config.use import ExportConfig
 from saap_jax.export import gguf_file
 from saap_jax.export.gguf_file import write_gguf
-from saap_jax.export.gguf_vocabulary import no_vocabulary, vocabulary_of
+from saap_jax.export.gguf_vocabulary import vocabulary_of
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import Constants, load_model, load_tokenizer, save_model
 from saap_jax.llama.files.tokenizer import NORMALIZERS
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
-from tests.export.models import MIXTURES, PLAIN, RELATIVES, SPECS, spec_of
+from tests.export.models import MIXTURES, PLAIN, RELATIVES, SPECS, spec_of, written
 from tests.export.test_gguf_vocabulary import TEXTS, trained
 from tests.helpers import forward, random_model
 
@@ -58,8 +58,8 @@ def expected_logits(model, tokens):
     return np.asarray(forward(model, jnp.asarray([tokens], jnp.int32)))[0, len(tokens) // 2 - 1 :]
 
 
-def written(model, path, dtype="float32"):
-    write_gguf(model, path, dtype, name="test", vocabulary=no_vocabulary())
+def file_of(model, path, dtype="float32"):
+    written(model, path, dtype)
     return path
 
 
@@ -67,7 +67,7 @@ def written(model, path, dtype="float32"):
 def test_logits(name, tmp_path):
     model = random_model(SPECS[name])
     expected = expected_logits(model, TOKENS)
-    got = logits_of(written(model, tmp_path / "x.gguf"), TOKENS)
+    got = logits_of(file_of(model, tmp_path / "x.gguf"), TOKENS)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
     other = expected_logits(model, TOKENS[::-1])
     assert np.abs(got - other).max() > 0.1
@@ -85,7 +85,7 @@ def test_relatives(name, tmp_path):
         tokens = TOKENS
     expected = expected_logits(model, tokens)
     near = 1e-4 if model.constants.traits.activation == "silu" else 1e-3 * np.abs(expected).max()  # a table in float16
-    got = logits_of(written(model, tmp_path / "x.gguf"), tokens)
+    got = logits_of(file_of(model, tmp_path / "x.gguf"), tokens)
     np.testing.assert_allclose(got, expected, rtol=0, atol=near)
     assert np.abs(got - expected_logits(model, tokens[::-1])).max() > 0.1
 
@@ -95,7 +95,7 @@ def test_mixtures(name, tmp_path):
     """Experts are chosen and weighed alike, in any order of the experts; another routing would be another model."""
     model = random_model(MIXTURES[name])
     expected = expected_logits(model, TOKENS)
-    got = logits_of(written(model, tmp_path / "x.gguf"), TOKENS)
+    got = logits_of(file_of(model, tmp_path / "x.gguf"), TOKENS)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
     for segment in model.segments:
         segment.mlp.router[...] = segment.mlp.router[...][..., ::-1]
@@ -108,7 +108,7 @@ def test_other_types_run(name, dtype, tmp_path):
     """llama.cpp rounds activations too, so only near; the logits of another model would be off by their spread."""
     model = random_model(SPECS[name])
     expected = expected_logits(model, TOKENS)
-    difference = logits_of(written(model, tmp_path / "x.gguf", dtype), TOKENS) - expected
+    difference = logits_of(file_of(model, tmp_path / "x.gguf", dtype), TOKENS) - expected
     assert np.sqrt(np.mean(difference**2)) < 0.1 * expected.std()
 
 
@@ -116,7 +116,7 @@ def test_biases_are_read(tmp_path):
     """Negative control: without its biases, the same model computes something else."""
     for name, spec in (("biased", PLAIN["biased"]), ("empty", SPECS["empty_biased"])):
         model = random_model(spec)
-        got = logits_of(written(model, tmp_path / f"{name}.gguf"), TOKENS)
+        got = logits_of(file_of(model, tmp_path / f"{name}.gguf"), TOKENS)
         for run in model.segments:
             run.attention.output_bias[...] = jnp.zeros_like(run.attention.output_bias[...])
         assert np.abs(got - expected_logits(model, TOKENS)).max() > 1e-2
@@ -132,14 +132,14 @@ class TestLayersThatDeciCannotHold:
         tensors = gguf_file.gguf_tensors
         monkeypatch.setattr("saap_jax.export.widths.deci_widths", lambda spec: spec.layers)
         monkeypatch.setattr(gguf_file, "gguf_tensors", lambda *args: [t for t in tensors(*args) if t.name != norm])
-        got = logits_of(written(model, tmp_path / "x.gguf"), TOKENS)
+        got = logits_of(file_of(model, tmp_path / "x.gguf"), TOKENS)
         np.testing.assert_allclose(got, expected_logits(without, TOKENS), rtol=0, atol=1e-4)
         assert np.abs(got - expected_logits(model, TOKENS)).max() > 1e-2
 
     def test_a_first_layer_without_heads_is_refused(self, tmp_path, monkeypatch):
         model = random_model(spec_of((0, 2, 24), (2, 2, 24)))
         monkeypatch.setattr("saap_jax.export.widths.deci_widths", lambda spec: spec.layers)
-        path = written(model, tmp_path / "x.gguf")
+        path = file_of(model, tmp_path / "x.gguf")
         with pytest.raises(RuntimeError, match="Failed to load model"):
             logits_of(path, TOKENS)
 

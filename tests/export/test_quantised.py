@@ -8,14 +8,12 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.config.use import ExportConfig
-from saap_jax.export.gguf_file import write_gguf
-from saap_jax.export.gguf_vocabulary import no_vocabulary
 from saap_jax.jobs import export
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.recovery import AdapterParam, groupwise, quantize
-from tests.export.models import spec_of
+from tests.export.models import spec_of, written
 from tests.helpers import forward, random_model
 from tests.recovery.models import trained
 
@@ -33,8 +31,8 @@ def merged_model(spec, **options):
     return method.merge(trained(method.prepare(random_model(spec), jax.random.key(0)), AdapterParam))
 
 
-def written(model, path, dtype="float32"):
-    write_gguf(model, path, dtype, name="test", vocabulary=no_vocabulary())
+def tensors_of(model, path, dtype="float32"):
+    written(model, path, dtype)
     return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
 
@@ -43,7 +41,7 @@ def written(model, path, dtype="float32"):
 def test_blocks_are_the_model_with_scales_in_float16(name, tmp_path):
     """Read back, each matrix is α·q + m with α and m rounded, bit for bit, rotary rows in their places."""
     model = merged_model(SPECS[name])
-    tensors = written(model, tmp_path / "x.gguf", "float16")
+    tensors = tensors_of(model, tmp_path / "x.gguf", "float16")
     kinds = {tensor.tensor_type.name for tensor in tensors.values() if tensor.name.endswith(("up.weight", "q.weight"))}
     assert "Q4_1" in kinds
     assert tensors["token_embd.weight"].tensor_type.name == "F16"
@@ -62,7 +60,7 @@ def test_blocks_are_the_model_with_scales_in_float16(name, tmp_path):
 
 def test_integers_are_kept(tmp_path):
     model = merged_model(SPECS["ragged"])
-    down = written(model, tmp_path / "x.gguf")["blk.2.ffn_down.weight"]
+    down = tensors_of(model, tmp_path / "x.gguf")["blk.2.ffn_down.weight"]
     blocks = np.asarray(down.data).reshape(32, 1, 20)
     np.testing.assert_array_equal(blocks[:, :, 4:].transpose(1, 2, 0), model.segments[1].mlp.down.packed[1])
 
@@ -71,7 +69,7 @@ def test_integers_are_kept(tmp_path):
 def test_some_quantised_matrices(tmp_path):
     """The others are of the type that was asked for."""
     model = merged_model(SPECS["empty_biased"], matrices=("down", "query"))
-    tensors = written(model, tmp_path / "x.gguf", "float16")
+    tensors = tensors_of(model, tmp_path / "x.gguf", "float16")
     assert tensors["blk.2.ffn_down.weight"].tensor_type.name == "Q4_1"
     assert tensors["blk.2.ffn_up.weight"].tensor_type.name == "F16"
     np.testing.assert_allclose(forward(load_model(tmp_path / "x.gguf"), TOKENS), forward(model, TOKENS), atol=0.05)

@@ -1,0 +1,127 @@
+"""Every format and every model: read back it computes the same, with as many zeros as are said; or it is refused."""
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from saap_jax.export.hf import REMOTE
+from saap_jax.export.widths import deci_widths
+from saap_jax.llama import load_model
+from saap_jax.llama.files.families import FAMILIES
+from saap_jax.structures import count_parameters
+from tests.export.models import MIXTURES, PLAIN, RELATIVES, SPECS, config_of, fields_of, types_of, written
+from tests.helpers import forward, random_model
+from tests.llama.conftest import assert_same
+
+ALL = SPECS | RELATIVES | MIXTURES
+FORMS = ("hf", "padded", "ragged", "gguf")
+TOKENS = np.random.default_rng(0).integers(0, 300, (2, 12), np.int32)
+ALIKE = {*PLAIN, "gemma3_text-apart", *(name for name in ALL if name.endswith(("-uniform", "-cut")))}
+"""Layers of one width, as plain models have them."""
+PER_LAYER = ("llama", "mistral", "phi3")
+"""Families of whose layers llama.cpp takes a width each; the others get zeros."""
+
+
+def refusal(name: str, form: str) -> str:
+    """Return what a format says that cannot hold a model; nothing where it can."""
+    family = ALL[name].constants.family
+    if form == "hf" and name not in ALIKE:
+        return "the allocation uniform" if name in MIXTURES else "padded .*ragged .*gguf"
+    if form in ("padded", "ragged") and name in MIXTURES:
+        return f"expected a model without experts, got a {family}; choose --format hf"
+    if form == "ragged" and family == "gemma3_text":
+        return "got a gemma3_text with .* padded or gguf"
+    if form == "gguf" and name in ("qwen2-ragged", "qwen2-empty"):
+        return "heads of a qwen2 to be together as wide as its embeddings, 32, got at"
+    return ""
+
+
+CASES = [
+    pytest.param(name, form, marks=() if name in PLAIN or form == "ragged" else pytest.mark.slow)
+    for form in FORMS
+    for name in ALL
+]
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_what_is_written_is_the_model(name, form, tmp_path):
+    model, place = random_model(ALL[name]), tmp_path / ("x.gguf" if form == "gguf" else "x")
+    if said := refusal(name, form):
+        with pytest.raises(ValueError, match=f"format {form}: .*{said}") as error:
+            written(model, place, form=form)
+        assert "\n" not in str(error.value)
+        assert not place.exists() or not [*place.iterdir()]
+        return
+    found = written(model, place, form=form)
+    loaded, window = load_model(place), None
+    constants, traits = model.constants, model.constants.traits
+    if form == "gguf":
+        added, window = found.added, constants.sliding_window
+        check_gguf(name, model, found, place, loaded)
+    else:
+        added, config = found, config_of(place)
+        stored = load_file(place / "model.safetensors")
+        assert sum(tensor.size for tensor in stored.values()) == count_parameters(model) + added
+        own = ("saap_llama", "SaapLlamaForCausalLM") if form == "ragged" else (constants.family, traits.architecture)
+        assert (config["model_type"], *config["architectures"]) == own
+        assert any("qkv_proj" in each for each in stored) == (traits.fused and form != "ragged")
+        if form == "ragged":
+            assert all((place / file.name).read_bytes() == file.read_bytes() for file in REMOTE.glob("*.py"))
+    if form in ("hf", "ragged"):
+        assert_same(loaded, model)
+        return
+    assert loaded.spec.uniform or (form, constants.family in PER_LAYER) == ("gguf", True)
+    assert count_parameters(loaded) == count_parameters(model) + added or model.spec.output_biases
+    short = TOKENS[:, : None if traits.gguf.windows else window]
+    near = 1e-4 if constants.family == "gemma3_text" else 2e-5
+    np.testing.assert_allclose(forward(loaded, short), forward(model, short), rtol=0, atol=near)
+    assert np.abs(forward(loaded, short) - forward(model, short[::-1])).max() > 0.1, "control"
+
+
+def check_gguf(name, model, found, path, loaded):
+    """Hold a file against the architecture that llama.cpp computes a family by."""
+    family, gguf_traits, fields = model.constants.family, model.constants.traits.gguf, fields_of(path)
+    deci = name not in ALIKE and family in PER_LAYER
+    like_llama = family == "mistral" or name == "phi3-cut"
+    assert found.architecture == ("deci" if deci else "llama" if like_llama else gguf_traits.architecture)
+    assert found.wider == 0
+    assert loaded.constants.family == ("llama" if deci or like_llama else family)
+    assert fields[f"{found.architecture}.context_length"] == (
+        model.constants.max_positions if gguf_traits.windows else model.constants.sliding_window or
+        model.constants.max_positions
+    )  # fmt: skip
+    if deci:
+        widths = deci_widths(model.spec)
+        assert fields["deci.feed_forward_length"] == [layer.mlp for layer in widths]
+        assert fields["deci.attention.head_count_kv"] == [layer.kv_heads for layer in widths]
+        assert fields["deci.attention.head_count"] == [layer.kv_heads * layer.q_per_kv for layer in widths]
+    else:
+        assert (found.added > 0) == (name not in ALIKE or name == "qwen2-cut")
+    names = types_of(path)
+    assert ("blk.0.attn_q.bias" in names) == (family == "qwen2")
+    assert ("blk.0.attn_k_norm.weight" in names) == (family in ("qwen3", "gemma3_text", "qwen3_moe"))
+    assert ("blk.1.attn_qkv.weight" in names) == (name == "phi3-uniform")
+    if name in MIXTURES:
+        check_experts(model, {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}, fields, found)
+
+
+def check_experts(model, tensors, fields, found):
+    """As llama.cpp's converter stacks them, `[experts, outputs, inputs]`, with zeros beside narrower ones."""
+    family, mlp, layers = model.constants.family, model.segments[-1].mlp, model.spec.layers
+    channels = "expert_feed_forward_length" if family == "qwen3_moe" else "feed_forward_length"
+    for key, value in (("expert_count", 6), ("expert_used_count", 2), (channels, 24)):
+        assert fields[f"{found.architecture}.{key}"] == value
+    wide = layers[-1].channels
+    for name, ours, order in (("gate", mlp.gate, (1, 2, 0)), ("up", mlp.up, (1, 2, 0)), ("down", mlp.down, (0, 2, 1))):
+        expected = np.asarray(ours[...][-1]).transpose(order)  # ours: embed, experts, channels; or experts first
+        got = tensors[f"blk.1.ffn_{name}_exps.weight"]
+        np.testing.assert_array_equal(got[:, :, :wide] if name == "down" else got[:, :wide], expected)
+    np.testing.assert_array_equal(tensors["blk.1.ffn_gate_inp.weight"], np.asarray(mlp.router[...][-1]).T)
+    assert found.added == (6 * 3 * 32 * (24 - 17) + 2 * 32 * 8 * (1 + 2) if wide == 17 else 0)
+
+
+def test_every_family_with_experts_is_here():
+    assert {family for family, traits in FAMILIES.items() if traits.experts} == {
+        spec.constants.family for spec in MIXTURES.values()
+    }
