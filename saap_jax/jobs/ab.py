@@ -30,19 +30,8 @@ from saap_jax.jobs.evaluate import scoring
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.attention import attending
 from saap_jax.report.blocks import Block
-from saap_jax.report.pages.measured import comparison_blocks
-from saap_jax.runs.ab import (
-    Compared,
-    ComparedTask,
-    Comparison,
-    Losses,
-    Reference,
-    comparison_json,
-    find,
-    loadable,
-    recorded_losses,
-    text_digests,
-)
+from saap_jax.report.comparison import Compared, Comparison, comparison_blocks, comparison_json
+from saap_jax.runs.ab import Losses, Reference, find, loadable, recorded_losses, text_digests
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import digest_of
@@ -86,9 +75,9 @@ def ab(config: AbConfig, *, track: Track = quiet) -> Comparison:
     checks: list[Check] = []
     if config.max_ppl_increase:
         limit = read_percent("max_ppl_increase", config.max_ppl_increase)
-        checks += [check_difference(row.metric, row.difference, limit) for row in comparison.metrics]
+        checks += [check_difference(row.name, row.difference, limit) for row in comparison.metrics]
     if config.max_accuracy_drop is not None:
-        checks += [check_difference(row.task, row.difference, config.max_accuracy_drop) for row in comparison.tasks]
+        checks += [check_difference(row.name, row.difference, config.max_accuracy_drop) for row in comparison.tasks]
     if config.max_size or run:
         checks += _check_costs(config, a, b, names, track)
     comparison = comparison._replace(checks=tuple(checks))
@@ -215,7 +204,12 @@ def _setting_of(config: AbConfig, a: Reference, b: Reference) -> Setting:
         length, windows = config.length, config.windows
         texts = {metric_name(length, source): (source, length, windows) for source in config.sources}
         return Setting(texts, config.dtype, config.batch_size, config.bos)
-    _refuse_own_text(config, run)
+    default = AbConfig()
+    if changed := [name for name in _OWN if getattr(config, name) != getattr(default, name)]:
+        raise ValueError(
+            f"{changed[0]}: beside {run.text} the text, type and batch size of its run are taken, got "
+            f"{getattr(config, changed[0])!r}; leave it out"
+        )
     evaluation = run.record.get("config", {}).get("evaluation")
     if not isinstance(evaluation, dict) or not {"windows", "batch_size"} <= evaluation.keys():
         raise ValueError(f"{run.text}: expected a run of saap compare, found no config.evaluation in its run.json")
@@ -226,16 +220,6 @@ def _setting_of(config: AbConfig, a: Reference, b: Reference) -> Setting:
             raise ValueError(f"{run.text}: expected a metric such as {metric_name(128, 'SOURCE')}, got {metric!r}")
         texts[metric] = (match[2], int(match[1]), evaluation["windows"])
     return Setting(texts, run.model["dtype"], evaluation["batch_size"], evaluation.get("bos", "never"))
-
-
-def _refuse_own_text(config: AbConfig, run: Reference) -> None:
-    default = AbConfig()
-    changed = [name for name in _OWN if getattr(config, name) != getattr(default, name)]
-    if changed:
-        raise ValueError(
-            f"{changed[0]}: beside {run.text} the text, type and batch size of its run are taken, got "
-            f"{getattr(config, changed[0])!r}; leave it out"
-        )
 
 
 def _check_texts(known: Sequence[tuple[Reference, Mapping[str, str]]]) -> None:
@@ -254,7 +238,7 @@ def _check_texts(known: Sequence[tuple[Reference, Mapping[str, str]]]) -> None:
 # says it keeps; of a variant with several seeds, each seed is a model.
 
 
-def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple[ComparedTask, ...]:
+def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple[Compared, ...]:
     """Compare the accuracies of two models on each task and over all, by the paired bootstrap over items.
 
     A model without seeds (unpruned, loaded) stands beside each seed of the other; with seeds on both sides, the same
@@ -289,7 +273,7 @@ def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) ->
         of_a, of_b = (float(np.mean([100 * each[name].mean() for name in names])) for each in outcomes)
         items = sum(outcomes[0][name].shape[1] for name in names)
         metric = " / ".join(dict.fromkeys(metrics[name] for name in names))
-        rows.append(ComparedTask(task, metric, items, (of_a, of_b), difference))
+        rows.append(Compared(task, metric, items, (of_a, of_b), difference))
     return tuple(rows)
 
 

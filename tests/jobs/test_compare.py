@@ -21,8 +21,8 @@ from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.segments import masks
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.scores import read_scores
 from saap_jax.subjects.llama import scenarios_of, texts_of
+from tests.jobs.conftest import tiny
 
 IN, OUT = "ppl@16 builtin:reference", "ppl@16 builtin:descriptions"
 REPAIRED = "wanda > global > learn(steps=4) > least_squares > scales(steps=2)"
@@ -31,16 +31,9 @@ METHODS = ("magnitude", "{wanda,gate_fisher} > {uniform,global}", REPAIRED)
 
 @pytest.fixture(scope="module")
 def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
-    return CompareConfig(
-        name="tiny",
-        methods=METHODS,
-        model=ModelConfig(name=str(tiny_model_directory)),
-        calibration=CalibrationConfig(examples=8, length=16, batch_size=2),
-        evaluation=EvaluationConfig(windows=5, length=16, batch_size=2),
-        runs=str(tmp_path_factory.mktemp("runs")),
-        best_ratio=0.2,
-        new_tokens=0,
-    )
+    runs = tmp_path_factory.mktemp("runs")
+    options = {"name": "tiny", "methods": METHODS, "best_ratio": 0.2, "new_tokens": 0}
+    return tiny(CompareConfig, tiny_model_directory, runs, examples=8, windows=5, **options)
 
 
 @pytest.fixture(scope="module")
@@ -159,18 +152,6 @@ class TestTheCache:
         assert rows_of(found) == rows_of(fresh)
         before = next(row for row in rows_of(run) if row["candidate"] == "wanda > uniform@0.5")
         assert rows_of(found)[0]["losses"] != before["losses"]
-
-
-@pytest.mark.slow
-def test_another_configuration_is_refused_and_overwrite_starts_anew(config, tmp_path):
-    first = dataclasses.replace(config, runs=str(tmp_path), methods=("wanda",), ratios=(0.2,))
-    run = compare.compare(first)
-    other = dataclasses.replace(first, methods=("magnitude", "random(seed=3)"))
-    before = (run.path / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="another configuration: .*methods"):
-        compare.compare(other)
-    assert (run.path / "metrics.jsonl").read_bytes() == before
-    assert set(read_scores(compare.compare(other, overwrite=True)).estimators) == {"magnitude", "random(seed=3)"}
 
 
 def test_overlapping_texts_are_refused(config, tmp_path):

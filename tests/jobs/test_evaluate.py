@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.config.jobs import CompareConfig
-from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.evaluation.tasks import read_task, run_tasks
-from saap_jax.jobs import compare
-from saap_jax.llama import load_model, load_tokenizer, save_model
-from saap_jax.llama.segments import existing_units
+from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.runs.ab import together
 from saap_jax.runs.directory import read_candidates, read_run
-from saap_jax.surgery.cut import cut
 from tests.cli.test_main import refused
 from tests.evaluation.items import choice_lines, context_lines, write_lines
 
@@ -33,17 +28,6 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def here(data, monkeypatch):
     monkeypatch.setenv("SAAP_DATA", str(data))
-
-
-@pytest.fixture(scope="module")
-def pruned(tiny_model_directory, tmp_path_factory):
-    """A pruned model: layers of different widths, one without attention."""
-    model = load_model(tiny_model_directory)
-    keep = existing_units(model.segments)
-    keep["mlp"][:, ::2] = False
-    keep["attention"][1] = False
-    tokenizer = load_tokenizer(tiny_model_directory)
-    return save_model(cut(model, keep), tmp_path_factory.mktemp("pruned") / "half", tokenizer=tokenizer, keep=keep)
 
 
 class TestEvaluate:
@@ -77,22 +61,6 @@ class TestEvaluate:
         assert "at least one source or task" in refused(capsys, ["evaluate", str(tiny_model_directory), "--sources"])
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert "'other' is no local task" in refused(capsys, [*words, "other"])
-
-
-@pytest.fixture(scope="module")
-def compared(tiny_model_directory, tmp_path_factory):
-    """The run directory of a real compare, two seeds."""
-    config = CompareConfig(
-        model=ModelConfig(name=str(tiny_model_directory)),
-        calibration=CalibrationConfig(examples=3, length=16, batch_size=2),
-        methods=("magnitude", "random"),
-        seeds=(0, 1),
-        ratios=(0.5,),
-        best_ratio=0.5,
-        evaluation=EvaluationConfig(windows=2, length=16, batch_size=2),
-        runs=str(tmp_path_factory.mktemp("runs")),
-    )
-    return compare.compare(config).path
 
 
 def accuracy(directory, data, name: str, metric: str = "acc") -> np.ndarray:

@@ -8,13 +8,13 @@ import pytest
 
 from saap_jax.api import perplexity, run_chain
 from saap_jax.config.jobs import CompareConfig, FrontierConfig
-from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.jobs import compare, frontier
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.subjects.llama import scenarios_of, texts_of
 from saap_jax.types import STRUCTURES
+from tests.jobs.conftest import tiny
 
 OUT = "ppl@16 builtin:descriptions"
 METHODS = ("gate_fisher > global", "wanda > global")
@@ -23,18 +23,10 @@ ROUNDS = "gate_fisher > within(attention=0.4, attention_from=0.15) > global > ro
 
 @pytest.fixture(scope="module")
 def config(tiny_model_directory, tmp_path_factory) -> FrontierConfig:
-    return FrontierConfig(
-        model=ModelConfig(name=str(tiny_model_directory)),
-        calibration=CalibrationConfig(examples=3, length=16, batch_size=2),
-        methods=METHODS,
-        evaluation=EvaluationConfig(windows=4, length=16, batch_size=2),
-        seeds=(0, 3),
-        ratios=(0.1, 0.3, 0.5),
-        max_ppl_increase="6%",
-        tolerance=0.01,
-        resamples=50,
-        runs=str(tmp_path_factory.mktemp("runs")),
-    )
+    return tiny(
+        FrontierConfig, tiny_model_directory, tmp_path_factory.mktemp("runs"), methods=METHODS, seeds=(0, 3),
+        ratios=(0.1, 0.3, 0.5), max_ppl_increase="6%", tolerance=0.01, resamples=50,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,6 @@ def expected(directory, prompts, **options) -> list[str]:
     return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
 
-def test_a_text(words, capsys, tiny_model_directory):
-    assert main.main([*words, "the cat", *SHORT]) == 0
-    assert capsys.readouterr().out == expected(tiny_model_directory, ["the cat"])[0] + "\n"
-
-
 def test_several_texts_drawn(words, capsys, tiny_model_directory):
     assert main.main([*words, "the cat", "on", *SHORT, "--temperature", "1.5", "--top-k", "50", "--seed", "3"]) == 0
     first, second = expected(tiny_model_directory, ["the cat", "on"], temperature=1.5, top_k=50, seed=3)
@@ -61,13 +56,10 @@ def test_standard_input(words, capsys, monkeypatch, tiny_model_directory):
         (["a", "--top-k", "-2"], "top_k: expected at least 1"),
         (["a", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
         (["a", "--chat"], "chat: expected a tokenizer with a chat template"),
+        (["-"], "standard input"),
         (["a", "--stop", ""], "stop: expected strings of one character or more"),
     ],
 )
-def test_refused(words, capsys, more, message):
-    assert message in refused(capsys, [*words, *more])
-
-
-def test_empty_standard_input(words, capsys, monkeypatch):
+def test_refused(words, capsys, monkeypatch, more, message):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    assert "standard input" in refused(capsys, [*words, "-"])
+    assert message in refused(capsys, [*words, *more])

@@ -1,16 +1,14 @@
 """What commands say of what pruning cost: figures of `saap evaluate`, and what `generate` says, on page and card."""
 
 import dataclasses
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from saap_jax.cli import main
 from saap_jax.config import CompareConfig, EvaluateConfig, GenerateConfig, PruneConfig
-from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.method import EvaluationConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import format_figure, scale_of
@@ -21,6 +19,7 @@ from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.report.write import render_report
 from saap_jax.runs.origin import read_origin
 from saap_jax.runtime.progress import quiet
+from tests.jobs.conftest import tiny
 
 WINDOWS = EvaluationConfig(windows=9, length=16, batch_size=4)
 
@@ -36,15 +35,8 @@ def judged_here(judged_nowhere, monkeypatch):
 
 @pytest.fixture
 def config(tiny_model_directory, tmp_path) -> PruneConfig:
-    return PruneConfig(
-        model=ModelConfig(name=str(tiny_model_directory)),
-        calibration=CalibrationConfig(examples=8, length=16, batch_size=2),
-        method="wanda",
-        ratio=0.3,
-        evaluation=WINDOWS,
-        runs=str(tmp_path),
-        out=str(tmp_path / "pruned"),
-    )
+    options = {"method": "wanda", "ratio": 0.3, "evaluation": WINDOWS, "out": str(tmp_path / "pruned")}
+    return tiny(PruneConfig, tiny_model_directory, tmp_path, examples=8, **options)
 
 
 @pytest.mark.slow
@@ -86,23 +78,6 @@ def test_the_change_has_its_interval_and_too_few_windows_none():
     assert rows[-1][1] == "500 -> 1,000 (+100.0%)"
     few = {key: {"ppl": each["ppl"], "losses": {name: each["losses"][name][:4]}} for key, each in models.items()}
     assert not any("interval" in said for _, said in judged.judged_rows(judged.Judged(few, (0.2, 0.1), 100)))
-
-
-@pytest.mark.slow
-def test_on_the_command_line(config, tmp_path, capsys):
-    text = tmp_path / "text.txt"
-    text.write_text("One sentence after the other, and another one. " * 200)
-    words = ["prune", "--model.name", config.model.name, "--method", "wanda",
-             "--calibration.length", "16", "--calibration.examples", "4", "--evaluation.length", "16",
-             "--evaluation.windows", "8", "--runs", str(tmp_path)]  # fmt: skip
-    same = ["--calibration.scenarios", f"text:{text}", "--evaluation.in-domain", f"text:{text}"]
-    assert main.main([*words, *same, "--out", str(tmp_path / "same")]) == 2
-    assert not (tmp_path / "same").exists()
-    capsys.readouterr()
-    assert main.main([*words, "--out", config.out]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"ppl@16 builtin:reference\s+[\d.,e+]+ \(.* to .*\) -> ", said)
-    assert f"saap ab {config.out} {config.model.name}" in said
 
 
 @pytest.mark.slow

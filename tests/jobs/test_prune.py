@@ -9,7 +9,7 @@ import pytest
 
 import saap_jax
 from saap_jax.config.jobs import PruneConfig
-from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
+from saap_jax.config.method import TargetsConfig
 from saap_jax.data import Windows
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.timing import Times, Workload, compile_programs
@@ -35,6 +35,7 @@ from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut, pruned_spec
 from tests.helpers import dense_model, random_keep
+from tests.jobs.conftest import tiny
 
 
 def smallest(model, targets: TargetsConfig, chain: str = "random", least: float = 0.0):
@@ -178,14 +179,9 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
     monkeypatch.setattr(module, "ENOUGH", 1)  # few layers, since each program is compiled
     monkeypatch.setattr(module, "FEWEST", 1)
     monkeypatch.setattr(module, "POINTS", 1)
-    config = PruneConfig(
-        out=str(tmp_path / "out"),
-        model=ModelConfig(name=str(tiny_model_directory)),
-        method="wanda",
-        runs=str(tmp_path),
-        calibration=CalibrationConfig(examples=8, length=16, batch_size=2),
-        targets=TargetsConfig(weight_bytes="95%", tokens_per_second="1%", latency="100000%", length=8, repeats=1),
-    )
+    targets = TargetsConfig(weight_bytes="95%", tokens_per_second="1%", latency="100000%", length=8, repeats=1)
+    options = {"out": str(tmp_path / "out"), "method": "wanda", "targets": targets}
+    config = tiny(PruneConfig, tiny_model_directory, tmp_path, examples=8, **options)
     pruned = prune.prune(config)
     record = json.loads((tmp_path / "out" / "targets.json").read_text())
     assert [each["name"] for each in record["reached"]] == ["weight_bytes", "latency", "tokens_per_second"]
@@ -201,10 +197,7 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
 
 @pytest.mark.slow
 def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
-    calibration = CalibrationConfig(examples=8, length=16, batch_size=2)
-    config = PruneConfig(out=str(tmp_path / "out"), model=ModelConfig(name=str(tiny_model_directory)),
-                         runs=str(tmp_path), calibration=calibration)  # fmt: skip
-    pruned = prune.prune(config)
+    pruned = prune.prune(tiny(PruneConfig, tiny_model_directory, tmp_path, examples=8, out=str(tmp_path / "out")))
     assert pruned.selection.asked == prune.DEFAULT_RATIO
     assert not pruned.reached
     assert pruned.told["corrections"], "by default something makes up for what goes"

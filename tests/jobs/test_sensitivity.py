@@ -10,7 +10,7 @@ import pytest
 from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import SensitivityConfig
-from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.method import EvaluationConfig
 from saap_jax.data import pairs
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.perplexity import window_losses
@@ -25,6 +25,7 @@ from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import LlamaSubject, texts_of
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
+from tests.jobs.conftest import tiny
 
 IN, OUT = "ppl@16 builtin:reference", "ppl@16 builtin:descriptions"
 FRACTIONS = (0.2, 0.5, 1.0)
@@ -32,18 +33,11 @@ FRACTIONS = (0.2, 0.5, 1.0)
 
 @pytest.fixture(scope="module")
 def config(tiny_model_directory, tmp_path_factory) -> SensitivityConfig:
-    return SensitivityConfig(
-        model=ModelConfig(name=str(tiny_model_directory)),
-        calibration=CalibrationConfig(examples=3, length=16, batch_size=2),
-        method="gate_fisher > within(attention=0.0) > uniform",
-        fractions=FRACTIONS,
-        ratio=0.15,
-        align=8,
-        repeats=1,
-        resamples=50,
+    return tiny(
+        SensitivityConfig, tiny_model_directory, tmp_path_factory.mktemp("runs"), fractions=FRACTIONS, ratio=0.15,
+        method="gate_fisher > within(attention=0.0) > uniform", align=8, repeats=1, resamples=50,
         evaluation=EvaluationConfig(windows=4, length=16, batch_size=2, candidates_at_once=3),
-        runs=str(tmp_path_factory.mktemp("runs")),
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

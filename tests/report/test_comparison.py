@@ -9,8 +9,7 @@ import pytest
 from saap_jax.evaluation.differences import paired_difference, paired_tasks
 from saap_jax.evaluation.limits import check_difference
 from saap_jax.report.blocks import Table, Words
-from saap_jax.report.pages.measured import ALONE, comparison_blocks
-from saap_jax.runs.ab import Compared, ComparedTask, Comparison, comparison_json
+from saap_jax.report.comparison import ALONE, Compared, Comparison, comparison_blocks, comparison_json
 from tests.report.shown import printed
 
 
@@ -53,11 +52,8 @@ def test_of_few_windows_and_items_there_is_no_interval_and_no_verdict():
     b = np.random.default_rng(0).normal(3, 1, (1, 2))
     rows = (Compared("ppl@8 text:x", "", 2, (30.0, 20.0), paired_difference(b + 0.4, b)),)
     right = np.array([True, True, False])
-    tasks = (
-        ComparedTask(
-            "boolq", "acc", 3, (66.7, 0.0), paired_tasks({"boolq": right[None]}, {"boolq": ~right[None]})["boolq"]
-        ),
-    )
+    difference = paired_tasks({"boolq": right[None]}, {"boolq": ~right[None]})["boolq"]
+    tasks = (Compared("boolq", "acc", 3, (66.7, 0.0), difference),)
     comparison = Comparison("a", "b", 1, 10_000, rows, tasks)
     for table, wanted in zip(tables(comparison), ("+49.2", "+33.3"), strict=True):
         text = printed(table)

@@ -1,0 +1,128 @@
+"""What `saap ab` finds: A beside B on every text and task, in tables, in words, and as JSON."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from saap_jax.evaluation.differences import Difference, decimals_of
+from saap_jax.evaluation.limits import Check, verdict
+from saap_jax.evaluation.resample import format_interval, smallest_p_value
+from saap_jax.evaluation.scales import format_ppl
+from saap_jax.report.blocks import Block, Table, said, text_table
+from saap_jax.report.formats import format_p
+from saap_jax.runtime.files import plain
+from saap_jax.runtime.words import MINUS, signed
+
+ALONE = (
+    "Each p is of this one comparison. The tables of a run adjust theirs for all variants that are compared with the "
+    "best (Holm): of the same pair, theirs can be larger."
+)
+"""What the p-values of `saap ab` are of."""
+
+
+class Compared(NamedTuple):
+    """A beside B on one text or task."""
+
+    name: str
+    """The task, or the perplexity: `ppl@128 builtin:reference`."""
+    about: str
+    """Of a task its metric, such as `acc`; of a text "in" or "out" of the calibration domain of a run, else empty."""
+    count: int
+    """Windows, or items."""
+    values: tuple[float, float]
+    """Perplexities, of several seeds exp of the mean loss of all; or accuracies in percent."""
+    difference: Difference
+
+
+class Comparison(NamedTuple):
+    """A beside B on every text and task."""
+
+    a: str
+    b: str
+    seeds: int
+    """Seeds that were compared in pairs; 1 for single models."""
+    resamples: int
+    metrics: tuple[Compared, ...]
+    tasks: tuple[Compared, ...] = ()
+    """The last one is of all tasks: its accuracies are the means of theirs."""
+    checks: tuple[Check, ...] = ()
+    """A against the limits that were given."""
+
+    @property
+    def held(self) -> bool:
+        """Tell whether no limit is broken."""
+        return all(check.passed for check in self.checks)
+
+
+def comparison_json(comparison: Comparison) -> bytes:
+    """Write the comparison as a JSON object; differences in nats a token and in percent, each with its interval, of
+    tasks in points, and the limits that there are.
+    """
+
+    def row(one: Compared, names: Sequence[str], **differences: Sequence[float]) -> dict[str, Any]:
+        values = (one.name, one.about or None, one.count, *one.values)
+        ends = {name: dict(zip(("value", "low", "high"), each, strict=True)) for name, each in differences.items()}
+        verdicts = {name: getattr(one.difference, name) for name in ("win_rate", "p_value", "sure", "sentence")}
+        return dict(zip(names, values, strict=True)) | ends | verdicts
+
+    of_text = ("metric", "domain", "windows", "ppl_a", "ppl_b")
+    of_task = ("task", "metric", "items", "accuracy_a", "accuracy_b")
+    content: dict[str, Any] = {
+        "a": comparison.a,
+        "b": comparison.b,
+        "seeds": comparison.seeds,
+        "level": 0.95,
+        "resamples": comparison.resamples,
+        "smallest_p_value": smallest_p_value(comparison.resamples),
+        "p_value_of": "one comparison, not adjusted for others",
+        "metrics": [
+            row(one, of_text, percent=one.difference.percent, nats=one.difference[:3]) for one in comparison.metrics
+        ],
+        "tasks": [row(one, of_task, points=one.difference[:3]) for one in comparison.tasks],
+    }
+    if comparison.checks:
+        limits = [check._asdict() for check in comparison.checks]
+        content |= {"limits": limits, "held": comparison.held, "verdict": verdict(comparison.checks)}
+    return json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def comparison_blocks(comparison: Comparison) -> list[Block]:
+    """Set A beside B: tables of texts and tasks, a line each; both in words with what their p-values are of; and the
+    limits beside what was measured, what is broken marked."""
+    smallest = smallest_p_value(comparison.resamples)
+
+    def line(one: Compared, name: str, form: Any) -> tuple[str, ...]:
+        (value, low, high), p_value = one.difference.percent, one.difference.p_value
+        digits = decimals_of(value)
+        interval = format_interval(low, high, lambda end: signed(end, digits)) or "n/a"
+        wins, p = f"{100 * one.difference.win_rate:.1f}", format_p(p_value, p_value <= smallest)
+        return (name, *map(form, one.values), signed(value, digits), interval, wins, p)
+
+    texts = [
+        line(one, f"{one.name} ({one.about})" if one.about else one.name, format_ppl) for one in comparison.metrics
+    ]
+    tasks = [line(one, f"{one.name} ({one.about}, {one.count:,} items)", "{:.1f}".format) for one in comparison.tasks]
+    note = f"95 % interval and two-sided p by the paired bootstrap; {comparison.resamples:,} resamples give no p below"
+    about, title = f"{note} {smallest:.2g}", f"A: {comparison.a}\nB: {comparison.b}"
+    heads = (("metric", "ppl A", "ppl B", f"A {MINUS} B %"), ("task", "acc A %", "acc B %", f"A {MINUS} B points"))
+    blocks: list[Block] = [
+        text_table(title, (*head, "95 % interval", "A wins %", "p"), lines, notes=[about])
+        for head, lines in zip(heads, (texts, tasks), strict=True)
+        if lines
+    ]
+    rows = (*comparison.metrics, *comparison.tasks)
+    blocks += said(*(f"{one.name}: {one.difference.sentence}" for one in rows))
+    blocks += said(ALONE) if any(not math.isnan(one.difference.p_value) for one in rows) else []
+    if comparison.checks:
+        blocks += [check_table(comparison.checks), *said(verdict(comparison.checks))]
+    return blocks
+
+
+def check_table(checks: Sequence[Check]) -> Table:
+    """Set the limits of A beside what was measured, a line a limit; what is broken is marked."""
+    header = ("limit", "of", "at most", "measured", "")
+    lines = [(each.name, each.what, each.limit, each.measured, "PASS" if each.passed else "FAIL") for each in checks]
+    table = text_table("A against the limits", header, lines, words=len(header))
+    marks = ["good" if each.passed else "bad" for each in checks]
+    return table._replace(rows=[{**row, "mark": mark} for row, mark in zip(table.rows, marks, strict=True)])
