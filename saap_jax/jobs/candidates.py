@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.config.jobs import SensitivityConfig, SweepConfig
-from saap_jax.config.method import EvaluationConfig
 from saap_jax.evaluation.candidates import keep_digest
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Material
@@ -21,7 +20,7 @@ from saap_jax.runs.scores import save_scores
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import computed_by, digest_of, provenance
-from saap_jax.runtime.progress import Passes, Track, quiet
+from saap_jax.runtime.progress import Passes, Track
 from saap_jax.steps.base import State, Store
 from saap_jax.steps.chain import Chain
 from saap_jax.steps.run import Runner, digest
@@ -61,44 +60,9 @@ def key_of(subject: Subject, scenarios: Mapping[str, Examples]) -> str:
     return digest(computed_by(), subject.digests(), {name: digest_of(text) for name, text in scenarios.items()})
 
 
-def runners_of(
-    config: SweepConfig | SensitivityConfig,
-    run: RunDirectory,
-    material: Material,
-    chains: Sequence[Chain],
-    track: Track,
-) -> dict[int, Runner]:
-    """Make what runs the chains on the text of each seed."""
-    passes, subject = Passes(config.calibration.batch_size, config.remat, track), material.subject
-    return {
-        seed: Runner(subject, scenarios, chains, passes, store=Store(cache_of(run), key_of(subject, scenarios)))
-        for seed, scenarios in material.calibration.items()
-    }
-
-
-def score_all(run: RunDirectory, kind: str, material: Material, runners: Mapping[int, Runner], **about: Any) -> None:
-    """Record what a run is of, what on, and what its metrics mean (the one of the calibration domain first); score what
-    all chains ask for on the text of each seed, and keep the scores of the first."""
-    subject, record = material.subject, material.subject.structures_record()
-    run.begin(material.inputs)
-    run.update(
-        kind=kind,
-        **provenance(),
-        seeds={"calibration": list(runners)},
-        model=subject.about(),
-        **({} if record is None else {"structures": record}),
-        metrics=[{"name": n, "domain": d} for n, d in zip(material.texts, ("in", "out"), strict=False)],
-        **about,
-    )
-    with run.stage("score") as stage:
-        for seed, runner in runners.items():
-            stage.tokens += sum(subject.count(text)[1] for text in material.calibration[seed].values())
-            runner.first()
-        save_scores(run, next(iter(runners.values())).first())
-
-
 class Evaluator:
-    """The evaluation texts under candidates of a run, by one program, in batches of `at_once`.
+    """The chains of a run on the text of each seed, and the evaluation texts under its candidates, by one program, in
+    batches of `at_once`: as many as are asked for, or as there can be at once.
 
     A candidate whose weights were changed has a model of its own and is evaluated alone, by a second program. How
     keep-sets are batched depends on what is asked for and not on what is known already, so that a run that is taken up
@@ -106,22 +70,48 @@ class Evaluator:
     """
 
     def __init__(
-        self, run: RunDirectory, material: Material, config: EvaluationConfig, runners: Mapping[int, Runner], most: int
-    ) -> None:
-        """Take what is evaluated on; `runners` are by seed, `most` are the candidates that there can be at once."""
-        texts = material.texts
-        self.run, self.texts, self.runners = run, texts, runners
-        self.subject = next(iter(runners.values())).subject
-        self.batch_size, self.at_once = config.batch_size, min(config.candidates_at_once, most)
+        self, config: SweepConfig | SensitivityConfig, run: RunDirectory, material: Material, chains: Sequence[Chain],
+        track: Track,
+    ) -> None:  # fmt: skip
+        """Make what runs the chains on the text of each seed, and take what is evaluated on."""
+        passes = Passes(config.calibration.batch_size, config.remat, track)
+        subject, texts = material.subject, material.texts
+        self.run, self.texts, self.subject, self.track, self.material = run, texts, subject, track, material
+        self.cache = cache_of(run)
+        self.runners = {
+            seed: Runner(subject, scenarios, chains, passes, store=Store(self.cache, key_of(subject, scenarios)))
+            for seed, scenarios in material.calibration.items()
+        }
+        self.batch_size, self.at_once = config.evaluation.batch_size, config.evaluation.candidates_at_once
         self.rows = {name: self.subject.count(text)[0] for name, text in texts.items()}
         self.judging = [*texts][:2][-1]
         """The metric that judges: that out of the calibration domain, where there is one."""
-        self.cache = cache_of(run)
         about = {name: digest_of(text) for name, text in texts.items()}
         self.key = digest("losses", computed_by(), self.subject.digests(), about, self.batch_size)
         self.keeps: dict[str, Keep] = {DENSE: self.subject.existing}
         self.models: dict[str, str] = {DENSE: keep_digest(self.subject.existing)}
         self.asked: dict[str, Candidate] = {}
+
+    def begin(self, kind: str, **about: Any) -> None:
+        """Record what a run is of, what on, and what its metrics mean (the one of the calibration domain first); score
+        what all chains ask for on the text of each seed, and keep the scores of the first."""
+        run, subject, material = self.run, self.subject, self.material
+        record = subject.structures_record()
+        run.begin(material.inputs)
+        run.update(
+            kind=kind,
+            **provenance(),
+            seeds={"calibration": list(self.runners)},
+            model=subject.about(),
+            **({} if record is None else {"structures": record}),
+            metrics=[{"name": n, "domain": d} for n, d in zip(self.texts, ("in", "out"), strict=False)],
+            **about,
+        )
+        with run.stage("score") as stage:
+            for seed, runner in self.runners.items():
+                stage.tokens += sum(subject.count(text)[1] for text in material.calibration[seed].values())
+                runner.first()
+            save_scores(run, next(iter(self.runners.values())).first())
 
     # --- candidates
 
@@ -152,7 +142,7 @@ class Evaluator:
     # --- losses
 
     def losses(
-        self, names: Sequence[str], windows: Mapping[str, np.ndarray], doing: str, track: Track, stage: Stage | None
+        self, names: Sequence[str], windows: Mapping[str, np.ndarray], doing: str, stage: Stage | None
     ) -> dict[str, Row]:
         """Return `losses` by metric and `seconds` of each candidate on some windows of each text."""
         firsts = {self.models[name]: name for name in reversed(names)}
@@ -173,24 +163,23 @@ class Evaluator:
 
         masked = [model for model in order if self.masked(firsts[model])]
         if any(model not in found for model in masked):
-            self._masked(masked, [self.keeps[firsts[model]] for model in masked], text, found, keep, doing, track)
+            self._masked(masked, [self.keeps[firsts[model]] for model in masked], text, found, keep, doing)
         changed = [model for model in order if not self.masked(firsts[model]) and model not in found]
-        for model in track("repair and evaluate", changed, len(changed)) if changed else ():
+        for model in self.track("repair and evaluate", changed, len(changed)) if changed else ():
             began, candidate = time.perf_counter(), self.asked[firsts[model]]
             state = self.state(candidate)
             keep(model, run_losses(state.subject, text, state.keep, self.batch_size), time.perf_counter() - began)
         return {name: found[self.models[name]] for name in names}
 
     def _masked(
-        self, models: list[str], sets: list[Keep], text: Examples, found: Mapping[str, Any], keep: Any, doing: str,
-        track: Track,
-    ) -> None:  # fmt: skip
+        self, models: list[str], sets: list[Keep], text: Examples, found: Mapping[str, Any], keep: Any, doing: str
+    ) -> None:
         filled = sets + sets[-1:] * (self.at_once - len(sets))  # one shape: fewer would be another program
         done = {number for number, model in enumerate(models) if model in found}
         began = time.perf_counter()
         for group in self.subject.losses(
             text, filled, batch_size=self.batch_size, done=done | set(range(len(sets), len(filled))),
-            at_once=self.at_once, progress=lambda steps: track(doing, steps, len(steps)),
+            at_once=self.at_once, progress=lambda steps: self.track(doing, steps, len(steps)),
         ):  # fmt: skip
             members = {number: losses for number, losses in group.items() if number < len(sets)}
             seconds = (time.perf_counter() - began) / max(len(members), 1)
@@ -202,12 +191,11 @@ class Evaluator:
     # --- rows
 
     def measure(
-        self, names: Sequence[str], about: Mapping[str, Row], *, doing: str, track: Track = quiet,
-        stage: Stage | None = None,
-    ) -> dict[str, Row]:  # fmt: skip
+        self, names: Sequence[str], about: Mapping[str, Row], *, doing: str, stage: Stage | None = None
+    ) -> dict[str, Row]:
         """Evaluate candidates on all windows, and record them; `dense`, the unpruned model, in the run's record."""
         windows = {name: np.arange(rows) for name, rows in self.rows.items()}
-        found, rows = self.losses(names, windows, doing, track, stage), {}
+        found, rows = self.losses(names, windows, doing, stage), {}
         for name in names:
             measured = {
                 "ppl": {n: figure(n, np.asarray(values)) for n, values in found[name]["losses"].items()},

@@ -14,7 +14,7 @@ from saap_jax.config.jobs import CompareConfig
 from saap_jax.evaluation.cost import Price, directory_bytes, read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs import origins
-from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of, runners_of, score_all
+from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of
 from saap_jax.jobs.job import Ending, check, load, run_job
 from saap_jax.jobs.judged import written_by
 from saap_jax.jobs.racing import Race, looks_of
@@ -60,19 +60,19 @@ def _compare(
     """Do what `compare` does, as far as the run does not hold it yet."""
     seeds = config.seeds_drawn
     material = load(config, run, layout, track, seeds)
-    runners = runners_of(config, run, material, chains, track)
+    evaluator = Evaluator(config, run, material, chains, track)
     for chain in chains:
-        for runner in runners.values():
+        for runner in evaluator.runners.values():
             runner.check(chain, config.ratios)  # what is impossible is refused before any time is spent
     if config.race:
         looks_of(material.subject.count([*material.texts.values()][:2][-1])[0], config.evaluation.batch_size)
     left = {chain.name: reasons for chain in chains if (reasons := chain.unrepaired(material.subject))}
-    score_all(run, "compare", material, runners, unrepaired=left)
+    evaluator.begin("compare", unrepaired=left)
     several = len(seeds) > 1
     candidates = [
         candidate_of(chain, ratio, seed, told=several) for ratio in config.ratios for chain in chains for seed in seeds
     ]
-    evaluator = Evaluator(run, material, config.evaluation, runners, 1 + len(candidates))
+    evaluator.at_once = min(evaluator.at_once, 1 + len(candidates))
     with run.stage("search"):
         evaluator.choose(candidates)
         evaluator.save_keeps()
@@ -80,9 +80,9 @@ def _compare(
         about = {candidate.name: candidate.about for candidate in candidates}
         doing = "evaluate dense model" + " and candidates" * (not config.race)
         names = [DENSE, *([] if config.race else about)]
-        evaluator.measure(names, about, doing=doing, track=track, stage=stage)
+        evaluator.measure(names, about, doing=doing, stage=stage)
         if config.race:
-            run.update(race=Race(evaluator, candidates, config.race_margin, track, stage).run())
+            run.update(race=Race(evaluator, candidates, config.race_margin, stage).run())
     # of the first seed, the method that has the lowest perplexity out of domain
     rows, ratio = comparison_rows(run.record, run.candidates()), config.cut_ratio
     label = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)

@@ -12,7 +12,7 @@ from saap_jax.config.checks import read_percent
 from saap_jax.config.jobs import FrontierConfig
 from saap_jax.evaluation.crossing import bisect, first_bracket, found_variants
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.jobs.candidates import Candidate, Evaluator, Row, candidate_of, runners_of, score_all
+from saap_jax.jobs.candidates import Candidate, Evaluator, Row, candidate_of
 from saap_jax.jobs.job import Ending, check, load, run_job
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.frontier import frontier_table, summary
@@ -47,10 +47,10 @@ def _frontier(
     """Do what `frontier` does, as far as the run does not hold it yet."""
     seeds = config.seeds_drawn
     material = load(config, run, layout, track, seeds)
-    runners = runners_of(config, run, material, chains, track)
+    evaluator = Evaluator(config, run, material, chains, track)
     tops = {}
     for chain in chains:
-        for runner in runners.values():
+        for runner in evaluator.runners.values():
             runner.check(chain, [])
             tops[chain.name] = runner.most_removable(chain)
         if max(config.ratios) > tops[chain.name]:
@@ -59,14 +59,14 @@ def _frontier(
                 f"min_keep, max_ratio, protect, multiple_of and attention, got {max(config.ratios)}; relax one or ask "
                 "for less"
             )
-    score_all(run, "frontier", material, runners)
-    evaluator = Evaluator(run, material, config.evaluation, runners, len(chains) * len(seeds))
-    run.update(frontier=_measure(config, {chain.name: chain for chain in chains}, tops, evaluator, track))
+    evaluator.begin("frontier")
+    evaluator.at_once = min(evaluator.at_once, len(chains) * len(seeds))
+    run.update(frontier=_measure(config, {chain.name: chain for chain in chains}, tops, evaluator))
     run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
 
 def _measure(
-    config: FrontierConfig, chains: Mapping[str, Chain], tops: Mapping[str, float], evaluator: Evaluator, track: Track
+    config: FrontierConfig, chains: Mapping[str, Chain], tops: Mapping[str, float], evaluator: Evaluator
 ) -> Row:
     """Measure the grid, bisect every line, keep all keep-sets; return what was found."""
     run, ratios, seeds = evaluator.run, sorted(config.ratios), config.seeds_drawn
@@ -79,7 +79,7 @@ def _measure(
         made = [at(key, ratio) for key, ratio in asked]
         evaluator.choose([candidate for candidate in made if candidate.name not in evaluator.keeps])
         about = {candidate.name: candidate.about for candidate in made}
-        rows = evaluator.measure([*first, *about], about, doing=doing, track=track, stage=stage)
+        rows = evaluator.measure([*first, *about], about, doing=doing, stage=stage)
         return [rows[candidate.name] for candidate in made]
 
     grid = [(key, ratio) for ratio in ratios for key in lines]

@@ -16,17 +16,16 @@ from saap_jax.jobs.candidates import Candidate, Evaluator, Row, figure
 from saap_jax.runs.records import RaceRecord
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
-from saap_jax.runtime.progress import Track
 
 
 class Race:
     """The candidates of a run, and what of them has been evaluated; the run holds the unpruned model's record."""
 
     def __init__(
-        self, evaluator: Evaluator, candidates: Sequence[Candidate], margin: float, track: Track, stage: Stage | None
+        self, evaluator: Evaluator, candidates: Sequence[Candidate], margin: float, stage: Stage | None
     ) -> None:
         """Take who runs; `margin` are nats a token that count as no difference."""
-        self.evaluator, self.margin, self.track, self.stage = evaluator, margin, track, stage
+        self.evaluator, self.margin, self.stage = evaluator, margin, stage
         self.candidates = {candidate.name: candidate for candidate in candidates}
         self.judging, self.rows = evaluator.judging, evaluator.rows[evaluator.judging]
         self.looks = looks_of(self.rows, evaluator.batch_size)
@@ -65,7 +64,7 @@ class Race:
         for (start, end), names in groups.items():
             if start < end:
                 doing = f"race at {100 * ratio:g} %: {len(names)} candidates to window {end} of {self.rows}"
-                found = self.evaluator.losses(names, self._windows(start, end), doing, self.track, self.stage)
+                found = self.evaluator.losses(names, self._windows(start, end), doing, self.stage)
                 self._add({self.evaluator.models[name]: lap for name, lap in found.items()})
 
     def _add(self, found: Mapping[str, Row]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import Plan, changes_of, costs_of, nearest_share, plan_of, predicted
-from saap_jax.jobs.candidates import Evaluator, Row, candidate_of, runners_of, score_all
+from saap_jax.jobs.candidates import Evaluator, Row, candidate_of
 from saap_jax.jobs.job import Ending, check, load, run_job
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.sensitivity import extreme_table
@@ -52,8 +52,8 @@ def _sensitivity(
 ) -> None:
     """Do what `sensitivity` does, as far as the run does not hold it yet."""
     material = load(config, run, layout, track)
-    runners = runners_of(config, run, material, [method], track)
-    (runner,) = runners.values()
+    evaluator = Evaluator(config, run, material, [method], track)
+    (runner,) = evaluator.runners.values()
     aligned = [with_limits(method, Within(multiple_of={"mlp": config.align}))] if config.align else []
     for each in (method, *aligned):
         runner.check(each, [])
@@ -62,18 +62,18 @@ def _sensitivity(
                 f"ratio: expected at most {top:.4f}, the largest that {each.name} can meet, got {config.ratio}; relax "
                 "min_keep, max_ratio, protect, align, …"
             )
-    score_all(run, "sensitivity", material, runners, method=method.written)
+    evaluator.begin("sensitivity", method=method.written)
     scores = runner.scored(method).scores
     assert scores is not None
     keeps, about = one_place_each(material.subject, scores, config.fractions)
-    evaluator = Evaluator(run, material, config.evaluation, runners, 1 + len(keeps))
+    evaluator.at_once = min(evaluator.at_once, 1 + len(keeps))
     for name, keep in keeps.items():
         evaluator.add(name, keep)
     with run.stage("evaluate") as stage:
         doing = "evaluate dense model and one place at a time"
-        evaluator.measure([DENSE, *keeps], about, doing=doing, track=track, stage=stage)
+        evaluator.measure([DENSE, *keeps], about, doing=doing, stage=stage)
     with run.stage("try"):
-        run.update(trials=tried(config, method, evaluator, scores, track))
+        run.update(trials=tried(config, method, evaluator, scores))
     evaluator.save_keeps()
     run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
@@ -122,9 +122,7 @@ def one_place_each(
     return keeps, about
 
 
-def tried(
-    config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores: Scores, track: Track = quiet
-) -> list[Row]:
+def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores: Scores) -> list[Row]:
     """Try what may be better than the method at `ratio`, of each kind what is predicted to cost least; evaluate it by
     masks, and record it."""
     run, subject, ratio = evaluator.run, evaluator.subject, config.ratio
@@ -164,7 +162,7 @@ def tried(
         evaluator.add(made.name, evaluator.runners[seed].choose(made.chain, ratio).keep)
         names[kind] = made.name
         about[made.name] = {"variant": made.chain.name, "chain": made.chain.written, "ratio_asked": ratio}
-    evaluator.measure(list(about), about, doing="evaluate what could be suggested", track=track)
+    evaluator.measure(list(about), about, doing="evaluate what could be suggested")
     rows: list[Row] = [
         {"kind": kind, "changes": option, "chain": chains[kind].written, "candidate": names[kind],
          "instead_of": names["plain"]} for kind, option in chosen.items()
@@ -172,7 +170,7 @@ def tried(
     if config.align:  # both models take turns at the clock; the medians of some rounds say how steady it was
         models = [subject.cut(evaluator.keeps[names[kind]]) for kind in ("plain", "aligned")]
         text, batch = next(iter(evaluator.texts.values())), config.evaluation.batch_size
-        rounds = track("time both models cut", range(ROUNDS), ROUNDS)
+        rounds = evaluator.track("time both models cut", range(ROUNDS), ROUNDS)
         seconds = [subject.seconds(models, text, batch, repeats=config.repeats) for _ in rounds]
         rows[-1] |= {
             "seconds": [list(each) for each in zip(*seconds, strict=True)],

@@ -99,7 +99,6 @@ KINDS = (
     Kind(
         "runs/c/best/saap.json", EXPORT, (truncated, field("base", {}), field("steps", 3), field("steps.0.kind", 3)),
     ),
-    Kind("runs/c/best/keep.json", reported("runs/c/best"), (truncated, field("mlp", 3))),
     Kind("small/pruned.json", DISCOVER, (truncated, field("shapes", 3), field("keep", 3), missing)),
     Kind("small/params.safetensors", DISCOVER, (truncated, wrong_shape, missing_array)),
 )  # fmt: skip

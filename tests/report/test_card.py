@@ -8,8 +8,7 @@ from huggingface_hub.repocard import metadata_load
 
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.report.card import card
-from saap_jax.runs.origin import FILE, SCHEMA, figures_of, read_origin
-from saap_jax.runtime.files import encoded
+from saap_jax.runs.origin import SCHEMA, figures_of
 
 ODD = "a: b # [x](http://y) `c` | *d* <e>\n---\n- {f}: '\"\x1b[31m"
 
@@ -119,23 +118,3 @@ def test_without_an_interval(ppl, losses, windows):
     assert "low" not in figure
     assert figure.get("windows") == windows
     assert "95 %" in card(origin(step={"figures": [figure]}), "small")
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda record: record | {"schema": 2}, "schema 1.*schema 2"),
-        (lambda record: {"schema": 1}, "KeyError: 'base'"),
-        (lambda record: [record], "TypeError"),
-    ],
-)
-def test_a_damaged_record_is_refused_in_one_line(change, said, tmp_path):
-    assert read_origin(tmp_path) is None
-    (tmp_path / FILE).write_bytes(encoded(origin()))
-    whole = read_origin(tmp_path)
-    assert whole is not None
-    assert card(whole, "small") == card(origin(), "small")
-    (tmp_path / FILE).write_bytes(encoded(change(origin())))
-    with pytest.raises(ValueError, match=said) as error:
-        read_origin(tmp_path)
-    assert "\n" not in str(error.value)

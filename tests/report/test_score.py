@@ -230,11 +230,6 @@ class TestPage:
         titles = [section.title for section in read_view(run.path).sections]
         assert titles == ["Summary", "Where importance lies", "To reproduce"]
 
-    def test_damaged_scores_are_refused(self, tmp_path):
-        run = kept(tmp_path / "scored", {"wanda": np.ones((2, 2))})
-        with pytest.raises(ValueError, match="named scenario/estimator/structure, got 'wanda'"):
-            score_findings(run)
-
 
 def test_layers_of_a_structure_are_one_row_of_a_fusion():
     sigmas = {"a": {"mlp/0": 1.0, "mlp/1": 2.0}, "b": {"mlp/0": 0.5, "mlp/1": 0.5}}

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import json
-import shutil
 
 import pytest
 
@@ -117,25 +115,3 @@ def test_a_run_of_any_kind_that_has_only_begun_has_a_page(kind, tmp_path):
     view = read_view(run.path)
     assert [section.title for section in view.sections] == ["Summary", "To reproduce"]
     assert f"{kind}, running" in render_report(run.path)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("run.json", "{", "run.json"),
-        ("run.json", '{"schema": 1, "stages": 3}', "expected a run of kind compare, which cannot be read"),
-        ("scores.npz", "PK", "scores.npz"),
-        ("fidelity.json", '[{"estimator": "a"}]', "expected a run of kind fidelity, which cannot be read"),
-    ],
-)
-def test_a_damaged_record_is_one_line(name, content, said, tmp_path, capsys):
-    kind = {"scores.npz": "score", "fidelity.json": "fidelity"}.get(name, "compare")
-    run = fake.kept_run(tmp_path / "run", kind=kind)
-    whole = shutil.copytree(run.path, tmp_path / "whole")
-    (run.path / name).write_text(content)
-    assert main.main(["report", str(run.path)]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
-    assert main.main(["report", str(whole)]) == 0, "negative control"
-    assert json.loads((whole / "run.json").read_text())["kind"] == kind
