@@ -76,14 +76,11 @@ def pruned(
         "calibration": calibration_text(calibration, config.model.traced),
         "targets": ", ".join(f"{name} {limit}" for name, limit in config.targets.asked.items()),
     }
-    return {
-        "kind": "prune",
-        "command": " ".join(["saap prune", *options(dataclasses.asdict(config), PruneConfig())]),
-        "model": config.model.name,
-        "parameters": parameters,
-        "ratio": (selection.asked, selection.actual),
-        "facts": facts,
-    }
+    command = " ".join(["saap prune", *options(dataclasses.asdict(config), PruneConfig())])
+    ratio = (selection.asked, selection.actual)
+    return OriginStep(
+        kind="prune", command=command, model=config.model.name, parameters=parameters, ratio=ratio, facts=facts
+    )
 
 
 def chosen(config: CompareConfig, run: RunRecord, row: Row, parameters: int) -> OriginStep:
@@ -132,13 +129,8 @@ def exported(config: ExportConfig, parameters: tuple[int, int], notes: tuple[str
     """Write the step of `saap export`."""
     words = options(dataclasses.asdict(config), ExportConfig(model=config.model, out=config.out))
     facts = {"format": config.format, "dtype": config.dtype, "notes": "; ".join(notes)}
-    return {
-        "kind": "export",
-        "command": " ".join(["saap export", *map(shlex.quote, (config.model, config.out)), *words]),
-        "model": config.model,
-        "parameters": parameters,
-        "facts": facts,
-    }
+    command = " ".join(["saap export", *map(shlex.quote, (config.model, config.out)), *words])
+    return OriginStep(kind="export", command=command, model=config.model, parameters=parameters, facts=facts)
 
 
 def calibration_text(config: CalibrationConfig, traced: bool) -> str:

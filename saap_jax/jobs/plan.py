@@ -35,7 +35,7 @@ def plan_job(config: PlanConfig, *, track: Track = quiet) -> Record:
 
 
 def shown(config: PlanConfig, result: Record) -> list[Block]:
-    """Show a plan as tables and sentences."""
+    """Show what a device holds and what a step does, or why the job does not fit."""
     record = result["plan"]
     if record is None:
         kind, tried = target_of(config.target).chip.kind, result["tried"]
@@ -47,11 +47,6 @@ def shown(config: PlanConfig, result: Record) -> list[Block]:
             f"GiB more than the {record['memory'] / GIB:.1f} GiB of a device."
         )
         return [*map(Words, (said, *record["remedies"], "Or let --search find a machine."))]
-    return [*plan_tables(config, record), *map(Words, _sentences(config, record))]
-
-
-def plan_tables(config: PlanConfig, record: Record) -> list[Block]:
-    """Lay out what a device holds and what a step does."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in record["mesh"].items() if size > 1) or "one device"
     held, seconds = record["bytes"], record["seconds"]
     parts = {
@@ -68,20 +63,18 @@ def plan_tables(config: PlanConfig, record: Record) -> list[Block]:
         ("sent in all", f"{sum(record['sent'].values()) / 1e9:.1f} GB", f"{seconds['links']:.3f}"),
     ]
     title = f"{config.task} of {config.model} on {record['target']} ({record['chips']} chips; {mesh})"
-    return [
-        text_table(title, ("a device holds", "GiB"), [(name, f"{size / GIB:.2f}") for name, size in parts.items()]),
-        text_table("", ("a step", "amount", "seconds"), work),
-    ]
-
-
-def _sentences(config: PlanConfig, record: Record) -> list[str]:
     how = "compiled for it" if record["source"] == "compiled" else "by arithmetic alone, nothing was compiled"
     how += f"; assumed: {record['assumed']}" if record.get("assumed") else ""
     bound = {"compute": "operations", "memory": "memory traffic", "links": "the links"}[record["bound"]]
-    return [
+    said = (
         f"A step of {record['batch']} x {config.length} tokens takes {record['step_seconds']:.3f} s at least, bound by "
         f"{bound}: {record['tokens_per_second']:,.0f} tokens/s ({how}).",
         f"{record['steps'] * record['batch']} rows in {record['steps']} steps: {record['total_seconds']:.0f} s, "
         f"{record['chip_hours']:.3f} chip-hours. Real programs reach 40 to 60 % of the peak rates taken here.",
         f"Settings: {settings_of(record)}",
+    )
+    return [
+        text_table(title, ("a device holds", "GiB"), [(name, f"{size / GIB:.2f}") for name, size in parts.items()]),
+        text_table("", ("a step", "amount", "seconds"), work),
+        *map(Words, said),
     ]

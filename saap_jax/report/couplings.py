@@ -1,11 +1,10 @@
 """Coupled structures: parameters on the left, a box an axis; structures on the right; lines between them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from saap_jax.report.blocks import Figure
 from saap_jax.report.figures import COLOURS, GREY, saved
-from saap_jax.runs.records import CoupledStructure, Couplings, RunRecord
+from saap_jax.runs.records import Couplings, RunRecord
 
 _ROW, _BOX, _TOP, _MIDDLE, _LETTER = 18.0, 34.0, 30.0, 115.0, 5.2
 """Points that a row is high and a box is wide, above the first row, between boxes and structures, and of a letter."""
@@ -28,7 +27,11 @@ def coupling_figure(record: Couplings) -> Figure:
     width = right + 18 + max((len(line) for each in structures for line in each["label"]), default=0) * _LETTER
     tall = max(len(shapes) * _ROW, len(structures) * 2 * _ROW)
     rows = {path: _TOP + tall * (place + 0.5) / max(len(shapes), 1) for place, path in enumerate(shapes)}
-    places = _ordered(structures, rows, tall)
+    means = {each["name"]: sum(rows[path] for path, _ in each["members"]) / max(len(each["members"]), 1)
+             for each in structures}  # fmt: skip
+    step = tall / max(len(structures), 1)  # each near the mean of its members, none closer to another than two rows
+    places = {name: _TOP + step * (place + 0.5)
+              for place, name in enumerate(sorted(means, key=lambda name: (means[name], name)))}  # fmt: skip
     colours = {each["name"]: GREY if each["pinned"] else COLOURS[place % len(COLOURS)]
                for place, each in enumerate(structures)}  # fmt: skip
     owners = {(path, axis): each["name"] for each in structures[::-1] for path, axis in each["members"]}
@@ -66,14 +69,3 @@ def coupling_figure(record: Couplings) -> Figure:
 
     title = f"Coupled structures: {len(structures)} of {len(shapes)} parameters"
     return Figure("couplings", title, paint, (_TOP + tall + 12) / 72, max(width / 72, 5.1))
-
-
-def _ordered(structures: Sequence[CoupledStructure], rows: dict[str, float], tall: float) -> dict[str, float]:
-    """Find the height of each structure: near the mean of its members, none closer to another than two rows."""
-
-    def mean(structure: CoupledStructure) -> float:
-        return sum(rows[path] for path, _ in structure["members"]) / max(len(structure["members"]), 1)
-
-    ordered = sorted(structures, key=lambda each: (mean(each), each["name"]))
-    step = tall / max(len(ordered), 1)
-    return {each["name"]: _TOP + step * (place + 0.5) for place, each in enumerate(ordered)}

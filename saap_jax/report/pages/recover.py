@@ -93,6 +93,21 @@ def changes(run: RunRecord) -> list[str]:
 
     With the interval of the paired bootstrap over the windows where their losses are on record and suffice.
     """
+
+    def interval(key: str, name: str) -> str:
+        losses = [run[which].get("losses", {}).get(name, ()) for which in ("after", key)]
+        if not losses[0] or len(losses[0]) != len(losses[1]):
+            return ""
+        difference = paired_difference(*(np.array(each, np.float64)[None] for each in losses))
+        value, low, high = difference.percent
+        if difference.same or not math.isfinite(difference.value):
+            return ""
+        if math.isnan(low):
+            return f" ({few(difference.windows)})"
+        digits = decimals_of(value)
+        tied = "" if difference.sure else f", {TIED} not to be told apart,"
+        return f" ({format_interval(low, high, lambda end: signed(end, digits))} %){tied}"
+
     lines = []
     for metric in metrics(run):
         name, parts = metric["name"], []
@@ -100,27 +115,12 @@ def changes(run: RunRecord) -> list[str]:
             if "after" not in run or key not in run:
                 continue
             base, after = (number(run[which]["ppl"].get(name)) for which in (key, "after"))
-            parts.append(f"{format_relative(base, after)}{_interval(run, key, name)} against {of} ({format_ppl(base)})")
+            parts.append(f"{format_relative(base, after)}{interval(key, name)} against {of} ({format_ppl(base)})")
         if parts:
             windows = len(run["after"].get("losses", {}).get(name, ()))
             on = f" on {plural(windows, 'window')} {DOMAINS[metric['domain']]}" if windows else ""
             lines.append(f"{name}{on}: recovered {format_ppl(after)}, {' and '.join(parts)}")
     return lines
-
-
-def _interval(run: RunRecord, key: str, name: str) -> str:
-    losses = [run[which].get("losses", {}).get(name, ()) for which in ("after", key)]
-    if not losses[0] or len(losses[0]) != len(losses[1]):
-        return ""
-    difference = paired_difference(*(np.array(each, np.float64)[None] for each in losses))
-    _, low, high = difference.percent
-    if difference.same or not math.isfinite(difference.value):
-        return ""
-    if math.isnan(low):
-        return f" ({few(difference.windows)})"
-    digits = decimals_of(difference.percent[0])
-    tied = "" if difference.sure else f", {TIED} not to be told apart,"
-    return f" ({format_interval(low, high, lambda end: signed(end, digits))} %){tied}"
 
 
 def _course(steps: Sequence[Row]) -> Figure:

@@ -119,14 +119,7 @@ def patterns(
         importance: the estimator that says what is important.
         usage: the estimator of usage frequency, in [0, 1]; None leaves usage out.
         share: units of each structure that count as unimportant in a scenario, in [0, 1].
-
-    Raises:
-        ValueError: an estimator that a scenario lacks.
     """
-    for scenario, estimator in itertools.product(scores, filter(None, (importance, usage))):
-        if estimator not in scores[scenario]:
-            names = ", ".join(scores[scenario]) or "none"
-            raise ValueError(f"patterns: expected scores of {estimator} in scenario {scenario}, got those of: {names}")
     structures = {}
     for name in next(iter(scores.values()))[importance]:
         important = {s: np.asarray(each[importance][name], np.float64) for s, each in scores.items()}
