@@ -10,7 +10,6 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,19 +39,12 @@ from saap_jax.runtime.errors import shown as quoted
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.surgery.cut import cut
-from saap_jax.types import Bos
 
 _OWN = ("sources", "dtype", "windows", "length", "bos", "batch_size")
 
 
-class Setting(NamedTuple):
-    """On what models are evaluated and measured."""
-
-    texts: dict[str, tuple[str, int, int]]
-    """{metric: (source, tokens a window, windows or 0 for all)}."""
-    dtype: str
-    batch_size: int
-    bos: Bos
+Texts = dict[str, tuple[str, int, int]]
+"""{metric: (source, tokens a window, windows or 0 for all)}."""
 
 
 def ab(config: AbConfig, *, track: Track = quiet) -> Comparison:
@@ -170,13 +162,13 @@ def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple
     if not new and a.tokenizer == b.tokenizer:
         return recorded_losses(a), recorded_losses(b)
     found = {model.text: recorded_losses(model) for model in (a, b) if model.run is not None}
-    setting = _setting_of(config, a, b)
+    config, texts = _setting_of(config, a, b)
     windows: dict[str, dict[str, Windows]] = {}
     for name in dict.fromkeys((a.tokenizer, b.tokenizer)):
         tokenizer = load_tokenizer(name)
         windows[name] = {
-            metric: evaluation_windows(source, tokenizer, length, count or None, bos=setting.bos)
-            for metric, (source, length, count) in setting.texts.items()
+            metric: evaluation_windows(source, tokenizer, length, count or None, bos=config.bos)
+            for metric, (source, length, count) in texts.items()
         }
     of_a, of_b = windows[a.tokenizer], windows[b.tokenizer]
     for metric in of_a:
@@ -188,22 +180,22 @@ def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple
     _check_texts([*known, (new[0] if new else a, {metric: digest_of(each) for metric, each in of_a.items()})])
     names = list(dict.fromkeys(model.text for model in new))
     for name in track("evaluate models", names, len(names)):
-        longest = max((length for _, length, _ in setting.texts.values()), default=0)
-        model, found[name] = load_model(name, setting.dtype, lengths={"length": longest}), {}
+        longest = max((length for _, length, _ in texts.values()), default=0)
+        model, found[name] = load_model(name, config.dtype, lengths={"length": longest}), {}
         with attending(config.attention):
             for metric, text in windows[name].items():
-                losses = window_losses(model, pairs(text, setting.batch_size))
+                losses = window_losses(model, pairs(text, config.batch_size))
                 found[name][metric] = (losses.sums / losses.counts)[None]
     return found[a.text], found[b.text]
 
 
-def _setting_of(config: AbConfig, a: Reference, b: Reference) -> Setting:
-    """Tell on what two models are compared: as the run of one of them, or as the configuration says."""
+def _setting_of(config: AbConfig, a: Reference, b: Reference) -> tuple[AbConfig, Texts]:
+    """Tell on what two models are compared: as the run of one of them was evaluated, or as the configuration says."""
     run = a if a.run is not None else b
     if run.run is None:
         length, windows = config.length, config.windows
         texts = {metric_name(length, source): (source, length, windows) for source in config.sources}
-        return Setting(texts, config.dtype, config.batch_size, config.bos)
+        return config, texts
     default = AbConfig()
     if changed := [name for name in _OWN if getattr(config, name) != getattr(default, name)]:
         raise ValueError(
@@ -219,7 +211,8 @@ def _setting_of(config: AbConfig, a: Reference, b: Reference) -> Setting:
         if not match:
             raise ValueError(f"{run.text}: expected a metric such as {metric_name(128, 'SOURCE')}, got {metric!r}")
         texts[metric] = (match[2], int(match[1]), evaluation["windows"])
-    return Setting(texts, run.model["dtype"], evaluation["batch_size"], evaluation.get("bos", "never"))
+    own = {"dtype": run.model["dtype"], "batch_size": evaluation["batch_size"], "bos": evaluation.get("bos", "never")}
+    return dataclasses.replace(config, **own), texts
 
 
 def _check_texts(known: Sequence[tuple[Reference, Mapping[str, str]]]) -> None:
@@ -310,8 +303,8 @@ def models_of(reference: Reference, dtype: str) -> Iterator[Llama]:
 
 def _check_costs(config: AbConfig, a: Reference, b: Reference, names: Sequence[str], track: Track) -> list[Check]:
     """Hold bytes and time against their limits; `names` are those of the models to run, none where bytes suffice."""
-    setting, checks = _setting_of(config, a, b), []
-    dtypes = [setting.dtype if each.run is None else each.model["dtype"] for each in (a, b)]
+    (config, texts), checks = _setting_of(config, a, b), []
+    dtypes = [config.dtype if each.run is None else each.model["dtype"] for each in (a, b)]
     models = [load_model(name, dtype) for name, dtype in zip(names, dtypes, strict=False)]
     if config.max_size:
         sizes = []
@@ -324,11 +317,11 @@ def _check_costs(config: AbConfig, a: Reference, b: Reference, names: Sequence[s
         checks.append(check_bytes("max_size", "weights", read_bound("max_size", config.max_size), *sizes))
     if not models:
         return checks
-    if not setting.texts:
+    if not texts:
         raise ValueError("ab: expected text whose length limits of time and memory are of; name some with --sources")
-    length = min(length for _, length, _ in setting.texts.values())
+    length = min(length for _, length, _ in texts.values())
     vocab = min(each.spec.vocab for each in models)
-    tokens = (np.arange(setting.batch_size * length, dtype=np.int32) % vocab).reshape(setting.batch_size, length)
+    tokens = (np.arange(config.batch_size * length, dtype=np.int32) % vocab).reshape(config.batch_size, length)
     if config.max_latency:
         limit = read_percent("max_latency", config.max_latency)
         with step(track, "time forward passes"):

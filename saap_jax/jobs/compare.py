@@ -7,11 +7,11 @@ and evaluated is kept as it comes; the same command again does only what is miss
 import dataclasses
 import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from saap_jax.config.jobs import CompareConfig
-from saap_jax.evaluation.cost import Price, directory_bytes, read_prices, run_cost
+from saap_jax.evaluation.cost import directory_bytes, read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs import origins
 from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of
@@ -24,10 +24,10 @@ from saap_jax.report.pages.compare import comparison_table, cut_tables
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE, comparison_rows
 from saap_jax.runs.suggestions import suggestions_of
-from saap_jax.runtime.mesh import Layout, taken_in
+from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
-from saap_jax.steps.chain import Chain, expand
+from saap_jax.steps.chain import expand
 from saap_jax.surgery.cut import keep_to_json
 
 ENDING = Ending(lambda run: coupling_files(run.record), further=("keeps.npz", "best"))
@@ -44,53 +44,46 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         config = dataclasses.replace(config, best_ratio=config.cut_ratio)  # on record is what was done
     chains, layout = expand(config.methods), check(config)
     prices = read_prices()  # a wrong amount is refused before any time is spent
-    return run_job(
-        config, ENDING, lambda run: _compare(config, run, chains, layout, prices, track), overwrite=overwrite
-    )
 
-
-def _compare(
-    config: CompareConfig,
-    run: RunDirectory,
-    chains: Sequence[Chain],
-    layout: Layout | None,
-    prices: Sequence[Price],
-    track: Track,
-) -> None:
-    """Do what `compare` does, as far as the run does not hold it yet."""
-    seeds = config.seeds_drawn
-    material = load(config, run, layout, track, seeds)
-    evaluator = Evaluator(config, run, material, chains, track)
-    for chain in chains:
-        for runner in evaluator.runners.values():
-            runner.check(chain, config.ratios)  # what is impossible is refused before any time is spent
-    if config.race:
-        looks_of(material.subject.count([*material.texts.values()][:2][-1])[0], config.evaluation.batch_size)
-    left = {chain.name: reasons for chain in chains if (reasons := chain.unrepaired(material.subject))}
-    evaluator.begin("compare", unrepaired=left)
-    several = len(seeds) > 1
-    candidates = [
-        candidate_of(chain, ratio, seed, told=several) for ratio in config.ratios for chain in chains for seed in seeds
-    ]
-    evaluator.at_once = min(evaluator.at_once, 1 + len(candidates))
-    with run.stage("search"):
-        evaluator.choose(candidates)
-        evaluator.save_keeps()
-    with run.stage("evaluate") as stage:
-        about = {candidate.name: candidate.about for candidate in candidates}
-        doing = "evaluate dense model" + " and candidates" * (not config.race)
-        names = [DENSE, *([] if config.race else about)]
-        evaluator.measure(names, about, doing=doing, stage=stage)
+    def work(run: RunDirectory) -> None:
+        seeds = config.seeds_drawn
+        material = load(config, run, layout, track, seeds)
+        evaluator = Evaluator(config, run, material, chains, track)
+        for chain in chains:
+            for runner in evaluator.runners.values():
+                runner.check(chain, config.ratios)  # what is impossible is refused before any time is spent
         if config.race:
-            run.update(race=Race(evaluator, candidates, config.race_margin, stage).run())
-    # of the first seed, the method that has the lowest perplexity out of domain
-    rows, ratio = comparison_rows(run.record, run.candidates()), config.cut_ratio
-    label = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)
-    best = next(each for each in candidates if (each.chain.name, each.ratio) == (label, ratio))
-    with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
-        _cut_best(config, evaluator, best, track)
-    run.update(cost=run_cost(run.record, prices), couplings=material.subject.couplings())
-    run.update(suggestions=suggestions_of(run.record, run.candidates()))
+            looks_of(material.subject.count([*material.texts.values()][:2][-1])[0], config.evaluation.batch_size)
+        left = {chain.name: reasons for chain in chains if (reasons := chain.unrepaired(material.subject))}
+        evaluator.begin("compare", unrepaired=left)
+        several = len(seeds) > 1
+        candidates = [
+            candidate_of(chain, ratio, seed, told=several)
+            for ratio in config.ratios
+            for chain in chains
+            for seed in seeds
+        ]
+        evaluator.at_once = min(evaluator.at_once, 1 + len(candidates))
+        with run.stage("search"):
+            evaluator.choose(candidates)
+            evaluator.save_keeps()
+        with run.stage("evaluate") as stage:
+            about = {candidate.name: candidate.about for candidate in candidates}
+            doing = "evaluate dense model" + " and candidates" * (not config.race)
+            names = [DENSE, *([] if config.race else about)]
+            evaluator.measure(names, about, doing=doing, stage=stage)
+            if config.race:
+                run.update(race=Race(evaluator, candidates, config.race_margin, stage).run())
+        # of the first seed, the method that has the lowest perplexity out of domain
+        rows, ratio = comparison_rows(run.record, run.candidates()), config.cut_ratio
+        label = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)
+        best = next(each for each in candidates if (each.chain.name, each.ratio) == (label, ratio))
+        with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
+            _cut_best(config, evaluator, best, track)
+        run.update(cost=run_cost(run.record, prices), couplings=material.subject.couplings())
+        run.update(suggestions=suggestions_of(run.record, run.candidates()))
+
+    return run_job(config, ENDING, work, overwrite=overwrite)
 
 
 def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, track: Track) -> None:

@@ -132,7 +132,14 @@ def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path,
                 notes.append(f"{gone} layers without heads and channels, which compute nothing, are left out")
         positions = context_of(model.constants) if config.format == "gguf" else model.constants.max_positions
         tokens = sample_tokens(tokenizer, model.spec.vocab, positions)
-        beside = None if teacher is None else _teacher(teacher, model, config.teacher)
+        beside = None if teacher is None else load_model(teacher)
+        if beside is not None and beside.spec.vocab != model.spec.vocab:
+            raise ValueError(
+                f"teacher: expected a model of {model.spec.vocab:,} words, as the one that is exported, got "
+                f"{beside.spec.vocab:,} in {config.teacher}"
+            )
+        if beside is not None and quantization_of(beside) is not None:
+            beside = dequantized(beside)
         with step(track, "write"):
             kind, added, more = _write(config, written, tokenizer, source, place, beside)
             notes += more
@@ -164,17 +171,6 @@ def count_written(place: Path) -> int:
         with safe_open(path, "numpy") as file:
             total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total
-
-
-def _teacher(source: Path, student: Llama, name: str) -> Llama:
-    """Load the unpruned model that MaxText distils from, in floats."""
-    teacher = load_model(source)
-    if teacher.spec.vocab != student.spec.vocab:
-        raise ValueError(
-            f"teacher: expected a model of {student.spec.vocab:,} words, as the one that is exported, got "
-            f"{teacher.spec.vocab:,} in {name}"
-        )
-    return teacher if quantization_of(teacher) is None else dequantized(teacher)
 
 
 def _write(

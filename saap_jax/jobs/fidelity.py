@@ -15,7 +15,6 @@ from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_changes, save_scores
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import append_line
-from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.base import Store
 from saap_jax.steps.run import Runner
@@ -30,44 +29,41 @@ def judge(config: FidelityConfig, *, overwrite: bool = False, track: Track = qui
 
     Ablation is the longest job: finished units are appended to `ablation.jsonl`, and the same call goes on from there.
     """
-    scores_of(config.estimators)  # a wrong word is refused before any time is spent
-    layout = check(config)
-    return run_job(config, ENDING, lambda run: _judge(config, run, layout, track), overwrite=overwrite)
+    estimators, layout = scores_of(config.estimators), check(config)  # a wrong word is refused at once
 
+    def work(run: RunDirectory) -> None:
+        material = load(config, run, layout, track)
+        subject, scenarios = material.subject, material.calibration[config.calibration.seed]
+        run.begin(material.inputs)
+        about = {name: subject.shape(examples) for name, examples in scenarios.items()}
+        run.update(kind="fidelity", scenarios=about, **structures(subject), **provenance())
+        check_scores(estimators, subject)
+        with run.stage("score") as stage:
+            runner = Runner(
+                subject, scenarios, passes=Passes(config.calibration.batch_size, config.remat, track),
+                store=Store(cache_of(run), key_of(subject, scenarios)),
+            )  # fmt: skip
+            runner.steps = estimators
+            save_scores(run, runner.first())
+            stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
+        units = sample_units(subject.existing, config.channels_per_layer, config.seed)
+        path, known = run.claim(CHANGES), set(units)
+        there = changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
+        with run.stage("ablate"):
+            subject.ablate(
+                subject.join([*scenarios.values()]),
+                units,
+                batch_size=config.calibration.batch_size,
+                done={unit: change for unit, change in there.items() if unit in known},
+                save=lambda changes: append_line(path, changes_to_lines(changes).encode()),
+                progress=lambda groups: track("ablate units", groups, len(groups)),
+            )
+        scores, exact = read_changes(run)
+        windows = sum(rows for rows, *_ in run.record["scenarios"].values())
+        rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
+        run.save_json("fidelity", [row._asdict() for row in rows])
 
-def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, track: Track) -> None:
-    """Score and ablate what the run does not hold yet."""
-    material = load(config, run, layout, track)
-    subject, scenarios = material.subject, material.calibration[config.calibration.seed]
-    run.begin(material.inputs)
-    about = {name: subject.shape(examples) for name, examples in scenarios.items()}
-    run.update(kind="fidelity", scenarios=about, **structures(subject), **provenance())
-    estimators = scores_of(config.estimators)
-    check_scores(estimators, subject)
-    with run.stage("score") as stage:
-        runner = Runner(
-            subject, scenarios, passes=Passes(config.calibration.batch_size, config.remat, track),
-            store=Store(cache_of(run), key_of(subject, scenarios)),
-        )  # fmt: skip
-        runner.steps = estimators
-        save_scores(run, runner.first())
-        stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
-    units = sample_units(subject.existing, config.channels_per_layer, config.seed)
-    path, known = run.claim(CHANGES), set(units)
-    there = changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
-    with run.stage("ablate"):
-        subject.ablate(
-            subject.join([*scenarios.values()]),
-            units,
-            batch_size=config.calibration.batch_size,
-            done={unit: change for unit, change in there.items() if unit in known},
-            save=lambda changes: append_line(path, changes_to_lines(changes).encode()),
-            progress=lambda groups: track("ablate units", groups, len(groups)),
-        )
-    scores, exact = read_changes(run)
-    windows = sum(rows for rows, *_ in run.record["scenarios"].values())
-    rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
-    run.save_json("fidelity", [row._asdict() for row in rows])
+    return run_job(config, ENDING, work, overwrite=overwrite)
 
 
 def shown(config: FidelityConfig, run: RunDirectory) -> Iterator[Any]:

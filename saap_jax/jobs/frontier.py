@@ -21,7 +21,6 @@ from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 from saap_jax.runs.suggestions import suggestions_of
-from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps.chain import Chain, expand
 
@@ -38,31 +37,28 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
         ValueError: bad input, or a ratio that a method cannot meet.
     """
     chains, layout = expand(config.methods), check(config)
-    return run_job(config, ENDING, lambda run: _frontier(config, run, chains, layout, track), overwrite=overwrite)
 
+    def work(run: RunDirectory) -> None:
+        seeds = config.seeds_drawn
+        material = load(config, run, layout, track, seeds)
+        evaluator = Evaluator(config, run, material, chains, track)
+        tops = {}
+        for chain in chains:
+            for runner in evaluator.runners.values():
+                runner.check(chain, [])
+                tops[chain.name] = runner.most_removable(chain)
+            if max(config.ratios) > tops[chain.name]:
+                raise ValueError(
+                    f"ratios: expected at most {tops[chain.name]:.4f}, the largest that {chain.name} can meet under "
+                    f"min_keep, max_ratio, protect, multiple_of and attention, got {max(config.ratios)}; relax one or "
+                    "ask for less"
+                )
+        evaluator.begin("frontier")
+        evaluator.at_once = min(evaluator.at_once, len(chains) * len(seeds))
+        run.update(frontier=_measure(config, {chain.name: chain for chain in chains}, tops, evaluator))
+        run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
-def _frontier(
-    config: FrontierConfig, run: RunDirectory, chains: Sequence[Chain], layout: Layout | None, track: Track
-) -> None:
-    """Do what `frontier` does, as far as the run does not hold it yet."""
-    seeds = config.seeds_drawn
-    material = load(config, run, layout, track, seeds)
-    evaluator = Evaluator(config, run, material, chains, track)
-    tops = {}
-    for chain in chains:
-        for runner in evaluator.runners.values():
-            runner.check(chain, [])
-            tops[chain.name] = runner.most_removable(chain)
-        if max(config.ratios) > tops[chain.name]:
-            raise ValueError(
-                f"ratios: expected at most {tops[chain.name]:.4f}, the largest that {chain.name} can meet under "
-                f"min_keep, max_ratio, protect, multiple_of and attention, got {max(config.ratios)}; relax one or ask "
-                "for less"
-            )
-    evaluator.begin("frontier")
-    evaluator.at_once = min(evaluator.at_once, len(chains) * len(seeds))
-    run.update(frontier=_measure(config, {chain.name: chain for chain in chains}, tops, evaluator))
-    run.update(suggestions=suggestions_of(run.record, run.candidates()))
+    return run_job(config, ENDING, work, overwrite=overwrite)
 
 
 def _measure(

@@ -53,7 +53,7 @@ DEFAULT_RATIO = 0.2
 """Share of the prunable parameters that goes where neither a ratio nor a target says more."""
 
 
-class Pruned(NamedTuple):
+class PruneResult(NamedTuple):
     """What `prune` did."""
 
     selection: Selection
@@ -73,7 +73,7 @@ class Pruned(NamedTuple):
     """Commands that take the model from here, without the `saap` before them."""
 
 
-def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
+def prune(config: PruneConfig, *, track: Track = quiet) -> PruneResult:
     """Prune a model by a chain, to a ratio or as little as its targets allow, and save it as a directory.
 
     With targets, the directory holds `targets.json`: what was asked and reached, and the table of sub-block times.
@@ -97,7 +97,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
 
 def _prune(
     config: PruneConfig, chain: Chain, calibration: CalibrationConfig, layout: Layout | None, out: Path, track: Track
-) -> Pruned:
+) -> PruneResult:
     """Do what `prune` does, into a directory that nobody else writes."""
     with step(track, "load the model"):
         subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
@@ -153,7 +153,7 @@ def _prune(
     notes = [said] if isinstance(cut, CutTraced) and (said := own_code(cut)) else []
     notes += [f"{name} is not repaired: {why}" for name, why in chain.unrepaired(subject, selection.keep).items()]
     further = further_of(config, cut.model.spec) if isinstance(cut, CutLlama) else ()
-    return Pruned(selection, state.told, reached, judged, texts_written, facts, notes, further)
+    return PruneResult(selection, state.told, reached, judged, texts_written, facts, notes, further)
 
 
 def further_of(config: PruneConfig, spec: LlamaSpec) -> tuple[str, ...]:
@@ -201,7 +201,7 @@ def told_rows(told: Mapping[str, Any], places: str) -> list[tuple[str, str]]:
     return rows
 
 
-def shown(config: PruneConfig, pruned: Pruned) -> Iterator[Any]:
+def shown(config: PruneConfig, pruned: PruneResult) -> Iterator[Any]:
     """Show what was done, what became of targets, and what comes next."""
     yield text_table(f"{config.method} at {pruned.selection.asked:.1%}", (), pruned.rows, words=2)
     if pruned.reached:

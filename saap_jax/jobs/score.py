@@ -13,7 +13,6 @@ from saap_jax.runs.records import RunRecord
 from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.errors import reading
-from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.steps.chain import steps_of
 from saap_jax.steps.score.calibrate import Calibrated
@@ -56,39 +55,35 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
         config = dataclasses.replace(config, estimators=tuple(names))
         scores = scores_of(names)
     layout = check(config)
-    run = run_job(config, SCORED, lambda run: _score(config, run, scores, layout, left_out, track), overwrite=overwrite)
+
+    def work(run: RunDirectory) -> None:
+        if config.from_run:
+            source = source_run(config.from_run, config.model.name)
+            with run.stage("load"), step(track, "load the model"):
+                subject = open_subject(config.model, layout=layout)
+            check_scores(scores, subject)
+            with run.stage("score"), step(track, "score the statistics"):
+                calibrated = rescored(config.from_run, subject, scores)
+            about = source.get("scenarios", {})
+            run.begin(subject.digests())
+            run.update(**structures(subject))
+            save_scores(run, calibrated)
+        else:
+            material = load(config, run, layout, track)
+            subject, scenarios = material.subject, material.calibration[config.calibration.seed]
+            check_scores(scores, subject)
+            about = {name: subject.shape(examples) for name, examples in scenarios.items()}
+            run.begin(material.inputs)
+            run.update(**structures(subject))
+            with run.stage("score") as stage:
+                kept_scores(run, subject, scenarios, config, scores, track)
+                stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
+        run.update(kind="score", scenarios=about, **provenance())
+        if left_out:
+            run.update(left_out=left_out)
+
+    run = run_job(config, SCORED, work, overwrite=overwrite)
     return run, read_scores(run)
-
-
-def _score(
-    config: ScoreConfig, run: RunDirectory, scores: dict[str, Score], layout: Layout | None, left_out: list[str],
-    track: Track,
-) -> None:  # fmt: skip
-    """Do what `score_run` does, as far as the run does not hold it yet."""
-    if config.from_run:
-        source = source_run(config.from_run, config.model.name)
-        with run.stage("load"), step(track, "load the model"):
-            subject = open_subject(config.model, layout=layout)
-        check_scores(scores, subject)
-        with run.stage("score"), step(track, "score the statistics"):
-            calibrated = rescored(config.from_run, subject, scores)
-        about = source.get("scenarios", {})
-        run.begin(subject.digests())
-        run.update(**structures(subject))
-        save_scores(run, calibrated)
-    else:
-        material = load(config, run, layout, track)
-        subject, scenarios = material.subject, material.calibration[config.calibration.seed]
-        check_scores(scores, subject)
-        about = {name: subject.shape(examples) for name, examples in scenarios.items()}
-        run.begin(material.inputs)
-        run.update(**structures(subject))
-        with run.stage("score") as stage:
-            kept_scores(run, subject, scenarios, config, scores, track)
-            stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
-    run.update(kind="score", scenarios=about, **provenance())
-    if left_out:
-        run.update(left_out=left_out)
 
 
 def check_scores(scores: dict[str, Score], subject: Subject) -> None:

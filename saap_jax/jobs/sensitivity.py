@@ -23,7 +23,6 @@ from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE
 from saap_jax.runs.suggestions import suggestions_of, trial_options
-from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps.allocation.allocation import Allocation, choose
 from saap_jax.steps.chain import Chain, chain, limits_of, parse
@@ -44,38 +43,35 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
         ValueError: bad input, or a ratio that the method cannot meet (with `align`, also with aligned widths).
     """
     method, layout = parse(config.method), check(config)
-    return run_job(config, ENDING, lambda run: _sensitivity(config, run, method, layout, track), overwrite=overwrite)
 
+    def work(run: RunDirectory) -> None:
+        material = load(config, run, layout, track)
+        evaluator = Evaluator(config, run, material, [method], track)
+        (runner,) = evaluator.runners.values()
+        aligned = [with_limits(method, Within(multiple_of={"mlp": config.align}))] if config.align else []
+        for each in (method, *aligned):
+            runner.check(each, [])
+            if config.ratio > (top := runner.most_removable(each)):
+                raise ValueError(
+                    f"ratio: expected at most {top:.4f}, the largest that {each.name} can meet, got {config.ratio}; "
+                    "relax min_keep, max_ratio, protect, align, …"
+                )
+        evaluator.begin("sensitivity", method=method.written)
+        scores = runner.scored(method).scores
+        assert scores is not None
+        keeps, about = one_place_each(material.subject, scores, config.fractions)
+        evaluator.at_once = min(evaluator.at_once, 1 + len(keeps))
+        for name, keep in keeps.items():
+            evaluator.add(name, keep)
+        with run.stage("evaluate") as stage:
+            doing = "evaluate dense model and one place at a time"
+            evaluator.measure([DENSE, *keeps], about, doing=doing, stage=stage)
+        with run.stage("try"):
+            run.update(trials=tried(config, method, evaluator, scores))
+        evaluator.save_keeps()
+        run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
-def _sensitivity(
-    config: SensitivityConfig, run: RunDirectory, method: Chain, layout: Layout | None, track: Track
-) -> None:
-    """Do what `sensitivity` does, as far as the run does not hold it yet."""
-    material = load(config, run, layout, track)
-    evaluator = Evaluator(config, run, material, [method], track)
-    (runner,) = evaluator.runners.values()
-    aligned = [with_limits(method, Within(multiple_of={"mlp": config.align}))] if config.align else []
-    for each in (method, *aligned):
-        runner.check(each, [])
-        if config.ratio > (top := runner.most_removable(each)):
-            raise ValueError(
-                f"ratio: expected at most {top:.4f}, the largest that {each.name} can meet, got {config.ratio}; relax "
-                "min_keep, max_ratio, protect, align, …"
-            )
-    evaluator.begin("sensitivity", method=method.written)
-    scores = runner.scored(method).scores
-    assert scores is not None
-    keeps, about = one_place_each(material.subject, scores, config.fractions)
-    evaluator.at_once = min(evaluator.at_once, 1 + len(keeps))
-    for name, keep in keeps.items():
-        evaluator.add(name, keep)
-    with run.stage("evaluate") as stage:
-        doing = "evaluate dense model and one place at a time"
-        evaluator.measure([DENSE, *keeps], about, doing=doing, stage=stage)
-    with run.stage("try"):
-        run.update(trials=tried(config, method, evaluator, scores))
-    evaluator.save_keeps()
-    run.update(suggestions=suggestions_of(run.record, run.candidates()))
+    return run_job(config, ENDING, work, overwrite=overwrite)
 
 
 def with_limits(method: Chain, within: Within) -> Chain:

@@ -49,7 +49,8 @@ def card(origin: Origin, name: str) -> str:
 
     What is not known is left out of the metadata, but for the licence, which is `other`.
     """
-    base, loader = origin["base"], origin["loader"]
+    base, loader, steps = origin["base"], origin["loader"], origin["steps"]
+    pruned = any(step["kind"] in ("prune", "compare") for step in steps)
     metadata = ModelCardData(
         base_model=base.get("repository"),
         library_name="transformers" if loader in ("transformers", "remote_code") else "saap_jax",
@@ -57,33 +58,23 @@ def card(origin: Origin, name: str) -> str:
         license_name=base.get("license_name"),
         license_link=base.get("license_link"),
         pipeline_tag=None if loader == "traced" else "text-generation",
-        tags=[*(["pruned"] if _is_pruned(origin) else []), "saap_jax"],
+        tags=[*(["pruned"] if pruned else []), "saap_jax"],
     )
-    sentence, code = _USE[loader]
-    blocks = [
-        *_summary(origin, name),
-        *(Section(VERBS[step["kind"]], [*_step_blocks(step)]) for step in origin["steps"]),
-        Section("Use", [Words(sentence), Code("use", code)]),
-        Section("Licence", said(_licence(origin))),
-    ]
-    title = visible(escaped(name)) or "model"
-    return f"---\n{metadata.to_yaml(line_break=chr(10))}\n---\n\n# {title}\n\n{visible(markdown_text(blocks))}"
-
-
-def _is_pruned(origin: Origin) -> bool:
-    return any(step["kind"] in ("prune", "compare") for step in origin["steps"])
-
-
-def _summary(origin: Origin, name: str) -> list[Block]:
-    """Say what a model is, of which model, and its parameters before the first step and after the last."""
-    base, steps = origin["base"].get("repository") or origin["base"]["name"], origin["steps"]
-    what = "pruned: whole units went, so that its arrays are smaller" if _is_pruned(origin) else "in other files"
-    blocks: list[Block] = [*said(f"{name} is {base}, {what}. Made with saap_jax, in {plural(len(steps), 'step')}.")]
+    whole, (sentence, code) = base.get("repository") or base["name"], _USE[loader]
+    what = "pruned: whole units went, so that its arrays are smaller" if pruned else "in other files"
+    blocks: list[Block] = [*said(f"{name} is {whole}, {what}. Made with saap_jax, in {plural(len(steps), 'step')}.")]
     if steps:
         before, after = steps[0]["parameters"][0], steps[-1]["parameters"][1]
         row = ("parameters", f"{before:,}", f"{after:,}", format_relative(float(before), float(after)))
         blocks.append(text_table("", ("", "before", "after", "change"), [row]))
-    return blocks
+    licence = f"The files of {whole} do not say its licence: look it up before you pass this model on."
+    if known := base.get("license"):
+        terms = base.get("license_name", "") if known == "other" else known
+        licence = f"That of {whole}, as its files say: {terms or 'other'}. Its terms go with this model."
+    blocks += [Section(VERBS[step["kind"]], [*_step_blocks(step)]) for step in steps]
+    blocks += [Section("Use", [Words(sentence), Code("use", code)]), Section("Licence", said(licence))]
+    title = visible(escaped(name)) or "model"
+    return f"---\n{metadata.to_yaml(line_break=chr(10))}\n---\n\n# {title}\n\n{visible(markdown_text(blocks))}"
 
 
 def _step_blocks(step: OriginStep) -> Iterator[Block]:
@@ -109,13 +100,3 @@ def _step_blocks(step: OriginStep) -> Iterator[Block]:
     yield from written_section(step.get("written", ()))
     yield Words("The command:")
     yield Code("command", step["command"])
-
-
-def _licence(origin: Origin) -> str:
-    """Say under which licence the model may be passed on."""
-    base = origin["base"]
-    name = base.get("repository") or base["name"]
-    if licence := base.get("license"):
-        terms = base.get("license_name", "") if licence == "other" else licence
-        return f"That of {name}, as its files say: {terms or 'other'}. Its terms go with this model."
-    return f"The files of {name} do not say its licence: look it up before you pass this model on."

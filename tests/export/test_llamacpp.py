@@ -16,7 +16,8 @@ from saap_jax.llama import Constants, load_model, load_tokenizer, save_model
 from saap_jax.llama.files.tokenizer import NORMALIZERS
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
-from tests.export.models import MIXTURES, PLAIN, RELATIVES, SPECS, spec_of, written
+from tests.export.models import MIXTURES, PLAIN, SPECS, spec_of, written
+from tests.export.test_contract import ALL, refusal
 from tests.export.test_gguf_vocabulary import TEXTS, trained
 from tests.helpers import forward, random_model
 
@@ -63,43 +64,22 @@ def file_of(model, path, dtype="float32"):
     return path
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [name for name in ALL if not refusal(name, "gguf")])
 def test_logits(name, tmp_path):
-    model = random_model(SPECS[name])
-    expected = expected_logits(model, TOKENS)
-    got = logits_of(file_of(model, tmp_path / "x.gguf"), TOKENS)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
-    other = expected_logits(model, TOKENS[::-1])
-    assert np.abs(got - other).max() > 0.1
-
-
-@pytest.mark.parametrize(
-    "name",
-    [name for name in RELATIVES if name not in ("qwen2-ragged", "qwen2-empty")],  # three heads, and six: refused
-)
-def test_relatives(name, tmp_path):
-    """As many tokens as the window has, where there is one: that is the context of the file."""
-    model = random_model(RELATIVES[name])
-    tokens = TOKENS[: model.constants.sliding_window]
-    if model.constants.traits.gguf.windows:  # it has them itself
-        tokens = TOKENS
+    """Of as many tokens as the window has, where that is the context of the file; experts are chosen and weighed alike,
+    in any order of the experts, and another routing would be another model."""
+    model = random_model(ALL[name])
+    constants, traits = model.constants, model.constants.traits
+    tokens = TOKENS if traits.gguf.windows else TOKENS[: constants.sliding_window]
     expected = expected_logits(model, tokens)
-    near = 1e-4 if model.constants.traits.activation == "silu" else 1e-3 * np.abs(expected).max()  # a table in float16
+    near = 1e-4 if traits.activation == "silu" else 1e-3 * np.abs(expected).max()  # a table in float16
     got = logits_of(file_of(model, tmp_path / "x.gguf"), tokens)
     np.testing.assert_allclose(got, expected, rtol=0, atol=near)
     assert np.abs(got - expected_logits(model, tokens[::-1])).max() > 0.1
-
-
-@pytest.mark.parametrize("name", MIXTURES)
-def test_mixtures(name, tmp_path):
-    """Experts are chosen and weighed alike, in any order of the experts; another routing would be another model."""
-    model = random_model(MIXTURES[name])
-    expected = expected_logits(model, TOKENS)
-    got = logits_of(file_of(model, tmp_path / "x.gguf"), TOKENS)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
-    for segment in model.segments:
-        segment.mlp.router[...] = segment.mlp.router[...][..., ::-1]
-    assert np.abs(got - expected_logits(model, TOKENS)).max() > 0.1
+    if name in MIXTURES:
+        for segment in model.segments:
+            segment.mlp.router[...] = segment.mlp.router[...][..., ::-1]
+        assert np.abs(got - expected_logits(model, tokens)).max() > 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])

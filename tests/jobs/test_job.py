@@ -105,12 +105,3 @@ def test_steps_of_a_training_are_not_done_again(config):
     assert work(config, ending)
     (module.Path(config.runs) / "one" / "metrics.jsonl").unlink()
     assert not work(config, ending)
-
-
-def test_work_that_fails_leaves_no_lock(config):
-    def wrong(run) -> None:
-        raise ValueError("wrong")
-
-    with pytest.raises(ValueError, match="wrong"):
-        run_job(config, ENDING, wrong)
-    assert not module.Path(config.runs).exists() or not [*module.Path(config.runs).iterdir()]

@@ -106,13 +106,6 @@ class TestCandidates:
             row = rows[change.layer, change.structure, change.asked]
             assert change.nats == pytest.approx(np.mean(row["losses"][OUT]) - dense)
             assert change.percent == pytest.approx(100 * (row["ppl"][OUT] / run.record["dense"]["ppl"][OUT] - 1))
-        for structure, asked in itertools.product(STRUCTURES, FRACTIONS):
-            own = [change for change in changes if (change.structure, change.asked) == (structure, asked)]
-            if sum(change.nats for change in own) > 0:
-                share = [change.relative * change.removed for change in own]
-                assert sum(share) == pytest.approx(sum(change.removed for change in own)), "their average is 1"
-            else:
-                assert all(np.isnan(change.relative) for change in own)
 
 
 class TestTrials:
