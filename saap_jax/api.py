@@ -152,5 +152,5 @@ def run_chain(
 
 @taken_in
 def perplexity(model: Llama, windows: Windows, keep: Keep | None = None, *, batch_size: int = 8) -> float:
-    """Return exp(mean next-token loss) over the windows; with `keep`, of the model with all other units masked."""
+    """Compute exp(mean next-token loss) over the windows; with `keep`, of the model with all other units masked."""
     return window_losses(model, pairs(windows, batch_size), None if keep is None else masks(keep)).perplexity

@@ -19,7 +19,7 @@ _ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 
 def copied_vocabulary(path: Path) -> list[Pair]:
-    """Return the tokenizer metadata of a GGUF file, as it is."""
+    """Copy the tokenizer metadata of a GGUF file, as it is."""
     entries = open_gguf_file(path).entries
     return [
         (key, entry.value, entry.types)
@@ -34,7 +34,7 @@ def no_vocabulary() -> list[Pair]:
 
 
 def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> list[Pair]:
-    """Return the metadata of a byte-level BPE tokenizer; `vocab` is the number of the model's embeddings.
+    """Make the metadata of a byte-level BPE tokenizer; `vocab` is the number of the model's embeddings.
 
     Ids that the tokenizer does not use are named `[PADn]`. Beginning and end tokens are the model's, or else the
     tokenizer's; a second and a third end token become end of turn and end of message.
@@ -95,7 +95,7 @@ def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
 
 
 def _tokens(tokenizer: Tokenizer, vocab: int) -> tuple[list[str], list[int]]:
-    """Return text and type of each token id below `vocab`."""
+    """List text and type of each token id below `vocab`."""
     known = {index: token for token, index in tokenizer.get_vocab().items()}
     if max(known) >= vocab:
         raise ValueError(

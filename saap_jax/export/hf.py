@@ -57,7 +57,12 @@ def write_hf(
     settings = _generation(spec, tokenizer)
     config |= {key: value for key, value in settings.items() if key == "pad_token_id"}
     tensors = as_stored(model_tensors(model, layers), groups_of(spec, config["model_type"]))
-    zeros = _zero_biases(tensors) if config.get("attention_bias") else []
+    zeros = []
+    if config.get("attention_bias"):  # a plain LLaMA has biases of its other projections too
+        inner = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
+        rows = {each.name: each.shape[0] for each in tensors if each.name.endswith(inner)}
+        zeros = [Tensor(f"{name.removesuffix('weight')}bias", (size,), lambda size=size: np.zeros(size, np.float32))
+                 for name, size in rows.items()]  # fmt: skip
     write_json(config, place / "config.json")
     write_tensors(tensors + zeros, place / "model.safetensors", dtype)
     if generation is not None:
@@ -116,10 +121,3 @@ def _generation(spec: LlamaSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
     if ends:
         found["eos"] = ends[0] if len(ends) == 1 else ends
     return {f"{role}_token_id": value for role, value in found.items() if value is not None}
-
-
-def _zero_biases(tensors: list[Tensor]) -> list[Tensor]:
-    """Make the biases that a plain LLaMA with biases has beside those of the output projections."""
-    inner = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
-    rows = {each.name.removesuffix("weight") + "bias": each.shape[0] for each in tensors if each.name.endswith(inner)}
-    return [Tensor(name, (size,), lambda size=size: np.zeros(size, np.float32)) for name, size in rows.items()]

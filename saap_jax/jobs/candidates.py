@@ -144,7 +144,7 @@ class Evaluator:
     def losses(
         self, names: Sequence[str], windows: Mapping[str, np.ndarray], doing: str, stage: Stage | None
     ) -> dict[str, Row]:
-        """Return `losses` by metric and `seconds` of each candidate on some windows of each text."""
+        """Measure `losses` by metric and `seconds` of each candidate on some windows of each text."""
         firsts = {self.models[name]: name for name in reversed(names)}
         order = list(dict.fromkeys(self.models[name] for name in names))
         rows = {name: chosen.tolist() for name, chosen in windows.items()}

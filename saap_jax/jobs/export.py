@@ -241,7 +241,7 @@ def _write_maxtext(
 
 
 def sample_tokens(tokenizer: Tokenizer | None, vocab: int, max_positions: int) -> Int[np.ndarray, "1 seq"]:
-    """Return tokens to compare on, int32: of `TEXT`, or at random (always the same) without a tokenizer."""
+    """Make tokens to compare on, int32: of `TEXT`, or at random (always the same) without a tokenizer."""
     length = min(LENGTH, max_positions)
     if tokenizer is None:
         return np.random.default_rng(0).integers(0, vocab, (1, length), np.int32)

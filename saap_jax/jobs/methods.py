@@ -57,7 +57,7 @@ def _first(made: Any) -> str:
 
 
 def _paragraphs(made: Any) -> list[tuple[str, str]]:
-    """Return the paragraphs of a docstring as rows."""
+    """Lay out the paragraphs of a docstring as rows."""
     parts = [" ".join(part.split()) for part in (inspect.getdoc(made) or "").split("\n\n")]
     return [("what it does" * (not number), part) for number, part in enumerate(parts)]
 

@@ -84,7 +84,7 @@ class Race:
         return {name: self.orders[name][first:last] for name, (first, last) in ends.items()}
 
     def _losses(self, names: list[str]) -> np.ndarray:
-        """Return `[seeds, windows]` of a variant, as many windows as all its seeds have."""
+        """Stack the losses of a variant, `[seeds, windows]`, as many windows as all its seeds have."""
         count, models = min(map(self._have, names)), [self.evaluator.models[name] for name in names]
         return np.array([self.laps[model][self.judging][:count] if count else [] for model in models])
 

@@ -99,7 +99,7 @@ def structures(subject: Subject) -> dict[str, object]:
 
 
 def source_run(path: str, model: str) -> RunRecord:
-    """Return the record of a run whose statistics are to be scored; raise where it is one of another model."""
+    """Read the record of a run whose statistics are to be scored; raise where it is one of another model."""
     record = read_run(path)
     with reading(f"{path}/run.json", "a run's config.model"):
         of = record.get("config", {}).get("model")

@@ -75,7 +75,7 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
 
 
 def with_limits(method: Chain, within: Within) -> Chain:
-    """Return a chain with further limits, in front of its first allocation."""
+    """Put further limits into a chain, in front of its first allocation."""
     at = next(number for number, step in enumerate(method.steps) if step.kind == "allocation")
     return chain(*method.steps[:at], within, *method.steps[at:])
 

@@ -53,7 +53,7 @@ class Table(NamedTuple):
         ]
 
     def tint(self, row: Row, place: int) -> float:
-        """Return the number in [-1, 1] by which a cell is tinted, 0 for none."""
+        """The number in [-1, 1] by which a cell is tinted, 0 for none."""
         value = row.get(self.columns[place].fields[0])
         return value if self.matrix and isinstance(value, float) and math.isfinite(value) else 0.0
 

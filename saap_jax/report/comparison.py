@@ -9,7 +9,7 @@ from saap_jax.evaluation.differences import Difference, decimals_of
 from saap_jax.evaluation.limits import Check, verdict
 from saap_jax.evaluation.resample import format_interval, smallest_p_value
 from saap_jax.evaluation.scales import format_ppl
-from saap_jax.report.blocks import Block, Table, said, text_table
+from saap_jax.report.blocks import Block, said, text_table
 from saap_jax.report.formats import format_p
 from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import MINUS, signed
@@ -115,14 +115,9 @@ def comparison_blocks(comparison: Comparison) -> list[Block]:
     blocks += said(*(f"{one.name}: {one.difference.sentence}" for one in rows))
     blocks += said(ALONE) if any(not math.isnan(one.difference.p_value) for one in rows) else []
     if comparison.checks:
-        blocks += [check_table(comparison.checks), *said(verdict(comparison.checks))]
+        header = ("limit", "of", "at most", "measured", "")
+        lines = [(*check[:4], "PASS" if check.passed else "FAIL") for check in comparison.checks]
+        table, marks = text_table("A against the limits", header, lines, words=len(header)), ("bad", "good")
+        marked = [{**row, "mark": marks[one.passed]} for row, one in zip(table.rows, comparison.checks, strict=True)]
+        blocks += [table._replace(rows=marked), *said(verdict(comparison.checks))]
     return blocks
-
-
-def check_table(checks: Sequence[Check]) -> Table:
-    """Set the limits of A beside what was measured, a line a limit; what is broken is marked."""
-    header = ("limit", "of", "at most", "measured", "")
-    lines = [(each.name, each.what, each.limit, each.measured, "PASS" if each.passed else "FAIL") for each in checks]
-    table = text_table("A against the limits", header, lines, words=len(header))
-    marks = ["good" if each.passed else "bad" for each in checks]
-    return table._replace(rows=[{**row, "mark": mark} for row, mark in zip(table.rows, marks, strict=True)])

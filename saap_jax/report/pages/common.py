@@ -81,35 +81,31 @@ def _reproduce(run: RunRecord, about: Mapping[str, str | None]) -> list[Block]:
 
 def _cost(run: RunRecord) -> list[Block]:
     """Say time, memory and cost; the table of stages has the columns that some stage has a number for."""
-    stages, dollars = run.get("stages", []), said(*cost_sentences(run))
-    if not stages:
-        return [*dollars]
-    fields, lines = [field for field in _STAGE if any(stage.get(field) is not None for stage in stages)], []
-    for stage in stages:
-        name = stage["name"] + (f" ({stage['times']} times)" if stage.get("times", 1) > 1 else "")
-        values = [(stage.get(field), _STAGE[field][1]) for field in fields]
-        lines.append([name, *("-" if value is None else format(value, form) for value, form in values)])
-    table = text_table("Stages", ["stage", *(_STAGE[field][0] for field in fields)], lines)
-    more = "Memory is the highest of the process until the end of a stage."
-    return [table, *dollars, Words(f"All stages together: {seconds_of(run):,.0f} seconds. {more}")]
-
-
-def cost_sentences(run: RunRecord) -> list[str]:
-    """Say what a run cost, see `evaluation.cost`; nothing where that was not recorded."""
-    if not (cost := run.get("cost")):
-        return []
-    unit = "core" if run.get("devices", {}).get("platform") == "cpu" else "device"
-    text = f"{cost['device_hours']:,.3g} device-hours on {plural(cost['devices'], unit)}"
-    if (usd := cost.get("usd")) is None:
-        return [f"{text}; {cost.get('note', 'no price is known')}."]
-    prices = cost.get("prices") or {}
-    each = f"{format_usd(prices['usd_per_hour'])} an hour each" if "usd_per_hour" in prices else ""
-    source = ", ".join(part for part in (prices.get("kind"), each, prices.get("date")) if part)
-    sentences = [f"{text}: {format_usd(usd)}{f' ({source})' if source else ''}."]
-    if million := cost.get("usd_per_million_tokens"):
-        dense, cut = format_usd(million["dense"]), format_usd(million["cut"])
-        sentences.append(f"A million tokens in the timed forward pass: {dense} dense, {cut} cut.")
-    return sentences
+    blocks: list[Block] = []
+    if stages := run.get("stages"):
+        fields, lines = [field for field in _STAGE if any(stage.get(field) is not None for stage in stages)], []
+        for stage in stages:
+            name = stage["name"] + (f" ({stage['times']} times)" if stage.get("times", 1) > 1 else "")
+            values = [(stage.get(field), _STAGE[field][1]) for field in fields]
+            lines.append([name, *("-" if value is None else format(value, form) for value, form in values)])
+        blocks.append(text_table("Stages", ["stage", *(_STAGE[field][0] for field in fields)], lines))
+    if cost := run.get("cost"):  # see `evaluation.cost`
+        unit = "core" if run.get("devices", {}).get("platform") == "cpu" else "device"
+        text = f"{cost['device_hours']:,.3g} device-hours on {plural(cost['devices'], unit)}"
+        if (usd := cost.get("usd")) is None:
+            blocks += said(f"{text}; {cost.get('note', 'no price is known')}.")
+        else:
+            prices = cost.get("prices") or {}
+            each = f"{format_usd(prices['usd_per_hour'])} an hour each" if "usd_per_hour" in prices else ""
+            source = ", ".join(part for part in (prices.get("kind"), each, prices.get("date")) if part)
+            blocks += said(f"{text}: {format_usd(usd)}{f' ({source})' if source else ''}.")
+            if million := cost.get("usd_per_million_tokens"):
+                dense, cut = format_usd(million["dense"]), format_usd(million["cut"])
+                blocks += said(f"A million tokens in the timed forward pass: {dense} dense, {cut} cut.")
+    if stages:
+        more = "Memory is the highest of the process until the end of a stage."
+        blocks.append(Words(f"All stages together: {seconds_of(run):,.0f} seconds. {more}"))
+    return blocks
 
 
 def seconds_of(run: RunRecord) -> float | None:
