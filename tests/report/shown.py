@@ -1,15 +1,12 @@
 """Blocks as people see them: printed, as text, and figures as matplotlib holds them."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 from saap_jax.cli import console as terminal
 from saap_jax.cli.console import show_blocks
 from saap_jax.report.blocks import Block, Figure, Table, View, leaves
 from saap_jax.report.figures import painted
-from saap_jax.report.render import markdown_report, table_csv
-from saap_jax.report.write import read_view, report_page
 
 
 def printed(*blocks: Block, width: int = 100) -> str:
@@ -43,20 +40,3 @@ def curves(figure: Figure) -> dict[str, list[tuple[float, float]]]:
         for line in axis.get_lines()
         if not line.get_label().startswith("_")
     }
-
-
-def missing_from_page(run: Path) -> list[str]:
-    """Return the figures and tables that a command wrote into a run and that its page, made anew, does not show."""
-    view = read_view(run)
-    markdown, missing = markdown_report(report_page([view])), []
-    figures = {f"{block.name}.svg": block.title for block in blocks_of(view, Figure)}
-    tables = {f"{block.file}.csv": table_csv(block) for block in blocks_of(view, Table)}
-    for file in sorted(run.glob("*.*")):
-        text = file.read_text() if file.suffix in (".svg", ".csv", ".md") and file.stem != "report" else ""
-        shown = {
-            ".svg": f"<title>{figures.get(file.name, '?')}</title>" in text,
-            ".csv": tables.get(file.name) == text,
-            ".md": all(row in markdown for row in text.splitlines() if row.startswith("|")),
-        }
-        missing += [] if shown.get(file.suffix, True) or file.stem == "report" else [file.name]
-    return missing
