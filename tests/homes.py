@@ -38,7 +38,7 @@ _SLOW = {
     "llama/families": "gate_gradients ablation without_what generation_equals_recomputation[mistral "
     "generation_equals_recomputation[qwen3_moe",
     "llama/generate": "logits_of_prompt_and_steps[fused logits_of_prompt_and_steps[runs-ragged "
-    "logits_of_prompt_and_steps[runs-biases logits_of_prompt_and_steps[single-ragged rows_decoded_alone stop_tokens",
+    "logits_of_prompt_and_steps[runs-biases logits_of_prompt_and_steps[single-ragged stop_tokens",
     "llama/goldens": "norm_epsilon",
     "llama/orbax": "the_teacher",
     "llama/model": "layers_without gates_an_example",

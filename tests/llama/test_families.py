@@ -132,16 +132,6 @@ def test_without_what_is_their_own_they_are_llamas():
     assert differ(logits(shorter), logits(llama))
 
 
-def test_llama_has_no_new_parameters_and_the_same_program_without_a_window():
-    model = dense_model()
-    assert all(getattr(model.segments[0].attention, name) is None for name in (*BIASES, "query_norm", "key_norm"))
-    programs = [
-        str(jax.make_jaxpr(lambda m, t: m(t))(each, jnp.asarray(TOKENS)))
-        for each in (model, with_constants(model, family="mistral", sliding_window=9))
-    ]
-    assert programs[0] == programs[1]
-
-
 # --- surgery and discovery -----------------------------------------------------------------------
 
 

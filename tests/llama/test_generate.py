@@ -144,12 +144,6 @@ def test_a_row_does_not_depend_on_its_batch(sampling):
         assert generate(model, PROMPTS, max_new_tokens=7, sampling=seeded) != rows
 
 
-@pytest.mark.slow
-def test_equal_prompts_have_streams_of_their_own():
-    rows = generate(dense_model(), [[1, 2]] * 3, max_new_tokens=12, sampling=Sampling(temperature=1.0, stop_tokens=()))
-    assert len({tuple(row) for row in rows}) == 3
-
-
 def test_stop_tokens_end_a_row_and_are_not_part_of_it():
     model = dense_model()
     whole = generate(model, PROMPTS, max_new_tokens=20, sampling=ENDLESS)
@@ -159,16 +153,6 @@ def test_stop_tokens_end_a_row_and_are_not_part_of_it():
     assert ours == expected
     assert ours != whole
     assert generate(model, PROMPTS, max_new_tokens=20) == whole  # this model names no end token
-
-
-@pytest.mark.slow
-def test_more_tokens_than_one_call_makes():
-    model = dense_model()
-    count = 2 * STEPS + 3
-    rows = generate(model, [[7, 7]], max_new_tokens=count, sampling=ENDLESS)
-    assert len(rows[0]) == count
-    streamed = stream(model, [[7, 7]], max_new_tokens=count, sampling=ENDLESS)
-    assert [token for _, token in streamed] == rows[0]
 
 
 def test_stream_yields_what_generate_returns_row_by_row():
@@ -264,19 +248,6 @@ def test_products_of_shared_matrices_are_those_of_the_matrix(rows, parts):
     expected = jnp.einsum("btf,fd->btd", x, value.reshape(30, 4))
     np.testing.assert_allclose(product("btf,fd->btd", x, layer), expected, rtol=0, atol=1e-6)
     assert np.abs(product("btf,fd->btd", jnp.roll(x, 1, axis=-1), layer) - expected).max() > 1e-2
-
-
-ALONE = [("ragged", 2), ("no heads at all", 2)]
-SLOW = [("gqa", 1), ("biases", 5)]
-
-
-@pytest.mark.parametrize(("name", "parts"), [*ALONE, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)])
-def test_rows_decoded_alone_are_those_of_recomputation(name, parts):
-    """One row is the case in which matrices are read in parts."""
-    model = MODELS[name]()
-    fused = fused_layers(model, parts)
-    for prompt in PROMPTS:
-        assert generate(fused, [prompt], max_new_tokens=6, sampling=ENDLESS) == [recomputed(model, prompt, 6)]
 
 
 def test_fused_layers_with_a_column_moved_are_another_function():

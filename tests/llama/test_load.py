@@ -12,12 +12,12 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
-from saap_jax.llama import LayerWidths, LlamaSpec, load_keep, load_model, save_model
+from saap_jax.llama import load_keep, load_model, save_model
 from saap_jax.llama.files import load as load_module
 from saap_jax.llama.files import sources
 from saap_jax.llama.files.layout import stored_parameters
 from tests.helpers import relative
-from tests.llama.conftest import TOKENS, Saved, assert_same, random_model, spec_of
+from tests.llama.conftest import Saved, assert_same, spec_of
 
 GQA = spec_of((2, 12), (2, 12), (2, 12))
 TIED = spec_of((2, 12), (2, 12), tied=True)
@@ -117,16 +117,6 @@ def configured(**values):
     return apply
 
 
-def filed(content: bytes | None):
-    """Return what puts other bytes into the file, of None all but the last."""
-
-    def apply(checkpoint: Saved) -> None:
-        file = checkpoint.directory / "model.safetensors"
-        file.write_bytes(file.read_bytes()[:-1] if content is None else content)
-
-    return apply
-
-
 def indexed(name):
     """Return what has an index name another file."""
 
@@ -148,7 +138,6 @@ def sharded(change):
     return apply
 
 
-WHOLE = "model.safetensors: expected a whole safetensors file"
 BESIDE = "expected names of .safetensors files beside it"
 
 
@@ -160,25 +149,18 @@ BESIDE = "expected names of .safetensors files beside it"
             "unknown tensors model.layers.0.self_attn",
         ),
         (changed(Q0, lambda x: None), f"missing tensors {Q0}"),
-        (changed(Q0, lambda x: x[:-4]), f"{Q0} has shape [12, 16], expected [16, 16]"),
         (changed(Q0, lambda x: x, np.int8), f"{Q0} is stored as I8"),
-        (changed(Q0, holding(np.nan)), f"{Q0} holds NaN or infinite values"),
         (changed(Q0, holding(-np.inf)), f"{Q0} holds NaN or infinite values"),
         (changed(Q0, holding(np.inf), ml_dtypes.bfloat16), f"{Q0} holds NaN or infinite values"),
-        (filed(None), WHOLE),
-        (filed(b""), WHOLE),
         (configured(num_hidden_layers=16_000), "missing tensors model.layers.10.input_layernorm.weight"),
         (configured(num_key_value_heads=4), "k_proj.weight has shape [8, 16], expected [16, 16]"),
         (indexed("../other/model-00001-of-00001.safetensors"), BESIDE),
-        (indexed("/model.safetensors"), BESIDE),
         (indexed("config.json"), BESIDE),
-        (indexed(["model.safetensors"]), "expected a weight_map of tensor names to file names"),
         (sharded(lambda place, tensors, names: save_file(tensors, place / LAST)), "found in two files"),
         (
             sharded(lambda place, tensors, names: save_file({n: tensors[n] for n in names[10:]}, place / LAST)),
             "missing tensors model.layers",
         ),
-        (sharded(lambda place, *_: (place / LAST).unlink()), f"{LAST}: missing shard"),
         (sharded(lambda place, *_: (place / "model.safetensors").touch()), "found both"),
         (lambda checkpoint: (checkpoint.directory / "model.safetensors").unlink(), "found neither"),
     ],
@@ -216,11 +198,8 @@ KEPT = {"attention": {"units": 2, "kept": [[0, 1]]}, "mlp": {"units": 3, "kept":
     ("record", "message"),
     [
         (KEPT | {"attention": {"units": 2, "kept": [[2]]}}, "ascending integers from 0 below 2 in layer 0"),
-        (KEPT | {"attention": {"units": 2, "kept": [[1, 1]]}}, "ascending integers"),
-        (KEPT | {"attention": {"units": 2, "kept": 3}}, "expected units, and the kept ones of each layer"),
         (KEPT | {"attention": [0]}, "expected units, and the kept ones of each layer"),
         (KEPT | {"attention": {"units": 2**40, "kept": []}}, "units to be a whole number from 1"),
-        (KEPT | {"heads": {"units": 2, "kept": [[0]]}}, "expected kept units of attention, mlp"),
         ({"attention": KEPT["attention"]}, r"expected kept units of attention, mlp, got \['attention'\]"),
     ],
 )
@@ -235,16 +214,14 @@ def test_damaged_keep(tmp_path, record, message):
 # --- relatives -------------------------------------------------------------------------------------
 
 QKV, UP = "model.layers.1.self_attn.qkv_proj.weight", "model.layers.0.mlp.up_proj.weight"
-BIAS, OTHER = "model.layers.0.self_attn.k_proj.bias", "model.layers.0.self_attn.o_proj.bias"
+OTHER = "model.layers.0.self_attn.o_proj.bias"
 
 
 @pytest.mark.parametrize(
     ("family", "damage", "message"),
     [
-        ("phi3", changed(QKV, lambda x: None), f"missing tensors {QKV}"),
         ("phi3", changed(QKV, lambda x: x[:-4].copy()), f"{QKV} has shape [28, 8], expected [32, 8]"),
         ("phi3", changed(UP, lambda x: x), f"unknown tensors {UP}; expected their rows in model.layers.0.mlp.gate_up_"),
-        ("qwen2", changed(BIAS, lambda x: None), f"missing tensors {BIAS}"),
         ("qwen2", changed(OTHER, lambda x: x), f"unknown tensors {OTHER}; not a plain LLaMA model of family qwen2"),
     ],
 )
@@ -340,41 +317,3 @@ def test_parameters_are_taken_over_without_a_copy(monkeypatch, saved):
     assert all(shared())
     allocate = lambda shape, dtype: np.empty(np.prod(shape) + 17, dtype)[1:][: np.prod(shape)].reshape(shape)  # noqa: E731
     assert not any(shared())
-
-
-@pytest.mark.slow
-def test_cut_model_runs(tmp_path):
-    model = random_model(spec_of((2, 12), (1, 8), (0, 0), (0, 0), (2, 0)))
-    loaded = load_model(save_model(model, tmp_path / "cut"))
-    assert_same(loaded, model)
-    np.testing.assert_array_equal(loaded(TOKENS), model(TOKENS))
-
-
-def test_packaged_spec(smollm2):
-    layers = (LayerWidths(kv_heads=3, q_per_kv=3, mlp=1536),) * 30
-    expected = LlamaSpec(vocab=49152, embed=576, head_dim=64, layers=layers, tied=True, constants=smollm2.constants)
-    assert smollm2.spec == expected
-    assert (smollm2.constants.norm_eps, smollm2.constants.rope_theta) == (1e-5, 1e5)
-
-
-@pytest.mark.slow
-def test_real_model_speaks_english(smollm2, smollm2_tokenizer):
-    prompt = jnp.asarray([smollm2_tokenizer.encode("The capital of France is")])
-    assert smollm2_tokenizer.decode(int(smollm2(prompt)[0, -1].argmax())) == " Paris"
-    text = (
-        "Water is one of the most important substances on Earth. It covers about seventy percent of the surface of the "
-        "planet, and most of it is found in the oceans. Plants and animals need water to live. When the sun heats the "
-        "water in rivers, lakes and seas, some of it turns into vapor and rises into the air. As the vapor cools, it "
-        "forms clouds, and the water falls back to the ground as rain or snow. This process is called the water cycle."
-    )
-    words = text.split()
-    shuffled = " ".join(words[index] for index in np.random.default_rng(0).permutation(len(words)))
-    plain, mixed = (np.exp(mean_loss_of(smollm2, smollm2_tokenizer.encode(each))) for each in (text, shuffled))
-    assert plain < 20
-    assert mixed > 10 * plain
-
-
-def mean_loss_of(model, tokens: list[int]) -> float:
-    """The mean loss by logits."""
-    known = jax.nn.log_softmax(model(jnp.asarray([tokens]))[0, :-1])
-    return -float(jnp.take_along_axis(known, jnp.asarray(tokens[1:])[:, None], axis=-1).mean())

@@ -175,14 +175,8 @@ def test_linear_scaling(pair, fields):
         ({"expert_count": 8}, "expected llama.expert_used_count to be a whole number from 1 to 65,536, got None"),
         ({"attention.sliding_window": 512}, "unknown attributes llama.attention.sliding_window"),
         ({"attention.head_count_kv": 3}, "no multiple of 3"),
-        ({"attention.head_count": 0}, "llama.attention.head_count to be a whole number from 1 to 65,536, or a list"),
-        ({"attention.layer_norm_rms_epsilon": "x"}, "layer_norm_rms_epsilon to be a number from 1e-15 to 0.1"),
         ({"rope.freq_base": 1e-3}, "llama.rope.freq_base to be a number from 2 to"),
-        ({"block_count": 2**31}, "llama.block_count to be a whole number from 1 to 16,384"),
         ({"block_count": 16_000}, "missing tensors model.layers.10.input_layernorm.weight"),
-        ({"attention.key_length": 3}, "even head_dim, got 3"),
-        ({"rope.scaling.type": "linear", "rope.scaling.factor": 0.5}, "expected factor >= 1, got 0.5"),
-        ({"feed_forward_length": "12"}, "llama.feed_forward_length to be a whole number"),
     ],
 )
 def test_metadata_refusals(pair, fields, message):
@@ -206,7 +200,6 @@ def test_other_architecture(pair):
     [
         ({"blk.0.attn_q.bias": np.zeros(16, np.float32)}, "unknown tensor blk.0.attn_q.bias"),
         ({"blk.1.ffn_up.weight": None}, "missing tensors model.layers.1.mlp.up_proj.weight"),
-        ({"output_norm.weight": np.full(16, np.nan, np.float32)}, "model.norm.weight holds NaN"),
         ({"rope_freqs.weight": np.array([1.0, 3.0], np.float32)}, "rope_freqs.weight is no llama3 scaling"),
     ],
 )
@@ -214,13 +207,3 @@ def test_tensor_refusals(pair, change, message):
     _, tensors, path = pair
     with pytest.raises(ValueError, match=message):
         load_model(write(path, {name: each for name, each in (tensors | change).items() if each is not None}))
-
-
-def test_damaged_files(pair):
-    _, tensors, path = pair
-    content = write(path, tensors).read_bytes()
-    for damaged in (content[: len(content) * 2 // 3], content[:700], content[:40], content[:3], b"", b"GGUF" * 20):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="a whole GGUF file, which cannot be read") as error:
-            load_model(path)
-        assert "\n" not in str(error.value)

@@ -251,12 +251,6 @@ def test_what_tunix_computes_otherwise_is_said(spec, said):
     assert any(said in each for each in departures(spec)) if said else departures(spec) == ()
 
 
-@pytest.mark.parametrize("theta", [1e6, 1000.5])
-def test_the_rotary_base_is_said_as_it_is(theta):
-    for spec, name in ((UNIFORM, "rope_theta"), (GEMMA, "global_base_frequency")):
-        assert configuration(changed(spec, rope_theta=theta))["config"][name] == theta
-
-
 def test_what_tunix_has_no_model_for_is_refused():
     for spec, message in (
         (spec_of((2, 2, 24), (1, 2, 24)), "expected layers of equal widths, which is all that Tunix knows"),

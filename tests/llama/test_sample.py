@@ -82,11 +82,8 @@ def test_a_row_draws_from_its_own_key():
     ("options", "message"),
     [
         ({"temperature": -1.0}, "temperature: expected a number of at least 0 .* got -1.0"),
-        ({"temperature": float("nan")}, "temperature: .* got nan"),
         ({"top_k": -1}, "top_k: .* got -1"),
         ({"top_p": 0.0}, r"top_p: expected a probability in \(0, 1\], got 0.0"),
-        ({"top_p": 1.5}, "top_p: .* got 1.5"),
-        ({"seed": -1}, "seed: .* got -1"),
     ],
 )
 def test_refused(options, message):

@@ -8,23 +8,6 @@ from saap_jax.llama.segments import existing_units, join_segments, segment_bound
 from tests.helpers import ragged_model
 
 
-def test_bounds():
-    bounds = segment_bounds(ragged_model().segments)
-    assert [(b.start, b.stop) for b in bounds] == [(0, 2), (2, 3), (3, 4)]
-    assert [b.units for b in bounds] == [
-        {"attention": 2, "mlp": 6},
-        {"attention": 1, "mlp": 3},
-        {"attention": 0, "mlp": 5},
-    ]
-
-
-def test_existing_units():
-    units = existing_units(ragged_model().segments)
-    np.testing.assert_array_equal(units["attention"], [[1, 1], [1, 1], [1, 0], [0, 0]])
-    np.testing.assert_array_equal(units["mlp"].sum(axis=1), [6, 6, 3, 5])
-    assert all(np.all(row[:-1] >= row[1:]) for row in units["mlp"])  # the padding is on the right
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_join_undoes_split(batch):

@@ -87,11 +87,7 @@ def test_a_chat_has_one_bos(tokenizer):
     ("template", "message"),
     [
         ("{{", "TemplateSyntaxError"),
-        ("{{ 1 / 0 }}", "ZeroDivisionError"),
-        ("{{ nothing.at.all }}", "UndefinedError"),
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
-        ("{{ raise_exception('no\\nsystem role') }}", "TemplateError: no system role"),
-        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
         ("{{ '\\ud800' }}", r"got half of a character, '\\ud800', at 0"),
     ],
 )

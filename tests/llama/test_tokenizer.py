@@ -119,19 +119,13 @@ def test_user_defined_tokens_are_not_special(rebuilt):
     [
         ({"model": "llama"}, "tokenizer.ggml.model = 'llama' is not supported"),
         ({"pre": "tekken"}, "tokenizer.ggml.pre = 'tekken' is not supported, expected gpt-2, llama-bpe, qwen2, smol"),
-        ({"pre": None}, "tokenizer.ggml.pre = None is not supported"),
         ({"add_space_prefix": True}, "tokenizer.ggml.add_space_prefix"),
         ({"token_type": [3, 6, 1, 1, 1, 3, 4]}, "token 'a' has token_type 6"),
         ({"token_type": [3, 1, 1]}, "expected a token_type for each of 7 tokens, got 3"),
-        ({"token_type": None}, "expected tokenizer.ggml.token_type to be an array of integers, got None"),
-        ({"tokens": [1, 2, 3, 4, 5, 6, 7]}, "expected tokenizer.ggml.tokens to be an array of texts"),
         ({"tokens": ["<s>", "a", "b", "ab", "a", "</s>", "<u>"]}, "'a' twice in tokenizer.ggml.tokens"),
         ({"merges": ["a b", "ab"]}, "expected merges of two tokens with a blank between, got ('ab',)"),
         ({"merges": ["a x"]}, "expected tokenizer.ggml.merges that fit its tokens"),
         ({"eos_token_id": 7}, "expected tokenizer.ggml.eos_token_id to be an id below 7, got 7"),
-        ({"eos_token_id": "</s>"}, "expected tokenizer.ggml.eos_token_id to be an id below 7, got '</s>'"),
-        ({"model": ["gpt2"]}, "tokenizer.ggml.model = ['gpt2'] is not supported"),
-        ({"pre": ["smollm"]}, "tokenizer.ggml.pre = ['smollm'] is not supported"),
         ({"bos_token_id": None, "add_bos_token": True}, "add_bos_token is true, but the file names no bos_token"),
     ],
 )
@@ -144,14 +138,6 @@ def test_refusals(rebuilt, changes, message):
 def test_directories_without_a_tokenizer(tmp_path):
     with pytest.raises(FileNotFoundError, match="it has no tokenizer"):
         load_tokenizer(tmp_path)
-    for content, message in {
-        "{": "tokenizer.json: expected JSON",
-        "{}": "expected a tokenizer, which cannot be read",
-    }.items():
-        (tmp_path / "tokenizer.json").write_text(content)
-        with pytest.raises(ValueError, match=message) as error:
-            load_tokenizer(tmp_path)
-        assert "\n" not in str(error.value)
 
 
 def test_tokens_beyond_the_vocabulary(tokenizer, tmp_path):

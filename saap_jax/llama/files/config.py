@@ -6,7 +6,7 @@ different widths have no place in it, nor has a bias of the output projections a
 `llama` config may say that all projections have biases; all but those of the output projections must then be zero.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from saap_jax.llama.files.families import FAMILIES, Family, all_but_each
@@ -199,7 +199,8 @@ def _widths(found: Values, family: Family) -> tuple[LayerWidths, ...]:
         inner = [{"mlp": width} for width in each("intermediate_size")]
     else:
         said = {key: found[key] for key in mixture.counts if key in found} or {mixture.counts[0]: None}
-        _agreed(list(said.values()), f"number of experts in {' and '.join(mixture.counts)}", where)
+        if any(count != next(iter(said.values())) for count in said.values()):
+            raise ValueError(f"{where}: expected one number of experts in {' and '.join(said)}, got others")
         experts = each(next(iter(said)))
         if isinstance(most := next(iter(said.values())), int) and found["num_experts_per_tok"] > most:
             got = found["num_experts_per_tok"]
@@ -214,13 +215,6 @@ def _widths(found: Values, family: Family) -> tuple[LayerWidths, ...]:
             )
         widths.append(LayerWidths(kv_heads=keys, q_per_kv=group, **units))
     return tuple(widths)
-
-
-def _agreed(values: Sequence[Any], what: str, where: str) -> Any:
-    """Yield the values of a config, some perhaps twice."""
-    if any(value != values[0] for value in values):
-        raise ValueError(f"{where}: expected one {what}, got {', '.join(map(shown, values))}")
-    return values[0]
 
 
 def _sights(config: Values, family: Family, layers: int) -> dict[str, Any]:
@@ -280,18 +274,15 @@ def _rope(config: Values, family: Family) -> tuple[float, RopeScaling | None, fl
 
 
 def _one_rope(given: Mapping[str, Any], where: str, family: Family) -> tuple[float, RopeScaling | None]:
-    """Read base and scaling of the rotary embedding, from `rope_parameters` or from the two older keys."""
-    both = [given.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
-    blocks = [{name: value for name, value in each.items() if value is not None} for each in both]
-    blocks = [block for block in blocks if block] or [{}]
-    for block in blocks:
-        kinds = [block.pop(name) for name in ("type", "rope_type") if name in block]
-        block["rope_type"] = _agreed(kinds or ["default"], "rope type", where)
-    thetas = [block.pop("rope_theta") for block in blocks if "rope_theta" in block]
-    thetas += [given["rope_theta"]] if "rope_theta" in given else []
-    theta = _agreed(thetas or [family.defaults.get("rope_theta", 10_000.0)], "rope_theta", where)
-    settings = _agreed(blocks, "rotary scaling in rope_parameters and rope_scaling", where)
-    kind = settings.pop("rope_type")
+    """Read base and scaling of the rotary embedding, from `rope_parameters` and from the two older keys."""
+    settings: dict[str, Any] = {}
+    for block in (given.get("rope_parameters"), given.get("rope_scaling"), {"rope_theta": given.get("rope_theta")}):
+        for name, value in (block or {}).items():
+            key = "rope_type" if name == "type" else name
+            if value is not None and settings.setdefault(key, value) != value:
+                raise ValueError(f"{where}: expected one {key}, got {shown(settings[key])} and {shown(value)}")
+    theta = settings.pop("rope_theta", family.defaults.get("rope_theta", 10_000.0))
+    kind = settings.pop("rope_type", "default")
     if not isinstance(kind, str) or kind not in _ROPE or not (family.scaled or kind == "default"):
         known = "default, linear or llama3" if family.scaled else "default"
         raise ValueError(f"{where}: rope type {shown(kind)} is not supported, expected {known}")
