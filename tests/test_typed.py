@@ -1,17 +1,15 @@
 """What is cheaper to check is still checked: every function and dataclass of the package, with jaxtyping's error."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jaxtyping
 import numpy as np
 import pytest
 from beartype import beartype
-from jaxtyping import Float, PyTree
+from jaxtyping import Float
 
 from saap_jax.evaluation.resample import few
-from saap_jax.types import Scores
-from tests.typed import names_arrays
 
 Vector = Float[np.ndarray, "n"]
 typed = jaxtyping.jaxtyped(typechecker=beartype)
@@ -63,10 +61,3 @@ def test_faults_are_found(fault, monkeypatch):
         found = type(error)
     assert found is not jaxtyping.TypeCheckError
     assert (length([1, 2], at_least=3), same(np.ones(2), np.ones(2)).sum(), Named("a", np.ones(2)).name) == (3, 4, "a")
-
-
-def test_only_what_names_arrays_is_jaxtypings():
-    for hint in (Vector, Scores, dict[str, Vector], tuple[int, ...] | Vector, Callable[[Vector], int], "Later", PyTree):
-        assert names_arrays(hint), hint
-    for hint in (int, None, list[str], dict[str, tuple[int, ...]], Named, Callable[[int], str], np.ndarray):
-        assert not names_arrays(hint), hint

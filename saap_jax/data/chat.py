@@ -12,7 +12,10 @@ def encode_chat(tokenizer: Any, said: str) -> list[int]:
     `ValueError` as `conversation`, and where the tokenizer has no template.
     """
     if not tokenizer.chat_template:
-        raise ValueError("chat: expected a tokenizer with a chat template, got one without; leave --chat out")
+        raise ValueError(
+            "chat: expected a tokenizer with a chat template, got one without; leave --chat out, or take "
+            "data.template alpaca"
+        )
     check_text("prompt", said)
     text = conversation(tokenizer, [{"role": "user", "content": said}], add_generation_prompt=True)
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))

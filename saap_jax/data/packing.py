@@ -112,8 +112,6 @@ def encode_exchange(
     response = tokenize(exchange.response, tokenizer).tolist()
     if template == "alpaca":
         return [*begin, *tokenize(exchange.prompt, tokenizer).tolist()], response
-    if not tokenizer.chat_template:
-        raise ValueError("data.template: expected a tokenizer with a chat template, got one without; take alpaca")
     return encode_chat(tokenizer, exchange.said), response
 
 

@@ -6,11 +6,10 @@ heads stores nothing. Prompts of one batch end at the same slot, with their padd
 shapes are chosen for XLA on a CPU, which works in place only where no reshape stands between an update and the product
 that reads it: a layer's keys are `[batch * kv_heads, slots, head_dim]`, as a batched product wants them.
 
-One token a row makes every product of a layer a matrix times a vector, whose time is that of reading the matrix; below
-a few megabytes XLA gives it one core. Two things help. Query, key and value read the same normalised activations, and
-so do gate and up, so each group is one product of a larger matrix. And a matrix whose inputs are split in as many parts
-as there are cores is a batch of products, which XLA does give to all of them: a narrow (cut) layer is then read as fast
-as a wide one. Measured by `experiments/benchmarks/matrix_vector.py`.
+One token a row makes every product of a layer a matrix times a vector, to which XLA gives one core where the matrix is
+small. So matrices that read the same are put side by side, and each is split in as many parts as there are cores, of
+which one product each is a batch: a narrow (cut) layer is read as fast as a wide one, as
+`experiments/benchmarks/matrix_vector.py` measures.
 """
 
 import dataclasses
@@ -76,12 +75,10 @@ def cache_bytes(model: Llama, batch: int, slots: int) -> int:
 
 
 def single_layers(model: Llama) -> Llama:
-    """Return the same model with every layer as a segment of its own, which is how a CPU decodes fastest.
+    """Give every layer a segment of its own: a scan would copy each layer out of its stack before it uses it.
 
-    A scan over the layers of a segment copies each layer's weights out of the stack before it uses them. A decoder that
-    makes one token reads all weights once, so on a CPU that copy doubles its time. The layers are copied here, once,
-    and each has its arrays to itself; embeddings are shared with `model`. Memory: one more copy of the layers' weights
-    as long as `model` is kept. A model whose segments are single layers already is returned as it is.
+    Memory: one more copy of the layers' weights as long as `model` is kept; embeddings are shared with it. A model
+    whose segments are single layers already is returned as it is.
     """
     if all(segment.length == 1 for segment in model.segments):
         return model

@@ -1,27 +1,12 @@
 """What a LLaMA-family model is: constants that no array shows, and the sizes of each layer."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from saap_jax.llama.files.families import FAMILIES, Family
 from saap_jax.runtime import words
 from saap_jax.runtime.errors import shown
-
-BOUNDS: dict[str, tuple[float, float]] = {
-    "vocabulary": (1, 2**24),
-    "width": (1, 2**20),
-    "channels": (1, 2**24),
-    "heads": (1, 2**16),
-    "head size": (2, 2**16),
-    "layers": (1, 2**14),
-    "positions": (1, 2**30),
-    "count": (0, 2**30),
-    "epsilon": (1e-15, 0.1),
-    "theta": (2.0, 1e12),
-    "factor": (1e-6, 1e6),
-}
-"""Smallest and largest value of a quantity in a file that is believed: far beyond every published model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,6 +191,25 @@ def check_length(constants: Constants, length: int, option: str) -> None:
 
 # --- values of files -----------------------------------------------------------------------------------
 
+BOUNDS: dict[str, tuple[float, float]] = {
+    "vocabulary": (1, 2**24),
+    "token": (-(2**24), 2**24 - 1),
+    "width": (1, 2**20),
+    "channels": (1, 2**24),
+    "heads": (1, 2**16),
+    "head size": (2, 2**16),
+    "layers": (1, 2**14),
+    "positions": (1, 2**30),
+    "count": (0, 2**30),
+    "epsilon": (1e-15, 0.1),
+    "theta": (2.0, 1e12),
+    "factor": (1e-6, 1e6),
+}
+"""Smallest and largest value of a quantity in a file that is believed: far beyond every published model."""
+
+TYPES = {"true or false": bool, "an object": dict, "a text": str, "an integer": int, "a number": float}
+"""What values are that are no quantity."""
+
 
 class Values(dict[str, Any]):
     """Values by key; `where` names the file, and a missing key is refused like one of another kind."""
@@ -215,62 +219,41 @@ class Values(dict[str, Any]):
         self.kinds, self.where, self.prefix = kinds, where, prefix
 
     def __missing__(self, key: str) -> Any:
-        kind = f" to be {_kind(self.kinds[key])[0]}" if key in self.kinds else ""
-        raise ValueError(f"{self.where}: expected {self.prefix}{key}{kind}, got None")
+        raise self.unlike(key, None)
+
+    def unlike(self, key: str, got: Any) -> ValueError:
+        """Make the error of a value that is of another kind."""
+        name, star, _ = self.kinds.get(key, "a text").partition("*")
+        if name in BOUNDS:
+            least, most = BOUNDS[name]
+            said, form = ("a number", "g") if isinstance(most, float) else ("a whole number", ",")
+            name = f"{said} from {least:{form}} to {most:{form}}"
+        said = f"{name}, or a list" if star else name
+        return ValueError(f"{self.where}: expected {self.prefix}{key} to be {said}, got {shown(got)}")
 
 
 def checked(given: Mapping[str, Any], kinds: Mapping[str, str], where: str, prefix: str = "") -> Values:
     """Choose the values that are not null, those in the table of the kind that it says.
 
     Args:
-        kinds: a quantity of `BOUNDS`, with `*` behind it where a list of them may stand, or a name of `KINDS`.
+        kinds: one of `BOUNDS` or `TYPES`, with `*` behind it where a list of them may stand.
 
     Raises:
         ValueError: a value of another kind, or a number that is beyond what is believed.
     """
     values = Values({key: value for key, value in given.items() if value is not None}, kinds, where, prefix)
-    for key in (key for key in kinds if key in values):
-        said, holds = _kind(kinds[key])
-        if not holds(values[key]):
-            raise ValueError(f"{where}: expected {prefix}{key} to be {said}, got {shown(values[key])}")
+    for key, kind in ((key, kind) for key, kind in kinds.items() if key in values):
+        many = isinstance(values[key], list) and kind.endswith("*")
+        each, name = values[key] if many else [values[key]], kind.removesuffix("*")
+        if name in TYPES:
+            fits = all(type(one) is TYPES[name] for one in each)
+        else:
+            least, most = BOUNDS[name]
+            types = (int, float) if isinstance(most, float) else (int,)
+            fits = all(type(one) in types and (min(least, 0) if many else least) <= one <= most for one in each)
+        if not fits:
+            raise values.unlike(key, values[key])
     return values
-
-
-def _kind(name: str) -> tuple[str, Callable[[Any], bool]]:
-    """Name a kind for messages, and check a value against it."""
-    if name in KINDS:
-        return KINDS[name]
-    least, most = BOUNDS[name.removesuffix("*")]
-    types = (int, float) if isinstance(most, float) else (int,)
-
-    def holds(value: Any) -> bool:
-        many = isinstance(value, list) and bool(value) and name.endswith("*")
-        each: list[Any] = value if many else [value]
-        return all(type(one) in types and (0 if many else least) <= one <= most for one in each)
-
-    said = f"a number from {least:g} to {most:g}" if float in types else f"a whole number from {least:,} to {most:,}"
-    return said + (", or a list of such numbers or 0" if name.endswith("*") else ""), holds
-
-
-def _is_token(value: Any) -> bool:
-    return type(value) is int and value < BOUNDS["vocabulary"][1]
-
-
-def _array(of: type, name: str) -> tuple[str, Callable[[Any], bool]]:
-    return f"an array of {name}", lambda value: isinstance(value, list) and all(type(each) is of for each in value)
-
-
-KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "flag": ("true or false", lambda value: type(value) is bool),
-    "object": ("an object", lambda value: isinstance(value, dict)),
-    "text": ("a text", lambda value: isinstance(value, str)),
-    "token": ("a token id", _is_token),
-    "tokens": ("a token id or some", lambda v: all(map(_is_token, v if isinstance(v, list) else [v]))),
-    "texts": _array(str, "texts"),
-    "integers": _array(int, "integers"),
-    "numbers": _array(float, "numbers"),
-}
-"""What values are that are no quantity -> how messages call it, and whether a value is of it."""
 
 
 def per_layer(value: Any, layers: int, key: str, where: str) -> list[int]:

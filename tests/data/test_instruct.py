@@ -86,7 +86,7 @@ def test_special_tokens_in_the_data_are_spelled_out(tokenizer):
 
 def test_a_chat_template_writes_its_own_special_tokens_once(tokenizer, monkeypatch):
     (exchange,) = exchanges(ALPACA)
-    with pytest.raises(ValueError, match="data.template: expected a tokenizer with a chat template"):
+    with pytest.raises(ValueError, match="expected a tokenizer with a chat template, .* data.template alpaca"):
         encode_exchange(exchange, tokenizer, "chat", [])
     monkeypatch.setattr(tokenizer, "chat_template", CHAT)
     prompt, response = encode_exchange(exchange, tokenizer, "chat", [7])

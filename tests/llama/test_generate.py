@@ -130,9 +130,8 @@ def test_logits_of_prompt_and_steps(name, dtype, form):
     assert np.abs(ours[1, 1:-1] - expected[1, :10]).max() > 10 * tolerance
 
 
-@pytest.mark.parametrize(
-    "sampling", [SAMPLINGS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in (ENDLESS, SAMPLINGS[1]))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", [ENDLESS, *SAMPLINGS])
 def test_a_row_does_not_depend_on_its_batch(sampling):
     model = ragged_model()
     rows = generate(model, PROMPTS, max_new_tokens=7, sampling=sampling)

@@ -36,9 +36,9 @@ _KINDS = {
     "epsilon": "rms_norm_eps",
     "theta": "rope_local_base_freq",
     "token": "bos_token_id",
-    "tokens": "eos_token_id",
-    "object": "rope_parameters rope_scaling",
-    "flag": "tie_word_embeddings attention_bias mlp_bias use_sliding_window norm_topk_prob output_biases",
+    "token*": "eos_token_id",
+    "an object": "rope_parameters rope_scaling",
+    "true or false": "tie_word_embeddings attention_bias mlp_bias use_sliding_window norm_topk_prob output_biases",
 }
 _FIELDS = {key: kind for kind, keys in _KINDS.items() for key in keys.split()}
 """Keys -> what they may be, see `spec.checked`; a list has one number a layer."""

@@ -185,7 +185,7 @@ _KINDS = {
     "epsilon": "attention.layer_norm_rms_epsilon",
     "theta": "rope.freq_base rope.freq_base_swa",
     "factor": "rope.scale_linear rope.scaling.factor",
-    "text": "rope.scaling.type",
+    "a text": "rope.scaling.type",
     "count": "expert_count attention.sliding_window",
 }
 _FIELDS = {key: kind for kind, keys in _KINDS.items() for key in keys.split()}

@@ -1,12 +1,8 @@
 """How a model's parameters lie in a checkpoint: Hugging Face names, and matrices stored `[outputs, inputs]`.
 
-Ours begin with the inputs and split heads into axes, so a stored matrix is the transpose of ours, flattened. Which
-axes are inputs follows from the axis names: a matrix has the residual stream (`embed`) on one side.
-
-Some matrices lie side by side in a checkpoint, or are kept apart, where the model has it the other way round. Phi-3
-stores query, key and value as rows of one matrix, and gate and up of another. Mixtures store a matrix an expert, where
-the model has one of all experts of a layer: rows of gate and up, columns of down. Both are a `Fusion`: two lists of
-matrices that are the same once each is joined along an axis.
+Ours begin with the inputs and split heads into axes, so a stored matrix is the transpose of ours, flattened. Some
+matrices lie side by side in a checkpoint (query, key and value of Phi-3), or apart (those of experts), where the model
+has it the other way round: both are a `Fusion`, two lists of matrices that are the same once joined along an axis.
 """
 
 import math

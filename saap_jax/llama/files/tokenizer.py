@@ -143,7 +143,7 @@ def _transformers() -> Any:
 # --- rebuilt from GGUF ---------------------------------------------------------------------------
 
 
-_FIELDS = {"tokens": "texts", "token_type": "integers", "scores": "numbers", "merges": "texts"}
+_FIELDS = {"tokens": "a text*", "token_type": "an integer*", "scores": "a number*", "merges": "a text*"}
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
 
 
