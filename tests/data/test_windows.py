@@ -156,15 +156,6 @@ def test_no_window_begins_with_a_token_that_a_tokenizer_lacks(tokenizer):
         beginning(own, "always")
 
 
-def test_a_window_has_text_behind_its_beginning(tokenizer, tmp_path):
-    (tmp_path / "a.txt").write_text("the cat sat on the mat")
-    for read in (lambda **bos: evaluation_windows(str(tmp_path / "a.txt"), tokenizer, 2, **bos),
-                 lambda **bos: calibration_windows(str(tmp_path / "a.txt"), tokenizer, 1, 2, 0, **bos)):  # fmt: skip
-        assert read().tokens.shape[1] == 2
-        with pytest.raises(ValueError, match="expected 1 window or more of 2 tokens of text or more, got 1 of 1"):
-            read(bos="always")
-
-
 def test_builtin_windows_come_from_their_own_part(tokenizer):
     calibration = join_texts(read_texts("builtin:reference", "calibration"))
     evaluation = join_texts(read_texts("builtin:reference", "evaluation"))

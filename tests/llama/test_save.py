@@ -61,21 +61,6 @@ def test_cut_and_compensated_relatives_come_back(tmp_path):
     assert_same(load_model(save_model(pruned, tmp_path / "m", keep=keep)), pruned)
 
 
-def test_names_and_configs_of_cut_models(tmp_path):
-    tensors, config = written(random_model(CUT), tmp_path / "cut")
-    assert len(tensors) == 2 + 5 * 9
-    assert tensors["model.layers.1.self_attn.q_proj.weight"].shape == (8, 16)
-    assert tensors["model.layers.1.self_attn.o_proj.weight"].shape == (16, 8)
-    assert tensors["model.layers.3.mlp.down_proj.weight"].shape == (16, 0)
-    assert tensors["model.layers.4.mlp.gate_proj.weight"].shape == (4, 16)
-    assert config["model_type"] == "saap_llama"
-    assert config["num_key_value_heads"] == [2, 1, 1, 0, 2]
-    assert config["num_attention_heads"] == [4, 2, 2, 0, 4]
-    assert config["query_heads_per_kv_head"] == [2, 2, 2, 2, 2]
-    assert config["intermediate_size"] == [12, 12, 12, 0, 4]
-    assert load_model(tmp_path / "cut").spec.layers[3].q_per_kv == 2
-
-
 def test_biases_and_norms_have_hugging_face_names(tmp_path):
     """Head h of layer l: entries h·head_dim … of q_proj.bias are query_bias[l, h // q_per_kv, h % q_per_kv]."""
     model = random_model(BIASED)
