@@ -46,10 +46,10 @@ def gguf_name(name: str, architecture: str = "llama") -> str:
     >>> gguf_name("model.layers.3.mlp.down_proj.bias")
     'blk.3.ffn_down.bias'
     """
-    layer, inner = re.match(r"(?:model\.layers\.(\d+)\.)?(.+)", name).groups()  # pyright: ignore[reportOptionalMemberAccess]
     known, suffixes = _names(architecture), (".weight", ".bias")
-    if layer is None:
+    if not name.startswith("model.layers."):
         return known.get_name(name, suffixes) or name
+    layer, inner = name.removeprefix("model.layers.").split(".", 1)
     inner = re.sub(r"^block_sparse_moe\.experts", "feed_forward.experts", inner)  # as Mistral itself calls them
     found = known.get_name(f"model.layers.0.{inner}", suffixes) or known.get_name(f"layers.0.{inner}", suffixes) or name
     return found.replace("blk.0.", f"blk.{layer}.", 1)
