@@ -19,7 +19,7 @@ _SLOW = {
     "estimation/registry": "the_how_to",
     "estimation/squares": "sums_of_narrow",
     "estimation/storage": "statistics_of_somebody",
-    "evaluation/candidates": "layers_in_common",
+    "evaluation/perplexity": "layers_in_common",
     "evaluation/cost": "forward_bytes",
     "evaluation/differences": "of_three_seeds",
     "evaluation/timing": "the_timed_programs",

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import saap_jax
-from saap_jax.evaluation.candidates import GroupBatch, candidate_losses, candidates_step
-from saap_jax.evaluation.perplexity import loss_step, window_losses
+from saap_jax.evaluation.perplexity import GroupBatch, candidate_losses, candidates_step, loss_step, window_losses
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.types import STRUCTURES, Keep
 

@@ -19,8 +19,15 @@ from saap_jax.config.packaged import find_file
 from saap_jax.config.use import LIMITS, AbConfig
 from saap_jax.data import Windows, evaluation_windows, pairs
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
-from saap_jax.evaluation.differences import ALL, paired_difference, paired_tasks
-from saap_jax.evaluation.limits import Check, check_bytes, check_difference, check_seconds
+from saap_jax.evaluation.differences import (
+    ALL,
+    Check,
+    check_bytes,
+    check_difference,
+    check_seconds,
+    paired_difference,
+    paired_tasks,
+)
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.evaluation.scales import PERPLEXITY
 from saap_jax.evaluation.task_results import TaskResult, compared_metric

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.config.jobs import SensitivityConfig, SweepConfig
-from saap_jax.evaluation.candidates import keep_digest
+from saap_jax.evaluation.perplexity import keep_digest
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Material
 from saap_jax.runs.cache import Cache

@@ -5,8 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from saap_jax.evaluation.differences import Difference, decimals_of
-from saap_jax.evaluation.limits import Check, verdict
+from saap_jax.evaluation.differences import Check, Difference, decimals_of, verdict
 from saap_jax.evaluation.resample import format_interval, smallest_p_value
 from saap_jax.evaluation.scales import format_ppl
 from saap_jax.report.blocks import Block, said, text_table

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtim
 
 import numpy as np
 
+from saap_jax.config.checks import check_values
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.surgery.corrections import check_microbatches
@@ -138,6 +139,11 @@ class Step:
     """Whether the step goes by the divergence from the unpruned model on text, of which some is held out."""
     source: ClassVar[str] = ""
     """The Python file that the step is from, where a chain names one."""
+
+    def __post_init__(self) -> None:
+        """Check the options by their types, and by what `Annotated` adds to those."""
+        fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
+        check_values(type(self), {each.name: getattr(self, each.name) for each in fields if each.init}, f"{self.name}.")
 
     @property
     def said(self) -> dict[str, Any]:

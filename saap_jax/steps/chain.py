@@ -242,8 +242,8 @@ def _read(segment: str) -> Iterator[tuple[str, tuple[Step, ...]]]:
     many = {name: value for name, value in options.items() if isinstance(value, tuple) and "tuple" not in types[name]}
     for values in itertools.product(*many.values()):
         chosen = {**options, **dict(zip(many, values, strict=True))}
+        check_values(kind, chosen, f"{kind.name}.")
         try:
-            check_values(kind, chosen, f"{kind.name}.")
             made = kind(**{name: _number(value) if "float" in types[name] and "int" not in types[name] else value
                            for name, value in chosen.items()})  # fmt: skip
         except TypeError as error:

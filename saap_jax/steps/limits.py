@@ -43,6 +43,7 @@ class Within(Step):
     """With `depth`: attention and MLP of a layer go together."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if wrong := [layer for layer in self.protect if not (float(layer).is_integer() or -1 < layer < 1)]:
             raise ValueError(
                 f"within.protect: expected numbers of layers, or shares of them in (-1, 1), got {wrong[0]}"

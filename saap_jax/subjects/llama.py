@@ -14,9 +14,8 @@ from saap_jax.data import Windows, beginning, evaluation_windows, load_scenarios
 from saap_jax.estimation import observe
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
-from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.evaluation.cost import forward_seconds, weight_bytes
-from saap_jax.evaluation.perplexity import metric_name, window_losses
+from saap_jax.evaluation.perplexity import candidate_losses, metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.records import Couplings

@@ -12,7 +12,6 @@ from saap_jax.estimation.ablation import (
     ablate,
     changes_from_lines,
     changes_to_lines,
-    changes_to_scores,
     prefix_step,
     sample_units,
     suffix_step,
@@ -181,14 +180,6 @@ def test_a_killed_job_goes_on():
     np.testing.assert_allclose(list(changes.values()), list(whole.values()), rtol=0, atol=2e-6)
 
 
-def test_lines_keep_every_bit_and_outlive_torn_ones():
-    changes = {Unit("mlp", 3, 17): 0.1 + 0.2, Unit("attention", 0, 1): -1e-17}
-    first, second = (changes_to_lines([item]) for item in changes.items())
-    for torn in range(1, len(first) - 1):
-        assert changes_from_lines(first[:torn] + second + first) == changes
-        assert Unit("mlp", 3, 17) not in changes_from_lines(first[:torn] + second)
-
-
 def test_a_sample_has_all_heads_and_grows_by_adding():
     existing = existing_units(model_of(CUT).segments)
     units = sample_units(existing, 5, seed=3)
@@ -202,14 +193,6 @@ def test_a_sample_has_all_heads_and_grows_by_adding():
     assert len(small & other) < len(small) / 2
     layers = [{unit.number for unit in small if unit[:2] == ("mlp", layer)} for layer in (0, 1)]
     assert layers[0] != layers[1]
-
-
-def test_scores_are_nan_where_nothing_was_sampled():
-    scores = changes_to_scores({Unit("mlp", 2, 3): -0.5}, existing_units(model_of(CUT).segments))
-    assert {name: array.shape for name, array in scores.items()} == {"attention": (5, 2), "mlp": (5, 6)}
-    assert np.argwhere(np.isfinite(scores["mlp"])).tolist() == [[2, 3]]
-    assert scores["mlp"][2, 3] == -0.5
-    assert np.isnan(scores["attention"]).all()
 
 
 @pytest.mark.slow

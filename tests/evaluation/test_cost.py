@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation.cost import (
-    PRICES,
     Price,
-    find_price,
     forward_bytes,
     forward_seconds,
     forward_step,
@@ -131,22 +129,3 @@ def test_of_an_unknown_device_one_says_the_price(monkeypatch):
         monkeypatch.setenv("SAAP_USD_PER_HOUR", wrong)
         with pytest.raises(ValueError, match="SAAP_USD_PER_HOUR: expected US dollars"):
             read_prices()
-
-
-@pytest.mark.parametrize(
-    ("device_kind", "kind"),
-    [
-        ("cpu", "cpu"),
-        ("TPU v4", "TPU v4"),
-        ("TPU v5 lite", "TPU v5e"),
-        ("TPU v5", "TPU v5p"),
-        ("TPU v6 lite", "TPU v6e"),
-        ("NVIDIA H100 80GB HBM3", "NVIDIA H100"),
-        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100"),
-        ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB"),
-        ("NVIDIA GeForce RTX 4090", None),
-        ("TPU v3", None),
-    ],
-)
-def test_the_table(device_kind, kind):
-    assert getattr(find_price(device_kind, PRICES), "kind", None) == kind

@@ -14,8 +14,7 @@ from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.estimation.observe import observe_step
-from saap_jax.evaluation.candidates import candidates_step
-from saap_jax.evaluation.perplexity import loss_step
+from saap_jax.evaluation.perplexity import candidates_step, loss_step
 from saap_jax.jobs import candidates, compare, prune
 from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.segments import masks

@@ -8,8 +8,8 @@ import pytest
 
 from saap_jax.api import perplexity, run_chain
 from saap_jax.config.jobs import CompareConfig, FrontierConfig
-from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.crossing import found_variants
+from saap_jax.evaluation.perplexity import candidates_step
 from saap_jax.jobs import compare, frontier
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.subjects.llama import scenarios_of, texts_of

@@ -12,8 +12,7 @@ from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.config.method import EvaluationConfig
 from saap_jax.data import pairs
-from saap_jax.evaluation.candidates import candidates_step
-from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.evaluation.perplexity import candidates_step, window_losses
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import changes_of
 from saap_jax.jobs import compare, sensitivity

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from saap_jax.cli.main import main
-from saap_jax.evaluation.candidates import keep_digest
+from saap_jax.evaluation.perplexity import keep_digest
 from saap_jax.llama.files.load import load_keep
 from saap_jax.recipes import RECIPES, Recipe, register
 from saap_jax.steps.chain import parse

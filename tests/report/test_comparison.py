@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.differences import paired_difference, paired_tasks
-from saap_jax.evaluation.limits import check_difference
+from saap_jax.evaluation.differences import check_difference, paired_difference, paired_tasks
 from saap_jax.report.blocks import Table, Words
 from saap_jax.report.comparison import ALONE, Compared, Comparison, comparison_blocks, comparison_json
 from tests.report.shown import printed

@@ -17,8 +17,7 @@ from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig, Sen
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import ESTIMATORS
-from saap_jax.evaluation.candidates import keep_digest
-from saap_jax.evaluation.perplexity import WindowLosses
+from saap_jax.evaluation.perplexity import WindowLosses, keep_digest
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predicted
 from saap_jax.jobs import sensitivity

@@ -12,8 +12,7 @@ from saap_jax.estimation.base import Plan
 from saap_jax.estimation.observe import observe, observe_step, score, union_of_needs
 from saap_jax.estimation.registry import ESTIMATORS, make_estimator
 from saap_jax.estimation.storage import load_statistics, save_statistics
-from saap_jax.evaluation.candidates import candidate_losses
-from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.evaluation.perplexity import candidate_losses, window_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import ones_gates

@@ -157,5 +157,3 @@ def test_limits_that_layers_share_and_units_without_scores_are_refused(small):
     ):
         with pytest.raises(ValueError, match=said):
             saap_jax.run_chain(small, chain, text, 0.3, batch_size=2)
-    with pytest.raises(ValueError, match="evolve: expected at least 4 microbatches .* got 3"):
-        EVOLVE.check(small, 3)

@@ -15,7 +15,6 @@ from saap_jax.steps.limits import Within
 from saap_jax.steps.refinement.learn import Learn, hard
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.divergence import Divergence
-from saap_jax.types import HELD_OUT
 from tests.divergence import batches_of, plain_divergence
 from tests.helpers import dense_model, random_model, spec_of
 from tests.steps.refined import refined, start_of
@@ -190,12 +189,3 @@ def test_budget_and_limits_are_those_of_the_allocation(ratio, chosen):
         assert all(done.keep["mlp"].sum(axis=1) % 2 == 0)
     assert all((same.keep[name] == start.keep[name]).all() for name in start.keep)
     assert "divergences" not in same.told
-
-
-def test_too_little_text_is_refused(small):
-    few = f"expected at least {HELD_OUT} microbatches of calibration text .* got 3"
-    with pytest.raises(ValueError, match=few):
-        Divergence(small.model, batches_of(3))
-    text = Windows(*(np.concatenate(parts) for parts in zip(*batches_of(3), strict=True)))
-    with pytest.raises(ValueError, match=f"learn: {few}"):
-        saap_jax.run_chain(small, "random > uniform > learn(3)", text, 0.3, batch_size=2)

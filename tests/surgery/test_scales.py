@@ -128,8 +128,3 @@ def test_factors_that_do_harm_on_held_out_text_are_not_taken(share, rate):
     assert (divergences[0] == pytest.approx(0, abs=1e-9)) == (not share)
     assert all((values == 1).all() for values in made.values())
     np.testing.assert_array_equal(forward(new, TOKENS, masks(keep)), forward(model, TOKENS, masks(keep)))
-
-
-def test_too_little_text_is_refused():
-    with pytest.raises(ValueError, match="scales: expected at least 4 microbatches of calibration text"):
-        Scales().check(LlamaSubject(dense_model()), 3)

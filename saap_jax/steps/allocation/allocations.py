@@ -1,11 +1,11 @@
 """Ways to share a budget: as much of each layer, shares by depth or by scores, one ranking of all units."""
 
 import dataclasses
-import math
+from typing import Annotated
 
 import numpy as np
 
-from saap_jax.config.checks import check_choice
+from saap_jax.config.checks import check_positive
 from saap_jax.steps.allocation.allocation import Allocation, By
 from saap_jax.steps.base import step
 
@@ -51,13 +51,9 @@ class Softmax(Allocation):
 
     fills = True
 
-    temperature: float = 0.1
+    temperature: Annotated[float, check_positive] = 0.1
     """ε, in the unit of the scores; the larger, the more alike are the shares."""
     floor: bool = dataclasses.field(default=True, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"softmax.temperature: expected a number above 0, got {self.temperature}")
 
     def shares(self, size: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return shares in proportion to the parameters and e^(-score / ε)."""
@@ -75,6 +71,3 @@ class Global(Allocation):
 
     by: By = "score_per_parameter"
     """What ranks them: their scores, or the scores over their parameters, which is the knapsack's order."""
-
-    def __post_init__(self) -> None:
-        check_choice("global.by", self.by, By)

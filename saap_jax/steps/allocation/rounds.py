@@ -27,6 +27,7 @@ class Rounds(Step):
     """Share of the prunable parameters that goes in a round."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0001 <= self.every < 1:
             raise ValueError(f"rounds.every: expected a share in [0.0001, 1), got {self.every}{meant(self.every)}")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from saap_jax.config.checks import check_at_least, check_share
+from saap_jax.config.checks import Natural, Positive, Share
 from saap_jax.steps.base import Before, Context, State, Step, scores_of_all, step
 from saap_jax.steps.limits import levels_of
 from saap_jax.types import Keep
@@ -45,20 +45,18 @@ class Evolve(Step):
     costly = True
     judges = True
 
-    generations: int = 15
-    offspring: int = 16
+    generations: Natural = 15
+    offspring: Positive = 16
     """Children of a generation."""
     survivors: tuple[int, ...] = (4, 1)
     """How many of them each stage of selection leaves; the last one leaves one, of them and their parent."""
     microbatches: tuple[int, ...] = (1, 4)
     """On how many microbatches of the calibration text each stage judges, by the divergence from the unpruned model."""
-    quantum: float = 1 / 16
+    quantum: Share = 1 / 16
     """Share of a layer's units that a switch moves to another layer, of the same structure; with `depth` all units."""
 
     def __post_init__(self) -> None:
-        check_at_least("evolve.generations", self.generations, 0)
-        check_at_least("evolve.offspring", self.offspring, 1)
-        check_share("evolve.quantum", self.quantum)
+        super().__post_init__()
         ends = (self.offspring, *self.survivors)
         if not self.survivors or ends[-1] != 1 or list(ends) != sorted(ends, reverse=True):
             raise ValueError(

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from saap_jax.config.checks import check_choice
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.surgery.corrections import Tokens, Walk
@@ -31,9 +30,6 @@ class Layerwise(Step):
 
     tokens: Tokens | None = None
     """How much each token counts, as in `least_squares`; None: as the repair behind this step says, else `scaled`."""
-
-    def __post_init__(self) -> None:
-        check_choice("layerwise.rule", self.rule, Rule)
 
     def ahead(self, behind: Sequence[Step]) -> OutputRepair | None:
         """Find the first repair behind this step."""

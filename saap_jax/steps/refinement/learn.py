@@ -26,13 +26,13 @@ not bounded, and derivatives a parameter.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from scipy.special import expit, logit
 
-from saap_jax.config.checks import check_at_least, check_choice
+from saap_jax.config.checks import Natural, check_not_negative, check_positive
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global
 from saap_jax.steps.base import Before, Context, State, Step, step
@@ -61,24 +61,16 @@ class Learn(Step):
     kind = "refinement"
     costly = True
 
-    steps: int = 72
+    steps: Natural = 72
     """Steps of training, each on a microbatch of the calibration text; 0: what was chosen stays."""
-    rate: float = 0.03
+    rate: Annotated[float, check_positive] = 0.03
     """How far a unit of typical gradient moves in the first step; what is kept and what is gone begin 0.5 apart. Falls
     to 0 as a cosine."""
     rule: LearnRule = "momentum"
     """How derivatives of gates move what a unit is worth: `momentum`, a parameter and by one scale for all units; or
     `sigmoid`, by Adam on the logit of a probability, which is the worth."""
-    language_loss: float = 0.0
+    language_loss: Annotated[float, check_not_negative] = 0.0
     """Weight of the next-token loss beside the divergence from the unpruned model."""
-
-    def __post_init__(self) -> None:
-        check_choice("learn.rule", self.rule, LearnRule)
-        check_at_least("learn.steps", self.steps, 0)
-        if not (math.isfinite(self.rate) and self.rate > 0):
-            raise ValueError(f"learn.rate: expected a number above 0, got {self.rate}")
-        if not (math.isfinite(self.language_loss) and self.language_loss >= 0):
-            raise ValueError(f"learn.language_loss: expected at least 0, got {self.language_loss}")
 
     def check(self, subject: Subject, microbatches: int) -> None:
         """Raise ValueError for too little text, or a model whose units have no gates of their own."""

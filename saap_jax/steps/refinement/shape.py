@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saap_jax.config.checks import check_at_least, check_share
+from saap_jax.config.checks import Positive, Share
 from saap_jax.steps.allocation.blocks import SLACK
 from saap_jax.steps.base import Before, Context, State, Step, scores_of_all, step
 from saap_jax.steps.limits import Within
@@ -39,14 +39,10 @@ class UniformShape(Step):
     costly = True
     judges = True
 
-    layers: float = 0.25
+    layers: Share = 0.25
     """Share of the layers that may go whole."""
-    finalists: int = 4
+    finalists: Positive = 4
     """Shapes that held-out text decides between, the best ones on a microbatch."""
-
-    def __post_init__(self) -> None:
-        check_share("shape.layers", self.layers)
-        check_at_least("shape.finalists", self.finalists, 1)
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Keep the best uniform shape; its price is told by both divergences."""

@@ -2,21 +2,20 @@
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from saap_jax.config.checks import check_choice, check_share
+from saap_jax.config.checks import Share, check_positive
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.subjects.base import Subject
 from saap_jax.surgery.corrections import (
     DAMPINGS,
-    Propagate,
     Repair,
     Solved,
     Sums,
-    Tokens,
     check_microbatches,
     damping_errors,
     kept_rows,
@@ -35,10 +34,6 @@ class OutputRepair(Repair, Step):
     """
 
     kind = "repair"
-
-    def __post_init__(self) -> None:
-        check_choice(f"{self.name}.propagate", self.propagate, Propagate)
-        check_choice(f"{self.name}.tokens", self.tokens, Tokens)
 
     def check(self, subject: Subject, microbatches: int) -> None:
         """Raise ValueError for a model of which nothing can be repaired so."""
@@ -86,14 +81,9 @@ class LeastSquares(OutputRepair):
     target, which makes up for the layers before.
     """
 
-    damping: float | None = None
+    damping: Annotated[float | None, check_positive] = None
     """δ, how much each kept weight resists, relative to its input's mean square; None: what does best on every fourth
     microbatch of the calibration text, for each sub-block."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.damping is not None and not (math.isfinite(self.damping) and self.damping > 0):
-            raise ValueError(f"least_squares.damping: expected a number above 0 or None, got {self.damping}")
 
     def check(self, subject: Subject, microbatches: int) -> None:
         """Raise ValueError for a model of which nothing can be repaired so, or too little text to hold some out."""
@@ -130,12 +120,11 @@ class Blended(LeastSquares):
     there for low-rank factors.
     """
 
-    blend: float = 0.4
+    blend: Share = 0.4
     """β."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("blended.blend", self.blend)
         if self.propagate != "pruned":
             raise ValueError(f"blended.propagate: expected pruned, got {self.propagate}: there is no other target")
 

@@ -11,11 +11,11 @@ DDP (ICML 2026), here behind any correction of the output matrices, and with the
 """
 
 import dataclasses
-import math
+from typing import Annotated
 
 import numpy as np
 
-from saap_jax.config.checks import check_at_least
+from saap_jax.config.checks import Positive, check_positive
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.steps.training import adam, adam_start, cosine, rounds
 from saap_jax.types import Scores
@@ -32,15 +32,10 @@ class Scales(Step):
     kind = "repair"
     judges = True
 
-    steps: int = 32
+    steps: Positive = 32
     """Steps of Adam, each on a microbatch of the calibration text and as long as three forward passes over it."""
-    rate: float = 0.01
+    rate: Annotated[float, check_positive] = 0.01
     """Learning rate of the first step; it falls to 0 as a cosine."""
-
-    def __post_init__(self) -> None:
-        check_at_least("scales.steps", self.steps, 1)
-        if not (math.isfinite(self.rate) and self.rate > 0):
-            raise ValueError(f"scales.rate: expected a number above 0, got {self.rate}")
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Train the factors of the model as it is."""

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from saap_jax.config.checks import check_choice
 from saap_jax.estimation import make_estimators
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import names_file
@@ -37,6 +36,7 @@ class Score(Step):
     """The estimator itself, where `estimator` is just what it is called."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for part in self.parts().values():
             members = fusion_members(part)
             if twice := next((name for name in members if members.count(name) > 1), None):
@@ -143,8 +143,6 @@ class Fused(Score):
     """Add Σ log σ of its scope to each score."""
 
     def __post_init__(self) -> None:
-        check_choice("fused.method", self.method, FusionMethod)
-        check_choice("fused.scope", self.scope, FusionScope)
         if len(set(self.estimators)) < max(2, len(self.estimators)):
             raise ValueError(f"fused: expected two or more estimators, each once, got {', '.join(self.estimators)}")
         super().__post_init__()
@@ -184,9 +182,6 @@ class Scenarios(Step):
 
     reduction: ScenarioReduction = "mean"
     """`mean`, `max` (what any of them needs is kept), or `min_rank` (the best rank: the same free of units)."""
-
-    def __post_init__(self) -> None:
-        check_choice("scenarios.reduction", self.reduction, ScenarioReduction)
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Reduce the scores of the scenarios anew."""
@@ -234,9 +229,9 @@ class Stable(Step):
     """What importance has to be stable over."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not np.isfinite(self.weight):
             raise ValueError(f"stable.weight: expected a finite number, got {self.weight}")
-        check_choice("stable.over", self.over, Literal["examples", "scenarios"])
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Weigh the scores."""
