@@ -6,11 +6,11 @@ The one step of this kind is `within`. What it says holds for all allocations an
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from saap_jax.config.checks import check_at_least, check_share
+from saap_jax.config.checks import Share, check_at_least, check_share
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.types import Keep, Limits
 
@@ -25,10 +25,10 @@ class Within(Step):
     protect: tuple[int | float, ...] = ()
     """Layers left alone; negative numbers count from the end. A share is of the layers: 0.13 leaves the first 13 % of
     them alone, -0.07 the last 7 %, rounded to whole layers."""
-    attention: float | None = None
+    attention: Annotated[float | None, check_share] = None
     """Share of the removed parameters that comes from attention; None: the allocation decides. Where each layer has no
     more attention units than `min_keep`, such as a single KV head, all comes from the MLP."""
-    attention_from: float = 0.0
+    attention_from: Share = 0.0
     """Share of the prunable parameters up to which all comes from the MLP; `attention` is then of what goes beyond."""
     min_keep: int | dict[str, int] = 1
     """Units that each layer (of a traced model, each copy of a structure) keeps at least; one number for all, or
@@ -51,9 +51,8 @@ class Within(Step):
         for name, least in (("min_keep", 0), ("multiple_of", 1)):
             for value in _values(getattr(self, name)):
                 check_at_least(f"within.{name}", value, least)
-        for name in ("max_ratio", "attention", "attention_from"):
-            for value in _values(getattr(self, name)):
-                check_share(f"within.{name}", value)
+        for value in _values(self.max_ratio):
+            check_share("within.max_ratio", value)
         if self.attention_from and self.attention is None:
             raise ValueError(f"within.attention_from: expected attention beside it, got {self.attention_from} alone")
         if self.whole_layers and not self.depth:
