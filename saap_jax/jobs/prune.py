@@ -11,22 +11,11 @@ from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import directory_bytes
-from saap_jax.jobs import origins
+from saap_jax.jobs import origins, targets
 from saap_jax.jobs.candidates import key_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.jobs.judged import NEW_TOKENS, Judged, judge, judged_rows, texts_of, written_by
 from saap_jax.jobs.score import calibration_of
-from saap_jax.jobs.targets import (
-    MEASURED,
-    Target,
-    costs_of,
-    reached_by,
-    smallest,
-    target_rows,
-    target_warnings,
-    targets_of,
-    targets_record,
-)
 from saap_jax.llama.attention import attending
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recovery import check_group_size
@@ -59,7 +48,7 @@ class PruneResult(NamedTuple):
     selection: Selection
     told: Mapping[str, Any]
     """What the steps of the chain report: `corrections`, `scaled`, `divergences`, `price`."""
-    reached: Sequence[Target]
+    reached: Sequence[targets.Target]
     """What became of the targets that were asked for."""
     judged: Judged | None
     """Perplexity and speed of both models, where they were asked for."""
@@ -84,7 +73,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> PruneResult:
     chain = parse(config.method)
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
-    if layout is not None and (asked := MEASURED & {*config.targets.asked}):
+    if layout is not None and (asked := targets.MEASURED & {*config.targets.asked}):
         raise ValueError(
             f"targets: expected none that is measured on a mesh of several devices, got {', '.join(sorted(asked))}; "
             "prune to a ratio, or measure on one device"
@@ -113,13 +102,13 @@ def _prune(
     )  # fmt: skip
     ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
     runner.check(chain, [] if config.targets.asked else [ratio])
-    costs, targets = None, ()
+    costs, asked = None, ()
     if config.targets.asked and isinstance(subject, LlamaSubject):
-        costs = costs_of(config.targets, subject.model, track)
-        targets = targets_of(config.targets, costs.of(subject.model.spec))
+        costs = targets.costs_of(config.targets, subject.model, track)
+        asked = targets.targets_of(config.targets, costs.of(subject.model.spec))
     clock = [time.perf_counter()]
     if costs is not None:
-        _, ratio = smallest(runner, chain, config.ratio or 0.0, costs, targets)
+        _, ratio = targets.smallest(runner, chain, config.ratio or 0.0, costs, asked)
     chosen = runner.choose(chain, ratio)
     clock.append(time.perf_counter())
     state = runner.run(chain, ratio)
@@ -127,10 +116,10 @@ def _prune(
     selection = selection_of(subject, chosen.keep, ratio)
     cut = state.subject.cut(state.keep)
     about: dict[str, Any] = {}
-    reached: list[Target] = []
+    reached: list[targets.Target] = []
     if costs is not None and isinstance(cut, CutLlama) and isinstance(subject, LlamaSubject):
-        reached = reached_by(cut.model, subject.model, costs, targets, track)
-        about = {"targets.json": targets_record(reached, costs)}
+        reached = targets.reached_by(cut.model, subject.model, costs, asked, track)
+        about = {"targets.json": targets.targets_record(reached, costs)}
     judged = judge(subject, cut, texts, config.evaluation.batch_size, track)
     texts_written = written_by(subject, cut, NEW_TOKENS, track) if judged else []
     losses: Mapping[str, float] = {}
@@ -206,8 +195,8 @@ def shown(config: PruneConfig, pruned: PruneResult) -> Iterator[Any]:
     yield text_table(f"{config.method} at {pruned.selection.asked:.1%}", (), pruned.rows, words=2)
     if pruned.reached:
         header = ("target", "asked", "unpruned", "predicted", "reached", "prediction off")
-        yield text_table("", header, target_rows(pruned.reached), words=len(header))
-    yield from (Code("", line) for line in pruned.notes + target_warnings(pruned.reached))
+        yield text_table("", header, targets.target_rows(pruned.reached), words=len(header))
+    yield from (Code("", line) for line in pruned.notes + targets.target_warnings(pruned.reached))
     yield {"model": config.out}
     if pruned.further:
         yield Code("", "\n".join(["next:", *(f"  saap {command}" for command in pruned.further)]))

@@ -124,33 +124,27 @@ def patterns(
     for name in next(iter(scores.values()))[importance]:
         important = {s: np.asarray(each[importance][name], np.float64) for s, each in scores.items()}
         used = {s: np.asarray(each[usage][name], np.float64) for s, each in scores.items()} if usage else {}
-        structures[name] = _structure(important, used, share)
+        lowest = {s: unimportant({"": values}, share)[""] for s, values in important.items()}
+        exists = ~np.isnan(next(iter(important.values())))
+        units = int(exists.sum())
+        # by the same order as `lowest`, so that equal scenarios have no task-specific unit, whatever the share
+        upper = {s: (_places(values) >= math.ceil(units / 2)) & ~lowest[s] for s, values in important.items()}
+        pairs = itertools.permutations(important, 2)
+        between = rank_agreement({s: {"": values} for s, values in important.items()}, "")
+        np.fill_diagonal(between, 0)
+        means = between.sum(axis=1) / (len(important) - 1) if len(important) > 1 else [math.nan]
+        structures[name] = StructurePatterns(
+            units=units,
+            lowest=int(next(iter(lowest.values())).sum()),
+            usage={s: float(np.mean(f[exists])) if units else math.nan for s, f in used.items()},
+            agreement=dict(zip(important, map(float, means), strict=True)),
+            usage_importance={
+                s: float(rank_agreement({"": {"": important[s]}, "usage": {"": f}}, "")[0, 1]) for s, f in used.items()
+            },
+            consistent=np.all(list(lowest.values()), axis=0),
+            task_specific=int(np.any([upper[s] & lowest[t] for s, t in pairs] or [~exists & exists], axis=0).sum()),
+        )
     return Patterns(importance, usage, share, tuple(scores), structures)
-
-
-def _structure(important: dict[str, np.ndarray], frequencies: dict[str, np.ndarray], share: float) -> StructurePatterns:
-    """Find the patterns of one structure; importance and usage are by scenario."""
-    lowest = {s: unimportant({"": values}, share)[""] for s, values in important.items()}
-    exists = ~np.isnan(next(iter(important.values())))
-    units = int(exists.sum())
-    # by the same order as `lowest`, so that equal scenarios have no task-specific unit, whatever the share
-    upper = {s: (_places(values) >= math.ceil(units / 2)) & ~lowest[s] for s, values in important.items()}
-    specific = np.any([upper[s] & lowest[t] for s in important for t in important if s != t] or [~exists & exists], 0)
-    between = rank_agreement({s: {"": values} for s, values in important.items()}, "")
-    np.fill_diagonal(between, 0)
-    means = between.sum(axis=1) / (len(important) - 1) if len(important) > 1 else [math.nan]
-    return StructurePatterns(
-        units=units,
-        lowest=int(next(iter(lowest.values())).sum()),
-        usage={s: float(np.mean(f[exists])) if units else math.nan for s, f in frequencies.items()},
-        agreement=dict(zip(important, map(float, means), strict=True)),
-        usage_importance={
-            s: float(rank_agreement({"importance": {"": important[s]}, "usage": {"": f}}, "")[0, 1])
-            for s, f in frequencies.items()
-        },
-        consistent=np.all(list(lowest.values()), axis=0),
-        task_specific=int(specific.sum()),
-    )
 
 
 def _places(values: Float[np.ndarray, "_layers _units"]) -> Float[np.ndarray, "_layers _units"]:
