@@ -43,7 +43,11 @@ def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> lis
         ValueError: another kind of tokenizer, or one whose pre-tokenizer llama.cpp has no name for.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    pieces = _is_of_pieces(backend)
+    blanks = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    pieces = (  # that of Gemma: byte pairs of text with ▁ for blanks, bytes for what has no piece
+        (backend["model"]["type"], backend.get("normalizer")) == ("BPE", blanks)
+        and backend["model"].get("byte_fallback")
+    )
     pre = "default" if pieces else pre_tokenizer_name(backend)
     tokens, types = _tokens(tokenizer, vocab)
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in backend["model"]["merges"]]
@@ -57,7 +61,11 @@ def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> lis
         ("tokenizer.ggml.token_type", types, (Kind.ARRAY, Kind.INT32)),
     ]
     if pieces:
-        pairs.append(("tokenizer.ggml.scores", _scores(tokens, merges), (Kind.ARRAY, Kind.FLOAT32)))
+        first: dict[str, float] = {}  # scores by which SentencePiece follows the merges in their order
+        for number, (left, right) in enumerate(merges):
+            first.setdefault(left + right, -float(number))
+        scores = [first.get(token, -float(len(merges))) for token in tokens]
+        pairs.append(("tokenizer.ggml.scores", scores, (Kind.ARRAY, Kind.FLOAT32)))
     elif merges:  # a GGUF array has at least one item
         pairs.append(("tokenizer.ggml.merges", [" ".join(pair) for pair in merges], (Kind.ARRAY, Kind.STRING)))
     ids = {key: getattr(tokenizer, f"{role}_token_id") for role, key in _ROLES.items()}
@@ -76,22 +84,6 @@ def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> lis
     if isinstance(tokenizer.chat_template, str):
         pairs.append(("tokenizer.chat_template", tokenizer.chat_template, (Kind.STRING,)))
     return pairs
-
-
-def _is_of_pieces(backend: dict[str, Any]) -> bool:
-    """Say whether a tokenizer is that of Gemma: byte pairs of text with ▁ for blanks, bytes for what has no piece."""
-    normalizer = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    model = backend["model"]
-    return model["type"] == "BPE" and bool(model.get("byte_fallback")) and backend.get("normalizer") == normalizer
-
-
-def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
-    """Make scores by which SentencePiece follows the merges in their order."""
-    first: dict[str, float] = {}
-    for number, (left, right) in enumerate(merges):
-        first.setdefault(left + right, -float(number))
-    lowest = -float(len(merges))
-    return [first.get(token, lowest) for token in tokens]
 
 
 def _tokens(tokenizer: Tokenizer, vocab: int) -> tuple[list[str], list[int]]:

@@ -7,14 +7,22 @@ from safetensors.numpy import load_file
 
 from saap_jax.export.hf import REMOTE
 from saap_jax.export.widths import deci_widths
-from saap_jax.llama import load_model
+from saap_jax.llama import Constants, load_model
 from saap_jax.llama.files.families import FAMILIES
 from saap_jax.structures import count_parameters
-from tests.export.models import MIXTURES, PLAIN, RELATIVES, SPECS, config_of, fields_of, types_of, written
+from tests.export.models import MIXTURES, PLAIN, RELATIVES, SPECS, config_of, fields_of, spec_of, types_of, written
 from tests.helpers import forward, random_model
 from tests.llama.conftest import assert_same
 
-ALL = SPECS | RELATIVES | MIXTURES
+ALL = (
+    SPECS
+    | RELATIVES
+    | MIXTURES
+    | {
+        "three heads": spec_of((3, 1, 8), (3, 1, 8)),
+        "qwen2-narrow": spec_of((1, 2, 24), (2, 2, 17), (0, 1, 9), constants=Constants(family="qwen2")),
+    }
+)
 FORMS = ("hf", "padded", "ragged", "gguf")
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 12), np.int32)
 ALIKE = {*PLAIN, "gemma3_text-apart", *(name for name in ALL if name.endswith(("-uniform", "-cut")))}
@@ -27,7 +35,13 @@ def refusal(name: str, form: str) -> str:
     """Return what a format says that cannot hold a model; nothing where it can."""
     family = ALL[name].constants.family
     if form == "hf" and name not in ALIKE:
-        return "the allocation uniform" if name in MIXTURES else "padded .*ragged .*gguf"
+        got = {
+            "ragged": "got 1 to 3 KV heads, 5 to 24 MLP channels",
+            "groups": "1 to 2 KV heads, 1 to 4 query heads a KV head",
+            "three heads": "got 3 attention heads, which transformers refuses beside a hidden size of 32",
+            "nothing": "got layers without heads or channels",
+        }
+        return "the allocation uniform" if name in MIXTURES else f"{got.get(name, '')}.*padded .*ragged .*gguf"
     if form in ("padded", "ragged") and name in MIXTURES:
         return f"expected a model without experts, got a {family}; choose --format hf"
     if form == "ragged" and family == "gemma3_text":
@@ -82,7 +96,7 @@ def test_what_is_written_is_the_model(name, form, tmp_path):
 def check_gguf(name, model, found, path, loaded):
     """Hold a file against the architecture that llama.cpp computes a family by."""
     family, gguf_traits, fields = model.constants.family, model.constants.traits.gguf, fields_of(path)
-    deci = name not in ALIKE and family in PER_LAYER
+    deci = name not in (*ALIKE, "three heads") and family in PER_LAYER
     like_llama = family == "mistral" or name == "phi3-cut"
     assert found.architecture == ("deci" if deci else "llama" if like_llama else gguf_traits.architecture)
     assert found.wider == 0
@@ -97,7 +111,7 @@ def check_gguf(name, model, found, path, loaded):
         assert fields["deci.attention.head_count_kv"] == [layer.kv_heads for layer in widths]
         assert fields["deci.attention.head_count"] == [layer.kv_heads * layer.q_per_kv for layer in widths]
     else:
-        assert (found.added > 0) == (name not in ALIKE or name == "qwen2-cut")
+        assert (found.added > 0) == (name not in (*ALIKE, "three heads") or name == "qwen2-cut")
     names = types_of(path)
     assert ("blk.0.attn_q.bias" in names) == (family == "qwen2")
     assert ("blk.0.attn_k_norm.weight" in names) == (family in ("qwen3", "gemma3_text", "qwen3_moe"))
