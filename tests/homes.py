@@ -23,7 +23,7 @@ _SLOW = {
     "evaluation/cost": "forward_bytes",
     "evaluation/differences": "of_three_seeds",
     "evaluation/timing": "the_timed_programs",
-    "export/families": "a_gemma_whose",
+    "export/gguf": "a_gemma_whose",
     "jobs/ab": "TestOnARealComparison",
     "jobs/cards": "each_step",
     "jobs/compare": "TestTheCache seeds_are ten_lines candidates_are",

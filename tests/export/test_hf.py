@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from saap_jax.export.hf import write_hf
 from saap_jax.llama import Constants, load_model
-from tests.export.models import EMPTY, RAGGED, SPECS, UNIFORM, config_of
+from tests.export.models import EMPTY, RAGGED, RELATIVES, SPECS, UNIFORM, config_of
 from tests.helpers import forward, random_model
+from tests.llama.conftest import assert_same
 
 FLOAT32 = np.dtype(np.float32)
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 9), np.int32)
@@ -71,3 +72,14 @@ def test_generation_settings_travel_or_are_made(tokenizer, tmp_path):
         "bos_token_id": 1,
         "eos_token_id": [2, 3],
     }
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "phi3"])
+def test_output_biases_have_no_place_in_a_plain_relative(family, tmp_path):
+    spec = dataclasses.replace(RELATIVES[f"{family}-uniform"], output_biases=True)
+    for form in ("hf", "padded"):
+        with pytest.raises(ValueError, match=rf"format {form}: expected no biases .* family {family}.* ragged"):
+            write_hf(random_model(spec), tmp_path, form, FLOAT32)
+    assert not list(tmp_path.iterdir())
+    write_hf(random_model(spec), tmp_path, "ragged", FLOAT32)
+    assert_same(load_model(tmp_path), random_model(spec))
