@@ -132,6 +132,13 @@ class TestPatterns:
         assert np.isnan(alone.agreement["web"])
         assert (alone.agreed, alone.task_specific, alone.chance) == (2, 0, 0.4)
 
+    def test_agreement_is_the_mean_over_the_others(self):
+        order = np.array([[1.0, 2.0, 3.0]])
+        scores = {name: {"i": {"mlp": values}} for name, values in {"a": order, "b": order, "c": -order}.items()}
+        part = patterns(scores, "i", share=0.34).structures["mlp"]
+        assert part.agreement == pytest.approx({"a": 0.0, "b": 0.0, "c": -1.0})
+        assert (part.agreed, part.task_specific) == (0, 2), "opposite orders agree on nothing"
+
     def test_a_model_without_units_of_a_structure(self):
         scores = {s: {"i": {"attention": np.full((2, 3), NAN), "mlp": np.zeros((2, 0))}} for s in "ab"}
         found = patterns(scores, "i")
