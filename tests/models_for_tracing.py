@@ -7,7 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
+
+from saap_jax.trace.cut import keep_units, smaller
+from saap_jax.trace.interpret import gated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,19 @@ def removed_shapes(traced, members) -> dict[str, tuple[int, ...]]:
     for member in members:
         shapes[member.path][member.axis] -= len({index for place in member.places for index in place.indices(0)})
     return {path: tuple(shape) for path, shape in shapes.items()}
+
+
+def masked_as_cut(traced, keep, params, *inputs, run=None, own=(), atol=1e-4):
+    """Mask units by gates; the smaller program, and functions of their owner's, give the same from smaller parameters.
+
+    Returns the outputs; `run` is the gated program, compiled.
+    """
+    run = run or jax.jit(gated(traced))
+    masked = run({name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}, params, *inputs)
+    less = keep_units(traced, keep, params)
+    for after in jax.jit(lambda *given: [each(*given) for each in (smaller(traced, keep), *own)])(less, *inputs):
+        np.testing.assert_allclose(masked, after, rtol=1e-4, atol=atol, err_msg=", ".join(keep))
+    return masked
 
 
 def all_ones(structures) -> dict[str, jax.Array]:

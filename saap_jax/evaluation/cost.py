@@ -86,7 +86,7 @@ def program_bytes(memory: Any) -> int:
     return held + memory.temp_size_in_bytes
 
 
-def weight_bytes(model: Llama) -> int:
+def weight_bytes(model: Any) -> int:
     """Count the bytes of all parameters in memory; a tied unembedding counts once."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model))
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -23,13 +22,11 @@ from saap_jax.types import PRUNABLE_AXES
 
 
 class Member(NamedTuple):
-    """One parameter of a structure: its path within the layer, the position of the unit axis, and what it does."""
+    """One parameter of a structure: its path within the layer, and the position of the unit axis."""
 
     path: str
     axis: int
     """Position of the unit axis in the stacked parameter (axis 0 is `layers`)."""
-    writes: bool
-    """True for the projection back into the residual stream (output, down)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Structure:
     name: str
     axis: str
     members: tuple[Member, ...]
-    """The writing member comes last."""
+    """The projection back into the residual stream (output, down) comes last."""
     units: tuple[int, ...]
     """Units of each layer."""
     parameters_per_unit: tuple[int, ...]
@@ -53,7 +50,7 @@ class Structure:
     @property
     def writer(self) -> Member:
         """The member that writes the units' activations into the residual stream."""
-        return next(member for member in self.members if member.writes)
+        return self.members[-1]
 
 
 def discover(model: Llama) -> dict[str, Structure]:
@@ -67,20 +64,11 @@ def discover(model: Llama) -> dict[str, Structure]:
     for axis, name in PRUNABLE_AXES.items():
         if not any(axis in each.axes for segment in model.segments for each in parameters_by_path(segment).values()):
             continue
-        layouts = [_layout(segment, axis) for segment in model.segments]
-        members = layouts[0][0]
-        if any(layout[0] != members for layout in layouts):
+        layouts = [layout for segment in model.segments for layout in [_layout(segment, axis)] * segment.length]
+        members, units, parameters = zip(*layouts, strict=True)
+        if len({*members}) > 1:
             raise ValueError(f"structure {name}: expected the same members in every segment, got {layouts}")
-        lengths = [segment.length for segment in model.segments]
-        structures[name] = Structure(
-            name=name,
-            axis=axis,
-            members=members,
-            units=tuple(n for (_, n, _), length in zip(layouts, lengths, strict=True) for _ in range(length)),
-            parameters_per_unit=tuple(
-                each for (_, _, each), length in zip(layouts, lengths, strict=True) for _ in range(length)
-            ),
-        )
+        structures[name] = Structure(name, axis, members[0], units, parameters)
     return structures
 
 
@@ -96,12 +84,12 @@ def _layout(segment: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, 
             raise ValueError(f"parameter {path}: expected at most one prunable axis, got {prunable}")
         if axis in prunable:
             position = axes.index(axis)
-            members.append(Member(path, position, writes="embed" in axes[position:]))
+            members.append(("embed" in axes[position:], Member(path, position)))
             units.add(parameter.shape[position])
             each += math.prod(parameter.shape[1:position] + parameter.shape[position + 1 :])
     if len(units) != 1:
         raise ValueError(f"axis {axis}: expected one size in all members of a layer, got {sorted(units)}")
-    return tuple(sorted(members, key=lambda member: (member.writes, member.path))), units.pop(), each
+    return tuple(member for _, member in sorted(members)), units.pop(), each
 
 
 def parameters_by_path(tree: Any) -> dict[str, nnx.Variable | Matrix]:
@@ -133,11 +121,6 @@ def channel_view(segment: Any, member: Member) -> Float[Array, "layers units cha
     axes.insert(1, axes.pop(member.axis))
     moved = jnp.moveaxis(moved, axes.index("embed"), -1) if "embed" in axes else moved[..., None]
     return moved.reshape(*moved.shape[:2], math.prod(moved.shape[2:-1]), moved.shape[-1])
-
-
-def unit_costs(structures: dict[str, Structure]) -> dict[str, np.ndarray]:
-    """Tell the parameters a unit of each layer, `[layers]` int64, by structure."""
-    return {name: np.asarray(s.parameters_per_unit, np.int64) for name, s in structures.items()}
 
 
 def prunable_parameters(structures: dict[str, Structure]) -> int:

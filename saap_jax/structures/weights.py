@@ -90,8 +90,3 @@ def units_of(weights: Weights) -> Keep:
     if isinstance(weights, TracedWeights):
         return {each.name: np.ones((each.copies, each.units), bool) for each in weights.structures}
     return existing_units(weights.segments)
-
-
-def traced_costs(structures: tuple[TracedStructure, ...]) -> dict[str, np.ndarray]:
-    """Tell the parameters that one unit takes with it, `[copies]` int64, by structure."""
-    return {each.name: np.full(each.copies, each.parameters_per_unit, np.int64) for each in structures}

@@ -22,7 +22,7 @@ from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, automatic
 from saap_jax.runtime.progress import OBSERVING, Passes
-from saap_jax.structures import count_parameters, discover, prunable_parameters, unit_costs
+from saap_jax.structures import count_parameters, discover, prunable_parameters
 from saap_jax.subjects.base import Subject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction, Repair, Walk
@@ -68,7 +68,7 @@ class LlamaSubject(Subject):
 
     @functools.cached_property
     def costs(self) -> dict[str, np.ndarray]:
-        return unit_costs(discover(self.model))
+        return {name: np.asarray(s.parameters_per_unit, np.int64) for name, s in discover(self.model).items()}
 
     @functools.cached_property
     def parameters(self) -> int:

@@ -126,21 +126,13 @@ def pad(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     return [tuple(out)]
 
 
-def dynamic_slice(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`dynamic_slice`: whole axes pass; an axis of which a part is taken is read by position."""
-    return [tuple(_taken(notes, node, size, eqn) for node, size in zip(ins[0], eqn.params["slice_sizes"], strict=True))]
-
-
 def _taken(notes: Notes, node: int, size: int, eqn: JaxprEqn) -> int:
+    """Pass an axis that is taken whole; one of which a part is taken is read by position."""
     return node if notes.axes.size(node) == size else notes.lost(node, int(size), "lookup", eqn.primitive.name)
 
 
-def dynamic_update_slice(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`dynamic_update_slice`: axes that are written whole are equated, the others are written by position."""
-    return [tuple(_written(notes, node, update, eqn) for node, update in zip(ins[0], ins[1], strict=True))]
-
-
 def _written(notes: Notes, node: int, update: int, eqn: JaxprEqn) -> int:
+    """Equate an axis that is written whole; another is written by position."""
     if notes.axes.size(node) == notes.axes.size(update):
         return notes.equate(node, update)
     for each in (node, update):
@@ -212,18 +204,11 @@ def convolution(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
 
 def reduce_window(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Pooling: axes that the window does not span pass, the others keep their size."""
-    parameters = eqn.params
-    name, out = eqn.primitive.name, []
-    ones = (1,) * len(ins[0])
-    dilations = zip(parameters["base_dilation"] or ones, parameters["window_dilation"] or ones, strict=True)
-    spans = zip(
-        parameters["window_dimensions"], parameters["window_strides"], parameters["padding"], dilations, strict=True
-    )
-    for node, size, (width, stride, padding, dilation) in zip(ins[0], shape_of(eqn.outvars[0]), spans, strict=True):
-        if (width, stride, tuple(padding), dilation) == (1, 1, (0, 0), (1, 1)):
-            out.append(node)
-        else:
-            out.append(notes.lost(node, size, "window", name))
+    kinds, out = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"), []
+    spans = zip(*(eqn.params[kind] or (1,) * len(ins[0]) for kind in kinds), strict=True)
+    for node, size, (width, stride, padding, *dilation) in zip(ins[0], shape_of(eqn.outvars[0]), spans, strict=True):
+        plain = (width, stride, tuple(padding), dilation) == (1, 1, (0, 0), [1, 1])
+        out.append(node if plain else notes.lost(node, size, "window", eqn.primitive.name))
     return [tuple(out)]
 
 
@@ -235,8 +220,12 @@ PART_RULES: dict[str, Rule] = {
     "split": split,
     "slice": slice_,
     "pad": pad,
-    "dynamic_slice": dynamic_slice,
-    "dynamic_update_slice": dynamic_update_slice,
+    "dynamic_slice": lambda notes, eqn, ins: [
+        tuple(_taken(notes, node, size, eqn) for node, size in zip(ins[0], eqn.params["slice_sizes"], strict=True))
+    ],
+    "dynamic_update_slice": lambda notes, eqn, ins: [
+        tuple(_written(notes, node, update, eqn) for node, update in zip(ins[0], ins[1], strict=True))
+    ],
     "gather": gather,
     **dict.fromkeys((f"scatter{mark}{how}" for how in ("add", "sub", "mul", "min", "max") for mark in "-_"), scatter),
     "scatter": scatter,

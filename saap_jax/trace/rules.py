@@ -93,7 +93,7 @@ is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne neg ne
 polygamma population_count pow pvary real reduce_precision regularized_incomplete_beta rem round rsqrt select_n
 shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
 threefry2x32 xor zeta sharding_constraint"""
-_REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin"
+_REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin"
 ELEMENTWISE, REDUCTIONS = frozenset(_ELEMENTWISE.split()), frozenset(_REDUCTIONS.split())
 SEVERAL = frozenset({"optimization_barrier", "device_put"})
 """Operations that treat each operand by itself."""
@@ -194,19 +194,14 @@ def ragged_dot(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[L
 def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Reductions over axes: a statistic of the units, or the position of an extremum among them."""
     name = eqn.primitive.name
-    axes = [int(axis) for axis in eqn.params["dimensions" if name == "reduce" else "axes"]]
-    for layout in ins[1 : len(ins) // 2]:  # `reduce` takes several arrays, then as many initial values
-        ins = [tuple(map(notes.equate, ins[0], layout)), *ins[1:]]
+    axes = [int(axis) for axis in eqn.params["axes"]]
     for axis in axes:
-        if name in ("reduce", "reduce_xor"):  # no number is known that changes nothing
-            notes.unknown.append((name, notes.axes.site))
-            notes.axes.pin(ins[0][axis], "unknown", name)
         notes.reductions.append(Acting(ins[0][axis], 0, axis, ins[0], notes.axes.site, name))
         if name == "reduce_sum":
             notes.contract(ins[0][axis], (axis,), ins)
         if name.startswith("arg"):
             notes.numbers(0, ins[0][axis], "order", name)
-    return [tuple(node for axis, node in enumerate(ins[0]) if axis not in axes)] * len(eqn.outvars)
+    return [tuple(node for axis, node in enumerate(ins[0]) if axis not in axes)]
 
 
 def ordered(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -250,23 +245,17 @@ def reshape(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     if eqn.params.get("dimensions") is not None:
         return unknown(notes, eqn, ins)
     if 0 in sizes:
-        return [_empty(notes, ins[0], sizes)]
+        # which of the axes that change became which cannot be told from their sizes: the product is 0 in any case
+        pairs = zip(ins[0], sizes, strict=False)
+        same = [*(notes.axes.size(node) == size for node, size in pairs), False].index(False)
+        for node in ins[0][same:]:
+            notes.axes.pin(node, "reshape", "of an empty array")
+        others = (notes.axes.pinned(size, "reshape", "of an empty array") for size in sizes[same:])
+        return [(*ins[0][:same], *others)]
     ones = _ones(notes, ins[0], sizes)
     nodes = [node for node in ins[0] if notes.axes.size(node) > 1]
     larger = iter(regroup(notes, nodes, [size for size in sizes if size > 1]))
     return [tuple(ones.get(axis, ONE) if size == 1 else next(larger) for axis, size in enumerate(sizes))]
-
-
-def _empty(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> Layout:
-    """Reshape an empty array: those in front that keep their sizes pass, others are pinned.
-
-    Which of the others became which cannot be told from their sizes, whose product is 0 in any case.
-    """
-    pairs = zip(layout, sizes, strict=False)
-    same = [*(notes.axes.size(node) == size for node, size in pairs), False].index(False)
-    for node in layout[same:]:
-        notes.axes.pin(node, "reshape", "of an empty array")
-    return (*layout[:same], *(notes.axes.pinned(size, "reshape", "of an empty array") for size in sizes[same:]))
 
 
 def _ones(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> dict[int, int]:
@@ -311,7 +300,7 @@ def regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
-    **dict.fromkeys((*REDUCTIONS, "reduce"), reduce),
+    **dict.fromkeys(REDUCTIONS, reduce),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "rev", "sort"), ordered),
     **dict.fromkeys(("random_bits", "random_seed", "random_split", "random_fold_in"), keys),
     **dict.fromkeys(("random_wrap", "random_unwrap", "random_clone"), keys),

@@ -111,7 +111,7 @@ def test_rematerialisation_changes_no_statistic():
 def weight_products(model, gradient, path: str, axis: int) -> np.ndarray:
     """Return Σ w ∂w over each unit's part of one matrix, [layers, units]."""
     pairs = zip(model.segments, gradient.segments, strict=True)
-    member = Member(path, axis, writes=False)
+    member = Member(path, axis)
     return np.asarray(join_segments([jnp.sum(unit_view(w, member) * unit_view(d, member), axis=2) for w, d in pairs]))
 
 

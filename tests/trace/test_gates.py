@@ -13,7 +13,7 @@ from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import Traced, trace
 from tests.helpers import dense_model, ragged_model, random_tokens
-from tests.models_for_tracing import EXAMPLES, all_ones, floats
+from tests.models_for_tracing import EXAMPLES, all_ones, floats, masked_as_cut
 
 
 def drawn(shapes, random):
@@ -56,20 +56,13 @@ def test_masked_is_cut(name):
     dense = jax.jit(example.function)(params, *inputs)
     np.testing.assert_allclose(run(all_ones(traced.prunable), params, *inputs), dense, rtol=1e-5, atol=1e-5)
     random = np.random.default_rng(1)
+    whole = {each.name: np.ones((*each.copied, each.units), bool) for each in traced.prunable}
     for structure in traced.prunable:
-        keep = keep_of(structure, random)
-        masked = run(all_ones(traced.prunable) | {structure.name: jnp.asarray(keep, jnp.float32)}, params, *inputs)
+        takes = not structure.normalised and not retrace(example.function, traced, structure, params, *inputs)
+        keep = whole | {structure.name: keep_of(structure, random)}
+        masked = masked_as_cut(traced, keep, params, *inputs, run=run, own=[example.function] * takes)
         assert np.abs(np.asarray(masked - dense)).max() > 1e-4, structure.name
-        runs = [smaller(traced, {structure.name: keep})]
-        if not structure.normalised and not retrace(example.function, traced, structure, params, *inputs):
-            runs.append(example.function)
-        less = keep_units(traced, {structure.name: keep}, params)
-        for after in jax.jit(lambda *given, runs=runs: [each(*given) for each in runs])(less, *inputs):
-            np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg=structure.name)
-    every = {each.name: keep_of(each, random) for each in traced.prunable}
-    masked = run({each: jnp.asarray(kept, jnp.float32) for each, kept in every.items()}, params, *inputs)
-    after = jax.jit(smaller(traced, every))(keep_units(traced, every, params), *inputs)
-    np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg="all structures at once")
+    masked_as_cut(traced, {each.name: keep_of(each, random) for each in traced.prunable}, params, *inputs, run=run)
 
 
 def of_llama(traced: Traced, model, gates):
@@ -187,11 +180,8 @@ def test_an_axis_that_is_the_square_of_a_structure_loses_rows_and_columns(remove
     (structure,) = traced.prunable
     assert structure.units == 3
     keep = {structure.name: np.arange(3) != removed}
-    less = keep_units(traced, keep, params)
-    assert less["head"].shape == (4,)
-    masked = gated(traced)({structure.name: jnp.asarray(keep[structure.name], jnp.float32)}, params, x)
-    np.testing.assert_allclose(masked, smaller(traced, keep)(less, x), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(masked, square_of_units(less, x), rtol=1e-4, atol=1e-5)
+    assert keep_units(traced, keep, params)["head"].shape == (4,)
+    masked_as_cut(traced, keep, params, x, own=[square_of_units], atol=1e-5)
     weights = TracedWeights.of((structure,), params)
     (head,) = [weights.view(structure, member) for member in structure.members if member.path == "head"]
     rows = [set(range(3 * u, 3 * u + 3)) | {u, u + 3, u + 6} for u in range(3)]  # each weight once

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import trace
-from tests.models_for_tracing import removed_shapes
+from tests.models_for_tracing import masked_as_cut, removed_shapes
 
 Array = Any
 Step = Callable[[list[Array], dict[str, Array]], list[Array]]
@@ -212,13 +211,8 @@ def check_masked(builder: Builder) -> None:
             continue
         every = np.broadcast_to(np.arange(structure.units), (*structure.copied, structure.units))
         order = random.permuted(every, axis=-1)
-        gates = {structure.name: jnp.asarray(order > 0, jnp.float32)}
-        masked = gated(traced)(gates, params, x)
-        less = keep_units(traced, {structure.name: order > 0}, params)
-        cut = smaller(traced, {structure.name: order > 0})(less, x)
-        np.testing.assert_allclose(masked, cut, rtol=1e-4, atol=1e-4, err_msg=structure.name)
-        if not structure.normalised:
-            np.testing.assert_allclose(masked, builder.function(less, x), rtol=1e-4, atol=1e-4)
+        own = [] if structure.normalised else [builder.function]
+        masked_as_cut(traced, {structure.name: order > 0}, params, x, run=gated(traced), own=own)
 
 
 @given(programs())

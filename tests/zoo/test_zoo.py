@@ -56,7 +56,7 @@ def test_the_structures_are_those_that_an_expert_counts(name):
 @pytest.mark.parametrize("name", ANIMALS)
 def test_masked_is_cut(name):
     animal, keep = subject(name), chosen(name)
-    masked, dense = (masked_losses(animal, each, batch_size=COUNT) for each in (keep, None))
+    masked, dense = (masked_losses(animal, each) for each in (keep, None))
     assert np.abs(masked - dense).max() > 1e-4
     np.testing.assert_allclose(cut_losses(animal, keep, pruned(name)[1], COUNT), masked, rtol=1e-4, atol=1e-6)
 

@@ -55,23 +55,20 @@ def correctable(subject: TracedProblem) -> list[Writer]:
 
 def unrepaired(subject: TracedProblem, /, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
     """Tell why structures are left as they are, by name; with `keep` only of those that lose units."""
-    lost = {each.name for each in subject.structures if keep is None or not np.asarray(keep[each.name]).all()}
     barred = _barred(subject)
+    lost = [each.name for each in subject.structures if keep is None or not np.asarray(keep[each.name]).all()]
     gone = barred.keys() & lost if keep is not None else set()
     done = {name for each in correctable(subject) if not each.units.keys() & gone for name in each.units}
-    reasons = {}
-    for name in (each.name for each in subject.structures if each.name in lost):
+
+    def reason(name: str) -> str:
         own = subject.writers.of(name)
-        if name in barred:
-            reasons[name] = barred[name]
-        elif name not in done and not own:
-            reasons[name] = subject.writers.without[name]
-        elif name not in done and all(each.shared for each in own):
-            reasons[name] = own[0].shared
-        elif name not in done:
-            others = ", ".join(sorted(own[0].units.keys() & barred.keys()))
-            reasons[name] = f"{own[0].path} also loses units of {others}"
-    return reasons
+        if name in barred or not own:
+            return barred.get(name) or subject.writers.without[name]
+        if all(each.shared for each in own):
+            return own[0].shared
+        return f"{own[0].path} also loses units of {', '.join(sorted(own[0].units.keys() & barred.keys()))}"
+
+    return {name: reason(name) for name in lost if name in barred or name not in done}
 
 
 def check_repair(subject: TracedProblem, /, repair: Repair, microbatches: int) -> None:
@@ -113,9 +110,8 @@ def repaired(
         was done where.
 
     Raises:
-        ValueError: a keep-set of another model, a repair that can do nothing here, or a model that was repaired before.
+        ValueError: a repair that can do nothing here, or a model that was repaired before.
     """
-    subject.check_keep(keep)
     check_repair(subject, repair, 0)
     if dense is not subject:
         raise ValueError("repair: expected one repair of a traced model, got a second one behind it")

@@ -11,7 +11,7 @@ those of keys, whose root mean square r_c their moments are multiplied with, r_c
 channels of keys by. Where they are only summed, r_c is 1.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -87,7 +87,11 @@ def observe(
         if need in observed:
             observed[need] = TracedWeights(subject.structures, observed[need], subject.acting)
     if ACTIVATION_MOMENTS in observed:
-        observed[ACTIVATION_MOMENTS] = _moments(observed[ACTIVATION_MOMENTS])
+        mean, square = {}, {}
+        for name, places in observed[ACTIVATION_MOMENTS].items():  # the coordinates of all places side by side
+            pairs = [(a * jnp.sqrt(met[0]), b * met[0]) if met else (a, b) for a, b, *met in places]
+            mean[name], square[name] = (jnp.concatenate(parts, axis=-1) for parts in zip(*pairs, strict=True))
+        observed[ACTIVATION_MOMENTS] = Moments(mean, square)
     losses, gradients = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else (np.zeros(count), {})
     if GATE_GRADIENT in needs:
         observed[GATE_GRADIENT] = gradients
@@ -188,12 +192,3 @@ def _activation_sums(subject: TracedProblem, needs: frozenset[Statistic]) -> Cal
         return {need: {ACTIVATION_MOMENTS: moments, ACTIVATION_USAGE: usage}[need] for need in needs & ACTIVATIONS}
 
     return sums
-
-
-def _moments(means: Mapping[str, Sequence[Sequence[Array]]]) -> Moments:
-    """Make the moments of means over all examples, the coordinates of a structure's places side by side."""
-    mean, square = {}, {}
-    for name, places in means.items():
-        pairs = [(a * jnp.sqrt(met[0]), b * met[0]) if met else (a, b) for a, b, *met in places]
-        mean[name], square[name] = (jnp.concatenate(parts, axis=-1) for parts in zip(*pairs, strict=True))
-    return Moments(mean, square)

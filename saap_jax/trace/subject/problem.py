@@ -79,15 +79,6 @@ class TracedProblem:
         """Which units there are, all of them, `[copies, units]`."""
         return {each.name: np.ones((each.copies, each.units), bool) for each in self.structures}
 
-    def check_keep(self, keep: Keep) -> None:
-        """Raise ValueError unless a keep-set has the structures' shapes, and as many units in each copy."""
-        for name, units in self.existing.items():
-            shape = keep[name].shape if name in keep else "nothing"
-            if shape != units.shape:
-                raise ValueError(f"keep: expected {name} of shape {units.shape} for this model, got {shape}")
-            if len(counts := set(keep[name].sum(axis=1).tolist())) > 1:
-                raise ValueError(f"keep: expected as many units of {name} in each copy, got {sorted(counts)}")
-
     def by_copies(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Shape `[copies, units]` of each structure as `[*copied, units]`, which traced programs take."""
         shapes = {each.name: (*each.copied, each.units) for each in self.structures}
@@ -198,19 +189,6 @@ def loss_of_one(subject: TracedProblem, run: Run | None = None) -> Callable[...,
     return loss
 
 
-def example_losses(
-    subject: TracedProblem, gates: Gates, params: Any, examples: Examples, batch_size: int = 8, run: Run | None = None
-) -> Float[np.ndarray, "examples"]:
-    """Compute the loss of each example, of the program with gates or of another `run`."""
-
-    def make() -> Callable[..., Any]:
-        return jax.jit(jax.vmap(loss_of_one(subject, run), (None, None, 0, 0)))
-
-    step = make() if run else subject.program("example losses", make)
-    parts = [step(gates, params, *batch) for batch, _ in batches(examples, batch_size, subject.layout)]
-    return np.concatenate([np.asarray(part, np.float64) for part in parts])[: count_examples(examples)]
-
-
 def rows_of(subject: TracedProblem, places: list[Contraction]) -> Callable[..., dict[Tap, Array]]:
     """Make `rows(gates, params, inputs)` of a batch: activations `[batch, systems, rows, coordinates]` at each place.
 
@@ -268,7 +246,7 @@ def cut_function(subject: TracedProblem, keep: Keep) -> Callable[..., Any]:
         rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
         key = _shapes(rows)
         if key not in programs:
-            programs[key] = smaller(at_shapes(subject, rows, tuple(keep)), shaped)
+            programs[key] = smaller(at_shapes(subject, rows), shaped)
 
         def one(*row: Any) -> Any:
             outputs = programs[key](params, *jax.tree.map(lambda leaf: leaf[None], row))
@@ -279,8 +257,8 @@ def cut_function(subject: TracedProblem, keep: Keep) -> Callable[..., Any]:
     return function
 
 
-def at_shapes(subject: TracedProblem, inputs: tuple[Any, ...], names: tuple[str, ...] | None = None) -> Traced:
-    """Trace the program of a batch of one example of other shapes, with the subject's structures, or those named.
+def at_shapes(subject: TracedProblem, inputs: tuple[Any, ...]) -> Traced:
+    """Trace the program of a batch of one example of other shapes, with the subject's structures.
 
     A traced program holds the shapes of its inputs: another sequence length is another program. Which axes of
     parameters belong together does not depend on it, so what was chosen at one length is cut at any.
@@ -302,8 +280,6 @@ def at_shapes(subject: TracedProblem, inputs: tuple[Any, ...], names: tuple[str,
     found = {(each.copied, frozenset(each.members)): each for each in again.prunable}
     structures = []
     for wanted in subject.structures:
-        if names is not None and wanted.name not in names:
-            continue
         if (same := found.get((wanted.copied, frozenset(wanted.members)))) is None:
             members = ", ".join(f"{member.path}[{member.axis}]" for member in wanted.members)
             raise ValueError(

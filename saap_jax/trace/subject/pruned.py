@@ -106,12 +106,16 @@ def prune(
         assert isinstance(repaired, TracedSubject)
         cut = repaired.cut(keep)
         losses = checked_losses(subject, keep, cut, batch_size)
+        widths: dict[str, Width] = {}
+        for pattern, group in groups_of(subject.structures).items():
+            each = {one.name: Width(one.role, one.units, int(keep[one.name].sum(1)[0])) for one in group}
+            widths |= {pattern: each[group[0].name]} if len(set(each.values())) == 1 else each
         params, before = jax.tree.map(like, cut.params, given.params), subject.traced.shapes
         after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
         return Pruned(
             params=params,
             function=on_explicit_mesh(cut.function),
-            widths=widths_of(subject, keep),
+            widths=widths,
             shapes={path: (shape, after[path]) for path, shape in before.items() if shape != after[path]},
             keep=keep,
             ratio=subject.removed(keep) / subject.prunable,
@@ -152,15 +156,6 @@ def own_code(cut: CutTraced) -> str:
         return f"the model's own code does not take the smaller parameters ({type(error).__name__}: {first})"
     same = compared(own, cut.function(cut.params, *inputs)).verdict == "takes"
     return f"the model's own code takes the smaller parameters, with {'the same' if same else 'other'} outputs"
-
-
-def widths_of(subject: TracedSubject, keep: Keep) -> dict[str, Width]:
-    """Count the units of each structure before and after; structures of equal layers are one where they agree."""
-    found: dict[str, Width] = {}
-    for pattern, group in groups_of(subject.structures).items():
-        widths = {each.name: Width(each.role, each.units, int(keep[each.name].sum(1)[0])) for each in group}
-        found |= {pattern: widths[group[0].name]} if len(set(widths.values())) == 1 else widths
-    return found
 
 
 def _problem_of(model: Any, given: Mapping[str, Any]) -> Problem:

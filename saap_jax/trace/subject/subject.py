@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import jax
@@ -23,7 +22,7 @@ from saap_jax.evaluation.cost import in_turns, weight_bytes
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout, taken_in
-from saap_jax.structures.weights import TracedWeights, traced_costs
+from saap_jax.structures.weights import TracedWeights
 from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.trace.listing import coupling_record
 from saap_jax.trace.problem import Examples, Problem, count_examples
@@ -34,7 +33,6 @@ from saap_jax.trace.subject.problem import (
     TracedProblem,
     batches,
     cut,
-    example_losses,
     loss_of_one,
     place_params,
     traced_problem,
@@ -55,7 +53,8 @@ class TracedSubject(TracedProblem, Subject):
 
     @functools.cached_property
     def costs(self) -> dict[str, np.ndarray]:
-        return traced_costs(self.structures)  # what two structures hold is counted in both
+        # what two structures hold is counted in both
+        return {each.name: np.full(each.copies, each.parameters_per_unit, np.int64) for each in self.structures}
 
     @functools.cached_property
     def weights(self) -> TracedWeights:
@@ -279,14 +278,14 @@ class CutTraced:
         return 1  # the program is compiled as it is
 
     def losses(self, examples: Examples, batch_size: int) -> WindowLosses:
-        run = lambda gates, params, *inputs: self.function(params, *inputs)  # noqa: E731
-        values = example_losses(self.subject, {}, self.params, examples, batch_size, run)
-        return WindowLosses(values, np.ones(len(values), int))
+        one = loss_of_one(self.subject, lambda gates, params, *inputs: self.function(params, *inputs))
+        step, count = jax.jit(jax.vmap(one, (None, None, 0, 0))), count_examples(examples)
+        parts = [step({}, self.params, *batch) for batch, _ in batches(examples, batch_size, self.subject.layout)]
+        values = np.concatenate([np.asarray(part, np.float64) for part in parts])[:count]
+        return WindowLosses(values, np.ones(count, int))
 
-    def save(
-        self, directory: str | Path, keep: Keep, about: Mapping[str, Any] = MappingProxyType({}), **further: Any
-    ) -> None:
-        saved.write_pruned(self, directory, keep, about, **further)
+    def save(self, directory: str | Path, keep: Keep, *about: Any, **further: Any) -> None:
+        saved.write_pruned(self, directory, keep, *about, **further)
 
 
 @taken_in

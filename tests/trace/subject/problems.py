@@ -13,7 +13,7 @@ from saap_jax.llama.segments import masks
 from saap_jax.steps.repair.output import LeastSquares
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import TracedSubject, subject_of
-from saap_jax.trace.subject.problem import cut_function, example_losses
+from saap_jax.trace.subject.problem import cut_function, loss_of_one
 from saap_jax.trace.subject.subject import CutTraced
 from tests.models_for_tracing import EXAMPLES
 from tests.trace.test_gates import drawn, example_of
@@ -134,12 +134,15 @@ def repaired(subject, keep, batch_size=8, examples=None, **options):
     return subject.repaired(keep, examples, step, dense=subject, batch_size=batch_size)
 
 
-def masked_losses(subject, keep, examples=None, params=None, batch_size=8):
-    """Compute the losses under a keep-set (None: of the dense model), of held-out examples unless others are given."""
-    problem = subject.problem
-    gates = subject.ones if keep is None else masks(keep)
-    examples = problem.held_out if examples is None else examples
-    return example_losses(subject, gates, problem.params if params is None else params, examples, batch_size)
+def gated_losses(subject, gates, examples):
+    """Compute the loss of each example at some gates."""
+    step = subject.program("losses of tests", lambda: jax.jit(jax.vmap(loss_of_one(subject), (None, None, 0, 0))))
+    return np.asarray(step(gates, subject.problem.params, *examples), np.float64)
+
+
+def masked_losses(subject, keep):
+    """Compute the losses of the held-out examples under a keep-set (None: of the dense model)."""
+    return gated_losses(subject, subject.ones if keep is None else masks(keep), subject.problem.held_out)
 
 
 def cut_losses(subject, keep, params, batch_size=8):

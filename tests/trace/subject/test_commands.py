@@ -28,9 +28,6 @@ def problem():
 
 def old():
     return (lambda params, x: x @ params), jnp.ones((3, 4)), jnp.ones((2, 3))
-
-def broken():
-    raise RuntimeError("no weights here")
 """
 
 
@@ -134,8 +131,6 @@ def test_bad_words_are_refused_in_one_line(here, capsys, command):
     option = "--method" if command == "prune" else "--methods"
     for words, message in (
         (["mine.py:old"], "expected the factory to return a saap_jax.Problem"),
-        (["mine.py:broken"], "the factory failed: RuntimeError: no weights here"),
-        (["nowhere:problem"], "nowhere:problem: ModuleNotFoundError"),
         (["mine.py:problem", "other:one"], "expected at most one of each of [MODULE:FACTORY]"),
         (["mine.py:problem", option, "wanda,within(max_ratio={'nothing*': 0.5}),uniform"], "expected names of struct"),
         (["mine.py:problem", option, "block_influence"], "block_influence"),

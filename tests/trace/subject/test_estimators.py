@@ -10,8 +10,8 @@ from saap_jax.runtime.progress import Passes
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.subject import subject_of
 from saap_jax.trace.subject.observe import observe
-from saap_jax.trace.subject.problem import example_losses, loss_of_one
-from tests.trace.subject.problems import SAAP, calibrate, square, stacked
+from saap_jax.trace.subject.problem import loss_of_one
+from tests.trace.subject.problems import SAAP, calibrate, gated_losses, square, stacked
 
 ALL = (
     "random", "magnitude", "taylor_vector", "taylor_element", "taylor_element_second", "fisher", "gate_taylor",
@@ -31,9 +31,7 @@ def scores(subject):
 
 
 def losses(subject, gates):
-    """Compute the loss of each calibration example."""
-    problem = subject.problem
-    return example_losses(subject, gates, problem.params, problem.calibration, 5)
+    return gated_losses(subject, gates, subject.problem.calibration)
 
 
 def test_the_dense_losses_are_the_functions(subject):
@@ -121,15 +119,6 @@ def test_the_probed_hessian_nears_the_exact_diagonal(subject, scores):
     found = scores["gate_hessian(probes=64)"]["layers/down[1]"].ravel()
     assert np.corrcoef(found, exact)[0, 1] > 0.9
     assert np.corrcoef(found, scores["magnitude"]["layers/down[1]"].ravel())[0, 1] < 0.9
-
-
-def test_the_fusion_is_the_librarys(scores):
-    expected = {
-        name: sum(scores[m][name] / scores[m][name].mean() for m in ("taylor_element", "gate_taylor")) / 2
-        for name in scores[SAAP]
-    }
-    for name, values in expected.items():
-        np.testing.assert_allclose(scores[SAAP][name], values, rtol=1e-4)
 
 
 def test_the_gate_gradient_is_the_sum_over_the_matrix_that_reads_the_unit(subject):

@@ -8,7 +8,7 @@ import pytest
 
 from saap_jax.trace.own_code import verdicts
 from saap_jax.trace.subject import subject_of
-from saap_jax.trace.trace import by_name, groups_of, trace
+from saap_jax.trace.trace import by_name, trace
 from tests.models_for_tracing import attend
 from tests.trace.subject.problems import chosen, stacked
 
@@ -141,9 +141,3 @@ def test_a_name_goes_before_a_pattern_and_a_later_pattern_before_an_earlier():
     assert list(by_name("f", {"a/?/w[1]": 9}, names)) == names[:2]
     with pytest.raises(ValueError, match="got a/./w1"):  # brackets are themselves
         by_name("f", {"a/?/w1": 9}, names)
-
-
-def test_equal_layers_are_one_group():
-    subject = subject_of(of_layers())
-    groups = groups_of(subject.traced.prunable)
-    assert {name: len(group) for name, group in groups.items()} == {"layers/*/down[0]": 3, "layers/3/down[0]": 1}

@@ -104,101 +104,98 @@ def test_a_digest_is_of_all_that_a_figure_depends_on():
 
 
 @pytest.mark.slow
-class TestCompare:
-    def test_every_combination_is_judged_by_its_own_masks(self, config, run, factory):
-        rows = run.candidates()
-        assert len(rows) == 3 * 2 * 2 * 2
-        assert run.record["metrics"] == [{"name": "loss near", "domain": "in"}, {"name": "loss far", "domain": "out"}]
-        own = subject_of(trained("moe", 32))
-        arrays = run.load_arrays("keeps")
-        for row in rows[::5]:
-            keep = {name: arrays[f"{row['candidate']}/{name}"] for name in own.existing}
-            assert own.removed(keep) / own.prunable == pytest.approx(row["ratio_actual"])
-            assert row["ratio_actual"] >= row["ratio_asked"] - 1e-9
-            losses = masked_losses(own, keep)
-            np.testing.assert_allclose(row["losses"]["loss near"], losses[:16], rtol=1e-4, atol=1e-7)
-            np.testing.assert_allclose(row["losses"]["loss far"], losses[16:], rtol=1e-4, atol=1e-7)
-            assert row["ppl"]["loss far"] == pytest.approx(losses[16:].mean(), rel=1e-4)
-        page = (run.path / "report.html").read_text().lower()
-        assert "loss against ratio" in page
-        assert "perplexity" not in page
+def test_every_combination_is_judged_by_its_own_masks(config, run, factory):
+    rows = run.candidates()
+    assert len(rows) == 3 * 2 * 2 * 2
+    assert run.record["metrics"] == [{"name": "loss near", "domain": "in"}, {"name": "loss far", "domain": "out"}]
+    own = subject_of(trained("moe", 32))
+    arrays = run.load_arrays("keeps")
+    for row in rows[::5]:
+        keep = {name: arrays[f"{row['candidate']}/{name}"] for name in own.existing}
+        assert own.removed(keep) / own.prunable == pytest.approx(row["ratio_actual"])
+        assert row["ratio_actual"] >= row["ratio_asked"] - 1e-9
+        losses = masked_losses(own, keep)
+        np.testing.assert_allclose(row["losses"]["loss near"], losses[:16], rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(row["losses"]["loss far"], losses[16:], rtol=1e-4, atol=1e-7)
+        assert row["ppl"]["loss far"] == pytest.approx(losses[16:].mean(), rel=1e-4)
+    page = (run.path / "report.html").read_text().lower()
+    assert "loss against ratio" in page
+    assert "perplexity" not in page
 
 
-class TestOthers:
-    @pytest.mark.slow
-    def test_fidelity_of_the_oracle_to_itself_is_one(self, factory, tmp_path):
-        config = for_factory(
-            FidelityConfig, factory, runs=str(tmp_path), channels_per_layer=3, resamples=50,
-            estimators=("ablation", "random"),
-        )  # fmt: skip
-        run = fidelity.judge(config)
-        rows, (_, exact) = correlations(run), read_changes(run)
-        found = {(row.estimator, row.scope): row.value for row in rows if row.measure == "spearman"}
-        assert found["ablation", "pooled"] == pytest.approx(1)
-        assert found["random", "pooled"] < 0.9, "negative control"
-        assert {row.scope for row in rows} == {*exact, "pooled"}
-
-    @pytest.mark.slow
-    def test_kept_statistics_score_as_a_pass_does(self, factory, tmp_path):
-        names = ("gate_hessian", "fisher", "gate_taylor", "taylor_element")
-        options = {"runs": str(tmp_path), "estimators": names}
-        first, _ = score_run(for_factory(ScoreConfig, factory, name="first", **options))
-        options["estimators"] = (SAAP, "gate_fisher", "gate_hessian")
-        again = score_run(for_factory(ScoreConfig, factory, name="again", from_run=str(first.path), **options))[1]
-        fresh = score_run(for_factory(ScoreConfig, factory, name="fresh", **options))[1]
-        for scenario, name in itertools.product(("a", "b"), again.estimators):
-            for structure, values in again.scenarios[scenario][name].items():
-                np.testing.assert_allclose(values, fresh.scenarios[scenario][name][structure], rtol=1e-4, atol=1e-7)
-        assert again.stability is not None
+@pytest.mark.slow
+def test_fidelity_of_the_oracle_to_itself_is_one(factory, tmp_path):
+    config = for_factory(
+        FidelityConfig, factory, runs=str(tmp_path), channels_per_layer=3, resamples=50,
+        estimators=("ablation", "random"),
+    )  # fmt: skip
+    run = fidelity.judge(config)
+    rows, (_, exact) = correlations(run), read_changes(run)
+    found = {(row.estimator, row.scope): row.value for row in rows if row.measure == "spearman"}
+    assert found["ablation", "pooled"] == pytest.approx(1)
+    assert found["random", "pooled"] < 0.9, "negative control"
+    assert {row.scope for row in rows} == {*exact, "pooled"}
 
 
-class TestOnTheWay:
-    @pytest.mark.slow
-    def test_scores_at_masks_are_those_of_the_cut_model(self, subject):
-        """A model observed at masks is the cut one; of another keep-set it is not."""
-        problem, scores = subject.problem, calibrate(subject, ["gate_taylor"]).scores("gate_taylor")
-        keep = chosen(subject, scores, 0.3).keep
-        cut = subject.cut(keep)
-        smaller = subject_of(
-            Problem(
-                function=cut.function, params=cut.params, loss=problem.loss,
-                calibration=problem.calibration, held_out=problem.held_out,
-            ),
-            refused=True,
-        )  # fmt: skip
-        found = calibrate(subject, ["gate_taylor", "taylor_element"], keep=keep)
-        anew = calibrate(smaller, ["gate_taylor", "taylor_element"])
-        plain = calibrate(subject, ["gate_taylor", "taylor_element"])
-        compared = 0
-        for name in set(smaller.existing) & set(subject.existing):
-            for estimator in ("gate_taylor", "taylor_element"):
-                left = np.asarray(found.scores(estimator)[name])[keep[name]]
-                if left.size == np.size(anew.scores(estimator)[name]):
-                    wanted = np.ravel(anew.scores(estimator)[name])
-                    np.testing.assert_allclose(left, wanted, rtol=1e-3, atol=1e-7)
-                    assert not np.allclose(np.asarray(plain.scores(estimator)[name])[keep[name]], left, rtol=1e-2)
-                    compared += 1
-        assert compared >= 2
-        for name, kept in keep.items():
-            assert np.isnan(np.asarray(found.scores("gate_taylor")[name])[~kept]).all()
+@pytest.mark.slow
+def test_kept_statistics_score_as_a_pass_does(factory, tmp_path):
+    names = ("gate_hessian", "fisher", "gate_taylor", "taylor_element")
+    options = {"runs": str(tmp_path), "estimators": names}
+    first, _ = score_run(for_factory(ScoreConfig, factory, name="first", **options))
+    options["estimators"] = (SAAP, "gate_fisher", "gate_hessian")
+    again = score_run(for_factory(ScoreConfig, factory, name="again", from_run=str(first.path), **options))[1]
+    fresh = score_run(for_factory(ScoreConfig, factory, name="fresh", **options))[1]
+    for scenario, name in itertools.product(("a", "b"), again.estimators):
+        for structure, values in again.scenarios[scenario][name].items():
+            np.testing.assert_allclose(values, fresh.scenarios[scenario][name][structure], rtol=1e-4, atol=1e-7)
+    assert again.stability is not None
 
 
-class TestLosses:
-    @pytest.mark.slow
-    def test_batches_of_keep_sets_give_what_each_gives_alone(self, subject):
-        random = np.random.default_rng(0)
-        keeps = [subject.existing]
-        for ratio in (0.1, 0.3, 0.5):
-            scores = {name: random.lognormal(size=units.shape) for name, units in subject.existing.items()}
-            keeps.append(chosen(subject, scores, ratio).keep)
-        held_out = subject.problem.held_out
-        found: dict = {}
-        for group in subject.losses(held_out, keeps, batch_size=5, at_once=3):
-            found |= group
-        for number, keep in enumerate(keeps):
-            np.testing.assert_allclose(found[number].means, masked_losses(subject, keep), rtol=1e-4, atol=1e-7)
-        rest = [set(group) for group in subject.losses(held_out, keeps, batch_size=5, at_once=3, done={0, 1, 2})]
-        assert rest == [{3}]
+@pytest.mark.slow
+def test_scores_at_masks_are_those_of_the_cut_model(subject):
+    """A model observed at masks is the cut one; of another keep-set it is not."""
+    problem, scores = subject.problem, calibrate(subject, ["gate_taylor"]).scores("gate_taylor")
+    keep = chosen(subject, scores, 0.3).keep
+    cut = subject.cut(keep)
+    smaller = subject_of(
+        Problem(
+            function=cut.function, params=cut.params, loss=problem.loss,
+            calibration=problem.calibration, held_out=problem.held_out,
+        ),
+        refused=True,
+    )  # fmt: skip
+    found = calibrate(subject, ["gate_taylor", "taylor_element"], keep=keep)
+    anew = calibrate(smaller, ["gate_taylor", "taylor_element"])
+    plain = calibrate(subject, ["gate_taylor", "taylor_element"])
+    compared = 0
+    for name in set(smaller.existing) & set(subject.existing):
+        for estimator in ("gate_taylor", "taylor_element"):
+            left = np.asarray(found.scores(estimator)[name])[keep[name]]
+            if left.size == np.size(anew.scores(estimator)[name]):
+                wanted = np.ravel(anew.scores(estimator)[name])
+                np.testing.assert_allclose(left, wanted, rtol=1e-3, atol=1e-7)
+                assert not np.allclose(np.asarray(plain.scores(estimator)[name])[keep[name]], left, rtol=1e-2)
+                compared += 1
+    assert compared >= 2
+    for name, kept in keep.items():
+        assert np.isnan(np.asarray(found.scores("gate_taylor")[name])[~kept]).all()
+
+
+@pytest.mark.slow
+def test_batches_of_keep_sets_give_what_each_gives_alone(subject):
+    random = np.random.default_rng(0)
+    keeps = [subject.existing]
+    for ratio in (0.1, 0.3, 0.5):
+        scores = {name: random.lognormal(size=units.shape) for name, units in subject.existing.items()}
+        keeps.append(chosen(subject, scores, ratio).keep)
+    held_out = subject.problem.held_out
+    found: dict = {}
+    for group in subject.losses(held_out, keeps, batch_size=5, at_once=3):
+        found |= group
+    for number, keep in enumerate(keeps):
+        np.testing.assert_allclose(found[number].means, masked_losses(subject, keep), rtol=1e-4, atol=1e-7)
+    rest = [set(group) for group in subject.losses(held_out, keeps, batch_size=5, at_once=3, done={0, 1, 2})]
+    assert rest == [{3}]
 
 
 @pytest.mark.parametrize(
