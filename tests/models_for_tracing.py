@@ -77,19 +77,6 @@ def attend(q, k, v, causal=False):
     return jnp.einsum("bhts,bshe->bthe", jax.nn.softmax(scores), v)
 
 
-class LinenMlp(linen.Module):
-    @linen.compact
-    def __call__(self, x):
-        x = linen.relu(linen.Dense(7)(x))
-        x = linen.LayerNorm()(x)
-        return linen.Dense(4)(x)
-
-
-def linen_mlp() -> Example:
-    variables = jax.eval_shape(LinenMlp().init, jax.random.key(0), floats(3, 5))
-    return Example(LinenMlp().apply, variables, (floats(3, 5),))
-
-
 def gpt2(heads: int, params, tokens):
     x = params["tokens"][tokens] + params["positions"][None, : tokens.shape[1]]
     h = affine(layer_norm(x, params["scale1"], params["bias1"]), params["fused"], params["fused_bias"])
@@ -323,7 +310,6 @@ def linen_encoder() -> Example:
 
 
 EXAMPLES = {
-    "linen_mlp": linen_mlp,
     "gpt2": gpt2_block,
     "phi": phi_block,
     "convnet": convnet,

@@ -34,9 +34,8 @@ def _blocks(values: Any, *groups: Sequence[int]) -> Any:
 class Contraction:
     """A place where units of structures are summed over."""
 
-    equation: Path
-    operand: int
-    """That of the activations."""
+    tap: Tap
+    """Where its activations stand."""
     where: str
     eqn: JaxprEqn
     copied: tuple[int, ...]
@@ -54,14 +53,9 @@ class Contraction:
         return self.eqn.primitive.name == "conv_general_dilated"
 
     @property
-    def tap(self) -> Tap:
-        """Where its activations stand."""
-        return self.equation, self.operand
-
-    @property
     def partner(self) -> Tap | None:
         """Where that stands which they are multiplied with; None of a sum."""
-        return None if self.eqn.primitive.name == "reduce_sum" else (self.equation, 1 - self.operand)
+        return None if self.eqn.primitive.name == "reduce_sum" else (self.tap[0], 1 - self.tap[1])
 
     @property
     def systems(self) -> int:
@@ -73,16 +67,16 @@ class Contraction:
         lengths = [int(self.scans[loop].params["length"]) for loop in self.loops]
         turn = np.unravel_index(system // (self.systems // math.prod(lengths)), lengths) if lengths else ()
         turns, key = dict(zip(self.loops, turn, strict=True)), []
-        for depth, number in enumerate(self.equation):
+        for depth, number in enumerate(self.tap[0]):
             key.append(number)
-            if (scan := self.equation[: depth + 1]) in turns:
+            if (scan := self.tap[0][: depth + 1]) in turns:
                 key.append(int(turns[scan]) * (-1 if self.scans[scan].params["reverse"] else 1))
         return tuple(key)
 
     def rows(self, active: Float[Array, "..."]) -> Float[Array, "systems rows coordinates"]:
         """Arrange the activations of one example, `[*turns of the scans, *operand]`, as rows of each system."""
         if not self.is_convolution:
-            return self.by_system(active, *self.axes(self.operand))
+            return self.by_system(active, *self.axes(self.tap[1]))
         numbers, parameters = self.eqn.params["dimension_numbers"], self.eqn.params
         kernel = shape_of(self.eqn.invars[1])
 
@@ -104,7 +98,7 @@ class Contraction:
 
     def partner_rows(self, values: Float[Array, "..."]) -> Float[Array, "systems rows coordinates"]:
         """Arrange what they are multiplied with in the same way."""
-        return self.by_system(values, *self.axes(1 - self.operand))
+        return self.by_system(values, *self.axes(1 - self.tap[1]))
 
     def by_system(self, values: Any, batch: Sequence[int], contracted: Sequence[int], free: Sequence[int]) -> Any:
         """Arrange an array of all turns by the axes that each turn has."""
@@ -219,10 +213,9 @@ def writers_of(traced: Traced, structures: Sequence[TracedStructure]) -> Writers
 
 def _contraction(program: ClosedJaxpr, tap: Tap, gates: Mapping[str, Sequence[Gate]]) -> Contraction:
     """Look up a contraction whose rows can be told, each turn of the scans around it a system; without its units."""
-    equation, operand = tap
-    jaxpr, scans = program.jaxpr, {}
-    for depth in range(0, len(equation) - 1, 2):
-        around, here = jaxpr.eqns[equation[depth]], equation[: depth + 1]
+    path, jaxpr, scans = tap[0], program.jaxpr, {}
+    for depth in range(0, len(path) - 1, 2):
+        around, here = jaxpr.eqns[path[depth]], path[: depth + 1]
         if around.primitive.name == "scan":
             scans[here] = around
             jaxpr = opened(around.params["jaxpr"])[0]
@@ -230,19 +223,17 @@ def _contraction(program: ClosedJaxpr, tap: Tap, gates: Mapping[str, Sequence[Ga
             jaxpr = opened(called_program(around))[0]
         else:
             raise _NoWriterError(f"its units act inside a {around.primitive.name}")
-    eqn, copied = jaxpr.eqns[equation[-1]], ()
+    eqn, copied = jaxpr.eqns[path[-1]], ()
     if eqn.primitive.name == "reduce_sum":
         along = {axis for own in gates.values() for gate in own for axis in gate.along if isinstance(axis, int)}
         copied = tuple(sorted(along - {*eqn.params["axes"]}))
     elif eqn.primitive.name == "conv_general_dilated":
-        if operand != 0 or eqn.params["feature_group_count"] > 1 or eqn.params["batch_group_count"] > 1:
+        if tap[1] != 0 or eqn.params["feature_group_count"] > 1 or eqn.params["batch_group_count"] > 1:
             raise _NoWriterError("its units meet a grouped convolution")
     elif eqn.primitive.name != "dot_general":
         raise _NoWriterError(f"its units are contracted by {eqn.primitive.name}")
-    return Contraction(
-        equation=equation, operand=operand, where=next(iter(gates.values()))[0].where, eqn=eqn, copied=copied,
-        scans=scans, loops=tuple(scans), units={},
-    )  # fmt: skip
+    where = next(iter(gates.values()))[0].where
+    return Contraction(tap=tap, where=where, eqn=eqn, copied=copied, scans=scans, loops=tuple(scans), units={})
 
 
 def _parameter(traced: Traced, place: Contraction) -> tuple[dict[str, Any], str]:
@@ -256,7 +247,7 @@ def _parameter(traced: Traced, place: Contraction) -> tuple[dict[str, Any], str]
     if not jnp.issubdtype(traced.dtypes[moved.path], jnp.floating):
         return {}, f"its units meet integers, {moved.path},"
     shape, depth = traced.shapes[moved.path], len(moved.loops)
-    batch, contracted, free = ([depth + axis for axis in axes] for axes in place.axes(1 - place.operand))
+    batch, contracted, free = ([depth + axis for axis in axes] for axes in place.axes(1 - place.tap[1]))
     index, shared = _blocks(moved.index(shape), (*range(depth), *batch), contracted, free), ""
     own = np.zeros(math.prod(shape), bool)
     own[index.ravel()] = True
@@ -272,8 +263,8 @@ def _units(
     place: Contraction, structures: Mapping[str, TracedStructure], gates: Mapping[str, Sequence[Gate]]
 ) -> dict[str, Int[np.ndarray, "systems coordinates"]]:
     """Tell which unit of which copy each coordinate of a contraction belongs to."""
-    shape, depth = shape_of(place.eqn.invars[place.operand]), len(place.scans)
-    batch, contracted, free = place.axes(place.operand)
+    shape, depth = shape_of(place.eqn.invars[place.tap[1]]), len(place.scans)
+    batch, contracted, free = place.axes(place.tap[1])
     told = [int(scan.params["length"]) for scan in place.scans.values()]
     told += [1 if axis in free else size for axis, size in enumerate(shape)]
     units = {}
@@ -295,7 +286,6 @@ def _units(
         units[name] = found[:, 0]
         if place.is_convolution:
             spec = place.eqn.params["dimension_numbers"].rhs_spec
-            units[name] = np.repeat(
-                found[:, 0], math.prod(shape_of(place.eqn.invars[1])[axis] for axis in spec[2:]), -1
-            )
+            window = math.prod(shape_of(place.eqn.invars[1])[axis] for axis in spec[2:])
+            units[name] = np.repeat(found[:, 0], window, -1)
     return units

@@ -51,11 +51,11 @@ def drawn(random, shape):
 def test_rows_times_matrices_is_what_the_program_computes(name):
     """The product of each writer, bound to its own operands, has the same numbers."""
     traced, writers, params, inputs = traced_example(name)
-    values, taps = values_of(params), [(w.equation, operand) for w in writers.found for operand in (0, 1)]
+    values, taps = values_of(params), [(w.tap[0], operand) for w in writers.found for operand in (0, 1)]
     _, found = jax.jit(tapped(traced, taps))({}, params, *inputs)
     assert writers.found
     for writer in writers.found:
-        eqn, operands = writer.eqn, [found[writer.equation, operand] for operand in (0, 1)]
+        eqn, operands = writer.eqn, [found[writer.tap[0], operand] for operand in (0, 1)]
         parameters = eqn.primitive.get_bind_params(eqn.params)
         bind = lambda a, b, e=eqn, p=parameters: e.primitive.bind(a, b, **p)  # noqa: E731
         for _ in writer.scans:
@@ -63,7 +63,7 @@ def test_rows_times_matrices_is_what_the_program_computes(name):
 
         @jax.jit
         def products(operands, value, writer=writer, bind=bind):
-            rows, matrices = writer.rows(operands[writer.operand]), writer.matrices(value)
+            rows, matrices = writer.rows(operands[writer.tap[1]]), writer.matrices(value)
             own, other = (jnp.einsum("src,sco->sro", rows, each) for each in (matrices, matrices[:, ::-1]))
             return own, other, bind(*operands)
 
@@ -132,7 +132,7 @@ def test_a_matrix_that_all_turns_share_is_one_system():
         expected.append(jnp.tanh(h @ up))
         h = h + expected[-1] @ params["down"]
     np.testing.assert_allclose(rows[0], jnp.concatenate(expected), rtol=1e-4, atol=1e-6)
-    assert [writer.turn(0)] == [writer.equation]
+    assert [writer.turn(0)] == [writer.tap[0]]
 
 
 def test_turns_come_in_the_order_in_which_they_run():

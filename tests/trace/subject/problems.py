@@ -64,8 +64,7 @@ def problem_of(name: str, count: int = 6) -> Problem:
 @functools.cache
 def subject_of_model(name: str) -> TracedSubject:
     """Trace a model that is not trained, with 16 examples, whatever its own code takes."""
-    norms = name == "linen_mlp"  # its one structure is under a norm
-    return subject_of(problem_of(name, 16), norms=norms, refused=True)
+    return subject_of(problem_of(name, 16), refused=True)
 
 
 @functools.cache
