@@ -9,6 +9,7 @@ cores that the run may use. SAAP_USD_PER_HOUR says what one of yours costs, in t
 """
 
 import fnmatch
+import functools
 import math
 import os
 import statistics
@@ -53,13 +54,18 @@ def forward_seconds(
 ) -> tuple[float, ...]:
     """Take each model's median seconds for one forward pass, warm; the models take turns."""
     inputs = jnp.asarray(tokens)
+    return median_seconds([functools.partial(forward_step, model, inputs) for model in models], repeats)
 
-    def seconds(model: Llama) -> float:
+
+def median_seconds(runs: Sequence[Callable[[], Any]], repeats: int) -> tuple[float, ...]:
+    """Take the median seconds of each of some runs, warm; they take turns."""
+
+    def seconds(run: Callable[[], Any]) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(forward_step(model, inputs))
+        jax.block_until_ready(run())
         return time.perf_counter() - start
 
-    taken = in_turns([lambda model=model: seconds(model) for model in models], repeats)
+    taken = in_turns([functools.partial(seconds, run) for run in runs], repeats)
     return tuple(statistics.median(each) for each in taken)
 
 

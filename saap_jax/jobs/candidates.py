@@ -96,14 +96,13 @@ class Evaluator:
         """Record what a run is of, what on, and what its metrics mean (the one of the calibration domain first); score
         what all chains ask for on the text of each seed, and keep the scores of the first."""
         run, subject, material = self.run, self.subject, self.material
-        record = subject.structures_record()
         run.begin(material.inputs)
         run.update(
             kind=kind,
             **provenance(),
             seeds={"calibration": list(self.runners)},
             model=subject.about(),
-            **({} if record is None else {"structures": record}),
+            **subject.structures_record(),
             metrics=[{"name": n, "domain": d} for n, d in zip(self.texts, ("in", "out"), strict=False)],
             **about,
         )

@@ -8,7 +8,7 @@ from saap_jax.estimation.ablation import changes_from_lines, changes_to_lines, s
 from saap_jax.evaluation.rank_correlation import fidelity
 from saap_jax.jobs.candidates import cache_of, key_of
 from saap_jax.jobs.job import Ending, check, load, run_job
-from saap_jax.jobs.score import check_scores, scores_of, structures
+from saap_jax.jobs.score import check_scores, scores_of
 from saap_jax.report.pages.fidelity import correlations, fidelity_table
 from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory
@@ -36,7 +36,7 @@ def judge(config: FidelityConfig, *, overwrite: bool = False, track: Track = qui
         subject, scenarios = material.subject, material.calibration[config.calibration.seed]
         run.begin(material.inputs)
         about = {name: subject.shape(examples) for name, examples in scenarios.items()}
-        run.update(kind="fidelity", scenarios=about, **structures(subject), **provenance())
+        run.update(kind="fidelity", scenarios=about, **subject.structures_record(), **provenance())
         check_scores(estimators, subject)
         with run.stage("score") as stage:
             runner = Runner(

@@ -66,7 +66,7 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
                 calibrated = rescored(config.from_run, subject, scores)
             about = source.get("scenarios", {})
             run.begin(subject.digests())
-            run.update(**structures(subject))
+            run.update(**subject.structures_record())
             save_scores(run, calibrated)
         else:
             material = load(config, run, layout, track)
@@ -74,7 +74,7 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
             check_scores(scores, subject)
             about = {name: subject.shape(examples) for name, examples in scenarios.items()}
             run.begin(material.inputs)
-            run.update(**structures(subject))
+            run.update(**subject.structures_record())
             with run.stage("score") as stage:
                 kept_scores(run, subject, scenarios, config, scores, track)
                 stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
@@ -90,12 +90,6 @@ def check_scores(scores: dict[str, Score], subject: Subject) -> None:
     """Raise ValueError for an estimator that looks at what a model does not have."""
     for score in scores.values():
         score.check(subject, 0)
-
-
-def structures(subject: Subject) -> dict[str, object]:
-    """Record structures that have names of their own."""
-    record = subject.structures_record()
-    return {} if record is None else {"structures": record}
 
 
 def source_run(path: str, model: str) -> RunRecord:

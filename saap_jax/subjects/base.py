@@ -246,9 +246,9 @@ class Subject(abc.ABC):
     def about(self) -> dict[str, Any]:
         """What a run records of the model: name, parameters, groups (`layers`), units."""
 
-    def structures_record(self) -> list[dict[str, Any]] | None:
-        """The structures as a run records them; None where `attention` and `mlp` explain themselves."""
-        return None
+    def structures_record(self) -> dict[str, Any]:
+        """The `structures` as a run records them; nothing where `attention` and `mlp` explain themselves."""
+        return {}
 
     @abc.abstractmethod
     def couplings(self) -> Couplings:

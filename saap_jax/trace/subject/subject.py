@@ -5,8 +5,6 @@ import functools
 import hashlib
 import math
 import re
-import statistics
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +16,7 @@ import numpy as np
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Estimator
-from saap_jax.evaluation.cost import in_turns, weight_bytes
+from saap_jax.evaluation.cost import median_seconds, weight_bytes
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout, taken_in
@@ -218,15 +216,8 @@ class TracedSubject(TracedProblem, Subject):
 
     def seconds(self, models: Sequence[Any], examples: Examples, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
         inputs = self.problem.inputs(self.rows(examples, slice(rows))[0])
-
-        def measure(run: Callable[..., Any]) -> float:
-            start = time.perf_counter()
-            jax.block_until_ready(run(*inputs))
-            return time.perf_counter() - start
-
-        runs = [functools.partial(jax.jit(each.function), each.params) for each in models]
-        taken = in_turns([functools.partial(measure, run) for run in runs], repeats)
-        return tuple(statistics.median(each) for each in taken)
+        runs = [functools.partial(jax.jit(each.function), each.params, *inputs) for each in models]
+        return median_seconds(runs, repeats)
 
     # --- recorded
 
@@ -249,8 +240,8 @@ class TracedSubject(TracedProblem, Subject):
             "units": {structure.name: structure.units for structure in self.structures},
         }
 
-    def structures_record(self) -> list[dict[str, Any]]:
-        return [saved.described(each) for each in self.structures]
+    def structures_record(self) -> dict[str, Any]:
+        return {"structures": [saved.described(each) for each in self.structures]}
 
     def couplings(self) -> Couplings:
         return coupling_record(self.traced)
