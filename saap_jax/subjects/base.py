@@ -38,7 +38,7 @@ silent: Progress = iter
 
 
 @runtime_checkable
-class Objective(Protocol):
+class GateObjective(Protocol):
     """How far a model with some units masked is from the whole one, on parts of a text."""
 
     parts: int
@@ -196,7 +196,7 @@ class Subject(abc.ABC):
 
     def objective(
         self, examples: Examples, batch_size: int, dense: "Subject", language_loss: float = 0.0
-    ) -> "Objective":
+    ) -> "GateObjective":
         """What the training of gates lowers: the divergence from `dense`, and some of the next-token loss.
 
         Raises:

@@ -85,16 +85,16 @@ class Value(NamedTuple):
     """Of a parameter that was moved at most."""
 
 
-class Site(NamedTuple):
+class Equation(NamedTuple):
     """An equation of a program: its index in its jaxpr, and the equation and number of the program that holds that."""
 
     number: int
     eqn: JaxprEqn
-    parent: "Site | None" = None
+    parent: "Equation | None" = None
     branch: int = 0
 
     @property
-    def above(self) -> "list[Site]":
+    def above(self) -> "list[Equation]":
         """The equations that hold the programs around it, the innermost first."""
         return [] if self.parent is None else [self.parent, *self.parent.above]
 
@@ -144,7 +144,9 @@ class Follower:
         detail = f"an array of shape {shape}"
         return Value(tuple(self.notes.axes.pinned(int(size), "constant", detail) for size in shape), False)
 
-    def run(self, program: Any, inputs: Sequence[Value], parent: Site | None = None, branch: int = 0) -> list[Value]:
+    def run(
+        self, program: Any, inputs: Sequence[Value], parent: Equation | None = None, branch: int = 0
+    ) -> list[Value]:
         """Follow a program, inside an equation or not, to its results."""
         notes, (jaxpr, constants) = self.notes, opened(program)
         around = [parent, *parent.above] if parent else []
@@ -158,7 +160,7 @@ class Follower:
             return self.constant(atom.val) if isinstance(atom, Literal) else known[atom]
 
         for index, eqn in enumerate(jaxpr.eqns):
-            site = notes.axes.site = Site(index, eqn, parent, branch)
+            site = notes.axes.site = Equation(index, eqn, parent, branch)
             values, name = [read(atom) for atom in eqn.invars], eqn.primitive.name
             if name in INNER:
                 results = INNER[name](self, site, values)
@@ -190,7 +192,7 @@ class Follower:
             axes.pins += [each for each in known if each]
         return None
 
-    def _moved(self, site: Site, values: Sequence[Value]) -> Sequence[Moved | None]:
+    def _moved(self, site: Equation, values: Sequence[Value]) -> Sequence[Moved | None]:
         """Follow parameters that are only moved by an equation; otherwise they are used there."""
         eqn, known = site.eqn, [value.moved for value in values]
         name, nothing = eqn.primitive.name, [None] * len(eqn.outvars)
@@ -218,11 +220,11 @@ class Follower:
         ]
 
 
-def _call(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
+def _call(follower: Follower, site: Equation, values: list[Value]) -> list[Value]:
     return follower.run(called_program(site.eqn), values, site)
 
 
-def _scan(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
+def _scan(follower: Follower, site: Equation, values: list[Value]) -> list[Value]:
     parameters, axes, path = site.eqn.params, follower.notes.axes, site.path
     first, last = scan_split(site.eqn)
     active = any(value.active for value in values)
@@ -242,7 +244,7 @@ def _scan(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
     return after + [Value((length, *value.layout), value.active) for value in results[len(carry) :]]
 
 
-def _while(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
+def _while(follower: Follower, site: Equation, values: list[Value]) -> list[Value]:
     parameters, active = site.eqn.params, any(value.active for value in values)
     first = parameters["cond_nconsts"]
     last = first + parameters["body_nconsts"]
@@ -254,7 +256,7 @@ def _while(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
     return follower.same(carry, results)
 
 
-def _cond(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
+def _cond(follower: Follower, site: Equation, values: list[Value]) -> list[Value]:
     values = follower.plain(values, site.path)
     branches = [
         follower.plain(follower.run(program, values[1:], site, branch), site.path)

@@ -96,10 +96,6 @@ class Contraction:
             windows = jax.vmap(windows)
         return self.by_system(windows(active), (), (1,), (0,))
 
-    def partner_rows(self, values: Float[Array, "..."]) -> Float[Array, "systems rows coordinates"]:
-        """Arrange what they are multiplied with in the same way."""
-        return self.by_system(values, *self.axes(1 - self.tap[1]))
-
     def by_system(self, values: Any, batch: Sequence[int], contracted: Sequence[int], free: Sequence[int]) -> Any:
         """Arrange an array of all turns by the axes that each turn has."""
         own = [i for i, scan in enumerate(self.scans) if scan in self.loops]

@@ -202,7 +202,7 @@ def rows_of(subject: TracedProblem, places: list[Contraction]) -> Callable[..., 
             row = jax.tree.map(lambda leaf: leaf[None], row)
             _, found = run(subject.by_copies(gates), params, *subject.problem.inputs(row))
             own = {place.tap: place.rows(wide(found[place.tap])) for place in places}
-            return own | {tap: place.partner_rows(wide(found[tap])) for tap, place in met}
+            return own | {tap: place.by_system(wide(found[tap]), *place.axes(tap[1])) for tap, place in met}
 
         return jax.vmap(of_one)(inputs)
 
