@@ -45,9 +45,9 @@ def main() -> None:
             start = clocks()
             yield group
             middle = clocks()
-            losses.update({unit: loss_without(model, windows, unit) for unit in group.units})
-            oracle[group.units[0].structure] += middle - start
-            whole[group.units[0].structure] += clocks() - middle
+            losses.update({unit: loss_without(model, windows, unit) for unit in group})
+            oracle[group[0].structure] += middle - start
+            whole[group[0].structure] += clocks() - middle
 
     dense = loss_without(model, windows, None)
     ablate(model, [windows], [u for u in units if u.layer == layers[-1]], at_once=arguments.at_once)  # compiles

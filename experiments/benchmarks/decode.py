@@ -45,7 +45,7 @@ def main() -> None:
     start = time.perf_counter()
     ours = compile_programs(decoder_of(dense), workload)
     smaller = compile_programs(decoder_of(pruned), workload)
-    print(f"compiled in {time.perf_counter() - start:.1f} s; {len(pruned.runs)} runs in the cut model")
+    print(f"compiled in {time.perf_counter() - start:.1f} s; {len(pruned.segments)} segments in the cut model")
     runners: dict[str, Callable[[], Times]] = {"dense": lambda: time_once(ours), "cut": lambda: time_once(smaller)}
     if (theirs := torch_runner(dense, ours, arguments.dtype, arguments.threads)) is None:
         print("transformers: left out, torch is not installed (pip install 'saap_jax[parity]')")
