@@ -10,6 +10,7 @@ import pytest
 
 import saap_jax
 from saap_jax.data import Windows
+from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.observe import observe, score
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.export.hf import write_hf
@@ -185,6 +186,20 @@ def test_compensation_leaves_experts_and_sees_where_tokens_go(x64):
     subject = LlamaSubject(model)
     assert list(subject.unrepaired(LeastSquares(), keep)) == ["mlp"]
     assert subject.unrepaired(LeastSquares(), existing_units(model.segments)) == {}
+
+
+@pytest.mark.slow
+def test_ablation_routes_again(x64):
+    model = relative("mixtral", dtype=np.float64)
+    found = LlamaSubject(model).ablate(Windows(*BATCH), [Unit("mlp", 0, number) for number in range(6)], batch_size=4)
+    for unit, change in found.items():
+        keep = existing_units(model.segments)
+        keep["mlp"][0, unit.number] = False
+        losses = [
+            float(next_token_losses(each, jnp.asarray(TOKENS), jnp.asarray(BATCH[1]))[0].sum())
+            for each in (cut(model, keep), model)
+        ]
+        assert change == pytest.approx((losses[0] - losses[1]) / BATCH[1][:, 1:].sum(), abs=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,18 @@ def test_no_program_has_an_entry_for_each_pair_of_tokens(program, family, few):
     assert matrices(*program("plain", family)) > 0, "control"
 
 
+def test_the_backward_pass_keeps_no_scores():
+    """Those of four heads take 16 MiB, those of a block 1."""
+    shapes = [jax.ShapeDtypeStruct((1, 1024, *heads, 4), jnp.float32) for heads in ((2, 2), (2,), (2,))]
+
+    def held(path) -> int:
+        gradient = jax.grad(lambda *each: jnp.sum(path(*each, Seen(1024), 0.5)), (0, 1, 2))
+        return jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert held(functools.partial(in_blocks, size=64)) < 6 * 2**20
+    assert held(plain) > 32 * 2**20, "control"
+
+
 @pytest.mark.slow
 def test_second_derivatives_in_blocks(few):
     model, (tokens, mask) = dense_model(), (jnp.asarray(random_tokens(2, 8)), jnp.ones((2, 8), bool))
