@@ -8,6 +8,7 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.config.use import ExportConfig
+from saap_jax.jobs import export
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.llama.quantized import quantization_of
@@ -119,6 +120,22 @@ def test_offsets_beyond_float16_are_refused(tmp_path):
     model.segments[0].mlp.up.offset[...] = model.segments[0].mlp.up.offset[...] + 1e6
     with pytest.raises(ValueError, match="up_proj.weight: has a scale or offset of 1e\\+06, beyond float16"):
         written(model, tmp_path / "x.gguf")
+
+
+@pytest.mark.slow
+def test_a_wrong_block_is_found(source, tmp_path, monkeypatch):
+    """Negative control of the comparison: one group of one matrix with another offset."""
+
+    def wrong(path):
+        model = load_model(path)
+        if str(path).endswith(".gguf"):
+            model.segments[0].mlp.down[...] = model.segments[0].mlp.down[...].at[0, :32, :8].add(0.05)
+        return model
+
+    monkeypatch.setattr(export, "load_model", wrong)
+    with pytest.raises(ValueError, match="expected the logits of the written model"):
+        export_model(ExportConfig(model=str(source), out=str(tmp_path / "x.gguf"), format="gguf"))
+    assert not (tmp_path / "x.gguf").exists()
 
 
 @pytest.mark.llamacpp

@@ -154,6 +154,16 @@ def test_stop_tokens_end_a_row_and_are_not_part_of_it():
     assert generate(model, PROMPTS, max_new_tokens=20) == whole  # this model names no end token
 
 
+@pytest.mark.slow
+def test_more_tokens_than_one_call_makes():
+    model = dense_model()
+    count = 2 * STEPS + 3
+    rows = generate(model, [[7, 7]], max_new_tokens=count, sampling=ENDLESS)
+    assert len(rows[0]) == count
+    streamed = stream(model, [[7, 7]], max_new_tokens=count, sampling=ENDLESS)
+    assert [token for _, token in streamed] == rows[0]
+
+
 def test_stream_yields_what_generate_returns_row_by_row():
     model = ragged_model()
     pairs = list(stream(model, PROMPTS, max_new_tokens=6, sampling=ENDLESS, batch_size=4))
@@ -247,6 +257,20 @@ def test_products_of_shared_matrices_are_those_of_the_matrix(rows, parts):
     expected = jnp.einsum("btf,fd->btd", x, value.reshape(30, 4))
     np.testing.assert_allclose(product("btf,fd->btd", x, layer), expected, rtol=0, atol=1e-6)
     assert np.abs(product("btf,fd->btd", jnp.roll(x, 1, axis=-1), layer) - expected).max() > 1e-2
+
+
+ALONE = [("no heads at all", 2), ("gqa", 1), ("biases", 5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"), [("ragged", 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in ALONE)]
+)
+def test_rows_decoded_alone_are_those_of_recomputation(name, parts):
+    """One row is the case in which matrices are read in parts."""
+    model = MODELS[name]()
+    fused = fused_layers(model, parts)
+    for prompt in PROMPTS:
+        assert generate(fused, [prompt], max_new_tokens=6, sampling=ENDLESS) == [recomputed(model, prompt, 6)]
 
 
 def test_fused_layers_with_a_column_moved_are_another_function():

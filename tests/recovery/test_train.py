@@ -14,6 +14,7 @@ from saap_jax.recovery.train import (
     Schedule,
     held_out_step,
     join,
+    learning_rate_of,
     microbatches,
     optimizer_of,
     split,
@@ -188,3 +189,21 @@ def test_narrow_parameters_are_trained_in_float32():
     moved, told = jax.eval_shape(step, state, frozen, microbatches(BATCH, 5))
     assert {leaf.dtype for leaf in jax.tree.leaves((state.trained, moved.trained))} == {jnp.dtype("float32")}
     assert told.loss.dtype == jnp.float32
+
+
+def test_the_learning_rate():
+    """It rises in the warm-up, and falls to 0 along half a cosine."""
+    rates = [float(learning_rate_of(SCHEDULE)(step)) for step in range(SCHEDULE.steps + 1)]
+    expected = [0, 0.5, *(0.5 * (1 + np.cos(np.pi * np.arange(39) / 38)))]
+    np.testing.assert_allclose(rates, 1e-2 * np.array(expected), atol=1e-8)
+
+
+def test_held_out_losses_leave_the_teacher_aside():
+    trained, frozen = split(dense_model(), nnx.Param)
+    rows = packed(rows_of(5, 7))
+    found = [
+        held_out_step(trained, frozen, rows, objective=objective)
+        for objective in (Objective(), Objective(distillation=0.5))
+    ]
+    assert float(found[0][0]) == float(found[1][0])
+    assert int(found[0][1]) == int(rows.targets.sum())

@@ -72,6 +72,24 @@ def test_rows_times_matrices_is_what_the_program_computes(name):
         assert writer.index.shape[1] == 1 or np.abs(other - expected).max() > 1e-2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_is_written_back_is_read_again_and_nothing_else_changes(name):
+    _, writers, params, _ = traced_example(name)
+    values, random = values_of(params), np.random.default_rng(1)
+    for writer in writers.found:
+        value = np.asarray(values[writer.path])
+        before = np.asarray(writer.matrices(value))
+        matrix = random.normal(size=before.shape[1:])
+        system = writer.systems - 1
+        after = writer.replaced(value, system, matrix)
+        found = np.asarray(writer.matrices(after))
+        np.testing.assert_array_equal(found[system], matrix.astype(value.dtype))
+        np.testing.assert_array_equal(found[:system], before[:system])
+        assert np.count_nonzero(after != value) == matrix.size
+        assert (after.shape, after.dtype) == (value.shape, value.dtype)
+
+
 @pytest.mark.parametrize("name", SOME_QUICK)
 def test_coordinates_of_removed_units_are_those_that_gates_set_to_zero(name):
     traced, writers, params, inputs = traced_example(name)

@@ -121,6 +121,15 @@ def test_the_probed_hessian_nears_the_exact_diagonal(subject, scores):
     assert np.corrcoef(found, scores["magnitude"]["layers/down[1]"].ravel())[0, 1] < 0.9
 
 
+def test_the_fusion_is_the_librarys(scores):
+    expected = {
+        name: sum(scores[m][name] / scores[m][name].mean() for m in ("taylor_element", "gate_taylor")) / 2
+        for name in scores[SAAP]
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores[SAAP][name], values, rtol=1e-4)
+
+
 def test_the_gate_gradient_is_the_sum_over_the_matrix_that_reads_the_unit(subject):
     """∂ℒ/∂g_u = Σ w ∂w over the rows of the matrix behind the gate (method, section 2)."""
     needs = frozenset({GATE_GRADIENT, WEIGHT_GRADIENT})
