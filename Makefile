@@ -9,7 +9,7 @@ READY := .venv/.ready
 # Modules are compiled once and not anew in each process of a suite, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-ONE_EACH := tunix_llama or equinox_mlp or haiku_mlp or penzai_llama or flaxmodels_gpt2 or keras_transformer or nnx_decoder
+ONE_EACH := tunix_llama or equinox_attention or haiku_transformer or penzai_llama or flaxmodels_gpt2 or keras_transformer
 IN_ZOO := KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo
 
 .PHONY: quickstart test types slow nightly environments newest oldest sharded large tpu-plan eval parity llamacpp browser zoo zoo-smoke tunix maxtext gemma docs wheel container lock clean
@@ -99,7 +99,7 @@ browser: $(READY)  ## the report in headless Chromium, of SAAP_CHROMIUM or on th
 	$(BIN)/pip install -q --no-compile "playwright>=1.49,<2"
 	$(BIN)/pytest -q -m browser
 
-zoo: .venv/zoo/.ready  ## tiny models of Tunix, Equinox, Haiku, Penzai, flaxmodels, Keras and Flax, in an environment of its own
+zoo: .venv/zoo/.ready  ## tiny models of Tunix, Equinox, Haiku, Penzai, flaxmodels and Keras, in an environment of its own
 	$(IN_ZOO) tests/zoo
 
 zoo-smoke: .venv/zoo/.ready  ## one model of each of those libraries
