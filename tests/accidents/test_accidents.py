@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -173,24 +172,3 @@ def test_what_is_cached_is_made_again(place, kind):
 def lines_of(path: Path) -> list[dict[str, object]]:
     """Read rows without what depends on the clock."""
     return [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("file", ["tiny/config.json", "tiny/model.safetensors", "tiny/tokenizer.json", "text.txt"])
-def test_a_file_that_may_not_be_read(files, tmp_path, monkeypatch, capsys, file):
-    shutil.copytree(files, tmp_path / "place")
-    monkeypatch.chdir(tmp_path / "place")
-    Path(file).chmod(0)
-    root = os.geteuid() == 0
-    if root:
-        Path.cwd().chmod(0o777)
-        os.seteuid(65534)
-    try:
-        code = main(evaluated("tiny"))
-    finally:
-        if root:
-            os.seteuid(0)
-    error = capsys.readouterr().err
-    assert (code, error.count("\n")) == (2, 1), error
-    assert Path(file).name in error
-    assert "Permission denied" in error

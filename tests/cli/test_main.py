@@ -2,12 +2,10 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -100,54 +98,6 @@ def test_compare(options, capsys, tmp_path):
     assert "another configuration" in line
     assert "--overwrite" in line
     assert main.main(["compare", *options, *COMPARE, "--methods", "wanda", "--overwrite"]) == 0
-
-
-@pytest.mark.slow
-def test_a_configuration_file_with_fields_overridden(options, capsys, tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "from saap_jax.config import CompareConfig\nCONFIG = CompareConfig(name='mine', methods=('magnitude',))\n"
-    )
-    words = ["compare", str(file), *options, *COMPARE, "--ratios", "0.3"]
-    assert main.main(words) == 0
-    record = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())
-    assert (record["config"]["ratios"], record["config"]["best_ratio"]) == ([0.3], 0.3)
-    assert record["best"]["candidate"] == "magnitude@0.3"
-    assert record["config"]["methods"] == ["magnitude"]
-
-
-@pytest.mark.slow
-def test_score_prune_evaluate_discover(options, capsys, tmp_path, tiny_model_directory):
-    assert main.main(["score", *options, *FEW]) == 0
-    assert "2 gate_fisher" in capsys.readouterr().out
-    out = str(tmp_path / "pruned")
-    words = [word for word in options if word != "--runs" and not word.endswith("runs")]
-    words += ["--ratio", "0.5", "--out", out, "--method"]
-    assert main.main(["prune", *words, "magnitude > least_squares"]) == 2
-    assert "microbatches" in capsys.readouterr().err
-    assert main.main(["prune", *words, "magnitude"]) == 0
-    assert "asked 50.00%" in capsys.readouterr().out
-    tokens = ["--windows", "3", "--length", "16", "--batch-size", "2"]
-    assert main.main(["evaluate", str(tiny_model_directory), out, *tokens]) == 0
-    assert "ppl@16 builtin:reference" in re.sub(r"\s+", " ", capsys.readouterr().out.replace("│", ""))
-    assert main.main(["discover", out]) == 0
-    text = capsys.readouterr().out
-    assert "mlp/down, 1" in text
-    assert "prunable" in text
-
-
-@pytest.mark.slow
-def test_fidelity(options, capsys, tmp_path):
-    words = ["fidelity", *options, *FEW, "--channels-per-layer", "3", "--resamples", "20"]
-    assert main.main(words) == 0
-    text = capsys.readouterr().out
-    assert "gate_fisher" in text
-    run = tmp_path / "runs" / "fidelity"
-    assert len((run / "ablation.jsonl").read_text().split()) == (2 * 2 + 2 * 3) * 4  # four words a line
-    assert "<svg" in (run / "fidelity.svg").read_text()
-    before = (run / "ablation.jsonl").read_bytes()
-    assert main.main(words) == 0
-    assert (run / "ablation.jsonl").read_bytes() == before, "nothing is ablated twice"
 
 
 class TestBadInput:
@@ -249,11 +199,3 @@ class TestBadInput:
         monkeypatch.setattr(compare, "compare", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main.main(["compare", *options]) == 130
         assert "the same command goes on" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_console_script_is_installed():
-    script = Path(sys.executable).parent / "saap"
-    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
-    assert "compare" in done.stdout

@@ -79,14 +79,6 @@ class TestOpen:
         os.rename(path / "run.json", path / ".run.json.partial")
         assert RunDirectory.open(path, CONFIG).candidates() == []
 
-    @pytest.mark.parametrize("content", [b"{", b"[]", b"null", b'{"schema": 99}', b"\xff", b"[" * 10**5, b""])
-    def test_refuses_a_damaged_record_in_one_sentence(self, path, content):
-        RunDirectory.open(path, CONFIG).begin()
-        (path / "run.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"run\.json: expected") as caught:
-            RunDirectory.open(path, CONFIG)
-        assert "\n" not in str(caught.value)
-
 
 class TestOverwrite:
     def test_removes_what_runs_write_and_nothing_else(self, path, tmp_path):
@@ -151,14 +143,6 @@ class TestCandidates:
         assert (path / "metrics.jsonl").read_bytes() == whole + b'{"candidate": "c"}\n'
         run.append({"candidate": "a", "seconds": 3})
         assert [(c["candidate"], c.get("seconds")) for c in run.candidates()] == [("a", 3), ("c", None)]
-
-    @pytest.mark.parametrize("line", [b"\xff\xfe", b"[1]", b"{}", b"null", b"[" * 100_000])
-    def test_any_other_line_that_is_none_is_an_error(self, path, line):
-        run = RunDirectory.open(path, CONFIG).begin()
-        (path / "metrics.jsonl").write_bytes(line + b'\n{"candidate": "c"}\n')
-        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: expected a candidate") as caught:
-            run.candidates()
-        assert "\n" not in str(caught.value)
 
     def test_non_finite_numbers_survive_as_strict_json(self, path):
         run = RunDirectory.open(path, CONFIG).begin()
@@ -227,14 +211,6 @@ class TestWriting:
         for name in ("run", "../keep", "a/b"):
             with pytest.raises(ValueError, match="expected a plain name"):
                 run.save_json(name, {})
-
-    @pytest.mark.parametrize("harm", [lambda good: b"", lambda good: good[:-30], lambda good: good[:100]])
-    def test_damaged_arrays_are_one_sentence(self, path, harm):
-        run = RunDirectory.open(path, CONFIG).begin()
-        run.save_arrays("scores", {"a": np.arange(6.0).reshape(2, 3), "b": np.ones(4)})
-        (path / "scores.npz").write_bytes(harm((path / "scores.npz").read_bytes()))
-        with pytest.raises(ValueError, match=r"scores\.npz: expected arrays; the file was changed or damaged"):
-            RunDirectory.open(path, CONFIG).load_arrays("scores")
 
 
 def scalars_in(directory: Path) -> list[tuple[str, int, float]]:

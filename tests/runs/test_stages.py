@@ -1,7 +1,5 @@
 """What is measured of a stage. No test says how long anything takes, only what counts at all."""
 
-import functools
-
 import jax
 import jax.monitoring
 import jax.numpy as jnp
@@ -50,15 +48,6 @@ class TestCompiling:
             jax.jit(lambda x: x * 7)(x)
         assert (outer.compiles, inner.compiles) == (2, 1)
         assert covered(outer.compiling) > covered(inner.compiling)
-
-    def test_jax_is_told_once_a_process(self, monkeypatch):
-        told = []
-        monkeypatch.setattr(jax.monitoring, "register_event_time_span_listener", told.append)
-        monkeypatch.setattr(monitor, "_listen", functools.cache(monitor._listen.__wrapped__))
-        for _ in range(3):
-            with measuring(Stage("load")):
-                pass
-        assert told == [monitor._note]
 
     def test_other_events_do_not_count_nor_time_twice(self):
         with measuring(stage := Stage("load")):

@@ -1,10 +1,6 @@
 """Signals end the process soon, by their code and with one line, also while an instruction takes minutes."""
 
 import functools
-import os
-import pty
-import re
-import select
 import signal
 import subprocess
 import sys
@@ -142,44 +138,3 @@ def test_a_signal_that_a_library_took_is_taken_back_and_one_that_the_caller_igno
 def test_nothing_heavy_is_imported_before_signals_are_handled():
     code = "import saap_jax.__main__, sys; sys.exit(bool({'jax', 'numpy', 'rich', 'tyro'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def in_terminal(words: list[str], until: bytes, wait: float) -> tuple[int, float, str]:
-    """Run `saap` in a terminal, Ctrl-C some time after it has shown a text; return its code, seconds and output."""
-    ours, its = pty.openpty()
-    code = (
-        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, sys.executable, "-m", "saap_jax", *words],
-        stdin=its, stdout=its, stderr=its, start_new_session=True,
-    )  # fmt: skip
-    os.close(its)
-    shown, pressed, begin = b"", 0.0, None
-    while True:
-        if select.select([ours], [], [], 0.05)[0]:
-            try:
-                shown += os.read(ours, 2**16)
-            except OSError:  # the other side is closed
-                break
-        begin = begin or (time.monotonic() if until in shown else None)
-        if begin and not pressed and time.monotonic() - begin > wait:
-            os.write(ours, b"\x03")
-            pressed = time.monotonic()
-    code = process.wait(timeout=60)
-    os.close(ours)
-    return code, time.monotonic() - pressed, shown.decode(errors="replace")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("wait", [1.0, 6.0])
-def test_ctrl_c_while_a_real_model_is_evaluated(wait):
-    """One step takes ten seconds; whether it is compiled or runs, the terminal is free in two seconds."""
-    words = ["evaluate", "smollm2-135m", "--windows", "64", "--batch-size", "32"]
-    code, seconds, shown = in_terminal(words, b"batches of windows", wait)
-    assert code == 130
-    assert seconds < 2 + SLACK
-    assert re.search(
-        r"\n(\x1b\[\?25h)?saap: interrupted; what was finished is kept, and [^\n]*\n$", shown.replace("\r", "")
-    )
-    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor is shown again"

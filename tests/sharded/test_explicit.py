@@ -18,7 +18,6 @@ from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import automatic
 from saap_jax.trace.adapters import from_nnx
 from saap_jax.trace.problem import traced_factory
-from saap_jax.trace.subject.saved import load_pruned
 from saap_jax.trace.subject.subject import subject_of
 
 pytestmark = pytest.mark.sharded
@@ -118,14 +117,6 @@ def test_what_is_behind_the_door_takes_no_explicit_axes(model, windows, mesh):
         window_losses(spread(model, mesh), pairs(windows, 8))
 
 
-def test_scores_are_fused_where_a_mesh_is_in_force(mesh):
-    scores = {name: {"mlp": np.random.default_rng(seed).random((2, 8))} for seed, name in enumerate("ab")}
-    alone = saap_jax.fuse(scores, "learned").scores["mlp"]
-    with jax.set_mesh(mesh):
-        np.testing.assert_allclose(saap_jax.fuse(scores, "learned").scores["mlp"], alone, rtol=1e-5)
-    assert not np.allclose(saap_jax.fuse(scores, "learned", "layer").scores["mlp"], alone, rtol=1e-3), "control"
-
-
 # --- models of others
 
 RANDOM = np.random.default_rng(0)
@@ -176,14 +167,6 @@ def test_a_traced_model_is_pruned_as_on_one_device(arrays, inside, mesh, pruned)
             name: leaf.sharding.spec for name, leaf in params.items()
         }
         assert {leaf.sharding.mesh for leaf in made.params.values()} == {mesh}
-
-
-def test_a_pruned_model_is_saved_and_loaded_where_a_mesh_is_in_force(mesh, tmp_path, pruned):
-    with jax.set_mesh(mesh):
-        given = problem(plain, *placed(mesh))
-        subject_of(given).cut(pruned.keep).save(tmp_path / "m", pruned.keep)
-        function, params = load_pruned(tmp_path / "m", given)
-    np.testing.assert_allclose(function(params, X), pruned.function(pruned.params, X), rtol=1e-4, atol=1e-4)
 
 
 class Perceptron(nnx.Module):
