@@ -3,7 +3,7 @@
     python experiments/benchmarks/recovery.py [--batch 4] [--length 256] [--rank 8] [--bits 4] [--group-size 32]
         [--repeats 7] [--new 33] [--remat none]
 
-The steps (loss, gradients of the adapters, AdamW) of both methods take turns, as do the decoders of the float and of
+The steps (loss, gradients of the adapters, Adam) of both methods take turns, as do the decoders of the float and of
 the merged model, so that drift of the machine hits all alike. Prints the median, smallest and largest of each, the
 ratio of the same round, and what the compiled steps hold by the compiler's own analysis.
 """
@@ -69,7 +69,7 @@ def training_step(
 ) -> tuple[Callable[[], Any], Any]:
     """Return what makes one step, and the compiled program."""
     graph, learning, frozen = nnx.split(model, method.trainable, ...)
-    optimizer = optax.adamw(1e-4)
+    optimizer = optax.adam(1e-4)
     mask = jnp.ones(tokens.shape, bool)
 
     @jax.jit

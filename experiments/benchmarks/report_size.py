@@ -146,14 +146,13 @@ def measured(losses: dict) -> dict:
     return {"ppl": {metric: float(np.exp(values.mean())) for metric, values in losses.items()}, "losses": losses}
 
 
-def fusion(members: dict[str, float], random: np.random.Generator, steps: int = 400) -> dict:
+def fusion(members: dict[str, float], random: np.random.Generator) -> dict:
     """Return the record of a learned fusion with a scope a layer."""
     scopes = [f"{structure}/{layer}" for structure in UNITS for layer in range(LAYERS)]
     sigmas = {m: {scope: sigma * random.uniform(0.5, 2) for scope in scopes} for m, sigma in members.items()}
     return {
         "sigmas": sigmas,
         "weights": {m: {scope: 1 / (2 * sigma**2) for scope, sigma in each.items()} for m, each in sigmas.items()},
-        "trajectory": {m: random.uniform(0.5, 2, (steps, len(scopes))) for m in members},
         "loss": 0.0,
     }
 

@@ -13,8 +13,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from saap_jax.cli.arguments import Command, Distributed, RunOptions, imported, parse
-from saap_jax.cli.console import console, progress_console, show_blocks, show_lines, visible, write
-from saap_jax.cli.progress import progress
+from saap_jax.cli.console import console, progress, progress_console, show_blocks, show_lines, visible, write
 from saap_jax.runtime import interrupts
 from saap_jax.runtime.processes import GONE, LOST, is_primary, join, leave, peer_has_gone, place
 from saap_jax.version import __version__

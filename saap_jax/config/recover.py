@@ -67,8 +67,6 @@ class TrainingTextConfig(Checked):
     """What leads to a response: the prompt of Alpaca, or the model's own chat template."""
     length: Length = 256
     """Tokens a row."""
-    packing: bool = True
-    """Several pieces in a row, none of which sees another; else one piece a row, and padding."""
     held_out: Share = 0.05
     """Share of the pieces that is not trained on: it says which checkpoint is the best, and when to stop."""
     held_out_rows: Positive = 64
@@ -92,11 +90,9 @@ class TrainingConfig(Checked):
     microbatch: Positive = 4
     """Rows whose gradients are computed at once, a divisor of `batch_size`; changes speed and memory alone."""
     learning_rate: Above = 1e-4
-    """Of AdamW, at its highest."""
+    """Of Adam, at its highest."""
     warmup: Annotated[int | None, at_least(0)] = None
     """Steps in which it rises from 0; then it falls to 0 along half a cosine. None: a tenth of all, at most 100."""
-    weight_decay: Floor = 0.0
-    """Of the matrices of layers."""
     clip: Floor = 1.0
     """The largest norm of the gradient; 0: any."""
     compute: Literal["float32", "bfloat16"] = "float32"

@@ -167,7 +167,7 @@ def read_text(config: RecoverConfig, tokenizer: Tokenizer) -> TrainingText:
     data = config.data
     pieces = read_pieces(data.sources, tokenizer, length=data.length, template=data.template, seed=data.seed)
     kept, held = split_pieces(pieces.pieces, float(data.held_out))
-    packed = functools.partial(pack, length=data.length, together=data.packing)
+    packed = functools.partial(pack, length=data.length)
     if not held:
         return TrainingText(pieces, packed(kept), None)
     rows = packed(held)
@@ -191,7 +191,7 @@ def training_of(
             f"{options.epochs} epochs of batch_size {options.batch_size}, got {warmup}; pass fewer, such as "
             f"--training.warmup {steps // 10}, or give more text"
         )
-    schedule = Schedule(options.learning_rate, warmup, steps, options.weight_decay, options.clip)
+    schedule = Schedule(options.learning_rate, warmup, steps, options.clip)
     prepared = method.prepare(model, jax.random.fold_in(jax.random.key(options.seed), 0))
     if layout is not None:
         prepared = laid_out(prepared, layout.lenient())
@@ -245,7 +245,6 @@ def _about(config: RecoverConfig, text: TrainingText, training: Training, model:
             "predicted": rows.predicted,
             "held_out_rows": 0 if held is None else len(held.tokens),
         },
-        "planned_steps": training.schedule.steps,
     }
 
 

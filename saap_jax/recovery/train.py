@@ -1,8 +1,8 @@
-"""One step of training: gradients of the trainable parameters over microbatches, clipped, and AdamW.
+"""One step of training: gradients of the trainable parameters over microbatches, clipped, and Adam.
 
     ḡ = Σ_m ∂(total of microbatch m) / Σ_m tokens of m        (the mean over tokens, whatever the microbatches)
     ĝ = ḡ · min(1, clip / ‖ḡ‖)
-    θ ← θ - η(step) · (AdamW of ĝ)
+    θ ← θ - η(step) · (Adam of ĝ)
 
 A step whose loss or gradient is not finite changes nothing, so that what is saved afterwards is the state before it.
 """
@@ -36,7 +36,6 @@ class Schedule(NamedTuple):
     """Steps in which the learning rate rises from 0."""
     steps: int = 1000
     """Steps in all; after the warm-up the learning rate falls to 0 along half a cosine."""
-    weight_decay: float = 0.0
     clip: float = 1.0
     """The largest norm of the gradient, all parameters together; 0: any."""
 
@@ -109,14 +108,9 @@ def learning_rate_of(schedule: Schedule) -> Callable[[Any], Any]:
 
 @functools.cache
 def optimizer_of(schedule: Schedule) -> optax.GradientTransformation:
-    """Make AdamW after clipping; norms and biases do not decay."""
+    """Make Adam after clipping."""
     clip = optax.clip_by_global_norm(schedule.clip) if schedule.clip else optax.identity()
-
-    def decays(trained: Parameters) -> Any:
-        return jax.tree.map_with_path(lambda path, x: x.ndim > 2 and "_bias" not in jax.tree_util.keystr(path), trained)
-
-    adam = optax.adamw(learning_rate_of(schedule), weight_decay=schedule.weight_decay, mask=decays)
-    return optax.chain(clip, adam)
+    return optax.chain(clip, optax.adam(learning_rate_of(schedule)))
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "schedule", "places"), donate_argnames="state")

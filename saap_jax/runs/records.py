@@ -128,10 +128,6 @@ class Fused(TypedDict, total=False):
     scores: None
     sigmas: Required[dict[str, Named]]
     weights: Required[dict[str, Named]]
-    shares: dict[str, Named]
-    """Of the mean fused score."""
-    trajectory: dict[str, list[list[float]]] | None
-    """σ by member, `[steps][scopes]`."""
     loss: float
 
 
@@ -213,7 +209,6 @@ class RunRecord(TypedDict, total=False):
     trials: list[Trial]
     data: TrainingText
     training: Training
-    planned_steps: int
     top_k_logits: Named
     """`k`, `rows` and `bytes` of the dense model's likeliest tokens on disk, where they are asked for."""
     first_loss: float | None

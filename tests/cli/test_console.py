@@ -7,14 +7,9 @@ import time
 import pytest
 
 from saap_jax.cli import console as terminal
-from saap_jax.cli import progress as bars
 from saap_jax.cli.console import show_blocks
-from saap_jax.data import Windows, pairs
-from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.llama import load_model, save_model
 from saap_jax.report.blocks import text_table
-from saap_jax.runtime.progress import telling, within
-from tests.helpers import random_tokens
+from saap_jax.runtime.progress import within
 
 HOSTILE = "a\x1b[31m\x07\x9b2Jb\u202ec\x7f\ud800\r"
 
@@ -69,10 +64,10 @@ def test_what_a_model_writes_is_raw_in_a_pipe_only(capsys, monkeypatch, is_termi
 
 
 def test_progress_is_a_line_a_stage_and_one_every_interval(monkeypatch):
-    monkeypatch.setattr(bars, "INTERVAL", 0.05)
+    monkeypatch.setattr(terminal, "INTERVAL", 0.05)
     file = io.StringIO()
-    monkeypatch.setattr(bars, "progress_console", terminal.Terminal(file=file))
-    with bars.progress() as track:
+    monkeypatch.setattr(terminal, "progress_console", terminal.Terminal(file=file))
+    with terminal.progress() as track:
         for _ in track("evaluate\x1b", range(2), 2):
             for _ in within("windows", range(3)):
                 time.sleep(0.06)
@@ -84,22 +79,3 @@ def test_progress_is_a_line_a_stage_and_one_every_interval(monkeypatch):
     assert all(re.fullmatch(r"(windows: \d of 3|evaluate\\x1b: 1 of 2) after .* left", line) for line in told)
     assert re.fullmatch(r"evaluate\\x1b: done in \d\.\d s", done)
     assert note == "a milestone"
-
-
-def test_steps_within_loading_evaluating_and_saving(tiny_model_directory, tmp_path):
-    seen = {}
-
-    def show(what, items):
-        for number, item in enumerate(items, start=1):
-            seen[what] = number, len(items)
-            yield item
-
-    tokens = random_tokens(5, 8)
-    with telling(show):
-        model = load_model(tiny_model_directory)
-        window_losses(model, pairs(Windows(tokens, tokens >= 0), 2))
-        save_model(model, tmp_path / "saved")
-    assert seen == {"parameters": (11, 11), "batches of windows": (3, 3), "tensors": (20, 20)}
-    seen.clear()
-    load_model(tiny_model_directory)
-    assert seen == {}, "nobody is told any more"

@@ -16,13 +16,11 @@ from saap_jax.recovery.train import (
     join,
     learning_rate_of,
     microbatches,
-    optimizer_of,
     split,
     start,
     train_step,
 )
-from tests.export.models import RELATIVES
-from tests.helpers import changed, dense_model, ragged_model, random_model
+from tests.helpers import changed, dense_model, ragged_model
 from tests.recovery.helpers import LORA_LIKE, Adapter, packed, regular_rows, rows_of
 
 SCHEDULE = Schedule(learning_rate=1e-2, warmup=2, steps=40)
@@ -99,11 +97,11 @@ def test_microbatches_change_nothing():
 
 @pytest.mark.slow
 def test_the_first_step_by_hand():
-    """By hand: the mean loss's gradient, clipped; the first step of Adam is its sign; the matrices of layers decay.
+    """By hand: the mean loss's gradient, clipped; the first step of Adam is its sign.
 
     All parameters move.
     """
-    schedule = SCHEDULE._replace(warmup=0, clip=0.1, weight_decay=0.1)
+    schedule = SCHEDULE._replace(warmup=0, clip=0.1)
     state, frozen, told = run(dense_model(), schedule=schedule)
     trained, _ = split(dense_model(), nnx.Param)
     rows = packed(rows_of(5, 7, 4, 9, 12, 11))
@@ -115,22 +113,9 @@ def test_the_first_step_by_hand():
     assert norm > 0.1
     for g, p, moved in zip(gradients, parameters, leaves(state.trained), strict=True):
         g = g * (0.1 / norm)
-        expected = p - 1e-2 * (g / (np.abs(g) + 1e-8) + (0.1 * p if p.ndim > 2 else 0))
+        expected = p - 1e-2 * g / (np.abs(g) + 1e-8)
         np.testing.assert_allclose(moved, expected, rtol=1e-3, atol=2e-5)
         assert (moved != p).any()
-
-
-@pytest.mark.slow
-def test_biases_and_norms_do_not_decay():
-    model = random_model(RELATIVES["qwen2-uniform"])
-    trained, _ = split(model, nnx.Param)
-    optimizer = optimizer_of(SCHEDULE._replace(warmup=0, weight_decay=0.1))
-    with jax.numpy_dtype_promotion("standard"):  # as in a step
-        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, trained), optimizer.init(trained), trained)
-    moved = {jax.tree_util.keystr(path): bool(jnp.any(each)) for path, each in jax.tree.leaves_with_path(updates)}
-    still = {name for name in moved if any(part in name for part in ("bias", "norm", "embedding"))}
-    assert sum("bias" in name for name in still) == 3 * len(model.segments)
-    assert {name for name, moves in moved.items() if not moves} == still
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
 from saap_jax.report.blocks import Code, Words
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.sensitivity import extremes, marks_of
-from saap_jax.runs.commands import compare_command
 from saap_jax.runs.suggestions import aligned_sentence, suggestions_of
 from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import MINUS
@@ -288,13 +287,6 @@ def test_one_seed_says_nothing_of_seeds():
     (found,) = suggestions_of(run, rows)
     assert following(found["command"]).seeds == (0, 1, 2)
     assert suggestions_of({"kind": "score"}, []) == []
-
-
-def test_the_command_of_a_sensitivity_run():
-    config = SensitivityConfig(method="wanda > uniform", ratio=0.3, fractions=(0.5,))
-    found = following(compare_command(record_of(config), "x", {"methods": ["wanda > global"]}))
-    assert (found.ratios, found.cut_ratio, found.methods) == ((0.3,), 0.3, ("wanda > global",))
-    assert found.evaluation == config.evaluation
 
 
 def test_a_frontier_suggests_to_prune_at_its_end():

@@ -10,14 +10,12 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import saap_jax
-from saap_jax.cli.main import main
 from saap_jax.data import Windows, pairs
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import automatic
 from saap_jax.trace.adapters import from_nnx
-from saap_jax.trace.problem import traced_factory
 from saap_jax.trace.subject.subject import subject_of
 
 pytestmark = pytest.mark.sharded
@@ -202,23 +200,3 @@ def test_a_function_that_names_a_mesh_itself_is_refused_in_one_line(mesh):
 
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"Problem.function: cannot be traced: ValueError: .*data"):
         subject_of(problem(named, *placed(mesh)))
-
-
-FILE = """
-import jax
-from jax.sharding import AxisType
-from tests.sharded.test_explicit import placed, plain, problem
-mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
-jax.set_mesh(mesh)
-def mine():
-    return problem(plain, *placed(mesh))
-"""
-
-
-def test_a_factory_may_set_a_mesh(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine.py").write_text(FILE)
-    monkeypatch.chdir(tmp_path)
-    assert {each.verdict for each in traced_factory("mine.py:mine")[1].values()} == {"takes"}
-    assert jax.sharding.get_abstract_mesh().empty
-    assert main(["prune", "mine.py:mine", "--ratio", "0.3", "--out", "small"]) == 0
-    assert "takes the smaller parameters" in capsys.readouterr().out

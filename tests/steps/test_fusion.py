@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.steps.score import fusion
 from saap_jax.steps.score.fusion import fuse
 
 SCOPES = ("global", "structure", "layer")
@@ -41,8 +40,6 @@ class TestClosedForm:
         assert fused.weights["b"]["mlp"] == pytest.approx(1 / 40)
         np.testing.assert_allclose(fused.scores["mlp"], [[0.5, 1.5]], rtol=1e-12)
         assert fused.loss == pytest.approx(1 + (np.log(2) + np.log(20)) / 2)
-        assert fused.trajectory is None
-        assert fused.shares == {"a": {"mlp": 0.5}, "b": {"mlp": 0.5}}, "by construction"
 
     @pytest.mark.parametrize(
         ("scope", "scope_of"),
@@ -103,14 +100,6 @@ class TestLearned:
         values[0, 0] = 1.0
         scores = {name: {"mlp": values} for name in ("a", "b")}
         assert fuse(scores, "learned").sigmas["a"]["mlp"] == pytest.approx(values.mean() ** 0.5, rel=1e-4)
-
-    def test_trajectory_is_learned_and_ends_at_the_sigmas(self):
-        fused = fuse(two(), "learned", "layer")
-        for name, steps in fused.trajectory.items():
-            assert steps.shape == (fusion.STEPS + 1, 6)
-            np.testing.assert_allclose(steps[-1], list(fused.sigmas[name].values()), rtol=1e-6)
-            assert (steps[0] / steps[-1] > 1.01).all()
-            assert (np.diff(np.log(steps), axis=0) < 1e-6).all()
 
 
 class TestSampling:

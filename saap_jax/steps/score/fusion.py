@@ -32,12 +32,8 @@ class Fusion(NamedTuple):
     """σ_m of each estimator and scope."""
     weights: dict[str, dict[str, float]]
     """1 / (2 σ_m²) of each estimator and scope: what its scores are multiplied by."""
-    trajectory: dict[str, Float[np.ndarray, "steps scopes"]] | None
-    """σ_m before the first and after each step of `learned`, scopes in the order of `sigmas`; None without steps."""
     loss: float
     """Σ over scopes and estimators of mean I_m / (2 σ_m²) + log σ_m: what the learned σ minimise."""
-    shares: dict[str, dict[str, float]]
-    """What each estimator contributes to the mean fused score of a scope, mean I_m / (2 σ_m²) over their sum."""
 
 
 class Units(NamedTuple):
@@ -117,10 +113,8 @@ def fuse(
     rows = np.stack([units.pack(s) for s in scores.values()])
     means = units.mean(rows)
     _refuse(scores, rows, means, units)
-    trajectory = None
     if method == "learned":
-        steps = _learned(rows, units)
-        variances, trajectory = steps[-1], {name: np.sqrt(steps[:, m]) for m, name in enumerate(scores)}
+        variances = _learned(rows, units)
     elif method == "sampling":
         variances = np.stack([_sampled(name, per_example or {}, units) for name in scores])
     else:
@@ -135,10 +129,8 @@ def fuse(
             name: dict(zip(units.names, row.tolist(), strict=True)) for name, row in zip(scores, values, strict=True)
         }
 
-    parts = means * weights
-    loss = float((parts + np.log(variances) / 2).sum())
-    shares = named(parts / parts.sum(axis=0))
-    return Fusion(units.unpack(fused), named(np.sqrt(variances)), named(weights), trajectory, loss, shares)
+    loss = float((means * weights + np.log(variances) / 2).sum())
+    return Fusion(units.unpack(fused), named(np.sqrt(variances)), named(weights), loss)
 
 
 def _units(scores: dict[str, Scores], scope: FusionScope) -> Units:
@@ -192,7 +184,7 @@ def _sampled(estimator: str, per_example: dict[str, PerExample], units: Units) -
 
 
 def _learned(rows: np.ndarray, units: Units) -> np.ndarray:
-    """Return σ² before the first and after each gradient step, `[steps, estimators, scopes]`.
+    """Find σ² by gradient steps, `[estimators, scopes]`.
 
     Scores are divided by their maximum in the scope, c, and s = log (σ² / c) starts at 0: never below its minimum
     s* = log (mean / c). There a step of 1 down the gradient, ½ (1 - e^(s* - s)), is at most ½ far, never oversteps and
@@ -205,8 +197,8 @@ def _learned(rows: np.ndarray, units: Units) -> np.ndarray:
 
 
 @jax.jit
-def _descend(means: Float[Array, "estimators scopes"]) -> Float[Array, "steps estimators scopes"]:
-    """Minimise the mean over each scope of I / (2 e^s) + s / 2 over s = log σ², from s = 0; return s at every step."""
+def _descend(means: Float[Array, "estimators scopes"]) -> Float[Array, "estimators scopes"]:
+    """Minimise the mean over each scope of I / (2 e^s) + s / 2 over s = log σ², from s = 0."""
     optimizer = optax.sgd(learning_rate=1.0)
 
     def loss(s: Float[Array, "estimators scopes"]) -> Float[Array, ""]:
@@ -216,8 +208,8 @@ def _descend(means: Float[Array, "estimators scopes"]) -> Float[Array, "steps es
         s, state = carry
         updates, state = optimizer.update(jax.grad(loss)(s), state)
         s = optax.apply_updates(s, updates)
-        return (s, state), s
+        return (s, state), None
 
     start = jnp.zeros_like(means)
-    _, steps = jax.lax.scan(step, (start, optimizer.init(start)), None, length=STEPS)
-    return jnp.concatenate([start[None], steps])
+    (found, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), None, length=STEPS)
+    return found
