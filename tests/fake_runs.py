@@ -13,7 +13,7 @@ from saap_jax.runs.directory import RunDirectory
 VARIANTS = ("random", "magnitude > uniform", "taylor_vector", "taylor_element", "gate_fisher", "wanda > uniform > bias")
 METRICS = ("ppl@128 builtin:reference", "ppl@128 builtin:descriptions")
 LAYERS, UNITS, WINDOWS = 30, {"attention": 3, "mlp": 1536}, 24
-CONFIG = {"ratios": [0.2, 0.5], "limit": math.inf,
+CONFIG = {"ratios": [0.2, 0.5], "limit": math.inf, "calibration": {},
           "evaluation": {"windows": WINDOWS, "length": 128, "batch_size": 2}}  # fmt: skip
 PARAMETERS, PRUNABLE = 134_515_008, 106_168_320
 DENSE = (22.4, 34.7)
@@ -110,10 +110,10 @@ def kept_run(path: Path, lines: list[dict] | None = None, *, of: str = "invented
     return run
 
 
-def fake_run(path: Path, *, seeds=(0,), shift: float = 0.0, model: str = "tiny", older: bool = False) -> Path:
+def fake_run(path: Path, *, seeds=(0,), shift: float = 0.0, model: str = "tiny") -> Path:
     """Write a comparison of few parameters: a dense model, and `wanda` at 20 % whose losses are the dense ones + shift.
 
-    The second seed and those after it add noise. An older run has no losses, variants and seeds.
+    The second seed and those after it add noise.
     """
     dice, lines = np.random.default_rng(0), []
     dense = {metric: dice.normal(4, 1, WINDOWS) for metric in METRICS}
@@ -121,8 +121,7 @@ def fake_run(path: Path, *, seeds=(0,), shift: float = 0.0, model: str = "tiny",
         own = {metric: values + shift + 0.01 * number * dice.normal(size=WINDOWS) for metric, values in dense.items()}
         line = candidate("wanda", 0.2, (1.0, 1.0), seed, parameters=80 + number, chain="wanda > uniform") | _both(own)
         name = "wanda@0.2" if len(seeds) == 1 else f"wanda, seed {seed}@0.2"
-        gone = ("losses", "variant", "chain", "seed") if older else ()
-        lines.append({key: value for key, value in (line | {"candidate": name}).items() if key not in gone})
+        lines.append(line | {"candidate": name})
     best = {"candidate": lines[0]["candidate"]}
     return kept_run(path, lines, of=model, dense={"parameters": 100, "seconds": 1.0, **_both(dense)}, best=best).path
 

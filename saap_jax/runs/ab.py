@@ -8,16 +8,14 @@
 | anything else       | what `load_model` takes: `smollm2-135m`, a GGUF file, a directory   |
 """
 
-import dataclasses
 import difflib
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.config.jobs import CompareConfig
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
@@ -128,8 +126,7 @@ def recorded_losses(reference: Reference) -> Losses:
                 )
             if not all(rows) or len({len(row) for row in rows}) > 1:
                 raise ValueError(
-                    f"{reference.text}: the run holds no loss of each window of {metric}, as runs of an older version; "
-                    "run it again with --overwrite"
+                    f"{reference.text}: the run holds no loss of each window of {metric}; run it again with --overwrite"
                 )
             losses[metric] = np.asarray(rows, np.float64)
     if not losses:
@@ -161,8 +158,6 @@ def loadable(reference: Reference, why: str) -> str:
         return str(best)
     said = "name a model that was cut, as saap prune writes it"
     if {"chain", "ratio_asked"} <= row.keys():  # not of a place alone
-        usual = dataclasses.asdict(CompareConfig())  # an older run lacks some of it
-        whole: Any = {**record, "config": usual | dict(record.get("config", {}))}
-        command = prune_command(whole, {"seed": 0, **row})
+        command = prune_command(record, row)
         said = f"cut it ({command} --out DIRECTORY) and name that directory"
     raise ValueError(f"{reference.text}: {why}, but a candidate of a run is masks over the unpruned model; {said}")

@@ -84,11 +84,8 @@ class ComparisonRow(NamedTuple):
 
 
 def metrics(run: RunRecord) -> list[Metric]:
-    """Return the metrics of a run, each with `name` and `domain` ("in" or "out"), in the order of the record."""
-    if "metrics" in run:
-        return run["metrics"]
-    names = list(run.get("dense", {}).get("ppl", {}))
-    return [{"name": name, "domain": "in" if index == 0 else "out"} for index, name in enumerate(names)]
+    """The metrics of a run, each with `name` and `domain` ("in" or "out"); none of a run that has just begun."""
+    return run.get("metrics", [])
 
 
 def first_metric(run: RunRecord, domain: str) -> str | None:
@@ -107,8 +104,8 @@ def merged(candidates: Sequence[Row]) -> list[Variant]:
     `ppl` is exp of the mean loss over the seeds; ratios, parameters and units kept are means.
     """
     groups: dict[tuple[str, float], list[Row]] = {}
-    for label, candidate in zip(labels(candidates), candidates, strict=True):
-        groups.setdefault((label, number(candidate.get("ratio_asked"))), []).append(candidate)
+    for candidate in candidates:
+        groups.setdefault((candidate.get("variant", DENSE), candidate["ratio_asked"]), []).append(candidate)
     found = []
     for (label, asked), members in groups.items():
         first, several = members[0], len(members) > 1
@@ -144,15 +141,6 @@ def kept_by_layer(row: Row) -> dict[str, list[int | float]]:
     return {name: units for name, units in row.get("kept", {}).items() if isinstance(units, list)}
 
 
-def labels(candidates: Sequence[Row]) -> list[str]:
-    """Return the variant of each candidate; of older records the name without its ratio.
-
-    >>> labels([{"candidate": "wanda,seed=1@0.2", "variant": "wanda"}, {"candidate": "fisher@0.2"}])
-    ['wanda', 'fisher']
-    """
-    return [each.get("variant") or each["candidate"].rpartition("@")[0] or each["candidate"] for each in candidates]
-
-
 def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[ComparisonRow]:
     """Return the dense model and then the variants by asked ratio and perplexity (out of domain, else in domain).
 
@@ -167,7 +155,7 @@ def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[Compariso
 
     groups: dict[float, list[Variant]] = {}
     for record in merged(candidates):
-        groups.setdefault(number(record.get("ratio_asked")), []).append(record)
+        groups.setdefault(record["ratio_asked"], []).append(record)
     rows = []
     if "dense" in run:
         dense: Row = {"ratio_asked": 0.0, "ratio_actual": 0.0, **run["dense"], "candidate": DENSE}

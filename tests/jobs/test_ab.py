@@ -91,8 +91,6 @@ class TestAb:
         assert [row.name for row in found.metrics] == ["ppl@16 builtin:reference"]
         assert found.metrics[0].count == 5
         assert not found.metrics[0].difference.same
-        old = fake_run(tmp_path / "old", older=True)
-        assert "holds no loss of each window" in refused(capsys, ["ab", f"{old}:wanda@0.2", f"{run}:dense"])
         copy = ab.ab(AbConfig(a=f"{tiny_model_directory}/", b=f"{run}:dense", resamples=100))
         assert copy.metrics[0].difference.value == 0, "evaluated again, by the same program"
         line = refused(capsys, ["ab", str(pruned), f"{run}:dense", "--windows", "7"])

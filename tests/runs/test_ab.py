@@ -26,14 +26,6 @@ def test_a_candidate_all_seeds_and_the_unpruned_model(run):
     assert dense.seeds is None
 
 
-def test_a_run_of_one_seed_and_an_older_one(tmp_path):
-    run = fake_run(tmp_path / "old", older=True)
-    old = find(f"{run}:wanda@0.2")
-    assert old.seeds == (0,)
-    with pytest.raises(ValueError, match="holds no loss of each window of ppl@128 .*; run it again with --overwrite"):
-        recorded_losses(old)
-
-
 def test_a_place_alone_has_no_command(tmp_path):
     """As a candidate of `saap sensitivity`, which no `saap prune` makes."""
     path = fake_run(tmp_path / "places")

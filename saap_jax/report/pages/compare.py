@@ -44,7 +44,6 @@ from saap_jax.runs.standing import (
     differences_from_dense,
     first_metric,
     kept_by_layer,
-    labels,
     leading,
     merged,
     metrics,
@@ -132,8 +131,7 @@ def candidate_table(run: RunRecord, candidates: Sequence[records.Row], file: str
     found: list[Any] = sorted(candidates, key=lambda record: (number(record.get("ratio_asked")), record["candidate"]))
     if DENSE in run:
         found.insert(0, {"candidate": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0, **run[DENSE]})
-    rows = [{**record, "variant": label, **record.get("ppl", {})}
-            for record, label in zip(found, labels(found), strict=True)]  # fmt: skip
+    rows = [{"variant": DENSE, **record, **record.get("ppl", {})} for record in found]
     return Table("All candidates", columns, rows, file=file)
 
 
@@ -313,9 +311,9 @@ def kept_figure(run: RunRecord, candidates: Sequence[records.Row], name: str, ti
     """
     units = {each: total for each, total in run.get("model", {}).get("units", {}).items() if total}
     alike: dict[str, tuple[list[str], dict[str, list[int | float]]]] = {}
-    for label, candidate in zip(labels(candidates), candidates, strict=True):
+    for candidate in candidates:
         if kept := {each: counts for each, counts in kept_by_layer(candidate).items() if each in units and counts}:
-            alike.setdefault(json.dumps(kept, sort_keys=True), ([], kept))[0].append(label)
+            alike.setdefault(json.dumps(kept, sort_keys=True), ([], kept))[0].append(candidate["variant"])
     rows = {", ".join(names): kept for names, kept in alike.values()}
     if not rows:
         return None
