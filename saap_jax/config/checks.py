@@ -204,7 +204,7 @@ def read_percent(name: str, text: str) -> float:
 
 
 def read_bound(name: str, text: str, units: Mapping[str, float] = BYTES, example: str = "300MiB") -> Bound:
-    """Return a bound: a percentage of the other model's, or an amount with one of some units (one may be empty).
+    """Read a bound: a percentage of the other model's, or an amount with one of some units (one may be empty).
 
     >>> read_bound("max_size", "80%"), read_bound("max_size", "1.5 kB")
     (Bound(value=80.0, unit='percent'), Bound(value=1500.0, unit='amount'))

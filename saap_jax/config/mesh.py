@@ -51,7 +51,7 @@ class MeshConfig(Checked):
 
 
 def by_axis(sizes: Sequence[int]) -> dict[str, int]:
-    """Return the sizes of a mesh by the names of its axes, three or four.
+    """Name the sizes of a mesh by its axes, three or four.
 
     >>> by_axis((1, 4, 2)), by_axis((1, 2, 1, 4))
     ({'data': 1, 'fsdp': 4, 'tensor': 2}, {'data': 1, 'fsdp': 2, 'tensor': 1, 'expert': 4})

@@ -13,7 +13,7 @@ CONFIGS = (
 
 
 def packaged(suffix: str = ".py") -> dict[str, Path]:
-    """Return the packaged files of a suffix by name: their path below `configs/`, without the suffix.
+    """List the packaged files of a suffix by name: their path below `configs/`, without the suffix.
 
     >>> "quickstart" in packaged(), "gates/default" in packaged(".toml")
     (True, True)

@@ -21,7 +21,7 @@ from saap_jax.types import STRUCTURES
 Place = tuple[str, int]
 """Structure and layer."""
 
-Plan = dict[Place, float]
+Shares = dict[Place, float]
 """Share of the units that goes at each place."""
 
 
@@ -154,11 +154,11 @@ def structures_in(candidates: Sequence[Row]) -> list[str]:
     return sorted(found, key=lambda name: STRUCTURES.index(name) if name in STRUCTURES else len(STRUCTURES))
 
 
-def plan_of(costs: Mapping[Place, Cost], kept: Mapping[str, Sequence[int | float]]) -> Plan:
+def plan_of(costs: Mapping[Place, Cost], kept: Mapping[str, Sequence[int | float]]) -> Shares:
     """Tell the share that goes at each place, from the units kept of each layer, `{structure: [layers]}`."""
     return {place: 1 - int(kept[place[0]][place[1]]) / cost.units for place, cost in costs.items()}
 
 
-def predicted(costs: Mapping[Place, Cost], plan: Plan) -> float:
+def predicted(costs: Mapping[Place, Cost], plan: Shares) -> float:
     """Predict the change of the mean loss under a plan, nats a token: the sum over its places."""
     return sum(costs[place].at(fraction) for place, fraction in plan.items())

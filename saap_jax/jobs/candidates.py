@@ -14,7 +14,7 @@ from saap_jax.config.jobs import SensitivityConfig, SweepConfig
 from saap_jax.evaluation.perplexity import keep_digest
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Material
-from saap_jax.runs.cache import Cache
+from saap_jax.runs.cache import FileCache
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import save_scores
 from saap_jax.runs.stages import Stage
@@ -50,9 +50,9 @@ def candidate_of(chain: Chain, ratio: float, seed: int, *, told: bool) -> Candid
     return Candidate(f"{chain.name}{f',seed={seed}' if told else ''}@{ratio:g}", chain, seed, ratio)
 
 
-def cache_of(run: RunDirectory) -> Cache:
+def cache_of(run: RunDirectory) -> FileCache:
     """Open the cache that the runs of a directory share."""
-    return Cache(run.path.parent / ".cache")
+    return FileCache(run.path.parent / ".cache")
 
 
 def key_of(subject: Subject, scenarios: Mapping[str, Examples]) -> str:

@@ -20,7 +20,7 @@ from saap_jax.llama.attention import attending
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recovery import check_group_size
 from saap_jax.report.blocks import Code, text_table
-from saap_jax.runs.cache import Cache
+from saap_jax.runs.cache import FileCache
 from saap_jax.runs.commands import ATTENTION, commands_after
 from saap_jax.runs.origin import figures_of
 from saap_jax.runs.records import WrittenText
@@ -98,7 +98,7 @@ def _prune(
     runs = Path(config.from_run).parent if config.from_run else Path(config.runs)
     runner = Runner(
         subject, scenarios, [chain], Passes(calibration.batch_size, config.remat, track),
-        store=Store(Cache(runs / ".cache"), key_of(subject, scenarios)), open_end=bool(config.targets.asked),
+        store=Store(FileCache(runs / ".cache"), key_of(subject, scenarios)), open_end=bool(config.targets.asked),
     )  # fmt: skip
     ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
     runner.check(chain, [] if config.targets.asked else [ratio])

@@ -14,7 +14,7 @@ import numpy as np
 
 from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.evaluation.resample import FEWEST
-from saap_jax.evaluation.sensitivity import Plan, changes_of, costs_of, nearest_share, plan_of, predicted
+from saap_jax.evaluation.sensitivity import Shares, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.candidates import Evaluator, Row, candidate_of
 from saap_jax.jobs.job import Ending, check, load, run_job
 from saap_jax.report.pages.common import suggestion_blocks
@@ -125,7 +125,7 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
     candidates = run.candidates()
     costs = costs_of(run.record, candidates)
 
-    def plan_by(method: Chain) -> Plan:
+    def plan_by(method: Chain) -> Shares:
         """Tell what a method removes by the scores of the whole model, without rounds on the way."""
         made = choose(subject, scores, ratio, allocation_of(method), limits_of(method))
         return plan_of(costs, {structure: kept.sum(axis=1).tolist() for structure, kept in made.keep.items()})

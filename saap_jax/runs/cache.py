@@ -17,7 +17,7 @@ from saap_jax.runtime.files import arrays_file, write_atomically
 from saap_jax.runtime.processes import broadcast_bytes, is_primary
 
 
-class Cache:
+class FileCache:
     """A directory of arrays and of JSON values by key."""
 
     def __init__(self, path: Path) -> None:

@@ -41,7 +41,7 @@ def command_of(config: Any) -> str:
 
 
 def compare_command(run: RunRecord, name: str, changes: Mapping[str, Any]) -> str:
-    """Return the `saap compare` of a run's setting with some changes; `name`, if any, is added to the run's name.
+    """Write the `saap compare` of a run's setting with some changes; `name`, if any, is added to the run's name.
 
     Args:
         run: `run.json` of `saap compare`, `frontier` or `sensitivity`.

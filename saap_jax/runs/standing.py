@@ -84,7 +84,7 @@ class ComparisonRow(NamedTuple):
 
 
 def metrics(run: RunRecord) -> list[Metric]:
-    """The metrics of a run, each with `name` and `domain` ("in" or "out"); none of a run that has just begun."""
+    """List the metrics of a run, each with `name` and `domain` ("in" or "out"); none of a run that has just begun."""
     return run.get("metrics", [])
 
 
@@ -99,7 +99,7 @@ def primary_domain(run: RunRecord) -> str:
 
 
 def merged(candidates: Sequence[Row]) -> list[Variant]:
-    """Return one record a variant and ratio, over its seeds; what was of one seed stays as it is.
+    """Make one record a variant and ratio, over its seeds; what was of one seed stays as it is.
 
     `ppl` is exp of the mean loss over the seeds; ratios, parameters and units kept are means.
     """
@@ -131,7 +131,7 @@ def merged(candidates: Sequence[Row]) -> list[Variant]:
 
 
 def mean_figure(metric: str, values: Iterable[float]) -> float:
-    """Return the figure of the mean loss over seeds."""
+    """Compute the figure of the mean loss over seeds."""
     scale = scale_of(metric)
     return scale.value(float(np.mean([scale.loss(value) for value in values])))
 
@@ -142,7 +142,7 @@ def kept_by_layer(row: Row) -> dict[str, list[int | float]]:
 
 
 def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[ComparisonRow]:
-    """Return the dense model and then the variants by asked ratio and perplexity (out of domain, else in domain).
+    """List the dense model and then the variants by asked ratio and perplexity (out of domain, else in domain).
 
     Perplexities that are not finite come last within their ratio, and are never the best. The best is the same on every
     text; others may be below it in domain.
@@ -274,5 +274,5 @@ def untested(rows: Sequence[ComparisonRow]) -> str:
 
 
 def number(value: Any) -> float:
-    """Return a recorded number, NaN where there is none."""
+    """Read a recorded number, NaN where there is none."""
     return math.nan if value is None else float(value)

@@ -17,7 +17,7 @@ from saap_jax.evaluation.resample import FEWEST, few
 from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.evaluation.sensitivity import (
     Change,
-    Plan,
+    Shares,
     a_parameter,
     changes_of,
     judged_metric,
@@ -106,7 +106,7 @@ def _prune_there(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
 # --- what single places cost, and what was tried for it --------------------------------------------
 
 
-def trial_options(now: Mapping[str, Any], changes: Sequence[Change], plan: Plan) -> dict[str, list[dict[str, Any]]]:
+def trial_options(now: Mapping[str, Any], changes: Sequence[Change], plan: Shares) -> dict[str, list[dict[str, Any]]]:
     """Suggest alternatives, from the prices of single places: options of `within`, or an allocation, by kind.
 
     `protect`: leave the layers alone from which something goes at several times the average cost, the dearest

@@ -36,7 +36,7 @@ def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
 
 
 def _sizes() -> Mapping[str, int]:
-    """Return the sizes of the axes of the mesh in force."""
+    """Read the sizes of the axes of the mesh in force."""
     return jax.sharding.get_abstract_mesh().shape
 
 
@@ -88,7 +88,7 @@ def expert_shards(axes: tuple[str, ...], units: int) -> int:
 
 
 def sum_of_shards(own: Array, embed: int) -> Array:
-    """Return the sum over the first axis of `[shards, ...]`, split along its axis `embed` as the weights are.
+    """Sum over the first axis of `[shards, ...]`, split along its axis `embed` as the weights are.
 
     Row s is the sum of the examples of part s of `batch_shards`: parts are exchanged, and each device adds up its part
     of those of the others.

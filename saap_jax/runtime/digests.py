@@ -25,7 +25,7 @@ _HOME = Path(__file__).parents[1]
 
 
 def digest_of(tree: Any) -> str:
-    """Return the SHA-256 of all arrays of a tree with their paths, shapes and types; one layer at a time is fetched.
+    """Compute the SHA-256 of all arrays of a tree with their paths, shapes and types; one layer at a time is fetched.
 
     It does not depend on how the arrays are spread over devices. Of several processes, all have to call this.
     """
@@ -40,7 +40,7 @@ def digest_of(tree: Any) -> str:
 
 
 def model_digest(model: Any) -> str:
-    """Return a digest of a model's `spec`, with constants such as those of rotary embeddings, and its weights."""
+    """Digest a model's `spec`, with constants such as those of rotary embeddings, and its weights."""
     return hashlib.sha256(f"{model.spec!r};{digest_of(model)}".encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ from saap_jax.runtime.processes import belongs_here, in_host_memory
 
 
 def fetched(array: Any, index: int | None = None) -> np.ndarray:
-    """Return an array, or one entry of its first axis, on the host, whole, on every process; a numpy array as it is.
+    """Fetch an array, or one entry of its first axis, on the host, whole, on every process; a numpy array as it is.
 
     From accelerators an array is gathered by the devices and copied once; what CPU devices hold is read where it is.
     Of several processes, all have to call this for an array that is spread over them.
@@ -43,7 +43,7 @@ def _assembled(array: jax.Array, index: int | None) -> np.ndarray:
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """Return the arrays (or abstract ones) of a tree by path, such as `segments/0/mlp/down` or `mean/attention`."""
+    """List the arrays (or abstract ones) of a tree by path, such as `segments/0/mlp/down` or `mean/attention`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/").removesuffix("/value"): x for p, x in leaves}
 

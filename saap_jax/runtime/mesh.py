@@ -53,7 +53,7 @@ class Layout(NamedTuple):
     """What to do with an axis that its mesh axes do not divide: `refuse`, or `replicate` (each holds it whole)."""
 
     def lenient(self) -> "Layout":
-        """Return the layout for a cut model, whose widths the mesh seldom divides: those axes are held whole."""
+        """Make the layout for a cut model, whose widths the mesh seldom divides: those axes are held whole."""
         return self._replace(uneven="replicate")
 
     @property
@@ -66,7 +66,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
-    """Return the mesh of a configuration, over all devices of all processes unless some are given.
+    """Build the mesh of a configuration, over all devices of all processes unless some are given.
 
     An axis of the mesh lies along axes of the machine's torus, or along part of one where the sizes ask for that.
 
@@ -190,7 +190,7 @@ def partition_spec(layout: Layout, axes: Sequence[str], shape: Sequence[int], na
 
 
 def shardings(tree: Any, layout: Layout) -> Any:
-    """Return a tree like `tree`, a model or its statistics (concrete or abstract), with a sharding for each parameter.
+    """Make a tree like `tree`, a model or its statistics (concrete or abstract), with a sharding for each parameter.
 
     Raises:
         ValueError: see `partition_spec`; the message names the parameter.
@@ -266,7 +266,7 @@ def places_of(tree: Any) -> Places:
 
 
 def held(tree: Any, places: Places) -> Any:
-    """Return, within a jitted step, what it makes of a tree, kept where the tree lay (see `places_of`).
+    """Keep, within a jitted step, what it makes of a tree where the tree lay (see `places_of`).
 
     So memory does not depend on what a compiler prefers, and the second step finds its input where the first one did.
     """
@@ -326,7 +326,7 @@ def apart() -> contextlib.AbstractContextManager:
 
 
 def automatic(tree: Any) -> Any:
-    """Return a tree whose arrays lie where they did, on meshes with `Auto` axes alone: nothing is copied or sent.
+    """Make a tree whose arrays lie where they did, on meshes with `Auto` axes alone: nothing is copied or sent.
 
     Abstract arrays with explicit axes lose their place. A tree without such axes is returned as it is.
     """

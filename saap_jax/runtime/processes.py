@@ -126,7 +126,7 @@ def leave() -> None:
 
 
 def _jax_of_many() -> Any:
-    """Return jax if this process has joined others, else None, without importing what nobody has imported."""
+    """Get jax if this process has joined others, else None, without importing what nobody has imported."""
     jax = sys.modules.get("jax")
     return jax if jax is not None and jax.distributed.is_initialized() and not _names_proxy() else None
 
@@ -151,7 +151,7 @@ def count() -> int:
 
 
 def number() -> int:
-    """Return the number of this process, from 0."""
+    """Tell the number of this process, from 0."""
     jax = _jax_of_many()
     return 0 if jax is None else jax.process_index()
 

@@ -89,7 +89,7 @@ def exists(name: str | Path) -> bool:
 
 
 def path_of(address: str) -> Any:
-    """Return an address as a path of `epath`.
+    """Read an address as a path of `epath`.
 
     Raises:
         ValueError: an address of another kind, or one that names no file or directory in a bucket.
@@ -139,7 +139,7 @@ def _state(path: Any) -> Remote:
 
 
 def _within(path: Any, name: str) -> Any:
-    """Return a file of a directory; the path itself where it is one file, whose name is empty."""
+    """Place a file of a directory; the path itself where it is one file, whose name is empty."""
     return path / name if name else path
 
 
@@ -237,7 +237,7 @@ def _end_change(path: Any) -> None:
 
 
 def fetched(address: str, patterns: Sequence[str]) -> Path:
-    """Return a copy here of the file or directory at an address, fetched unless it is here in the same state.
+    """Have a copy here of the file or directory at an address, fetched unless it is here in the same state.
 
     Args:
         patterns: names of files to fetch of a directory that has safetensors files; of any other all is fetched.

@@ -10,7 +10,7 @@ _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 
 
 def plural(number: int, noun: str) -> str:
-    """Return a count with its noun.
+    """Write a count with its noun.
 
     >>> plural(1, "variant"), plural(1200, "variant")
     ('1 variant', '1,200 variants')
@@ -19,7 +19,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def some(names: Sequence[str], at_most: int = 3) -> str:
-    """Return the first names, and how many more there are.
+    """Write the first names, and how many more there are.
 
     >>> some(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'
@@ -28,7 +28,7 @@ def some(names: Sequence[str], at_most: int = 3) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """Return a number with its sign, a minus being one of print.
+    """Write a number with its sign, a minus being one of print.
 
     >>> signed(-0.52, 1), signed(3.0, 2)
     ('−0.5', '+3.00')
@@ -37,7 +37,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return text with its control characters, but for line ends and tabs, written out.
+    r"""Write text with its control characters, but for line ends and tabs, written out.
 
     Those are C0 and C1 (escape sequences of terminals begin with one), what reorders letters, and lone surrogates.
 

@@ -64,7 +64,7 @@ class State(NamedTuple):
 
 @runtime_checkable
 class Cache(Protocol):
-    """Keeps arrays by a digest of what they were made from: `runs.cache.Cache`."""
+    """Keeps arrays by a digest of what they were made from: `runs.cache.FileCache`."""
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
         """Return the arrays of a key; None where there are none."""
