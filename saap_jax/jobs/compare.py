@@ -15,7 +15,7 @@ from saap_jax.evaluation.cost import directory_bytes, read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs import origins
 from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of
-from saap_jax.jobs.job import Ending, check, load, run_job
+from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.judged import written_by
 from saap_jax.jobs.racing import Race, looks_of
 from saap_jax.report.couplings import coupling_files
@@ -29,8 +29,6 @@ from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.steps.chain import expand
 from saap_jax.surgery.cut import keep_to_json
-
-ENDING = Ending(lambda run: coupling_files(run.record), further=("keeps.npz", "best"))
 
 
 @taken_in
@@ -83,7 +81,7 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         run.update(cost=run_cost(run.record, prices), couplings=material.subject.couplings())
         run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
-    return run_job(config, ENDING, work, overwrite=overwrite)
+    return run_job(config, work, lambda run: coupling_files(run.record), overwrite=overwrite)
 
 
 def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, track: Track) -> None:

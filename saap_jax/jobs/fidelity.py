@@ -7,7 +7,7 @@ from saap_jax.config.jobs import FidelityConfig
 from saap_jax.estimation.ablation import changes_from_lines, changes_to_lines, sample_units
 from saap_jax.evaluation.rank_correlation import fidelity
 from saap_jax.jobs.candidates import cache_of, key_of
-from saap_jax.jobs.job import Ending, check, load, run_job
+from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.score import check_scores, scores_of
 from saap_jax.report.pages.fidelity import correlations, fidelity_table
 from saap_jax.report.write import finding_files
@@ -20,8 +20,6 @@ from saap_jax.steps.base import Store
 from saap_jax.steps.run import Runner
 
 CHANGES = "ablation.jsonl"
-
-ENDING = Ending(finding_files, further=("scores.npz", CHANGES, "fidelity.json"))
 
 
 def judge(config: FidelityConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
@@ -63,7 +61,7 @@ def judge(config: FidelityConfig, *, overwrite: bool = False, track: Track = qui
         rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
         run.save_json("fidelity", [row._asdict() for row in rows])
 
-    return run_job(config, ENDING, work, overwrite=overwrite)
+    return run_job(config, work, finding_files, overwrite=overwrite)
 
 
 def shown(config: FidelityConfig, run: RunDirectory) -> Iterator[Any]:

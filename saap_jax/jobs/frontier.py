@@ -13,7 +13,7 @@ from saap_jax.config.jobs import FrontierConfig
 from saap_jax.evaluation.crossing import bisect, first_bracket, found_variants
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.candidates import Candidate, Evaluator, Row, candidate_of
-from saap_jax.jobs.job import Ending, check, load, run_job
+from saap_jax.jobs.job import check, load, run_job
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.frontier import frontier_table, summary
 from saap_jax.report.write import finding_files
@@ -26,8 +26,6 @@ from saap_jax.steps.chain import Chain, expand
 
 Key = tuple[str, int]
 """Method and seed: a line."""
-
-ENDING = Ending(finding_files, further=("keeps.npz",))
 
 
 def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
@@ -58,7 +56,7 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
         run.update(frontier=_measure(config, {chain.name: chain for chain in chains}, tops, evaluator))
         run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
-    return run_job(config, ENDING, work, overwrite=overwrite)
+    return run_job(config, work, finding_files, overwrite=overwrite)
 
 
 def _measure(

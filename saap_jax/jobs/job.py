@@ -1,8 +1,7 @@
 """How a job begins, holds its run, and ends: with everything that its command names, before it says "finished".
 
 `check` refuses what cannot work before any time is spent, `run_job` holds the run directory, `load` brings model and
-text into memory. What is missing of a finished run is made again by the same command: from the records where they
-suffice; else the run goes on, as if it had been killed before that was written.
+text into memory.
 """
 
 import dataclasses
@@ -26,16 +25,14 @@ from saap_jax.runs.directory import RunDirectory, now, write_scalars
 from saap_jax.runtime.digests import inputs_of
 from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
-from saap_jax.runtime.processes import alone, broadcast, is_primary
+from saap_jax.runtime.processes import alone, is_primary
 from saap_jax.runtime.progress import Track, step
-from saap_jax.runtime.remote import exists, is_remote, mirrored
+from saap_jax.runtime.remote import is_remote, mirrored
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import open_subject
 
 Config = CompareConfig | FrontierConfig | SensitivityConfig | FidelityConfig | ScoreConfig
 """Of the jobs that calibrate a model of ours and keep a run."""
-
-_TEXTS = (".csv", ".md", ".svg")
 
 
 class Material(NamedTuple):
@@ -91,25 +88,20 @@ def lengths_of(config: Any) -> dict[str, int]:
     return {f"{name}.length": part.length for name, part in parts.items() if part is not None}
 
 
-class Ending(NamedTuple):
-    """What a finished run of a kind has, beside `report.html` and `tensorboard/`."""
-
-    texts: Callable[[RunDirectory], dict[str, str]] = lambda run: {}
-    """Makes tables and figures, by file name, of what the run holds alone."""
-    further: tuple[str, ...] = ()
-    """What takes the model to make, of the files and directories that the run says it wrote."""
-    rows: bool = True
-    """Whether a line of `metrics.jsonl` that is missing can be measured again."""
+Files = Callable[[RunDirectory], dict[str, str]]
+"""Makes tables and figures, by file name, of what a run holds alone."""
 
 
 def run_job(
-    config: Config | RecoverConfig, ending: Ending, work: Callable[[RunDirectory], None], *, overwrite: bool = False
+    config: Config | RecoverConfig,
+    work: Callable[[RunDirectory], None],
+    files: Files = lambda run: {},
+    *,
+    overwrite: bool = False,
 ) -> RunDirectory:
     """Open the run directory of a configuration (its `runs` and `name`), hold it while `work` does what it does not
-    hold yet, and finish it. Programs compute attention as the configuration says.
-
-    A finished run is returned as it is, at once: neither its model nor its text is looked at. Where something of its
-    ending is missing, that is made again, or the run goes on.
+    hold yet, and finish it: with `files`, the report and the scalars. Programs compute attention as the configuration
+    says. A finished run is returned as it is, at once: neither its model nor its text is looked at.
 
     Raises:
         ValueError: see `RunDirectory.open`; or another process holds the run.
@@ -118,17 +110,15 @@ def run_job(
 
     def done(path: Path, send: Callable[[], None] | None = None) -> RunDirectory:
         run = RunDirectory.open(path, dataclasses.asdict(config), **options)
-        if run.finished and not _lost(run, ending):
+        if run.finished:
             return run
         with held(path, f"the run {path}"):
             run = RunDirectory.open(path, dataclasses.asdict(config), **options)  # another may have gone on meanwhile
             if send is not None:
                 run.sent = send
-            if run.finished and (lost := _lost(run, ending)) and not lost <= _texts(run, ending):
-                run.update(status="running")
             if not run.finished:
                 work(run)
-            finish(run, ending)
+                _finish(run, files)
         return run
 
     with attending(config.attention if isinstance(config, RecoverConfig) else config.model.attention):
@@ -140,33 +130,13 @@ def run_job(
         return run
 
 
-def finish(run: RunDirectory, ending: Ending) -> None:
+def _finish(run: RunDirectory, files: Files) -> None:
     """Write what follows from what the run holds, and then say that it is finished."""
     write_scalars(run)
-    for name, text in ending.texts(run).items():
+    for name, text in files(run).items():
         run.save_text(name, text)
-    run.update(rows=len(run.candidates()))
-    if "finished" not in run.record:
-        run.update(finished=now())
+    run.update(finished=now())
     if is_primary():
         with alone():
             write_report(run.path, status="finished")
     run.update(status="finished")
-
-
-def _lost(run: RunDirectory, ending: Ending) -> set[str]:
-    """List the files that a finished run does not have any more, `metrics.jsonl` where a line is missing."""
-    written = run.record.get("files", [])
-    names = _texts(run, ending) | {name for name in ending.further if name in written}
-    lost = {name for name in names if not run.has(name)}
-    if ending.rows and len(run.candidates()) < run.record.get("rows", 0):
-        lost.add("metrics.jsonl")
-    if "out" in run.record and not broadcast(lambda: exists(run.record["out"])):
-        lost.add(run.record["out"])
-    return lost
-
-
-def _texts(run: RunDirectory, ending: Ending) -> set[str]:
-    """Name the files that `finish` writes, tables and figures as far as the run says that it wrote them."""
-    written = {name for name in run.record.get("files", []) if name.endswith(_TEXTS)}
-    return written - set(ending.further) | {"report.html"}

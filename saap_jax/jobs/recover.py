@@ -20,7 +20,7 @@ from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
 from saap_jax.jobs import origins
-from saap_jax.jobs.job import Ending, lengths_of, run_job
+from saap_jax.jobs.job import lengths_of, run_job
 from saap_jax.jobs.judged import NEW_TOKENS, written
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.files.load import load_keep
@@ -59,8 +59,6 @@ class TrainingText(NamedTuple):
 WARMUP = 100
 """The most steps of a warm-up that is not asked for."""
 
-ENDING = Ending(finding_files, rows=False)
-
 
 def recover(config: RecoverConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Fine-tune a model, save it merged, and keep the record of it all in a run directory.
@@ -89,7 +87,7 @@ def recover(config: RecoverConfig, *, overwrite: bool = False, track: Track = qu
         with held(out, f"out: {out}"):
             _recover(config, run, out, layout, track)
 
-    return run_job(config, ENDING, work, overwrite=overwrite)
+    return run_job(config, work, finding_files, overwrite=overwrite)
 
 
 def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout | None, track: Track) -> None:

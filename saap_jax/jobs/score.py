@@ -6,7 +6,7 @@ from typing import Any
 
 from saap_jax.config.jobs import USUAL, ScoreConfig
 from saap_jax.config.method import CalibrationConfig
-from saap_jax.jobs.job import Ending, check, load, run_job
+from saap_jax.jobs.job import check, load, run_job
 from saap_jax.report.pages.score import find_patterns, fusion_table, pattern_table, rank_table
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.records import RunRecord
@@ -19,8 +19,6 @@ from saap_jax.steps.score.calibrate import Calibrated
 from saap_jax.steps.score.score import Score
 from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import open_subject
-
-SCORED = Ending(further=("scores.npz", "stability.npz"))
 
 
 def scores_of(texts: Sequence[str]) -> dict[str, Score]:
@@ -82,7 +80,7 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
         if left_out:
             run.update(left_out=left_out)
 
-    run = run_job(config, SCORED, work, overwrite=overwrite)
+    run = run_job(config, work, overwrite=overwrite)
     return run, read_scores(run)
 
 

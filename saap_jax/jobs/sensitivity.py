@@ -16,7 +16,7 @@ from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import Shares, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.candidates import Evaluator, Row, candidate_of
-from saap_jax.jobs.job import Ending, check, load, run_job
+from saap_jax.jobs.job import check, load, run_job
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.sensitivity import extreme_table
 from saap_jax.report.write import finding_files
@@ -32,8 +32,6 @@ from saap_jax.types import Keep, Scores
 
 ROUNDS = FEWEST
 """Times that `repeats` forward passes are timed: a difference counts where all of their medians are on one side."""
-
-ENDING = Ending(finding_files, further=("keeps.npz",))
 
 
 def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
@@ -71,7 +69,7 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
         evaluator.save_keeps()
         run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
-    return run_job(config, ENDING, work, overwrite=overwrite)
+    return run_job(config, work, finding_files, overwrite=overwrite)
 
 
 def with_limits(method: Chain, within: Within) -> Chain:

@@ -170,8 +170,6 @@ class RunRecord(TypedDict, total=False):
     """Written beside `run.json`."""
     inputs: dict[str, str]
     """Digests of models and texts."""
-    rows: int
-    """Lines of `metrics.jsonl`, by candidate."""
     versions: dict[str, str | None]
     devices: Devices
     git_commit: str | None

@@ -52,7 +52,7 @@ def test_killed_it_goes_on_to_the_same_end(name, tiny_model_directory, tmp_path,
         evaluation=EvaluationConfig(windows=16, length=16, batch_size=8),
     )
     whole = job(dataclasses.replace(config, runs=str(tmp_path / "whole")))
-    killed, keep, kept = dataclasses.replace(config, runs=str(tmp_path / "killed")), candidates.Cache.keep, []
+    killed, keep, kept = dataclasses.replace(config, runs=str(tmp_path / "killed")), candidates.FileCache.keep, []
     for moment in (0, 2, late):
         count = itertools.count()
 
@@ -64,7 +64,7 @@ def test_killed_it_goes_on_to_the_same_end(name, tiny_model_directory, tmp_path,
             keep(self, key, value)
 
         with monkeypatch.context() as patch:
-            patch.setattr(candidates.Cache, "keep", dying)
+            patch.setattr(candidates.FileCache, "keep", dying)
             with pytest.raises(KeyboardInterrupt):
                 job(killed)
     again = job(killed)
