@@ -45,7 +45,6 @@ def candidate(variant: str, ratio: float, ppl: tuple[float, float], seed: int = 
         "ppl": dict(zip(METRICS, ppl, strict=True)),
         "losses": {name: losses(value, f"{variant} {name} {seed}") for name, value in zip(METRICS, ppl, strict=True)},
         "kept": kept,
-        "same_as": None,
         "seconds": 41.25,
     } | more
 

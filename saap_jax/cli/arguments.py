@@ -147,9 +147,10 @@ def _first(name: str, command: Command, kind: type, words: list[str]) -> tuple[l
 
 
 def _is_config(word: str) -> bool:
-    from saap_jax.config.packaged import is_packaged
+    """Say whether a word names a Python file, or a packaged configuration and nothing that lies here."""
+    from saap_jax.config.packaged import packaged
 
-    return word.endswith(".py") or is_packaged(word)
+    return word.endswith(".py") or (word in packaged() and not Path(word).exists())
 
 
 def load_config(path: str, kind: type) -> Any:

@@ -22,11 +22,6 @@ def packaged(suffix: str = ".py") -> dict[str, Path]:
     return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in paths}
 
 
-def is_packaged(word: str) -> bool:
-    """Tell whether a word names a packaged configuration, and nothing that lies here has that name."""
-    return word in packaged() and not Path(word).exists()
-
-
 def find_file(word: str, what: str, suffix: str = ".py") -> Path:
     """Find the file at a path, or else the packaged one of that name; `what` begins the message.
 

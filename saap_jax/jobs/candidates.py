@@ -211,16 +211,13 @@ class Evaluator:
             row = {"parameters": parameters, **measured}
             self.run.update(dense=row)
             return row
-        known = {row["candidate"]: row for row in self.run.candidates()}
-        first = next((each for each, row in known.items() if row.get("model") == self.models[name]), None)
         row = {
             "candidate": name, **about,
             "ratio_actual": self.subject.removed(keep) / self.subject.prunable, "parameters": parameters,
             "kept": {structure: keep[structure].sum(axis=1).tolist() for structure in self.subject.existing},
             "keep": keep_digest(keep), "model": self.models[name], **measured,
-            "same_as": None if first in (None, name) else first,
         }  # fmt: skip
-        if name not in known:
+        if name not in {known["candidate"] for known in self.run.candidates()}:
             self.run.append(row)
         return row
 

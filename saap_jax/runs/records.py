@@ -54,8 +54,6 @@ class Row(Measured, total=False):
     """Units that stay, by structure, of each layer; of a traced model, of each copy."""
     keep: str
     """Digest of the keep-set."""
-    same_as: str | None
-    """The candidate of the same keep-set that was evaluated."""
     # one place alone
     layer: int
     structure: str

@@ -202,7 +202,7 @@ def read_scores(run: RunDirectory) -> Calibrated:
 def read_changes(run: RunDirectory) -> tuple[dict[str, Scores], Scores]:
     """Read the scores that a run keeps, scenarios reduced, and the exact changes, NaN where none was measured.
 
-    Empty where it has not come that far. Changes of units that the scores do not have are left out.
+    Empty where it has not come that far.
     """
     file = run.path / "ablation.jsonl"
     if not (run.has("scores.npz") and file.exists()):
@@ -213,14 +213,7 @@ def read_changes(run: RunDirectory) -> tuple[dict[str, Scores], Scores]:
         for name in next(iter(scenarios.values()))
     }
     like = {name: np.ones(np.shape(values), bool) for name, values in next(iter(scores.values())).items()}
-    changes = {
-        unit: change
-        for unit, change in changes_from_lines(file.read_text(errors="replace")).items()
-        if unit.structure in like
-        and unit.layer < len(like[unit.structure])
-        and unit.number < like[unit.structure].shape[1]
-    }
-    return scores, changes_to_scores(changes, like)
+    return scores, changes_to_scores(changes_from_lines(file.read_text()), like)
 
 
 # --- a run in a Python session ---------------------------------------------------------------------

@@ -94,7 +94,7 @@ class TestCandidates:
         for layer in (0, 1):
             first, second = (rows[f"layer={layer},attention@{fraction}"] for fraction in (0.2, 0.5))
             assert (first["actual"], second["actual"]) == (0.5, 0.5)
-            assert second["same_as"] == first["candidate"]
+            assert second["keep"] == first["keep"]
             assert second["losses"] == first["losses"]
 
     def test_changes(self, run):
