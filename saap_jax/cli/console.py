@@ -5,6 +5,7 @@ a minute. A `Track` is told of every stage and of steps within it; `note` of how
 """
 
 import contextlib
+import datetime
 import os
 import sys
 import time
@@ -134,8 +135,9 @@ class Shown:
                 self._bars.update(task, completed=done)
                 if time.monotonic() - self._told > INTERVAL and done < total:
                     seconds = time.monotonic() - start
-                    left = duration(seconds / done * (total - done))
-                    self._print(f"{doing}: {done} of {total} after {duration(seconds)}, about {left} left")
+                    taken, left = (datetime.timedelta(seconds=round(each))
+                                   for each in (seconds, seconds / done * (total - done)))  # fmt: skip
+                    self._print(f"{doing}: {done} of {total} after {taken}, about {left} left")
             if self._depth == 1:
                 self._print(f"{doing}: done in {time.monotonic() - start:.1f} s")
         finally:
@@ -158,18 +160,6 @@ class Shown:
         if self._plain:
             self._told = time.monotonic()
             self._bars.console.print(visible(text), markup=False, soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """Write a time as people say it.
-
-    >>> duration(42.4), duration(61.0), duration(7322.0)
-    ('42 s', '1 min 1 s', '2 h 2 min')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextlib.contextmanager

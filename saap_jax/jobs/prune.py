@@ -1,5 +1,6 @@
 """One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,6 @@ from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recovery import check_group_size
 from saap_jax.report.blocks import Code, text_table
 from saap_jax.runs.cache import FileCache
-from saap_jax.runs.commands import ATTENTION, commands_after
 from saap_jax.runs.origin import figures_of
 from saap_jax.runs.records import WrittenText
 from saap_jax.runtime.files import held
@@ -145,15 +145,17 @@ def _prune(
     return PruneResult(selection, state.told, reached, judged, texts_written, facts, notes, further)
 
 
-def further_of(config: PruneConfig, spec: LlamaSpec) -> tuple[str, ...]:
-    """List commands for what was pruned, with adapters that its widths suit."""
-    usual = MethodConfig()
-    matrices = ATTENTION if spec.constants.traits.experts else usual.matrices
+def further_of(config: PruneConfig, spec: LlamaSpec) -> list[str]:
+    """List commands that compare, recover and export what was pruned, with adapters that its widths suit."""
+    out, dense, usual = shlex.quote(config.out), shlex.quote(config.model.name), MethodConfig()
+    mixture = spec.constants.traits.experts
+    matrices = ("query", "key", "value", "output") if mixture else usual.matrices
+    recover = f"recover {out} --dense {dense}" + f" --method.matrices {' '.join(matrices)}" * mixture
     try:
         check_group_size(spec, usual.bits, usual.group_size, matrices)
     except ValueError:
-        return commands_after(config, spec, groups=False)
-    return commands_after(config, spec, groups=True)
+        recover += " --method.name lora"
+    return [f"ab {out} {dense}", recover, *([] if mixture else [f"export {out} {out}-hf --format padded"])]
 
 
 def size_rows(

@@ -15,7 +15,6 @@ from saap_jax.config.jobs import (
     SensitivityConfig,
 )
 from saap_jax.config.recover import RecoverConfig
-from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recipes import RECIPES
 from saap_jax.runs.records import Row, RunRecord
 
@@ -63,27 +62,6 @@ def prune_command(run: RunRecord, row: Row) -> str:
     method = row["variant"] if row["variant"] in RECIPES else row["chain"]
     config |= {"method": method, "ratio": row["ratio_asked"]}
     return " ".join(["saap prune", *options(config, PruneConfig())])
-
-
-ATTENTION = ("query", "key", "value", "output")
-"""Matrices that adapters of a mixture can have."""
-
-
-def commands_after(config: PruneConfig, spec: LlamaSpec, *, groups: bool) -> tuple[str, ...]:
-    """List commands that compare, recover and export a pruned model; of a mixture those that it can have.
-
-    `groups` says whether its widths suit the usual group-wise adapters.
-    """
-    out, dense = shlex.quote(config.out), shlex.quote(config.model.name)
-    compare, recover = f"ab {out} {dense}", f"recover {out} --dense {dense}" + " --method.name lora" * (not groups)
-    if not spec.constants.traits.experts:
-        return compare, recover, f"export {out} {out}-hf --format padded"
-    recover += f" --method.matrices {' '.join(ATTENTION)}"
-    if len({widths for widths in spec.layers if widths.kv_heads or widths.mlp}) == 1:
-        return compare, recover, f"export {out} {out}-hf --format hf"
-    if len({widths.mlp for widths in spec.layers}) == 1 and spec.constants.route_scale == "sum_to_one":
-        return compare, recover, f"export {out} {out}.gguf --format gguf"
-    return compare, recover
 
 
 def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[str]:

@@ -75,7 +75,7 @@ def test_progress_is_a_line_a_stage_and_one_every_interval(monkeypatch):
         track.note("a milestone", milestone=True)
     first, *told, done, note = file.getvalue().splitlines()
     assert first == "evaluate\\x1b: 2 steps"
-    assert re.fullmatch(r"windows: 1 of 3 after 0 s, about 0 s left", told[0])
+    assert re.fullmatch(r"windows: 1 of 3 after 0:00:00, about 0:00:00 left", told[0])
     assert all(re.fullmatch(r"(windows: \d of 3|evaluate\\x1b: 1 of 2) after .* left", line) for line in told)
     assert re.fullmatch(r"evaluate\\x1b: done in \d\.\d s", done)
     assert note == "a milestone"
