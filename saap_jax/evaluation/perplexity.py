@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.estimation.base import Batch
 from saap_jax.llama.loss import next_token_losses, predicted_tokens, summed_losses
 from saap_jax.llama.model import Llama
 from saap_jax.llama.passes import run_layers
@@ -26,8 +27,6 @@ from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import shard
 from saap_jax.runtime.progress import within
 from saap_jax.types import STRUCTURES, Gates, Keep, WindowLosses
-
-Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
 
 tell_windows = functools.partial(within, "batches of windows")
 """Yields batches, and tells of each as a step within whatever they are read for."""

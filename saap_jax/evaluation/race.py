@@ -98,7 +98,7 @@ def race(
             break
         seen[left] = count
         found = pairwise(np.stack([losses[each][:, :count].mean(axis=0) for each in left]))
-        evidence = np.where(found.gap > ROUNDING, log_evidence_above(found.t, count), -np.inf).max(axis=1)
+        evidence = np.where(found.gap > ROUNDING, log_evidence(found.t, count, above=True), -np.inf).max(axis=1)
         p_values[left] = np.minimum(p_values[left], np.exp(np.minimum(math.log(others) - evidence, 0)))
         stay = p_values[left] > level
         left = [each for each, stays in zip(left, stay, strict=True) if stays]
@@ -154,8 +154,13 @@ def log_evidence(
 ) -> Float[np.ndarray, "*pairs"]:
     """Compute the logarithm of the e-value of a t statistic of `count` differences, against a mean of 0.
 
+    Args:
+        above: that of e⁺, against a mean of 0 or below.
+
     >>> log_evidence(0.0, 100).round(2).item(), log_evidence(5.0, 100).round(2).item()
     (-1.32, 8.44)
+    >>> [log_evidence(t, 100, above=True).round(2).item() for t in (-5.0, 0.0, 5.0)]
+    [-2.91, -1.32, 9.13]
     """
     t = np.clip(np.asarray(t, np.float64), -1e150, 1e150)[..., None]  # an axis for scales; its square is finite
     square, free, spread = np.square(t), count - 1, count * np.asarray(SCALES)
@@ -165,12 +170,3 @@ def log_evidence(
         with np.errstate(divide="ignore"):
             each = each + np.log(2 * stdtr(count, posterior))
     return np.asarray(np.logaddexp.reduce(each, axis=-1) - math.log(len(SCALES)))
-
-
-def log_evidence_above(t: float | Float[np.ndarray, "*pairs"], count: int) -> Float[np.ndarray, "*pairs"]:
-    """Compute the logarithm of the e-value e⁺ of a t statistic of `count` differences, against a mean of 0 or below.
-
-    >>> [log_evidence_above(t, 100).round(2).item() for t in (-5.0, 0.0, 5.0)]
-    [-2.91, -1.32, 9.13]
-    """
-    return log_evidence(t, count, above=True)

@@ -26,7 +26,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.estimation.base import wide
+from saap_jax.estimation.base import Batch, wide
 from saap_jax.estimation.reconstruction import gram_sums, token_weights
 from saap_jax.llama.attention import apart_of, sight_of
 from saap_jax.llama.model import Llama, attend, feed, param, post_normed, rms_norm
@@ -36,9 +36,6 @@ from saap_jax.runtime.mesh import taken_in
 from saap_jax.surgery.corrections import HELD_OUT, Correction, Normal, Repair, Walk, corrected, together
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import STRUCTURES, Keep
-
-Batch = tuple[Int[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]
-"""Tokens and which of them are real."""
 
 
 class Stream(NamedTuple):

@@ -14,13 +14,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.estimation.base import Batch
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama, param
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of, settled, shard
-from saap_jax.surgery.compensation import Batch
 from saap_jax.surgery.corrections import HELD_OUT, check_microbatches
 from saap_jax.types import STRUCTURES, Gates, Keep, Remat, Scores
 

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.estimation.base import Batch
 from saap_jax.estimation.reconstruction import greedy_costs, leverages, swapped
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units
-from saap_jax.surgery.compensation import Batch, SubBlock, corrected_in_turn
+from saap_jax.surgery.compensation import SubBlock, corrected_in_turn
 from saap_jax.surgery.corrections import Normal, Walk, check_microbatches
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import Keep

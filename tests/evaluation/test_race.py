@@ -1,5 +1,6 @@
 """Races: the e-value against its integral, who leaves when, and by simulation that the best are not lost."""
 
+import functools
 import math
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from scipy import integrate, stats
 
 from saap_jax.evaluation import race as module
-from saap_jax.evaluation.race import boundary, log_evidence, log_evidence_above, pairwise, race
+from saap_jax.evaluation.race import boundary, log_evidence, pairwise, race
 
 LOOKS = tuple(range(8, 129, 8))
+log_evidence_above = functools.partial(log_evidence, above=True)
 
 
 @pytest.mark.slow

@@ -61,6 +61,34 @@ def kept(model, method: str | Chain, ratio: float):
     return runner.choose(chain, ratio).keep
 
 
+def lowest(items, target: float, gone: frozenset = frozenset()) -> set:
+    """Return what is gone when (value, structure, layer, unit) of the lowest values have joined it, until `target`
+    parameters are gone; what is too much goes back, the last first."""
+    cost = {"attention": HEAD, "mlp": CHANNEL}
+    removed, new = sum(cost[name] for name, *_ in gone), []
+    for _, name, *at in sorted(items):
+        if removed >= target:
+            break
+        new.append((name, *at))
+        removed += cost[name]
+    for each in reversed([*new]):
+        if removed - cost[each[0]] >= target:
+            new.remove(each)
+            removed -= cost[each[0]]
+    return gone | set(new)
+
+
+def gone_of(keep) -> set:
+    """Return what is gone: (structure, layer, unit)."""
+    return {(name, *map(int, at)) for name, units in keep.items() for at in np.argwhere(~units)}
+
+
+def assert_gone(keep, layers: set) -> None:
+    """Assert that just some layers are gone, as a whole."""
+    for layer in range(LAYERS):
+        assert {bool(units[layer].any()) for units in keep.values()} == {layer not in layers}
+
+
 def repair_of(name: str) -> OutputRepair | None:
     """Return how a recipe repairs layers."""
     return next((step for step in parse(name).steps if isinstance(step, OutputRepair)), None)
@@ -147,21 +175,8 @@ def flap_metric(model, activations, squared: bool) -> dict[str, np.ndarray]:
 def test_flap(model, activations):
     """One ranking of both, by the metric alone: nothing that stays is lower than what goes, but for the last steps."""
     keep, metric = kept(model, "flap", 0.3), flap_metric(model, activations, squared=True)
-    cost = {"attention": HEAD, "mlp": CHANNEL}
-    items = sorted((metric[n][at], n, at) for n in metric for at in np.ndindex(metric[n].shape))
-    target, removed, expected = 0.3 * LAYERS * LAYER, 0, []
-    for item in items:
-        if removed >= target:
-            break
-        expected.append(item)
-        removed += cost[item[1]]
-    for item in reversed(expected):  # what is too much goes back, the last first
-        if removed - cost[item[1]] >= target:
-            expected.remove(item)
-            removed -= cost[item[1]]
-    for name, units in keep.items():
-        gone = {at for _, structure, at in expected if structure == name}
-        assert {tuple(map(int, at)) for at in np.argwhere(~units)} == gone
+    items = [(metric[n][at], n, *at) for n in metric for at in np.ndindex(metric[n].shape)]
+    assert gone_of(keep) == lowest(items, 0.3 * LAYERS * LAYER)
     plain = flap_metric(model, activations, squared=False)
     assert np.argsort(plain["attention"].ravel()).tolist() != np.argsort(metric["attention"].ravel()).tolist()
 
@@ -202,9 +217,7 @@ def test_rules_of_activations(model, activations, name, ratio):
 def test_shortgpt(model):
     """Layers that turn the stream least go as a whole."""
     keep = kept(model, "shortgpt", 0.3)
-    gone = set(np.argsort(block_influence(model))[:3].tolist())
-    for layer in range(LAYERS):
-        assert {bool(units[layer].any()) for units in keep.values()} == {layer not in gone}
+    assert_gone(keep, set(np.argsort(block_influence(model))[:3].tolist()))
 
 
 def block_influence(model) -> np.ndarray:
@@ -237,9 +250,7 @@ def test_shortened_llama_by_perplexity(model):
     for layer in range(LAYERS):
         without = {name: units & (np.arange(LAYERS) != layer)[:, None] for name, units in subject.existing.items()}
         losses.append(window_losses(model, [(TOKENS, MASK)], masks(without)).mean)
-    gone = set(np.argsort(losses)[:3].tolist())
-    for layer in range(LAYERS):
-        assert {bool(units[layer].any()) for units in keep.values()} == {layer not in gone}
+    assert_gone(keep, set(np.argsort(losses)[:3].tolist()))
 
 
 def test_shortened_llama_by_taylor(model, gradients):
@@ -252,8 +263,7 @@ def test_shortened_llama_by_taylor(model, gradients):
         slopes = {name: np.mean([each[layer][name] for each in gradients], axis=0) for name in names}
         total.append(sum(np.abs(weights[layer][name] * slopes[name]).sum() for name in names))
     gone = set((1 + np.argsort(total[1:9])[:2]).tolist())
-    for layer in range(LAYERS):
-        assert {bool(units[layer].any()) for units in keep.values()} == {layer not in gone}
+    assert_gone(keep, gone)
     assert gone != set(np.argsort(total)[:2].tolist()), "control: what is protected would go first"
 
 
@@ -385,8 +395,7 @@ def lowest_by_mean(model, gone: set, target: float) -> set:
     keep = {name: np.ones((LAYERS, count), bool) for name, count in (("attention", KV_HEADS), ("mlp", CHANNELS))}
     for name, layer, unit in gone:
         keep[name][layer, unit] = False
-    cost = {"attention": HEAD, "mlp": CHANNEL}
-    gates = masks(keep)
+    cost, gates = {"attention": HEAD, "mlp": CHANNEL}, masks(keep)
     gradient = layers_of(jax.grad(lambda m: losses_of(m, TOKENS, MASK, gates).sum())(model))
     weights, items = layers_of(model), []
     for layer in range(3, LAYERS - 1):
@@ -401,17 +410,7 @@ def lowest_by_mean(model, gone: set, target: float) -> set:
                 total += np.moveaxis(salience, axis, 0).reshape(count, -1).sum(1)
             items += [(value / cost[structure], structure, layer, unit) for unit, value in enumerate(total)
                       if keep[structure][layer, unit]]  # fmt: skip
-    removed, new = sum(cost[name] for name, *_ in gone), []
-    for _, name, *at in sorted(items):
-        if removed >= target:
-            break
-        new.append((name, *at))
-        removed += cost[name]
-    for each in reversed(list(new)):
-        if removed - cost[each[0]] >= target:
-            new.remove(each)
-            removed -= cost[each[0]]
-    return gone | set(new)
+    return lowest(items, target, frozenset(gone))
 
 
 @pytest.mark.slow
@@ -421,8 +420,7 @@ def test_gisp(model):
     keep, gone = kept(model, "gisp", ratio), set()
     for step in [*np.arange(1, 8) * 0.7 / 112, ratio]:
         gone = lowest_by_mean(model, gone, step * prunable)
-    assert {(name, *map(int, at)) for name, units in keep.items() for at in np.argwhere(~units)} == gone
-    assert gone != lowest_by_mean(model, set(), ratio * prunable)
+    assert gone_of(keep) == gone != lowest_by_mean(model, set(), ratio * prunable)
 
 
 # --- SAAP ------------------------------------------------------------------------------------------
@@ -456,25 +454,13 @@ def test_saap_as_its_paper_reads(model, gradients):
         relative = slopes.std(0) / slopes.mean(0)
         asi = (relative - relative.mean(1, keepdims=True)) / relative.std(1, keepdims=True)
         priority[structure] = fused * np.exp(weight * asi)
-    items = sorted(
+    items = [
         (values[layer, unit], structure, layer, int(unit))
         for structure, values in priority.items()
         for layer in range(1, 9)
         for unit in np.argsort(values[layer])[:-1]  # each layer keeps one
-    )
-    cost, removed, gone = {"attention": HEAD, "mlp": CHANNEL}, 0, []
-    for item in items:
-        if removed >= 0.25 * LAYERS * LAYER:
-            break
-        gone.append(item)
-        removed += cost[item[1]]
-    for item in reversed(list(gone)):
-        if removed - cost[item[1]] >= 0.25 * LAYERS * LAYER:
-            gone.remove(item)
-            removed -= cost[item[1]]
-    for structure, units in keep.items():
-        found = {tuple(map(int, at)) for at in np.argwhere(~units)}
-        assert found == {(layer, unit) for _, name, layer, unit in gone if name == structure}
+    ]
+    assert gone_of(keep) == lowest(items, 0.25 * LAYERS * LAYER)
 
 
 # --- blocks by the loss without them ---------------------------------------------------------------
