@@ -46,7 +46,7 @@ class Divergence:
         """Take a model, and the unpruned one where that is another: where something was repaired."""
         check_microbatches("divergence", len(batches))
         self._model, self._teacher, self._language_loss = model, model if teacher is None else teacher, language_loss
-        texts = [self._text(*batch) for batch in batches]
+        texts = [self._text(batch) for batch in batches]
         self._held = texts[HELD_OUT - 1 :: HELD_OUT]
         self._rest = [text for number, text in enumerate(texts) if number % HELD_OUT != HELD_OUT - 1]
         self.parts = len(self._rest)
@@ -76,8 +76,8 @@ class Divergence:
     def _gates(self, given: Keep | Scores) -> Gates:
         return settled({name: jnp.asarray(each, jnp.float32) for name, each in given.items()}, mesh_of(self._model))
 
-    def _text(self, tokens: Int[np.ndarray, "batch seq"], mask: Bool[np.ndarray, "batch seq"]) -> Microbatch:
-        placed = shard(tokens, self._teacher), shard(mask, self._teacher)
+    def _text(self, batch: Batch) -> Microbatch:
+        placed = [shard(each, self._teacher) for each in batch]
         with on_mesh_of(self._teacher):
             return Microbatch(*placed, hidden_step(self._teacher, placed[0]))
 
