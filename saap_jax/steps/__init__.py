@@ -1,4 +1,4 @@
-"""Methods as chains of steps: `chain` reads them, `run` runs them, `base` says what a step is; a file a step.
+"""Methods as chains of steps: `chain` reads them, `run` runs them, `base` says what a step is.
 
 wanda > uniform > least_squares
 """

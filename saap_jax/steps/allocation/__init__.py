@@ -1,1 +1,1 @@
-"""How a budget is shared, a file an allocation; `search` is the solver of all of them."""
+"""How a budget is shared: `allocation` is what all have in common, `blocks` the solver, `allocations` the ways."""

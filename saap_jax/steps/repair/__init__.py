@@ -1,1 +1,1 @@
-"""How what is left stands in for what went; a file a repair. Their formulas are in `saap_jax.surgery`."""
+"""How what is left stands in for what went. The formulas are in `saap_jax.surgery`."""
