@@ -9,13 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saap_jax.config.jobs import (
-    CompareConfig,
-    FidelityConfig,
-    FrontierConfig,
-    ScoreConfig,
-    SensitivityConfig,
-)
+from saap_jax.config.jobs import FidelityConfig, ScoreConfig, SensitivityConfig, SweepConfig
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.llama.attention import attending
@@ -31,7 +25,7 @@ from saap_jax.runtime.remote import is_remote, mirrored
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import open_subject
 
-Config = CompareConfig | FrontierConfig | SensitivityConfig | FidelityConfig | ScoreConfig
+Config = SweepConfig | SensitivityConfig | FidelityConfig | ScoreConfig
 """Of the jobs that calibrate a model of ours and keep a run."""
 
 

@@ -27,7 +27,7 @@ class Compared(NamedTuple):
     """The task, or the perplexity: `ppl@128 builtin:reference`."""
     about: str
     """Of a task its metric, such as `acc`; of a text "in" or "out" of the calibration domain of a run, else empty."""
-    count: int
+    size: int
     """Windows, or items."""
     values: tuple[float, float]
     """Perplexities, of several seeds exp of the mean loss of all; or accuracies in percent."""
@@ -60,7 +60,7 @@ def comparison_json(comparison: Comparison) -> bytes:
     """
 
     def row(one: Compared, names: Sequence[str], **differences: Sequence[float]) -> dict[str, Any]:
-        values = (one.name, one.about or None, one.count, *one.values)
+        values = (one.name, one.about or None, one.size, *one.values)
         ends = {name: dict(zip(("value", "low", "high"), each, strict=True)) for name, each in differences.items()}
         verdicts = {name: getattr(one.difference, name) for name in ("win_rate", "p_value", "sure", "sentence")}
         return dict(zip(names, values, strict=True)) | ends | verdicts
@@ -101,7 +101,7 @@ def comparison_blocks(comparison: Comparison) -> list[Block]:
     texts = [
         line(one, f"{one.name} ({one.about})" if one.about else one.name, format_ppl) for one in comparison.metrics
     ]
-    tasks = [line(one, f"{one.name} ({one.about}, {one.count:,} items)", "{:.1f}".format) for one in comparison.tasks]
+    tasks = [line(one, f"{one.name} ({one.about}, {one.size:,} items)", "{:.1f}".format) for one in comparison.tasks]
     note = f"95 % interval and two-sided p by the paired bootstrap; {comparison.resamples:,} resamples give no p below"
     about, title = f"{note} {smallest:.2g}", f"A: {comparison.a}\nB: {comparison.b}"
     heads = (("metric", "ppl A", "ppl B", f"A {MINUS} B %"), ("task", "acc A %", "acc B %", f"A {MINUS} B points"))

@@ -83,13 +83,13 @@ class TestAb:
         assert "exactly 0" in capsys.readouterr().out
         found = ab.ab(AbConfig(a=a, b=b, sources=("builtin:reference",), windows=4, length=16, batch_size=2))
         assert found.metrics[0].difference.value != 0
-        assert found.metrics[0].count == 4
+        assert found.metrics[0].size == 4
 
     def test_a_model_beside_a_run_takes_the_runs_text(self, capsys, tmp_path, tiny_model_directory, pruned):
         run = real_run(tmp_path / "run", tiny_model_directory)
         found = ab.ab(AbConfig(a=str(pruned), b=f"{run}:dense", resamples=100))
         assert [row.name for row in found.metrics] == ["ppl@16 builtin:reference"]
-        assert found.metrics[0].count == 5
+        assert found.metrics[0].size == 5
         assert not found.metrics[0].difference.same
         copy = ab.ab(AbConfig(a=f"{tiny_model_directory}/", b=f"{run}:dense", resamples=100))
         assert copy.metrics[0].difference.value == 0, "evaluated again, by the same program"
