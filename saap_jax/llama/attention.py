@@ -68,8 +68,6 @@ class Seen(NamedTuple):
     """By which windows count; None: by places in the row."""
     segments: Places | None = None
     """The text that each token is of; None: all of one."""
-    shared: bool = False
-    """Whether segment 0 is seen by the texts behind it."""
 
     def by(self, rows: Int[Array, "some"]) -> Bool[Array, "#batch some seq"]:
         """Mask the places that some token at the places `rows` sees."""
@@ -82,8 +80,7 @@ class Seen(NamedTuple):
             position = place[None] if self.positions is None else self.positions
             seen = seen & (position[:, rows, None] - position[:, None] < window)
         if self.segments is not None:
-            same = self.segments[:, rows, None] == self.segments[:, None]
-            seen = seen & (same | (self.segments == 0)[:, None] if self.shared else same)
+            seen = seen & (self.segments[:, rows, None] == self.segments[:, None])
         return seen
 
 
@@ -113,23 +110,16 @@ class Sight(NamedTuple):
 
 
 def sight_of(
-    length: int,
-    head_dim: int,
-    constants: Constants,
-    *,
-    positions: Places | None = None,
-    segments: Places | None = None,
-    shared: bool = False,
+    length: int, head_dim: int, constants: Constants, *, positions: Places | None = None, segments: Places | None = None
 ) -> Sight:
     """Make the sight of layers in rows whose tokens are at 0 … length - 1, those before each and itself.
 
-    Of packed rows, see `packed`, tokens are at any `positions`, and each sees its own segment, and if `shared` segment
-    0 too.
+    Of packed rows, see `passes`, tokens are at any `positions`, and each sees its own segment.
     """
 
     def one(how: Constants | Apart) -> Sight:
         window = how.sliding_window  # w cuts off what is not t - w < s <= t
-        seen = Seen(length, None if window is None or window >= length else window, None, positions, segments, shared)
+        seen = Seen(length, None if window is None or window >= length else window, None, positions, segments)
         return Sight(rotary(jnp.arange(length) if positions is None else positions, head_dim, how), seen)
 
     return one(constants)._replace(apart=None if constants.apart is None else one(constants.apart))
@@ -223,13 +213,13 @@ def chosen(query: Queries, seen: Seen) -> Literal["plain", "blocks", "splash"]:
     choice: Choice = _CHOICE.value
     if not query.size:
         return "plain"
-    if choice.path == "splash" and (reason := _no_kernel(query, seen, choice)):
+    if choice.path == "splash" and (reason := _no_kernel(query, choice)):
         raise ValueError(f"attention: splash {reason}; pass auto or blocks")
     if choice.path != "auto":
         return choice.path
     if whole(choice.path, query.shape[1]):
         return "plain"
-    return "blocks" if _no_kernel(query, seen, choice) else "splash"
+    return "blocks" if _no_kernel(query, choice) else "splash"
 
 
 def whole(path: AttentionPath, length: int) -> bool:
@@ -237,7 +227,7 @@ def whole(path: AttentionPath, length: int) -> bool:
     return path == "plain" or (path == "auto" and length <= LONG)
 
 
-def _no_kernel(query: Queries, seen: Seen, choice: Choice) -> str:
+def _no_kernel(query: Queries, choice: Choice) -> str:
     """Give the reason against the kernel; empty where there is none."""
     if not (jax.default_backend() == "tpu" if choice.tpu is None else choice.tpu):
         return f"is for TPUs, got programs for {jax.default_backend()}"
@@ -245,8 +235,6 @@ def _no_kernel(query: Queries, seen: Seen, choice: Choice) -> str:
         return "has no second derivatives, which gate_hessian takes"
     if query.dtype == jnp.float64:
         return "computes in float32, got a model in float64"
-    if seen.shared:
-        return "cannot show several texts the beginning that they share, as rows of tasks have it"
     return ""
 
 

@@ -2,14 +2,8 @@
 
 What many variants of a model have in common is computed once; only the layers behind the first difference run again.
 
-A packed row holds a shared beginning and then the rest of each sequence, its *branches*:
-
-    tokens      The  cat  sat  |  on  the  mat  |  down
-    segments     0    0    0      1    1    1       2
-    positions    0    1    2      3    4    5       3
-
-A branch sees the beginning and itself, and its positions go on from the beginning's, so that every hidden state is what
-it would be with the sequence alone in a row. Padding has segment -1.
+A packed row holds several texts behind one another. Each sees itself alone, from position 0 on, so that every hidden
+state is what it would be with the text in a row of its own. Padding is of segment -1.
 """
 
 from typing import Any
@@ -56,19 +50,10 @@ def layer_of(segment: Any, layer: Int[Array, ""]) -> Any:
 
 
 def packed_hidden(
-    model: Llama, tokens: Places, positions: Places, segments: Places, *, remat: Remat = "none", shared: bool = True
+    model: Llama, tokens: Places, positions: Places, segments: Places, *, remat: Remat = "none"
 ) -> Hidden:
-    """Return the normalised last hidden states of packed rows.
-
-    Args:
-        positions: of each token within its own sequence.
-        segments: 0 for the shared beginning, 1, 2, … for the branches, -1 for padding. Without any 0 the branches have
-            nothing in common: each is a document of its own.
-        shared: whether rows may have a segment 0; False where each segment is known to be a document of its own.
-    """
-    sight = sight_of(
-        tokens.shape[1], model.head_dim, model.constants, positions=positions, segments=segments, shared=shared
-    )
+    """Return the normalised last hidden states of packed rows; `positions` are those of tokens within their texts."""
+    sight = sight_of(tokens.shape[1], model.head_dim, model.constants, positions=positions, segments=segments)
     return model.hidden(tokens, sight=sight, remat=remat)[0]
 
 

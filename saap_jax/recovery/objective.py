@@ -139,7 +139,7 @@ def _states(
     places = rows.tokens, rows.positions, rows.segments
     if objective.hidden:
         return packed_streams(model, *places, remat=objective.remat)
-    return packed_hidden(model, *places, remat=objective.remat, shared=False), None
+    return packed_hidden(model, *places, remat=objective.remat), None
 
 
 def _distance(

@@ -24,8 +24,7 @@ LENGTH = 37
 """Of rows: no other axis has this size, and no block divides it."""
 
 TEXTS = np.repeat([1, 2, -1], [20, 12, 5])[None].repeat(2, axis=0)
-BRANCHES = np.repeat([0, 1, 2, -1], [9, 12, 11, 5])[None].repeat(2, axis=0)
-PLACES = np.concatenate([np.arange(21), np.arange(9, 20), np.arange(5)])[None].repeat(2, axis=0)
+PLACES = np.concatenate([np.arange(20), np.arange(12), np.arange(5)])[None].repeat(2, axis=0)
 
 SIGHTS = {
     "causal": Seen(LENGTH),
@@ -34,7 +33,7 @@ SIGHTS = {
     "own lack of a window": Seen(LENGTH, 7, (np.asarray(True), None)),
     "window of the rest": Seen(LENGTH, 7, (np.asarray(False), 11)),
     "texts": Seen(LENGTH, segments=TEXTS),
-    "branches, window": Seen(LENGTH, 7, positions=PLACES, segments=BRANCHES, shared=True),
+    "texts, window": Seen(LENGTH, 7, positions=PLACES, segments=TEXTS),
 }
 
 
@@ -52,7 +51,7 @@ def sees(name: str, row: int, query: int, key: int) -> bool:
     if seen.segments is None:
         return True
     own, other = seen.segments[row, [query, key]]
-    return own == other or (seen.shared and other == 0)
+    return own == other
 
 
 def inputs(dtype=jnp.float32, heads=(2, 3), length=LENGTH) -> tuple[jax.Array, ...]:
@@ -182,7 +181,7 @@ def packed(path: str, family: str):
 
     def loss(model):
         with attending(path):
-            return jnp.sum(packed_hidden(model, tokens, positions, segments, shared=False) ** 2)
+            return jnp.sum(packed_hidden(model, tokens, positions, segments) ** 2)
 
     return jax.grad(loss), (relative(family),)
 
@@ -245,34 +244,32 @@ def test_second_derivatives_in_blocks(few):
 
 
 @pytest.mark.parametrize(
-    ("length", "context", "seen", "path"),
+    ("length", "context", "path"),
     [
-        (LONG, {}, {}, "plain"),
-        (LONG + 1, {}, {}, "blocks"),
-        (LONG + 1, {"path": "plain"}, {}, "plain"),
-        (2, {"path": "blocks"}, {}, "blocks"),
-        (LONG, {"tpu": True}, {}, "plain"),
-        (LONG + 1, {"tpu": True}, {}, "splash"),
-        (LONG + 1, {"tpu": True, "twice": True}, {}, "blocks"),
-        (LONG + 1, {"tpu": True}, {"shared": True}, "blocks"),
-        (2, {"tpu": True, "path": "splash"}, {}, "splash"),
+        (LONG, {}, "plain"),
+        (LONG + 1, {}, "blocks"),
+        (LONG + 1, {"path": "plain"}, "plain"),
+        (2, {"path": "blocks"}, "blocks"),
+        (LONG, {"tpu": True}, "plain"),
+        (LONG + 1, {"tpu": True}, "splash"),
+        (LONG + 1, {"tpu": True, "twice": True}, "blocks"),
+        (2, {"tpu": True, "path": "splash"}, "splash"),
     ],
 )
-def test_which_path_is_taken(length, context, seen, path):
+def test_which_path_is_taken(length, context, path):
     with attending(**context):
-        assert chosen(jnp.zeros((1, length, 1, 1, 2)), Seen(length, **seen)) == path
+        assert chosen(jnp.zeros((1, length, 1, 1, 2)), Seen(length)) == path
     assert chosen(jnp.zeros((1, 2, 1, 1, 2)), Seen(2)) == "plain", "the context has ended"
 
 
 def test_the_kernel_is_refused_where_it_cannot_be(x64):
-    for context, dtype, shared, words in (
-        ({}, jnp.float32, False, "is for TPUs, got programs for cpu"),
-        ({"tpu": True}, jnp.float64, False, "computes in float32, got a model in float64"),
-        ({"tpu": True}, jnp.float32, True, "cannot show several texts the beginning that they share"),
+    for context, dtype, words in (
+        ({}, jnp.float32, "is for TPUs, got programs for cpu"),
+        ({"tpu": True}, jnp.float64, "computes in float32, got a model in float64"),
     ):
         message = f"^attention: splash {words}.*; pass auto or blocks$"
         with pytest.raises(ValueError, match=message), attending("splash", **context):
-            chosen(jnp.zeros((1, 2, 1, 1, 2), dtype), Seen(2, shared=shared))
+            chosen(jnp.zeros((1, 2, 1, 1, 2), dtype), Seen(2))
     with attending("splash"):
         assert chosen(jnp.zeros((1, 2, 0, 1, 2)), Seen(2)) == "plain", "a layer without heads"
 
