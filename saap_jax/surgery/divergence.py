@@ -77,9 +77,9 @@ class Divergence:
         return settled({name: jnp.asarray(each, jnp.float32) for name, each in given.items()}, mesh_of(self._model))
 
     def _text(self, batch: Batch) -> Microbatch:
-        placed = [shard(each, self._teacher) for each in batch]
+        tokens, mask = (shard(each, self._teacher) for each in batch)
         with on_mesh_of(self._teacher):
-            return Microbatch(*placed, hidden_step(self._teacher, placed[0]))
+            return Microbatch(tokens, mask, hidden_step(self._teacher, tokens))
 
 
 @jax.jit
