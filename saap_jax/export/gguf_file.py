@@ -214,10 +214,8 @@ def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
 
 
 def _type_of(tensor: Tensor, dtype: str) -> Type:
-    if len(tensor.shape) == 1 or tensor.name.endswith(
-        "ffn_gate_inp.weight"
-    ):  # as llama.cpp's own converter stores them
-        return Type.F32
+    if len(tensor.shape) == 1 or tensor.name.endswith("ffn_gate_inp.weight"):
+        return Type.F32  # as llama.cpp's own converter stores norms and routers
     if tensor.dtype == _BLOCKS:
         return Type.Q4_1
     kind = _TYPES[dtype][0]

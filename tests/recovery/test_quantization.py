@@ -104,6 +104,14 @@ class TestRounding:
         tiny = 15 * float(np.finfo(np.float32).tiny)
         assert error <= np.ptp(rows) / 15 * 2 + 1e-6 * np.abs(rows).max() + tiny
 
+    def test_a_range_below_the_smallest_float_becomes_constant(self):
+        rows = np.zeros((1, 8), np.float32)
+        rows[0, 7] = np.finfo(np.float32).tiny
+        for fit in (nearest, searched):
+            q, scale, offset = map(np.asarray, fit(jnp.asarray(rows), 15))
+            assert np.isfinite([scale, offset]).all()
+            assert np.abs(q * scale[:, None] + offset[:, None] - rows).max() <= rows[0, 7]
+
 
 class TestProduct:
     @pytest.mark.slow
