@@ -17,10 +17,15 @@ Axis glossary (logical axis, einsum letter):
 | `vocab`    | v      | tokens of the vocabulary                                      |
 """
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+else:
+    Array = Any  # of any library: to ask for jax's imports jax, which configurations and reports do without
 
 PRUNABLE_AXES: dict[str, str] = {"kv_heads": "attention", "mlp": "mlp", "experts": "mlp"}
 """Logical axis whose parameters within a layer are one coupled structure -> name of that structure.

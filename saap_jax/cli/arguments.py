@@ -125,7 +125,7 @@ def _first(name: str, command: Command, kind: type, words: list[str]) -> tuple[l
         if rest:
             raise ValueError(f"{name}: expected {command.first.replace('--', '').upper()} first, got {' '.join(words)}")
         return [], options
-    from saap_jax.config.jobs import for_factory  # here and below: they import jax
+    from saap_jax.config.jobs import for_factory  # here and below: `saap --help` needs none of it
     from saap_jax.config.method import is_factory
 
     plain = "--model" in command.first  # a field of its own; elsewhere only a factory may be named so

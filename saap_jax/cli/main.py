@@ -16,6 +16,7 @@ from saap_jax.cli.arguments import Command, Distributed, RunOptions, imported, p
 from saap_jax.cli.console import console, progress, progress_console, show_blocks, show_lines, visible, write
 from saap_jax.runtime import interrupts
 from saap_jax.runtime.processes import GONE, LOST, is_primary, join, leave, peer_has_gone, place
+from saap_jax.runtime.progress import step
 from saap_jax.version import __version__
 
 DESCRIPTION = """Structured pruning of LLaMA-family language models, and of JAX models, in JAX.
@@ -129,8 +130,10 @@ def _command(name: str, words: list[str]) -> int:
 
 def _work(name: str, config: Any, options: RunOptions | None) -> int:
     """Do what a command does, and show what came of it."""
-    job = imported(f"jobs.{name}")
     with progress() as track:
+        told = options and "jax" not in sys.modules  # of jobs that tell their stages; it is most of their start
+        with step(track, "load the libraries") if told else contextlib.nullcontext():
+            job = imported(f"jobs.{name}")
         more = {"overwrite": options.overwrite} if options else {}
         result = getattr(job, COMMANDS[name].job)(config, track=track, **more)
     if isinstance(result, Iterator):  # of texts, as a model writes them

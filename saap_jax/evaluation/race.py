@@ -36,7 +36,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import stdtr
 
 from saap_jax.evaluation.differences import ROUNDING
 from saap_jax.evaluation.resample import FEWEST, LEVEL
@@ -166,6 +165,8 @@ def log_evidence(
     square, free, spread = np.square(t), count - 1, count * np.asarray(SCALES)
     each = -0.5 * np.log1p(spread) + 0.5 * count * (np.log1p(square / free) - np.log1p(square / (free * (1 + spread))))
     if above:
+        from scipy.special import stdtr
+
         posterior = t * np.sqrt(spread / (1 + spread) * count / (free + square / (1 + spread)))
         with np.errstate(divide="ignore"):
             each = each + np.log(2 * stdtr(count, posterior))

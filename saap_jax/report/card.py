@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-from huggingface_hub import ModelCardData
-
 from saap_jax.evaluation.resample import few
 from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.report.blocks import Block, Code, Section, Words, facts, said, text_table
@@ -49,6 +47,8 @@ def card(origin: Origin, name: str) -> str:
 
     What is not known is left out of the metadata, but for the licence, which is `other`.
     """
+    from huggingface_hub import ModelCardData
+
     base, loader, steps = origin["base"], origin["loader"], origin["steps"]
     pruned = any(step["kind"] in ("prune", "compare") for step in steps)
     metadata = ModelCardData(

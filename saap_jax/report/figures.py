@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from saap_jax.evaluation.scales import PERPLEXITY, Scale, format_figure, format_ppl
 from saap_jax.report.blocks import Figure
@@ -369,6 +368,7 @@ def _ranks(
     part: Any, name: str, panels: Sequence[tuple[str, str]], scores: Mapping[str, np.ndarray], exact: np.ndarray
 ) -> None:
     from matplotlib.ticker import NullLocator
+    from scipy.stats import rankdata
 
     where = np.isfinite(exact)
     changes, layers = exact[where], np.nonzero(where)[0]

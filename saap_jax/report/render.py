@@ -11,9 +11,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import markupsafe
-
 from saap_jax.report.blocks import Block, Code, Page, Section, Table, Words
 from saap_jax.report.figures import inline
 from saap_jax.report.formats import slug
@@ -33,6 +30,9 @@ _FORMULA = ("=", "+", "-", "@", "\t")
 
 def render_page(page: Page) -> str:
     """Write a page as HTML."""
+    import jinja2
+    import markupsafe
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

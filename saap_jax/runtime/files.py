@@ -22,9 +22,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
-import numpy as np
-
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.processes import broadcast, is_primary
 
@@ -105,6 +102,8 @@ def arrays_file(arrays: Mapping[str, Any], name: str) -> bytes:
     Raises:
         ValueError: an array's type is unknown to the format (bfloat16, objects); `name` is that of the file.
     """
+    import numpy as np  # here: help needs none
+
     values = {key: np.asarray(value) for key, value in arrays.items()}
     for key, value in values.items():
         if value.dtype.kind not in "biufcSU":
@@ -216,6 +215,8 @@ def _take(lock: Path, what: str, stack: contextlib.ExitStack) -> None:
         if not parent.exists():
             parent.mkdir(exist_ok=True)
             stack.callback(_remove_empty, parent)
+    import filelock
+
     own = filelock.FileLock(lock)
     try:
         own.acquire(timeout=_MOMENT, poll_interval=_MOMENT / 10)

@@ -20,8 +20,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from saap_jax.runtime import interrupts
 
 HEARTBEAT = 30
@@ -239,6 +237,7 @@ def broadcast_bytes(content: bytes) -> bytes:
     """Send the first process's content to all; the content of others is not looked at."""
     if count() == 1:
         return content
+    import numpy as np
     from jax.experimental import multihost_utils
 
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(content), np.int32)))

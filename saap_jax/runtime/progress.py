@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from saap_jax.types import Remat  # which imports jax, and help needs none
+    from saap_jax.types import Remat  # which imports numpy, and help needs none
 
 Track = Callable[[str, Iterable[Any], int], Iterator[Any]]
 """Wraps an iterable, to show progress: (what is being done, items, how many)."""

@@ -27,8 +27,6 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
-
 from saap_jax.runtime.files import cache, held, is_left, write_atomically
 from saap_jax.runtime.processes import barrier, broadcast, is_primary
 from saap_jax.runtime.progress import within
@@ -258,6 +256,8 @@ def fetched(address: str, patterns: Sequence[str]) -> Path:
     state = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()[:16]
     entry = cache() / "remote" / key_of(address) / state
     entry.parent.mkdir(parents=True, exist_ok=True)
+    import filelock
+
     with filelock.FileLock(entry.with_name(f".{state}.lock")), reaching(address):
         if not entry.exists():
             partial = entry.with_name(f".{state}.partial")  # what was begun, is gone on with

@@ -49,13 +49,28 @@ def test_help(capsys):
         assert capsys.readouterr().out == text
 
 
-def test_help_imports_nothing_heavy():
-    code = (
-        "import sys; from saap_jax.cli.main import main; main(['--help']);"
-        "print({'jax', 'transformers', 'matplotlib', 'orbax', 'tensorflow_datasets'} & {*sys.modules}, file=sys.stderr)"
-    )
+MODEL = {"jax", "flax", "optax"}
+FILES = {"gguf", "huggingface_hub", "transformers", "tensorflow_datasets", "grain", "orbax", "fsspec", "tensorboardX"}
+PAGES = {"scipy", "pandas", "matplotlib", "jinja2"}
+EARLY = "from saap_jax.cli.main import main; "
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy", "loaded"),
+    [
+        ("import saap_jax.__main__", MODEL | FILES | PAGES | {"numpy", "rich", "tyro"}, set()),
+        (EARLY + "main(['--help'])", MODEL | FILES | PAGES | {"numpy"}, {"tyro"}),
+        (EARLY + "main(['compare', '--help'])", MODEL | FILES | PAGES, {"numpy"}),
+        (EARLY + "import saap_jax.jobs.compare", FILES | PAGES, MODEL),
+    ],
+)
+def test_heavy_libraries_are_imported_where_they_are_used(code, heavy, loaded):
+    """In a fresh process; that it tells what is `loaded` is the control."""
+    code += "; import sys; print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == "set()\n"
+    found = {*done.stderr.split()}
+    assert not heavy & found
+    assert loaded <= found
 
 
 @pytest.mark.parametrize("word", ["--version", "-V"])

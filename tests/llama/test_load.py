@@ -235,7 +235,7 @@ def test_accidents_of_relatives(family, damage, message, tmp_path):
 def test_parts_are_read_as_of_the_whole(family, tmp_path):
     """What each device of a mesh reads: half of the heads, of the channels, of the width."""
     model = relative(family)
-    checkpoint = load_module._open_directory(save_model(model, tmp_path / "m"))
+    checkpoint = load_module._opened(save_model(model, tmp_path / "m"))
     blocks = 0
     for item in stored_parameters(model)[0]:
         for position, size in enumerate(item.variable.shape):

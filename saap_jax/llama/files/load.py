@@ -18,7 +18,6 @@ from jax.sharding import NamedSharding
 from safetensors import safe_open
 
 from saap_jax.llama.files.config import quantization_from_config, spec_from_config
-from saap_jax.llama.files.gguf import open_gguf
 from saap_jax.llama.files.layout import (
     EMBEDDING,
     PACKED,
@@ -66,7 +65,7 @@ def load_model(
     """
     target = _parameter_dtype(dtype)
     path = resolve(name)
-    checkpoint = open_gguf(path) if path.is_file() else _open_directory(path)
+    checkpoint = _opened(path)
     for option, length in lengths.items():
         check_length(checkpoint.spec.constants, length, option)
     abstract = abstract_llama(checkpoint.spec, target)
@@ -116,8 +115,12 @@ def _parameter_dtype(dtype: Any) -> Any:
     return target
 
 
-def _open_directory(directory: Path) -> Checkpoint:
-    """Open a directory of safetensors, or a checkpoint of Tunix or MaxText."""
+def _opened(directory: Path) -> Checkpoint:
+    """Open a GGUF file, a directory of safetensors, or a checkpoint of Tunix or MaxText."""
+    if directory.is_file():
+        from saap_jax.llama.files.gguf import open_gguf
+
+        return open_gguf(directory)
     if next(directory.glob("*.safetensors"), None) is None and (found := open_orbax(directory)) is not None:
         return found
     config = directory / "config.json"

@@ -9,12 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import huggingface_hub
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.repocard import metadata_load
-
 from saap_jax.llama.files.config import PER_LAYER_TYPE
-from saap_jax.llama.files.gguf import open_gguf_file
 from saap_jax.runtime.errors import one_line
 from saap_jax.runtime.files import cache
 from saap_jax.runtime.remote import fetched, is_remote
@@ -59,6 +54,9 @@ def resolve(name: str | Path) -> Path:
             f"{name}: no such file or directory, and not a model name (expected {' or '.join(PACKAGED)}, a .gguf "
             "file, a directory or a hub name 'org/name')"
         )
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
     try:
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=_HUB_FILES))
     except Exception as error:  # whatever the hub's client raises
@@ -142,9 +140,13 @@ def source_of(name: str, place: Path) -> dict[str, str]:
     """
     said, card = dict[str, Any](), place / CARD
     if place.is_file():
+        from saap_jax.llama.files.gguf import open_gguf_file
+
         fields = open_gguf_file(place).fields
         said = {key: next((fields[each] for each in keys if each in fields), None) for key, keys in _SAID.items()}
     else:
+        from huggingface_hub.repocard import metadata_load
+
         with contextlib.suppress(Exception):  # a card that cannot be read, for whatever reason, says nothing
             said = (metadata_load(card) or {}) if card.stat().st_size <= _LONGEST else {}
     repository = PACKAGED[name].repository if name in PACKAGED else None

@@ -8,7 +8,6 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from saap_jax.llama.files.gguf import GgufFile, open_gguf_file
 from saap_jax.llama.files.sources import resolve
 from saap_jax.llama.spec import Values, checked
 from saap_jax.runtime.errors import read_object, reading, shown
@@ -97,7 +96,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     path = resolve(name)
     if path.is_file():
         with reading(path, "metadata of a tokenizer"):
-            return _from_gguf(open_gguf_file(path))
+            return _from_gguf(path)
     if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise FileNotFoundError(
             f"{path}: expected tokenizer.json (or tokenizer.model), found neither; it has no tokenizer"
@@ -147,8 +146,11 @@ _FIELDS = {"tokens": "a text*", "token_type": "an integer*", "scores": "a number
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
 
 
-def _from_gguf(file: GgufFile) -> Tokenizer:
-    path, prefix, fields = file.path, "tokenizer.ggml.", file.fields
+def _from_gguf(path: Path) -> Tokenizer:
+    from saap_jax.llama.files.gguf import open_gguf_file
+
+    file, prefix = open_gguf_file(path), "tokenizer.ggml."
+    fields = file.fields
     given = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
     found = checked(given, _FIELDS, str(path), prefix)
     kind, pre = found.get("model"), found.get("pre")

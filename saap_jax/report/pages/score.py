@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 
 from saap_jax.report.blocks import Column, Findings, Row, Section, Table, folded, section, text_table
 from saap_jax.report.figures import share_figure
@@ -36,6 +35,8 @@ def rank_agreement(scores: dict[str, Scores], structure: str) -> Float[np.ndarra
     Units count that all estimators score with a finite number. NaN where there is no correlation: fewer than two units,
     or all scores of an estimator equal.
     """
+    from scipy.stats import rankdata  # here and below: it takes longer than all else that reports import
+
     columns = [np.asarray(by_structure[structure], np.float64).ravel() for by_structure in scores.values()]
     exists = np.all(np.isfinite(columns), axis=0)
     ranks = [rankdata(column[exists]) for column in columns]
@@ -149,10 +150,10 @@ def patterns(
 
 def _places(values: Float[np.ndarray, "_layers _units"]) -> Float[np.ndarray, "_layers _units"]:
     """Find the place of each unit from the lowest score, 0, 1, …; equal scores by layer, then index; NaN stays."""
-    exists = ~np.isnan(values)
-    places = np.full(values.shape, np.nan)
-    places[exists] = rankdata(values[exists], method="ordinal") - 1
-    return places
+    order = np.argsort(values, axis=None, kind="stable")  # NaN last
+    places = np.empty(values.size)
+    places[order] = np.arange(values.size)
+    return np.where(np.isnan(values), np.nan, places.reshape(values.shape))
 
 
 # --- the page ----------------------------------------------------------------------------------------
@@ -253,6 +254,8 @@ def layer_ranks(scores: np.ndarray) -> np.ndarray:
     >>> layer_ranks(np.array([[1.0, 2.0], [3.0, np.nan]])).round(3).tolist()
     [0.333, 0.833]
     """
+    from scipy.stats import rankdata
+
     values = np.asarray(scores, np.float64)
     exists = np.isfinite(values)
     ranks = np.full(values.shape, np.nan)

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.stats import rankdata
 
 from saap_jax.config.checks import check_choice
 from saap_jax.steps.score.fusion import PerExample
@@ -121,6 +120,8 @@ def reduce_scenarios(scenarios: dict[str, Scores], reduction: ScenarioReduction)
     for name in reference:
         values = np.stack([np.asarray(scores[name], np.float64) for scores in scenarios.values()])
         if reduction == "min_rank":
+            from scipy.stats import rankdata  # which takes long
+
             flat = values.reshape(len(values), -1)
             ranks = rankdata(-flat, axis=1, nan_policy="omit").reshape(values.shape)
             units = np.isfinite(reference[name]).sum()
