@@ -3,6 +3,8 @@
 Nothing is imported before signals are handled: most of a second, or many on a busy machine, goes into imports.
 """
 
+import sys
+
 from saap_jax.runtime import interrupts
 
 
@@ -12,6 +14,9 @@ def run() -> None:
 
 
 def _main() -> int:
+    from saap_jax.runtime.programs import keep_programs
+
+    keep_programs(sys.argv[1:])
     from saap_jax.cli.main import main
 
     return main()

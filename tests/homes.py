@@ -72,6 +72,7 @@ SMOKE: tuple[str, ...] = tuple(
         *("llama/test_model.py", "structures/test_structures.py", "estimation/test_formulas.py"),
         *("steps/test_chain.py", "steps/test_run.py", "recovery/test_objective.py"),
         *("evaluation/test_perplexity.py", "trace/test_factory.py", "jobs/test_compare.py", "test_api.py"),
+        "runs/test_stages.py",
     )
 )
 """Beginnings of the names of tests that run with other versions of Python and jax, some of each layer."""

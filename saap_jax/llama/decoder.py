@@ -14,7 +14,6 @@ which one product each is a batch: a narrow (cut) layer is read as fast as a wid
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +41,7 @@ from saap_jax.llama.model import (
 from saap_jax.llama.product import Matrix, added, product, sides
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import Apart, Constants
+from saap_jax.runtime.programs import cores
 
 
 class SegmentCache(NamedTuple):
@@ -373,7 +373,7 @@ def fused_layers(model: Llama, parts: int | None = None) -> Llama:
     """
     if all(isinstance(segment.attention, FusedAttention) for segment in model.segments):
         return model
-    parts = parts or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    parts = parts or cores()
 
     def plain(block: nnx.Module, *names: str) -> bool:
         return all(isinstance(getattr(block, name), nnx.Param) for name in names)

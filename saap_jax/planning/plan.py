@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -24,7 +23,9 @@ from saap_jax.planning.chips import GIB, Machine, targets
 from saap_jax.planning.count import Collectives, collectives_of, shard_bytes, work_of
 from saap_jax.planning.estimate import Estimate, Mesh, estimate, meshes
 from saap_jax.planning.programs import of_experts, program_of, weight_sizes
+from saap_jax.runtime.digests import computed_by
 from saap_jax.runtime.mesh import check_experts, layout_of, mesh_sizes
+from saap_jax.runtime.programs import remembered
 from saap_jax.types import Remat
 
 Record = dict[str, Any]
@@ -83,7 +84,7 @@ def plan_one(
         "memory": target.memory,
     }
     if target.chip.compiled:
-        record = about | compiled(config, spec, target, sizes, batch, remat)
+        record = about | compiled(config, spec, target, sizes, batch, remat, guess)
     else:
         held = {name: getattr(guess, name) for name in ("parameters", "state", "temporaries", "peak")}
         record = about | {
@@ -104,7 +105,9 @@ def plan_one(
     return record
 
 
-def compiled(config: PlanConfig, spec: LlamaSpec, target: Machine, mesh: Mesh, batch: int, remat: Remat) -> Record:
+def compiled(
+    config: PlanConfig, spec: LlamaSpec, target: Machine, mesh: Mesh, batch: int, remat: Remat, guess: Estimate
+) -> Record:
     """Compile the program for the target's devices and read off what it holds and does."""
     devices = _devices(target)
     layout = layout_of(dataclasses.replace(config.mesh, **by_axis(mesh)), devices)
@@ -117,25 +120,32 @@ def compiled(config: PlanConfig, spec: LlamaSpec, target: Machine, mesh: Mesh, b
         "bytes": {"parameters": shard_bytes(program.parameters), "state": shard_bytes(program.state)},
         **work_of_device(traced.jaxpr, spec, mesh),
     }
+    about = (target.topology, devices[0].client.platform_version, lowered.as_text(), computed_by())
+    told = remembered(about, lambda: told_by(lowered, target, guess))
+    found["bytes"] |= told.pop("bytes", {})
+    return found | told
+
+
+def told_by(lowered: Any, target: Machine, guess: Estimate) -> Record:
+    """Compile a program; say by how many bytes it exceeds the memory, what it holds, and what it sends.
+
+    jax cannot read back what it compiled for chips that are not here, so this is what is kept of it.
+    """
     try:
-        with warnings.catch_warnings():  # what was compiled for chips that are not here cannot be read back
-            warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
-            executable = lowered.compile()
+        executable = lowered.compile()
     except Exception as error:  # the compiler's own kinds are private
         overrun = overrun_of(str(error))
         if overrun is None:
             raise ValueError(f"{target.topology}: the compiler failed: {str(error).splitlines()[0][:300]}") from error
-        found["overrun"] = overrun
-    else:
-        memory = executable.memory_analysis()
-        try:
-            sent = collectives_of(executable.as_text() or "", target.devices)
-        except jax.errors.JaxRuntimeError:  # the compiler cannot print what it made, as XLA at times
-            sent = Collectives({"by arithmetic": estimate(config, spec, mesh, batch, remat).sent}, {})
-        peak = program_bytes(memory)
-        found["bytes"] |= {"temporaries": memory.temp_size_in_bytes, "peak": peak}
-        found |= {"sent": sent.bytes, "largest": sent.largest, "overrun": peak - target.memory}
-    return found
+        return {"overrun": overrun}
+    memory = executable.memory_analysis()
+    try:
+        sent = collectives_of(executable.as_text() or "", target.devices)
+    except jax.errors.JaxRuntimeError:  # the compiler cannot print what it made, as XLA at times
+        sent = Collectives({"by arithmetic": guess.sent}, {})
+    peak = program_bytes(memory)
+    held = {"temporaries": memory.temp_size_in_bytes, "peak": peak}
+    return {"bytes": held, "sent": sent.bytes, "largest": sent.largest, "overrun": peak - target.memory}
 
 
 def work_of_device(jaxpr: Any, spec: LlamaSpec, mesh: Mesh) -> dict[str, float]:

@@ -89,6 +89,8 @@ class StageRecord(TypedDict, total=False):
     times: int
     compile_seconds: float | None
     compiles: int | None
+    cache_hits: int | None
+    cache_misses: int | None
     peak_host_gib: float | None
     peak_device_gib: float | None
     tokens: int | None

@@ -5,6 +5,8 @@
 | `seconds`, `times`  | wall time, and how often the stage ran; sums are over all of them                           |
 | `compile_seconds`   | part of `seconds` in which jax traced, lowered or compiled                                  |
 | `compiles`          | programs that were compiled, or read from jax's compilation cache                           |
+| `cache_hits`        | those that were read                                                                        |
+| `cache_misses`      | those that were not there; 0 where nothing is kept, see `runtime.programs`                  |
 | `peak_host_gib`     | peak memory of the process so far, GiB                                                      |
 | `peak_device_gib`   | peak memory so far of the process's fullest device, GiB; null where the backend tells none  |
 | `tokens`            | tokens processed; null where the stage says nothing                                         |
@@ -31,6 +33,9 @@ COMPILING = frozenset(
 )
 """The events of tracing, lowering and compiling (named alike in jax 0.9 to 0.12)."""
 
+COUNTED = {f"/jax/compilation_cache/{name}": name for name in ("cache_hits", "cache_misses")}
+"""The events of the compilation cache, and the fields that count them."""
+
 _open: list["Stage"] = []
 """The stages that are being measured."""
 
@@ -43,6 +48,8 @@ class Stage:
     tokens: int = 0
     """Tokens processed so far; the code of the stage sets it or adds to it. 0: the stage says nothing."""
     compiles: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
     compiling: list[tuple[float, float]] = dataclasses.field(default_factory=list, repr=False)
     """Start and end, in seconds, of whatever belonged to compiling."""
     seconds: float = 0.0
@@ -78,6 +85,8 @@ def with_stage(stages: Sequence[StageRecord], stage: Stage) -> list[StageRecord]
         "times": before.get("times", 0) + 1,
         "compile_seconds": before.get("compile_seconds", 0.0) + covered(stage.compiling),
         "compiles": before.get("compiles", 0) + stage.compiles,
+        "cache_hits": before.get("cache_hits", 0) + stage.cache_hits,
+        "cache_misses": before.get("cache_misses", 0) + stage.cache_misses,
         "peak_host_gib": max(before.get("peak_host_gib", 0.0), peak_host_gib()),
         "peak_device_gib": max(filter(None, (before.get("peak_device_gib"), peak_device_gib())), default=None),
         "tokens": tokens,
@@ -121,6 +130,7 @@ def _listen() -> None:
     import jax.monitoring  # here, so that reading a report does not import it
 
     jax.monitoring.register_event_time_span_listener(_note)
+    jax.monitoring.register_event_listener(_count)
 
 
 def _note(event: str, start_time: float, end_time: float, **_: str | int) -> None:
@@ -128,3 +138,9 @@ def _note(event: str, start_time: float, end_time: float, **_: str | int) -> Non
         for stage in list(_open):
             stage.compiling.append((start_time, end_time))
             stage.compiles += event == BACKEND_COMPILE
+
+
+def _count(event: str, **_: str | int) -> None:
+    if name := COUNTED.get(event):
+        for stage in list(_open):
+            setattr(stage, name, getattr(stage, name) + 1)

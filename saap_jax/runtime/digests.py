@@ -7,7 +7,6 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import numpy as np
 
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of
+from saap_jax.runtime.programs import cores
 
 _LIBRARIES = ("saap_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
 _HOME = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def provenance() -> dict[str, Any]:
     """
     devices = jax.devices()
     kinds: dict[str, Any] = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
-    kinds["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kinds["cores"] = cores()
     return {"versions": versions(), "devices": kinds, "git_commit": git_commit(_HOME)}
 
 

@@ -140,3 +140,17 @@ def test_seven_billion_with_squared_gradients_fit_sixteen_small_chips():
     assert record["fits"]
     assert record["bytes"]["peak"] < 0.75 * record["memory"]
     assert record["largest"]["all-gather"] <= 32000 * 4096 * 2
+
+
+def test_what_was_compiled_is_not_compiled_again(tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        first = plan()
+        assert [path for path in tmp_path.iterdir() if not path.name.startswith("jit")]
+        monkeypatch.setattr("saap_jax.planning.plan.told_by", lambda *_: pytest.fail("compiled"))
+        assert plan() == first
+        with pytest.raises(pytest.fail.Exception, match="compiled"):
+            plan(length=128)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

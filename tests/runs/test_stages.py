@@ -1,8 +1,11 @@
 """What is measured of a stage. No test says how long anything takes, only what counts at all."""
 
+import time
+
 import jax
 import jax.monitoring
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from saap_jax.runs import stages as monitor
@@ -10,8 +13,8 @@ from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.stages import Stage, covered, measuring, peak_device_gib
 
 FIELDS = [
-    "name", "seconds", "times", "compile_seconds", "compiles", "peak_host_gib", "peak_device_gib", "tokens",
-    "tokens_per_second",
+    "name", "seconds", "times", "compile_seconds", "compiles", "cache_hits", "cache_misses", "peak_host_gib",
+    "peak_device_gib", "tokens", "tokens_per_second",
 ]  # fmt: skip
 
 
@@ -39,6 +42,16 @@ class TestCompiling:
         assert stages["first"]["compiles"] == 1
         assert 0 < stages["first"]["compile_seconds"] <= stages["first"]["seconds"] + 0.01  # two clocks
         assert (stages["second"]["compiles"], stages["second"]["compile_seconds"]) == (0, 0)
+
+    def test_a_program_that_is_kept_is_a_hit_and_a_new_one_a_miss(self, run):
+        new, x = float(time.time_ns() % 10**6), np.ones(3, np.float32)  # no run before this one can have kept it
+        for stage in ("first", "second"):
+            with run.stage(stage):
+                jax.jit(lambda x: x * new)(x)
+        counts = [
+            [stage[key] for key in ("compiles", "cache_hits", "cache_misses")] for stage in stages_of(run).values()
+        ]
+        assert counts == [[1, 0, 1], [1, 1, 0]]
 
     def test_every_open_stage_counts(self):
         outer, inner, x = Stage("outer"), Stage("inner"), jnp.ones(5)

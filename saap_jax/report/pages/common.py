@@ -19,6 +19,7 @@ _STAGE = {
     "seconds": ("seconds", ",.1f"),
     "compile_seconds": ("of them compiling", ",.1f"),
     "compiles": ("programs", ","),
+    "cache_hits": ("of them from the cache", ","),
     "tokens": ("tokens", ","),
     "tokens_per_second": ("tokens a second", ",.0f"),
     "peak_host_gib": ("peak host memory (GiB)", ".2f"),
