@@ -158,9 +158,9 @@ class EvaluationConfig(WindowsConfig):
     where empty stands for the first."""
     out_of_domain: str = "builtin:descriptions"
     """Text of another domain; of a traced model, another held-out set, the second if there is one and none is named."""
-    candidates_at_once: Positive = 2
-    """Candidates that are evaluated in one batch, each on those windows; changes speed and memory. The more, the more
-    share the layers that all of them leave whole; on a CPU they soon no longer fit the cache."""
+    candidates_at_once: Positive = 4
+    """Candidates that are evaluated together, each on those windows; changes speed and, on several devices, memory. The
+    more, the more share the layers that all of them leave whole, and the more is lost in a kill."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

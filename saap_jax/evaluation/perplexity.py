@@ -1,9 +1,9 @@
 """Stage 4: perplexity over non-overlapping windows, of gates and of cut models, by one compiled program a shape.
 
-Many pruned models at once are keep-sets as gates, in batches of one compiled program. A batch of candidates shares the
-text, the weights and the layers in front of the first one in which two of them differ, whole or pruned alike, which run
-once. A candidate's cost is then that of the remaining layers, and nothing compiles anew: gates and layer bounds are
-inputs.
+Many pruned models are keep-sets as gates, in groups, by one compiled program. A group shares the text, the weights and
+the layers in front of the first one in which two of them differ, whole or pruned alike, which run once. A candidate's
+cost is then that of the remaining layers at the width that it keeps, and nothing compiles anew: gates and layer bounds
+are inputs. Where units cannot be taken together (a mesh, experts), a group is a batch of masked models at full width.
 """
 
 import functools
@@ -18,9 +18,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import Batch
+from saap_jax.llama.attention import at_least_float32
 from saap_jax.llama.loss import next_token_losses, predicted_tokens, summed_losses
 from saap_jax.llama.model import Llama
-from saap_jax.llama.passes import run_layers
+from saap_jax.llama.passes import fits_kept_width, run_layers
 from saap_jax.llama.segments import existing_units, ones_gates
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
@@ -110,7 +111,7 @@ def candidate_losses(
         batches: (tokens, mask) pairs, all of one shape; rows without real tokens are padding.
         keeps: `[layers, units]` a structure each.
         done: numbers that need no evaluation; a group of such only is left out.
-        at_once: candidates in one batch; changes speed and memory.
+        at_once: candidates in one group, filled up where there are fewer; changes speed and memory.
         progress: wraps the steps, each a batch of windows under a group of keep-sets, to show progress.
 
     Raises:
@@ -122,9 +123,9 @@ def candidate_losses(
     groups = [g for g in grouped(keeps, whole_model, at_once) if not set(g.members) <= set(done)]
     steps = progress([GroupBatch(group, number) for group in groups for number in range(len(batches))])
     for group in groups:
-        rows = [*group.members, *group.members[-1:] * (min(at_once, len(keeps)) - len(group.members))]
+        rows = [*group.members, *group.members[-1:] * (at_once - len(group.members))]
         gates = {name: jnp.asarray(np.stack([keeps[row][name] for row in rows]), jnp.float32) for name in STRUCTURES}
-        common = jnp.asarray(group.common, jnp.int32)
+        common, count = (jnp.asarray(number, jnp.int32) for number in (group.common, len(group.members)))
         first = {name: gate[0] for name, gate in gates.items()}
         sums, counts = [], []
         for step in itertools.islice(steps, len(batches)):
@@ -132,7 +133,7 @@ def candidate_losses(
             inputs = shard(tokens, model), shard(mask, model)
             with on_mesh_of(model):
                 shared = shared_step(model, inputs[0], first, common)
-                made = candidates_step(model, shared, gates, common, *inputs)
+                made = candidates_step(model, shared, gates, common, count, *inputs)
             sums.append(fetched(made))
             counts.append(np.asarray(mask)[:, 1:].sum(axis=1))
         by_candidate, tokens_each = np.concatenate(sums, axis=1).astype(np.float64), np.concatenate(counts)
@@ -191,13 +192,23 @@ def candidates_step(
     shared: Float[Array, "batch seq embed"],
     gates: Gates,
     common: Int[Array, ""],
+    count: Int[Array, ""],
     tokens: Int[Array, "batch seq"],
     mask: Bool[Array, "batch seq"],
 ) -> Float[Array, "candidates batch"]:
-    """Sum each window's loss under each candidate's gates, `[candidates, layers, units]` a structure."""
-    candidates, batch = len(gates[STRUCTURES[0]]), len(tokens)
+    """Sum each window's loss under the gates of the first `count` candidates, `[candidates, layers, units]`."""
+    candidates, batch, layers = len(gates[STRUCTURES[0]]), len(tokens), len(model.spec.layers)
+    if fits_kept_width(model):
+
+        def one(number: Int[Array, ""], sums: Array) -> Array:
+            own = {name: gate[number] for name, gate in gates.items()}
+            hidden = model.final(run_layers(model, shared, common, layers, own, kept_width=True))
+            return sums.at[number].set(summed_losses(model, hidden[None], tokens, mask)[0])
+
+        nothing = jnp.zeros((candidates, batch), at_least_float32(shared.dtype))
+        return jax.lax.fori_loop(0, count, one, nothing)
     states = jnp.broadcast_to(shared[None], (candidates, *shared.shape))
     own = {name: jnp.repeat(gate, batch, axis=0) for name, gate in gates.items()}
-    x = run_layers(model, states.reshape(-1, *shared.shape[1:]), common, len(model.spec.layers), own)
+    x = run_layers(model, states.reshape(-1, *shared.shape[1:]), common, layers, own)
     hidden = model.final(x)
     return summed_losses(model, hidden.reshape(states.shape), tokens, mask)

@@ -62,7 +62,7 @@ def key_of(subject: Subject, scenarios: Mapping[str, Examples]) -> str:
 
 class Evaluator:
     """The chains of a run on the text of each seed, and the evaluation texts under its candidates, by one program, in
-    batches of `at_once`: as many as are asked for, or as there can be at once.
+    groups of `at_once`: as many as are asked for, or as there can be at once.
 
     A candidate whose weights were changed has a model of its own and is evaluated alone, by a second program. How
     keep-sets are batched depends on what is asked for and not on what is known already, so that a run that is taken up
@@ -173,16 +173,14 @@ class Evaluator:
     def _masked(
         self, models: list[str], sets: list[Keep], text: Examples, found: Mapping[str, Any], keep: Any, doing: str
     ) -> None:
-        filled = sets + sets[-1:] * (self.at_once - len(sets))  # one shape: fewer would be another program
         done = {number for number, model in enumerate(models) if model in found}
         began = time.perf_counter()
         for group in self.subject.losses(
-            text, filled, batch_size=self.batch_size, done=done | set(range(len(sets), len(filled))),
-            at_once=self.at_once, progress=lambda steps: self.track(doing, steps, len(steps)),
+            text, sets, batch_size=self.batch_size, at_once=self.at_once, done=done,
+            progress=lambda steps: self.track(doing, steps, len(steps)),
         ):  # fmt: skip
-            members = {number: losses for number, losses in group.items() if number < len(sets)}
-            seconds = (time.perf_counter() - began) / max(len(members), 1)
-            for number, losses in members.items():
+            seconds = (time.perf_counter() - began) / len(group)
+            for number, losses in group.items():
                 if number not in done:
                     keep(models[number], losses, seconds)
             began = time.perf_counter()

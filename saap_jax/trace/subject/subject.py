@@ -151,14 +151,13 @@ class TracedSubject(TracedProblem, Subject):
             one = jax.vmap(loss_of_one(self), (None, None, 0, 0))
             return jax.jit(jax.vmap(one, (0, None, None, None)))
 
-        step, count, size = self.program("losses", make), count_examples(examples), min(at_once, len(keeps))
-        numbers = range(len(keeps))
-        groups = [list(numbers[start : start + size]) for start in range(0, len(keeps), size)]
+        step, count, numbers = self.program("losses", make), count_examples(examples), range(len(keeps))
+        groups = [list(numbers[start : start + at_once]) for start in range(0, len(keeps), at_once)]
         groups = [group for group in groups if not set(group) <= set(done)]
         parts = [batch for batch, _ in batches(examples, batch_size, self.layout)]
         steps = progress([(group, part) for group in groups for part in range(len(parts))])
         for group in groups:
-            filled = group + group[-1:] * (size - len(group))
+            filled = group + group[-1:] * (at_once - len(group))
             gates: Gates = {
                 name: jnp.asarray(np.stack([keeps[number][name] for number in filled]), jnp.float32)
                 for name in self.existing
@@ -189,7 +188,8 @@ class TracedSubject(TracedProblem, Subject):
             kept[unit.layer, unit.number] = False
             keeps.append(self.existing | {unit.structure: kept})
         dense = math.nan
-        for group in self.losses(examples, keeps, batch_size=batch_size, progress=progress) if todo else ():
+        sizes: Any = {"batch_size": batch_size, "at_once": min(8, len(keeps))}
+        for group in self.losses(examples, keeps, **sizes, progress=progress) if todo else ():
             means = {number: float(losses.means.mean()) for number, losses in group.items()}
             if not np.isfinite(list(means.values())).all():
                 raise ValueError(
