@@ -75,7 +75,21 @@ def _check_seeds(name: str, values: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepConfig(JobConfig):
+class JudgingConfig(JobConfig):
+    """What commands ask for that evaluate many candidates."""
+
+    evaluation: EvaluationConfig = EvaluationConfig()
+    race: bool = False
+    """Evaluate window after window, in a random order that is always the same, and a candidate no further once it is
+    surely worse than another of its ratio; of `frontier`, surely on one side of the limit; of `sensitivity`, surely
+    worse or better than the unpruned model."""
+    race_margin: Annotated[float, check_not_negative] = 0.005
+    """Of a race: nats a token that count as no difference, 0.005 being half a per cent of perplexity; a race ends when
+    all that are left are surely that close. 0: it never ends so."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepConfig(JudgingConfig):
     """Methods at some ratios: one calibration pass a seed, one masked evaluation a candidate."""
 
     name: RunName = "sweep"
@@ -88,7 +102,6 @@ class SweepConfig(JobConfig):
     depends on the text drawn."""
     ratios: Ratios = (0.2, 0.5)
     """Shares of the prunable parameters to remove."""
-    evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
     def seeds_drawn(self) -> tuple[int, ...]:
@@ -102,12 +115,6 @@ class CompareConfig(SweepConfig):
 
     name: RunName = "compare"
     """Name of the run, a directory below `runs`."""
-    race: bool = False
-    """Evaluate window after window, in a random order that is always the same, and a candidate that is surely worse
-    than another of its ratio no further. The verdict may be looked at at any time."""
-    race_margin: Annotated[float, check_not_negative] = 0.005
-    """Of a race: nats a token that count as no difference, 0.005 being half a per cent of perplexity; a race ends when
-    all that are left are surely that close. 0: it never ends so."""
     best_ratio: float | None = None
     """Ratio at which the best candidate is cut, saved and measured, one of `ratios`; None: 0.2 if that is one of them,
     else the smallest above 0."""
@@ -224,7 +231,7 @@ def _check_fractions(name: str, values: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SensitivityConfig(JobConfig):
+class SensitivityConfig(JudgingConfig):
     """What does a layer's attention or MLP cost, when units of it alone go? And what follows for the search?"""
 
     name: RunName = "sensitivity"

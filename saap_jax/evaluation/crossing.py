@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from saap_jax.evaluation.differences import losses_of
 from saap_jax.evaluation.resample import LEVEL, counts, holm, resamples_for, sureness
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.runs.records import Row, RunRecord
@@ -169,6 +170,17 @@ class Found(NamedTuple):
         return self.p_value >= LEVEL
 
 
+def _curve(
+    dense: Float[np.ndarray, "windows"], rows: Sequence[Row], metric: str
+) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points windows"]]:
+    """Collect ratios, and the loss of each window there, the unpruned model first. On windows that a race left out, a
+    loss is as far above the unpruned model's as it is on average on the others."""
+    losses = [dense]
+    for values, seen in (losses_of(row, metric) for row in rows):
+        losses.append(np.where(seen, values, dense + (values - dense)[seen].mean()))
+    return np.array([0.0, *(row["ratio_asked"] for row in rows)]), np.stack(losses)
+
+
 def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) -> list[Found]:
     """Find each variant's largest ratio and knee, over its seeds, the largest ratio first.
 
@@ -188,11 +200,6 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
         counts(count, resamples, random) / count for count in (windows, max(len(each) for each in lines.values()))
     )
 
-    def curve(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-        """Ratios `[points]` and the loss of each window there `[points, windows]`, the unpruned model first."""
-        losses = np.stack([dense, *(np.asarray(row["losses"][metric], np.float64) for row in rows)])
-        return np.array([0.0, *(row["ratio_asked"] for row in rows)]), losses
-
     def estimate(values: Sequence[float], drawn: Sequence[np.ndarray]) -> tuple[OverSeeds, np.ndarray]:
         """The mean of one value a seed, with its interval, and the mean in each draw; NaN does not count."""
         known = np.isfinite(drawn)
@@ -210,12 +217,13 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
         for line in own:
             rows = [row for row in candidates if (row["variant"], row["seed"]) == (variant, line["seed"])]
             rows.sort(key=lambda row: row["ratio_asked"])
-            points, losses = curve(rows)
+            points, losses = _curve(dense, rows, metric)
             drawn = np.einsum("dw,pw->dp", by_window, losses)
             worse = math.log1p(frontier["percent"] / 100)
             limits = drawn[:, 0] + (worse if scale.logarithmic else np.abs(drawn[:, 0]) * frontier["percent"] / 100)
             ratios.append(crossing(points, drawn, limits))
-            points, losses = curve([row for row in rows if row["ratio_asked"] in frontier["ratios"]])  # not bisected
+            grid = [row for row in rows if row["ratio_asked"] in frontier["ratios"]]  # not bisected
+            points, losses = _curve(dense, grid, metric)
             knees.append(float(knee(points, losses.mean(axis=1))))
             knees_drawn.append(knee(points, np.einsum("dw,pw->dp", by_window, losses)))
             at.append(next((row for row in rows if row["ratio_asked"] == line["ratio"]), run["dense"]))

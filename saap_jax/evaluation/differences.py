@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -18,6 +18,20 @@ BLOCK = 1000
 
 ROUNDING = 1e-5
 """Nats a token by which two evaluations of one model differ at most: as masks and cut, or by another program."""
+
+
+class Losses(NamedTuple):
+    """What is on record of a candidate's losses."""
+
+    values: Float[np.ndarray, "windows"]
+    seen: Bool[np.ndarray, "windows"]
+    """Windows that it was evaluated on: all of them, but for a race."""
+
+
+def losses_of(row: Mapping[str, Any], metric: str) -> Losses:
+    """Read the losses of a candidate on a text from its record."""
+    values = (row["losses"] if "losses" in row else row["seen"])[metric]
+    return Losses(np.array(values, np.float64), np.array([each is not None for each in values], bool))
 
 
 class Difference(NamedTuple):

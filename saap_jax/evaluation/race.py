@@ -14,10 +14,13 @@ averaged over the g of `SCALES`. Of means above 0 alone, μ / σ the positive ha
     e⁺ = 2 e · F_n(t · √(n g / (1 + n g)) · √(n / (ν + t² / (1 + n g)))),     F_n Student's distribution, n degrees,
 
 which grows with t, so that means below 0 make it cross a bound less often than 0 does. A variant leaves when e⁺ of what
-it is worse than another by reaches others / level (Ville's inequality, and Bonferroni's over the others: a best variant
-is lost only if one of *them* is taken for better). By inverting the two-sided test each pair has an interval that is
-valid at all looks and of all pairs together; where the intervals of all that are left lie within a margin, they are as
-good as each other for sure, and the race ends too.
+it is worse than another by reaches 2 others / level (Ville's inequality, and Bonferroni's over the others: a best
+variant is lost only if one of *them* is taken for better). That spends half of the level. The other half is for the
+last look, which is fixed beforehand: there those that are left are compared by plain one-sided t-tests, corrected for
+their number alone. So the verdict is about as sharp as if all variants had been evaluated on all windows, which by
+e-values alone it is not: they have to hold at all looks. By inverting the two-sided e-test each pair has an interval
+that is valid at all looks and of all pairs together; where the intervals of all that are left lie within a margin, they
+are as good as each other for sure, and the race ends too.
 
 What that is of: *these* keep-sets, on text like the windows, which come in a random order. A claim about estimators
 needs calibration texts as blocks of their own, see `differences.paired_difference`; with several seeds, a race here is
@@ -60,7 +63,8 @@ class RaceState(NamedTuple):
     """Windows that those that are left have to be evaluated on for the next look; 0 after the end."""
     p_values: tuple[float, ...]
     """Of "as good as the best", for each variant, adjusted for the other variants and for all looks so far: the
-    smallest of others / e⁺ over the looks and over the others, at most 1."""
+    smallest of 2 others / e⁺ over the looks and over the others, and at the last look of 2 rivals · p over the rivals,
+    the others that are left; at most 1."""
 
 
 def race(
@@ -97,9 +101,13 @@ def race(
             break
         seen[left] = count
         found = pairwise(np.stack([losses[each][:, :count].mean(axis=0) for each in left]))
-        evidence = np.where(found.gap > ROUNDING, log_evidence(found.t, count, above=True), -np.inf).max(axis=1)
-        p_values[left] = np.minimum(p_values[left], np.exp(np.minimum(math.log(others) - evidence, 0)))
+        doubt = np.where(found.gap > ROUNDING, -log_evidence(found.t, count, above=True), 0.0)
+        p_values[left] = np.minimum(p_values[left], np.exp(np.minimum(math.log(2 * others) + doubt.min(axis=1), 0)))
         stay = p_values[left] > level
+        if count == looks[-1]:  # the other half of the level
+            p = np.where((found.gap > ROUNDING) & stay, stdtr(count - 1, -found.t), 1.0).min(axis=1)
+            p_values[left] = np.minimum(p_values[left], 2 * max(stay.sum() - 1, 1) * p)
+            stay = p_values[left] > level
         left = [each for each, stays in zip(left, stay, strict=True) if stays]
         with np.errstate(invalid="ignore"):
             reach = np.abs(found.gap) + found.error * boundary(count, math.log(pairs / level))

@@ -6,14 +6,14 @@ grow faster than that, so a prediction is good for one thing: which of several k
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from saap_jax.evaluation.differences import differences_against, p_values_against
-from saap_jax.evaluation.resample import holm
+from saap_jax.evaluation.differences import Difference, Losses, differences_against, losses_of, p_values_against
+from saap_jax.evaluation.resample import holm, resamples_for
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.types import STRUCTURES
@@ -83,23 +83,30 @@ def changes_of(run: RunRecord, candidates: Sequence[Row]) -> list[Change]:
     whole = np.array(run["dense"]["losses"][metric], np.float64)
     dense, order = float(np.mean(whole)), structures_in(candidates)
     rows = sorted(at_one_place(candidates), key=lambda r: (order.index(r["structure"]), r["layer"], r["asked"]))
-    losses = np.array([row["losses"][metric] for row in rows], np.float64).reshape(len(rows), 1, -1)
-    nats = [float(np.mean(row["losses"][metric])) - dense for row in rows]
-    differences = differences_against(whole[None], losses, resamples=run["config"]["resamples"], scale=scale_of(metric))
+    losses = [losses_of(row, metric) for row in rows]
+    nats = [_change(each, whole) for each in losses]
+    differences: dict[int, Difference] = {}
+    resamples, scale = run["config"]["resamples"], scale_of(metric)
+    for seen, members in _by_windows([each.seen for each in losses]):
+        others = np.stack([losses[number].values[None, seen] for number in members])
+        differences |= zip(
+            members, differences_against(whole[None, seen], others, resamples=resamples, scale=scale), strict=True
+        )
     totals: dict[tuple[str, float], list[float]] = {}
     for row, change in zip(rows, nats, strict=True):
         total = totals.setdefault((row.get("among", row["structure"]), row["asked"]), [0.0, 0.0])
         total[0] += change
         total[1] += row["removed"]
-    found = []
-    for row, change, difference in zip(rows, nats, differences, strict=True):
+    changes = []
+    for number, (row, change) in enumerate(zip(rows, nats, strict=True)):
+        difference = differences[number]
         total, removed = totals[row.get("among", row["structure"]), row["asked"]]
         average = total / removed if total > 0 else math.nan
         relative = change / row["removed"] / average if row["removed"] else math.nan
         place = (row["layer"], row["structure"], row["asked"], row["actual"], row["removed"])
         percent = (difference.scale.percent(change, dense), *difference.percent[1:])
-        found.append(Change(*place, change, *percent, average, relative))
-    return found
+        changes.append(Change(*place, change, *percent, average, relative))
+    return changes
 
 
 def nearest_share(changes: Sequence[Change], ratio: float) -> list[Change]:
@@ -118,11 +125,28 @@ def as_costly(run: RunRecord, candidates: Sequence[Row], first: Change, others: 
     dense, costs = np.array(run["dense"]["losses"][metric], np.float64), []
     several = not any(math.isnan(change.relative) for change in together)
     for change in together:
-        losses = by_place[change.structure, change.layer, change.asked]["losses"][metric]
+        losses, seen = losses_of(by_place[change.structure, change.layer, change.asked], metric)
         scale = change.removed * change.average if several else 1.0
-        costs.append((np.array(losses, np.float64) - dense) / scale)
-    base, rest = costs[0][None], np.array(costs[1:]).reshape(len(others), 1, len(dense))
-    return holm(p_values_against(base, rest)).tolist()
+        costs.append(((losses - dense) / scale, seen))
+    (base, own), *rest = costs
+    p_values, resamples = np.full(len(rest), np.nan), resamples_for(len(rest))
+    for seen, members in _by_windows([own & seen for _, seen in rest]):
+        each = np.stack([rest[number][0][None, seen] for number in members])
+        p_values[members] = p_values_against(base[None, seen], each, resamples=resamples)
+    return holm(p_values).tolist()
+
+
+def _by_windows(seen: Sequence[Bool[np.ndarray, "windows"]]) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """Group rows that were evaluated on the same windows; but for a race there is one group."""
+    groups: dict[bytes, list[int]] = {}
+    for number, each in enumerate(seen):
+        groups.setdefault(each.tobytes(), []).append(number)
+    return ((seen[members[0]], members) for members in groups.values())
+
+
+def _change(losses: Losses, dense: Float[np.ndarray, "windows"]) -> float:
+    """Tell how far a mean loss is above the unpruned model's on the same windows."""
+    return float(np.mean(losses.values[losses.seen])) - float(np.mean(dense[losses.seen]))
 
 
 def a_parameter(changes: Sequence[Change], structure: str) -> float:
@@ -135,13 +159,13 @@ def a_parameter(changes: Sequence[Change], structure: str) -> float:
 def costs_of(run: RunRecord, candidates: Sequence[Row]) -> dict[Place, Cost]:
     """Collect the measured curve of each place."""
     metric = judged_metric(run)
-    dense = float(np.mean(run["dense"]["losses"][metric]))
+    dense = np.array(run["dense"]["losses"][metric], np.float64)
     units: dict[Place, int] = {}
     points: dict[Place, dict[float, float]] = {}
     for row in at_one_place(candidates):
         place = (row["structure"], row["layer"])
         units.setdefault(place, row["units"])
-        points.setdefault(place, {0.0: 0.0})[row["actual"]] = float(np.mean(row["losses"][metric])) - dense
+        points.setdefault(place, {0.0: 0.0})[row["actual"]] = _change(losses_of(row, metric), dense)
     return {
         place: Cost(units[place], *map(np.array, zip(*sorted(points[place].items()), strict=True)))
         for place in sorted(points)

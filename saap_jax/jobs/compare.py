@@ -7,7 +7,7 @@ and evaluated is kept as it comes; the same command again does only what is miss
 import dataclasses
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from saap_jax.config.jobs import CompareConfig
@@ -17,11 +17,13 @@ from saap_jax.jobs import origins
 from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of
 from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.judged import written_by
-from saap_jax.jobs.racing import Race, looks_of
+from saap_jax.jobs.racing import Race, left_of
 from saap_jax.report.couplings import coupling_files
 from saap_jax.report.pages.common import structure_sentences
 from saap_jax.report.pages.compare import comparison_table, cut_tables
 from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.records import RaceRecord
+from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, comparison_rows
 from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.mesh import taken_in
@@ -50,8 +52,7 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         for chain in chains:
             for runner in evaluator.runners.values():
                 runner.check(chain, config.ratios)  # what is impossible is refused before any time is spent
-        if config.race:
-            looks_of(material.subject.count([*material.texts.values()][:2][-1])[0], config.evaluation.batch_size)
+        race = Race(evaluator, config.race_margin) if config.race else None
         left = {chain.name: reasons for chain in chains if (reasons := chain.unrepaired(material.subject))}
         evaluator.begin("compare", unrepaired=left)
         several = len(seeds) > 1
@@ -67,11 +68,12 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
             evaluator.save_keeps()
         with run.stage("evaluate") as stage:
             about = {candidate.name: candidate.about for candidate in candidates}
-            doing = "evaluate dense model" + " and candidates" * (not config.race)
-            names = [DENSE, *([] if config.race else about)]
-            evaluator.measure(names, about, doing=doing, stage=stage)
-            if config.race:
-                run.update(race=Race(evaluator, candidates, config.race_margin, stage).run())
+            doing = "evaluate dense model" + " and candidates" * (not race)
+            evaluator.measure([DENSE, *([] if race else about)], about, doing=doing, stage=stage)
+            if race:
+                run.update(race=[_raced(race, ratio, candidates, stage) for ratio in config.ratios])
+                for name, each in about.items():
+                    evaluator.record(name, each, race.measured(name))
         # of the first seed, the method that has the lowest perplexity out of domain
         rows, ratio = comparison_rows(run.record, run.candidates()), config.cut_ratio
         label = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)
@@ -82,6 +84,26 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
     return run_job(config, work, lambda run: coupling_files(run.record), overwrite=overwrite)
+
+
+def _raced(race: Race, ratio: float, candidates: Sequence[Candidate], stage: Stage) -> RaceRecord:
+    """Let the candidates of a ratio race, and evaluate those that are left on all windows."""
+    field: dict[str, list[str]] = {}
+    for each in candidates:
+        if each.ratio == ratio:
+            field.setdefault(each.chain.name, []).append(each.name)
+    doing = f"race at {100 * ratio:g} %"
+    (verdict,) = race.run([field], doing, stage)
+    race.finish(left_of(field, verdict), doing, stage)
+    names = [*field]
+    return {
+        "ratio": ratio,
+        "left": [names[number] for number in verdict.left],
+        "windows": dict(zip(names, verdict.windows, strict=True)),
+        "p_values": dict(zip(names, verdict.p_values, strict=True)),
+        "ending": verdict.ending,
+        **race.counted(name for each in field.values() for name in each),
+    }
 
 
 def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, track: Track) -> None:

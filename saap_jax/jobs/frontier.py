@@ -10,10 +10,12 @@ from typing import Any
 
 from saap_jax.config.checks import read_percent
 from saap_jax.config.jobs import FrontierConfig
-from saap_jax.evaluation.crossing import bisect, first_bracket, found_variants
+from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket, found_variants
+from saap_jax.evaluation.resample import LEVEL
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.candidates import Candidate, Evaluator, Row, candidate_of
 from saap_jax.jobs.job import check, load, run_job
+from saap_jax.jobs.racing import Race
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.frontier import frontier_table, summary
 from saap_jax.report.write import finding_files
@@ -51,70 +53,105 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
                     f"min_keep, max_ratio, protect, multiple_of and attention, got {max(config.ratios)}; relax one or "
                     "ask for less"
                 )
+        race = Race(evaluator, config.race_margin) if config.race else None
         evaluator.begin("frontier")
         evaluator.at_once = min(evaluator.at_once, len(chains) * len(seeds))
-        run.update(frontier=_measure(config, {chain.name: chain for chain in chains}, tops, evaluator))
+        run.update(frontier=_measure(config, {chain.name: chain for chain in chains}, tops, evaluator, race))
         run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
     return run_job(config, work, finding_files, overwrite=overwrite)
 
 
-def _measure(
-    config: FrontierConfig, chains: Mapping[str, Chain], tops: Mapping[str, float], evaluator: Evaluator
-) -> Row:
-    """Measure the grid, bisect every line, keep all keep-sets; return what was found."""
-    run, ratios, seeds = evaluator.run, sorted(config.ratios), config.seeds_drawn
-    lines: list[Key] = [(name, seed) for name in chains for seed in seeds]
+class _Points:
+    """Points of curves, evaluated as they are asked for: on all windows, or in a race with the limit, which is the
+    unpruned model with a handicap, until it is sure on which side of it they are.
+    """
 
-    def at(key: Key, ratio: float) -> Candidate:
-        return candidate_of(chains[key[0]], ratio, key[1], told=len(seeds) > 1)
+    def __init__(self, config: FrontierConfig, chains: Mapping[str, Chain], evaluator: Evaluator, race: Race | None):
+        self.config, self.chains, self.evaluator, self.race = config, chains, evaluator, race
+        self.percent, self.metric = read_percent("max_ppl_increase", config.max_ppl_increase), evaluator.judging
+        self.scale, self.about = scale_of(self.metric), {}
+        self.level = LEVEL / (len(config.ratios) + math.ceil(1 - math.log2(config.tolerance)))  # for each of a line
 
-    def measured(asked: Sequence[tuple[Key, float]], doing: str, stage: Stage, *first: str) -> list[Row]:
-        made = [at(key, ratio) for key, ratio in asked]
+    @property
+    def limit(self) -> float:
+        """The figure that may be reached."""
+        dense = self.evaluator.run.record[DENSE]["ppl"][self.metric]
+        if not math.isfinite(dense):
+            raise ValueError(
+                f"max_ppl_increase: expected a finite {self.scale.noun} of the unpruned model on {self.metric}, got "
+                f"{dense}; check the model, or choose other text"
+            )
+        return self.scale.limit(dense, self.percent)
+
+    def at(self, key: Key, ratio: float) -> Candidate:
+        return candidate_of(self.chains[key[0]], ratio, key[1], told=len(self.config.seeds_drawn) > 1)
+
+    def hold(self, asked: Sequence[tuple[Key, float]], doing: str, stage: Stage, *first: str) -> list[bool]:
+        """Evaluate points, and tell of each whether it holds the limit."""
+        made, evaluator = [self.at(key, ratio) for key, ratio in asked], self.evaluator
         evaluator.choose([candidate for candidate in made if candidate.name not in evaluator.keeps])
         about = {candidate.name: candidate.about for candidate in made}
-        rows = evaluator.measure([*first, *about], about, doing=doing, stage=stage)
-        return [rows[candidate.name] for candidate in made]
+        self.about |= about
+        if self.race is None:
+            rows = evaluator.measure([*first, *about], about, doing=doing, stage=stage)
+        else:
+            if first:
+                evaluator.measure(first, {}, doing="evaluate dense model", stage=stage)
+            handicap = self.scale.loss(self.limit) - self.scale.loss(evaluator.run.record[DENSE]["ppl"][self.metric])
+            fields = [{DENSE: [DENSE], name: [name]} for name in about]
+            self.race.run(fields, doing, stage, level=self.level, handicap=handicap)
+            rows = {name: self.race.measured(name) for name in about}
+        return [rows[candidate.name]["ppl"][self.metric] <= self.limit for candidate in made]
 
+    def close(self, brackets: Mapping[Key, Bracket], stage: Stage) -> None:
+        """Evaluate the ends of all brackets on all windows, and record what a race has found."""
+        if self.race is None:
+            return
+        ends = [self.at(key, ratio).name for key, found in brackets.items() for ratio in (found.low, found.high)]
+        self.race.finish([name for name in ends if name in self.about], "evaluate where curves end", stage)
+        for name, about in self.about.items():
+            self.evaluator.record(name, about, self.race.measured(name))
+        self.evaluator.run.update(raced=self.race.counted(self.about))
+
+
+def _measure(
+    config: FrontierConfig, chains: Mapping[str, Chain], tops: Mapping[str, float], evaluator: Evaluator,
+    race: Race | None,
+) -> Row:  # fmt: skip
+    """Measure the grid, bisect every line, keep all keep-sets; return what was found."""
+    run, ratios, points = evaluator.run, sorted(config.ratios), _Points(config, chains, evaluator, race)
+    lines: list[Key] = [(name, seed) for name in chains for seed in config.seeds_drawn]
     grid = [(key, ratio) for ratio in ratios for key in lines]
     with run.stage("search"):
-        evaluator.choose([at(key, ratio) for key, ratio in grid])
+        evaluator.choose([points.at(key, ratio) for key, ratio in grid])
     with run.stage("evaluate") as stage:
-        rows = measured(grid, "evaluate dense model and curves", stage, DENSE)
-    metric = evaluator.judging
-    percent = read_percent("max_ppl_increase", config.max_ppl_increase)
-    scale, dense = scale_of(metric), run.record[DENSE]["ppl"][metric]
-    if not math.isfinite(dense):
-        raise ValueError(
-            f"max_ppl_increase: expected a finite {scale.noun} of the unpruned model on {metric}, got {dense}; check "
-            "the model, or choose other text"
-        )
-    limit = scale.limit(dense, percent)
-    holds = {key: [row["ppl"][metric] <= limit for (k, _), row in zip(grid, rows, strict=True) if k == key]
-             for key in lines}  # fmt: skip
+        doing = "race with the limit" if race else "evaluate dense model and curves"
+        found = points.hold(grid, doing, stage, DENSE)
+    holds = {key: [held for (k, _), held in zip(grid, found, strict=True) if k == key] for key in lines}
     with run.stage("bisect") as stage:
         rounds = 0
 
         def judge(asked: dict[Key, float]) -> dict[Key, bool]:
             nonlocal rounds
             rounds += 1
-            found = measured(list(asked.items()), f"bisect, round {rounds}", stage)
-            return {key: row["ppl"][metric] <= limit for key, row in zip(asked, found, strict=True)}
+            return dict(zip(asked, points.hold([*asked.items()], f"bisect, round {rounds}", stage), strict=True))
 
         starts = {key: first_bracket(ratios, holds[key], tops[key[0]]) for key in lines}
         brackets = bisect(starts, judge, config.tolerance)
+        points.close(brackets, stage)
     evaluator.save_keeps()
     said = []
-    for key, found in brackets.items():
+    for key, bracket in brackets.items():
         said.append({
-            "variant": key[0], "seed": key[1], "ratio": found.low,
-            "candidate": at(key, found.low).name if found.low > 0 else DENSE,
-            "breaks_at": None if math.isinf(found.high) else found.high,
-            "largest_possible": tops[key[0]], "rounds": found.rounds,
+            "variant": key[0], "seed": key[1], "ratio": bracket.low,
+            "candidate": points.at(key, bracket.low).name if bracket.low > 0 else DENSE,
+            "breaks_at": None if math.isinf(bracket.high) else bracket.high,
+            "largest_possible": tops[key[0]], "rounds": bracket.rounds,
             "again": [r for r, held in zip(ratios, holds[key], strict=True) if held and r > starts[key].high],
         })  # fmt: skip
     return {
-        "metric": metric, "percent": percent, "limit": limit, "tolerance": config.tolerance,
+        "metric": points.metric, "percent": points.percent, "limit": points.limit, "tolerance": config.tolerance,
         "ratios": ratios, "resamples": config.resamples, "rounds": rounds, "lines": said,
     }  # fmt: skip
 

@@ -1,77 +1,84 @@
-"""A race over the evaluation texts: who is surely worse than another candidate of its ratio is evaluated no further.
+"""A race over the evaluation texts: who is surely worse than another of those it races with is evaluated no further.
 
-Windows come in a random order that is always the same; verdicts follow from the losses alone, see `evaluation.race`. A
-candidate whose weights were changed has a model of its own, and is evaluated on all windows as soon as it is made.
+Windows come in a random order that is always the same; verdicts follow from the losses alone, see `evaluation.race`.
+The unpruned model may race too: its losses are known, and with a handicap it is a limit. A candidate whose weights were
+changed has a model of its own, and is evaluated on all windows as soon as it is made.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from saap_jax.evaluation.race import RaceState, race
-from saap_jax.evaluation.resample import FEWEST
+from saap_jax.evaluation.resample import FEWEST, LEVEL
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.jobs.candidates import Candidate, Evaluator, Row, figure
-from saap_jax.runs.records import RaceRecord
+from saap_jax.jobs.candidates import Evaluator, Row, figure
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 
+Field = Mapping[str, Sequence[str]]
+"""Who race with each other: names of candidates, one a seed, by variant; the unpruned model is `{DENSE: [DENSE]}`."""
+
 
 class Race:
-    """The candidates of a run, and what of them has been evaluated; the run holds the unpruned model's record."""
+    """What of the candidates of a run has been evaluated; the run holds the unpruned model's record."""
 
-    def __init__(
-        self, evaluator: Evaluator, candidates: Sequence[Candidate], margin: float, stage: Stage | None
-    ) -> None:
-        """Take who runs; `margin` are nats a token that count as no difference."""
-        self.evaluator, self.margin, self.stage = evaluator, margin, stage
-        self.candidates = {candidate.name: candidate for candidate in candidates}
+    def __init__(self, evaluator: Evaluator, margin: float) -> None:
+        """Take who evaluates; `margin` are nats a token that count as no difference.
+
+        Raises:
+            ValueError: too few windows for a race.
+        """
+        self.evaluator, self.margin = evaluator, margin
         self.judging, self.rows = evaluator.judging, evaluator.rows[evaluator.judging]
         self.looks = looks_of(self.rows, evaluator.batch_size)
         self.orders = {name: np.random.default_rng(0).permutation(rows) for name, rows in evaluator.rows.items()}
-        self.field: dict[float, dict[str, list[str]]] = {}
-        for each in candidates:
-            self.field.setdefault(each.ratio, {}).setdefault(each.chain.name, []).append(each.name)
         self.laps: dict[str, dict[str, list[float]]] = {}
         """By model and metric, losses of the windows in the order of the race."""
         self.seconds: dict[str, float] = {}
 
-    def run(self) -> list[RaceRecord]:
-        """Evaluate lap after lap until every race has ended, and record the candidates."""
-        while True:
-            verdicts = {
-                ratio: race([*map(self._losses, variants.values())], self.looks, margin=self.margin)
-                for ratio, variants in self.field.items()
-            }
-            if not any(verdict.next for verdict in verdicts.values()):
-                break
-            for ratio, verdict in verdicts.items():
-                if verdict.next:
-                    self._evaluate(ratio, verdict, verdict.next)
-        for ratio, verdict in verdicts.items():  # a race may end before its last look
-            self._evaluate(ratio, verdict, self.rows)
-        for name, candidate in self.candidates.items():
-            self.evaluator.record(name, candidate.about, self._measured(self.evaluator.models[name]))
-        return [self._summary(ratio, verdict) for ratio, verdict in verdicts.items()]
+    def run(
+        self, fields: Sequence[Field], doing: str, stage: Stage | None, *, level: float = LEVEL, handicap: float = 0.0
+    ) -> list[RaceState]:
+        """Evaluate lap after lap, those of all fields together, until every race has ended.
 
-    def _evaluate(self, ratio: float, verdict: RaceState, stop: int) -> None:
-        """Evaluate those that are left of a ratio up to a window, together who has as many of those before."""
-        variants, groups = [*self.field[ratio].values()], {}
-        for name in [name for number in verdict.left for name in variants[number]]:
-            masked = self.evaluator.masked(name)
-            groups.setdefault((self._have(name), stop if masked else self.rows), []).append(name)
+        Args:
+            level: of each field, see `evaluation.race`.
+            handicap: nats a token that are added to each loss of the unpruned model.
+        """
+        verdicts: list[RaceState | None] = [None] * len(fields)
+        while True:
+            stops: dict[str, int] = {}
+            for number, field in enumerate(fields):
+                if (verdict := verdicts[number]) is None or verdict.next:
+                    losses = [self._losses(names, handicap) for names in field.values()]
+                    verdicts[number] = verdict = race(losses, self.looks, level=level, margin=self.margin)
+                if verdict.next:
+                    stops |= dict.fromkeys(left_of(field, verdict), verdict.next)
+            if not stops:
+                return [verdict for verdict in verdicts if verdict is not None]
+            self.evaluate(stops, doing, stage)
+
+    def evaluate(self, stops: Mapping[str, int], doing: str, stage: Stage | None) -> None:
+        """Evaluate each candidate up to a window, together those that have as many of those before."""
+        groups: dict[tuple[int, int], list[str]] = {}
+        for name, stop in stops.items():
+            if name != DENSE:
+                end = stop if self.evaluator.masked(name) else self.rows
+                groups.setdefault((self._have(name), end), []).append(name)
         for (start, end), names in groups.items():
             if start < end:
-                doing = f"race at {100 * ratio:g} %: {len(names)} candidates to window {end} of {self.rows}"
-                found = self.evaluator.losses(names, self._windows(start, end), doing, self.stage)
-                self._add({self.evaluator.models[name]: lap for name, lap in found.items()})
+                said = f"{doing}: {len(names)} candidates to window {end} of {self.rows}"
+                found = self.evaluator.losses(names, self._windows(start, end), said, stage)
+                for model, lap in {self.evaluator.models[name]: lap for name, lap in found.items()}.items():
+                    before = self.laps.get(model, {})
+                    self.laps[model] = {name: [*before.get(name, []), *new] for name, new in lap["losses"].items()}
+                    self.seconds[model] = self.seconds.get(model, 0.0) + lap["seconds"]
 
-    def _add(self, found: Mapping[str, Row]) -> None:
-        for model, lap in found.items():
-            before = self.laps.get(model, {})
-            self.laps[model] = {name: [*before.get(name, []), *new] for name, new in lap["losses"].items()}
-            self.seconds[model] = self.seconds.get(model, 0.0) + lap["seconds"]
+    def finish(self, names: Iterable[str], doing: str, stage: Stage | None) -> None:
+        """Evaluate candidates on all windows: those that are left have them, also where a race ends before."""
+        self.evaluate(dict.fromkeys(names, self.rows), doing, stage)
 
     def _have(self, name: str) -> int:
         """Count the windows of the judging text that a candidate has been evaluated on."""
@@ -83,39 +90,42 @@ class Race:
         ends = {name: [-(-at * rows[name] // self.rows) for at in (start, stop)] for name in rows}
         return {name: self.orders[name][first:last] for name, (first, last) in ends.items()}
 
-    def _losses(self, names: list[str]) -> np.ndarray:
+    def _losses(self, names: Sequence[str], handicap: float) -> np.ndarray:
         """Stack the losses of a variant, `[seeds, windows]`, as many windows as all its seeds have."""
+        if DENSE in names:
+            return self._dense(self.judging)[None, self.orders[self.judging]] + handicap
         count, models = min(map(self._have, names)), [self.evaluator.models[name] for name in names]
         return np.array([self.laps[model][self.judging][:count] if count else [] for model in models])
 
-    def _measured(self, model: str) -> Row:
-        """Read the losses of a candidate: of all windows in their order, or as some of them let expect."""
-        dense, ppl, losses = self.evaluator.run.record[DENSE]["losses"], {}, {}
-        for name, values in self.laps[model].items():
-            order, whole = self.orders[name][: len(values)], np.asarray(dense[name], np.float64)
-            own = np.asarray(values, np.float64)
+    def _dense(self, metric: str) -> np.ndarray:
+        return np.asarray(self.evaluator.run.record[DENSE]["losses"][metric], np.float64)
+
+    def measured(self, name: str) -> Row:
+        """Read the losses of a candidate: of all windows in their order, or figures as some of them let expect, and
+        these losses as `seen`, None for the other windows."""
+        model, ppl, losses = self.evaluator.models[name], {}, {}
+        for metric, values in self.laps[model].items():
+            whole, order, own = self._dense(metric), self.orders[metric][: len(values)], np.asarray(values, np.float64)
             with np.errstate(invalid="ignore"):
-                ppl[name] = scale_of(name).value(whole.mean() + (own - whole[order]).mean())
-            if len(values) == len(whole):
-                losses[name], ppl[name] = own[np.argsort(order)].tolist(), figure(name, own)
-        whole = self.judging in losses
-        rest = {"losses": losses} if whole else {"windows": len(self.laps[model][self.judging])}
+                expected = scale_of(metric).value(whole.mean() + (own - whole[order]).mean())
+            losses[metric] = np.full(len(whole), None)
+            losses[metric][order] = own.tolist()
+            ppl[metric] = figure(metric, own) if len(values) == len(whole) else expected
+        count, lists = self._have(name), {metric: values.tolist() for metric, values in losses.items()}
+        rest = {"losses": lists} if count == self.rows else {"windows": count, "seen": lists}
         return {"ppl": ppl, **rest, "seconds": self.seconds[model]}
 
-    def _summary(self, ratio: float, verdict: RaceState) -> RaceRecord:
-        variants = [*self.field[ratio]]
-        evaluated = {self.evaluator.models[n]: n for names in self.field[ratio].values() for n in names}
-        return {
-            "ratio": ratio,
-            "metric": self.judging,
-            "left": [variants[number] for number in verdict.left],
-            "windows": dict(zip(variants, verdict.windows, strict=True)),
-            "p_values": dict(zip(variants, verdict.p_values, strict=True)),
-            "ending": verdict.ending,
-            "budget": self.rows,
-            "evaluated": sum(map(self._have, evaluated.values())),
-            "keep_sets": len(evaluated),
-        }
+    def counted(self, names: Iterable[str]) -> Row:
+        """Count what was evaluated of candidates: windows of the judging text, of how many, of how many keep-sets."""
+        models = {self.evaluator.models[name]: name for name in names}
+        evaluated = sum(map(self._have, models.values()))
+        return {"metric": self.judging, "budget": self.rows, "evaluated": evaluated, "keep_sets": len(models)}
+
+
+def left_of(field: Field, verdict: RaceState) -> list[str]:
+    """List the candidates of those variants that are left."""
+    variants = [*field.values()]
+    return [name for number in verdict.left for name in variants[number]]
 
 
 def looks_of(rows: int, batch_size: int) -> tuple[int, ...]:

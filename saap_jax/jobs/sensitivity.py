@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from saap_jax.config.jobs import SensitivityConfig
-from saap_jax.evaluation.resample import FEWEST
+from saap_jax.evaluation.resample import FEWEST, LEVEL
 from saap_jax.evaluation.sensitivity import Shares, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.candidates import Evaluator, Row, candidate_of
 from saap_jax.jobs.job import check, load, run_job
+from saap_jax.jobs.racing import Race
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.sensitivity import extreme_table
 from saap_jax.report.write import finding_files
@@ -54,6 +55,7 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
                     f"ratio: expected at most {top:.4f}, the largest that {each.name} can meet, got {config.ratio}; "
                     "relax min_keep, max_ratio, protect, align, …"
                 )
+        race = Race(evaluator, config.race_margin) if config.race else None
         evaluator.begin("sensitivity", method=method.written)
         scores = runner.scored(method).scores
         assert scores is not None
@@ -62,8 +64,14 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
         for name, keep in keeps.items():
             evaluator.add(name, keep)
         with run.stage("evaluate") as stage:
-            doing = "evaluate dense model and one place at a time"
-            evaluator.measure([DENSE, *keeps], about, doing=doing, stage=stage)
+            doing = "evaluate dense model" + " and one place at a time" * (not race)
+            evaluator.measure([DENSE, *([] if race else keeps)], about, doing=doing, stage=stage)
+            if race:  # each place with the unpruned model
+                fields = [{DENSE: [DENSE], name: [name]} for name in keeps]
+                race.run(fields, "race, one place at a time", stage, level=LEVEL / len(keeps))
+                for name, each in about.items():
+                    evaluator.record(name, each, race.measured(name))
+                run.update(raced=race.counted(keeps))
         with run.stage("try"):
             run.update(trials=tried(config, method, evaluator, scores))
         evaluator.save_keeps()

@@ -46,6 +46,8 @@ class Row(Measured, total=False):
     windows: int
     """By which it was judged, where a race took fewer than there are; `ppl` is then what these and the unpruned model
     let expect of all."""
+    seen: dict[str, list[float | None]]
+    """Then in place of `losses`: those of the windows that it took, None for the others."""
     seed: int
     """Of the calibration text."""
     ratio_asked: float
@@ -201,6 +203,9 @@ class RunRecord(TypedDict, total=False):
     couplings: Couplings
     structures: list[TracedStructure]
     race: list[RaceRecord]
+    """Of `saap compare`, a race a ratio."""
+    raced: RaceRecord
+    """Of `saap frontier` and `saap sensitivity`: what all their races took together."""
     unrepaired: dict[str, dict[str, str]]
     """By method, the structures that its repairs leave as they are, and why."""
     frontier: Frontier

@@ -103,7 +103,9 @@ def test_seeds_are_averaged():
     assert found.gap[1, 0] == pytest.approx(difference.mean())
     assert found.t[1, 0] == pytest.approx(stats.ttest_1samp(difference, 0).statistic)
     p = race(losses, (128,)).p_values[1]
-    assert p == pytest.approx(min(1, math.exp(-float(log_evidence_above(found.t[1, 0], 128)))))
+    once, at_any_time = stats.t.sf(found.t[1, 0], 127), math.exp(-log_evidence_above(found.t[1, 0], 128))
+    assert p == pytest.approx(2 * min(once, at_any_time), rel=1e-6)
+    assert race(losses, (128, 256)).p_values[1] == pytest.approx(2 * at_any_time, rel=1e-6)  # not yet the last look
 
 
 def test_p_values_are_those_of_the_whole_road():
@@ -111,7 +113,7 @@ def test_p_values_are_those_of_the_whole_road():
     losses = losses_of([0.0, 0.01, 0.05, 1.0])
     before = (1.0,) * 4
     for count in LOOKS:
-        verdict = race([each[:, :count] for each in losses], [look for look in LOOKS if look <= count])
+        verdict = race([each[:, :count] for each in losses], LOOKS)
         assert all(now <= then for now, then in zip(verdict.p_values, before, strict=True))
         assert all((verdict.p_values[each] > 0.05) == (each in verdict.left) for each in range(4))
         before = verdict.p_values

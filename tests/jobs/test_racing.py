@@ -6,10 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.jobs import CompareConfig, FrontierConfig, SensitivityConfig
 from saap_jax.config.method import EvaluationConfig
-from saap_jax.jobs import compare
+from saap_jax.evaluation.sensitivity import changes_of
+from saap_jax.jobs import compare, frontier, sensitivity
 from saap_jax.jobs.racing import looks_of
+from saap_jax.report.pages.frontier import frontier_findings
+from saap_jax.report.pages.sensitivity import sensitivity_findings
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import comparison_rows
 from tests.jobs.conftest import tiny
@@ -114,3 +117,70 @@ def test_whoever_is_left_has_all_windows_whenever_the_race_ends(config, tmp_path
             assert all(len(losses) == 40 for row in left for losses in row["losses"].values())
         again = compare.compare(changed)
         assert again.candidates() == run.candidates()
+
+
+# --- the other commands ----------------------------------------------------------------------------
+
+
+def raced_and_whole(command, kind, model, runs, **options):
+    """Run a command in a race and without one; their rows by candidate."""
+    evaluation = EvaluationConfig(windows=48, length=16, batch_size=8)
+    config = tiny(kind, model, runs, examples=5, evaluation=evaluation, resamples=50, race=True, **options)
+    raced, whole = (command(dataclasses.replace(config, race=race, name=f"race-{race}")) for race in (True, False))
+    again = command(dataclasses.replace(config, name="again"))  # of the cache
+    assert [row | {"seconds": 0} for row in again.candidates()] == [r | {"seconds": 0} for r in raced.candidates()]
+    rows = [{row["candidate"]: row for row in run.candidates()} for run in (raced, whole)]
+    took = raced.record["raced"]
+    assert took["evaluated"] < took["budget"] * took["keep_sets"]
+    assert any("windows" in row for row in rows[0].values())
+    for name in rows[0].keys() & rows[1].keys():
+        row, losses = rows[0][name], rows[1][name]["losses"]
+        for metric, values in row.get("losses", row.get("seen")).items():
+            known = [number for number, value in enumerate(values) if value is not None]
+            assert len(known) == row.get("windows", 48)
+            np.testing.assert_allclose([values[k] for k in known], [losses[metric][k] for k in known], rtol=2e-5)
+    return raced, whole
+
+
+def test_a_point_of_a_curve_races_with_the_limit(tiny_model_directory, tmp_path):
+    options = {"methods": ("gate_fisher > global", "wanda > global"), "ratios": (0.1, 0.4, 0.7), "tolerance": 0.05}
+    raced, whole = raced_and_whole(
+        frontier.frontier, FrontierConfig, tiny_model_directory, tmp_path, max_ppl_increase="2%", **options
+    )
+    found, expected = (run.record["frontier"] for run in (raced, whole))
+    assert found["limit"] == pytest.approx(expected["limit"])
+    rows = {row["candidate"]: row for row in raced.candidates()}
+    for line, other in zip(found["lines"], expected["lines"], strict=True):
+        assert (line["variant"], line["ratio"], line["breaks_at"]) == tuple(
+            other[name] for name in ("variant", "ratio", "breaks_at")
+        )
+        assert "windows" not in rows.get(line["candidate"], {}), "what is found has all windows"
+    for row in rows.values():
+        sure = next(each for each in whole.candidates() if each["candidate"] == row["candidate"])
+        assert (row["ppl"][OUT] <= found["limit"]) == (sure["ppl"][OUT] <= found["limit"])
+    assert "% of the windows were evaluated" in str(frontier_findings(raced))
+
+
+def test_a_place_races_with_the_unpruned_model(tiny_model_directory, tmp_path):
+    """Its interval is that of the windows it took: wider where it left early, and about the change on all windows."""
+    raced, whole = raced_and_whole(
+        sensitivity.sensitivity, SensitivityConfig, tiny_model_directory, tmp_path, fractions=(0.3, 1.0), ratio=0.15,
+        method="gate_fisher > within(attention=0.0) > uniform",
+    )  # fmt: skip
+    changes, expected = (
+        {each[:3]: each for each in changes_of(run.record, run.candidates())} for run in (raced, whole)
+    )
+    assert changes.keys() == expected.keys()
+    rows = {(row["layer"], row["structure"], row["asked"]): row for row in raced.candidates() if "layer" in row}
+    dense = np.array(raced.record["dense"]["losses"][OUT])
+    for place, row in rows.items():
+        change = changes[place]
+        if "windows" in row:
+            values = [(own, other) for own, other in zip(row["seen"][OUT], dense, strict=True) if own is not None]
+            assert change.nats == pytest.approx(np.mean([own - other for own, other in values]))
+            assert change.low < change.percent < change.high
+            assert change.high - change.low > expected[place].high - expected[place].low
+            assert (change.nats > 0) == (expected[place].nats > 0)
+        else:
+            assert change.nats == pytest.approx(expected[place].nats, abs=1e-6)
+    assert "% of the windows were evaluated" in str(sensitivity_findings(raced))

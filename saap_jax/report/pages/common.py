@@ -8,7 +8,7 @@ from saap_jax.evaluation.scales import Scale, scale_of
 from saap_jax.report.blocks import Block, Code, Section, Words, facts, said, section, text_table
 from saap_jax.report.couplings import coupling_figure
 from saap_jax.report.formats import format_usd
-from saap_jax.runs.records import RunRecord, WrittenText
+from saap_jax.runs.records import RaceRecord, RunRecord, WrittenText
 from saap_jax.runs.standing import DENSE, metrics
 from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import plural
@@ -31,6 +31,13 @@ _STAGE = {
 def figure_of(run: RunRecord) -> Scale:
     """Say what the figures of a run are: perplexities, or mean losses."""
     return scale_of(next((metric["name"] for metric in metrics(run)), ""))
+
+
+def share_evaluated(*races: RaceRecord) -> str:
+    """Say what share of the windows races took; empty where that is not on record."""
+    every = sum(each.get("keep_sets", 0) * each.get("budget", 0) for each in races)
+    evaluated = sum(each.get("evaluated", 0) for each in races)
+    return f"{100 * evaluated / every:.0f} % of the windows were evaluated; " if every else ""
 
 
 def model_name(run: RunRecord) -> str:

@@ -30,6 +30,7 @@ from saap_jax.report.pages.common import (
     DOMAINS,
     closing_sections,
     figure_of,
+    share_evaluated,
     structure_sentences,
     suggestions_section,
 )
@@ -214,11 +215,9 @@ def _legend(run: RunRecord, rows: Sequence[ComparisonRow], compared: Sequence[st
         )
     seeds = len(run.get("seeds", {}).get("calibration", ()))
     if race:
-        evaluated = sum(each.get("evaluated", 0) for each in race)
-        every = sum(each.get("keep_sets", 0) * each.get("budget", 0) for each in race)
         whose = f"the means over these {seeds} calibration seeds" if seeds > 1 else "these keep-sets"
-        share = f"{100 * evaluated / every:.0f} % of the windows were evaluated; " if every else ""
-        lines.append(f"{share}the verdict is of {whose} on such text, not of estimators on other calibration text")
+        verdict = f"the verdict is of {whose} on such text, not of estimators on other calibration text"
+        lines.append(share_evaluated(*race) + verdict)
     if any(row.windows for row in rows) and (why := untested(rows)):
         lines.append(f"which others are as good is not tested: {why}")
     seeds = max((row.seeds for row in rows), default=1)

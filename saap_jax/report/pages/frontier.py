@@ -9,6 +9,7 @@ from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.report.blocks import Column, Figure, Findings, Table, folded
 from saap_jax.report.figures import Curve, Limit, ratio_figure
 from saap_jax.report.formats import BEST, TIED_LEGEND, format_estimate, format_percent, marked
+from saap_jax.report.pages.common import share_evaluated
 from saap_jax.report.pages.compare import candidate_table
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Row, RunRecord
@@ -75,6 +76,11 @@ def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
         + (f"no intervals: {why}" if (why := untested(found)) else "[95 % interval, bootstrap over seeds and windows]"),
         f"{BEST} largest ratio" + (f"   {TIED_LEGEND}" if any(each.tied for each in found) else ""),
     ]
+    if "raced" in run:
+        lines.append(
+            f"{share_evaluated(run['raced'])}a point is evaluated until it is sure on which side of the limit it is, "
+            "and the ends of a bracket on all windows; figures of other points are of the windows that they took"
+        )
     for each in found:
         of = f" for {each.everywhere} of {each.seeds} seeds" if each.everywhere < each.seeds else ""
         if each.everywhere:

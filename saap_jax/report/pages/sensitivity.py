@@ -20,6 +20,7 @@ from saap_jax.evaluation.sensitivity import (
 from saap_jax.report.blocks import Column, Figure, Findings, Section, Table, folded
 from saap_jax.report.figures import change_figure
 from saap_jax.report.formats import BEST, TIED, TIED_LEGEND, format_change, format_hundredths
+from saap_jax.report.pages.common import share_evaluated
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
@@ -118,6 +119,11 @@ def _notes(run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change])
         if not math.isnan(each):
             nats, at = signed(1e6 * each, 4), f"{100 * shown[0].asked:g}"
             lines.append(f"{structure}: {nats} nats a million parameters, over all layers at {at} %")
+    if "raced" in run:
+        lines.append(
+            f"{share_evaluated(run['raced'])}a place is evaluated until it is surely worse or better than the unpruned "
+            f"model, or within {run['config']['race_margin']:g} nats of it; its figures are of the windows that it took"
+        )
     aligned = [trial for trial in run.get("trials", []) if trial["kind"] == "aligned"]
     return [*lines, *(aligned_sentence(run, candidates, trial) for trial in aligned)]
 
