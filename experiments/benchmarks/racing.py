@@ -128,8 +128,8 @@ def explained(losses: np.ndarray, dense: np.ndarray) -> list[str]:
 
 
 def simulate_all(files: list[Path], windows: int, draws: int) -> None:
-    """Print a table: shares in per cent of all evaluations, the median of the draws, the 90 % quantile, the most; in how
-    many draws the lowest of all stays, how many are left, by the race and of all, and in how many they are the same."""
+    """Print a table: shares in per cent of all evaluations, median, 90 % quantile and most of the draws; in how many
+    draws the lowest of all stays, how many are left, by the race and of all, and in how many they are the same."""
     print("| losses | median | 90 % | most | lowest kept, % | left | of all | same, % |\n|---|" + "---:|" * 7)
     for file in files:
         found = np.load(file)
