@@ -105,6 +105,8 @@ def race(
         p_values[left] = np.minimum(p_values[left], np.exp(np.minimum(math.log(2 * others) + doubt.min(axis=1), 0)))
         stay = p_values[left] > level
         if count == looks[-1]:  # the other half of the level
+            from scipy.special import stdtr
+
             p = np.where((found.gap > ROUNDING) & stay, stdtr(count - 1, -found.t), 1.0).min(axis=1)
             p_values[left] = np.minimum(p_values[left], 2 * max(stay.sum() - 1, 1) * p)
             stay = p_values[left] > level
