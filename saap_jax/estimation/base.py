@@ -103,15 +103,15 @@ class Statistic:
     """Zeros, from shapes alone; where they are spread over devices, they stay so, else every device holds them."""
     source: Literal["activations", "weights", "squares", "gates", "step"]
     """What it is made of: `observe`d activations; the gradient of the summed loss; the squares of the examples'
-    gradients of their mean loss, summed; the gate gradients of each example's mean loss, `[batch, layers, units]`; or
-    what a `step` of its own adds."""
+    gradients of their mean loss, which the backward pass itself adds up; the gate gradients of each example's mean
+    loss, `[batch, layers, units]`; or what a `step` of its own adds."""
     observe: Callable[[Point], Mapping[str, Any]] = lambda point: {}
     """Of `activations`: sums over a microbatch by key, at some points; joined, `{key: [layers, ...]}`."""
     kind: Callable[..., Any] | None = None
     """Named tuple that its value is, of dictionaries of arrays; `observe` then gives a sum for each field by key. None:
     a dictionary or an array, or a tree like the model's of `weights` and `squares`."""
     contribute: Callable[[Any], Any] = lambda shown: shown
-    """What the pass shows of its source -> what a microbatch adds, a tree like that of `init`."""
+    """What the pass shows of its source -> what a microbatch adds, a tree like that of `init`; not of `squares`."""
     accumulation: Accumulation
     axes: Callable[[str], tuple[str, ...]] = lambda path: ("layers", "units")
     """Leading axes of the array at a path: `examples` (rows), `layers`, `units`, or others; none where the path names a

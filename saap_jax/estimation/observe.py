@@ -28,7 +28,7 @@ from saap_jax.estimation.base import (
 )
 from saap_jax.estimation.objectives import OBJECTIVES, summed_objective
 from saap_jax.estimation.registry import STATISTICS
-from saap_jax.estimation.squares import flattened, parts, watched
+from saap_jax.estimation.squares import flattened, watched
 from saap_jax.llama.loss import predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
@@ -123,8 +123,11 @@ def observe_step(
 ) -> tuple[dict[Statistic, Any], Float[Array, "examples"]]:
     """Add one microbatch (tokens, mask, index of its first example) to the accumulators, which stay at `places`."""
     tokens, mask, position = batch
-    new, means = contributions(model, tokens, mask, gates, frozenset(state), remat)
+    new, means = contributions(model, tokens, mask, gates, state, remat)
     for need in sorted(state):
+        if need.source == "squares":  # added to already
+            state[need] = new[need]
+            continue
         add = need.accumulation.add
         state[need] = jax.tree.map(lambda total, more, add=add: add(total, more, position), state[need], new[need])
     return held((state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)), places)
@@ -135,10 +138,10 @@ def contributions(
     tokens: Int[Array, "batch seq"],
     mask: Bool[Array, "batch seq"],
     gates: Gates,
-    needs: frozenset[Statistic],
+    state: dict[Statistic, Any],
     remat: Remat,
 ) -> tuple[dict[Statistic, Any], Float[Array, "batch"]]:
-    """Make what a microbatch adds to each statistic, and the mean loss of its examples.
+    """Make what a microbatch adds to each statistic (of squares, what there is then), and its examples' mean losses.
 
     Each objective that is differentiated takes a backward pass of its own.
     """
@@ -147,16 +150,18 @@ def contributions(
     examples_gates = {n: jnp.broadcast_to(g.astype(dtype), (len(tokens), *g.shape)) for n, g in gates.items()}
 
     def one_pass(objective: Objective, needs: frozenset[Statistic]) -> tuple[dict[Statistic, Any], Array]:
+        sources = {need.source for need in needs}
+        on_weights, on_gates = not sources.isdisjoint(("weights", "squares")), "gates" in sources
+        totals = {need: jax.tree.map(jax.new_ref, state[need]) for need in sorted(needs) if need.source == "squares"}
+
         def summed(model: Llama, gates: Gates) -> tuple[Array, tuple[Array, list]]:
             seen = observer(needs, mask)
+            if on_weights:
+                model = watched(model, 1 / counts, [*totals.values()]) if totals else flattened(model)
             values, sums, observed = summed_objective(model, tokens, mask, gates, objective, observe=seen, remat=remat)
             return jnp.sum(values), (sums, observed)
 
-        sources = {need.source for need in needs}
-        on_squares, on_gates = "squares" in sources, "gates" in sources
-        on_weights = on_squares or "weights" in sources
-        watching = (watched(model, 1 / counts) if on_squares else flattened(model)) if on_weights else model
-        inputs, argnums = (watching, examples_gates if on_gates else gates), (0,) * on_weights + (1,) * on_gates
+        inputs, argnums = (model, examples_gates if on_gates else gates), (0,) * on_weights + (1,) * on_gates
         gradients: Any = ()
         if argnums:
             gradients, (sums, observed) = jax.grad(summed, argnums=argnums, has_aux=True)(*inputs)
@@ -164,16 +169,18 @@ def contributions(
             _, (sums, observed) = summed(*inputs)
         shown: dict[str, Any] = {}
         if on_weights:
-            shown["weights"], shown["squares"] = parts(gradients[0])
+            shown["weights"] = gradients[0]
         if on_gates:
             shown["gates"] = {name: gradients[-1][name] / counts[:, None, None] for name in STRUCTURES}
         activations = joined(observed)
-        new = {need: need.contribute(activations.get(need, shown.get(need.source))) for need in sorted(needs)}
+        new = {need: jax.tree.map(jax.freeze, total) for need, total in totals.items()}
+        for need in sorted(needs - totals.keys()):
+            new[need] = need.contribute(activations.get(need, shown.get(need.source)))
         return new, sums.astype(dtype) / counts
 
     by_objective: dict[Objective, frozenset[Statistic]]
-    by_objective = {each: frozenset(need for need in needs if need.objective == each) for each in OBJECTIVES}
-    passes = [one_pass(each, own) for each, own in by_objective.items() if own or (not needs and each == "loss")]
+    by_objective = {each: frozenset(need for need in state if need.objective == each) for each in OBJECTIVES}
+    passes = [one_pass(each, own) for each, own in by_objective.items() if own or (not state and each == "loss")]
     return {need: value for new, _ in passes for need, value in new.items()}, passes[-1][
         1
     ]  # the loss of all is the same

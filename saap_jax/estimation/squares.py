@@ -1,10 +1,10 @@
 """Squares of each example's weight gradient, summed over a batch, from one backward pass over the whole batch.
 
 For y_b = x_b W the gradient of example b is G_b = Σ_t x_btᵀ dy_bt, and what is wanted is Σ_b (s_b G_b)², s_b the weight
-of the example. A product of activations with a matrix that is watched gives, beside dW = Σ_b G_b, this sum as the
-derivative of an array of zeros that stands beside the matrix. A bias is a matrix with one input, which is 1. So squares
-need no pass an example, no gradient of the whole model an example, and are spread over devices like any other gradient:
-each makes those of its own examples, layer by layer, and they are summed.
+of the example. The backward pass of a product of activations with a matrix that is watched makes dW = Σ_b G_b and adds
+this sum to a total, in place. A bias is a matrix with one input, which is 1. So squares need no pass an example, no
+gradient of the whole model an example, and are spread over devices like any other gradient: each makes those of its own
+examples, layer by layer, and they are summed.
 
 An example's gradient is as large as the matrix, and a batch of them may be larger than the model, so no more than one
 is ever held. In plain JAX one example follows the other. On TPU it is a Pallas kernel: a tile of the result stays in
@@ -16,7 +16,7 @@ and summed entry by entry instead of as norms.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -199,90 +199,79 @@ def _on_devices(
 # --- a model that is watched -----------------------------------------------------------------------
 
 
-class Watched(Flat):
-    """A matrix, or a bias, whose product also gives the sum over examples of their squared gradients."""
+class Sums:
+    """References to sums `[layers, ...]`, to which a backward pass adds; a leaf of no tree, so no scan slices it."""
 
-    def __init__(self, weight: nnx.Param, scale: Float[Array, "batch"]) -> None:
+    def __init__(self, totals: Sequence[Any]) -> None:
+        self.totals = totals
+
+
+class Watched(Flat):
+    """A matrix, or a bias, whose backward pass adds the sum over examples of their squared gradients to totals.
+
+    They are added to in place, layer by layer: a second tree as large as the matrices is never in memory.
+    """
+
+    def __init__(self, weight: nnx.Param, scale: Float[Array, "batch"], totals: Sequence[Any]) -> None:
         super().__init__(weight)
-        self.square = param(weight.axes, jnp.zeros(weight.shape, at_least_float32(weight.dtype)))
+        self.sums = Sums(totals)
+        self.layer = param(("layers",), jnp.arange(weight.shape[0]))
         self.scale = param(("layers", "batch"), jnp.broadcast_to(scale[None], (weight.shape[0], *scale.shape)))
 
     def product(self, equation: str, x: Array) -> Array:
         """Compute `einsum(equation, x, matrix)`."""
-        return _product(equation, self.axes[1:], x, self.weight[...], self.square[...], self.scale[...])
+        return self._product(equation, self.axes[1:], x, self.weight[...])
 
     def add(self, y: Array) -> Array:
         """Add the bias to y."""
         ones, sizes = jnp.ones((*y.shape[:2], 1), y.dtype), "kgh"[: y.ndim - 2]
-        weight, square = self.weight[...][None], self.square[...][None]
-        each: Array = _product(
-            f"bti,i{sizes}->bt{sizes}", ("embed", *self.axes[1:]), ones, weight, square, self.scale[...]
-        )
-        return y + each
+        return y + self._product(f"bti,i{sizes}->bt{sizes}", ("embed", *self.axes[1:]), ones, self.weight[...][None])
+
+    def _product(self, equation: str, axes: tuple[str, ...], x: Array, weight: Array) -> Array:
+        found: Array = _product(equation, axes, x, weight, self.scale[...], self.layer[...], self.sums.totals)
+        return found
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(equation: str, axes: tuple[str, ...], x: Array, weight: Array, square: Array, scale: Array) -> Array:
+def _product(equation: str, axes: tuple[str, ...], x: Array, weight: Array, *rest: Any) -> Array:
     return flat_product(equation, x, weight)
 
 
-def _forward(equation: str, axes: tuple[str, ...], x: Array, weight: Array, *rest: Array) -> tuple[Array, Any]:
-    return flat_product(equation, x, weight), (x, weight, rest[1])  # not `_product`: `remat` sees its dots
+def _forward(equation: str, axes: tuple[str, ...], x: Array, weight: Array, *rest: Any) -> tuple[Array, Any]:
+    return flat_product(equation, x, weight), (x, weight, *rest)  # not `_product`: `remat` sees its dots
 
 
-def _backward(
-    equation: str, axes: tuple[str, ...], kept: tuple[Array, Array, Array], cotangent: Array
-) -> tuple[Array, Array, Array, Array]:
-    (x, weight, scale), embed_first = kept, axes[0] == "embed"
+def _backward(equation: str, axes: tuple[str, ...], kept: Any, cotangent: Array) -> tuple[Array | None, ...]:
+    (x, weight, scale, layer, totals), embed_first = kept, axes[0] == "embed"
     split, batch = 1 if embed_first else len(weight.shape) - 1, x.shape[:2]
     inputs, outputs = math.prod(weight.shape[:split]), math.prod(weight.shape[split:])
     of_x = cotangent.reshape(math.prod(batch), outputs) @ weight.reshape(inputs, outputs).T
     total, square = gradient_sums(
         x.reshape(*batch, inputs), cotangent.reshape(*batch, outputs), scale, 0 if embed_first else 1, axes
     )
-    of_weight = total.reshape(weight.shape).astype(weight.dtype)
-    return of_x.reshape(x.shape), of_weight, square.reshape(weight.shape), jnp.zeros_like(scale)
+    for each in totals if square.size else ():  # a layer may be without units
+        each[layer] += square.reshape(each.shape[1:])
+    return of_x.reshape(x.shape), total.reshape(weight.shape).astype(weight.dtype), None, None, None
 
 
 _product.defvjp(_forward, _backward)
 
 
-def flattened(model: Llama, make: Callable[[nnx.Param], Flat] = Flat) -> Llama:
-    """Make the matrices of the layers `Flat`: the same function, its gradient made faster."""
-    made = nnx.merge(*nnx.split(model))
-    for segment in made.segments:
-        for block in (segment.attention, segment.mlp):
-            for name, value in list(vars(block).items()):
-                if is_matrix(value):
-                    setattr(block, name, make(value))
-    return made
+def flattened(model: Llama, make: Callable[..., Flat] = Flat, *trees: Llama) -> Llama:
+    """Make the matrices of the layers `Flat`, or whatever `make` makes of each and its parts of further trees: the same
+    function, its gradient made faster."""
+    each = lambda value, *more: make(value, *more) if is_matrix(value) else value  # noqa: E731
+    return jax.tree.map(each, model, *trees, is_leaf=lambda value: isinstance(value, nnx.Variable))
 
 
-def watched(model: Llama, scale: Float[Array, "batch"]) -> Llama:
+def watched(model: Llama, scale: Float[Array, "batch"], totals: Sequence[Llama]) -> Llama:
     """Watch every matrix of the layers of a model, and every bias that belongs to units.
 
     Args:
         scale: weight s_b of each example; 1 / tokens makes the gradient of a summed loss that of the mean one.
+        totals: trees like `like_matrices` of references, which the backward pass adds the squares to.
     """
-    return flattened(model, lambda matrix: Watched(matrix, scale))
-
-
-def parts(gradients: Llama) -> tuple[Llama, Llama]:
-    """Split what is differentiated of a flattened or watched model: gradients of its weights, and squares.
-
-    What is not watched, embeddings and norms, has a single 0 for its squares: no structure counts them.
-    """
-
-    def square(value: Any) -> Any:
-        if isinstance(value, Watched):
-            return value.square
-        parameter = value.weight if isinstance(value, Flat) else value
-        return parameter.replace(jnp.zeros((), at_least_float32(parameter.dtype)))
-
-    def split(pick: Callable[[Any], Any]) -> Llama:
-        return jax.tree.map(pick, gradients, is_leaf=lambda value: isinstance(value, nnx.Variable | Flat))
-
-    return split(lambda value: value.weight if isinstance(value, Flat) else value), split(square)
+    return flattened(model, lambda matrix, *own: Watched(matrix, scale, jax.tree.leaves(own)), *totals)
 
 
 SQUARED_WEIGHT_GRADIENT = Statistic(

@@ -3,8 +3,7 @@
 P parameters of `width` bytes on `shards` = fsdp · tensor devices; n tokens a device; E the width of the residual
 stream. What is held beside parameters and state:
 
-    a gradient of the weights, and the squares of those of examples, split like the parameters; for scoring, of the
-    matrices of the layers alone
+    a gradient of the weights, split like the parameters; for scoring, of the matrices of the layers alone
     the residual stream in front of every layer, n · E; without rematerialisation all activations of every layer
     the activations of one layer, of long rows with a block of their scores alone (as if there were no kernel), its
     gathered weights twice, logits and their gradient in float32
@@ -89,7 +88,6 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     logits = tokens * spec.vocab / tensor * 4
     temporaries = (
         gradient
-        + squares
         + kept
         + (len(layers) * tokens * spec.embed * width if backward else 0)
         + 2 * max(held)

@@ -1,5 +1,6 @@
 """Squared weight gradients against one gradient an example, in float64; what a pass costs; what is not finite."""
 
+import dataclasses
 import functools
 
 import jax
@@ -89,10 +90,10 @@ class TestCost:
     model = dense_model(mlp=32)
     batch = (jnp.asarray(TOKENS), jnp.asarray(MASK))
 
-    def lowered(self, needs):
-        state = {need: need.init(self.model, Plan(4)) for need in needs}
-        batch, gates = (*self.batch, jnp.asarray(0, jnp.int32)), ones_gates(self.model.segments)
-        return observe_step.lower(self.model, state, jnp.zeros(4), batch, gates, remat="none").compile()
+    def lowered(self, needs, model=model):
+        state = {need: need.init(model, Plan(4)) for need in needs}
+        batch, gates = (*self.batch, jnp.asarray(0, jnp.int32)), ones_gates(model.segments)
+        return observe_step.lower(model, state, jnp.zeros(4), batch, gates, remat="none").compile()
 
     def flops(self, needs) -> float:
         return self.lowered(needs).cost_analysis()["flops"]
@@ -119,6 +120,13 @@ class TestCost:
         assert (
             memory.alias_size_in_bytes >= 4 * numbers
         )  # added to in place: the state is donated, and keeps its layout
+
+    def test_squares_are_added_to_layer_by_layer(self):
+        """No second tree as large as the statistic is held; mean gradients, which have one, are the control."""
+        model = random_model(dataclasses.replace(spec_of(*[(2, 256)] * 16), embed=256))
+        tree = 4 * sum(each.size for each in parameters_by_path(model).values() if is_matrix(each))
+        squares, means = (self.lowered({need}, model).memory_analysis().temp_size_in_bytes for need in (SQUARED, MEAN))
+        assert squares < 0.6 * tree < tree < means
 
 
 class TestNotFinite:

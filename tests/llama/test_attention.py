@@ -166,11 +166,12 @@ def scored(path: str, family: str, length: int = LENGTH, remat: str = "none"):
     """Return what scores a batch, its arguments, and the path that it takes."""
     model, tokens = relative(family), jnp.asarray(random_tokens(2, length))
     mask = jnp.asarray(length_mask(length, length - 4, seq=length))
-    needs = frozenset({GATE_GRADIENT, STATISTICS["squared_weight_gradient"]})
+    needs = (GATE_GRADIENT, STATISTICS["squared_weight_gradient"])
 
     def run(model, gates):
         with attending(path):
-            return contributions(model, tokens, mask, gates, needs, remat)
+            state = {need: need.init(model, Plan(2)) for need in needs}
+            return contributions(model, tokens, mask, gates, state, remat)
 
     return run, (model, ones_gates(model.segments))
 
