@@ -160,7 +160,7 @@ def race_in_earnest(file: Path, ratio: float) -> None:
         evaluator.measure([DENSE], {}, doing="dense")
         racing, field = Race(evaluator, config.race_margin), {name: [name] for name in names}
         (verdict,) = racing.run([field], "race", None)
-        racing.finish(left_of(field, verdict), "finish", None)
+        racing.evaluate(dict.fromkeys(left_of(field, verdict), racing.rows), "finish", None)
         took = racing.counted(names)
     print(f"{took['evaluated']} of {took['budget'] * took['keep_sets']} evaluations, ending {verdict.ending!r}")
     print("windows:", dict(zip(names, verdict.windows, strict=True)))

@@ -94,7 +94,7 @@ def _raced(race: Race, ratio: float, candidates: Sequence[Candidate], stage: Sta
             field.setdefault(each.chain.name, []).append(each.name)
     doing = f"race at {100 * ratio:g} %"
     (verdict,) = race.run([field], doing, stage)
-    race.finish(left_of(field, verdict), doing, stage)
+    race.evaluate(dict.fromkeys(left_of(field, verdict), race.rows), doing, stage)
     names = [*field]
     return {
         "ratio": ratio,

@@ -109,7 +109,8 @@ class _Points:
         if self.race is None:
             return
         ends = [self.at(key, ratio).name for key, found in brackets.items() for ratio in (found.low, found.high)]
-        self.race.finish([name for name in ends if name in self.about], "evaluate where curves end", stage)
+        stops = {name: self.race.rows for name in ends if name in self.about}
+        self.race.evaluate(stops, "evaluate where curves end", stage)
         for name, about in self.about.items():
             self.evaluator.record(name, about, self.race.measured(name))
         self.evaluator.run.update(raced=self.race.counted(self.about))

@@ -61,7 +61,9 @@ class Race:
             self.evaluate(stops, doing, stage)
 
     def evaluate(self, stops: Mapping[str, int], doing: str, stage: Stage | None) -> None:
-        """Evaluate each candidate up to a window, together those that have as many of those before."""
+        """Evaluate each candidate up to a window, together those that have as many of those before. To the last one
+        those that are left, also where a race ends early.
+        """
         groups: dict[tuple[int, int], list[str]] = {}
         for name, stop in stops.items():
             if name != DENSE:
@@ -75,10 +77,6 @@ class Race:
                     before = self.laps.get(model, {})
                     self.laps[model] = {name: [*before.get(name, []), *new] for name, new in lap["losses"].items()}
                     self.seconds[model] = self.seconds.get(model, 0.0) + lap["seconds"]
-
-    def finish(self, names: Iterable[str], doing: str, stage: Stage | None) -> None:
-        """Evaluate candidates on all windows: those that are left have them, also where a race ends before."""
-        self.evaluate(dict.fromkeys(names, self.rows), doing, stage)
 
     def _have(self, name: str) -> int:
         """Count the windows of the judging text that a candidate has been evaluated on."""
