@@ -144,6 +144,19 @@ def protected(protect: Sequence[int | float], layers: int) -> np.ndarray:
     return found
 
 
+def first_prunable(keep: Keep, existing: Keep, within: Within) -> int:
+    """Count the layers in front of the first one that has lost units, or may lose some.
+
+    >>> whole = {"mlp": np.ones((4, 2), bool)}
+    >>> first_prunable(whole, whole, Within(protect=(0, 1, 3)))
+    2
+    """
+    losing = np.zeros(len(keep[next(iter(keep))]), bool)
+    for name, levels in levels_of(existing, within).items():
+        losing |= (keep[name] != existing[name]).any(axis=1) | np.array([len(each) > 1 for each in levels])
+    return int(np.argmax(losing)) if losing.any() else 0
+
+
 def stops_of(units: int, limits: Limits, depth: bool) -> np.ndarray:
     """List the ends of blocks, counted in a layer's units, ascending."""
     most = min(units - limits.min_keep, math.floor(units * limits.max_ratio * (1 + 1e-12)))

@@ -195,9 +195,12 @@ class Subject(abc.ABC):
         raise ValueError(f"{step}: is for attention and MLP of layers, which this model does not tell apart")
 
     def objective(
-        self, examples: Examples, batch_size: int, dense: "Subject", language_loss: float = 0.0
+        self, examples: Examples, batch_size: int, dense: "Subject", language_loss: float = 0.0, first: int = 0
     ) -> "GateObjective":
         """What the training of gates lowers: the divergence from `dense`, and some of the next-token loss.
+
+        Args:
+            first: layers in front of this one are whole, whatever gates say; derivatives of their gates are 0.
 
         Raises:
             ValueError: too few examples to hold some out.

@@ -152,8 +152,10 @@ class LlamaSubject(Subject):
     def check_objective(self, step: str) -> None:
         pass  # units are those of attention and MLP of layers
 
-    def objective(self, examples: Windows, batch_size: int, dense: Any, language_loss: float = 0.0) -> Divergence:
-        return Divergence(self.model, pairs(examples, batch_size), language_loss, dense.model)
+    def objective(
+        self, examples: Windows, batch_size: int, dense: Any, language_loss: float = 0.0, first: int = 0
+    ) -> Divergence:
+        return Divergence(self.model, pairs(examples, batch_size), language_loss, dense.model, first)
 
     def layerwise(
         self, keep: Keep, examples: Windows, rule: str, walk: Walk, *, dense: Any, batch_size: int = 8, **options: Any

@@ -29,20 +29,20 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.estimation.base import Batch, wide
 from saap_jax.estimation.reconstruction import gram_sums, token_weights
 from saap_jax.llama.attention import apart_of, sight_of
-from saap_jax.llama.model import Llama, attend, feed, param, post_normed, rms_norm
+from saap_jax.llama.model import Hidden, Llama, attend, feed, param, post_normed, rms_norm
 from saap_jax.llama.passes import layer_of
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.mesh import taken_in
-from saap_jax.surgery.corrections import HELD_OUT, Correction, Normal, Repair, Walk, corrected, together
+from saap_jax.surgery.corrections import Correction, Normal, Repair, Walk, corrected, kept_rows, rows_of, together
 from saap_jax.surgery.cut import check_keep
-from saap_jax.types import STRUCTURES, Keep
+from saap_jax.types import HELD_OUT, STRUCTURES, Keep
 
 
 class Stream(NamedTuple):
     """The residual stream of a microbatch in front of a sub-block, in the unpruned model and in the pruned one."""
 
-    dense: Float[Array, "batch seq embed"]
-    pruned: Float[Array, "batch seq embed"]
+    dense: Hidden
+    pruned: Hidden
 
 
 class Compensated(NamedTuple):
@@ -65,8 +65,9 @@ def compensate(
 ) -> Compensated:
     """Correct the output matrices (or add biases) of a model that keeps only some units, on calibration text.
 
-    Costs about one forward pass of the unpruned model and two of the pruned one; in memory, the residual streams of all
-    windows and the sums of one sub-block. What lies in front of the first pruned unit is left as it is.
+    Costs about one forward pass of the unpruned model and two of the pruned one, whose channels that go are not
+    computed; in memory, the residual streams of all windows and the sums of one sub-block. What lies in front of the
+    first pruned unit is left as it is.
 
     Args:
         model: of the shapes of the unpruned one, perhaps repaired before.
@@ -122,16 +123,25 @@ def corrected_in_turn(
             streams = [Stream(*each) for each in zip(after, pruned, strict=True)]
             yield at, at.old, None
             continue
-        step = functools.partial(normal_step, model, at.place, whole, at.old.bias, walk=walk)
+        choosing = choose is not None and not at.kept.all()
+        rows = jnp.arange(len(at.kept)) if choosing else jnp.asarray(kept_rows(at.kept)[0])
+        step = functools.partial(normal_step, model, at.place, whole, rows, walk=walk)
         sums, after = summed(step, streams, masks)
-        if choose is not None and not at.kept.all():
+        if choose is not None and choosing:
             at = at._replace(kept=choose(at, together(*sums)))
+            rows = jnp.asarray(kept_rows(at.kept)[0])
+            sums = rows_of(sums[0], rows), sums[1] and rows_of(sums[1], rows)
         new, correction = (at.masked(), None) if repair is None else at.corrected(sums, repair)
+        some = new._replace(weight=new.weight[rows], rows=rows)
         streams = [
-            Stream(each, advance(new, stream.pruned) if through else each)
+            Stream(each, advance(some, stream.pruned) if through else each)
             for stream, each in zip(streams, after, strict=True)
         ]
         yield at, new, correction
+
+
+Rows = Int[Array, "coordinates"] | None
+"""Some coordinates of a sub-block; None: all."""
 
 
 class OutputMatrix(NamedTuple):
@@ -140,6 +150,8 @@ class OutputMatrix(NamedTuple):
     weight: Float[Array, "coordinates embed"]
     bias: Float[Array, "embed"]
     """Zeros where the model has none."""
+    rows: Rows = None
+    """What the rows of the matrix are."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("index",), meta_fields=("segment", "structure"))
@@ -212,26 +224,29 @@ def normal_step(
     model: Llama,
     at: Site,
     whole: OutputMatrix,
-    bias: Float[Array, "embed"],
+    rows: Int[Array, "some"],
     stream: Stream,
     mask: Bool[Array, "batch seq"],
     *,
     walk: Walk,
-) -> tuple[Normal, Float[Array, "batch seq embed"]]:
+) -> tuple[Normal, Hidden]:
     """Make what a microbatch adds to the sums of a sub-block, and the unpruned stream behind it.
 
     Args:
         whole: what writes in the unpruned model.
-        bias: of the pruned model, which stays.
+        rows: the coordinates that the sums are of.
     """
     active = activations(model, at, stream.dense)
     written, post = active @ whole.weight, post_norm_of(model, at)
     after = stream.dense + post_normed(written + whole.bias[None, None], post, model.constants)
+    active = active[..., rows]
     if walk.through:
-        active = activations(model, at, stream.pruned)
+        active = activations(model, at, stream.pruned, rows=rows)
         if post is None:
-            written = after - stream.pruned - bias[None, None]
-            written = written if walk.repair is None else walk.repair.target(active @ whole.weight, written)
+            written = after - stream.pruned - writer_of(model, at).bias[None, None]
+            if walk.repair is not None:
+                own = activations(model, at, stream.pruned) @ whole.weight  # compiled only where a target looks at it
+                written = walk.repair.target(own, written)
     a, target, behind = wide(active), wide(written), wide(after)
     weights = mask.astype(behind.dtype) if walk.equal else token_weights(behind, mask, model.constants.norm_eps)
     product, mean, weight = gram_sums(a, weights)
@@ -247,14 +262,10 @@ def normal_step(
 
 @jax.jit
 def advance_step(
-    model: Llama,
-    at: Site,
-    new: OutputMatrix,
-    pruned: Float[Array, "batch seq embed"],
-    gates: Float[Array, "experts"] | None = None,
-) -> Float[Array, "batch seq embed"]:
+    model: Llama, at: Site, new: OutputMatrix, pruned: Hidden, gates: Float[Array, "experts"] | None = None
+) -> Hidden:
     """Compute the pruned stream behind a sub-block; rows of its removed units are 0 in `new`, or have `gates` of 0."""
-    written = activations(model, at, pruned, gates) @ new.weight + new.bias[None, None]
+    written = activations(model, at, pruned, gates, new.rows) @ new.weight + new.bias[None, None]
     return pruned + post_normed(written, post_norm_of(model, at), model.constants)
 
 
@@ -265,18 +276,21 @@ def post_norm_of(model: Llama, at: Site) -> nnx.Param | None:
 
 
 def activations(
-    model: Llama, at: Site, x: Float[Array, "batch seq embed"], gates: Float[Array, "experts"] | None = None
+    model: Llama, at: Site, x: Hidden, gates: Float[Array, "experts"] | None = None, rows: Rows = None
 ) -> Float[Array, "batch seq coordinates"]:
-    """Compute what enters the output matrix of a sub-block, from the residual stream in front of it."""
+    """Compute what enters the output matrix of a sub-block, or some rows of it, from the residual stream before it."""
     layer, constants = layer_of(model.segments[at.segment], at.index), model.constants
     if at.structure == "mlp":
+        if rows is not None:  # what goes is not computed
+            layer.mlp.gate, layer.mlp.up = (param(w.axes, w[...][:, rows]) for w in (layer.mlp.gate, layer.mlp.up))
         active = feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], constants), constants, gates)
         return active.reshape(*active.shape[:2], -1)
     apart = apart_of(constants, segment_bounds(model.segments))[at.segment]
     sight = sight_of(x.shape[1], layer.attention.output.shape[-2], constants)
     sight = sight.of(None if apart is None else layer_of(apart, at.index))
     middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], constants), sight, constants)
-    return middle.reshape(*middle.shape[:2], -1)
+    flat = middle.reshape(*middle.shape[:2], -1)
+    return flat if rows is None else flat[..., rows]
 
 
 def summed(

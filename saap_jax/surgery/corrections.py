@@ -119,7 +119,10 @@ PARTS = 8
 
 
 def kept_rows(kept: Bool[np.ndarray, "coordinates"]) -> tuple[Int[np.ndarray, "some"], Bool[np.ndarray, "some"]]:
-    """Pad the kept rows with others to a size that many keep-sets share, and mark those that count."""
+    """Pad the kept rows with others to a size that many keep-sets share, and mark those that count.
+
+    What a repair needs of the text are sums over these coordinates alone.
+    """
     each = max(-(-len(kept) // PARTS), 1)
     size = min(len(kept), -(-int(kept.sum()) // each) * each)
     order = np.argsort(~kept, kind="stable")[:size]
@@ -190,7 +193,8 @@ class Repair:
 
         Args:
             sums: over the tokens of the text: what fits, what judges, everything.
-            kept: which rows of the matrix are kept; the others are to be 0.
+            weight: the rows of the matrix that are kept, perhaps with some others.
+            kept: which of these are kept; the others are to be 0.
         """
         raise NotImplementedError
 
@@ -227,14 +231,15 @@ def corrected(
     """Return the new output matrix, the new bias, the damping, and the errors before and after on held-out text.
 
     Args:
-        sums: over the text that the correction is made from; and over other text, that chooses the damping, or None.
+        sums: of `kept_rows`, over the text that the correction is made from; and over other text, that chooses the
+            damping, or None.
     """
     fit, held = sums
-    rows, nothing = jnp.asarray(kept), jnp.zeros(weight.shape[1], fit.gram.dtype)
-    weight = weight.astype(fit.gram.dtype)
-    everything = together(fit, held)
+    (rows, real), nothing = map(jnp.asarray, kept_rows(kept)), jnp.zeros(weight.shape[1], fit.gram.dtype)
+    some = weight[rows].astype(fit.gram.dtype)
     judge = fit if held is None else held
-    before = float(output_error(judge, jnp.where(rows[:, None], weight, 0), nothing))
-    solved = repair.solve(Sums(fit, judge, everything), weight, rows)
+    before = float(output_error(judge, jnp.where(real[:, None], some, 0), nothing))
+    solved = repair.solve(Sums(fit, judge, together(fit, held)), some, real)
     bias = nothing if solved.bias is None else solved.bias
-    return solved.weight, bias, solved.damping, (before, solved.error)
+    new = jnp.zeros(weight.shape, some.dtype).at[rows].set(solved.weight)
+    return new, bias, solved.damping, (before, solved.error)

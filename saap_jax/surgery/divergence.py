@@ -6,7 +6,7 @@ Where it is asked for, a multiple of the next-token loss is lowered with it. Tex
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import Batch
+from saap_jax.llama.attention import apart_of, sight_of
 from saap_jax.llama.loss import over_positions
-from saap_jax.llama.model import Llama, param
-from saap_jax.llama.segments import segment_bounds
+from saap_jax.llama.model import DecoderLayer, Hidden, Llama, decode, param, rematerialised
+from saap_jax.llama.passes import layer_of, run_layers
+from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of, settled, shard
 from saap_jax.surgery.corrections import HELD_OUT, check_microbatches
-from saap_jax.types import STRUCTURES, Gates, Keep, Remat, Scores
+from saap_jax.types import STRUCTURES, Gates, Keep, Scores
 
 
 class Microbatch(NamedTuple):
@@ -30,33 +32,39 @@ class Microbatch(NamedTuple):
 
     tokens: Int[Array, "batch seq"]
     mask: Bool[Array, "batch seq"]
-    hidden: Float[Array, "batch seq embed"]
+    hidden: Hidden
     """The unpruned model's last hidden states, of which its logits are made anew whenever they are needed."""
+    stream: Hidden
+    """The residual stream in front of the first layer that may lose units, which gates do not change."""
 
 
 class Divergence:
     """The divergence of a model with masked units from the unpruned one, on a text.
 
-    Keeps last hidden states of the text on the devices.
+    Keeps last hidden states of the text on the devices, and the stream behind layers in which nothing changes.
     """
 
     def __init__(
-        self, model: Llama, batches: Sequence[Batch], language_loss: float = 0.0, teacher: Llama | None = None
-    ) -> None:
-        """Take a model, and the unpruned one where that is another: where something was repaired."""
+        self, model: Llama, batches: Sequence[Batch], language_loss: float = 0.0, teacher: Llama | None = None,
+        first: int = 0,
+    ) -> None:  # fmt: skip
+        """Take a model, and the unpruned one where that is another: where something was repaired.
+
+        Layers in front of `first` are whole, whatever gates say, and run once.
+        """
         check_microbatches("divergence", len(batches))
         self._model, self._teacher, self._language_loss = model, model if teacher is None else teacher, language_loss
+        self.first = first
         texts = [self._text(batch) for batch in batches]
         self._held = texts[HELD_OUT - 1 :: HELD_OUT]
         self._rest = [text for number, text in enumerate(texts) if number % HELD_OUT != HELD_OUT - 1]
         self.parts = len(self._rest)
 
     def gradient(self, gates: Scores, part: int) -> tuple[float, Scores]:
-        """Compute the objective, a mean over the tokens of a part, and its derivative by each gate."""
+        """Compute the objective, a mean over a part's tokens, and its derivative by each gate, 0 before `first`."""
+        given, options = self._gates(gates), {"first": self.first, "language_loss": self._language_loss}
         with on_mesh_of(self._model):
-            value, gradient = gradient_step(
-                self._model, self._teacher, self._gates(gates), self._rest[part], language_loss=self._language_loss
-            )
+            value, gradient = gradient_step(self._model, self._teacher, given, self._rest[part], **options)
         return float(fetched(value)), {name: fetched(each).astype(np.float64) for name, each in gradient.items()}
 
     def value(self, gates: Keep | Scores, part: int) -> float:
@@ -70,7 +78,7 @@ class Divergence:
     def _judged(self, gates: Keep | Scores, texts: Sequence[Microbatch]) -> float:
         given = self._gates(gates)
         with on_mesh_of(self._model):
-            sums = [fetched(divergence_step(self._model, self._teacher, given, text)) for text in texts]
+            sums = [fetched(divergence_step(self._model, self._teacher, given, text, self.first)) for text in texts]
         return float(sum(float(total) for total, _ in sums) / max(sum(int(count) for _, count in sums), 1))
 
     def _gates(self, given: Keep | Scores) -> Gates:
@@ -79,24 +87,52 @@ class Divergence:
     def _text(self, batch: Batch) -> Microbatch:
         tokens, mask = (shard(each, self._teacher) for each in batch)
         with on_mesh_of(self._teacher):
-            return Microbatch(tokens, mask, hidden_step(self._teacher, tokens))
+            return Microbatch(tokens, mask, *streams_step(self._model, self._teacher, tokens, self.first))
 
 
 @jax.jit
-def hidden_step(model: Llama, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq embed"]:
-    """Return the last hidden states of a model."""
-    return model.hidden(tokens)[0]
+def streams_step(
+    model: Llama, teacher: Llama, tokens: Int[Array, "batch seq"], first: Int[Array, ""]
+) -> tuple[Hidden, Hidden]:
+    """Return the last hidden states of the unpruned model, and the stream in front of a layer of a model."""
+    return teacher.hidden(tokens)[0], run_layers(model, model.embedded(tokens), 0, first)
 
 
-def divergence(
-    model: Llama, teacher: Llama, gates: Gates, text: Microbatch, language_loss: float = 0.0, remat: Remat = "none"
+@jax.jit
+def divergence_step(
+    model: Llama, teacher: Llama, gates: Gates, text: Microbatch, first: Int[Array, ""]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Return KL(p_unpruned ‖ p_pruned) in nats, summed over the real tokens of a microbatch, and their number.
+    """Return the divergence in nats, summed over the real tokens of a microbatch, and their number."""
+    behind = run_layers(model, text.stream, first, len(model.spec.layers), gates)
+    each, _ = by_tokens(model, teacher, model.final(behind), text)
+    return jnp.sum(jnp.where(text.mask, each, 0)), jnp.sum(text.mask)
+
+
+@functools.partial(jax.jit, static_argnames=("first", "language_loss"))
+def gradient_step(
+    model: Llama, teacher: Llama, gates: Gates, text: Microbatch, *, first: int = 0, language_loss: float = 0.0
+) -> tuple[Float[Array, ""], Gates]:
+    """Return the mean divergence over the tokens of a microbatch, and its derivative by each gate, closed ones too.
+
+    But for closed experts, to which no token is routed: theirs is 0.
+    """
+    hidden, pull = jax.vjp(lambda gates: hidden_behind(model, text.stream, first, gates), gates)
+    each, slopes = by_tokens(model, teacher, hidden, text, language_loss)
+    count = jnp.maximum(jnp.sum(text.mask), 1).astype(each.dtype)
+    by_hidden = jnp.where(text.mask[..., None], slopes.astype(each.dtype) / count, 0).astype(slopes.dtype)
+    return jnp.sum(jnp.where(text.mask, each, 0)) / count, pull(by_hidden)[0]
+
+
+def by_tokens(
+    model: Llama, teacher: Llama, hidden: Hidden, text: Microbatch, language_loss: float = 0.0
+) -> tuple[Float[Array, "batch seq"], Hidden]:
+    """Compute KL(p_unpruned ‖ p_pruned) of each token in nats, and its derivative by the last hidden states.
+
+    Logits are made once for both; a derivative that nobody uses is not compiled.
 
     Args:
         language_loss: how much of -log p_pruned of the next real token is added, for each token that has one.
     """
-    hidden, _ = model.hidden(text.tokens, gates, remat=remat)
 
     def of_tokens(own: Array, other: Array, following: Array, real: Array) -> Array:
         student, known = (jax.nn.log_softmax(each, axis=-1) for each in (model.logits(own), teacher.logits(other)))
@@ -106,28 +142,31 @@ def divergence(
         surprise = -jnp.take_along_axis(student, following[..., None], axis=-1)[..., 0]
         return each + language_loss * jnp.where(real, surprise, 0)
 
+    def both(own: Array, *others: Array) -> tuple[Array, Array]:
+        each, pull = jax.vjp(lambda own: of_tokens(own, *others), own)
+        return each, pull(jnp.ones_like(each))[0]  # positions do not mix: each row is that of its own token
+
     following, real = (jnp.pad(each[:, 1:], ((0, 0), (0, 1))) for each in (text.tokens, text.mask))
-    each = over_positions(of_tokens, hidden, text.hidden, following, real, logits=[model, teacher])
-    return jnp.sum(jnp.where(text.mask, each, 0)), jnp.sum(text.mask)
+    return over_positions(both, hidden, text.hidden, following, real, logits=[model, teacher])
 
 
-divergence_step = jax.jit(divergence)
+def hidden_behind(model: Llama, stream: Hidden, first: int, gates: Gates) -> Hidden:
+    """Compute the last hidden states from the residual stream in front of a layer, to be differentiated by gates.
 
-
-@functools.partial(jax.jit, static_argnames=("language_loss",))
-def gradient_step(
-    model: Llama, teacher: Llama, gates: Gates, text: Microbatch, *, language_loss: float = 0.0
-) -> tuple[Float[Array, ""], Gates]:
-    """Return the mean divergence over the tokens of a microbatch, and its derivative by each gate, closed ones too.
-
-    But for closed experts, to which no token is routed: theirs is 0.
+    As `Llama.hidden`, but for the layers before; weights are no inputs of the loop, so that none is copied.
     """
+    sight, bounds = sight_of(stream.shape[1], model.head_dim, model.constants), segment_bounds(model.segments)
+    parts = model.segments, split_gates(gates, bounds), apart_of(model.constants, bounds), bounds
+    for segment, own_gates, own_apart, place in zip(*parts, strict=True):
 
-    def mean(gates: Gates) -> Float[Array, ""]:
-        total, count = divergence(model, teacher, gates, text, language_loss, "dots")
-        return total / jnp.maximum(count, 1).astype(total.dtype)
+        def layer(x: Array, inputs: Any, segment: DecoderLayer = segment) -> tuple[Array, None]:
+            index, own, apart = inputs
+            return decode(layer_of(segment, index), x, own, sight.of(apart), model.constants)[0], None
 
-    return jax.value_and_grad(mean)(gates)
+        left, inputs = slice(max(first - place.start, 0), None), (jnp.arange(segment.length), own_gates, own_apart)
+        inputs = jax.tree.map(lambda each, left=left: each[left], inputs)
+        stream, _ = jax.lax.scan(rematerialised(layer, "dots"), stream, inputs)
+    return model.final(stream)
 
 
 def folded(model: Llama, scales: dict[str, Float[np.ndarray, "_ _"]]) -> Llama:

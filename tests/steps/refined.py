@@ -13,7 +13,7 @@ from saap_jax.subjects.llama import LlamaSubject
 class Judged(LlamaSubject):
     """A model whose keep-sets a test judges."""
 
-    def objective(self, *_: Any) -> Any:
+    def objective(self, *_: Any, **__: Any) -> Any:
         """Return what the test gave."""
         return self.given
 

@@ -41,7 +41,7 @@ def by_hand(model, keep, damping: float) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def problem(x64):
-    model = dense_model(layers=2, mlp=8, dtype=np.float64)
+    model = dense_model(layers=2, mlp=21, dtype=np.float64)
     return model, random_keep(existing_units(model.segments), 0.6, seed=1)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from saap_jax.config.checks import Natural, Positive, Share
 from saap_jax.steps.base import Before, Context, State, Step, scores_of_all, step
-from saap_jax.steps.limits import levels_of
+from saap_jax.steps.limits import first_prunable, levels_of
 from saap_jax.types import Keep
 
 SWITCHES = 3
@@ -77,7 +77,8 @@ class Evolve(Step):
         existing = state.subject.existing
         order = {name: np.argsort(np.where(existing[name], each, np.inf), axis=1, kind="stable")
                  for name, each in scores_of_all(state, self).items()}  # fmt: skip
-        objective = state.subject.objective(on.text, on.batch_size, on.dense)
+        unchanged = first_prunable(state.keep, existing, within)
+        objective = state.subject.objective(on.text, on.batch_size, on.dense, first=unchanged)
         levels = {(name, layer): each for name, all_of in levels_of(existing, within).items()
                   for layer, each in enumerate(all_of)}  # fmt: skip
         moves = _Moves(levels, state.subject.costs, existing, self.quantum)

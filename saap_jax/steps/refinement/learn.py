@@ -9,7 +9,8 @@ projection), and the derivative of the divergence by each gate there goes straig
 
 A unit that is gone has a derivative too, what opening its gate would do; so it may come back (but for an expert, to
 which no token is routed then). The root mean square is over all units, and a running mean over the steps: heads and
-channels are measured alike. Values begin at 0.75 for what was chosen and 0.25 for the rest, whatever the score was that
+channels are measured alike. Layers in front of the first one that may lose units are not differentiated: their
+derivatives count as 0. Values begin at 0.75 for what was chosen and 0.25 for the rest, whatever the score was that
 chose it.
 
 With the rule `sigmoid` the value is a probability p = σ(θ), and Adam lowers the divergence by its logit:
@@ -35,6 +36,7 @@ from saap_jax.config.checks import Natural, check_not_negative, check_positive
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global
 from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.limits import first_prunable
 from saap_jax.steps.training import adam, adam_start, cosine, rounds
 from saap_jax.subjects.base import Subject
 from saap_jax.types import Keep, Scores
@@ -53,8 +55,8 @@ KEPT, GONE = 0.75, 0.25
 class Learn(Step):
     """Train which units stay, with all weights as they are, under the exact budget.
 
-    A quarter of the text is held out, and says which round was the best, the start among them. A step is as long as
-    three forward passes over a microbatch.
+    A quarter of the text is held out, and says which round was the best, the start among them. A step takes
+    less than three forward passes over a microbatch.
     """
 
     kind = "refinement"
@@ -81,7 +83,8 @@ class Learn(Step):
         if not self.steps:
             return state
         subject, rule, within = state.subject, RULES[self.rule], state.limits.at(on.final)
-        objective = subject.objective(on.text, on.batch_size, on.dense, self.language_loss)
+        first = first_prunable(state.keep, subject.existing, subject.limits(within))
+        objective = subject.objective(on.text, on.batch_size, on.dense, self.language_loss, first)
         judged, keeps, learnt = _restored(on.store.load(), rule.start(state.keep), state.keep)
         judged = judged or [objective.judge(state.keep)]
         done = min((len(judged) - 1) * objective.parts, self.steps)

@@ -18,11 +18,9 @@ from saap_jax.surgery.corrections import (
     Sums,
     check_microbatches,
     damping_errors,
-    kept_rows,
     least_squares,
     output_bias,
     output_error,
-    rows_of,
 )
 
 
@@ -93,21 +91,18 @@ class LeastSquares(OutputRepair):
 
     def solve(self, sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]) -> Solved:
         """Solve for the kept rows with the given damping, or the one that the held-out text prefers."""
-        rows, count = kept_rows(np.asarray(kept))
-        fit, judge, everything = (rows_of(normal, jnp.asarray(rows)) for normal in sums)
-        start, some = weight[rows], jnp.asarray(count)
         nothing = jnp.zeros(weight.shape[1], weight.dtype)
         if self.damping is None:
-            errors = np.asarray(damping_errors(fit, judge, start, some, jnp.asarray(DAMPINGS, weight.dtype)))
+            errors = np.asarray(damping_errors(sums.fit, sums.judge, weight, kept, jnp.asarray(DAMPINGS, weight.dtype)))
             damping, error = DAMPINGS[int(np.argmin(errors))], float(errors.min())
-            unchanged = float(output_error(judge, start, nothing))
+            unchanged = float(output_error(sums.judge, weight, nothing))
             if unchanged <= error:  # no damping is as good as none at all
                 return Solved(left(weight, kept), None, unchanged, math.inf)
         else:
             damping = self.damping
-            error = float(output_error(judge, least_squares(fit, start, some, jnp.asarray(damping)), nothing))
-        solved = least_squares(everything, start, some, jnp.asarray(damping))
-        return Solved(jnp.zeros_like(weight).at[rows].set(solved), None, error, damping)
+            fitted = least_squares(sums.fit, weight, kept, jnp.asarray(damping))
+            error = float(output_error(sums.judge, fitted, nothing))
+        return Solved(least_squares(sums.everything, weight, kept, jnp.asarray(damping)), None, error, damping)
 
 
 @step("blended")

@@ -17,6 +17,7 @@ import numpy as np
 
 from saap_jax.config.checks import Positive, check_positive
 from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.limits import first_prunable
 from saap_jax.steps.training import adam, adam_start, cosine, rounds
 from saap_jax.types import Scores
 
@@ -26,20 +27,23 @@ from saap_jax.types import Scores
 class Scales(Step):
     """Train one factor for each kept unit towards what the unpruned model predicts, and fold it into the weights.
 
-    Every fourth microbatch is held out, and the factors that do best there count.
+    Every fourth microbatch is held out, and the factors that do best there count. Layers in front of the first one that
+    has lost units, or may lose some, are left alone.
     """
 
     kind = "repair"
     judges = True
 
     steps: Positive = 32
-    """Steps of Adam, each on a microbatch of the calibration text and as long as three forward passes over it."""
+    """Steps of Adam, each on a microbatch of the calibration text and shorter than three forward passes over it."""
     rate: Annotated[float, check_positive] = 0.01
     """Learning rate of the first step; it falls to 0 as a cosine."""
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Train the factors of the model as it is."""
-        keep, objective = state.keep, state.subject.objective(on.text, on.batch_size, on.dense)
+        keep, limits = state.keep, state.subject.limits(state.limits.at(on.final))
+        first = first_prunable(keep, state.subject.existing, limits)
+        objective = state.subject.objective(on.text, on.batch_size, on.dense, first=first)
 
         def gates(scales: Scores) -> Scores:
             return {name: np.where(kept, scales[name], 0.0) for name, kept in keep.items()}

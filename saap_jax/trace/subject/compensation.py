@@ -25,7 +25,8 @@ from jaxtyping import Array, Float
 
 from saap_jax.estimation.base import wide
 from saap_jax.subjects.base import Progress, silent
-from saap_jax.surgery.corrections import Correction, Normal, Repair, corrected
+from saap_jax.surgery.corrections import Correction, Normal, Repair, corrected, kept_rows
+from saap_jax.surgery.corrections import rows_of as some_rows
 from saap_jax.trace.cut import like
 from saap_jax.trace.problem import Examples
 from saap_jax.trace.subject.problem import TracedProblem, batches, rows_of
@@ -144,7 +145,8 @@ def repaired(
                 own[slot] = new if own[slot] is None else jax.tree.map(jnp.add, own[slot], new)
         for own, weight, (writer, kept, systems) in zip(sums, weights_of, stage, strict=True):
             for at, system in enumerate(systems):
-                fit, held = (each and Normal(*(leaf[at] for leaf in each)) for each in own)
+                rows, _ = kept_rows(kept[system])
+                fit, held = (each and some_rows(Normal(*(leaf[at] for leaf in each)), rows) for each in own)
                 assert fit is not None
                 matrix, _, damping, errors = corrected((fit, held), weight[at], kept[system], repair)
                 values[writer.path] = writer.replaced(values[writer.path], system, np.asarray(matrix))
