@@ -118,9 +118,9 @@ class CompareConfig(SweepConfig):
     best_ratio: float | None = None
     """Ratio at which the best candidate is cut, saved and measured, one of `ratios`; None: 0.2 if that is one of them,
     else the smallest above 0."""
-    new_tokens: Natural = 64
-    """Tokens that the unpruned model and the one that was cut write after each of three prompts, for the report;
-    0: none. None are written on several devices, nor by a model of a factory."""
+    new_tokens: Natural = 0
+    """Tokens that the unpruned model and the best pruned one write after each of three prompts, for the report, such as
+    64. None are written on several devices, nor by a model of a factory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

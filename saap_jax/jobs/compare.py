@@ -16,7 +16,7 @@ from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs import origins
 from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of
 from saap_jax.jobs.job import check, load, run_job
-from saap_jax.jobs.judged import written_by
+from saap_jax.jobs.judged import REPEATS, written_by
 from saap_jax.jobs.racing import Race, left_of
 from saap_jax.report.couplings import coupling_files
 from saap_jax.report.pages.common import structure_sentences
@@ -113,14 +113,15 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))
     if not run.has("best"):
-        cut = evaluator.state(best).subject.cut(keep)
+        state = evaluator.state(best)
+        cut = state.subject.cut(keep)
         made = origins.chosen(config, run.record, row, cut.parameters)
-        if texts_written := written_by(subject, cut, config.new_tokens, track):
+        if texts_written := written_by(subject, state, config.new_tokens, track):
             run.update(written=texts_written)
             made["written"] = texts_written
         origin = origins.origin_of(config.model.name)
         cut.save(directory, keep, further=origins.files_of(origin, made, cut, run.path.name))
-        del cut
+        del cut, state
     gc.collect()
     loaded, whole = subject.load(directory), subject.whole()
     size = config.evaluation.batch_size
@@ -132,7 +133,7 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
                 f"within {subject.tolerance:g}, got {value:.4f}; please report this with {run.path / 'run.json'}"
             )
     text = next(iter(evaluator.texts.values()))
-    dense_seconds, seconds = subject.seconds([whole, loaded], text, size)
+    dense_seconds, seconds = subject.seconds([whole, loaded], text, size, repeats=REPEATS)
     run.update(
         best={
             "candidate": best.name,

@@ -17,12 +17,13 @@ from saap_jax.runs.origin import figures_of
 from saap_jax.runs.records import Measured, WrittenText
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.words import signed
+from saap_jax.steps.base import State
 from saap_jax.subjects.base import Examples, Subject
-from saap_jax.subjects.llama import CutLlama, LlamaSubject
+from saap_jax.subjects.llama import LlamaSubject
 
 DENSE, PRUNED = "dense", "pruned"
-REPEATS = 3
-"""Forward passes of each model that are timed."""
+REPEATS = 2
+"""Forward passes of each model that are timed, after one that warms up."""
 
 
 class Judged(NamedTuple):
@@ -99,11 +100,20 @@ NEW_TOKENS = 64
 """Of `saap prune` and `saap recover`; `saap compare` has an option."""
 
 
-def written_by(subject: Subject, cut: Any, most: int, track: Track) -> list[WrittenText]:
-    """Let the unpruned and the pruned model write; nothing of a traced model, or on several devices."""
-    if not (isinstance(subject, LlamaSubject) and isinstance(cut, CutLlama)) or subject.layout:
+def written_by(subject: Subject, state: State, most: int, track: Track) -> list[WrittenText]:
+    """Let the unpruned and the pruned model write; nothing of a traced model, or on several devices.
+
+    The pruned one is masked, so that it has the programs of the other; but from experts that are only masked, tokens
+    would not be routed to others.
+    """
+    pruned = state.subject
+    if not (isinstance(subject, LlamaSubject) and isinstance(pruned, LlamaSubject)) or subject.layout or not most:
         return []
-    return written({DENSE: subject.model, PRUNED: cut.model}, subject.words, most, track)
+    if subject.model.constants.traits.experts:
+        model = pruned.cut(state.keep).model
+    else:
+        model = pruned.folded({name: kept.astype(np.float64) for name, kept in state.keep.items()}).model
+    return written({DENSE: subject.model, PRUNED: model}, subject.words, most, track)
 
 
 def written(models: Mapping[str, Llama], tokenizer: Tokenizer, most: int, track: Track) -> list[WrittenText]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
@@ -41,6 +42,7 @@ from saap_jax.llama.model import (
 from saap_jax.llama.product import Matrix, added, product, sides
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import Apart, Constants
+from saap_jax.runtime.gather import concatenated, put_beside, read_in_place
 from saap_jax.runtime.programs import cores
 
 
@@ -83,13 +85,12 @@ def single_layers(model: Llama) -> Llama:
     if all(segment.length == 1 for segment in model.segments):
         return model
     single = nnx.merge(*nnx.split(model))
-    single.segments = nnx.List(
-        [
-            jax.tree.map(lambda leaf, index=index: leaf[index : index + 1], segment)
-            for segment in model.segments
-            for index in range(segment.length)
-        ]
-    )
+    layers = [
+        jax.tree.map(lambda leaf, index=index: read_in_place(leaf)[index : index + 1], segment)
+        for segment in model.segments
+        for index in range(segment.length)
+    ]
+    single.segments = put_beside(model.embedding[...], nnx.List(layers))
     return single
 
 
@@ -295,7 +296,7 @@ class Shared(Matrix):
     is the ordinary one.
     """
 
-    def __init__(self, axes: tuple[str, ...], value: Float[Array, "layers *sizes"], parts: int) -> None:
+    def __init__(self, axes: tuple[str, ...], value: Float[Array | np.ndarray, "layers *sizes"], parts: int) -> None:
         self.axes = axes
         self.sizes = value.shape[1:]
         inputs, outputs = (math.prod(side) for side in sides(axes[1:], self.sizes))
@@ -335,7 +336,7 @@ class FusedAttention(Attention):
     def __init__(self, attention: Attention, parts: int) -> None:
         layers, embed = attention.query.shape[:2]
         columns = [part[...].reshape(layers, embed, -1) for part in (attention.query, attention.key, attention.value)]
-        self.inputs = Shared(("layers", "embed", "heads"), jnp.concatenate(columns, axis=-1), parts)
+        self.inputs = Shared(("layers", "embed", "heads"), concatenated(columns, axis=-1), parts)
         for name in ("output", "output_bias", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm"):
             setattr(self, name, getattr(attention, name))
 
@@ -352,7 +353,7 @@ class FusedMlp(Mlp):
     """Feed-forward block whose gate and up matrices are columns of one matrix, in that order, and nowhere else."""
 
     def __init__(self, mlp: Mlp, parts: int) -> None:
-        columns = jnp.concatenate([mlp.gate[...], mlp.up[...]], axis=-1)
+        columns = concatenated([mlp.gate[...], mlp.up[...]], axis=-1)
         self.inputs = Shared(("layers", "embed", "mlp"), columns, parts)
         self.down, self.down_bias, self.router = mlp.down, mlp.down_bias, None
 
@@ -379,6 +380,7 @@ def fused_layers(model: Llama, parts: int | None = None) -> Llama:
         return all(isinstance(getattr(block, name), nnx.Param) for name in names)
 
     fused = nnx.merge(*nnx.split(single_layers(model)))
+    fused.segments = jax.tree.map(read_in_place, fused.segments)
     for segment in fused.segments:
         if plain(segment.attention, "query", "key", "value"):
             segment.attention = FusedAttention(segment.attention, parts)
@@ -388,4 +390,5 @@ def fused_layers(model: Llama, parts: int | None = None) -> Llama:
             if plain(block, name):
                 matrix = getattr(block, name)
                 setattr(block, name, Shared(matrix.axes, matrix[...], parts))
+    fused.segments = put_beside(model.embedding[...], fused.segments)
     return fused

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -54,7 +55,7 @@ Make = Callable[[tuple[int, ...], int | None], Array]
 """Creates a parameter array of a shape; `fan_in` is None for a normalisation scale."""
 
 
-def param(axes: tuple[str, ...], value: Array) -> nnx.Param:
+def param(axes: tuple[str, ...], value: Array | np.ndarray) -> nnx.Param:
     """Wrap an array as a parameter that carries its logical axis names."""
     return nnx.Param(value, axes=axes)
 

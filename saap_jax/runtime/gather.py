@@ -1,11 +1,14 @@
 """Arrays of trees on the host of every process: by path, whole although they are spread over devices, and finite."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
 
 from saap_jax.runtime.processes import belongs_here, in_host_memory
 
@@ -26,6 +29,26 @@ def fetched(array: Any, index: int | None = None) -> np.ndarray:
     if belongs_here(part) or part.is_fully_replicated:
         return np.asarray(part)
     return np.asarray(multihost_utils.process_allgather(part, tiled=True))
+
+
+def read_in_place(array: Any) -> Any:
+    """Show an array to numpy, which compiles nothing, where it lies in host memory on one device; another as it is."""
+    if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+        return array
+    single = isinstance(array.sharding, SingleDeviceSharding)
+    near = single and array.is_fully_addressable and in_host_memory(array)
+    return np.asarray(array) if near else array
+
+
+def put_beside(other: Any, tree: Any) -> Any:
+    """Put what numpy made of such arrays where another array lies; arrays of jax stay as they are."""
+    put = functools.partial(jax.device_put, may_alias=True)
+    return jax.tree.map(lambda leaf: put(leaf, other.sharding) if isinstance(leaf, np.ndarray) else leaf, tree)
+
+
+def concatenated(arrays: Sequence[Any], axis: int = 0) -> Any:
+    """Join arrays: those of numpy by numpy."""
+    return (np if all(isinstance(array, np.ndarray) for array in arrays) else jnp).concatenate(arrays, axis=axis)
 
 
 def _assembled(array: jax.Array, index: int | None) -> np.ndarray:
@@ -51,6 +74,13 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
 def first_not_finite(tree: Any) -> str | None:
     """Find the first array with a number that is not finite, by path; None where all are finite."""
     for path, leaf in leaves_by_path(tree).items():
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(leaf))):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        if isinstance(seen := read_in_place(leaf), np.ndarray):  # without flags as large as the values
+            with np.errstate(invalid="ignore"):
+                finite = np.isfinite(seen.min(initial=0)) and np.isfinite(seen.max(initial=0))
+        else:
+            finite = jnp.all(jnp.isfinite(leaf))
+        if not finite:
             return path
     return None

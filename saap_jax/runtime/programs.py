@@ -61,8 +61,9 @@ def remembered(about: Any, make: Callable[[], Any]) -> Any:
     """Make a JSON value, or read that which is kept with the programs under what it is made from."""
     import jax
 
-    folder, name = jax.config.jax_compilation_cache_dir, hashlib.sha256(json.dumps(about).encode()).hexdigest()
-    if not folder or not jax.config.jax_enable_compilation_cache or "://" in folder:
+    settings: Any = jax.config  # whose fields no checker of types knows
+    folder, name = settings.jax_compilation_cache_dir, hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    if not folder or not settings.jax_enable_compilation_cache or "://" in folder:
         return make()
     path = Path(folder) / f"{name}-cache"
     with contextlib.suppress(OSError, ValueError):

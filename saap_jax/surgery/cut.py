@@ -17,6 +17,7 @@ from saap_jax.llama.model import DecoderLayer, Llama
 from saap_jax.llama.product import check_plain
 from saap_jax.llama.segments import existing_units, segment_bounds
 from saap_jax.llama.spec import LlamaSpec
+from saap_jax.runtime.gather import concatenated, put_beside, read_in_place
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.types import PRUNABLE_AXES, STRUCTURES, Keep
 
@@ -41,25 +42,26 @@ def cut(model: Llama, keep: Keep) -> Llama:
             cut_one = functools.partial(_cut_parameter, offset=offset, kept=kept)
             layers.append(jax.tree.map(cut_one, segment, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
     pruned = jax.tree.map(lambda x: x, model)
-    pruned.segments = nnx.List(
-        jax.tree.map(lambda *values: _kept_in_place(values[0], jnp.concatenate(values)), *stretch)
+    segments = nnx.List(
+        jax.tree.map(lambda *values: _kept_in_place(values[0], concatenated(values)), *stretch)
         for _, stretch in itertools.groupby(layers, key=lambda layer: layer.widths)
     )
+    pruned.segments = put_beside(model.embedding[...], segments)
     return pruned
 
 
 def _cut_parameter(parameter: nnx.Param, offset: int, kept: dict[str, np.ndarray]) -> nnx.Param:
     """Take one layer of a stacked parameter, and the kept units along its prunable axis."""
-    value: Array = parameter[...][offset : offset + 1]
+    value = read_in_place(parameter[...])[offset : offset + 1]
     for position, axis in enumerate(parameter.axes):
         if axis in kept:
-            value = jnp.take(value, kept[axis], axis=position)
+            value = (np if isinstance(value, np.ndarray) else jnp).take(value, kept[axis], axis=position)
     return nnx.Param(_kept_in_place(parameter[...], value), axes=parameter.axes)
 
 
-def _kept_in_place(whole: Array, part: Array) -> Array:
+def _kept_in_place(whole: Array | np.ndarray, part: Array | np.ndarray) -> Array | np.ndarray:
     """Cut a part of an array that is spread over devices, spread alike; axes that these do not divide, on each."""
-    if not isinstance(place := whole.sharding, NamedSharding):
+    if not isinstance(place := getattr(whole, "sharding", None), NamedSharding):
         return part
     entries = [*place.spec, *[None] * (part.ndim - len(place.spec))]
     for position, entry in enumerate(entries):

@@ -201,7 +201,7 @@ class TestSensitivity:
         aligned = lambda gone: all(round(f * 40) in (0, 4, 16, 28) for (s, _), f in gone.items() if s == "mlp")  # noqa: E731
         truth = times({}, lambda gone: 0.01 if aligned(gone) else 0.0)
         clock = iter([(1.0, factor), (1.01, 1.01 * factor), (1.0, 1.02 * factor)] + [(1.0, factor)] * (FEWEST - 3))
-        monkeypatch.setattr("saap_jax.subjects.llama.forward_seconds", lambda *_, **__: next(clock))
+        monkeypatch.setattr("saap_jax.subjects.llama.median_seconds", lambda *_, **__: next(clock))
         run = planted(truth, 0.0, align=12)
         sentence = aligned_sentence(run.record, run.candidates(), run.record["trials"][-1])
         assert sentence.startswith("widths to multiples of 12 change the ppl by ")
