@@ -16,7 +16,7 @@ from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs import origins
 from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of
 from saap_jax.jobs.job import check, load, run_job
-from saap_jax.jobs.judged import REPEATS, written_by
+from saap_jax.jobs.judged import TURNS, in_turns, written_by
 from saap_jax.jobs.racing import Race, left_of
 from saap_jax.report.couplings import coupling_files
 from saap_jax.report.pages.common import structure_sentences
@@ -125,15 +125,16 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
     gc.collect()
     loaded, whole = subject.load(directory), subject.whole()
     size = config.evaluation.batch_size
-    ppl = {name: scale_of(name).value(loaded.losses(text, size).mean) for name, text in evaluator.texts.items()}
+    (first, text), *others = evaluator.texts.items()
+    (_, judged), (dense_seconds, seconds) = in_turns(subject, whole, loaded, text, size, most=TURNS)
+    losses = {first: judged} | {name: loaded.losses(text, size) for name, text in others}
+    ppl = {name: scale_of(name).value(each.mean) for name, each in losses.items()}
     for name, value in ppl.items():
         if not abs(value - row["ppl"][name]) <= subject.tolerance * max(abs(row["ppl"][name]), 1e-6):
             raise ValueError(
                 f"{directory}: expected the cut model to have the masked one's {name} of {row['ppl'][name]:.4f} "
                 f"within {subject.tolerance:g}, got {value:.4f}; please report this with {run.path / 'run.json'}"
             )
-    text = next(iter(evaluator.texts.values()))
-    dense_seconds, seconds = subject.seconds([whole, loaded], text, size, repeats=REPEATS)
     run.update(
         best={
             "candidate": best.name,

@@ -1,6 +1,8 @@
 """What pruning cost: perplexity and speed of both models on the same windows, and what they write after some words."""
 
 import math
+import statistics
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,10 +22,11 @@ from saap_jax.runtime.words import signed
 from saap_jax.steps.base import State
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.types import WindowLosses
 
 DENSE, PRUNED = "dense", "pruned"
-REPEATS = 2
-"""Forward passes of each model that are timed, after one that warms up."""
+TURNS = 3
+"""The fewest turns that both models take; one warms up, the others are timed."""
 
 
 class Judged(NamedTuple):
@@ -56,16 +59,42 @@ def judge(subject: Subject, cut: Any, texts: Mapping[str, Examples], rows: int, 
         return None
     whole = subject.whole()
     with step(track, "judge the unpruned and the pruned model"):
+        (first, text), *others = texts.items()
+        both, seconds = in_turns(subject, whole, cut, text, rows)
         models: dict[str, Measured] = {}
-        for name, model in ((DENSE, whole), (PRUNED, cut)):
-            losses = {metric: model.losses(text, rows) for metric, text in texts.items()}
+        for name, model, judged in zip((DENSE, PRUNED), (whole, cut), both, strict=True):
+            losses = {first: judged} | {metric: model.losses(text, rows) for metric, text in others}
             models[name] = {
                 "ppl": {metric: scale_of(metric).value(each.mean) for metric, each in losses.items()},
                 "losses": {metric: each.means.tolist() for metric, each in losses.items()},
             }
-        text = next(iter(texts.values()))
-        before, after = subject.seconds([whole, cut], text, rows, repeats=REPEATS)
-    return Judged(models, (before, after), math.prod(subject.shape(text, rows)))
+    return Judged(models, seconds, math.prod(subject.shape(text, rows)))
+
+
+def in_turns(
+    subject: Subject, whole: Any, cut: Any, text: Examples, rows: int, most: int | None = None
+) -> tuple[tuple[WindowLosses, WindowLosses], tuple[float, float]]:
+    """Evaluate the unpruned and the cut model in turns, `rows` windows at once; take each one's median seconds a turn.
+
+    The first turn, which compiles, is not timed; where there are fewer than three, windows come again.
+
+    Args:
+        most: turns of the unpruned model; None: all.
+    """
+    count = subject.count(text)[0]
+    parts = [subject.rows(text, slice(first, first + rows)) for first in range(0, count, rows)]
+    found: list[list[WindowLosses]] = [[], []]
+    taken: list[list[float]] = [[], []]
+    for turn, part in enumerate([*parts, *parts[:1] * (TURNS - len(parts))]):
+        for place, model in enumerate((whole, cut)):
+            if place or most is None or turn < most:
+                start = time.perf_counter()
+                losses = model.losses(part, rows)
+                taken[place] += [time.perf_counter() - start] if turn else []
+                found[place] += [losses] if turn < len(parts) else []
+    dense, pruned = (WindowLosses(*map(np.concatenate, zip(*each, strict=True))) for each in found)
+    before, after = (statistics.median(each) for each in taken)
+    return (dense, pruned), (before, after)
 
 
 def judged_rows(judged: Judged) -> list[tuple[str, str]]:

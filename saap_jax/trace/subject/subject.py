@@ -268,10 +268,15 @@ class CutTraced:
     def segments(self) -> int:
         return 1  # the program is compiled as it is
 
-    def losses(self, examples: Examples, batch_size: int) -> WindowLosses:
+    @functools.cached_property
+    def step(self) -> Callable[..., Any]:
+        """The compiled program of the losses of a batch."""
         one = loss_of_one(self.subject, lambda gates, params, *inputs: self.function(params, *inputs))
-        step, count = jax.jit(jax.vmap(one, (None, None, 0, 0))), count_examples(examples)
-        parts = [step({}, self.params, *batch) for batch, _ in batches(examples, batch_size, self.subject.layout)]
+        return jax.jit(jax.vmap(one, (None, None, 0, 0)))
+
+    def losses(self, examples: Examples, batch_size: int) -> WindowLosses:
+        parts = [self.step({}, self.params, *batch) for batch, _ in batches(examples, batch_size, self.subject.layout)]
+        count = count_examples(examples)
         values = np.concatenate([np.asarray(part, np.float64) for part in parts])[:count]
         return WindowLosses(values, np.ones(count, int))
 
