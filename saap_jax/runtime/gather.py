@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
@@ -33,7 +34,7 @@ def fetched(array: Any, index: int | None = None) -> np.ndarray:
 
 def read_in_place(array: Any) -> Any:
     """Show an array to numpy, which compiles nothing, where it lies in host memory on one device; another as it is."""
-    if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+    if isinstance(array, Tracer) or not isinstance(array, jax.Array):
         return array
     single = isinstance(array.sharding, SingleDeviceSharding)
     near = single and array.is_fully_addressable and in_host_memory(array)
