@@ -122,29 +122,22 @@ def observe_step(
     places: Places = (),
 ) -> tuple[dict[Statistic, Any], Float[Array, "examples"]]:
     """Add one microbatch (tokens, mask, index of its first example) to the accumulators, which stay at `places`."""
-    tokens, mask, position = batch
-    new, means = contributions(model, tokens, mask, gates, state, remat)
-    for need in sorted(state):
-        if need.source == "squares":  # added to already
-            state[need] = new[need]
-            continue
-        add = need.accumulation.add
-        state[need] = jax.tree.map(lambda total, more, add=add: add(total, more, position), state[need], new[need])
-    return held((state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)), places)
+    state, means = grown(model, batch, gates, state, remat)
+    return held((state, jax.lax.dynamic_update_slice_in_dim(losses, means, batch[2], axis=0)), places)
 
 
-def contributions(
+def grown(
     model: Llama,
-    tokens: Int[Array, "batch seq"],
-    mask: Bool[Array, "batch seq"],
+    batch: tuple[Int[Array, "batch seq"], Bool[Array, "batch seq"], Int[Array, ""]],
     gates: Gates,
     state: dict[Statistic, Any],
     remat: Remat,
 ) -> tuple[dict[Statistic, Any], Float[Array, "batch"]]:
-    """Make what a microbatch adds to each statistic (of squares, what there is then), and its examples' mean losses.
+    """Add a microbatch to each statistic, those of squares in its backward pass; with the mean loss of its examples.
 
     Each objective that is differentiated takes a backward pass of its own.
     """
+    tokens, mask, position = batch
     dtype = statistics_dtype(model)
     counts = jnp.maximum(predicted_tokens(mask), 1).astype(dtype)
     examples_gates = {n: jnp.broadcast_to(g.astype(dtype), (len(tokens), *g.shape)) for n, g in gates.items()}
@@ -175,15 +168,16 @@ def contributions(
         activations = joined(observed)
         new = {need: jax.tree.map(jax.freeze, total) for need, total in totals.items()}
         for need in sorted(needs - totals.keys()):
-            new[need] = need.contribute(activations.get(need, shown.get(need.source)))
+            more = need.contribute(activations.get(need, shown.get(need.source)))
+            add = need.accumulation.add
+            new[need] = jax.tree.map(lambda total, more, add=add: add(total, more, position), state[need], more)
         return new, sums.astype(dtype) / counts
 
     by_objective: dict[Objective, frozenset[Statistic]]
     by_objective = {each: frozenset(need for need in state if need.objective == each) for each in OBJECTIVES}
     passes = [one_pass(each, own) for each, own in by_objective.items() if own or (not state and each == "loss")]
-    return {need: value for new, _ in passes for need, value in new.items()}, passes[-1][
-        1
-    ]  # the loss of all is the same
+    means = passes[-1][1]  # the loss of all is the same
+    return {need: value for new, _ in passes for need, value in new.items()}, means
 
 
 @functools.partial(jax.jit, static_argnames=("formulas",))

@@ -40,6 +40,7 @@ from saap_jax.runtime.files import (
     write_atomically,
 )
 from saap_jax.runtime.processes import broadcast, broadcast_bytes, is_primary
+from saap_jax.runtime.words import some
 from saap_jax.types import STRUCTURES
 
 SCHEMA = 1
@@ -322,10 +323,8 @@ def _check_same(path: Path, said: str, before: Mapping[str, str], after: Mapping
         if before.get(key) != after.get(key)
     ]
     if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ValueError(
-            f"{path} {said}: {', '.join(differing[:3])}{more}; bring back what it was, or pass --overwrite or "
-            "another --name"
+            f"{path} {said}: {some(differing)}; bring back what it was, or pass --overwrite or another --name"
         )
 
 

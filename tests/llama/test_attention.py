@@ -11,7 +11,7 @@ import pytest
 from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, Curvature
 from saap_jax.estimation.base import Plan
 from saap_jax.estimation.hessian import hessian_step
-from saap_jax.estimation.observe import contributions
+from saap_jax.estimation.observe import grown
 from saap_jax.estimation.registry import STATISTICS
 from saap_jax.llama import attention
 from saap_jax.llama.attention import LONG, Seen, attending, chosen, in_blocks, plain, splash
@@ -171,7 +171,7 @@ def scored(path: str, family: str, length: int = LENGTH, remat: str = "none"):
     def run(model, gates):
         with attending(path):
             state = {need: need.init(model, Plan(2)) for need in needs}
-            return contributions(model, tokens, mask, gates, state, remat)
+            return grown(model, (tokens, mask, jnp.asarray(0)), gates, state, remat)
 
     return run, (model, ones_gates(model.segments))
 
