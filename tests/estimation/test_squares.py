@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +125,7 @@ class TestCost:
     def test_squares_are_added_to_layer_by_layer(self):
         """No second tree as large as the statistic is held; mean gradients, which have one, are the control."""
         model = random_model(dataclasses.replace(spec_of(*[(2, 256)] * 16), embed=256))
-        tree = 4 * sum(each.size for each in parameters_by_path(model).values() if is_matrix(each))
+        tree = 4 * sum(math.prod(each.shape) for each in parameters_by_path(model).values() if is_matrix(each))
         squares, means = (self.lowered({need}, model).memory_analysis().temp_size_in_bytes for need in (SQUARED, MEAN))
         assert squares < 0.6 * tree < tree < means
 
