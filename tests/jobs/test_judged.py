@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.report.write import render_report
 from saap_jax.runs.origin import read_origin
 from saap_jax.runtime.progress import quiet
+from saap_jax.types import WindowLosses
 from tests.jobs.conftest import tiny
 
 WINDOWS = EvaluationConfig(windows=9, length=16, batch_size=4)
@@ -78,6 +80,27 @@ def test_the_change_has_its_interval_and_too_few_windows_none():
     assert rows[-1][1] == "500 -> 1,000 (+100.0%)"
     few = {key: {"ppl": each["ppl"], "losses": {name: each["losses"][name][:4]}} for key, each in models.items()}
     assert not any("interval" in said for _, said in judged.judged_rows(judged.Judged(few, (0.2, 0.1), 100)))
+
+
+@pytest.mark.parametrize(("count", "most", "turns"), [(9, None, (3, 3)), (9, 2, (2, 3)), (3, None, (3, 3))])
+def test_both_models_take_turns_and_every_window_counts_once(count, most, turns):
+    text, order = np.arange(count, dtype=float), []
+
+    class Model:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def losses(self, part, rows):
+            order.append(self.name)
+            return WindowLosses(part * 2, np.full(len(part), 2))
+
+    subject = SimpleNamespace(count=lambda text: (len(text), 0), rows=lambda text, chosen: text[chosen])
+    (dense, cut), seconds = judged.in_turns.__wrapped__(subject, Model("dense"), Model("cut"), text, 4, most)
+    assert cut.means.tolist() == text.tolist()
+    assert dense.means.tolist() == text[: len(dense.means)].tolist()
+    assert (order.count("dense"), order.count("cut")) == turns
+    assert order[:4] == ["dense", "cut"] * 2
+    assert min(seconds) >= 0
 
 
 @pytest.mark.slow

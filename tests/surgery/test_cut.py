@@ -13,6 +13,7 @@ from saap_jax.data import calibration_windows, evaluation_windows
 from saap_jax.estimation import make_estimators, observe, score
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units, masks
+from saap_jax.runs.stages import Stage, measuring
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global, Uniform
 from saap_jax.steps.limits import Within
@@ -206,3 +207,15 @@ def test_real_model_masked_equals_cut_in_float32():
     assert (masked.argmax(-1) == pruned.argmax(-1)).all()
     swapped = {name: np.roll(kept, 1, axis=1) for name, kept in keep.items()}
     assert np.abs(np.asarray(masked - forward(model, tokens, masks(swapped)))).max() > 1
+
+
+def test_what_lies_on_the_host_is_cut_without_a_program():
+    model, stage = dense_model(), Stage("cut")
+    keep = random_keep(existing_units(model.segments), 0.6)
+    with measuring(stage):
+        pruned = cut(model, keep)
+    assert stage.compiles == 0
+    assert {type(leaf) for leaf in jax.tree.leaves(pruned)} == {type(model.embedding[...])}
+    with measuring(stage):
+        jnp.take(model.embedding[...], np.arange(3), axis=0)
+    assert stage.compiles == 1, "control"
