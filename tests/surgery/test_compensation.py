@@ -113,6 +113,21 @@ def test_kept_rows_alone_are_solved_as_all_with_the_others_masked(count, x64):
     np.testing.assert_allclose(solved.weight, whole[rows], rtol=1e-9, atol=1e-12)
 
 
+def test_what_pads_kept_rows_does_not_count_as_kept(x64):
+    """Rows that go would do more than any correction of the others, if they stayed."""
+    random = np.random.default_rng(0)
+    a, w, kept = random.standard_normal((200, 41)), random.standard_normal((41, 3)), np.arange(41) < 9
+    rows, real = kept_rows(kept)
+    assert len(rows) > real.sum()
+    some = rows_of(sums_of(a, a @ w, np.ones(200)), rows)
+    solved = LeastSquares().solve(Sums(some, some, some), jnp.asarray(w[rows]), jnp.asarray(real))
+    assert solved.damping == DAMPINGS[0]
+    with_padding = output_error(some, jnp.asarray(w[rows]), jnp.zeros(3))
+    assert with_padding < solved.error < output_error(some, jnp.asarray(w[rows] * real[:, None]), jnp.zeros(3)), (
+        "control"
+    )
+
+
 def test_the_error_is_that_of_the_tokens(x64):
     a, target, weights, w, _, normal = problem()
     bias = np.array([0.3, -1.0, 2.0])

@@ -95,7 +95,7 @@ class LeastSquares(OutputRepair):
         if self.damping is None:
             errors = np.asarray(damping_errors(sums.fit, sums.judge, weight, kept, jnp.asarray(DAMPINGS, weight.dtype)))
             damping, error = DAMPINGS[int(np.argmin(errors))], float(errors.min())
-            unchanged = float(output_error(sums.judge, weight, nothing))
+            unchanged = float(output_error(sums.judge, left(weight, kept), nothing))
             if unchanged <= error:  # no damping is as good as none at all
                 return Solved(left(weight, kept), None, unchanged, math.inf)
         else:
