@@ -56,8 +56,10 @@ def run_layers(
             index: Array, x: Array, segment: DecoderLayer = segment, own: tuple[Any, Any] = (segment_gates, apart)
         ) -> Array:
             own_gates, own_apart = (None if each is None else layer_of(each, index) for each in own)
-            parts = layer_of(segment, index), x, own_gates, sight.of(own_apart), model.constants
-            return decode_kept(*parts) if kept_width else decode(*parts)[0]
+            of_layer, seen = layer_of(segment, index), sight.of(own_apart)
+            if kept_width and own_gates is not None:
+                return decode_kept(of_layer, x, own_gates, seen, model.constants)
+            return decode(of_layer, x, own_gates, seen, model.constants)[0]
 
         first, last = (jnp.clip(jnp.asarray(bound) - place.start, 0, segment.length) for bound in (start, stop))
         x = jax.lax.fori_loop(first, last, layer, x)
