@@ -17,10 +17,10 @@ which grows with t, so that means below 0 make it cross a bound less often than 
 it is worse than another by reaches 2 others / level (Ville's inequality, and Bonferroni's over the others: a best
 variant is lost only if one of *them* is taken for better). That spends half of the level. The other half is for the
 last look, which is fixed beforehand: there those that are left are compared by plain one-sided t-tests, corrected for
-their number alone. So the verdict is about as sharp as if all variants had been evaluated on all windows, which by
-e-values alone it is not: they have to hold at all looks. By inverting the two-sided e-test each pair has an interval
-that is valid at all looks and of all pairs together; where the intervals of all that are left lie within a margin, they
-are as good as each other for sure, and the race ends too.
+their number alone (the same windows decide it: so this half is held by simulation). So the verdict is about as sharp as
+if all variants had been evaluated on all windows, which by e-values alone it is not: they have to hold at all looks. By
+inverting the two-sided e-test each pair has an interval that is valid at all looks and of all pairs together; where the
+intervals of all that are left lie within a margin, they are as good as each other for sure, and the race ends too.
 
 What that is of: *these* keep-sets, on text like the windows, which come in a random order. A claim about estimators
 needs calibration texts as blocks of their own, see `differences.paired_difference`; with several seeds, a race here is

@@ -68,7 +68,7 @@ class Divergence:
         return float(fetched(value)), {name: fetched(each).astype(np.float64) for name, each in gradient.items()}
 
     def value(self, gates: Keep | Scores, part: int) -> float:
-        """Return the mean divergence over the tokens of a part."""
+        """Compute the mean divergence over the tokens of a part."""
         return self._judged(gates, self._rest[part : part + 1])
 
     def judge(self, gates: Keep | Scores) -> float:
@@ -94,7 +94,7 @@ class Divergence:
 def streams_step(
     model: Llama, teacher: Llama, tokens: Int[Array, "batch seq"], first: Int[Array, ""]
 ) -> tuple[Hidden, Hidden]:
-    """Return the last hidden states of the unpruned model, and the stream in front of a layer of a model."""
+    """Compute the last hidden states of the unpruned model, and the stream in front of a layer of a model."""
     return teacher.hidden(tokens)[0], run_layers(model, model.embedded(tokens), 0, first)
 
 
@@ -102,7 +102,7 @@ def streams_step(
 def divergence_step(
     model: Llama, teacher: Llama, gates: Gates, text: Microbatch, first: Int[Array, ""]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Return the divergence in nats, summed over the real tokens of a microbatch, and their number."""
+    """Sum up the divergence in nats over the real tokens of a microbatch, and count them."""
     behind = run_layers(model, text.stream, first, len(model.spec.layers), gates)
     each, _ = by_tokens(model, teacher, model.final(behind), text)
     return jnp.sum(jnp.where(text.mask, each, 0)), jnp.sum(text.mask)
@@ -112,7 +112,7 @@ def divergence_step(
 def gradient_step(
     model: Llama, teacher: Llama, gates: Gates, text: Microbatch, *, first: int = 0, language_loss: float = 0.0
 ) -> tuple[Float[Array, ""], Gates]:
-    """Return the mean divergence over the tokens of a microbatch, and its derivative by each gate, closed ones too.
+    """Compute the mean divergence over the tokens of a microbatch, and its derivative by each gate, closed ones too.
 
     But for closed experts, to which no token is routed: theirs is 0.
     """

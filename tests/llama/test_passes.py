@@ -19,7 +19,7 @@ OTHERS = [family for family in FAMILIES if family != "gemma3_text"]
 
 @jax.jit
 def hidden_at_kept_width(model: Llama, tokens: jax.Array, gates: dict[str, jax.Array]) -> jax.Array:
-    """Return the last hidden states of all layers at the width that the gates keep."""
+    """Compute the last hidden states of all layers at the width that the gates keep."""
     x = run_layers(model, model.embedded(tokens), 0, len(model.spec.layers), gates, kept_width=True)
     return model.final(x)
 
