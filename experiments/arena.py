@@ -1,6 +1,6 @@
 """The arena: published methods as recipes on one model, text and budget; what docs/arena.md shows.
 
-    SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2 [--recipes flap saap ...] [--model gemma3-270m]
+    SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2 [--recipes flap default ...] [--model gemma3-270m]
     python experiments/arena.py report
 
 `run` compares each recipe in a process of its own on seed 0, so that its time and memory are its own; on other seeds

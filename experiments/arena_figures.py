@@ -14,7 +14,7 @@ from saap_jax.report.figures import logarithmic
 
 matplotlib.rcParams["svg.hashsalt"] = "arena"  # the same figure is the same file
 
-OURS = "saap"
+OURS = "default"
 FARTHEST = 8
 """How many times the lowest perplexity is drawn; what is farther away is named."""
 

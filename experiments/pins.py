@@ -40,15 +40,15 @@ PLAIN_AND_REFITTED = " ".join(
     f"{name} '{name}-refit = {name} > uniform > least_squares(damping=0.1)'" for name in ("wanda", "{second}")
 )
 ALL = (
-    "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner evopress "
-    "fasp-mlp flap gisp grasprune llm-pruner-param-first llm-pruner-param-mix llm-pruner-param-second "
-    "llm-pruner-vectorize minitron modegpt-mlp osscar saap saap-paper saap-scores shortened-llama-ppl "
+    "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner "
+    "default evopress fasp-mlp flap gisp grasprune llm-pruner-param-first llm-pruner-param-mix llm-pruner-param-second "
+    "llm-pruner-vectorize minitron modegpt-mlp osscar saap shortened-llama-ppl "
     "shortened-llama-taylor shortgpt sleb slimgpt wanda-sp"
 )
 """The estimators of the quickstart, and every recipe."""
 COMMANDS = {
     "quickstart": "compare quickstart --calibration.examples 4 --evaluation.windows 8 --no-race --new-tokens 0",
-    "arena": "compare saap modegpt-mlp llm-pruner-param-second --name arena --ratios 0.2 0.5 "
+    "arena": "compare default modegpt-mlp llm-pruner-param-second --name arena --ratios 0.2 0.5 "
     "--calibration.examples 8 --calibration.batch-size 2 --evaluation.windows 8 --new-tokens 0",
     "recipes": f"compare {ALL} --name recipes --model.name tiny --ratios 0.2 0.3 {FEW}",
     "prune": "prune --model.name tiny --ratio 0.2 --out pruned --no-judge --calibration.examples 8 "

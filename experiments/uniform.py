@@ -49,7 +49,7 @@ HEAD = f"""# The price of uniform layers
 
 MaxText, TPU servers and plain transformers take one number for all layers; the step `shape` finds the best such
 shape ([how](estimators.md#refinements)). Here it is held against layers that are free (the defaults of `saap
-prune`), on SmolLM2-135M, both by the scores of `saap` from 32 windows of 128 tokens of C4, channels in multiples of
+prune`), on SmolLM2-135M, both by the scores of `default` from 32 windows of 128 tokens of C4, channels in multiples of
 {MULTIPLE}, without compensation and with least squares on the same windows. ppl@{LENGTH} on the first {WINDOWS}
 windows of WikiText-2 (raw test) and of Penn Treebank (valid); mean ± deviation over the seeds, which draw the
 calibration text. The price is the difference of uniform from free in per cent of perplexity, with its 95 % interval

@@ -31,7 +31,7 @@ CONFIG = CompareConfig(
     calibration=CalibrationConfig(
         scenarios=("bookcorpus=jsonl:text/bookcorpus.jsonl#text",), examples=10, length=64, bos="never", batch_size=2
     ),
-    methods=("random", "saap-paper", "saap", "llm-pruner-param-first", "llm-pruner-param-second", "flap", "wanda-sp"),
+    methods=("random", "saap", "default", "llm-pruner-param-first", "llm-pruner-param-second", "flap", "wanda-sp"),
     evaluation=EvaluationConfig(
         in_domain="ptb:ptb/valid.txt", out_of_domain="wikitext:wikitext2/test.txt", windows=0, length=128, bos="never"
     ),

@@ -51,7 +51,7 @@ METHODS = (
     "fused > within(protect=(0.13, -0.07), attention=0.1) > uniform",
     "shortgpt",
     "shortened-llama-taylor",
-    "saap-paper",
+    "saap",
 )
 """Twenty, which repair nothing: estimators, and recipes as far as they choose."""
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 USUAL = ("random", "magnitude", "taylor_vector", "taylor_element", "gate_taylor", "gate_fisher", "wanda", "fluctuation")
 """Estimators that are compared where nothing is said."""
 
-OURS = "saap"
+OURS = "default"
 """The method of `saap prune` where nothing is said: a recipe."""
 
 

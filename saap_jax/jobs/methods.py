@@ -27,7 +27,9 @@ def methods(config: MethodsConfig, *, track: Track = quiet) -> list[Table]:
     scores: Mapping[str, Any] = {**ESTIMATORS, **ORACLES}
     if not config.names:
         steps = sorted(STEPS.items(), key=lambda each: KINDS.index(each[1].kind))
-        recipes = [(name, each.title, each.paper, "no" if each.missing else "yes") for name, each in RECIPES.items()]
+        recipes = [
+            (name, each.title, each.paper or "ours", "no" if each.missing else "yes") for name, each in RECIPES.items()
+        ]
         return [
             text_table("steps", ["kind", "step", "what it does"],
                        [(each.kind, name, _first(each)) for name, each in steps], words=3),
@@ -84,7 +86,7 @@ def field_docs(kind: type) -> dict[str, str]:
 
 def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
     """Describe a recipe: its chain, where it differs from its paper, and the paper's figures."""
-    rows = [("paper", recipe.paper)]
+    rows = [("paper", recipe.paper or "none: ours")]
     if recipe.missing:
         return [*rows, ("cannot be run", recipe.missing)]
     rows += [("chain", recipe.chain), ("calibrates on", recipe.calibration)]

@@ -1,4 +1,4 @@
-"""Published methods by name: `RECIPES` of every module of this package.
+"""Published methods by name, and ours as `default`: `RECIPES` of every module of this package.
 
 A recipe is a named chain of steps with its source and what differs from it. `saap methods` lists them; a name stands
 for its chain wherever chains are written. A new one is an entry of a file here, a file that exports `RECIPES`, or a

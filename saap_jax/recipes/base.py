@@ -27,12 +27,12 @@ class Published:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A method as published, as far as it can be said here; `deviations` name the rest."""
+    """A method as published, as far as it can be said here (`deviations` name the rest), or one of ours."""
 
     title: str
     """The method, and which of its variants."""
-    paper: str
-    """`arXiv:NUMBER`."""
+    paper: str = ""
+    """`arXiv:NUMBER`; empty of what is no paper's."""
     chain: str = ""
     """Its steps, see `saap_jax.steps.chain`."""
     calibration: str

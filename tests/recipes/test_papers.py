@@ -428,8 +428,8 @@ def test_gisp(model):
 
 def test_saap_as_its_paper_reads(model, gradients):
     """Both Taylor scores over twice their means, times e^(λ ASI); the lowest of all layers go."""
-    (weight,) = (step.weight for step in parse("saap-paper").steps if isinstance(step, Stable))
-    keep = kept(model, "saap-paper", 0.25)
+    (weight,) = (step.weight for step in parse("saap").steps if isinstance(step, Stable))
+    keep = kept(model, "saap", 0.25)
     weights = layers_of(model)
     mean = [{name: np.mean([each[layer][name] for each in gradients], axis=0) for name in weights[0]}
             for layer in range(LAYERS)]  # fmt: skip
