@@ -139,12 +139,20 @@ class WindowsConfig(Checked):
 
     windows: Natural = 24
     """Windows (or examples) of each text; 0 takes all."""
+    drawn: Annotated[int | None, at_least(0)] = None
+    """Seed by which they are drawn over the whole text: one at random from each of as many stretches of equal length.
+    None: the first ones, in order."""
     length: Length = 128
     """Tokens a window; part of the metric's name."""
     bos: Bos = "auto"
     """Whether each window begins with the token for the beginning of text, as `calibration.bos` says it."""
     batch_size: Positive = 8
     """Windows evaluated at once, and rows of 128 tokens of tasks; changes speed and memory, not the result."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.drawn is not None and not self.windows:
+            raise ValueError(f"{self.PLACE}drawn: expected 1 window or more to draw, got {self.PLACE}windows 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

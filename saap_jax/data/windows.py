@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, Int64
 
 from saap_jax.data.sources import Part, join_texts, parse_source, read_texts
 from saap_jax.types import Bos
@@ -87,6 +87,24 @@ def random_windows(
     return stream[phase + slots[:, None] * length + np.arange(length)]
 
 
+def stratified_starts(size: int, examples: int, length: int, seed: int) -> Int64[np.ndarray, " examples"]:
+    """Draw the places of windows that are spread over a stream: one in each of `examples` stretches of equal length.
+
+    So whatever the stream is made of is met in proportion, up to one window. Deterministic in `seed` (Philox). The
+    stream has to have `examples` times `length` places.
+    """
+    ends = np.arange(examples + 1) * size // examples
+    return ends[:-1] + np.random.Generator(np.random.Philox(seed)).integers(np.diff(ends) - length, endpoint=True)
+
+
+def stratified_windows(
+    stream: Int32[np.ndarray, " tokens"], examples: int, length: int, seed: int
+) -> Int32[np.ndarray, "examples seq"]:
+    """Draw the windows of `stratified_starts`; ValueError when the stream is shorter than `examples` windows."""
+    _check_long(stream, examples, length)
+    return stream[stratified_starts(stream.size, examples, length, seed)[:, None] + np.arange(length)]
+
+
 def _check_long(stream: Int32[np.ndarray, " tokens"], examples: int, length: int) -> None:
     if examples < 1 or length < 2:
         raise ValueError(f"expected 1 window or more of 2 tokens of text or more, got {examples} of {length}")
@@ -98,16 +116,20 @@ def _check_long(stream: Int32[np.ndarray, " tokens"], examples: int, length: int
 
 
 def evaluation_windows(
-    source: str, tokenizer: Any, length: int, limit: int | None = None, *, bos: Bos = "auto"
+    source: str, tokenizer: Any, length: int, limit: int | None = None, *, bos: Bos = "auto", drawn: int | None = None
 ) -> Windows:
     """Cut the windows that perplexity is measured on: those of the source's evaluation part, in order.
 
-    Documents are joined by a blank line and tokenised once; see `consecutive_windows`. With a `beginning` each window
-    has that many tokens of text less.
+    Documents are joined by a blank line and tokenised once; see `consecutive_windows`, and with a seed `drawn`
+    `stratified_windows`, which takes a `limit`. With a `beginning` each window has that many tokens of text less.
     """
-    return _windows(
-        source, "evaluation", tokenizer, length, bos, lambda text, size: consecutive_windows(text, size, limit)
-    )
+
+    def cut(text: np.ndarray, size: int) -> np.ndarray:
+        if drawn is None:
+            return consecutive_windows(text, size, limit)
+        return stratified_windows(text, limit or 0, size, drawn)
+
+    return _windows(source, "evaluation", tokenizer, length, bos, cut)
 
 
 def calibration_windows(

@@ -47,7 +47,7 @@ from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.surgery.cut import cut
 
-_OWN = ("sources", "dtype", "windows", "length", "bos", "batch_size")
+_OWN = ("sources", "dtype", "windows", "drawn", "length", "bos", "batch_size")
 
 
 Texts = dict[str, tuple[str, int, int]]
@@ -174,7 +174,7 @@ def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple
     for name in dict.fromkeys((a.tokenizer, b.tokenizer)):
         tokenizer = load_tokenizer(name)
         windows[name] = {
-            metric: evaluation_windows(source, tokenizer, length, count or None, bos=config.bos)
+            metric: evaluation_windows(source, tokenizer, length, count or None, bos=config.bos, drawn=config.drawn)
             for metric, (source, length, count) in texts.items()
         }
     of_a, of_b = windows[a.tokenizer], windows[b.tokenizer]
@@ -219,6 +219,7 @@ def _setting_of(config: AbConfig, a: Reference, b: Reference) -> tuple[AbConfig,
             raise ValueError(f"{run.text}: expected a metric such as {metric_name(128, 'SOURCE')}, got {metric!r}")
         texts[metric] = (match[2], int(match[1]), evaluation["windows"])
     own = {"dtype": run.model["dtype"], "batch_size": evaluation["batch_size"], "bos": evaluation.get("bos", "never")}
+    own |= {"windows": evaluation["windows"], "drawn": evaluation.get("drawn")}
     return dataclasses.replace(config, **own), texts
 
 

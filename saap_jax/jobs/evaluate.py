@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from saap_jax.api import perplexity
 from saap_jax.config.use import EvaluateConfig
@@ -42,11 +42,12 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
         raise ValueError(f"tasks: expected none on a mesh of several devices, got {', '.join(config.tasks)}")
     rows, tasks, lengths = {}, find_tasks(config), {"length": config.length} if config.sources else {}
     with attending(config.attention):
+        how: Any = {"limit": config.windows or None, "bos": config.bos, "drawn": config.drawn}
         for name in track("evaluate models", config.models, len(config.models)):
             model, tokenizer = load_model(name, config.dtype, layout=layout, lengths=lengths), load_tokenizer(name)
             ppl = {}
             for source in config.sources:
-                windows = evaluation_windows(source, tokenizer, config.length, config.windows or None, bos=config.bos)
+                windows = evaluation_windows(source, tokenizer, config.length, **how)
                 ppl[metric_name(config.length, source)] = perplexity(model, windows, batch_size=config.batch_size)
             results = run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=scoring(track, name))
             rows[name] = Evaluated(count_parameters(model), ppl, results)

@@ -247,10 +247,9 @@ def scenarios_of(config: CalibrationConfig, tokenizer: Any) -> dict[str, Windows
 
 def texts_of(config: EvaluationConfig, tokenizer: Any) -> dict[str, Windows]:
     """Cut the evaluation windows, by metric name, the calibration domain first."""
+    how: Any = {"limit": config.windows or None, "bos": config.bos, "drawn": config.drawn}
     return {
-        metric_name(config.length, source): evaluation_windows(
-            source, tokenizer, config.length, config.windows or None, bos=config.bos
-        )
+        metric_name(config.length, source): evaluation_windows(source, tokenizer, config.length, **how)
         for source in (config.in_domain, config.out_of_domain)
     }
 

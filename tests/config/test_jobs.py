@@ -46,6 +46,7 @@ from saap_jax.steps.chain import parse
             lambda: o.EvaluationConfig(in_domain="a.txt", out_of_domain="a.txt"),
             "another text than in_domain, got 'a.txt'",
         ),
+        (lambda: o.EvaluationConfig(drawn=0, windows=0), "^evaluation.drawn: expected 1 window or more to draw, got"),
         (lambda: c.EvaluateConfig(models=()), "models: expected at least one"),
         (lambda: r.MethodConfig(matrices=()), "method.matrices: expected at least one"),
         (lambda: r.MethodConfig(scale=float("nan")), "method.scale: expected a finite number"),

@@ -17,6 +17,7 @@ from saap_jax.data.windows import (
     load_scenarios,
     pairs,
     random_windows,
+    stratified_windows,
     tokenize,
 )
 
@@ -49,6 +50,48 @@ def test_seeds_draw_different_windows_from_the_whole_stream():
     assert len({draw.tobytes() for draw in draws}) == 200
     assert len({int(draw[0, 0]) % 10 for draw in draws}) == 10
     assert np.unique(draws).size > 990
+
+
+@given(spare=st.integers(0, 40), **sizes)
+def test_each_stretch_of_the_text_has_one_window(spare, examples, length, seed):
+    size = examples * length + spare
+    once, again = (stratified_windows(stream(size), examples, length, seed) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    assert (np.diff(once, axis=1) == 1).all()
+    assert np.unique(once).size == once.size
+    for number, window in enumerate(once):  # each window whole within its own stretch
+        assert number * size // examples <= window[0]
+        assert window[-1] < (number + 1) * size // examples
+
+
+def test_seeds_draw_other_windows_of_the_stretches():
+    draws = [stratified_windows(stream(1000), 4, 10, seed) for seed in range(200)]
+    assert len({draw.tobytes() for draw in draws}) > 195
+    assert np.unique(draws).size > 990
+    with pytest.raises(ValueError, match="^expected at least 40 tokens for 4 x 10, got 39; ask for less"):
+        stratified_windows(stream(39), 4, 10, 0)
+
+
+def test_drawn_windows_meet_all_articles_in_proportion(tokenizer, tmp_path):
+    """Of a WikiText file; the first windows, as they are without a seed, meet the first articles alone."""
+    lengths, words = (300, 900, 500, 100, 600), "abcde"
+    articles = zip(words, lengths, strict=True)
+    rows = [row for word, many in articles for row in (f" = {word} = ", f" {word}" * many + " ")]
+    file = tmp_path / "wiki.test.raw"
+    file.write_text("".join(f" \n{row}\n" for row in rows))
+    source, count = f"wikitext:{file}", 48
+
+    def of_articles(**how) -> np.ndarray:
+        texts = [tokenizer.decode(row) for row in evaluation_windows(source, tokenizer, 9, count, **how).tokens]
+        return np.array([sum(text.count(word) for text in texts) for word in words]) / sum(map(len, texts))
+
+    all_of = evaluation_windows(source, tokenizer, 9)
+    whole = "".join(tokenizer.decode(row) for row in all_of.tokens)
+    shares = np.array([whole.count(word) for word in words]) / len(whole)
+    np.testing.assert_allclose(of_articles(drawn=0), shares, atol=1 / count)
+    assert np.abs(of_articles() - shares).max() > 4 / count, "control"
+    with pytest.raises(ValueError, match=f"^data source '{source}': expected at least .* tokens for 9000 x 8, got "):
+        evaluation_windows(source, tokenizer, 9, 9000, drawn=0, bos="always")
 
 
 @given(tokens=st.integers(0, 50), limit=st.none() | st.integers(1, 8), length=st.integers(2, 9))
@@ -140,8 +183,10 @@ def test_windows_begin_as_the_tokenizer_has_it_or_as_asked(tokenizer, tmp_path, 
     assert not np.isin(tokens, own.bos_token_id).any()
     read = evaluation_windows(str(file), own, 5, bos=bos)
     drawn = calibration_windows(str(file), own, 2, 5, seed=3, bos=bos)
+    spread = evaluation_windows(str(file), own, 5, 2, bos=bos, drawn=3)
     rest = 5 - begins
-    for windows, text in ((read, consecutive_windows(tokens, rest)), (drawn, random_windows(tokens, 2, rest, 3))):
+    some = [draw(tokens, 2, rest, 3) for draw in (random_windows, stratified_windows)]
+    for windows, text in zip((read, drawn, spread), (consecutive_windows(tokens, rest), *some), strict=True):
         assert windows.tokens.shape == windows.mask.shape == (len(text), 5)
         assert windows.mask.all()
         np.testing.assert_array_equal(windows.tokens[:, begins:], text)

@@ -93,6 +93,9 @@ class TestAb:
         assert not found.metrics[0].difference.same
         copy = ab.ab(AbConfig(a=f"{tiny_model_directory}/", b=f"{run}:dense", resamples=100))
         assert copy.metrics[0].difference.value == 0, "evaluated again, by the same program"
+        drawn = real_run(tmp_path / "drawn", tiny_model_directory, drawn=3)
+        copy = ab.ab(AbConfig(a=f"{tiny_model_directory}/", b=f"{drawn}:dense", resamples=100))
+        assert copy.metrics[0].difference.value == 0, "on the windows that the run drew"
         line = refused(capsys, ["ab", str(pruned), f"{run}:dense", "--windows", "7"])
         assert "windows: beside" in line
         assert "got 7; leave it out" in line
@@ -119,14 +122,14 @@ class TestAb:
             assert main.main(["ab", f"{runs[0]}:wanda@0.2", f"{other}:dense"]) == 0, "negative control"
 
 
-def real_run(path: Path, model: Path) -> Path:
+def real_run(path: Path, model: Path, drawn: int | None = None) -> Path:
     """Write a run whose unpruned model's losses were measured."""
     config = {
         "model": {"name": str(model), "dtype": "float32"},
-        "evaluation": {"windows": 5, "length": 16, "batch_size": 2},
+        "evaluation": {"windows": 5, "length": 16, "batch_size": 2, "drawn": drawn},
     }
     run, metric = RunDirectory.open(path, config), "ppl@16 builtin:reference"
-    windows = ab.evaluation_windows("builtin:reference", load_tokenizer(model), 16, 5)
+    windows = ab.evaluation_windows("builtin:reference", load_tokenizer(model), 16, 5, drawn=drawn)
     losses = window_losses(load_model(model), ab.pairs(windows, 2))
     run.update(
         metrics=[{"name": metric, "domain": "in"}],

@@ -113,7 +113,16 @@ class TracedSubject(TracedProblem, Subject):
         chosen: dict[str, Examples] = {}
         for field, name in (("in_domain", first), ("out_of_domain", second)):
             chosen |= self._named(f"evaluation.{field}", [name], known, "held-out sets") if name else {}
-        return {f"loss {name}": self.rows(each, slice(config.windows or None)) for name, each in chosen.items()}
+        return {f"loss {name}": self.rows(each, self._some(each, config)) for name, each in chosen.items()}
+
+    def _some(self, examples: Examples, config: EvaluationConfig) -> Any:
+        """Say which examples are evaluated: the first ones, or some drawn over all of them."""
+        if config.drawn is None:
+            return slice(config.windows or None)
+        if config.windows > (count := count_examples(examples)):
+            raise ValueError(f"evaluation.windows: expected at most {count} examples to draw, got {config.windows}")
+        ends = np.arange(config.windows + 1) * count // config.windows
+        return ends[:-1] + np.random.Generator(np.random.Philox(config.drawn)).integers(np.diff(ends))
 
     def _named(self, field: str, names: Collection[str], known: Mapping[str, Any], what: str) -> dict[str, Examples]:
         """Look up sets of examples, all where none is named."""

@@ -231,6 +231,7 @@ def test_what_is_for_traced_models_alone_is_refused_elsewhere():
         (CalibrationConfig(scenarios=("night",)), "calibration.scenarios: expected some of calibration, .*night"),
         (CalibrationConfig(scenarios=(), examples=6), "calibration.examples: expected at most 5, those of calibration"),
         (EvaluationConfig(in_domain="x", out_of_domain=""), "evaluation.in_domain: expected some of held_out, .*'x'"),
+        (EvaluationConfig(in_domain="", out_of_domain="", drawn=0), "expected at most . examples to draw, got 24"),
     ],
 )
 def test_examples_that_are_not_there_are_refused(config, message):
