@@ -31,6 +31,7 @@ from saap_jax.jobs import compare
 from saap_jax.jobs.racing import looks_of
 from saap_jax.recipes import RECIPES
 from saap_jax.runs.directory import read_candidates, read_run
+from saap_jax.runs.standing import named
 from saap_jax.steps.chain import parse
 from saap_jax.steps.score.oracles import is_oracle
 
@@ -182,7 +183,8 @@ def lines(model: str, ratio: float) -> list[Line]:
         if all(key in rows for rows in seeds):
             losses = {text: np.array([rows[key]["losses"][text] for rows in seeds]) for text in SHORT.values()}
             known = {
-                what: [rows[key][what] for rows in seeds if what in rows[key]] for what in ("heads", "seconds", "gib")
+                what: [rows[key][what] for rows in seeds if what in rows[key]]
+                for what in ("heads", "seconds", "gib", "actual")
             }
             found.append(
                 Line(name, losses, *(float(np.mean(values)) if values else math.nan for values in known.values()))
@@ -220,7 +222,7 @@ def table(model: str, ratio: float) -> list[str]:
             f"{line.heads:.0f}",
             *(f"{value:.1f}" if value > 0 else "–" for value in (line.seconds / 60, line.gib)),
         ]
-        said.append(f"| {line.name} | {' | '.join(cells)} |")
+        said.append(f"| {named(line.name, ratio, line.actual)} | {' | '.join(cells)} |")
     return said
 
 

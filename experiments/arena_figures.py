@@ -30,6 +30,8 @@ class Line(NamedTuple):
     heads: float
     seconds: float
     gib: float
+    actual: float
+    """Share of the prunable parameters that went."""
 
     def perplexities(self, text: str) -> np.ndarray:
         """Return the perplexity of each seed."""

@@ -3,6 +3,7 @@
 from saap_jax.recipes.base import Recipe
 
 _TEXT = "10 windows of 128 tokens of BookCorpus"
+_FOUR_AND_TWO = "The first four and the last two layers stay by default of the code, of 32; elsewhere as large a share."
 
 RECIPES = {
     "shortgpt": Recipe(
@@ -14,12 +15,14 @@ RECIPES = {
         calibration="windows of PG19",
     ),
     "shortened-llama-ppl": Recipe(
-        title="Shortened LLaMA, PPL: the layers without each of which alone the loss is lowest go at once",
+        title="Shortened LLaMA, PPL: the layers go without which, each alone, the loss is lowest; four and two stay",
         paper="arXiv:2402.02834",
         chain=(
-            "block_ablation(granularity=layer) > within(depth=True, whole_layers=True, min_keep=0) > global(by=score)"
+            "block_ablation(granularity=layer) > "
+            "within(depth=True, whole_layers=True, min_keep=0, protect=(0.13, -0.07)) > global(by=score)"
         ),
         calibration=_TEXT,
+        deviations=(_FOUR_AND_TWO,),
     ),
     "shortened-llama-taylor": Recipe(
         title="Shortened LLaMA, Taylor+: the layers of the smallest sum of |w ∂w| go, the first four and last two stay",
@@ -29,14 +32,14 @@ RECIPES = {
             "within(depth=True, whole_layers=True, min_keep=0, protect=(0.13, -0.07)) > global(by=score)"
         ),
         calibration=_TEXT,
-        deviations=("Four and two layers are of 32; of other depths as large a share is left alone.",),
+        deviations=(_FOUR_AND_TWO,),
     ),
     "sleb": Recipe(
-        title="SLEB: the layer whose removal raises the loss least goes, again and again",
+        title="SLEB: the layer whose removal raises the loss least goes, again and again; the first and the last stay",
         paper="arXiv:2402.09025",
         chain=(
-            "block_ablation(granularity=layer) > within(depth=True, whole_layers=True, min_keep=0) > "
-            "global(by=score) > rounds(0.001)"
+            "block_ablation(granularity=layer) > "
+            "within(depth=True, whole_layers=True, min_keep=0, protect=(0, -1)) > global(by=score) > rounds(0.001)"
         ),
         calibration="128 windows of WikiText-2 (training part)",
     ),

@@ -24,6 +24,10 @@ DENSE: Final = "dense"
 """Label of the row of the unpruned model."""
 
 
+FAR = 0.005
+"""A row that lost more than this beyond what was asked for, a share, is named with what it lost."""
+
+
 class Variant(Row):
     """A variant at a ratio over its seeds: the record of the first one, with means of some fields."""
 
@@ -78,9 +82,23 @@ class ComparisonRow(NamedTuple):
     """By metric, where the losses of windows were recorded; empty for the best."""
 
     @property
+    def named(self) -> str:
+        """The label, with what went where that is not what was asked for: see `named`."""
+        return named(self.label, self.asked, self.actual)
+
+    @property
     def tied(self) -> bool:
         """True where the difference from the best of its ratio may be chance."""
         return self.p_value >= LEVEL
+
+
+def named(label: str, asked: float, actual: float) -> str:
+    """Name what lost another share than it was asked to, as what removes whole layers does, with that share.
+
+    >>> named("shortgpt", 0.35, 0.3667), named("wanda", 0.35, 0.3501)
+    ('shortgpt (36.7 % gone)', 'wanda')
+    """
+    return f"{label} ({100 * actual:.1f} % gone)" if abs(actual - asked) > FAR else label
 
 
 def metrics(run: RunRecord) -> list[Metric]:

@@ -88,6 +88,9 @@ class TestRows:
         notes = " ".join(table.notes)
         assert "75 % of the windows were evaluated; the verdict is of these keep-sets" in notes
         assert summary(run, comparison_rows(run, lines))[0].startswith("At 20 % asked, a is best out of domain")
+        lines[0]["ratio_actual"] = 0.2333
+        said = summary(run, comparison_rows(run, lines))[0]
+        assert said.startswith("At 20 % asked, a (23.3 % gone) is best out of domain"), "named with what it lost"
 
     def test_the_first_variants_of_a_figure_are_the_best_somewhere(self):
         rows = comparison_rows(fake.fields(), fake.candidates())

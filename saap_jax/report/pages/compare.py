@@ -184,15 +184,15 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, scale: Scal
     value = format_figure(figures[first.label], scale)
     value += f" (dense {format_figure(dense, scale)})" if math.isfinite(dense) else ""
     if others and all(row.p_value < LEVEL for row in others):
-        lead = f"{first.label} is best {DOMAINS[domain]} with {scale.noun} {value}"
+        lead = f"{first.named} is best {DOMAINS[domain]} with {scale.noun} {value}"
     else:
-        lead = f"{first.label} has the lowest {scale.noun} {DOMAINS[domain]}, {value}"
-    if tied := [row.label for row in others if row.tied]:
+        lead = f"{first.named} has the lowest {scale.noun} {DOMAINS[domain]}, {value}"
+    if tied := [row.named for row in others if row.tied]:
         return f"{lead}, and {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}."
     if others:
-        second, least = others[0].label, figures[first.label]
-        gap = 100 * (figures[second] / least - 1) if least else math.inf
-        lead += f", {gap:,.1f} % below {second}" if gap >= 0.05 else f", level with {second}"
+        second, least = others[0], figures[first.label]
+        gap = 100 * (figures[second.label] / least - 1) if least else math.inf
+        lead += f", {gap:,.1f} % below {second.named}" if gap >= 0.05 else f", level with {second.named}"
     return f"{lead}."
 
 
