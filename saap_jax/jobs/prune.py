@@ -179,6 +179,8 @@ def size_rows(
 def told_rows(told: Mapping[str, Any], places: str) -> list[tuple[str, str]]:
     """Write what the steps of a chain report; `places` are those that repairs write to."""
     rows, kl = [], "KL to the unpruned model, nats a token,"
+    if chosen := told.get("chosen"):
+        rows.append((f"{kl} on held-out text, of {chosen}", f"{min(told['judged']):.4f}"))
     if price := told.get("price"):
         rows.append((f"{kl} of free layers and of these, which are alike", "{:.4f} -> {:.4f}".format(*price)))
     if learnt := told.get("divergences"):

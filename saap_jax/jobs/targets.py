@@ -259,10 +259,10 @@ def smallest(
     Found by bisection, since each target is met the better the more goes. Rounds on the way are run once.
 
     Raises:
-        ValueError: targets that do not hold at the largest ratio that the chain can meet, or a refinement, whose
-            outcome has other widths than those that met them.
+        ValueError: targets that do not hold at the largest ratio that the chain can meet, or a refinement or choice,
+            whose outcome has other widths than those that met them.
     """
-    if other := next((each for each in chain.steps if each.kind == "refinement"), None):
+    if other := next((each for each in chain.steps if each.kind == "refinement" or each.begins), None):
         raise ValueError(
             f"targets: expected no {other.name} beside them: what comes of it has other widths than those that met "
             "them; leave one of the two out"

@@ -109,6 +109,8 @@ class Context:
     track: Track = quiet
     observe: Callable[[Any, State, bool], Any] | None = None
     """Scores a state by a step: `steps.run.Runner`."""
+    run: Callable[[Any, Mapping[str, Examples]], State] | None = None
+    """Runs another chain to `ratio` on a text of the shape of `scenarios`."""
     store: Store = dataclasses.field(default_factory=Store)
     """What the step can go on from."""
 
@@ -135,6 +137,8 @@ class Step:
     """Whether the step runs the chain before it by itself: it is given the start, and `before`."""
     costly: ClassVar[bool] = False
     """Whether the keep-set that the step chooses is worth a file."""
+    begins: ClassVar[bool] = False
+    """Whether a chain may begin with the step, as it may with a score."""
     judges: ClassVar[bool] = False
     """Whether the step goes by the divergence from the unpruned model on text, of which some is held out."""
     source: ClassVar[str] = ""
@@ -159,6 +163,11 @@ class Step:
         said = ", ".join(f"{name}={literal(value)}" for name, value in self.said.items())
         name = f"{self.source}:{self.name}" if self.source else self.name
         return f"{name}({said})" if said else name
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        """The chains that the step runs, each a `steps.chain.Chain`."""
+        return ()
 
     @property
     def looks_ahead(self) -> bool:

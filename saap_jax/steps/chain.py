@@ -59,9 +59,14 @@ class Chain:
         return " > ".join(each.text for each in self.steps)
 
     @property
+    def every(self) -> tuple[Step, ...]:
+        """All steps, also those of chains that a step runs."""
+        return tuple(one for each in self.steps for one in (each, *(s for chain in each.inner for s in chain.every)))
+
+    @property
     def repairs(self) -> bool:
         """Whether the chain changes weights."""
-        return any(each.kind == "repair" for each in self.steps)
+        return any(each.kind == "repair" for each in self.every)
 
     @property
     def choosing(self) -> int:
@@ -72,7 +77,8 @@ class Chain:
     def scores(self) -> tuple[Score, ...]:
         """The steps that score the unpruned model: those before the first that chooses units."""
         early = itertools.takewhile(lambda each: each.kind in ("score", "limits"), self.steps)
-        return tuple(each for each in early if isinstance(each, Score))
+        inner = (score for each in self.steps for chain in each.inner for score in chain.scores)
+        return (*(each for each in early if isinstance(each, Score)), *inner)
 
     def check(self, subject: Subject, microbatches: int) -> None:
         """Raise ValueError for a model, or too little text, with which a step cannot work."""
@@ -81,7 +87,7 @@ class Chain:
 
     def unrepaired(self, subject: Subject, keep: Keep | None = None) -> dict[str, str]:
         """Give the reasons for which repairs leave structures alone, by name; with `keep` those that lose units."""
-        repairs = [each for each in self.steps if isinstance(each, OutputRepair)]
+        repairs = [each for each in self.every if isinstance(each, OutputRepair)]
         return {name: why for each in repairs for name, why in subject.unrepaired(each, keep).items()}
 
 
@@ -143,6 +149,11 @@ def _whole(steps: list[Step], name: str) -> Chain:
         ValueError: no score at the beginning.
     """
     first = next((each for each in steps if each.kind != "limits"), None)
+    if any(each.begins for each in steps[1:]):
+        raise ValueError(f"chain {name!r}: expected best_of first, got it behind {steps[0].text}")
+    if first is not None and first.begins:
+        assert first.inner  # what is wrong with them is said now
+        return Chain(tuple(steps), name)
     if not isinstance(first, Score):
         raise ValueError(
             f"chain {name!r}: expected a score first, such as wanda, got {first.name if first else 'nothing'}"
@@ -291,6 +302,8 @@ _KEYWORD = re.compile(rf"(?<![\w'\"])({'|'.join({*keyword.kwlist} - {'None', 'Tr
 def _options(segment: str, kind: type[Step], text: str) -> dict[str, Any]:
     """Read the options of a step."""
     fields = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    if kind.begins:
+        return {fields[0].name: tuple(_split(text, ",")) if text.strip() else ()}
     text = _KEYWORD.sub(r"'\1'", text)
     try:
         call = ast.parse(f"_({text})", mode="eval").body

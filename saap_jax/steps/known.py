@@ -4,9 +4,10 @@ import importlib
 import pkgutil
 
 from saap_jax.steps import allocation, refinement, repair, score
+from saap_jax.steps.best_of import BestOf
 from saap_jax.steps.limits import Within
 
-__all__ = ["Within"]
+__all__ = ["BestOf", "Within"]
 
 for _folder in (score, allocation, refinement, repair):
     for _module in pkgutil.iter_modules(_folder.__path__):

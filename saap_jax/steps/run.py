@@ -5,6 +5,7 @@ and their code, the share that is to be gone. States are kept in memory, scores 
 where there is one; to go on after a kill is to look up.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,7 @@ class Runner:
         """
         self.open_end = open_end
         self.subject, self.scenarios, self.passes, self.cache = subject, scenarios, passes, store.cache
+        self.text = scenarios
         self.steps: dict[str, Score] = {}
         self.stable = False
         self.key = digest(store.key, passes.batch_size)
@@ -101,6 +103,10 @@ class Runner:
         """Raise ValueError for what can be known to fail before any time is spent."""
         rows = sum(self.subject.count(examples)[0] for examples in self.scenarios.values())
         chain.check(self.subject, -(-rows // self.passes.batch_size))
+        if inner := [each for step in chain.steps for each in step.inner]:
+            for each in inner:
+                self.check(each, ratios)
+            return
         allocation = next(each for each in chain.steps if isinstance(each, Allocation))
         equal: Scores = {name: np.ones(units.shape) for name, units in self.subject.existing.items()}
         for ratio in ratios:
@@ -108,6 +114,8 @@ class Runner:
 
     def most_removable(self, chain: Chain) -> float:
         """Find the largest ratio that a chain can meet whatever the scores, rounded down to four decimals."""
+        if inner := [each for step in chain.steps for each in step.inner]:
+            return min(map(self.most_removable, inner))
         allocation = next(each for each in chain.steps if isinstance(each, Allocation))
         return most_removable(self.subject, allocation, limits_of(chain))
 
@@ -119,7 +127,8 @@ class Runner:
         for at, each in enumerate(steps, 1):
             ahead = each.ahead((*steps[at:], *behind))
             codes = self._code(each) if isinstance(each, Score) else []
-            made.append([each.text, code_digest(type(each), each.source), ahead and ahead.text, codes])
+            inner = [self._key(chain.steps, start, ratio, final, ()) for chain in each.inner]
+            made.append([each.text, code_digest(type(each), each.source), ahead and ahead.text, codes, *inner])
         end = [final, self.open_end] if any(each.looks_ahead for each in steps) else None
         return digest(start.key, made, ratio, end)
 
@@ -139,8 +148,9 @@ class Runner:
 
         state = start if step.drives else before(start, ratio)
         on = Context(
-            dense=self.subject, scenarios=self.scenarios, ratio=ratio, final=final, behind=behind,
+            dense=self.subject, scenarios=self.text, ratio=ratio, final=final, behind=behind,
             batch_size=self.passes.batch_size, track=self.passes.track, observe=self._observe,
+            run=lambda chain, text: self.fitted_on(text).run(chain, ratio),
             store=Store(self.cache, digest(key, "training")),
         )  # fmt: skip
         kept = Store(self.cache, key)
@@ -157,6 +167,15 @@ class Runner:
             self._states = {k: each for k, each in self._states.items() if each.subject is self.subject}
         self._states[key] = new
         return new
+
+    def fitted_on(self, text: Mapping[str, Examples]) -> "Runner":
+        """Give a runner whose scores come from all of the text, and whose other steps see some of it alone."""
+        if text is self.text:
+            return self
+        self.first()
+        other = copy.copy(self)
+        other.text, other.key, other._states = text, digest(self.key, "some"), {}
+        return other
 
     # --- scores
 

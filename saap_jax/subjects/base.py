@@ -190,7 +190,7 @@ class Subject(abc.ABC):
     def check_objective(self, step: str) -> None:
         """Raise ValueError where units are not those of attention and MLP of layers, of which a step is.
 
-        So it is where `objective`, `layerwise` and `folded` are not defined.
+        So it is where `objective`, `divergences`, `blanked`, `layerwise` and `folded` are not defined.
         """
         raise ValueError(f"{step}: is for attention and MLP of layers, which this model does not tell apart")
 
@@ -205,6 +205,14 @@ class Subject(abc.ABC):
         Raises:
             ValueError: too few examples to hold some out.
         """
+        raise NotImplementedError
+
+    def blanked(self, examples: Examples, rows: np.ndarray) -> Examples:
+        """Leave the tokens of some rows, `[rows]` True, out of every mean; shapes stay."""
+        raise NotImplementedError
+
+    def divergences(self, examples: Examples, keep: Keep, pruned: "Subject", *, batch_size: int = 8) -> np.ndarray:
+        """Compute the mean KL(p ‖ p_pruned) of each row in nats a token, `[rows]`; of rows without tokens NaN."""
         raise NotImplementedError
 
     def layerwise(

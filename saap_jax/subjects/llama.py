@@ -27,7 +27,7 @@ from saap_jax.subjects.base import Subject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction, Repair, Walk
 from saap_jax.surgery.cut import cut
-from saap_jax.surgery.divergence import Divergence, folded
+from saap_jax.surgery.divergence import Divergence, folded, row_divergences
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.trace.listing import coupling_record, traced_model
 from saap_jax.trace.problem import Problem, made_problem
@@ -156,6 +156,12 @@ class LlamaSubject(Subject):
         self, examples: Windows, batch_size: int, dense: Any, language_loss: float = 0.0, first: int = 0
     ) -> Divergence:
         return Divergence(self.model, pairs(examples, batch_size), language_loss, dense.model, first)
+
+    def blanked(self, examples: Windows, rows: np.ndarray) -> Windows:
+        return examples._replace(mask=examples.mask & ~rows[:, None])
+
+    def divergences(self, examples: Windows, keep: Keep, pruned: Any, *, batch_size: int = 8) -> np.ndarray:
+        return row_divergences(pruned.model, keep, pairs(examples, batch_size), self.model)[: len(examples.tokens)]
 
     def layerwise(
         self, keep: Keep, examples: Windows, rule: str, walk: Walk, *, dense: Any, batch_size: int = 8, **options: Any

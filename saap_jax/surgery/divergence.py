@@ -90,6 +90,29 @@ class Divergence:
             return Microbatch(tokens, mask, *streams_step(self._model, self._teacher, tokens, self.first))
 
 
+def row_divergences(model: Llama, keep: Keep, batches: Sequence[Batch], teacher: Llama) -> Float[np.ndarray, "rows"]:
+    """Compute the mean divergence of each row of a text over its real tokens, in nats; NaN where there are none."""
+    gates = settled({name: jnp.asarray(each, jnp.float32) for name, each in keep.items()}, mesh_of(model))
+    found = []
+    for batch in batches:
+        tokens, mask = (shard(each, teacher) for each in batch)
+        with on_mesh_of(teacher):
+            found.append(fetched(row_step(model, teacher, gates, tokens, mask)))
+    return np.concatenate(found).astype(np.float64)
+
+
+@jax.jit
+def row_step(
+    model: Llama, teacher: Llama, gates: Gates, tokens: Int[Array, "batch seq"], mask: Bool[Array, "batch seq"]
+) -> Float[Array, "batch"]:
+    """Compute the mean divergence of each row of a microbatch."""
+    text = Microbatch(tokens, mask, *streams_step(model, teacher, tokens, 0))
+    each, _ = by_tokens(
+        model, teacher, model.final(run_layers(model, text.stream, 0, len(model.spec.layers), gates)), text
+    )
+    return jnp.sum(jnp.where(mask, each, 0), axis=1) / jnp.sum(mask, axis=1).astype(each.dtype)
+
+
 @jax.jit
 def streams_step(
     model: Llama, teacher: Llama, tokens: Int[Array, "batch seq"], first: Int[Array, ""]

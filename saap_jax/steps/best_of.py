@@ -1,0 +1,86 @@
+"""The choice between whole chains on the model itself: what is best differs from model to model, so it is measured."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+
+from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.subjects.base import Examples, Subject
+
+EVERY = 5
+"""Of the windows one in so many is held out: another number than repairs go by, which hold some out of the rest."""
+
+
+@step("best_of")
+@dataclasses.dataclass(frozen=True)
+class BestOf(Step):
+    """Run several chains and keep the one that comes closest to the unpruned model on held-out calibration text.
+
+    Each chain runs on the text without every fifth window, and is judged on these by the mean of
+    KL(p_unpruned ‖ p_pruned) over their tokens. The winner runs once more, on all of the text. So k chains take as long
+    as k + 1 of them. Scores come from the one pass over all of the text, which serves all chains.
+    """
+
+    kind = "allocation"
+    drives = True
+    costly = True
+    judges = True
+    begins: ClassVar[bool] = True
+
+    chains: tuple[str, ...] = ()
+    """Chains, with commas between them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.chains)) < max(2, len(self.chains)):
+            raise ValueError(f"best_of: expected two chains or more, each once, got {', '.join(self.chains) or 'none'}")
+
+    @property
+    def text(self) -> str:
+        """The step as it is written."""
+        return f"best_of({', '.join(self.chains)})"
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        """The chains."""
+        from saap_jax.steps.chain import parse  # chains know all steps, this one among them
+
+        return tuple(map(parse, self.chains))
+
+    def check(self, subject: Subject, microbatches: int) -> None:
+        """Raise ValueError for a model whose predictions are not compared, or where a chain cannot work."""
+        subject.check_objective(self.name)
+        for chain in self.inner:
+            chain.check(subject, microbatches)
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Take the outcome of the chain that has the lowest divergence."""
+        assert on.run is not None
+        (fit, judge), chains = _held_out(on), self.inner
+        judged = on.store.load().get("judged", np.zeros(0)).tolist()
+        for chain in on.progress("choose between chains")(chains[len(judged) :]):
+            tried = on.run(chain, fit)
+            judged.append(
+                float(on.dense.divergences(judge, tried.keep, tried.subject, batch_size=on.batch_size).mean())
+            )
+            on.store.save({"judged": np.array(judged)})
+        best = int(np.argmin(np.where(np.isnan(judged), np.inf, judged)))
+        return on.run(chains[best], on.scenarios).tell(judged=judged, chosen=chains[best].name)
+
+
+def _held_out(on: Context) -> tuple[dict[str, Examples], Examples]:
+    """Split the text: all windows with those blanked that are held out, and these.
+
+    Raises:
+        ValueError: too few windows.
+    """
+    fit, judge = {}, []
+    for name, examples in on.scenarios.items():
+        held = np.arange(on.dense.count(examples)[0]) % EVERY == EVERY - 1
+        fit[name] = on.dense.blanked(examples, held)
+        judge.append(on.dense.rows(examples, held))
+    judged = on.dense.join(judge)
+    if not on.dense.count(judged)[0]:
+        raise ValueError(f"best_of: expected {EVERY} windows of calibration text or more, to hold one out, got fewer")
+    return fit, judged

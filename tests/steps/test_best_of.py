@@ -1,0 +1,117 @@
+"""The choice between chains: by plain divergence on what no chain was fitted on, and then the chain itself."""
+
+import jax
+import numpy as np
+import pytest
+
+from saap_jax.data import Windows
+from saap_jax.runtime.progress import Passes
+from saap_jax.steps.base import Store
+from saap_jax.steps.best_of import EVERY
+from saap_jax.steps.chain import expand, parse
+from saap_jax.steps.run import Runner
+from saap_jax.subjects.llama import LlamaSubject
+from tests.divergence import plain_divergence
+from tests.helpers import dense_model, random_tokens
+from tests.steps.test_run import Memory
+
+TOKENS = random_tokens(20, 8, 3)
+TEXT = {"text": Windows(TOKENS, np.ones(TOKENS.shape, bool))}
+HELD = np.arange(len(TOKENS)) % EVERY == EVERY - 1
+CHAINS = ["magnitude > uniform", "magnitude > uniform > least_squares(damping=0.1)", "magnitude > global"]
+
+
+class Counted(LlamaSubject):
+    """A model that counts how often it is repaired."""
+
+    repairs = 0
+
+    def repaired(self, *given, **options):
+        type(self).repairs += 1
+        return super().repaired(*given, **options)
+
+
+def runner(subject, text=TEXT, cache=None) -> Runner:
+    return Runner(subject, text, (), Passes(4), store=Store(cache, "key"))
+
+
+def judged(subject, chain, text=TEXT) -> float:
+    """The divergence of a chain that was run without the held-out windows, on them, by numpy."""
+    fit = {"text": Windows(TOKENS, np.broadcast_to(~HELD[:, None], TOKENS.shape))}
+    state = runner(subject).fitted_on(fit).run(parse(chain), 0.5)
+    gates = {name: units.astype(np.float64) for name, units in state.keep.items()}
+    return plain_divergence(state.subject.model, subject.model, gates, [(TOKENS[HELD], np.ones((4, 8), bool))])
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_the_lowest_divergence_on_text_that_was_held_out_wins_and_its_chain_runs_on_all_of_the_text(x64):
+    subject = LlamaSubject(dense_model(dtype=np.float64))
+    expected = [judged(subject, each) for each in CHAINS]
+    assert len(set(expected)) == 3, "control"
+    for order in ([0, 1, 2], [2, 1, 0]):
+        chains = [CHAINS[at] for at in order]
+        state = runner(subject).run(parse(f"best_of({', '.join(chains)})"), 0.5)
+        assert state.told["judged"] == pytest.approx([expected[at] for at in order], rel=1e-6)
+        assert state.told["chosen"] == CHAINS[int(np.argmin(expected))]
+    winner = runner(subject).run(parse(state.told["chosen"]), 0.5)
+    assert same(state.subject.model, winner.subject.model)
+    assert same(dict(state.keep), dict(winner.keep))
+    loser = runner(subject).run(parse(CHAINS[int(np.argmax(expected))]), 0.5)
+    assert not same((state.subject.model, dict(state.keep)), (loser.subject.model, dict(loser.keep))), "control"
+
+
+def test_what_was_judged_before_a_kill_is_not_judged_again():
+    subject, cache, chain = Counted(dense_model()), Memory(), parse(f"best_of({', '.join(CHAINS)})")
+    Counted.repairs = 0
+    first = runner(subject, cache=cache).run(chain, 0.5)
+    assert Counted.repairs == 1 + (first.told["chosen"] == CHAINS[1])
+    kept = next(each for each in cache.held.values() if "judged" in each)
+    kept["judged"] = kept["judged"][:2]  # killed while the third was tried
+    Counted.repairs = 0
+    again = runner(subject, cache=cache).run(chain, 0.5)
+    assert again.told["judged"] == first.told["judged"]
+    assert Counted.repairs == (first.told["chosen"] == CHAINS[1])
+    kept["judged"] = np.array([np.nan, 1e-9, 1.0])
+    assert runner(subject, cache=cache).run(chain, 0.5).told["chosen"] == CHAINS[1], "control: by what was kept"
+
+
+def test_steps_behind_go_on_from_the_winner_and_know_what_chains_ask_for():
+    chain = parse(f"best_of({CHAINS[0]}, wanda > within(protect=(0,)) > global) > scales(2)")
+    assert [score.text for score in chain.scores] == ["magnitude", "wanda"]
+    assert chain.repairs
+    assert not parse(f"best_of({CHAINS[0]}, wanda)").repairs
+    assert parse(f"best_of({', '.join(CHAINS)})").repairs, "of a chain within"
+    assert parse(chain.written).written == chain.written
+    state = runner(LlamaSubject(dense_model())).run(chain, 0.2)
+    assert {"judged", "scaled"} <= state.told.keys()
+    assert len(expand(["best_of(wanda, magnitude) > {none,scales(2)}"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("best_of(wanda)", "expected two chains or more, each once, got wanda"),
+        ("best_of()", "got none"),
+        ("best_of(wanda, wand)", "did you mean 'wanda'"),
+        ("magnitude > best_of(wanda, magnitude)", "expected best_of first, got it behind magnitude"),
+    ],
+)
+def test_what_is_no_choice_is_refused(text, said):
+    with pytest.raises(ValueError, match="(?s).*".join(said.split("  "))):
+        parse(text)
+
+
+def test_a_ratio_that_one_chain_cannot_meet_is_refused_before_any_time_is_spent():
+    chain = parse("best_of(magnitude, magnitude > within(max_ratio=0.5))")
+    with pytest.raises(ValueError, match="cannot be removed"):
+        runner(LlamaSubject(dense_model())).check(chain, [0.6])
+    runner(LlamaSubject(dense_model())).check(chain, [0.2])
+
+
+def test_too_few_windows_are_refused():
+    text = {"text": Windows(TOKENS[:4], np.ones((4, 8), bool))}
+    with pytest.raises(ValueError, match="expected 5 windows"):
+        runner(LlamaSubject(dense_model()), text).run(parse("best_of(magnitude, wanda)"), 0.4)
