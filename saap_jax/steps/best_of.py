@@ -28,36 +28,35 @@ class BestOf(Step):
     judges = True
     begins: ClassVar[bool] = True
 
-    chains: tuple[str, ...] = ()
-    """Chains, with commas between them."""
+    chains: tuple[Any, ...] = ()
+    """Chains, with commas between them; each a `steps.chain.Chain`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(set(self.chains)) < max(2, len(self.chains)):
-            raise ValueError(f"best_of: expected two chains or more, each once, got {', '.join(self.chains) or 'none'}")
+        if len({each.written for each in self.chains}) < max(2, len(self.chains)):
+            names = ", ".join(each.name for each in self.chains) or "none"
+            raise ValueError(f"best_of: expected two chains or more, each once, got {names}")
 
     @property
     def text(self) -> str:
         """The step as it is written."""
-        return f"best_of({', '.join(self.chains)})"
+        return f"best_of({', '.join(each.written for each in self.chains)})"
 
     @property
     def inner(self) -> tuple[Any, ...]:
         """The chains."""
-        from saap_jax.steps.chain import parse  # chains know all steps, this one among them
-
-        return tuple(map(parse, self.chains))
+        return self.chains
 
     def check(self, subject: Subject, microbatches: int) -> None:
         """Raise ValueError for a model whose predictions are not compared, or where a chain cannot work."""
         subject.check_objective(self.name)
-        for chain in self.inner:
+        for chain in self.chains:
             chain.check(subject, microbatches)
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Take the outcome of the chain that has the lowest divergence."""
         assert on.run is not None
-        (fit, judge), chains = _held_out(on), self.inner
+        (fit, judge), chains = _held_out(on), self.chains
         judged = on.store.load().get("judged", np.zeros(0)).tolist()
         for chain in on.progress("choose between chains")(chains[len(judged) :]):
             tried = on.run(chain, fit)

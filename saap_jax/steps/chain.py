@@ -152,7 +152,6 @@ def _whole(steps: list[Step], name: str) -> Chain:
     if any(each.begins for each in steps[1:]):
         raise ValueError(f"chain {name!r}: expected best_of first, got it behind {steps[0].text}")
     if first is not None and first.begins:
-        assert first.inner  # what is wrong with them is said now
         return Chain(tuple(steps), name)
     if not isinstance(first, Score):
         raise ValueError(
@@ -303,7 +302,7 @@ def _options(segment: str, kind: type[Step], text: str) -> dict[str, Any]:
     """Read the options of a step."""
     fields = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     if kind.begins:
-        return {fields[0].name: tuple(_split(text, ",")) if text.strip() else ()}
+        return {fields[0].name: tuple(map(parse, _split(text, ","))) if text.strip() else ()}
     text = _KEYWORD.sub(r"'\1'", text)
     try:
         call = ast.parse(f"_({text})", mode="eval").body
