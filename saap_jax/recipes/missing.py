@@ -44,22 +44,10 @@ RECIPES = {
         "WikiText-2 or Alpaca",
         "it rotates the stream and adds matrices to skip connections, which is no selection of units",
     ),
-    "two-ssp": _missing(
-        "2SSP: channels by norms of activations, then attention by greedy perplexity",
-        "2501.17771",
-        "C4",
-        "its rule how many attention blocks go is missing; its parts are 'activation_norm' and 'block_ablation'",
-    ),
     "tyr": _missing(
         "Týr-the-Pruner: shares of layers by evolution over local prunings of every sparsity",
         "2503.09657",
         "FineWeb-Edu",
         "its evolution judges layers whose weights were corrected for each sparsity; evolve judges masks",
-    ),
-    "ziplm": _missing(
-        "ZipLM: the surgeon's removal of structures, as many of each layer as a table of times allows",
-        "2302.04089",
-        "the training text",
-        "widths by dynamic programming over errors and times are missing; its removal is the estimator 'obs'",
     ),
 }

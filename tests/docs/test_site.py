@@ -94,7 +94,7 @@ def test_rows_come_from_the_code():
     assert rows["Deviation"].startswith("The population variance")
     assert dict(registry.estimator_rows("fluctuation", source="Here."))["Source"] == "Here."
     names = [name for name, recipe, facts in registry.recipe_rows()]
-    assert names[-1] == "ziplm"
+    assert names[-1] == "tyr"
     assert sorted(names) == sorted(registry.RECIPES)
     steps = {name: (kind.kind, dict(rows)) for name, kind, rows in registry.step_rows()}
     assert list(steps) == sorted(steps, key=lambda name: registry.KINDS.index(steps[name][0]))

@@ -306,6 +306,15 @@ class TestScores:
         assert same(problem.chosen(0.4, f"normalize > {plain}"), keep)
         assert not same(problem.chosen(0.4, plain), other)
 
+    def test_the_sum_of_a_sub_block_makes_layers_comparable(self):
+        problem, plain = drawn(0, missing=False), f"{FREE}(by=score)"
+        sums = {name: each / each.sum(axis=1, keepdims=True) for name, each in problem.scores.items()}
+        of_sums = Problem(sums, {"attention": 7, "mlp": 2}).chosen(0.4, plain)
+        for name in STRUCTURES:
+            problem.scores[name][1] *= 1024
+        assert same(problem.chosen(0.4, f"normalize(within=sub_block) > {plain}"), of_sums)
+        assert not same(problem.chosen(0.4, f"normalize > {plain}"), of_sums)
+
     @pytest.mark.parametrize(
         ("method", "broken", "said"),
         [

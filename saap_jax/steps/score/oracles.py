@@ -62,7 +62,7 @@ def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", 
             names = [(name,) for name in there] if granularity == "sub_block" else [there] * bool(there)
             blocks += [{name: _row(present[name], layer) for name in each} for each in names]
         keeps = [present | {name: present[name] & ~units for name, units in block.items()} for block in blocks]
-        base, *means = _mean_losses(subject, few(subject, examples), [present, *keeps], passes, "remove single blocks")
+        base, *means = mean_losses(subject, few(subject, examples), [present, *keeps], passes, "remove single blocks")
         scores: Scores = {name: np.full(present[name].shape, np.nan) for name in STRUCTURES}
         for block, mean in zip(blocks, means, strict=True):
             for name, units in block.items():
@@ -97,7 +97,7 @@ def perturbation(
         present = _present(subject, keep, "perturbation")
         random = np.random.default_rng(seed)
         keeps = [_masked(present, share, random) for _ in range(masks)]
-        losses = np.array(_mean_losses(subject, few(subject, examples), keeps, passes, "mask units at random"))
+        losses = np.array(mean_losses(subject, few(subject, examples), keeps, passes, "mask units at random"))
 
         def row(keep: Keep) -> np.ndarray:
             return np.concatenate([keep[name][present[name]] for name in present])
@@ -176,7 +176,8 @@ def _masked(present: Keep, share: float, random: np.random.Generator) -> Keep:
     return keep
 
 
-def _mean_losses(subject: Subject, examples: Examples, keeps: list[Keep], passes: Passes, doing: str) -> list[float]:
+def mean_losses(subject: Subject, examples: Examples, keeps: list[Keep], passes: Passes, doing: str) -> list[float]:
+    """Compute the mean loss of each keep-set."""
     progress, size = passes.progress(doing), passes.batch_size
     groups = subject.losses(examples, keeps, batch_size=size, at_once=2, progress=progress)
     means = {number: losses.mean for group in groups for number, losses in group.items()}

@@ -199,8 +199,12 @@ class Normalize(Step):
 
     kind = "score"
 
+    within: Literal["structure", "sub_block"] = "structure"
+    """`sub_block`: divide by the sum over a layer's attention or MLP. Errors become shares of the error of removing it
+    all, which compare between layers: the prior of ZipLM (arXiv:2302.04089)."""
+
     def __call__(self, state: State, on: Context, before: Before) -> State:
-        """Normalise the scores of each structure."""
+        """Normalise the scores of each structure, or of each sub-block."""
         scores = checked("scores", need(state, self), state.keep)
         for name, values in scores.items():
             if not (mean := np.nanmean(values) if np.isfinite(values).any() else 1.0) > 0:
@@ -208,7 +212,8 @@ class Normalize(Step):
                     f"normalize: expects scores of {name} with a mean above 0, got {mean:.4g}; use another estimator "
                     "or leave the step out"
                 )
-            scores[name] = values / mean
+            sums = np.nansum(values, axis=1, keepdims=True)
+            scores[name] = values / (mean if self.within == "structure" else np.where(sums > 0, sums, mean))
         return state._replace(scores=scores)
 
 
