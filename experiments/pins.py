@@ -42,7 +42,7 @@ PLAIN_AND_REFITTED = " ".join(
 ALL = (
     "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner "
     "default evopress fasp-mlp flap gisp grasprune llm-pruner-param-first llm-pruner-param-mix llm-pruner-param-second "
-    "llm-pruner-vectorize minitron modegpt-mlp osscar saap shortened-llama-ppl "
+    "llm-pruner-vectorize minitron modegpt-mlp osscar saap saap-stable-goes shortened-llama-ppl "
     "shortened-llama-taylor shortgpt sleb slimgpt wanda-sp"
 )
 """The estimators of the quickstart, and every recipe."""

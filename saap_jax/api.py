@@ -36,7 +36,7 @@ def score_units(
     windows: Examples | Mapping[str, Examples],
     estimators: Iterable[str | Estimator] | Mapping[str, Estimator],
     *,
-    stability: bool = True,
+    stability: bool = False,
     keep: Keep | None = None,
     batch_size: int = 8,
     track: Track = quiet,
@@ -48,7 +48,7 @@ def score_units(
         windows: the calibration text, or that of each scenario by name; of a problem, examples.
         estimators: scores as chains begin with them (`wanda`, `a+b`, `fused(a, b)`, `FILE.py:FACTORY`), or `Estimator`
             objects, which are named after their formula or by a mapping.
-        stability: observe what the stability indicator needs, so that `stable` can use it.
+        stability: measure how stable importance is over examples, which `stable` needs; one pass more.
         keep: score the model with all other units masked.
 
     Returns:
@@ -78,7 +78,7 @@ def score_units(
         raise ValueError("estimators: expected at least one, got none")
     scenarios = windows if isinstance(windows, Mapping) else {"calibration": windows}
     passes = Passes(batch_size, track=track)
-    return calibration.calibrate(subject, scenarios, plan, passes, stability=stability, keep=keep)
+    return calibration.calibrate(subject, scenarios, plan, passes, stability=plan if stability else (), keep=keep)
 
 
 @taken_in

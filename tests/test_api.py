@@ -56,25 +56,24 @@ def test_names_objects_and_files_score_alike(model, windows, mine):
     made = make_estimator(f"{mine}:twice")
     scored = saap_jax.score_units(model, windows, ["gate_taylor", f"{mine}:twice(times=3)", made])
     assert scored.estimators == ["gate_taylor", f"{mine}:twice(times=3)", "score"]
-    again = saap_jax.score_units(model, windows, {"mine": made}, stability=False)
+    again = saap_jax.score_units(model, windows, {"mine": made})
     for name, taylor in scored.scores("gate_taylor").items():
         np.testing.assert_allclose(scored.scores("score")[name], 2 * taylor, rtol=1e-6)
         np.testing.assert_allclose(scored.scores(f"{mine}:twice(times=3)")[name], 3 * taylor, rtol=1e-6)
         np.testing.assert_allclose(again.scores("mine")[name], 2 * taylor, rtol=1e-6)
-    assert scored.stability is not None
-    assert saap_jax.score_units(model, windows, ["wanda"], stability=False).stability is None
+    assert not scored.stability, "a pass of its own, which is not asked for"
     with pytest.raises(ValueError, match="expected each name once, got 'score' twice"):
         saap_jax.score_units(model, windows, [made, made])
 
 
 @pytest.mark.slow
 def test_what_was_scored_is_searched_with_its_stability(model, windows):
-    scored = saap_jax.score_units(model, windows, ["gate_taylor", "wanda"])
+    scored = saap_jax.score_units(model, windows, ["gate_taylor", "wanda"], stability=True)
     stable, plain = (
         saap_jax.select_units(model, scored, 0.4, f"{early} > global", estimator="gate_taylor").keep
         for early in ("stable(5.0)", "none")
     )
-    scores = stabilised(scored.scores("gate_taylor"), scored.stability, 5.0)
+    scores = stabilised(scored.scores("gate_taylor"), scored.stability["gate_taylor"], 5.0)
     by_hand = saap_jax.select_units(model, scores, 0.4, "global").keep
     assert all(np.array_equal(stable[name], by_hand[name]) for name in stable)
     assert any((stable[name] != plain[name]).any() for name in plain), "control"
@@ -166,7 +165,7 @@ def test_registered_names_and_plugins(model, windows, mine, monkeypatch):
 
 
 def test_results_show_their_rows(model, windows, tmp_path):
-    scored = saap_jax.score_units(model, windows, ["wanda"], stability=False)
+    scored = saap_jax.score_units(model, windows, ["wanda"])
     rows = list(scored.rows())
     assert len(rows) == 2 * (2 + 8)
     assert rows[-1]["score"] == pytest.approx(float(scored.scores("wanda")["mlp"][1, 7]))

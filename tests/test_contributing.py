@@ -72,7 +72,7 @@ def test_a_statistic():
     run_block("A statistic")
     model = dense_model()
     gradients = observe(model, [(TOKENS, MASK)], frozenset({GATE_GRADIENT})).of(GATE_GRADIENT)
-    scored = saap_jax.score_units(model, Windows(TOKENS, MASK), ["swing"], stability=False)
+    scored = saap_jax.score_units(model, Windows(TOKENS, MASK), ["swing"])
     for name, gradient in gradients.items():
         np.testing.assert_allclose(scored.scores("swing")[name], np.mean(gradient**4, axis=0), rtol=1e-4)
 
@@ -158,7 +158,7 @@ def test_a_family(tmp_path):
     assert (config["model_type"], config["attention_bias"], config["sliding_window"]) == ("olive", True, 3)
     read = load_model(saved)
     np.testing.assert_array_equal(forward(read, TOKENS), forward(model, TOKENS))
-    scored = saap_jax.score_units(read, Windows(TOKENS, MASK), ["gate_fisher", "magnitude"], stability=False)
+    scored = saap_jax.score_units(read, Windows(TOKENS, MASK), ["gate_fisher", "magnitude"])
     assert all(np.isfinite(scores).all() for scores in jax.tree.leaves(scored.scores("magnitude")))
 
 

@@ -2,21 +2,32 @@
 
 from saap_jax.recipes.base import Recipe
 
-RECIPES = {
-    "saap": Recipe(
-        title="SAAP: vector- and element-wise Taylor scores fused, ranked with the stability indicator",
+
+def _saap(title: str, weight: float, sign: str) -> Recipe:
+    """With a weight λ of the stability indicator."""
+    return Recipe(
+        title=f"SAAP: vector- and element-wise Taylor scores fused, ranked with their stability; {title}",
         paper="arXiv:2412.15127",
         chain=(
-            "fused(taylor_vector, taylor_element, attention=fused) > within(protect=(0.13, -0.07)) > "
-            "stable(-0.25) > global(by=score)"
+            "fused(taylor_vector(within=channel), taylor_element, attention=fused, method=learned) > "
+            f"within(protect=(0.13, -0.07)) > stable({weight}) > global(by=score)"
         ),
         calibration="windows of BookCorpus, as LLM-Pruner",
         deviations=(
-            "The paper leaves the weight of the indicator open, and its sign: here the unstable goes (λ = -1/4).",
-            "The indicator is that of |∂ℒ_n/∂g| over examples.",
-            "Its closed form takes the place of gradient steps on σ, one for attention and one for MLPs.",
+            sign,
+            "The indicator is over examples; over several texts, as the paper has it too, use stable(over=scenarios).",
+            "Attention and MLPs have a σ each, and are standardised apart.",
             "Heads and channels are ranked by that score, as it is; the paper does not weigh it by parameters.",
             "The first four and the last two of 32 layers are left alone, and of other depths as large a share.",
+            "A KV head goes with all its query heads, and is scored with exactly those that read it.",
+            "Recovery, group-wise fine-tuning, is a command of its own.",
         ),
+    )
+
+
+RECIPES = {
+    "saap": _saap("the unstable goes", -0.25, "The paper does not give the weight of the indicator: λ = -1/4."),
+    "saap-stable-goes": _saap(
+        "the stable goes", 0.25, "The paper removes what is unstable: here λ is 1/4 instead of -1/4."
     ),
 }

@@ -3,7 +3,6 @@
 | file of a run                     | content                                                                     |
 |-----------------------------------|-----------------------------------------------------------------------------|
 | `scores.npz`                      | `SCENARIO/ESTIMATOR/STRUCTURE`, `[layers, units]`                           |
-| `stability.npz`                   | `STRUCTURE`: the stability indicator over the examples of all scenarios     |
 | `statistics/SCENARIO.safetensors` | what was observed, so that a new formula or fusion needs no new pass        |
 | `ablation.jsonl`                  | the exact changes of the loss that `saap fidelity` holds scores against     |
 """
@@ -65,7 +64,6 @@ def kept_scores(
             plan,
             Passes(config.calibration.batch_size, config.remat, track, name if len(scenarios) > 1 else ""),
             statistics=load_statistics(path, subject.weights, needs) if known else None,
-            stability=True,
         )
         if config.keep_statistics != "none" and not known and statistics is not None:
             run.claim(path.parent.name)
@@ -161,14 +159,13 @@ def statistics_path(run: Path, scenario: str) -> Path:
 
 
 def save_scores(run: RunDirectory, calibrated: Calibrated) -> None:
-    """Keep scores, stability indicators, and how fusions came about (in `run.json`)."""
+    """Keep scores, and how fusions came about (in `run.json`)."""
     fusions = {
         scenario: {name: fused._asdict() | {"scores": None} for name, fused in each.items()}
         for scenario, each in calibrated.fusions.items()
         if each
     }
     run.update(fusions=fusions)
-    run.save_arrays("stability", calibrated.stability or {})
     flat = {
         f"{scenario}/{name}/{structure}": value
         for scenario, scored in calibrated.scenarios.items()
@@ -179,7 +176,7 @@ def save_scores(run: RunDirectory, calibrated: Calibrated) -> None:
 
 
 def read_scores(run: RunDirectory) -> Calibrated:
-    """Read the scores and the stability indicators that a run keeps.
+    """Read the scores that a run keeps.
 
     Raises:
         FileNotFoundError: it keeps none.
@@ -195,8 +192,7 @@ def read_scores(run: RunDirectory) -> Calibrated:
                 f"{value.shape} in {run.path / 'scores.npz'}; score again with --overwrite"
             )
         scenarios.setdefault(scenario, {}).setdefault(estimator, {})[structure] = value
-    stability: Scores = {**run.load_arrays("stability")} if run.has("stability.npz") else {}
-    return Calibrated(scenarios, stability or None, {})
+    return Calibrated(scenarios, {}, {})
 
 
 def read_changes(run: RunDirectory) -> tuple[dict[str, Scores], Scores]:

@@ -8,7 +8,7 @@ where there is one; to go on after a kill is to look up.
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from saap_jax.steps.allocation.allocation import Allocation, choose, most_remova
 from saap_jax.steps.base import Context, State, Step, Store
 from saap_jax.steps.chain import Chain, limits_of
 from saap_jax.steps.limits import Within
-from saap_jax.steps.score.calibrate import STABILITY, Calibrated, calibrate, put_together
+from saap_jax.steps.score.calibrate import Calibrated, calibrate, put_together
 from saap_jax.steps.score.fusion import Fusion
-from saap_jax.steps.score.score import Plan, Score, Stable
+from saap_jax.steps.score.score import Plan, Score
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Scores
 
@@ -57,9 +57,9 @@ class Runner:
         self.subject, self.scenarios, self.passes, self.cache = subject, scenarios, passes, store.cache
         self.text = scenarios
         self.steps: dict[str, Score] = {}
-        self.stable = False
+        self.stable: set[str] = set()
         self.key = digest(store.key, passes.batch_size)
-        self._first: Calibrated | None = None
+        self._parts: dict[str, Calibrated] = {}
         self._states: dict[str, State] = {}
         for chain in chains:
             self._expect(chain)
@@ -90,10 +90,9 @@ class Runner:
 
     def _expect(self, chain: Chain) -> None:
         """Add what a chain asks of the unpruned model to what the one pass observes."""
-        steps = self.steps | {step.text: step for step in chain.scores}
-        stable = self.stable or any(isinstance(step, Stable) for step in chain.steps)
-        if (len(steps), stable) != (len(self.steps), self.stable):
-            self.steps, self.stable, self._first = steps, stable, None
+        self.steps |= {step.text: step for step in chain.scores}
+        self.stable |= {step.text for at, step in enumerate(chain.steps, 1)
+                        if isinstance(step, Score) and step.ahead(chain.steps[at:])}  # fmt: skip
 
     def _to(self, chain: Chain, end: int, ratio: float) -> State:
         self._expect(chain)
@@ -186,33 +185,29 @@ class Runner:
         kept = Store(self.cache, digest(state.key, "scores", step.text, stability, self._code(step)))
         if found := kept.load():
             return unpacked(found)
-        made = self._calibrate({step.text: step}, state, stability)
+        made = self._calibrate({step.text: step}, state, [step.text] * stability)
         kept.save(packed(made))
         return made
 
     def first(self) -> Calibrated:
         """Score the unpruned model for all chains in one pass; each score has a file of its own."""
-        if self._first is not None:
-            return self._first
-        asked = {label: Store(self.cache, digest(self.key, "scores", label, self._code(step)))
+        asked = {label: Store(self.cache, digest(self.key, "scores", label, self._code(step), *self.stable & {label}))
                  for label, step in self.steps.items()}  # fmt: skip
-        asked |= {STABILITY: Store(self.cache, digest(self.key, "stability"))} if self.stable else {}
-        found = {label: unpacked(kept) for label, store in asked.items() if (kept := store.load())}
-        if missing := [label for label in asked if label not in found]:
-            plan = {label: self.steps[label] for label in missing if label != STABILITY}
-            made = self._calibrate(plan, self._start(), STABILITY in missing)
-            for label in missing:
-                found[label] = made.part(label, plan.get(label))
-                asked[label].save(packed(found[label]))
-        self._first = put_together([found[label] for label in asked], [*self.scenarios])
-        return self._first
+        self._parts |= {store.key: unpacked(kept) for store in asked.values()
+                        if store.key not in self._parts and (kept := store.load())}  # fmt: skip
+        if missing := {label: self.steps[label] for label, store in asked.items() if store.key not in self._parts}:
+            made = self._calibrate(missing, self._start(), self.stable & missing.keys())
+            for label, step in missing.items():
+                self._parts[asked[label].key] = part = made.part(label, step)
+                asked[label].save(packed(part))
+        return put_together([self._parts[store.key] for store in asked.values()], [*self.scenarios])
 
     def _code(self, score: Score) -> list[str]:
         """Digest the code of estimators that are not the package's."""
         members = score.members(tuple(self.subject.existing))
         return [score.named, *map(str, score.fusion), *map(code_of, members)]
 
-    def _calibrate(self, plan: Plan, state: State, stability: bool) -> Calibrated:
+    def _calibrate(self, plan: Plan, state: State, stability: Collection[str]) -> Calibrated:
         keep = None if state.gone is None else state.keep
         return calibrate(state.subject, self.scenarios, plan, self.passes, stability=stability, keep=keep)
 

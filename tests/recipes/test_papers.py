@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import masks
+from saap_jax.recipes import RECIPES
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocations import Softmax
 from saap_jax.steps.chain import Chain, parse
@@ -429,41 +430,59 @@ def test_gisp(model):
 # --- SAAP ------------------------------------------------------------------------------------------
 
 
-def test_saap_as_its_paper_reads(model, gradients):
-    """Both Taylor scores over twice their means, times e^(λ ASI); the lowest of all layers go."""
-    (weight,) = (step.weight for step in parse("saap").steps if isinstance(step, Stable))
-    keep = kept(model, "saap", 0.25)
-    weights = layers_of(model)
-    mean = [{name: np.mean([each[layer][name] for each in gradients], axis=0) for name in weights[0]}
-            for layer in range(LAYERS)]  # fmt: skip
-    priority = {}
-    for structure, names, writer, count in (
-        ("attention", ("query", "key", "value", "output"), "output", KV_HEADS),
-        ("mlp", ("gate", "up", "down"), "down", CHANNELS),
-    ):
-        vector, element = np.zeros((2, LAYERS, count))
-        slopes = np.zeros((len(gradients), LAYERS, count))
-        for layer in range(LAYERS):
-            for name in names:
-                path = f"{structure}/{name}"
-                axis = 0 if name == writer else 1
-                products = np.moveaxis(weights[layer][path] * mean[layer][path], axis, 0).reshape(count, -1)
-                vector[layer] += np.abs(products.sum(1))
-                element[layer] += np.abs(products).sum(1)
-            for n, each in enumerate(gradients):  # the slope of a gate is Σ w ∂w over the matrix behind it
-                path = f"{structure}/{writer}"
-                slopes[n, layer] = np.abs((weights[layer][path] * each[layer][path]).reshape(count, -1).sum(1))
-        fused = vector / (2 * vector.mean()) + element / (2 * element.mean())
-        relative = slopes.std(0) / slopes.mean(0)
+def saap_priority(model, gradients, weight: float, of_examples=None) -> dict[str, np.ndarray]:
+    """Both Taylor scores over twice their means, times e^(λ ASI), ASI of the same sum over examples: by structure,
+    `[layers, units]`; or ASI of something else, `of_examples(n)` by structure."""
+
+    def taylor(some, kind: str) -> dict[str, np.ndarray]:
+        layers = [group_importance(model, some, layer, kind) for layer in range(LAYERS)]
+        return {name: np.array([each[name] for each in layers]) for name in layers[0]}
+
+    kinds, priority = ("vectorize", "param-first"), {}
+    all_of = [taylor(gradients, kind) for kind in kinds]
+
+    def fused(some) -> dict[str, np.ndarray]:
+        own = [taylor(some, kind) for kind in kinds]
+        return {n: sum(one[n] / (2 * whole[n].mean()) for one, whole in zip(own, all_of, strict=True)) for n in own[0]}
+
+    each = [fused([gradient]) if of_examples is None else of_examples(gradient) for gradient in gradients]
+    for name, importance in fused(gradients).items():
+        values = np.array([one[name] for one in each])
+        relative = values.std(0) / values.mean(0)
         asi = (relative - relative.mean(1, keepdims=True)) / relative.std(1, keepdims=True)
-        priority[structure] = fused * np.exp(weight * asi)
-    items = [
-        (values[layer, unit], structure, layer, int(unit))
-        for structure, values in priority.items()
-        for layer in range(1, 9)
-        for unit in np.argsort(values[layer])[:-1]  # each layer keeps one
-    ]
-    assert gone_of(keep) == lowest(items, 0.25 * LAYERS * LAYER)
+        priority[name] = importance * np.exp(weight * asi)
+    return priority
+
+
+def saap_gone(priority) -> set:
+    """The lowest of all layers but the first and the last go; each layer keeps one."""
+    items = [(values[layer, unit], structure, layer, int(unit)) for structure, values in priority.items()
+             for layer in range(1, 9) for unit in np.argsort(values[layer])[:-1]]  # fmt: skip
+    return lowest(items, 0.25 * LAYERS * LAYER)
+
+
+def gate_slopes(model, gradient) -> dict[str, np.ndarray]:
+    """|∂ℒ_n/∂g| of an example: |Σ w ∂w| over the matrix behind the gate."""
+    found = {}
+    for name, path, count in (("attention", "attention/output", KV_HEADS), ("mlp", "mlp/down", CHANNELS)):
+        products = [weights[path] * own[path] for weights, own in zip(layers_of(model), gradient, strict=True)]
+        found[name] = np.array([np.abs(each.reshape(count, -1).sum(1)) for each in products])
+    return found
+
+
+def test_saap_as_its_paper_reads(model, gradients):
+    """Fused importance, heads a channel at a time, ranked with its own stability over examples; both signs of λ."""
+    gone = {}
+    for name, sign in (("saap", -1), ("saap-stable-goes", 1)):
+        ((weight, over),) = ((step.weight, step.over) for step in parse(name).steps if isinstance(step, Stable))
+        assert (np.sign(weight), over) == (sign, "examples")
+        gone[name] = gone_of(kept(model, name, 0.25))
+        assert gone[name] == saap_gone(saap_priority(model, gradients, weight)), name
+    assert gone["saap"] != gone["saap-stable-goes"] != saap_gone(saap_priority(model, gradients, 0)), "control: signs"
+    gates = saap_priority(model, gradients, -0.25, lambda gradient: gate_slopes(model, gradient))
+    assert gone["saap"] != saap_gone(gates), "control: the stability of gate gradients"
+    matrix = kept(model, RECIPES["saap"].chain.replace("(within=channel)", ""), 0.25)
+    assert gone["saap"] != gone_of(matrix), "control: |Σ w ∂w| of whole matrices"
 
 
 # --- blocks by the loss without them ---------------------------------------------------------------

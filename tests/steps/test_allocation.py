@@ -48,7 +48,9 @@ class Problem(Subject):
     def chosen(self, ratio: float, method: str, gone=None):
         """Follow the steps of a chain behind its score."""
         keep = {n: units if gone is None else units & ~gone[n] for n, units in self.existing.items()}
-        scored = Calibrated({"text": {"own": self.scores}}, self.stability, {})
+        scored = Calibrated(
+            {"text": {"own": self.scores}}, {} if self.stability is None else {"own": self.stability}, {}
+        )
         state = State(self, keep, Within(), scored=scored, label="own", scores=self.scores)
         on = Context(dense=self, scenarios={}, ratio=ratio, final=ratio)
         for step in steps_of(method):

@@ -11,6 +11,7 @@ import saap_jax
 from saap_jax.config import PruneConfig
 from saap_jax.config.jobs import ScoreConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig
+from saap_jax.data import Windows
 from saap_jax.jobs import prune
 from saap_jax.jobs.score import calibration_of, score_run, scores_of
 from saap_jax.runs import scores as kept_module
@@ -49,7 +50,7 @@ def session(score_config):
 @pytest.fixture(scope="module")
 def both(session):
     model, windows = session
-    return saap_jax.score_units(model, windows, NAMES, batch_size=2)
+    return saap_jax.score_units(model, windows, NAMES, stability=True, batch_size=2)
 
 
 def assert_scores_equal(first, second):
@@ -77,15 +78,43 @@ def test_scenarios_are_scored_apart_and_reduced_when_asked(session, both):
 def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(session, both):
     model, windows = session
     joined = saap_jax.data.Windows(*(np.concatenate(parts) for parts in zip(*windows.values(), strict=True)))
-    together = saap_jax.score_units(model, joined, NAMES, batch_size=2)
+    together = saap_jax.score_units(model, joined, NAMES, stability=True, batch_size=2)
     for name in STRUCTURES:
-        np.testing.assert_allclose(both.indicator("wanda")[name], together.stability[name], rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(
+            both.indicator("wanda")[name], together.indicator("wanda")[name], rtol=2e-3, atol=2e-3
+        )
     apart = [both.scenarios[scenario]["wanda"] for scenario in windows]
     varies = fluctuation_of({n: np.stack([s[n] for s in apart]) for n in STRUCTURES})
     by_hand = {name: standardised(values) for name, values in varies.items()}
     over_scenarios = both.indicator("wanda", "scenarios")
     assert_scores_equal(over_scenarios, by_hand)
-    assert not np.allclose(over_scenarios["mlp"], both.stability["mlp"], atol=0.1)
+    assert not np.allclose(over_scenarios["mlp"], both.indicator("wanda")["mlp"], atol=0.1)
+
+
+@pytest.mark.parametrize("scope", ["structure", "global", "layer"])
+def test_what_has_to_be_stable_is_the_importance_itself_of_each_example(session, scope):
+    """A fusion's by the σ of all examples, though each example alone would have others; not that of gate gradients."""
+    model, windows = session
+    text, members = windows["prose"], ("taylor_vector(within=channel)", "taylor_element")
+    fused = f"fused({', '.join(members)}, attention=fused, scope={scope})"
+    scored = saap_jax.score_units(model, text, [fused, "gate_taylor"], stability=True, batch_size=3)
+    one = [saap_jax.score_units(model, Windows(*(part[at : at + 1] for part in text)), [*members, fused])
+           for at in range(len(text.tokens))]  # fmt: skip
+    fusion = scored.fusions["calibration"][fused]
+    together, apart = {}, {}
+    for name in STRUCTURES:
+        layers = len(one[0].scores(fused)[name])
+        scopes = {"structure": [name] * layers, "global": ["global"] * layers}
+        places = scopes.get(scope, [f"{name}/{layer}" for layer in range(layers)])
+        weights = {m: np.array([fusion.weights[m][each] for each in places])[:, None] for m in members}
+        together[name] = np.stack([sum(weights[m] * each.scores(m)[name] for m in members) for each in one])
+        apart[name] = np.stack([each.scores(fused)[name] for each in one])
+        expected = standardised(together[name].std(0) / together[name].mean(0))
+        np.testing.assert_allclose(scored.indicator(fused)[name], expected, rtol=2e-3, atol=2e-3)
+    other = standardised(apart["mlp"].std(0) / apart["mlp"].mean(0))
+    assert np.abs(scored.indicator(fused)["mlp"] - other).max() > 0.05, "control: the σ of each example"
+    gates = scored.indicator("gate_taylor")["mlp"]
+    assert np.abs(scored.indicator(fused)["mlp"] - gates).max() > 0.1, "control: gate gradients"
 
 
 def test_steps_say_how_scenarios_are_reduced_and_what_is_to_be_stable(session, both):
@@ -132,8 +161,6 @@ def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, se
                 values = calibrated.scenarios[scenario][name][structure]
                 np.testing.assert_allclose(values, expected[name][structure], rtol=1e-4, atol=1e-9)
     assert not np.allclose(calibrated.scores("fisher")["mlp"], calibrated.scores("gate_fisher")["mlp"])
-    for structure in STRUCTURES:
-        np.testing.assert_allclose(calibrated.stability[structure], kept[1].stability[structure], rtol=1e-6)
 
 
 @pytest.mark.slow

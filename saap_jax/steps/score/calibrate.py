@@ -1,6 +1,6 @@
 """From calibration text to scores: observe each scenario in one pass, score, fuse."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -20,9 +20,6 @@ from saap_jax.structures.weights import Weights, units_of
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Keep, Scores
 
-STABILITY = ""
-"""Stands among labels for the stability indicators."""
-
 
 class Scored(NamedTuple):
     """What the statistics of one scenario tell of every unit."""
@@ -31,8 +28,6 @@ class Scored(NamedTuple):
     """`{label: {"attention": [layers, kv_heads], "mlp": [layers, mlp]}}`, larger = more important."""
     fusions: dict[str, Fusion]
     """Of the parts that are fusions of others: how the fused scores came about."""
-    examples: PerExample
-    """|∂ℒ_n/∂g| of each example n, `[examples, layers, units]` a structure; empty where it was not observed."""
 
 
 class Calibrated(NamedTuple):
@@ -40,8 +35,8 @@ class Calibrated(NamedTuple):
 
     scenarios: dict[str, dict[str, Scores]]
     """`{scenario: {label: {"attention": [layers, kv_heads], "mlp": [layers, mlp]}}}`, larger = more important."""
-    stability: Scores | None
-    """Stability indicator ASI over the examples of all scenarios, of |∂ℒ_n/∂g|; None where that was not observed."""
+    stability: dict[str, Scores]
+    """Stability indicator ASI of a label's importance over the examples of all scenarios, where it was asked for."""
     fusions: dict[str, dict[str, Fusion]]
     """`{scenario: {…}}` of what is a fusion of others: how the fused scores came about."""
 
@@ -62,7 +57,7 @@ class Calibrated(NamedTuple):
 
     def __repr__(self) -> str:
         shapes = {name: list(np.shape(values)) for name, values in self.scores(self.estimators[0]).items()}
-        stable = "no stability" if self.stability is None else "with stability"
+        stable = "with stability" if self.stability else "no stability"
         return f"Calibrated({', '.join(self.scenarios)}: {', '.join(self.estimators)}; {shapes}; {stable})"
 
     def scores(self, estimator: str, reduction: ScenarioReduction = "mean") -> Scores:
@@ -70,38 +65,86 @@ class Calibrated(NamedTuple):
         return reduce_scenarios({name: each[estimator] for name, each in self.scenarios.items()}, reduction)
 
     def indicator(self, estimator: str, over: str = "examples") -> Scores | None:
-        """Return the stability indicator over examples, or over what an estimator says in each scenario."""
+        """Return the stability indicator of an estimator's scores over examples, or over scenarios."""
         if over == "examples":
-            return self.stability
+            return self.stability.get(estimator)
         each = [scores[estimator] for scores in self.scenarios.values()]
         if len(each) < 2:
             raise ValueError("stable.over: scenarios expects two or more calibration scenarios, got 1")
         return stability_indicator({name: np.stack([scores[name] for scores in each]) for name in each[0]})
 
-    def part(self, label: str, score: Score | None) -> "Calibrated":
-        """Return one of the scores and its fusions; of the label `STABILITY` the stability indicators alone."""
-        if score is None:
-            return self._replace(scenarios={name: {} for name in self.scenarios}, fusions={})
+    def part(self, label: str, score: Score) -> "Calibrated":
+        """Return one of the scores, its fusions and its stability indicator."""
         structures = tuple(self.scores(label))
         own = {part if label == score.named else label for part in score.parts(structures).values()}
         fusions = {name: {n: fused for n, fused in each.items() if n in own} for name, each in self.fusions.items()}
-        return Calibrated({name: {label: each[label]} for name, each in self.scenarios.items()}, None, fusions)
+        stability = {label: self.stability[label]} if label in self.stability else {}
+        return Calibrated({name: {label: each[label]} for name, each in self.scenarios.items()}, stability, fusions)
 
 
 def calibrate(
-    subject: Subject, scenarios: Mapping[str, Examples], plan: Plan, passes: Passes = Passes(), **options: Any
+    subject: Subject,
+    scenarios: Mapping[str, Examples],
+    plan: Plan,
+    passes: Passes = Passes(),
+    *,
+    stability: Collection[str] = (),
+    keep: Keep | None = None,
 ) -> Calibrated:
     """Score every unit of a model by each entry of a plan, from one pass over the examples of each scenario.
 
     Args:
         scenarios: calibration examples by name.
-        options: those of `score_examples`.
+        stability: labels of which the stability indicator is wanted, which takes a second pass, an example at a time.
+        keep: score the model with all other units masked.
     """
     several, made = len(scenarios) > 1, {}
     for name, examples in scenarios.items():
         own = passes._replace(scenario=name if several else "")
-        _, made[name] = score_examples(subject, examples, plan, own, **options)
-    return joined(made)
+        _, made[name] = score_examples(subject, examples, plan, own, keep=keep)
+    wanted, found = {label: plan[label] for label in stability}, joined(made)
+    return found._replace(stability=indicators(subject, scenarios, wanted, found, passes, keep)) if wanted else found
+
+
+def indicators(
+    subject: Subject,
+    scenarios: Mapping[str, Examples],
+    plan: Plan,
+    found: Calibrated,
+    passes: Passes = Passes(),
+    keep: Keep | None = None,
+) -> dict[str, Scores]:
+    """Compute the stability indicator of each entry of a plan over the examples of all scenarios together.
+
+    The importance I_n of an example n is what the same formulas say of the statistics of that example alone: an exact
+    pass over each of them, the gradients of all weights included. Those of a fusion are fused by the σ that all
+    examples of the scenario have led to. Nothing where there are fewer than two examples.
+    """
+    structures = tuple(subject.existing)
+    alone = {member: Score(member, each.given) for each in plan.values() for member in each.members(structures)}
+    rows: dict[str, dict[str, list[np.ndarray]]] = {label: {name: [] for name in structures} for label in plan}
+    for scenario, examples in scenarios.items():
+        fusions = found.fusions[scenario]
+        numbers = range(subject.count(examples)[0])
+        for at in passes._replace(scenario=scenario * (len(scenarios) > 1)).progress(EACH)(numbers):
+            one = subject.rows(examples, slice(at, at + 1))
+            if not subject.count(one)[1]:
+                continue  # padding
+            _, scored = score_examples(subject, one, alone, Passes(1, passes.remat), keep=keep)
+            for label, entry in plan.items():
+                for name, part in entry.parts(structures).items():
+                    each = {member: scored.scores[member][name] for member in fusion_members(part)}
+                    fusion = fusions.get(part if label == entry.named else label)
+                    rows[label][name].append(fusion.of(name, each) if len(each) > 1 and fusion else each[part])
+    counts = {len(each) for own in rows.values() for each in own.values()}
+    if min(counts, default=0) < 2:
+        return {}
+    stacked = {label: {name: np.stack(each) for name, each in own.items()} for label, own in rows.items()}
+    return {label: stability_indicator(own) for label, own in stacked.items()}
+
+
+EACH = "observe each example by itself"
+"""What progress says of the pass that tells how stable importance is."""
 
 
 def score_examples(
@@ -111,14 +154,12 @@ def score_examples(
     passes: Passes = Passes(),
     *,
     statistics: Statistics | None = None,
-    stability: bool = False,
     keep: Keep | None = None,
 ) -> tuple[Statistics | None, Scored]:
     """Run the one pass over a scenario's examples, and score every unit by each entry of a plan.
 
     Args:
         statistics: of an earlier pass, which takes the place of a new one.
-        stability: observe what the stability indicator needs, even if no estimator does.
         keep: score the model with all other units masked; these then have no score (NaN).
 
     Returns:
@@ -129,8 +170,8 @@ def score_examples(
     given = {score.named for score in plan.values() if score.given is not None}
     asked = [member for member in members if is_oracle(member) and member not in given]
     exact = {each: constant(make_oracle(each)(subject, examples, keep, passes), subject.existing) for each in asked}
-    if statistics is None and (stability or len(asked) < len(members)):
-        needs = union_of_needs(members.values()) | (frozenset({GATE_GRADIENT}) if stability else frozenset())
+    if statistics is None and len(asked) < len(members):
+        needs = union_of_needs(members.values())
         curvature = curvature_of(members.values())
         statistics = subject.observe(examples, needs, passes, curvature=curvature, keep=keep)
     nothing = Statistics(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(0), {})
@@ -178,21 +219,18 @@ def score_plan(
             fusions[part if label == entry.named else label] = known_fusions[named]
             each[part] = known_fusions[named].scores
         scores[label] = {structure: each[part][structure] for structure, part in parts.items()}
-    return Scored(scores, fusions, examples)
+    return Scored(scores, fusions)
 
 
 def joined(made: Mapping[str, Scored]) -> Calibrated:
-    """Put the scenarios side by side; the stability indicator is that of all their examples together."""
-    parts, indicator = [scored.examples for scored in made.values()], None
-    if all(parts) and sum(len(next(iter(each.values()))) for each in parts) > 1:
-        indicator = stability_indicator({name: np.concatenate([each[name] for each in parts]) for name in parts[0]})
+    """Put the scenarios side by side."""
     scores = {name: scored.scores for name, scored in made.items()}
-    return Calibrated(scores, indicator, {name: scored.fusions for name, scored in made.items()})
+    return Calibrated(scores, {}, {name: scored.fusions for name, scored in made.items()})
 
 
 def put_together(parts: Sequence[Calibrated], scenarios: Sequence[str]) -> Calibrated:
     """Undo `Calibrated.part`."""
-    stability = next((part.stability for part in parts if part.stability is not None), None)
+    stability = {label: each for part in parts for label, each in part.stability.items()}
     scores: dict[str, dict[str, Scores]] = {name: {} for name in scenarios}
     fusions: dict[str, dict[str, Fusion]] = {name: {} for name in scenarios}
     for part in parts:

@@ -1,6 +1,7 @@
 """Stage 2b: several estimators' scores of a unit become one, weighted by learned uncertainty. Sees scores, no model."""
 
 import re
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -34,6 +35,19 @@ class Fusion(NamedTuple):
     """1 / (2 σ_m²) of each estimator and scope: what its scores are multiplied by."""
     loss: float
     """Σ over scopes and estimators of mean I_m / (2 σ_m²) + log σ_m: what the learned σ minimise."""
+
+    def of(self, structure: str, scores: Mapping[str, Float[Array | np.ndarray, "layers units"]]) -> np.ndarray:
+        """Fuse other scores I_m of a structure, such as those of a single example, by the same σ, without constants."""
+
+        def weight(estimator: str, layer: int) -> float:
+            own = self.weights[estimator]
+            return own.get("global", own.get(structure, own.get(f"{structure}/{layer}", np.nan)))
+
+        total = 0.0
+        for name, values in scores.items():
+            weights = np.array([weight(name, layer) for layer in range(len(values))])
+            total = total + weights[:, None] * np.asarray(values, np.float64)
+        return np.asarray(total)
 
 
 class Units(NamedTuple):

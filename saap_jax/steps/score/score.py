@@ -84,8 +84,8 @@ class Score(Step):
         subject.check_estimators(make_members({"": self}, structures))
 
     def ahead(self, behind: Sequence[Step]) -> "Stable | None":
-        """Find what asks for the stability indicator of the same pass."""
-        return next((each for each in behind if isinstance(each, Stable)), None)
+        """Find what asks for the stability indicator of the same examples."""
+        return next((each for each in behind if isinstance(each, Stable) and each.over == "examples"), None)
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Observe the model as it is, and score the units that are there."""
@@ -222,8 +222,9 @@ class Normalize(Step):
 class Stable(Step):
     """Weigh importance by its stability: S(u) = log I(u) + λ · ASI(u), as its exponential.
 
-    ASI is the stability indicator of |∂ℒ_n/∂g| over examples n, or of the scores over scenarios, standardised within
-    its layer. Source: SAAP (arXiv:2412.15127), adaptive structure search; see `score.stability`.
+    ASI is the stability indicator of importance, of a fusion the fused one, over examples or over scenarios: its
+    standard deviation over its mean, standardised within its layer. Over examples it takes a second pass over the text,
+    an example at a time. Source: SAAP (arXiv:2412.15127), adaptive structure search; see `score.stability`.
     """
 
     kind = "score"

@@ -148,7 +148,6 @@ def test_kept_statistics_score_as_a_pass_does(factory, tmp_path):
     for scenario, name in itertools.product(("a", "b"), again.estimators):
         for structure, values in again.scenarios[scenario][name].items():
             np.testing.assert_allclose(values, fresh.scenarios[scenario][name][structure], rtol=1e-4, atol=1e-7)
-    assert again.stability is not None
 
 
 @pytest.mark.slow
