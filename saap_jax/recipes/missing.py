@@ -14,12 +14,6 @@ RECIPES = {
         "WikiText-2 or C4",
         "masks are drawn evenly here, not by a prior; the estimator 'perturbation' is the regression alone",
     ),
-    "ddp": _missing(
-        "DDP: deterministic soft gates, sharpened until they are hard, under a penalty for the budget",
-        "2603.08065",
-        "the model's own text",
-        "its soft gates and its penalty are not here; learn closes gates for good in every step",
-    ),
     "disp-llm": _missing(
         "DISP-LLM: gates trained by a network, each sub-block on channels of the stream of its own",
         "2410.11988",

@@ -66,7 +66,7 @@ def surgeon_errors(weight: np.ndarray, active: np.ndarray) -> tuple[list[int], n
     errors = [0.0]
     while len(order) < units:
         tries = {unit: error([*order, unit]) for unit in range(units) if unit not in order}
-        order.append(min(tries, key=tries.get))
+        order.append(min(tries, key=tries.__getitem__))
         errors.append(tries[order[-1]])
     return order, np.array(errors) / errors[-1]
 

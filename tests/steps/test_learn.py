@@ -12,7 +12,7 @@ from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global
 from saap_jax.steps.base import State
 from saap_jax.steps.limits import Within
-from saap_jax.steps.refinement.learn import Learn, hard
+from saap_jax.steps.refinement.learn import Learn, hard, retention
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.divergence import Divergence
 from tests.divergence import batches_of, plain_divergence
@@ -88,7 +88,9 @@ def small():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rule", "worst", "mean"), [("momentum", 0.1, 0.05), ("sigmoid", 0.2, 0.1)])
+@pytest.mark.parametrize(
+    ("rule", "worst", "mean"), [("momentum", 0.1, 0.05), ("sigmoid", 0.2, 0.1), ("soft", 0.1, 0.05)]
+)
 def test_it_nears_what_brute_force_finds(small, rule, worst, mean):
     """Among all 210 ways to keep 6 of 10 channels, from the worst: always better than most, and on average than all
     but a few."""
@@ -148,6 +150,43 @@ def test_steps_of_probabilities_are_those_of_adam_on_their_logits(small):
         theta = theta - rate * first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-12)
         keep = theta > np.sort(theta.ravel())[int((~start.keep["mlp"]).sum()) - 1]
     assert not (keep == start.keep["mlp"]).all(), "control: something was learnt"
+
+
+def test_what_soft_gates_retain_is_0_at_0_and_1_at_twice_the_sharpness():
+    z = np.linspace(-0.5, 1.5, 41)
+    for sharp in (0.5, 0.2, 0.05):
+        ends, _ = retention(np.array([-1e-3, 0.0, sharp, 2 * sharp, 2 * sharp + 1e-3]), sharp)
+        np.testing.assert_allclose(ends, [0, 0, 0.5, 1, 1], atol=1e-12)
+        inside = (z > 1e-3) & (z < 2 * sharp - 1e-3)
+        differences = (retention(z + 1e-6, sharp)[0] - retention(z - 1e-6, sharp)[0]) / 2e-6
+        np.testing.assert_allclose(retention(z, sharp)[1][inside], differences[inside], rtol=1e-4)
+    assert retention(np.ones(1), 0.5)[1] > 0.4, "straight through the clip, or nothing would move from z = 1"
+
+
+def test_steps_of_soft_gates_are_those_of_an_augmented_lagrangian(small):
+    """DDP's rule, written out: m = ReLU(z), s by the stretched sigmoid, Adam on all three losses, multipliers rise."""
+    objective, start = Quadratic(small, 3), start_of(small, 0.4, Global(), seed=1)
+    done = refined(small, start, Learn(steps=60, rate=0.2, rule="soft"), objective, 0.4)
+    z = {name: np.ones(units.shape) for name, units in small.existing.items()}["mlp"]
+    first, second, one, two, closed = np.zeros(z.shape), np.zeros(z.shape), 0.0, 0.0, 0
+    judged = [objective.judge(start.keep)]
+    for step, (_, asked) in enumerate(objective.asked, start=1):
+        np.testing.assert_allclose(asked["mlp"], np.maximum(z, 0), atol=1e-3)  # Adam in 32 bits
+        mu = 0.5 - 0.45 * np.sqrt(step / 60)
+        v = 1 / (1 + np.exp(-(z - mu) * 2.397895 / mu))
+        s = np.clip(v * 1.2 - 0.1, 0, 1)
+        slope = 1.2 * v * (1 - v) * 2.397895 / mu
+        over = s.mean() - 0.6
+        down = Quadratic(small, 3).gradient(asked, 0)[1]["mlp"]
+        down = down + (one + 2 * two * over) * slope / 10 + (1 - 2 * s) * slope / 10
+        first, second = 0.9 * first + 0.1 * down, 0.999 * second + 0.001 * down**2
+        rate = 0.2 * (1 + np.cos(np.pi * (step - 1) / 60)) / 2
+        z = z - rate * first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-12)
+        one, two, closed = one + over, two + over**2, closed + int((z < 0).sum())
+        keep = {"attention": small.existing["attention"], "mlp": z > np.sort(z.ravel())[3]}
+        judged += [objective.judge(keep)] * (step % 3 == 0)
+    assert closed > 0, "control: some gates closed"
+    np.testing.assert_allclose(done.told["divergences"], judged)
 
 
 def test_what_it_chose_before_stays_where_nothing_is_better(small):

@@ -17,11 +17,21 @@ With the rule `sigmoid` the value is a probability p = σ(θ), and Adam lowers t
 
     d = (∂KL/∂g) · p (1 - p),    θ ← θ - Adam(d),    value = σ(θ)
 
+With the rule `soft` nothing is projected on the way. The gates m = max(z, 0) begin at 1, and a second reading of z
+says how much of a unit stays, ever more sharply as μ falls from 0.5 to 0.05 with the root of the steps done:
+
+    s = clip(1.2 σ((z - μ) ln 11 / μ) - 0.1, 0, 1),  0 at z = 0 and 1 at z = 2μ;    v = Σ share · s - (1 - ratio)
+    z ← z - Adam of the slope of  KL(m) + λ₁ v + λ₂ v² + λ₃ Σ share · s (1 - s);    λ₁ ← λ₁ + v,   λ₂ ← λ₂ + v²
+
+where the share of a unit is that of the parameters, and slopes go straight through max and clip. The highest z that
+the budget leaves are the outcome.
+
 Sources: gates trained with frozen weights towards the model's own predictions, projected onto the budget with a
-straight-through derivative, as GRASPrune (arXiv:2604.19398) and DDP (arXiv:2603.08065) do; `sigmoid` is GRASPrune's
-projected straight-through estimator, which ranks by p alone, whatever a unit costs. Deviations: the solver is that of
-allocations, with the limits of the chain, and held-out text says which round counts; `momentum` has values that are
-not bounded, and derivatives a parameter.
+straight-through derivative, as GRASPrune (arXiv:2604.19398) does; `sigmoid` is its projected straight-through
+estimator, which ranks by p alone, whatever a unit costs; `soft` is DDP (arXiv:2603.08065), equations 11 to 16.
+Deviations: the solver is that of allocations, with the limits of the chain, and held-out text says which round counts;
+`momentum` has values that are not bounded, and derivatives a parameter; `soft` weighs units by parameters, and its
+gates are not folded into the weights, which `scales` does behind it.
 """
 
 import dataclasses
@@ -41,13 +51,16 @@ from saap_jax.steps.training import adam, adam_start, cosine, rounds
 from saap_jax.subjects.base import Subject
 from saap_jax.types import Keep, Scores
 
-LearnRule = Literal["momentum", "sigmoid"]
+LearnRule = Literal["momentum", "sigmoid", "soft"]
 
 MOMENTUM = 0.9
 """β of the derivatives, and of the mean of their squares."""
 
 KEPT, GONE = 0.75, 0.25
 """Values at the start."""
+
+SHARP, BINARY = (0.5, 0.05), 1.0
+"""μ of soft gates at the start and at the end, and λ₃."""
 
 
 @step("learn")
@@ -68,8 +81,9 @@ class Learn(Step):
     """How far a unit of typical gradient moves in the first step; what is kept and what is gone begin 0.5 apart. Falls
     to 0 as a cosine."""
     rule: LearnRule = "momentum"
-    """How derivatives of gates move what a unit is worth: `momentum`, a parameter and by one scale for all units; or
-    `sigmoid`, by Adam on the logit of a probability, which is the worth."""
+    """How derivatives of gates move what a unit is worth: `momentum`, a parameter and by one scale for all units;
+    `sigmoid`, by Adam on the logit of a probability, which is the worth; or `soft`, by Adam on gates that are no 0 or 1
+    on the way, with a penalty for what exceeds the budget."""
     language_loss: Annotated[float, check_not_negative] = 0.0
     """Weight of the next-token loss beside the divergence from the unpruned model."""
 
@@ -87,14 +101,16 @@ class Learn(Step):
         objective = subject.objective(on.text, on.batch_size, on.dense, self.language_loss, first)
         judged, keeps, learnt = _restored(on.store.load(), rule.start(state.keep), state.keep)
         judged = judged or [objective.judge(state.keep)]
+        share = {name: units * subject.costs[name][:, None] / max(subject.prunable, 1)
+                 for name, units in subject.existing.items()}  # fmt: skip
         done = min((len(judged) - 1) * objective.parts, self.steps)
         steps = on.progress("learn which units stay")(range(done, self.steps))
         for some in rounds(objective.parts, steps, len(keeps)):
             current = [state.keep, *keeps][-1]
             for part, at in some:
-                _, gradient = objective.gradient(hard(current), part)
-                rate = cosine(self.rate, at, self.steps)
-                values, learnt = rule.moved(learnt, gradient, subject.costs, rate, at + 1)
+                _, gradient = objective.gradient(rule.gates(learnt, current), part)
+                now = Moment(at + 1, self.steps, cosine(self.rate, at, self.steps), share, 1 - on.ratio)
+                values, learnt = rule.moved(learnt, gradient, subject.costs, now)
                 current = choose(subject, values, on.ratio, Global(by="score"), within).keep
             judged.append(objective.judge(current))
             keeps.append(current)
@@ -114,44 +130,59 @@ def _restored(arrays: Mapping[str, np.ndarray], start: Any, keep: Keep) -> tuple
     return judged, keeps, learnt
 
 
+class Moment(NamedTuple):
+    """A step of training, and the budget."""
+
+    step: int
+    """From 1."""
+    steps: int
+    rate: float
+    share: Scores
+    """Of the prunable parameters, of each unit."""
+    kept: float
+    """Share of the prunable parameters that is to stay."""
+
+
+def hard(keep: Keep) -> Scores:
+    """Round gates to 1 or 0."""
+    return {name: kept.astype(np.float64) for name, kept in keep.items()}
+
+
 class Rule(NamedTuple):
     """What units are worth, and how derivatives of their gates change it."""
 
     start: Callable[[Keep], Any]
     """What was chosen -> all that steps change, a tree of arrays."""
-    moved: Callable[[Any, Scores, Mapping[str, np.ndarray], float, int], tuple[Scores, Any]]
-    """(that, derivatives by gates, parameters a unit, rate, number of the step from 1) -> values of units, and that
-    after the step."""
+    moved: Callable[[Any, Scores, Mapping[str, np.ndarray], Moment], tuple[Scores, Any]]
+    """(that, derivatives by gates, parameters a unit, which step) -> values of units, and that after the step."""
+    gates: Callable[[Any, Keep], Scores] = lambda learnt, keep: hard(keep)
+    """(that, what is kept now) -> gates at which the next derivatives are taken."""
 
 
 def _values(keep: Keep) -> Scores:
     return {name: np.where(kept, KEPT, GONE) for name, kept in keep.items()}
 
 
-def _momentum(
-    learnt: Any, gradient: Scores, costs: Mapping[str, np.ndarray], rate: float, step: int
-) -> tuple[Scores, Any]:
+def _momentum(learnt: Any, gradient: Scores, costs: Mapping[str, np.ndarray], now: Moment) -> tuple[Scores, Any]:
     """Move values that are not bounded by derivatives a parameter; one scale for all units."""
     values, moments, square = learnt
     by_cost = {name: gradient[name] / costs[name][:, None] for name in values}
     mean = np.mean(np.concatenate([each.ravel() for each in by_cost.values()]) ** 2)
     square = MOMENTUM * square + (1 - MOMENTUM) * mean
-    scale = math.sqrt(square / (1 - MOMENTUM**step)) or 1.0
+    scale = math.sqrt(square / (1 - MOMENTUM**now.step)) or 1.0
     moments = {name: MOMENTUM * moments[name] + (1 - MOMENTUM) * each for name, each in by_cost.items()}
-    values = {name: values[name] - rate * moments[name] / scale for name in values}
+    values = {name: values[name] - now.rate * moments[name] / scale for name in values}
     return values, (values, moments, square)
 
 
-def _sigmoid(
-    learnt: Any, gradient: Scores, costs: Mapping[str, np.ndarray], rate: float, step: int
-) -> tuple[Scores, Any]:
+def _sigmoid(learnt: Any, gradient: Scores, costs: Mapping[str, np.ndarray], now: Moment) -> tuple[Scores, Any]:
     """Move the logits of probabilities by Adam; the derivative of the projection by a probability is taken as 1."""
     from scipy.special import expit  # here and below: it takes half as long as jax
 
     logits, state = learnt
     p = {name: expit(each) for name, each in logits.items()}
     slopes = {name: np.asarray(gradient[name]) * each * (1 - each) for name, each in p.items()}
-    logits, state = adam(logits, slopes, state, rate, eps=1e-12)
+    logits, state = adam(logits, slopes, state, now.rate, eps=1e-12)
     return {name: expit(each) for name, each in logits.items()}, (logits, state)
 
 
@@ -162,12 +193,35 @@ def _sigmoid_start(keep: Keep) -> Any:
     return logits, adam_start(logits)
 
 
-def hard(keep: Keep) -> Scores:
-    """Round gates to 1 or 0."""
-    return {name: kept.astype(np.float64) for name, kept in keep.items()}
+def retention(z: np.ndarray, sharp: float) -> tuple[np.ndarray, np.ndarray]:
+    """Compute how much of units stays, in [0, 1], and its slope by z, straight through the clip; `sharp` is μ."""
+    from scipy.special import expit
+
+    v, stretch = expit((z - sharp) * math.log(11) / sharp), 1.2
+    return np.clip(stretch * v - 0.1, 0, 1), stretch * v * (1 - v) * math.log(11) / sharp
+
+
+def _soft(learnt: Any, gradient: Scores, costs: Mapping[str, np.ndarray], now: Moment) -> tuple[Scores, Any]:
+    """Move soft gates by Adam down the objective and the penalties, then raise the multipliers by the excess."""
+    gates, state, (linear, square) = learnt
+    sharp = SHARP[0] - (SHARP[0] - SHARP[1]) * math.sqrt(now.step / now.steps)
+    both = {name: retention(z, sharp) for name, z in gates.items()}
+    over = sum(float((now.share[name] * s).sum()) for name, (s, _) in both.items()) - now.kept
+    slopes = {
+        name: gradient[name] + now.share[name] * slope * (linear + 2 * square * over + BINARY * (1 - 2 * s))
+        for name, (s, slope) in both.items()
+    }
+    gates, state = adam(gates, slopes, state, now.rate, eps=1e-12)
+    return gates, (gates, state, (linear + over, square + over**2))
+
+
+def _soft_start(keep: Keep) -> Any:
+    gates = {name: np.ones(kept.shape) for name, kept in keep.items()}
+    return gates, adam_start(gates), (0.0, 0.0)
 
 
 RULES: dict[LearnRule, Rule] = {
     "momentum": Rule(lambda keep: (_values(keep), {n: np.zeros(k.shape) for n, k in keep.items()}, 0.0), _momentum),
     "sigmoid": Rule(_sigmoid_start, _sigmoid),
+    "soft": Rule(_soft_start, _soft, lambda learnt, keep: {name: np.maximum(z, 0) for name, z in learnt[0].items()}),
 }
