@@ -1,296 +1,341 @@
-"""The arena: published methods as recipes on one model, text and budget; what docs/arena.md shows.
+"""The arena: published methods and ours on the same text, budget and models; what docs/arena.md shows.
 
-    SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2 [--recipes flap default ...] [--model gemma3-270m]
+    SAAP_DATA=DATA python experiments/arena.py run [--model gemma3-270m] [--seeds 3 4] [--rows default flap]
+    SAAP_DATA=DATA python experiments/arena.py run --rows default modegpt-mlp --after lora --tasks
     python experiments/arena.py report
 
-`run` compares each recipe in a process of its own on seed 0, so that its time and memory are its own; on other seeds
-those that do not train, ask oracles or estimate again share one. What is done is not done again, and what was killed
-goes on. Results become a small file for each model and seed in docs/arena; `report` makes docs/arena.md and its figures
-of these files. Calibrated on 32 windows of 128 tokens of C4, judged on the first windows of WikiText-2 (raw test) and
-of Penn Treebank (valid): 64 of each, or 32 where a vocabulary of 262,144 makes each of them take so much longer.
+`run` has one process for a model, which scores once a seed for all rows; contenders come first. A row is evaluated on
+the first 32 windows of each text, in a random order that is always the same; where its mean loss there is within
+`BEYOND` of the lowest so far at that ratio, on the other 96 too. What is done is in a file for each model and seed in
+docs/arena, by a digest of chain, code of steps, model and text: the same command goes on, and a kill loses a row at a
+ratio. With the first seed a row has a runner of its own and compiles all anew, so that time and memory are its own.
+`--after lora` trains the named rows for 64 steps and evaluates them again; `--tasks` adds 500 items of each task.
+`report` makes docs/arena.md, its figure and the block of README.md of these files.
 """
 
 import argparse
+import bisect
+import contextlib
+import datetime
+import functools
+import itertools
 import json
 import math
-import resource
-import subprocess
-import sys
-from collections.abc import Sequence
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from arena_figures import OURS, Line, draw_ranks, draw_ratios, draw_seconds
+from arena_report import DOCS, MODELS, Result, report, result_path, rows
 
-from saap_jax.config import CompareConfig
-from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
-from saap_jax.evaluation.differences import paired_difference
-from saap_jax.evaluation.race import race
-from saap_jax.jobs import compare
-from saap_jax.jobs.racing import looks_of
-from saap_jax.recipes import RECIPES
-from saap_jax.runs.directory import read_candidates, read_run
-from saap_jax.runs.standing import named
-from saap_jax.steps.chain import parse
-from saap_jax.steps.score.oracles import is_oracle
+from saap_jax.config.method import CalibrationConfig, ModelConfig
+from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
+from saap_jax.data import Windows, beginning, pairs, read_texts
+from saap_jax.data.sources import join_texts
+from saap_jax.data.windows import evaluation_windows, stratified_starts, tokenize
+from saap_jax.evaluation.tasks import find_task, read_task, run_tasks
+from saap_jax.jobs.candidates import key_of
+from saap_jax.jobs.recover import method_of, read_text, training_of
+from saap_jax.llama import Llama
+from saap_jax.llama.loss import over_positions
+from saap_jax.llama.passes import fits_kept_width, run_layers
+from saap_jax.recovery.checkpoints import Checkpoints
+from saap_jax.recovery.loop import train
+from saap_jax.recovery.train import join
+from saap_jax.runs.cache import FileCache
+from saap_jax.runtime.digests import digest_of, provenance
+from saap_jax.runtime.files import write_atomically
+from saap_jax.runtime.progress import Passes
+from saap_jax.steps.base import State, Store
+from saap_jax.steps.chain import Chain, expand
+from saap_jax.steps.run import Runner, digest
+from saap_jax.subjects.base import run_losses
+from saap_jax.subjects.llama import LlamaSubject, open_subject
+from saap_jax.types import Keep
 
-DOCS = Path(__file__).parent.parent / "docs"
-RESULTS = DOCS / "arena"
-CALIBRATION = "c4=jsonl:text/c4_en_300docs.jsonl#text"
-WIKITEXT, TREEBANK = "wikitext:wikitext2/test.txt", "ptb:ptb/valid.txt"
-SHORT = {f"ppl@128 {WIKITEXT}": "WikiText-2", f"ppl@128 {TREEBANK}": "Penn Treebank"}
-RATIOS = (0.2, 0.35, 0.5)
-
-
-class Model(NamedTuple):
-    """A model of the page."""
-
-    title: str
-    windows: int
-    """Of each text, on which methods are judged."""
-
-
-MODELS = {"smollm2-135m": Model("SmolLM2-135M-Instruct", 64), "gemma3-270m": Model("Gemma 3 270M", 32)}
-"""Those that the page shows; the first is the one that `run` takes unless another is named."""
-
-TIMED = 0
-"""The seed on which every recipe runs alone."""
-
-FEWEST_SEEDS = 3
-"""From which on a table is of methods, not of what they kept on one text."""
-
-RANDOM = "random"
-"""Beside the recipes, as what none of them may be worse than."""
-
-HEAD = """# The arena: published methods on one model, one text, one budget
-
-Each method is a [recipe](estimators.md#recipes): `saap methods NAME` says what it is made of and where it differs from
-its paper. All of them see the same calibration text and lose the same share of the prunable parameters (attention and
-MLP).
-
-    SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2 [--model MODEL]
-    python experiments/arena.py report
-
-Protocol: float32; calibrated on 32 windows of 128 tokens of C4, drawn with the seed; ppl@128 on the first windows of
-WikiText-2 (raw test) and of Penn Treebank (valid), never on the calibration text. Mean and standard deviation over
-seeds; differences from the lowest of a column in per cent of perplexity with 95 % intervals
-(paired bootstrap over seeds and windows); ≈ where [the race](racing.md) over the windows, of the means over the seeds,
-cannot tell a method from the lowest, and p of "as good as any" by its tests. Minutes are processor time, of both cores
-together, and GiB the peak of memory, of the whole run of a recipe, a mean over the seeds on which it ran alone (– where
-it did on none): loading, compiling, observing, choosing, correcting and evaluating at all three ratios.
-"""
+RATIOS, SEEDS = (0.2, 0.35, 0.5), (3, 4, 5, 6, 7)
+BATCH = 8
+BEYOND = math.log(1.4)
+"""Nats above the lowest from which on a row is evaluated on the first windows alone."""
+STRETCHES = 32
+"""Units of a text without articles: neighbouring windows, longer together than its articles are."""
+ARTICLE = re.compile(r"(?m)^ = [^=].*[^=] = $")
+STEPS = 64
+TASKS = ("arc_easy", "boolq", "hellaswag", "piqa", "winogrande")
 
 
-def run(model: str, seed: int, names: Sequence[str], runs: Path) -> None:
-    """Run each recipe on the calibration text of a seed, and write what was found; not what is known already."""
-    left = [name for name in names if not set(_keys(name)) <= _results(model, seed)["rows"].keys()]
-    shared = [name for name in left if seed != TIMED and _can_share(name)]
-    for some in [shared] * bool(shared) + [[name] for name in left if name not in shared]:
-        place = runs / _run_name(model, seed, some)
-        words = [sys.executable, __file__, "one", "--model", model, "--seeds", str(seed), "--recipes", *some]
-        words += ["--runs", str(runs)]
-        before, kept = _processor_seconds(), place.with_suffix(".seconds")
-        code = subprocess.run(words).returncode
-        spent = _processor_seconds() - before + (float(kept.read_text()) if kept.exists() else 0.0)
-        runs.mkdir(parents=True, exist_ok=True)
-        kept.write_text(f"{spent:.1f}")  # what was killed goes on, and its time is part of it
-        if code:
-            raise SystemExit(f"{', '.join(some)}, seed {seed}: ended with code {code}; the same command goes on")
-        write(model, seed, place, spent if len(some) == 1 else None)
+class Setting(NamedTuple):
+    """What rows are calibrated and judged on; the tests have a smaller one."""
+
+    texts: Mapping[str, str] = {"WikiText-2": "wikitext:wikitext2/test.txt", "Penn Treebank": "ptb:ptb/valid.txt"}
+    calibration: str = "c4=jsonl:text/c4_en_300docs.jsonl#text"
+    training: tuple[str, ...] = ("jsonl:text/c4_en_300docs.jsonl#text", "instruct:instruct/alpaca_random9k.jsonl")
+    examples: int = 32
+    length: int = 128
+    windows: int = 128
+    first: int = 32
+    drawn: int = 35
+    """Seed of the windows, and of their order."""
+    docs: Path = DOCS
+    timed: int = SEEDS[0]
+    """The seed with which each row runs by itself."""
 
 
-def _can_share(name: str) -> bool:
-    """Say whether a recipe reads the text but a few times, so that others beside it save more than it takes."""
-    if name == RANDOM:
-        return True
-    chain = parse(name)
-    trains = any(each.costly and each.name != "layerwise" for each in chain.steps)
-    oracles = any(is_oracle(member) for each in chain.scores for member in each.members())
-    return not trains and not oracles and not any(each.drives for each in chain.steps)
+class Text(NamedTuple):
+    """Windows in the order in which they are read, and the number of the article of each."""
+
+    windows: Windows
+    articles: list[int]
 
 
-def _processor_seconds() -> float:
-    """Return the processor time of the processes that have ended; other work on the machine does not change it."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def text_of(source: str, tokenizer: Any, setting: Setting) -> Text:
+    """Draw windows over a whole text, and tell which article (or stretch) the middle of each is of."""
+    count, length = setting.windows, setting.length
+    windows = evaluation_windows(source, tokenizer, length, count, drawn=setting.drawn)
+    text, size = join_texts(read_texts(source, "evaluation")), length - len(beginning(tokenizer))
+    starts = stratified_starts(tokenize(text, tokenizer).size, count, size, setting.drawn)
+    heads = [found.start() for found in ARTICLE.finditer(text)]
+    plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    places = tokenizer(text, return_offsets_mapping=True, **plain)["offset_mapping"] if len(heads) > 1 else []
+    middles = starts + size // 2
+    articles = [bisect.bisect(heads, places[each][0]) if places else each * STRETCHES // count
+                for each in (middles.tolist() if places else range(count))]  # fmt: skip
+    order = np.random.default_rng(setting.drawn).permutation(count)
+    return Text(Windows(*(each[order] for each in windows)), [articles[each] for each in order])
 
 
-def one(model: str, seed: int, names: Sequence[str], runs: Path) -> None:
-    """Run recipes on the calibration text of a seed; among them perhaps units at random."""
-    config = CompareConfig(
-        name=_run_name(model, seed, names),
-        model=ModelConfig(name=model),
-        calibration=CalibrationConfig(scenarios=(CALIBRATION,), seed=seed),
-        methods=tuple(names),
-        evaluation=EvaluationConfig(in_domain=TREEBANK, out_of_domain=WIKITEXT, windows=MODELS[model].windows),
-        ratios=RATIOS,
-        runs=str(runs),
-    )
-    compare.compare(config)
+# --- judging ---------------------------------------------------------------------------------------
 
 
-def write(model: str, seed: int, run_directory: Path, seconds: float | None) -> None:
-    """Add the results of a run, and what it took where one recipe ran alone, to the file of its model and seed."""
-    RESULTS.mkdir(exist_ok=True)
-    record, found = read_run(run_directory), _results(model, seed)
-    gib = max(stage.get("peak_host_gib") or 0.0 for stage in record["stages"])
-    took = {} if seconds is None else {"seconds": round(seconds, 1), "gib": gib}
-    found["dense"] = _losses(record["dense"])
-    units = {name: number * record["model"]["layers"] for name, number in record["model"]["units"].items()}
-    for row in read_candidates(run_directory)[0]:
-        found["rows"][f"{row['variant']}@{row['ratio_asked']:g}"] = took | {
-            "actual": round(row["ratio_actual"], 4),
-            "heads": units["attention"] - int(sum(row["kept"]["attention"])),
-            "losses": _losses(row),
-        }
-    _path(model, seed).write_text(json.dumps(found, indent=None, separators=(",", ":"), sort_keys=True) + "\n")
+@jax.jit
+def hidden_step(model: Llama, tokens: Any) -> Any:
+    """Run to the last hidden states."""
+    return model.hidden(tokens)[0]
 
 
-def _run_name(model: str, seed: int, names: Sequence[str]) -> str:
-    return f"arena-{model}-{seed}-{names[0] if len(names) == 1 else 'shared'}"
+@jax.jit
+def judge_step(model: Llama, teacher: Llama, gates: Any, tokens: Any, mask: Any, hidden: Any) -> Any:
+    """Sum up over each window, `[batch, 3]`: loss and KL(p_unpruned ‖ p) in nats, and words whose likeliest changes.
+
+    All three at the positions that predict a real token; `hidden` is the unpruned model's, `[batch, seq, embed]`.
+    """
+    layers, narrow = len(model.spec.layers), fits_kept_width(model)
+    own = model.final(run_layers(model, model.embedded(tokens), 0, layers, gates, kept_width=narrow))
+
+    def of_positions(own: Any, other: Any, target: Any) -> Any:
+        student, known = (jax.nn.log_softmax(each.logits(h), -1) for each, h in ((model, own), (teacher, other)))
+        loss = -jnp.take_along_axis(student, target[..., None], -1)[..., 0]
+        divergence = jnp.sum(jnp.exp(known) * (known - student), -1)
+        return jnp.stack([loss, divergence, (student.argmax(-1) != known.argmax(-1)).astype(loss.dtype)], -1)
+
+    each = over_positions(of_positions, own[:, :-1], hidden[:, :-1], tokens[:, 1:], logits=[model, teacher])
+    return jnp.sum(jnp.where(mask[:, 1:, None], each, 0), axis=1)
 
 
-def _keys(name: str) -> list[str]:
-    return [f"{name}@{ratio:g}" for ratio in RATIOS]
+class Judge:
+    """Evaluates models beside the unpruned one."""
+
+    def __init__(self, subject: LlamaSubject, texts: Mapping[str, Text], first: int) -> None:
+        self.dense, self.texts, self.first = subject.model, texts, first
+        batches = {name: pairs(subject.rows(text.windows, slice(first)), BATCH) for name, text in texts.items()}
+        self.batches = {n: [(*b, hidden_step(self.dense, b[0])) for b in some] for n, some in batches.items()}
+        """Tokens, mask and the unpruned model's last hidden states."""
+
+    @functools.cached_property
+    def dense_losses(self) -> dict[str, list[float]]:
+        """The unpruned model's, of all windows."""
+        subject = LlamaSubject(self.dense)
+        return self.judged(subject, subject.existing, {})["losses"]
+
+    def judged(self, subject: LlamaSubject, keep: Keep, lowest: Mapping[str, float]) -> dict[str, Any]:
+        """Measure losses by text, of the first windows or of all; divergence and changed words are of the first."""
+        found: dict[str, Any] = {"losses": {}, "kl": {}, "changed": {}}
+        gates = {name: jnp.asarray(each, jnp.float32) for name, each in keep.items()}
+        for name, text in self.texts.items():
+            sums = [np.asarray(judge_step(subject.model, self.dense, gates, *each)) for each in self.batches[name]]
+            counts = text.windows.mask[: self.first, 1:].sum(1, keepdims=True)
+            means = np.concatenate(sums)[: self.first].astype(np.float64) / counts
+            losses, (_, divergence, changed) = means[:, 0], means.mean(0)
+            rest = subject.rows(text.windows, slice(self.first, None))
+            if losses.mean() <= lowest.get(name, math.inf) + BEYOND and len(rest.tokens):
+                losses = np.concatenate([losses, run_losses(subject, rest, keep, BATCH).means])
+            found["losses"][name] = np.round(losses, 4).tolist()
+            found["kl"][name], found["changed"][name] = round(float(divergence), 4), round(float(changed), 4)
+        return found
 
 
-def _path(model: str, seed: int) -> Path:
-    return RESULTS / f"{model}-{seed}.json"
+# --- what is run -----------------------------------------------------------------------------------
 
 
-def _results(model: str, seed: int) -> dict[str, Any]:
-    path = _path(model, seed)
-    return json.loads(path.read_text()) if path.exists() else {"rows": {}}
+def peak_gib(forget: bool = False) -> float | None:
+    """Read the most memory that this process held, in GiB, or forget it; None where the system does not tell."""
+    with contextlib.suppress(OSError, StopIteration):
+        if forget:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20, 2)
+    return None
 
 
-def _files(model: str) -> list[Path]:
-    """Return the results of the seeds on which our own method has run, which comes last; others have just begun."""
-    found = sorted(RESULTS.glob(f"{model}-*.json"))
-    return [path for path in found if set(_keys(OURS)) <= json.loads(path.read_text())["rows"].keys()]
+class Memory(dict[str, Any]):
+    """A cache that ends with its runner."""
+
+    load, save = dict.get, dict.__setitem__
 
 
-def _losses(row: Any) -> dict[str, list[float]]:
-    return {SHORT[name]: [round(value, 4) for value in values] for name, values in row["losses"].items()}
+class Arena:
+    """The rows of a model on the calibration text of a seed."""
+
+    def __init__(self, subject: LlamaSubject, judge: Judge, seed: int, cache: Path, setting: Setting) -> None:
+        self.subject, self.judge, self.seed, self.setting = subject, judge, seed, setting
+        config = CalibrationConfig(
+            scenarios=(setting.calibration,), seed=seed, examples=setting.examples, length=setting.length
+        )
+        self.text, self.cache = subject.scenarios(config), FileCache(cache)
+        about = [subject.digests(), {name: digest_of(text.windows) for name, text in judge.texts.items()}]
+        self.known = digest(about, {name: digest_of(each) for name, each in self.text.items()})
+        self.alone: dict[str, tuple[Memory, float, float | None]] = {}
+        """What the timed row began with: scores, the seconds that they took, and the memory."""
+        self.path = result_path(setting.docs, subject.name, setting.examples, seed)
+        self.found: Result = json.loads(self.path.read_text()) if self.path.exists() else {"rows": {}}
+        if self.found.get("about") != (key := digest(about)):
+            articles = {name: text.articles for name, text in judge.texts.items()}
+            self.keep(about=key, dense=judge.dense_losses, articles=articles)
+
+    def keep(self, **found: Any) -> None:
+        """Add to the file."""
+        self.found |= found
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(self.found, separators=(",", ":")) + "\n"
+        write_atomically(self.path, content.encode())
+
+    def run(self, chains: Sequence[Chain], ratios: Sequence[float], after: str, tasks: bool) -> None:
+        """Do what the file does not hold yet."""
+        keys, left = Runner(self.subject, self.text, store=Store(None, self.known)), []
+        for chain, ratio in itertools.product(chains, ratios):
+            name, key = f"{chain.name}@{ratio:g}", keys.key_of(chain, ratio)
+            row = self.found["rows"].get(name, {})
+            of = row.get("after", {}) if after else row
+            if of.get("key") != key or (tasks and "tasks" not in of):
+                left.append((chain, ratio, name, key))
+        shared = self._runner([chain for chain, *_ in left], self.cache, key_of(self.subject, self.text))
+        for chain, ratio, name, key in left:
+            if after or tasks:
+                row = self._further(shared.run(chain, ratio), name, key, after, tasks)
+            else:
+                row = {"key": key, "chain": [[step.kind, step.text] for step in chain.steps]}
+                row |= {"date": datetime.date.today().isoformat(), "commit": (provenance()["git_commit"] or "")[:9]}
+                try:
+                    row |= self._row(shared, chain, ratio)
+                except ValueError as error:
+                    row |= {"failed": str(error)}
+            self.keep(rows={**self.found["rows"], name: row})
+            means = {text: f"{np.exp(np.mean(losses)):.1f}" for text, losses in row.get("losses", {}).items()}
+            print(f"seed {self.seed} {name}", means or row["failed"], flush=True)
+
+    def _runner(self, chains: Sequence[Chain], cache: Any, key: str = "") -> Runner:
+        return Runner(self.subject, self.text, chains, Passes(BATCH), store=Store(cache, key))
+
+    def _row(self, runner: Runner, chain: Chain, ratio: float) -> Result:
+        """Prune, repair and evaluate; with the timed seed alone, from programs and scores that nobody else made."""
+        took: Result = {}
+        if timed := self.seed == self.setting.timed:
+            if chain.name not in self.alone:
+                jax.clear_caches()
+                scores, began = Memory(), time.process_time()
+                known = peak_gib(forget=True)
+                self._runner([chain], scores).first()
+                self.alone = {chain.name: (scores, time.process_time() - began, known and peak_gib())}
+            jax.clear_caches()
+            runner = self._runner([chain], Memory(self.alone[chain.name][0]))
+            peak_gib(forget=True)
+        began = time.process_time()
+        state = runner.run(chain, ratio)
+        if timed:
+            _, scoring, gib = self.alone[chain.name]
+            took = {"scoring": round(scoring, 2), "seconds": round(time.process_time() - began, 2)}
+            took["gib"] = gib and max(gib, peak_gib() or 0.0)
+        others = [row for name, row in self.found["rows"].items() if name.endswith(f"@{ratio:g}")]
+        rivals = [row["losses"] for row in others if "losses" in row]
+        lowest = {text: min((float(np.mean(each[text][: self.setting.first])) for each in rivals), default=math.inf)
+                  for text in self.judge.texts}  # fmt: skip
+        gone = self.subject.existing["attention"] & ~state.keep["attention"]
+        actual = round(self.subject.removed(state.keep) / self.subject.prunable, 4)
+        found = self.judge.judged(state.subject, state.keep, lowest)
+        return {"heads": int(gone.sum()), "actual": actual, **took, **found}
+
+    def _further(self, state: State, name: str, key: str, after: str, tasks: bool) -> Result:
+        """Cut, train if asked for, and evaluate again: on as many windows as the row was, and on tasks."""
+        row = dict(self.found["rows"].get(name, {}))
+        if row.get("key") != key or "losses" not in row:
+            raise SystemExit(f"{name}, seed {self.seed}: expected it to be run first, without --after and --tasks")
+        subject = state.subject.with_model(state.subject.cut(state.keep).model)
+        if after:
+            subject = subject.with_model(trained(subject, self.seed, self.setting))
+            whole = {text: len(each) > self.setting.first for text, each in row["losses"].items()}
+            ends = {text: math.inf if all_of else -math.inf for text, all_of in whole.items()}
+            row["after"] = {"key": key, "steps": STEPS, **self.judge.judged(subject, subject.existing, ends)}
+        if tasks:
+            there = [read_task(task, place, 500) for task in TASKS if (place := find_task(task))]
+            found = run_tasks(subject.model, subject.words, there)
+            of = row["after"] if after else row
+            of["tasks"] = {each.task: "".join(str(int(right)) for right in each.values["acc"]) for each in found}
+        return row
 
 
-def lines(model: str, ratio: float) -> list[Line]:
-    """Return the methods that every seed of a model has, by perplexity on WikiText-2."""
-    seeds = [json.loads(path.read_text())["rows"] for path in _files(model)]
-    found = []
-    for name in _methods():
-        key = f"{name}@{ratio:g}"
-        if all(key in rows for rows in seeds):
-            losses = {text: np.array([rows[key]["losses"][text] for rows in seeds]) for text in SHORT.values()}
-            known = {
-                what: [rows[key][what] for rows in seeds if what in rows[key]]
-                for what in ("heads", "seconds", "gib", "actual")
-            }
-            found.append(
-                Line(name, losses, *(float(np.mean(values)) if values else math.nan for values in known.values()))
-            )
-    return sorted(found, key=lambda line: line.losses["WikiText-2"].mean())
+def trained(subject: LlamaSubject, seed: int, setting: Setting) -> Llama:
+    """Train LoRA adapters of a model on rows of text and instructions, as `saap recover` does, and merge them."""
+    config = RecoverConfig(
+        model="", dense="", method=MethodConfig(name="lora"),
+        data=TrainingTextConfig(sources=setting.training, length=2 * setting.length, held_out=0.0, seed=seed),
+        training=TrainingConfig(
+            max_steps=STEPS, batch_size=4, learning_rate=3e-3, warmup=4, check_every=STEPS, seed=seed, epochs=99
+        ),
+    )  # fmt: skip
+    method = method_of(config.method)
+    training = training_of(config, method, subject.model, None, read_text(config, subject.words), None)
+    with tempfile.TemporaryDirectory() as place, Checkpoints(Path(place)) as checkpoints:
+        outcome = train(training, checkpoints)
+    return method.merge(join(outcome.trained, training.frozen))
 
 
-def _methods() -> list[str]:
-    return [RANDOM, *(name for name, each in RECIPES.items() if not each.missing)]
-
-
-def table(model: str, ratio: float) -> list[str]:
-    """Return the table of a model at a ratio in Markdown."""
-    found = lines(model, ratio)
-    best = {text: min(found, key=lambda line: line.losses[text].mean()) for text in SHORT.values()}
-    said = ["| method | " + " | ".join(f"{text} | against the lowest, % | p" for text in best)]
-    said[0] += " | KV heads gone | processor minutes | GiB |"
-    said.append("|---" + "|---:" * (3 * len(best) + 3) + "|")
-    verdicts = {text: _raced(found, text) for text in best}
-    for line in found:
-        cells = []
-        for text, first in best.items():
-            each = line.perplexities(text)
-            mean = line.perplexity(text)
-            spread = f" ± {each.std(ddof=1):.1f}" if len(each) > 1 else ""
-            cells.append(f"{mean:.1f}{spread}" if mean < 1e4 else f"{mean:.1e}")
-            if line is first:
-                cells += ["lowest", ""]
-                continue
-            value, low, high = paired_difference(line.losses[text], first.losses[text]).percent
-            cells.append(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" if value < 1000 else f"× {1 + value / 100:.0f}")
-            p, left = verdicts[text][line.name]
-            cells.append(("< 0.001" if p < 0.001 else f"{p:.3f}") + (" ≈" if left else ""))
-        cells += [
-            f"{line.heads:.0f}",
-            *(f"{value:.1f}" if value > 0 else "–" for value in (line.seconds / 60, line.gib)),
-        ]
-        said.append(f"| {named(line.name, ratio, line.actual)} | {' | '.join(cells)} |")
-    return said
-
-
-def _raced(found: Sequence[Line], text: str) -> dict[str, tuple[float, bool]]:
-    """Return the race's p-value of "as good as the best" on a text, and whether a method is left at its end."""
-    losses = [line.losses[text] for line in found]
-    verdict = race(losses, looks_of(losses[0].shape[1], EvaluationConfig().batch_size))
-    return {
-        line.name: (p, number in verdict.left)
-        for number, (line, p) in enumerate(zip(found, verdict.p_values, strict=True))
-    }
-
-
-def report() -> None:
-    """Write docs/arena.md."""
-    known = {model: about for model, about in MODELS.items() if _files(model)}
-    if not known:
-        raise SystemExit(f"expected results in {RESULTS}, found none; run a seed first")
-    said = [line for model, about in known.items() for line in section(model, about)]
-    missing = [f"- `{name}`: {each.missing}" for name, each in RECIPES.items() if each.missing]
-    results = (json.loads(path.read_text())["rows"] for model in known for path in _files(model))
-    tried = {key.partition("@")[0] for rows in results for key in rows}
-    if names := [f"`{name}`" for name, each in RECIPES.items() if not each.missing and name not in tried]:
-        said += [f"Not run, and so in no table: {', '.join(names)}.", ""]
-    said += ["What cannot be run here:", "", *missing, ""] if missing else []
-    (DOCS / "arena.md").write_text("\n".join([HEAD, *said]).rstrip() + "\n")
-
-
-def section(model: str, about: Model) -> list[str]:
-    """Return what the page says of a model, and draw its figures."""
-    files = _files(model)
-    dense = json.loads(files[0].read_text())["dense"]
-    known = ", ".join(f"{text} {math.exp(np.mean(losses)):.1f}" for text, losses in dense.items())
-    judged = f"{len(files)} calibration seed{'s' * (len(files) > 1)}, {about.windows} windows of each text"
-    said = [f"## {about.title}", "", f"{judged}; dense: {known}.", ""]
-    if len(files) < FEWEST_SEEDS:
-        said += [f"Fewer than {FEWEST_SEEDS} seeds: of the methods themselves nothing is claimed.", ""]
-    for ratio in RATIOS:
-        said += [f"### {about.title}, {ratio:.0%} of the prunable parameters", "", *table(model, ratio), ""]
-    some = {name for path in files for key in json.loads(path.read_text())["rows"] for name in key.split("@")[:1]}
-    if few := sorted(some - {line.name for line in lines(model, RATIOS[0])}):
-        said += [f"Not on every seed yet, and so not shown: {', '.join(few)}.", ""]
-    found = {ratio: lines(model, ratio) for ratio in RATIOS}
-    draw_ratios(found, {text: dense[text] for text in SHORT.values()}, RESULTS / f"{model}-ratios.svg")
-    draw_ranks(found, RESULTS / f"{model}-ranks.svg")
-    figures = {"perplexity at each ratio": "ratios", "rank at each ratio": "ranks"}
-    if any(line.seconds > 0 for line in found[RATIOS[0]]):
-        draw_seconds(found, RESULTS / f"{model}-seconds.svg")
-        figures["perplexity against time"] = "seconds"
-    return [*said, *(line for what, name in figures.items() for line in (f"![{what}](arena/{model}-{name}.svg)", ""))]
+def run(
+    model: str, seeds: Sequence[int], chains: Mapping[str, str], ratios: Sequence[float], cache: Path,
+    setting: Setting, *, after: str = "", tasks: bool = False,
+) -> None:  # fmt: skip
+    """Run rows, `{name: chain}`, on the calibration text of each seed."""
+    subject: Any = open_subject(ModelConfig(name=model))
+    texts = {name: text_of(source, subject.words, setting) for name, source in setting.texts.items()}
+    judge = Judge(subject, texts, setting.first)
+    made = [Chain(expand([chain])[0].steps, name) for name, chain in chains.items()]
+    for seed in seeds:
+        Arena(subject, judge, seed, cache, setting).run(made, ratios, after, tasks)
 
 
 def main() -> None:
-    """Run seeds, or report."""
+    """Run rows, or report."""
+    known = {name: row.chain for name, row in rows().items()}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "one", "report"))
+    parser.add_argument("what", choices=("run", "report"))
     parser.add_argument("--model", choices=(*MODELS,), default=next(iter(MODELS)))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--recipes", nargs="+", choices=_methods(), default=_methods())
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    arguments = parser.parse_args()
-    if arguments.what == "report":
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--rows", nargs="+", choices=(*known,), default=[*known], metavar="ROW")
+    parser.add_argument("--ratios", type=float, nargs="+", choices=RATIOS, default=RATIOS)
+    parser.add_argument("--examples", type=int, default=Setting().examples, help="windows of calibration text")
+    parser.add_argument("--after", choices=("lora",), default="")
+    parser.add_argument("--tasks", action="store_true")
+    parser.add_argument("--cache", type=Path, default=Path("runs/.cache"))
+    asked = parser.parse_args()
+    if asked.what == "report":
         report()
-    elif arguments.what == "one":
-        one(arguments.model, arguments.seeds[0], arguments.recipes, arguments.runs)
-    else:
-        for seed in arguments.seeds:
-            run(arguments.model, seed, arguments.recipes, arguments.runs)
+        return
+    setting, chains = Setting(examples=asked.examples), {name: known[name] for name in asked.rows}
+    run(asked.model, asked.seeds, chains, asked.ratios, asked.cache, setting, after=asked.after, tasks=asked.tasks)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@
 
 `record` evaluates 20 variants on windows drawn over the articles of WikiText-2's test part, and keeps their losses in
 FILE, batch by batch: the same command goes on, and evaluates more. `simulate` draws articles of such a file with
-replacement until there are so many windows, lets the variants race, and judges all of them on all of these windows as a
-comparison without a race does (paired bootstrap, Holm). It does the same with the losses of docs/arena: the 17 methods
-of seed 0 and three of seed 1, blocks of eight neighbouring windows in place of articles. Of those that are left all
-windows count, as evaluated. `race` races in earnest, on the windows of FILE: nothing of it is read but keep-sets.
+replacement until there are so many windows, lets the variants race, and judges all of them on all of these windows as
+a comparison without a race does (paired bootstrap, Holm). It does the same with the losses of the arena that was,
+where its files are in docs/arena: 17 methods of seed 0 and three of seed 1, blocks of eight neighbouring windows for
+articles. Of those that are left all windows count, as evaluated. `race` races in earnest, on the windows of FILE:
+nothing of it is read but keep-sets.
 `racing-0.2.npz` beside this script is such a file: at 20 %, 104 windows.
 """
 
@@ -137,8 +138,9 @@ def simulate_all(files: list[Path], windows: int, draws: int) -> None:
         name = f"{file.stem}, {found['losses'].shape[1]} windows of {len(np.unique(found['articles']))} articles"
         simulate(name, found["losses"], found["articles"], windows, draws)
         print(f"explained by the unpruned model's loss: {', '.join(explained(found['losses'], found['dense']))}")
-    seeds = [json.loads((ARENA / f"{MODEL}-{seed}.json").read_text())["rows"] for seed in (0, 1)]
-    for ratio in ("0.2", "0.35", "0.5"):
+    paths = [ARENA / f"{MODEL}-{seed}.json" for seed in (0, 1)]
+    seeds = [json.loads(path.read_text())["rows"] for path in paths if path.exists()]
+    for ratio in ("0.2", "0.35", "0.5") if len(seeds) == 2 else ():
         names = [name for name in sorted(seeds[0]) if name.endswith(f"@{ratio}")]
         for text in ("WikiText-2", "Penn Treebank"):
             rows = [seeds[0][name]["losses"][text] for name in names]

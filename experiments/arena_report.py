@@ -1,0 +1,399 @@
+"""What docs/arena.md and README.md say of the arena: made of the files in docs/arena, and held against them."""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from saap_jax.evaluation.claims import Crossed, Verdict, crossed, verdicts
+from saap_jax.recipes import RECIPES
+from saap_jax.report.figures import logarithmic
+from saap_jax.steps.chain import parse
+
+matplotlib.rcParams["svg.hashsalt"] = "arena"  # the same figure is the same file
+
+PROJECT = Path(__file__).parent.parent
+DOCS = PROJECT / "docs"
+MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"}
+OURS = ("fast", "default", "best")
+CONTENDERS = ("modegpt-mlp", "llm-pruner-param-second", "slimgpt", "fasp-mlp", "osscar", "ziplm")
+"""Published rows that come first, since they end the evaluation of others early; also their variants."""
+FEWEST_SEEDS, FARTHEST = 3, 4
+"""Seeds of a row that is shown, at least; and how many times the lowest perplexity is drawn."""
+BEGIN, END = "<!-- arena: made by experiments/arena.py report -->", "<!-- /arena -->"
+FIGURE = "![perplexity against processor minutes of each method, with 95 % intervals, both models]({}arena/front.svg)"
+
+Result = dict[str, Any]
+"""A file: `dense` and `articles` by text, in reading order, and `rows` by NAME@RATIO; or one row."""
+
+PROTOCOL = """## Protocol
+
+    SAAP_DATA=DATA python experiments/arena.py run [--model MODEL] [--examples 512] [--after lora] [--tasks]
+    python experiments/arena.py report
+
+- Each method is a [recipe](estimators.md#recipes): `saap methods NAME` says what it is made of, and where it differs
+  from its paper. All see the same windows of 128 tokens of C4, drawn with the seed, and lose the same share of the
+  prunable parameters (attention and MLP); *removed* is what really went. float32.
+- Judged by ppl@128 on 128 windows of WikiText-2 (raw test) and of Penn Treebank (valid): one of each of 128 stretches
+  of equal length, drawn with a fixed seed. Nothing of ours was chosen on these texts. A row that is 40 % above the
+  lowest after the first 32 windows, a random part of them, stays there: `~` marks its perplexity, the unpruned
+  model's on all windows times the ratio of the two on its own.
+- Differences are in per cent of perplexity with a 95 % interval each, by a crossed model of random seeds and articles
+  (stretches of four neighbouring windows of Penn Treebank), never narrower than Student's interval of the seed means:
+  `saap_jax/evaluation/claims.py`. *Surely* is Holm's procedure at 5 %, over the published rows of a column, or the
+  steps of one. What cannot be seen is the half width of the interval at the level at which it tested last.
+- Ours stand beside the lowest published row, which was chosen after the fact, and published rows beside `default`.
+- *KL* is KL(p_unpruned ‖ p) in nats a token, *words* the share of places whose likeliest word changes, both on the
+  first 32 windows of each text; *tasks* the mean accuracy on the first 500 items of each task, ± 95 %. *Minutes* are
+  processor time, of all cores together, of scoring, choosing and repairing, compiling included, loading and
+  evaluating not; *GiB* the most memory held meanwhile; both of one seed, on which each row ran by itself.
+"""
+
+
+class Row(NamedTuple):
+    """What is run under a name."""
+
+    chain: str
+    kind: str
+    """`ours`, `published`, `part` of a chain of ours, or `floor`."""
+
+
+def rows() -> dict[str, Row]:
+    """List the rows, contenders first: recipes that can be run, then the beginnings of ours that are methods."""
+    there = {name: each.chain for name, each in RECIPES.items() if not each.missing}
+    ours = [name for name in OURS if name in there]
+    first = [name for name in there if name.startswith(CONTENDERS)]
+    found = {name: Row(there[name], "ours" if name in ours else "published") for name in [*ours, *first, *there]}
+    found["random"] = Row("random", "floor")
+    chains = {parse(each.chain).written for each in found.values()}
+    for name in ours:
+        steps = parse(there[name]).steps
+        allocated = next(at for at, step in enumerate(steps, 1) if step.kind == "allocation")
+        for end in range(allocated, len(steps)):
+            part = " > ".join(step.text for step in steps[:end])
+            if part not in chains:
+                chains.add(part)
+                found[f"{name}[:{end}]"] = Row(part, "part")
+    return found
+
+
+def result_path(docs: Path, model: str, examples: int, seed: int | str) -> Path:
+    """Name the file of a model, number of calibration windows and seed."""
+    return docs / "arena" / f"claims-{Path(model).name}-{examples}-{seed}.json"
+
+
+class Line(NamedTuple):
+    """A row at a ratio: what was found by seed."""
+
+    name: str
+    kind: str
+    found: dict[str, Result]
+
+    def values(self, what: str) -> list[Any]:
+        """List a value of all seeds that have it."""
+        return [each[what] for each in self.found.values() if each.get(what) is not None]
+
+    def mean(self, what: str) -> float:
+        """The mean of a number, or of one by text; NaN where no seed has it."""
+        known = [np.mean([*each.values()] if isinstance(each, dict) else each) for each in self.values(what)]
+        return float(np.mean(known)) if known else math.nan
+
+    @property
+    def minutes(self) -> float:
+        """Processor minutes, where it ran by itself."""
+        return (self.mean("scoring") + self.mean("seconds")) / 60
+
+    @property
+    def accuracy(self) -> str:
+        """The mean accuracy on tasks with its interval, of random seeds and items."""
+        if not (known := self.values("tasks")):
+            return "–"
+        right = [np.array([[*map(int, each[task])] for each in known], float) for task in known[0]]
+        items = sum(each.mean(0).var(ddof=1) / each.shape[1] for each in right) / len(right) ** 2
+        means = np.mean([each.mean(1) for each in right], axis=0)
+        error = math.sqrt(items + (means.var(ddof=1) / len(means) if len(means) > 1 else 0.0))
+        return f"{100 * means.mean():.1f} ± {196 * error:.1f}"
+
+
+class Group(NamedTuple):
+    """The files of a model and a number of calibration windows."""
+
+    title: str
+    examples: int
+    seeds: tuple[str, ...]
+    dense: dict[str, np.ndarray]
+    articles: dict[str, np.ndarray]
+    lines: dict[float, list[Line]]
+    failed: dict[str, str]
+
+    def log_perplexity(self, line: Line, text: str) -> float:
+        """The unpruned model's on all windows, and the mean difference from it on those evaluated, over the seeds."""
+        dense, losses = self.dense[text], [np.array(each[text]) for each in line.values("losses")]
+        return float(dense.mean() + np.mean([np.mean(each - dense[: len(each)]) for each in losses]))
+
+    def perplexity(self, line: Line, text: str) -> str:
+        """The perplexity in words, marked where windows are missing."""
+        value = math.exp(min(self.log_perplexity(line, text), 700))
+        few = any(len(each[text]) < len(self.dense[text]) for each in line.values("losses"))
+        return ("~" if few else "") + (f"{value:.1f}" if value < 1e4 else f"{value:.1e}")
+
+    def beside(self, a: Line, b: Line | None, text: str) -> Crossed:
+        """Estimate the difference of two rows, or of one from the unpruned model, on what both have."""
+        seeds = [seed for seed in a.found if b is None or seed in b.found]
+        pairs = [(a.found[seed]["losses"][text], b.found[seed]["losses"][text] if b else self.dense[text])
+                 for seed in seeds]  # fmt: skip
+        count = min(len(each) for pair in pairs for each in pair)
+        of_a, of_b = (np.array([each[:count] for each in some], np.float64) for some in zip(*pairs, strict=True))
+        return crossed(of_a, of_b, self.articles[text][:count])
+
+    def of(self, ratio: float, *kinds: str) -> list[Line]:
+        """Choose lines by kind, the lowest on the first text first."""
+        some = [line for line in self.lines.get(ratio, ()) if line.kind in kinds]
+        return sorted(some, key=lambda line: self.log_perplexity(line, next(iter(self.dense))))
+
+    def named(self, ratio: float, name: str) -> Line | None:
+        """Find a line by name."""
+        return next((line for line in self.lines[ratio] if line.name == name), None)
+
+    def lowest(self, lines: Sequence[Line], text: str) -> Line | None:
+        """Find the lowest line on a text."""
+        return min(lines, key=lambda line: self.log_perplexity(line, text), default=None)
+
+    def against(self, line: Line, others: Sequence[Line], text: str) -> dict[str, Verdict]:
+        """Judge a line beside others, all together."""
+        found = verdicts([self.beside(line, other, text) for other in others])
+        return {other.name: verdict for other, verdict in zip(others, found, strict=True)}
+
+
+def groups(docs: Path) -> list[Group]:
+    """Read all files, fewest calibration windows first, models in the order of `MODELS`."""
+    keys = {tuple(path.stem.removeprefix("claims-").rsplit("-", 2)[:2]) for path in (docs / "arena").glob("claims-*")}
+    order = sorted(keys, key=lambda key: (int(key[1]), [*MODELS, key[0]].index(key[0])))
+    found = [read_group(docs, model, int(examples), rows()) for model, examples in order]
+    return [group for group in found if group.lines]
+
+
+def read_group(docs: Path, model: str, examples: int, known: Mapping[str, Row]) -> Group:
+    """Read the files of a model; rows of fewer than `FEWEST_SEEDS` seeds are left out."""
+    files = sorted((docs / "arena").glob(f"claims-{model}-{examples}-*.json"))
+    of_seed = {path.stem.rpartition("-")[2]: json.loads(path.read_text()) for path in files}
+    first, lines = next(iter(of_seed.values())), dict[float, list[Line]]()
+    failed = {key: row["failed"] for each in of_seed.values() for key, row in each["rows"].items() if "failed" in row}
+    for key in sorted({key for each in of_seed.values() for key in each["rows"]}):
+        name, _, ratio = key.rpartition("@")
+        found = {seed: each["rows"][key] for seed, each in of_seed.items() if "losses" in each["rows"].get(key, {})}
+        if len(found) >= FEWEST_SEEDS:
+            kind = known[name].kind if name in known else "part" if "[" in name else "published"
+            lines.setdefault(float(ratio), []).append(Line(name, kind, found))
+    dense, articles = ({text: np.array(each) for text, each in first[what].items()} for what in ("dense", "articles"))
+    title, lines = MODELS.get(model, model), dict(sorted(lines.items()))
+    return Group(title, examples, tuple(of_seed), dense, articles, lines, failed)
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def percent(ratio: float) -> str:
+    """Write a share in per cent."""
+    return f"{100 * ratio:.0f} %"
+
+
+def difference(verdict: Verdict) -> str:
+    """Write a difference with its interval and verdict."""
+    value, low, high = verdict.difference.percent
+    if value >= 1000:
+        return f"× {1 + value / 100:.0f}, {verdict.said}"
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f}), {verdict.said}"
+
+
+def table(group: Group, ratio: float) -> list[str]:
+    """Make the table of a model at a ratio."""
+    published, default, cells = group.of(ratio, "published"), group.named(ratio, "default"), {}
+    for text in group.dense:
+        if default:
+            found = verdicts([group.beside(line, default, text) for line in published])
+            cells |= {(line.name, text): difference(each) for line, each in zip(published, found, strict=True)}
+        if best := group.lowest(published, text):
+            for line in group.of(ratio, "ours"):
+                verdict = group.against(line, published, text)[best.name]
+                cells[line.name, text] = f"from {best.name}: {difference(verdict)}"
+    texts = " | ".join(f"{text} | difference, %" for text in group.dense)
+    said = [f"| method | {texts} | KL | words, % | tasks, % | removed, % | KV heads gone | minutes | GiB |"]
+    said.append("|---" + "|---:|---" * len(group.dense) + "|---:" * 7 + "|")
+    for line in group.of(ratio, "ours", "published", "floor"):
+        numbers = [f"{line.mean('kl'):.2f}", f"{100 * line.mean('changed'):.0f}", line.accuracy]
+        numbers += [f"{100 * line.mean('actual'):.1f}", f"{line.mean('heads'):.0f}"]
+        numbers += [f"{line.minutes:.1f}", f"{line.mean('gib'):.1f}"]
+        columns = [(group.perplexity(line, text), cells.get((line.name, text), "")) for text in group.dense]
+        few = "" if len(line.found) == len(group.seeds) else f" ({len(line.found)} seeds)"
+        name = f"**{line.name}**" if line.kind == "ours" else line.name
+        said.append(f"| {name}{few} | " + " | ".join([*(each for pair in columns for each in pair), *numbers]) + " |")
+    return [each.replace(" nan ", " – ") for each in said] + [""]
+
+
+def winner(group: Group, ratio: float, text: str) -> str:
+    """Name the lowest row of a column, and tell whether it is surely below each row of the other side."""
+    first = group.lowest(group.of(ratio, "ours", "published"), text)
+    assert first is not None
+    others = group.of(ratio, "published" if first.kind == "ours" else "ours")
+    found = group.against(first, others, text).values()
+    sure = all(each.said == "surely lower" for each in found) and len(found) > 0
+    value = group.perplexity(first, text)
+    return f"`{first.name}` at {percent(ratio)} ({value}, {'surely' if sure else 'not surely'})"
+
+
+def answer(found: Sequence[Group]) -> str:
+    """Say in a sentence a model which row is lowest where, and in one more what `default` is above."""
+    said, above, asked = [], [], 0
+    for group in found:
+        columns = (f"on {text} {', '.join(winner(group, r, text) for r in group.lines)}" for text in group.dense)
+        said.append(f"On **{group.title}** the lowest rows are {'; '.join(columns)}.")
+        of_ratio = {ratio: group.named(ratio, "default") for ratio in group.lines}
+        for ratio, default in ((r, line) for r, line in of_ratio.items() if line and line.minutes > 0):
+            rivals = group.of(ratio, "published")
+            for text in group.dense:
+                judged, asked = group.against(default, rivals, text), asked + 1
+                fast = [line.name for line in rivals if line.minutes <= default.minutes]
+                if higher := [name for name in fast if judged[name].said == "surely higher"]:
+                    above.append(f"{group.title}, {text}, {percent(ratio)}: {', '.join(higher)}")
+    where = f" ({'; '.join(above)})" if above else ""
+    said.append(
+        f"`default` is surely above a published row that takes as long or less in {len(above)} of {asked} columns"
+        f"{where}; *surely* is: beside each row of the other side, ours or published, at 5 % for all together."
+    )
+    return "\n\n".join(said)
+
+
+def ablation(group: Group) -> list[str]:
+    """Make tables of what each step adds, of rows whose chains begin alike, each beside the one before."""
+    said: list[str] = []
+    for ratio in group.lines:
+        steps = {line.name: line.values("chain")[0] for line in group.lines[ratio]}
+        for name, whole in steps.items():
+            path = sorted((n for n, own in steps.items() if whole[: len(own)] == own), key=lambda n: len(steps[n]))
+            if len(path) < 2 or any(len(own) > len(whole) and own[: len(whole)] == whole for own in steps.values()):
+                continue
+            lines, texts = [line for n in path if (line := group.named(ratio, n))], group.dense
+            found = {t: verdicts([group.beside(b, a, t) for a, b in itertools.pairwise(lines)]) for t in texts}
+            said += [f"| {name}, {percent(ratio)} | " + " | ".join(f"{text} | adds, %" for text in texts) + " |"]
+            said += ["|---" * (1 + 2 * len(texts)) + "|"]
+            for at, line in enumerate(lines):
+                added = steps[line.name][len(steps[lines[at - 1].name]) if at else 0 :]
+                cells = [", ".join(f"{kind}: `{text}`" for kind, text in added)]
+                for text in texts:
+                    cells += [group.perplexity(line, text), difference(found[text][at - 1]) if at else ""]
+                said.append(f"| {' | '.join(cells)} |")
+            said.append("")
+    return [f"### {group.title}, {group.examples} windows: what each step adds", "", *said] if said else []
+
+
+def trained(group: Group) -> Group:
+    """Take what was found after training in place of what was found before."""
+    lines: dict[float, list[Line]] = {}
+    for ratio, line in ((ratio, line) for ratio, some in group.lines.items() for line in some):
+        after = {s: each | {"tasks": None} | each["after"] for s, each in line.found.items() if "after" in each}
+        if len(after) >= FEWEST_SEEDS:
+            lines.setdefault(ratio, []).append(line._replace(found=after))
+    return group._replace(lines=lines)
+
+
+def section(group: Group) -> list[str]:
+    """Make what the page says of a group."""
+    found = [row for lines in group.lines.values() for line in lines for row in line.found.values()]
+    dates, commits = ({row[what] for row in found} for what in ("date", "commit"))
+    dense = ", ".join(f"{text} {math.exp(each.mean()):.1f}" for text, each in group.dense.items())
+    said = [f"## {group.title}, calibrated on {group.examples} windows", ""]
+    said += [f"Seeds {', '.join(group.seeds)}; unpruned: {dense}. Run {min(dates)} to {max(dates)}, commits "
+             f"{', '.join(sorted(commits))}.", ""]  # fmt: skip
+    for what, some in (("", group), (", after LoRA", trained(group))):
+        for ratio in some.lines:
+            said += [f"### {group.title}, {group.examples} windows, {percent(ratio)}{what}", "", *table(some, ratio)]
+    said += ablation(group)
+    failed = [f"- `{key}`: {why}" for key, why in group.failed.items()]
+    return [*said, "Could not be pruned so:", "", *failed, ""] if failed else said
+
+
+def pages(docs: Path = DOCS) -> tuple[str, str] | None:
+    """Make docs/arena.md and the block of README.md; None where there are no files."""
+    if not (found := groups(docs)):
+        return None
+    first = [group for group in found if group.examples == found[0].examples]
+    said = ["# The arena: published methods and ours on the same text, budget and models", "", answer(first), ""]
+    said += [FIGURE.format(""), "", *(line for group in found for line in section(group)), PROTOCOL]
+    tried = {line.name for group in found for lines in group.lines.values() for line in lines}
+    if left := [f"`{name}`" for name, row in rows().items() if row.kind in ("ours", "published") and name not in tried]:
+        said += [f"Not run on {FEWEST_SEEDS} seeds, and so in no table: {', '.join(left)}.", ""]
+    missing = [f"- `{name}`: {each.missing}" for name, each in RECIPES.items() if each.missing]
+    return "\n".join([*said, "What cannot be run here:", "", *missing]).rstrip() + "\n", readme_block(first)
+
+
+def readme_block(found: Sequence[Group]) -> str:
+    """Make what README.md says: figure, sentences, and ours beside the paper's method and the lowest published row."""
+    names = [name for name in (*OURS, "saap") if any(g.named(ratio, name) for g in found for ratio in g.lines)]
+    said = [f"| {' / '.join(found[0].dense)} | {' | '.join(f'`{name}`' for name in names)} | lowest published |"]
+    said.append("|---" * (2 + len(names)) + "|")
+    for group, ratio in ((g, r) for g in found for r in g.lines):
+        lines = [[group.named(ratio, name)] * len(group.dense) for name in names]
+        best = [group.lowest(group.of(ratio, "published"), text) for text in group.dense]
+        cells = [" / ".join(group.perplexity(line, text) for line, text in zip(each, group.dense, strict=True) if line)
+                 for each in (*lines, best)]  # fmt: skip
+        cells[-1] += f" (`{'`, `'.join(dict.fromkeys(line.name for line in best if line))}`)"
+        said.append(f"| {group.title}, {percent(ratio)} | {' | '.join(cells)} |")
+    return "\n".join([FIGURE.format("docs/"), "", answer(found), "", *said])
+
+
+def draw(found: Sequence[Group], path: Path) -> None:
+    """Draw perplexity against processor minutes: a model a column, a ratio a row, the front of each as a line."""
+    ratios = sorted({ratio for group in found for ratio in group.lines})
+    figure = Figure(figsize=(4.8 * len(found), 3.2 * len(ratios)), layout="constrained")
+    axes = figure.subplots(len(ratios), len(found), squeeze=False)
+    for axis, ratio, group in ((axes[i][j], r, g) for i, r in enumerate(ratios) for j, g in enumerate(found)):
+        text, lowest, front = next(iter(group.dense)), math.inf, [(math.nan, math.nan)]
+        timed = [line for line in group.of(ratio, "ours", "published") if line.minutes > 0]
+        values = {line.name: group.log_perplexity(line, text) for line in timed}
+        near = [line for line in timed if values[line.name] <= min(values.values()) + math.log(FARTHEST)]
+        axis.set_title(f"{group.title}, {percent(ratio)}" + ("" if near else ": none timed"))
+        for line in sorted(near, key=lambda line: line.minutes):
+            half, colour = group.beside(line, None, text).half(), "tab:red" if line.kind == "ours" else "tab:blue"
+            middle, low, high = (math.exp(values[line.name] + sign * half) for sign in (0, -1, 1))
+            axis.errorbar(line.minutes, middle, yerr=[[middle - low], [high - middle]], fmt="o", ms=4, color=colour)
+            axis.annotate(line.name, (line.minutes, middle), (4, 3), textcoords="offset points", fontsize=6)
+            if middle < lowest:
+                lowest = middle
+                front.append((line.minutes, middle))
+        axis.step(*np.array(front).T, where="post", color="0.7", linewidth=1)
+        axis.set(xscale="log", xlabel="processor minutes", ylabel=f"{text} ppl@128")
+        axis.margins(x=0.3)
+        if near:
+            logarithmic(axis)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def differing(docs: Path, readme: Path) -> list[str]:
+    """List the lines of docs/arena.md and of the block of README.md that differ from what the files say."""
+    found: list[str] = []
+    block = readme.read_text().partition(BEGIN)[2].partition(END)[0]
+    for made, there in zip(pages(docs) or (), ((docs / "arena.md").read_text(), block), strict=False):
+        expected, lines = (each.strip("\n").split("\n") for each in (made, there))
+        found += [line for line in lines if line not in expected]
+        found += [f"missing: {line}" for line in expected if line not in lines]
+    return found
+
+
+def report(docs: Path = DOCS, readme: Path = PROJECT / "README.md") -> None:
+    """Write docs/arena.md, its figure, and the block of README.md."""
+    if (made := pages(docs)) is None:
+        raise SystemExit(f"expected results of {FEWEST_SEEDS} seeds in {docs / 'arena'}, found none; the page stays")
+    before, begin, rest = readme.read_text().partition(BEGIN)
+    if END not in rest:
+        raise SystemExit(f"{readme}: expected {BEGIN} and {END} around what the arena says, found them not")
+    found = groups(docs)
+    draw([group for group in found if group.examples == found[0].examples], docs / "arena" / "front.svg")
+    (docs / "arena.md").write_text(made[0])
+    readme.write_text(f"{before}{begin}\n\n{made[1]}\n\n{END}{rest.partition(END)[2]}")

@@ -1,0 +1,200 @@
+"""The arena end to end on a tiny model; and README.md and docs/arena.md held against the files that they come from."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.llama import load_model, load_tokenizer, save_model
+from tests.helpers import changed, reference
+
+PROJECT = Path(__file__).parents[2]
+README = PROJECT / "README.md"
+
+
+def load(name: str) -> ModuleType:
+    """Load a script."""
+    spec = importlib.util.spec_from_file_location(name, PROJECT / "experiments" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+made, arena = (load(name) for name in ("arena_report", "arena"))
+
+SEEDS = (3, 4)
+CHAINS = {
+    "default": "wanda > uniform > least_squares",
+    "default[:2]": "wanda > uniform",
+    "flap": "flap",
+    "saap": "magnitude > global",
+    "nothing": "magnitude > within(max_ratio={attention: 0.01, mlp: 0.01}) > uniform",
+}
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """Two texts, one of four articles, and little of everything."""
+    place, random = tmp_path_factory.mktemp("arena"), np.random.default_rng(0)
+    words = ["the", "cat", "sat", "on", "mat", "and", "dog", "log", "a", "house", "stood"]
+    some = lambda many: " ".join(random.choice(words, many))  # noqa: E731
+    rows = [row for many in (40, 200, 90, 60) for row in (f" = {some(1)} = ", f" {some(many)} ")]
+    (place / "wiki.txt").write_text("".join(f" \n{row}\n" for row in rows))
+    for name, many in (("ptb", 300), ("own", 600)):
+        (place / f"{name}.txt").write_text(f" {some(many)} \n")
+    texts = {"WikiText-2": f"wikitext:{place}/wiki.txt", "Penn Treebank": f"ptb:{place}/ptb.txt"}
+    return arena.Setting(
+        texts=texts, calibration=f"own=text:{place}/own.txt", training=(f"text:{place}/own.txt",),
+        examples=4, length=16, windows=12, first=4, docs=place / "docs",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_directory, tmp_path_factory):
+    """A model that is nearly even: its words have small logits."""
+    even = changed(load_model(tiny_model_directory), "embedding", lambda each: each / 10)
+    return str(
+        save_model(even, tmp_path_factory.mktemp("even") / "tiny", tokenizer=load_tokenizer(tiny_model_directory))
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(setting, model):
+    """The directory of the files of two seeds, one of them taken up again after a row."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arena.jax, "clear_caches", lambda: None)  # other tests go on with their programs
+        patch.setattr(arena, "STEPS", 6)
+        patch.setenv("SAAP_DATA", str(setting.docs.parent))
+        tasks = setting.docs.parent / "zeroshot"
+        tasks.mkdir()
+        items = [{"context": "the cat", "choices": ["sat", "dog"], "gold": each % 2} for each in range(4)]
+        (tasks / "boolq.jsonl").write_text("".join(json.dumps(each) + "\n" for each in items))
+        cache = setting.docs.parent / "cache"
+        first = {"default": CHAINS["default"]}
+        arena.run(model, [3], first, (0.2,), cache, setting)
+        arena.run(model, SEEDS, CHAINS, (0.2, 0.5), cache, setting)
+        arena.run(model, SEEDS, first, (0.2,), cache, setting, after="lora", tasks=True)
+        patch.setattr(arena.Arena, "_row", None)  # nothing is done again
+        arena.run(model, SEEDS, CHAINS, (0.2, 0.5), cache, setting)
+        arena.run(model, SEEDS, first, (0.2,), cache, setting, after="lora")
+        with pytest.raises(TypeError):  # control: of another chain under the name all is
+            arena.run(model, [3], {"flap": "magnitude > uniform"}, (0.2,), cache, setting)
+        yield setting.docs
+
+
+def files(docs: Path) -> list[dict]:
+    """Read the files, by seed."""
+    return [json.loads(path.read_text()) for path in sorted((docs / "arena").glob("claims-*.json"))]
+
+
+def test_what_a_file_has(ran, setting):
+    found = files(ran)
+    assert len(found) == 2
+    for each in found:
+        assert set(each["rows"]) == {f"{name}@{ratio:g}" for name in CHAINS for ratio in (0.2, 0.5)}
+        assert sorted(set(each["articles"]["WikiText-2"])) == [1, 2, 3, 4]
+        assert len(set(each["articles"]["Penn Treebank"])) == 12, "stretches, of which 12 windows are a unit each"
+        assert {len(losses) for losses in each["dense"].values()} == {12}
+    timed, shared = (each["rows"]["default@0.5"] for each in found[:2])
+    assert timed["scoring"] > 0
+    assert timed["gib"] > 0
+    assert "scoring" not in shared
+    assert timed["chain"] == [["score", "wanda"], ["allocation", "uniform"], ["repair", "least_squares"]]
+    assert "failed" in found[0]["rows"]["nothing@0.5"]
+    assert found[0]["rows"]["default@0.2"]["losses"] != found[1]["rows"]["default@0.2"]["losses"]
+    before, text = found[1]["rows"]["default@0.2"], "Penn Treebank"
+    after = before["after"]
+    assert np.mean(after["losses"][text]) < np.mean(before["losses"][text])
+    assert re.fullmatch("[01]{4}", after["tasks"]["boolq"])
+
+
+def test_figures_are_those_of_the_formulas(setting, model):
+    """By numpy, of a model without its last layer's MLP; of the unpruned one nothing differs."""
+    dense, words, subject = load_model(model), load_tokenizer(model), arena.open_subject(arena.ModelConfig(name=model))
+    texts = {name: arena.text_of(source, words, setting) for name, source in setting.texts.items()}
+    judge = arena.Judge(subject, texts, setting.first)
+    keep = {name: units.copy() for name, units in subject.existing.items()}
+    keep["mlp"][-1] = False
+    found = judge.judged(subject, keep, {"Penn Treebank": -np.inf})
+    pruned = arena.LlamaSubject(dense).cut(keep).model
+    for name, text in texts.items():
+        tokens = text.windows.tokens[: setting.first]
+        known, own = (np.stack([reference(each, row)[0] for row in tokens])[:, :-1] for each in (dense, pruned))
+        known, own = (each - np.log(np.exp(each).sum(-1, keepdims=True)) for each in (known, own))
+        losses = -np.take_along_axis(own, tokens[:, 1:, None], -1)[..., 0].mean(1)
+        np.testing.assert_allclose(found["losses"][name][: setting.first], losses, atol=2e-4)
+        assert found["kl"][name] == pytest.approx((np.exp(known) * (known - own)).sum(-1).mean(), abs=2e-4)
+        assert found["changed"][name] == pytest.approx((known.argmax(-1) != own.argmax(-1)).mean(), abs=1e-3)
+        whole = judge.judged(subject, subject.existing, {})
+        assert whole["kl"][name] == whole["changed"][name] == 0
+        everything = window_losses(dense, arena.pairs(text.windows, 4)).means
+        np.testing.assert_allclose(whole["losses"][name], everything, atol=1e-4)
+    assert [len(found["losses"][name]) for name in texts] == [12, 4], "one is far above the lowest"
+
+
+def test_windows_are_read_in_a_random_order_that_is_always_the_same(setting, model):
+    words = load_tokenizer(model)
+    once, again = (arena.text_of(setting.texts["WikiText-2"], words, setting) for _ in range(2))
+    np.testing.assert_array_equal(once.windows.tokens, again.windows.tokens)
+    assert once.articles == again.articles
+    assert once.articles != sorted(once.articles)
+    other = arena.text_of(setting.texts["WikiText-2"], words, setting._replace(drawn=36))
+    assert not np.array_equal(other.windows.tokens, once.windows.tokens)
+
+
+@pytest.fixture
+def written(ran, tmp_path, monkeypatch):
+    """A page and a README of these files, and where they are."""
+    monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# A\n\n{made.BEGIN}\nold\n{made.END}\n\nmore\n")
+    made.report(ran, readme)
+    return ran, readme
+
+
+def test_the_page_says_what_the_files_say(written):
+    docs, readme = written
+    assert made.differing(docs, readme) == []
+    assert readme.read_text().startswith("# A\n")
+    assert readme.read_text().endswith(f"{made.END}\n\nmore\n")
+    page = (docs / "arena.md").read_text()
+    assert (docs / "arena" / "front.svg").stat().st_size > 1000
+    losses = np.array([each["rows"]["flap@0.5"]["losses"]["WikiText-2"] for each in files(docs)])
+    assert f"| flap | {np.exp(losses.mean()):.1f} | " in page
+    assert "what each step adds" in page
+    assert "| repair: `least_squares` |" in page
+    assert "after LoRA" in page
+    assert "- `nothing@0.5`: " in page
+    for path in (docs / "arena.md", readme):  # control: any digit of a table or sentence of the arena
+        whole = path.read_text()
+        part = whole if path.suffix == ".md" and path.name != "README.md" else whole[whole.index(made.BEGIN) :]
+        places = [found.start() + len(whole) - len(part) for found in re.finditer(r"\d+\.\d", part)]
+        for place in places[:: len(places) // 3]:
+            path.write_text(f"{whole[:place]}{(int(whole[place]) + 1) % 10}{whole[place + 1 :]}")
+            assert made.differing(docs, readme), whole[place - 30 : place + 10]
+        path.write_text(whole)
+    assert made.differing(docs, readme) == []
+
+
+def test_readme_and_page_are_those_of_the_files():
+    if made.pages() is None:
+        pytest.skip("there are no files of the new table yet")
+    assert made.differing(PROJECT / "docs", README) == [], "run experiments/arena.py report"
+
+
+def test_there_is_a_place_in_the_readme_and_a_row_for_each_recipe():
+    assert made.END in README.read_text().partition(made.BEGIN)[2]
+    known = made.rows()
+    assert {name for name, each in known.items() if each.kind in ("ours", "published")} >= {"default", "saap", "flap"}
+    assert known["default"].kind == "ours"
+    assert known["saap"].kind == "published"
+    assert next(name for name, each in known.items() if each.kind == "part").startswith(next(iter(known)) + "[:")
