@@ -46,6 +46,8 @@ class State(NamedTuple):
     """Which of the scores in it."""
     scores: Scores | None = None
     """Importance as steps have turned it since, larger = more important; NaN where no unit was there."""
+    ready: "Ready | None" = None
+    """What a step has done already of the repair behind it."""
     told: Mapping[str, Any] = MappingProxyType({})
     """What steps report, by name: divergences, prices, corrections."""
     key: str = ""
@@ -60,6 +62,16 @@ class State(NamedTuple):
         """The units that were removed so far; None where all are there."""
         gone = {name: units & ~self.keep[name] for name, units in self.subject.existing.items()}
         return gone if any(each.any() for each in gone.values()) else None
+
+
+class Ready(NamedTuple):
+    """A repair that was done while units were chosen, for the step that asks for it with the same units."""
+
+    repair: "Step"
+    of: Subject
+    keep: Keep
+    subject: Subject
+    corrections: Sequence[Any]
 
 
 @runtime_checkable

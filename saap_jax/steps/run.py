@@ -162,8 +162,10 @@ class Runner:
                 told = np.frombuffer(json.dumps(dict(new.told)).encode(), np.uint8)
                 kept.save({f"keep/{name}": units for name, units in new.keep.items()} | {"told": told})
         new = new._replace(key=key)
-        if new.subject is not self.subject:  # weights of its own: one such model is held at a time
-            self._states = {k: each for k, each in self._states.items() if each.subject is self.subject}
+        if new.subject is not self.subject or new.ready:  # weights of its own: one such model is held at a time
+            self._states = {
+                k: each for k, each in self._states.items() if each.subject is self.subject and not each.ready
+            }
         self._states[key] = new
         return new
 

@@ -225,8 +225,11 @@ class Subject(abc.ABC):
         dense: "Subject",
         batch_size: int = 8,
         progress: Progress = silent,
-    ) -> Keep:
-        """Choose as many units of each group and structure, chosen behind the groups that were pruned already."""
+    ) -> tuple[Keep, tuple["Subject", Sequence[Correction]] | None]:
+        """Choose as many units of each group and structure, chosen behind the groups that were pruned already.
+
+        With a repair in `walk` also what `repaired` would give of them.
+        """
         raise NotImplementedError
 
     def folded(self, scales: Scores) -> "Subject":

@@ -165,9 +165,10 @@ class LlamaSubject(Subject):
 
     def layerwise(
         self, keep: Keep, examples: Windows, rule: str, walk: Walk, *, dense: Any, batch_size: int = 8, **options: Any
-    ) -> Keep:
+    ) -> tuple[Keep, tuple["LlamaSubject", Sequence[Correction]] | None]:
         parts, other = pairs(examples, batch_size), self._other(dense)
-        return chosen_in_sequence(self.model, keep, parts, rule, walk, dense=other, **options)
+        chosen, made = chosen_in_sequence(self.model, keep, parts, rule, walk, dense=other, **options)
+        return chosen, None if made is None else (self.with_model(made.model), made.corrections)
 
     def folded(self, scales: Scores) -> "LlamaSubject":
         factors: dict[str, Any] = dict(scales)

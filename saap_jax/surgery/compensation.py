@@ -81,10 +81,17 @@ def compensate(
         ValueError: a keep-set of another model.
     """
     check_keep(keep, model.segments)
+    walk = Walk(repair, repair.propagate == "pruned", repair.tokens == "equal")
+    return gathered(model, corrected_in_turn(model, keep, batches, walk, dense=dense, progress=progress), repair)
+
+
+def gathered(
+    model: Llama, turns: Iterator[tuple["SubBlock", "OutputMatrix", Correction | None]], repair: Repair
+) -> Compensated:
+    """Put what `corrected_in_turn` yields into a model."""
     made: dict[str, list[OutputMatrix]] = {name: [] for name in STRUCTURES}
     corrections = []
-    walk = Walk(repair, repair.propagate == "pruned", repair.tokens == "equal")
-    for at, new, correction in corrected_in_turn(model, keep, batches, walk, dense=dense, progress=progress):
+    for at, new, correction in turns:
         made[at.structure].append(new)
         corrections += [] if correction is None else [correction]
     return Compensated(rewritten(model, made, repair.biases), corrections)

@@ -23,7 +23,7 @@ from saap_jax.estimation.base import Batch
 from saap_jax.estimation.reconstruction import greedy_costs, leverages, swapped
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units
-from saap_jax.surgery.compensation import SubBlock, corrected_in_turn
+from saap_jax.surgery.compensation import Compensated, SubBlock, corrected_in_turn, gathered
 from saap_jax.surgery.corrections import Normal, Walk, check_microbatches
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import Keep
@@ -62,10 +62,11 @@ def chosen_in_sequence(
     *,
     dense: Llama | None = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
-) -> Keep:
+) -> tuple[Keep, Compensated | None]:
     """Choose as many units of each layer and structure, those of the highest scores where they are.
 
-    Costs about as much as compensation of one keep-set.
+    Costs about as much as compensation of one keep-set, which is done on the way: the model that came of it is given
+    too, None where `walk` has no repair.
 
     Args:
         keep: `[layers, units]` of attention and MLP; how many are kept of each layer.
@@ -94,9 +95,9 @@ def chosen_in_sequence(
         row[:] = np.isin(np.arange(len(row)), first)
         return np.repeat(row[:units], len(at.kept) // units)
 
-    for _ in corrected_in_turn(model, keep, batches, walk, dense=dense, choose=choose, progress=progress):
-        pass
-    return new
+    turns = corrected_in_turn(model, keep, batches, walk, dense=dense, choose=choose, progress=progress)
+    made = [*turns] if walk.repair is None else gathered(model, turns, walk.repair)
+    return new, made if isinstance(made, Compensated) else None
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "units"))

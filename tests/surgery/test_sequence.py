@@ -1,5 +1,6 @@
 """Units chosen layer by layer: each place by plain formulas on activations of the model as pruned up to there."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from saap_jax.data import Windows
 from saap_jax.llama.segments import existing_units
 from saap_jax.steps.repair.output import Bias, LeastSquares
 from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Walk
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.types import STRUCTURES
@@ -47,7 +49,12 @@ def plain_scores(rule: str, weight: np.ndarray, active: np.ndarray, count: int) 
 def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, repair, x64):
     wide = random_model(spec_of(*[(KV_HEADS, CHANNELS)] * LAYERS), dtype=np.float64)
     asked = random_keep(existing_units(wide.segments), 0.4)
-    keep = chosen_in_sequence(wide, asked, BATCHES, rule, Walk(repair, equal=True))
+    keep, made = chosen_in_sequence(wide, asked, BATCHES, rule, Walk(repair, equal=True))
+    if repair is not None:  # what was corrected on the way is what the repair makes of the outcome
+        alone = compensate(wide, keep, BATCHES, repair)
+        for own, other in zip(jax.tree.leaves(made.model), jax.tree.leaves(alone.model), strict=True):
+            np.testing.assert_allclose(own, other, rtol=1e-8, atol=1e-10)
+        assert [each[:3] for each in made.corrections] == [each[:3] for each in alone.corrections]
     for name in STRUCTURES:
         np.testing.assert_array_equal(keep[name].sum(1), asked[name].sum(1))
     for layer in range(LAYERS):
@@ -66,7 +73,8 @@ def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, repair, x64):
 def test_it_differs_from_choosing_on_the_whole_model(model):
     """Negative control: behind what was removed, other units are the lowest."""
     asked = random_keep(existing_units(model.segments), 0.5)
-    keep = chosen_in_sequence(model, asked, BATCHES, "wanda", Walk(equal=True))
+    keep, made = chosen_in_sequence(model, asked, BATCHES, "wanda", Walk(equal=True))
+    assert made is None
     whole = {}
     for name, path in (("attention", "attention/output"), ("mlp", "mlp/down")):
         whole[name] = np.zeros_like(asked[name])
@@ -81,6 +89,23 @@ def test_it_differs_from_choosing_on_the_whole_model(model):
     np.testing.assert_array_equal(keep["attention"][0], whole["attention"][0])
 
 
+def test_what_was_repaired_on_the_way_is_not_repaired_again(model, monkeypatch):
+    text, seen = Windows(TOKENS, np.ones(TOKENS.shape, bool)), []
+    monkeypatch.setattr(
+        LlamaSubject, "repaired", lambda subject, *given, **options: seen.append(given) or (subject, [])
+    )
+    for then, count in {
+        "layerwise(wanda) > least_squares": 0,
+        "layerwise(wanda, tokens=equal) > least_squares": 1,
+        "layerwise(wanda) > shape > least_squares": 1,
+        "layerwise(wanda) > scales(1) > least_squares": 1,
+        "layerwise(wanda) > bias > least_squares": 1,
+    }.items():
+        seen.clear()
+        saap_jax.run_chain(LlamaSubject(model), f"random > uniform > {then}", text, 0.4, batch_size=2)
+        assert len(seen) == count, then
+
+
 def test_the_step_keeps_the_budget_and_chooses_again(model):
     subject, text = LlamaSubject(model), Windows(TOKENS, np.ones(TOKENS.shape, bool))
     for ratio in (0.2, 0.4):
@@ -91,7 +116,7 @@ def test_the_step_keeps_the_budget_and_chooses_again(model):
         assert subject.removed(again) == subject.removed(plain)
         assert any((again[name] != plain[name]).any() for name in STRUCTURES)
         for keep, repair in ((again, None), (repaired, Bias(tokens="equal"))):
-            expected = chosen_in_sequence(model, plain, BATCHES, "wanda", Walk(repair, equal=True))
+            expected, _ = chosen_in_sequence(model, plain, BATCHES, "wanda", Walk(repair, equal=True))
             for name in STRUCTURES:
                 np.testing.assert_array_equal(keep[name], expected[name])
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.base import Before, Context, Ready, State, Step, step
 from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.surgery.corrections import Tokens, Walk
 
@@ -17,12 +17,12 @@ class Layerwise(Step):
     """Choose again which units of each layer and structure go, behind the layers that are pruned and repaired already.
 
     How many go is as chosen before. Scores from one pass over the unpruned model do not see what the layers before have
-    lost. Layers are repaired on the way as the first repair behind this step says, if there is one. About three passes
-    over the calibration text. The rules' formulas are in `surgery.sequence`.
+    lost. Layers are repaired on the way as the first repair behind this step says, if there is one; if it follows at
+    once, it has nothing left to do. About three passes over the calibration text. The rules' formulas are in
+    `surgery.sequence`.
     """
 
     kind = "refinement"
-    costly = True
     judges = True
 
     rule: Rule = "leverage"
@@ -44,8 +44,10 @@ class Layerwise(Step):
                 f"far, got {repair.propagate}"
             )
         tokens = self.tokens or (repair.tokens if repair else "scaled")
-        keep = state.subject.layerwise(
+        keep, made = state.subject.layerwise(
             state.keep, on.text, self.rule, Walk(repair, equal=tokens == "equal"), dense=on.dense,
             batch_size=on.batch_size, progress=on.progress("choose layer by layer"),
         )  # fmt: skip
-        return state._replace(keep=keep)
+        same = made is not None and repair is not None and tokens == repair.tokens
+        ready = Ready(repair, state.subject, keep, *made) if same else None
+        return state._replace(keep=keep, ready=ready)

@@ -39,10 +39,14 @@ class OutputRepair(Repair, Step):
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Repair the model as it is pruned."""
-        subject, made = state.subject.repaired(
-            state.keep, on.text, self, dense=on.dense, batch_size=on.batch_size, progress=on.progress("repair"),
-        )  # fmt: skip
-        return state._replace(subject=subject).tell(corrections=made)
+        ready = state.ready
+        if ready is not None and ready.repair == self and ready.of is state.subject and ready.keep is state.keep:
+            subject, made = ready.subject, ready.corrections
+        else:
+            subject, made = state.subject.repaired(
+                state.keep, on.text, self, dense=on.dense, batch_size=on.batch_size, progress=on.progress("repair"),
+            )  # fmt: skip
+        return state._replace(subject=subject, ready=None).tell(corrections=made)
 
 
 def left(
