@@ -41,14 +41,14 @@ PLAIN_AND_REFITTED = " ".join(
 )
 ALL = (
     "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner "
-    "default evopress fasp-mlp flap gisp grasprune llm-pruner-param-first llm-pruner-param-mix llm-pruner-param-second "
-    "llm-pruner-vectorize minitron modegpt-mlp osscar saap saap-stable-goes shortened-llama-ppl "
-    "shortened-llama-taylor shortgpt sleb slimgpt wanda-sp"
+    "default evopress fasp-mlp fasp-mlp-our-repair flap gisp grasprune llm-pruner-param-first llm-pruner-param-mix "
+    "llm-pruner-param-second llm-pruner-vectorize minitron modegpt-mlp modegpt-mlp-our-repair osscar osscar-our-repair "
+    "saap saap-stable-goes shortened-llama-ppl shortened-llama-taylor shortgpt sleb slimgpt slimgpt-our-repair wanda-sp"
 )
 """The estimators of the quickstart, and every recipe."""
 COMMANDS = {
     "quickstart": "compare quickstart --calibration.examples 4 --evaluation.windows 8 --no-race --new-tokens 0",
-    "arena": "compare default modegpt-mlp llm-pruner-param-second --name arena --ratios 0.2 0.5 "
+    "arena": "compare default modegpt-mlp-our-repair llm-pruner-param-second --name arena --ratios 0.2 0.5 "
     "--calibration.examples 8 --calibration.batch-size 2 --evaluation.windows 8 --new-tokens 0",
     "recipes": f"compare {ALL} --name recipes --model.name tiny --ratios 0.2 0.3 {FEW}",
     "prune": "prune --model.name tiny --ratio 0.2 --out pruned --no-judge --calibration.examples 8 "

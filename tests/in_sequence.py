@@ -5,7 +5,7 @@ import numpy as np
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.compensation import compensate
 from saap_jax.types import STRUCTURES
-from tests.helpers import changed, reference
+from tests.helpers import changed, layers_of, reference
 
 
 def entering(model, keep, layer: int, structure: str, tokens, batches, repair) -> np.ndarray:
@@ -36,6 +36,38 @@ def entering(model, keep, layer: int, structure: str, tokens, batches, repair) -
     without = changed(without, "segments/0/mlp/down", zeroed("mlp"))
     seen = np.concatenate([reference(without, row)[1][layer][structure] for row in tokens])
     return seen.reshape(len(seen), seen.shape[1], -1)
+
+
+PATHS = {"attention": "attention/output", "mlp": "mlp/down"}
+
+
+def matrices(model) -> dict[str, np.ndarray]:
+    """Return the output matrices of all layers, `[layers, coordinates, embed]` a structure."""
+    layers = layers_of(model)
+    return {name: np.stack([layer[path].reshape(-1, layer[path].shape[-1]) for layer in layers])
+            for name, path in PATHS.items()}  # fmt: skip
+
+
+def refitted_by_hand(model, keep, tokens, damping: float, ridge: str = "coordinate") -> dict[str, np.ndarray]:
+    """Return output matrices W'[K] = W[K] + (G_KK + δ D)⁻¹ (Σ â (â W)ᵀ - G W) of each sub-block in turn, where â W on
+    the pruned stream is the target; activations are those of the other implementation. D: see `ridge`."""
+    made = {name: each.copy() for name, each in matrices(model).items()}
+    now = model
+    for layer in range(len(keep["mlp"])):
+        for name, path in PATHS.items():
+            seen = np.concatenate([reference(now, row)[1][layer][name] for row in tokens])
+            active, weight = seen.reshape(len(seen), -1), matrices(model)[name][layer]
+            kept = np.repeat(keep[name][layer], len(weight) // keep[name].shape[1])
+            gram = active.T @ active
+            among, cross = gram[np.ix_(kept, kept)], gram[kept] @ weight
+            energy = np.diag(among)
+            system = among + damping * np.diag(energy if ridge == "coordinate" else np.full(len(energy), energy.mean()))
+            new = np.zeros_like(weight)
+            new[kept] = weight[kept] + np.linalg.solve(system, cross - among @ weight[kept])
+            made[name][layer] = new
+            now = changed(now, f"segments/0/{path}", lambda value, at=layer, new=new: value.at[at].set(
+                new.reshape(value.shape[1:])))  # fmt: skip
+    return made
 
 
 def surgeon_order(weight, active, block: int) -> list[int]:

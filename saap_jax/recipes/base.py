@@ -2,11 +2,8 @@
 
 import dataclasses
 
-CORRECTED = (
-    "The damping of the correction is chosen on windows that are held out, and it is towards the unpruned model's "
-    "stream, so that layers make up for those before them."
-)
-"""Where ours differs from papers that correct by least squares."""
+GROUPED = "A KV head goes with all its query heads; the models of the paper have a KV head for each."
+"""Where units differ from those of papers on models without grouped heads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,3 +43,31 @@ class Recipe:
     def __post_init__(self) -> None:
         if bool(self.chain) == bool(self.missing):
             raise ValueError(f"recipe {self.title!r}: expected a chain, or why it cannot be run")
+
+
+def refitted(name: str, recipe: Recipe, damping: float, ridge: str) -> dict[str, Recipe]:
+    """Make two rows of a method that refits the sub-blocks that it prunes: as published, and with our repair.
+
+    As published, each is fitted to what its old weights would write on what it reads from the pruned stream, and the
+    ridge pulls towards these weights.
+
+    Args:
+        recipe: its chain ends before the repair.
+        damping: the ridge, over the mean of the diagonal.
+        ridge: what is known of the paper's, a sentence.
+    """
+    ours = (
+        "All sub-blocks behind the first that is pruned are refitted, towards the unpruned model's stream, so that "
+        "they make up for those before them; the paper refits what it prunes, towards what that wrote.",
+        "The ridge is chosen on windows that are held out, relative to each coordinate's mean square.",
+    )
+    own = (ridge, "The mean of the diagonal is that of the coordinates that stay.")
+    with_own, with_ours = (
+        dataclasses.replace(recipe, chain=f"{recipe.chain} > {repair}", deviations=recipe.deviations + further)
+        for repair, further in (
+            (f"blended(blend=0, tokens=equal, damping={damping}, ridge=mean)", own),
+            ("least_squares(tokens=equal)", ours),
+        )
+    )
+    title = f"{recipe.title}; with our repair"
+    return {name: with_own, f"{name}-our-repair": dataclasses.replace(with_ours, title=title, published=())}

@@ -1,43 +1,56 @@
 """Methods that go by what least squares cannot put back: OSSCAR, SlimGPT, and MoDeGPT of the MLP."""
 
-from saap_jax.recipes.base import CORRECTED, Recipe
+from saap_jax.recipes.base import GROUPED, Recipe, refitted
+
+_OSSCAR = Recipe(
+    title="OSSCAR: greedy removal by optimal brain surgeon, then swaps while the error of the output falls",
+    paper="arXiv:2403.12983",
+    chain="obs > uniform(floor=True) > layerwise(obs_swaps)",
+    calibration="128 windows of 2,048 tokens of C4",
+    deviations=(
+        "Units are swapped one by one, out by the least cost and in by the most gain, an eighth as many as there "
+        "are at most; the paper's search swaps several at a time.",
+        GROUPED,
+    ),
+)
+_SLIMGPT = Recipe(
+    title="SlimGPT: greedy removal by optimal brain surgeon, shares that grow with the logarithm of the depth",
+    paper="arXiv:2412.18110",
+    chain="obs > log > layerwise(obs)",
+    calibration="256 windows of 2,048 tokens of C4",
+    deviations=(
+        "The first layer loses nothing and the share grows with log(layer + 1); the paper starts at a share that "
+        "is set by hand.",
+        GROUPED,
+    ),
+)
+_MODEGPT = Recipe(
+    title="MoDeGPT of the MLP: the largest ridge leverage stays, shares by softmax of block influence, refitted",
+    paper="arXiv:2408.09632",
+    chain=(
+        "block_influence(granularity=layer) > within(max_ratio={attention: 0}) > softmax(0.1) > layerwise(leverage)"
+    ),
+    calibration="128 windows of 2,048 tokens of WikiText-2 (training part)",
+    deviations=(
+        "Attention stays whole: the paper decomposes its matrices, which is no selection of units.",
+        "The temperature is 0.1 for all models, where the paper has one for each; a layer keeps one channel.",
+        "The ridge of the leverage is 0.01 of the mean of the diagonal; the paper's λ is a number of its own.",
+        "Layers are observed behind those that were pruned; others who wrote it down observe the unpruned model.",
+    ),
+)
 
 RECIPES = {
-    "osscar": Recipe(
-        title="OSSCAR: greedy removal by optimal brain surgeon, then swaps while the error of the output falls",
-        paper="arXiv:2403.12983",
-        chain="obs > uniform(floor=True) > layerwise(obs_swaps) > least_squares(tokens=equal)",
-        calibration="128 windows of 2,048 tokens of C4",
-        deviations=(
-            "Units are swapped one by one, out by the least cost and in by the most gain, an eighth as many as there "
-            "are at most; the paper's search swaps several at a time.",
-            CORRECTED,
-        ),
+    **refitted(
+        "osscar",
+        _OSSCAR,
+        0.01,
+        "The ridge is 0.01 of the mean of the diagonal; what the paper's is, is not known here.",
     ),
-    "slimgpt": Recipe(
-        title="SlimGPT: greedy removal by optimal brain surgeon, shares that grow with the logarithm of the depth",
-        paper="arXiv:2412.18110",
-        chain="obs > log > layerwise(obs) > least_squares(tokens=equal)",
-        calibration="256 windows of 2,048 tokens of C4",
-        deviations=(
-            "The first layer loses nothing and the share grows with log(layer + 1); the paper starts at a share that "
-            "is set by hand.",
-            CORRECTED,
-        ),
-    ),
-    "modegpt-mlp": Recipe(
-        title="MoDeGPT of the MLP: the largest ridge leverage stays, shares by softmax of block influence, refitted",
-        paper="arXiv:2408.09632",
-        chain=(
-            "block_influence(granularity=layer) > within(max_ratio={attention: 0}) > softmax(0.1) > "
-            "layerwise(leverage) > least_squares(tokens=equal)"
-        ),
-        calibration="128 windows of 2,048 tokens of WikiText-2 (training part)",
-        deviations=(
-            "Attention stays whole: the paper decomposes its matrices, which is no selection of units.",
-            "The temperature is 0.1 for all models, where the paper has one for each; a layer keeps one channel.",
-            "The ridge is relative to the mean of the diagonal, and layers are observed behind those that were pruned.",
-            CORRECTED,
-        ),
+    **refitted("slimgpt", _SLIMGPT, 0.01, "The ridge is 0.01 of the mean of the diagonal, as in the code."),
+    **refitted(
+        "modegpt-mlp",
+        _MODEGPT,
+        0.0001,
+        "The refit, (SᵀCS)⁻¹ SᵀCW, has no ridge; here it has 0.0001 of the mean of the diagonal, for 32 bits.",
     ),
 }

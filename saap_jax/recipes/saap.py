@@ -1,6 +1,6 @@
 """SAAP (Zheng et al., arXiv:2412.15127), as its paper reads."""
 
-from saap_jax.recipes.base import Recipe
+from saap_jax.recipes.base import GROUPED, Recipe
 
 
 def _saap(title: str, weight: float, sign: str) -> Recipe:
@@ -19,7 +19,7 @@ def _saap(title: str, weight: float, sign: str) -> Recipe:
             "Attention and MLPs have a σ each, and are standardised apart.",
             "Heads and channels are ranked by that score, as it is; the paper does not weigh it by parameters.",
             "The first four and the last two of 32 layers are left alone, and of other depths as large a share.",
-            "A KV head goes with all its query heads, and is scored with exactly those that read it.",
+            GROUPED,
             "Recovery, group-wise fine-tuning, is a command of its own.",
         ),
     )

@@ -4,14 +4,15 @@ A sub-block writes a W into the residual stream, with a its gated activations an
 and K stay, W[K] (or a bias) is chosen so that what is written stays close to a target T on the calibration text:
 
     bias            b = mean(T - â W)                                    with W[R] = 0
-    least_squares   W'[K] = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]),     G = Σ â âᵀ,  C = Σ â Tᵀ,  D = diag(G_KK)
+    least_squares   W'[K] = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]),     G = Σ â âᵀ,  C = Σ â Tᵀ,
+                                                                         D = diag(G_KK), or I times its mean
 
 `propagate` says on which model. `dense`: every sub-block for itself, on the activations of the unpruned model, with
 T = a W. Then C_K - G_KK W[K] = G_KR W[R]: the formula as usually written. `pruned`: from the first layer to the last,
 on the activations â of the model as pruned and corrected so far, with T = (unpruned residual stream behind the
 sub-block) - (pruned stream in front of it): each sub-block also makes up for what those before it got wrong. Where a
 norm stands between a sub-block and the stream (`Family.post_norms`), no W reaches such a target; there T = a W of the
-unpruned model, which â W' is to come close to.
+unpruned model, which â W' is to come close to, or T = â W of a repair that is `alone`.
 Sources and deviations are said by the steps, `saap_jax.steps.repair`.
 """
 
@@ -123,7 +124,8 @@ def corrected_in_turn(
         whole = at.old if dense is None else writer_of(dense, at.place)
         same = bool(at.kept.all()) and (same or not through)
         advance = functools.partial(advance_step, model, at.place)
-        if same or at.routed is not None:  # experts are never corrected: see `LlamaSubject.unrepaired`
+        idle = repair is not None and repair.alone and bool(at.kept.all())
+        if same or idle or at.routed is not None:  # experts are never corrected: see `LlamaSubject.unrepaired`
             pruned = after = [advance(whole, stream.dense) for stream in streams]
             if through and not same:
                 pruned = [advance(at.masked(), stream.pruned, gates=at.routed) for stream in streams]
@@ -251,9 +253,9 @@ def normal_step(
         active = activations(model, at, stream.pruned, rows=rows)
         if post is None:
             written = after - stream.pruned - writer_of(model, at).bias[None, None]
-            if walk.repair is not None:
-                own = activations(model, at, stream.pruned) @ whole.weight  # compiled only where a target looks at it
-                written = walk.repair.target(own, written)
+        if walk.repair is not None and (post is None or walk.repair.alone):
+            own = activations(model, at, stream.pruned) @ whole.weight  # compiled only where a target looks at it
+            written = walk.repair.target(own, written)
     a, target, behind = wide(active), wide(written), wide(after)
     weights = mask.astype(behind.dtype) if walk.equal else token_weights(behind, mask, model.constants.norm_eps)
     product, mean, weight = gram_sums(a, weights)

@@ -4,6 +4,7 @@ What they mean, and where they are from, is said in `compensation`, which gather
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from saap_jax.types import HELD_OUT
 
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Candidates for δ."""
+
+Ridge = Literal["coordinate", "mean"]
 
 
 class Normal(NamedTuple):
@@ -59,12 +62,21 @@ class Walk(NamedTuple):
     """Tokens count alike."""
 
 
-@jax.jit
+def resisting(
+    gram: Float[Array, "coordinates coordinates"], kept: Bool[Array, "coordinates"], ridge: Ridge
+) -> Float[Array, "coordinates"]:
+    """Return the diagonal of D: that of G_KK, or its mean, in the rows that are kept; 0 in the others."""
+    energy = jnp.diag(gram)
+    return jnp.where(kept, energy if ridge == "coordinate" else jnp.mean(energy, where=kept), 0)
+
+
+@functools.partial(jax.jit, static_argnames=("ridge",))
 def least_squares(
     normal: Normal,
     weight: Float[Array, "coordinates embed"],
     kept: Bool[Array, "coordinates"],
     damping: Float[Array, ""],
+    ridge: Ridge = "coordinate",
 ) -> Float[Array, "coordinates embed"]:
     """Compute W' = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]) in the rows that are kept, and 0 in the others.
 
@@ -72,20 +84,21 @@ def least_squares(
     """
     both = kept[:, None] & kept[None, :]
     gram = jnp.where(both, normal.gram, 0)
-    energy = jnp.diag(gram)
+    energy = resisting(gram, kept, ridge)
     system = gram + jnp.diag(jnp.where(energy > 0, damping.astype(gram.dtype) * energy, 1))
     start = jnp.where(kept[:, None], weight, 0)
     rest = jnp.where(kept[:, None], normal.cross - gram @ start, 0)
     return start + jnp.where(kept[:, None], cho_solve(cho_factor(system), rest), 0)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=("ridge",))
 def damping_errors(
     fit: Normal,
     judge: Normal,
     weight: Float[Array, "coordinates embed"],
     kept: Bool[Array, "coordinates"],
     dampings: Float[Array, "candidates"],
+    ridge: Ridge = "coordinate",
 ) -> Float[Array, "candidates"]:
     """Return `output_error` on `judge` of `least_squares` on `fit` for every damping above 0, by one factorisation.
 
@@ -93,7 +106,7 @@ def damping_errors(
     s = 1 / (Λ + δ). So the error is a quadratic form in the vector s, whose matrix and slope are made once.
     """
     gram = jnp.where(kept[:, None] & kept[None, :], fit.gram, 0)
-    energy = jnp.diag(gram)
+    energy = resisting(gram, kept, ridge)
     scale = jnp.where(energy > 0, jax.lax.rsqrt(jnp.where(energy > 0, energy, 1)), 0)[:, None]
     start = jnp.where(kept[:, None], weight, 0)
     with jax.default_matmul_precision("highest"):
@@ -180,6 +193,11 @@ class Repair:
 
     biases: ClassVar[bool] = False
     """Whether biases are added to the output projections."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether each sub-block makes up for its own units only, so that one which keeps all stays as it is."""
+        return False
 
     propagate: Propagate = "pruned"
     """`dense`: each sub-block for itself, on the activations of the unpruned model; `pruned`: layer by layer, on those

@@ -22,9 +22,10 @@ from saap_jax.steps.run import Runner
 from saap_jax.steps.score.score import Stable
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery import sequence
+from saap_jax.surgery.compensation import compensate
 from tests.divergence import plain_divergence
 from tests.helpers import layers_of, losses_of, random_model, random_tokens, reference, spec_of
-from tests.in_sequence import entering, surgeon_order, swapped_by_hand
+from tests.in_sequence import entering, matrices, refitted_by_hand, surgeon_order, swapped_by_hand
 
 LAYERS, KV_HEADS, GROUP, HEAD_DIM, CHANNELS, EMBED = 10, 3, 2, 4, 12, 8
 TOKENS = random_tokens(6, 9)
@@ -183,7 +184,7 @@ def test_flap(model, activations):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["wanda-sp", "minitron", "fasp-mlp"])
+@pytest.mark.parametrize("name", ["wanda-sp", "minitron", "fasp-mlp", "fasp-mlp-our-repair"])
 @pytest.mark.parametrize("ratio", [0.3])
 def test_rules_of_activations(model, activations, name, ratio):
     """The lowest of each layer go: Wanda's |W| · ‖a‖₂ behind what was pruned, or Minitron's means and norms."""
@@ -206,7 +207,7 @@ def test_rules_of_activations(model, activations, name, ratio):
         for structure, values in scores.items():
             gone = np.flatnonzero(~keep[structure][layer])
             np.testing.assert_array_equal(gone, np.sort(np.argsort(values)[: len(gone)]))
-        if name == "fasp-mlp":
+        if name.startswith("fasp"):
             assert keep["attention"][layer].all()
         if name == "wanda-sp":
             assert (~keep["attention"][layer]).sum() == int(ratio * KV_HEADS)
@@ -275,12 +276,13 @@ def test_shortened_llama_by_taylor(model, gradients):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["slimgpt", "slimgpt-our-repair"])
 @pytest.mark.parametrize("ratio", [0.3])
-def test_slimgpt(model, ratio, monkeypatch):
+def test_slimgpt(model, name, ratio, monkeypatch):
     """Shares grow with log(layer + 1); heads rounded down, channels fill; in each layer the surgeon's first go."""
     monkeypatch.setattr(sequence, "BLOCK", 4)  # of 12 channels, not at once
     sequence._scores.clear_cache()
-    keep, repair = kept(model, "slimgpt", ratio), repair_of("slimgpt")
+    keep, repair = kept(model, name, ratio), repair_of(name)
     sequence._scores.clear_cache()
     share = ratio * LAYERS * np.log1p(np.arange(LAYERS)) / np.log1p(np.arange(LAYERS)).sum()
     for layer, weights in enumerate(layers_of(model)):
@@ -305,11 +307,12 @@ def test_slimgpt(model, ratio, monkeypatch):
 
 
 @pytest.mark.slow
-def test_osscar(model, monkeypatch):
+@pytest.mark.parametrize("recipe", ["osscar", "osscar-our-repair"])
+def test_osscar(model, recipe, monkeypatch):
     """The same share of each layer, heads rounded down; by greedy removal, then by swaps while the error falls."""
     monkeypatch.setattr(sequence, "BLOCK", 4)
     sequence._scores.clear_cache()
-    keep, repair = kept(model, "osscar", 0.4), repair_of("osscar")
+    keep, repair = kept(model, recipe, 0.4), repair_of(recipe)
     sequence._scores.clear_cache()
     swaps = 0
     for layer, weights in enumerate(layers_of(model)):
@@ -329,11 +332,12 @@ def test_osscar(model, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["modegpt-mlp", "modegpt-mlp-our-repair"])
 @pytest.mark.parametrize("ratio", [0.15, 0.28])
-def test_modegpt_of_the_mlp(model, ratio):
+def test_modegpt_of_the_mlp(model, name, ratio):
     """Layers lose in proportion to e^(-block influence / ε), at most what they have; the lowest leverage goes."""
-    (temperature,) = (step.temperature for step in parse("modegpt-mlp").steps if isinstance(step, Softmax))
-    keep = kept(model, "modegpt-mlp", ratio)
+    (temperature,) = (step.temperature for step in parse(name).steps if isinstance(step, Softmax))
+    keep = kept(model, name, ratio)
     assert keep["attention"].all()
     weights = np.exp(-block_influence(model) / temperature)
     most, goal = (CHANNELS - 1) * CHANNEL, ratio * LAYERS * LAYER
@@ -343,12 +347,35 @@ def test_modegpt_of_the_mlp(model, ratio):
     assert np.abs(gone - expected).max() <= 1.5
     assert np.ptp(gone) > 1
     for layer in range(LAYERS):
-        active = entering(model, keep, layer, "mlp", TOKENS, ROWS, repair_of("modegpt-mlp"))[:, :, 0]
+        active = entering(model, keep, layer, "mlp", TOKENS, ROWS, repair_of(name))[:, :, 0]
         moment = active.T @ active / len(active)
         system = moment + 0.01 * np.mean(np.diag(moment)) * np.eye(CHANNELS)
         scores = np.diag(moment @ np.linalg.inv(system))
         lowest = np.sort(np.argsort(scores)[: gone[layer]])
         np.testing.assert_array_equal(np.flatnonzero(~keep["mlp"][layer]), lowest, err_msg=str(layer))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "ridge"), [("fasp-mlp", 0.01), ("slimgpt", 0.01), ("osscar", 0.01), ("modegpt-mlp", 0.0001)]
+)
+def test_as_published_they_refit_what_they_prune(model, name, ridge):
+    """W'[K] = W[K] + (G_KK + λ I)⁻¹ G_KR W[R] on the pruned stream, λ over the mean of the diagonal; the rest stays."""
+    chain, old = parse(name), matrices(model)
+    runner = Runner(LlamaSubject(model), {"text": Windows(TOKENS, MASK)}, [chain], Passes(1))
+    state = runner.run(chain, 0.3)
+    made, ours = (
+        matrices(each.model)
+        for each in (state.subject, compensate(model, state.keep, ROWS, repair_of(f"{name}-our-repair")))
+    )
+    whole = 0
+    for structure, expected in refitted_by_hand(model, state.keep, TOKENS, ridge, "mean").items():
+        np.testing.assert_allclose(made[structure], expected, rtol=0.01, atol=0.01 * np.abs(old[structure]).max())
+        stay = state.keep[structure].all(axis=1)
+        whole += stay.sum()
+        np.testing.assert_array_equal(made[structure][stay], old[structure][stay])
+        assert stay.all() or np.abs(made[structure] - ours[structure]).max() > 0.1, "control: our repair"
+    assert whole or name == "osscar"
 
 
 # --- EvoPress ------------------------------------------------------------------------------------

@@ -6,37 +6,12 @@ import pytest
 from saap_jax.llama.segments import existing_units
 from saap_jax.steps.repair.output import Blended, LeastSquares
 from saap_jax.surgery.compensation import compensate
-from tests.helpers import changed, dense_model, layers_of, random_keep, random_tokens, reference
+from saap_jax.surgery.corrections import DAMPINGS
+from tests.helpers import dense_model, random_keep, random_tokens, relative
+from tests.in_sequence import PATHS, entering, matrices, refitted_by_hand
 
 TOKENS = random_tokens(8, 7)
 BATCHES = [(TOKENS[at : at + 2], np.ones((2, 7), bool)) for at in range(0, 8, 2)]
-PATHS = {"attention": "attention/output", "mlp": "mlp/down"}
-
-
-def matrices(model) -> dict[str, np.ndarray]:
-    """Return the output matrices of all layers, `[layers, coordinates, embed]` a structure."""
-    return {name: np.stack([layer[path].reshape(-1, 8) for layer in layers_of(model)]) for name, path in PATHS.items()}
-
-
-def by_hand(model, keep, damping: float) -> dict[str, np.ndarray]:
-    """Return output matrices W'[K] = W[K] + (G_KK + δ D)⁻¹ (Σ â (â W)ᵀ - G W) of each sub-block in turn, where a W on
-    the pruned stream is the target; activations are those of the other implementation."""
-    made = {name: each.copy() for name, each in matrices(model).items()}
-    now = model
-    for layer in range(2):
-        for name, path in PATHS.items():
-            seen = np.concatenate([reference(now, row)[1][layer][name] for row in TOKENS])
-            active, weight = seen.reshape(len(seen), -1), matrices(model)[name][layer]
-            kept = np.repeat(keep[name][layer], len(weight) // keep[name].shape[1])
-            gram = active.T @ active
-            among, cross = gram[np.ix_(kept, kept)], gram[kept] @ weight
-            system = among + damping * np.diag(np.diag(among))
-            new = np.zeros_like(weight)
-            new[kept] = weight[kept] + np.linalg.solve(system, cross - among @ weight[kept])
-            made[name][layer] = new
-            now = changed(now, f"segments/0/{path}", lambda value, at=layer, new=new: value.at[at].set(
-                new.reshape(value.shape[1:])))  # fmt: skip
-    return made
 
 
 @pytest.fixture
@@ -52,7 +27,7 @@ def test_one_end_is_least_squares_and_the_other_the_sub_block_itself(problem):
         matrices(compensate(model, keep, BATCHES, repair).model)
         for repair in (LeastSquares(**options), *(Blended(blend=blend, **options) for blend in (1.0, 0.0, 0.5)))
     )
-    expected = by_hand(model, keep, 0.1)
+    expected = refitted_by_hand(model, keep, TOKENS, 0.1)
     for name in PATHS:
         np.testing.assert_array_equal(one[name], least[name])
         np.testing.assert_allclose(none[name], expected[name], rtol=1e-6, atol=1e-8)
@@ -69,3 +44,46 @@ def test_of_the_first_sub_block_alone_both_targets_are_the_same(problem):
     first, last = (matrices(each)["attention"][1] for each in made)
     np.testing.assert_allclose(first, last, rtol=1e-8, atol=1e-10)
     assert (first != matrices(model)["attention"][1]).any(), "control"
+
+
+def test_a_ridge_may_be_relative_to_the_mean_of_the_diagonal(problem):
+    model, keep = problem
+    options = {"blend": 0.0, "damping": 0.3, "tokens": "equal"}
+    mean, coordinate = (
+        matrices(compensate(model, keep, BATCHES, Blended(**options, ridge=ridge)).model)
+        for ridge in ("mean", "coordinate")
+    )
+    for name, expected in refitted_by_hand(model, keep, TOKENS, 0.3, "mean").items():
+        np.testing.assert_allclose(mean[name], expected, rtol=1e-6, atol=1e-8)
+        assert np.abs(mean[name] - coordinate[name]).max() > 1e-3, "control"
+    chosen = compensate(model, keep, BATCHES, LeastSquares(ridge="mean")).corrections
+    assert all(each.damping in (*DAMPINGS, np.inf) for each in chosen), "on held-out text, too"
+
+
+def test_without_a_ridge_it_is_the_nystrom_refit(problem):
+    """(SᵀCS)⁻¹ SᵀC W, C of what the sub-block reads from the pruned stream; what keeps all stays, to the bit."""
+    model, keep = problem
+    keep["attention"][:] = True
+    repair = Blended(blend=0.0, damping=1e-10, tokens="equal", ridge="mean")
+    made, old = matrices(compensate(model, keep, BATCHES, repair).model), matrices(model)
+    np.testing.assert_array_equal(made["attention"], old["attention"])
+    for layer in range(2):
+        active = entering(model, keep, layer, "mlp", TOKENS, BATCHES, repair)[:, :, 0]
+        moment, kept = active.T @ active, keep["mlp"][layer]
+        expected = np.linalg.solve(moment[np.ix_(kept, kept)], moment[kept] @ old["mlp"][layer])
+        np.testing.assert_allclose(made["mlp"][layer][kept], expected, rtol=1e-4, atol=1e-6)
+    towards = matrices(compensate(model, keep, BATCHES, LeastSquares(damping=0.01, tokens="equal")).model)
+    assert (towards["attention"][1] != old["attention"][1]).any(), "control: ours refits what keeps all"
+
+
+def test_behind_a_norm_the_target_is_what_the_sub_block_itself_writes(x64):
+    """As Gemma has it, where another blend goes towards what the unpruned model writes."""
+    model = relative("gemma3_text", dtype=np.float64)
+    keep = random_keep(existing_units(model.segments), 0.4, seed=2)
+    alone, half = (
+        matrices(compensate(model, keep, BATCHES, Blended(blend=blend, damping=0.1, tokens="equal")).model)
+        for blend in (0.0, 0.5)
+    )
+    for name, expected in refitted_by_hand(model, keep, TOKENS, 0.1).items():
+        np.testing.assert_allclose(alone[name], expected, rtol=1e-6, atol=1e-8)
+        assert np.abs(half[name][1] - expected[1]).max() > 1e-3, "control"

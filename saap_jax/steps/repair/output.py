@@ -14,6 +14,7 @@ from saap_jax.subjects.base import Subject
 from saap_jax.surgery.corrections import (
     DAMPINGS,
     Repair,
+    Ridge,
     Solved,
     Sums,
     check_microbatches,
@@ -84,8 +85,10 @@ class LeastSquares(OutputRepair):
     """
 
     damping: Annotated[float | None, check_positive] = None
-    """δ, how much each kept weight resists, relative to its input's mean square; None: what does best on every fourth
+    """δ, how much each kept weight resists, relative to a mean square; None: what does best on every fourth
     microbatch of the calibration text, for each sub-block."""
+    ridge: Ridge = "coordinate"
+    """Whose mean square the damping is relative to: each input's own, or the mean over the inputs that stay."""
 
     def check(self, subject: Subject, microbatches: int) -> None:
         """Raise ValueError for a model of which nothing can be repaired so, or too little text to hold some out."""
@@ -97,16 +100,19 @@ class LeastSquares(OutputRepair):
         """Solve for the kept rows with the given damping, or the one that the held-out text prefers."""
         nothing = jnp.zeros(weight.shape[1], weight.dtype)
         if self.damping is None:
-            errors = np.asarray(damping_errors(sums.fit, sums.judge, weight, kept, jnp.asarray(DAMPINGS, weight.dtype)))
+            errors = np.asarray(
+                damping_errors(sums.fit, sums.judge, weight, kept, jnp.asarray(DAMPINGS, weight.dtype), self.ridge)
+            )
             damping, error = DAMPINGS[int(np.argmin(errors))], float(errors.min())
             unchanged = float(output_error(sums.judge, left(weight, kept), nothing))
             if unchanged <= error:  # no damping is as good as none at all
                 return Solved(left(weight, kept), None, unchanged, math.inf)
         else:
             damping = self.damping
-            fitted = least_squares(sums.fit, weight, kept, jnp.asarray(damping))
+            fitted = least_squares(sums.fit, weight, kept, jnp.asarray(damping), self.ridge)
             error = float(output_error(sums.judge, fitted, nothing))
-        return Solved(least_squares(sums.everything, weight, kept, jnp.asarray(damping)), None, error, damping)
+        new = least_squares(sums.everything, weight, kept, jnp.asarray(damping), self.ridge)
+        return Solved(new, None, error, damping)
 
 
 @step("blended")
@@ -126,6 +132,11 @@ class Blended(LeastSquares):
         super().__post_init__()
         if self.propagate != "pruned":
             raise ValueError(f"blended.propagate: expected pruned, got {self.propagate}: there is no other target")
+
+    @property
+    def alone(self) -> bool:
+        """With β = 0, whatever the layers before got wrong."""
+        return not self.blend
 
     def target(
         self, own: Float[Array, "batch seq embed"], lacking: Float[Array, "batch seq embed"]

@@ -135,12 +135,13 @@ def indicators(
                 for name, part in entry.parts(structures).items():
                     each = {member: scored.scores[member][name] for member in fusion_members(part)}
                     fusion = fusions.get(part if label == entry.named else label)
-                    rows[label][name].append(fusion.of(name, each) if len(each) > 1 and fusion else each[part])
+                    rows[label][name].append(
+                        fusion.of(name, each) if len(each) > 1 and fusion else np.asarray(each[part])
+                    )
     counts = {len(each) for own in rows.values() for each in own.values()}
     if min(counts, default=0) < 2:
         return {}
-    stacked = {label: {name: np.stack(each) for name, each in own.items()} for label, own in rows.items()}
-    return {label: stability_indicator(own) for label, own in stacked.items()}
+    return {label: stability_indicator({n: np.stack(each) for n, each in own.items()}) for label, own in rows.items()}
 
 
 EACH = "observe each example by itself"
