@@ -173,3 +173,12 @@ def test_what_was_killed_between_two_attentions_goes_on(model, monkeypatch):
     done.pop()  # so that it may judge once more, and no more
     again = kept(model, "two-ssp", 0.65, store)
     assert all((again[name] == whole[name]).all() for name in whole)
+
+
+@pytest.mark.slow
+def test_attentions_are_judged_on_the_first_windows(model, monkeypatch):
+    judge, seen = step.mean_losses, []
+    monkeypatch.setattr(step, "mean_losses", lambda *given: seen.append(given[1].tokens) or judge(*given))
+    kept(model, parse("two-ssp").written.replace("examples=16", "examples=2"), 0.35)
+    assert all((tokens == TOKENS[:2]).all() for tokens in seen)
+    assert len(seen) == 1

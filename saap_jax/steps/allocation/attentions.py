@@ -5,7 +5,7 @@ from typing import Annotated
 
 import numpy as np
 
-from saap_jax.config.checks import check_positive
+from saap_jax.config.checks import Natural, check_positive
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.steps.limits import protected
@@ -28,6 +28,8 @@ class Attentions(Step):
 
     balance: Annotated[float, check_positive] = 1.5
     """α; the larger, the more attentions go."""
+    examples: Natural = 0
+    """On how many of the first windows of the text attentions are judged; 0: on all."""
 
     def check(self, subject: Subject, microbatches: int) -> None:
         """Raise ValueError for a model that does not tell attention and MLP apart."""
@@ -47,11 +49,12 @@ class Attentions(Step):
             raise ValueError(
                 f"attentions: expected at least {count} that may go, got {free.sum()}; protect fewer layers"
             )
+        text = subject.rows(on.text, slice(self.examples or None))
         gone = on.store.load().get("gone", np.zeros(0, np.int64)).tolist()
         for _ in on.progress("remove attentions")(range(count - len(gone))):
             tried = [layer for layer in np.flatnonzero(free).tolist() if layer not in gone]
             keeps = [without(state.keep, [*gone, layer]) for layer in tried]
-            losses = mean_losses(subject, on.text, keeps, Passes(on.batch_size), "")
+            losses = mean_losses(subject, text, keeps, Passes(on.batch_size), "")
             gone.append(tried[int(np.argmin(losses))])
             on.store.save({"gone": np.array(gone)})
         return state._replace(keep=without(state.keep, gone))

@@ -207,7 +207,7 @@ def _soft(learnt: Any, gradient: Scores, costs: Mapping[str, np.ndarray], now: M
     sharp = SHARP[0] - (SHARP[0] - SHARP[1]) * math.sqrt(now.step / now.steps)
     both = {name: retention(z, sharp) for name, z in gates.items()}
     over = sum(float((now.share[name] * s).sum()) for name, (s, _) in both.items()) - now.kept
-    slopes = {
+    slopes: Scores = {
         name: gradient[name] + now.share[name] * slope * (linear + 2 * square * over + BINARY * (1 - 2 * s))
         for name, (s, slope) in both.items()
     }
@@ -216,7 +216,7 @@ def _soft(learnt: Any, gradient: Scores, costs: Mapping[str, np.ndarray], now: M
 
 
 def _soft_start(keep: Keep) -> Any:
-    gates = {name: np.ones(kept.shape) for name, kept in keep.items()}
+    gates: Scores = {name: np.ones(kept.shape) for name, kept in keep.items()}
     return gates, adam_start(gates), (0.0, 0.0)
 
 
