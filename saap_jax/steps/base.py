@@ -190,6 +190,18 @@ class Step:
         """Find the step behind it on which it depends, if any."""
         return None
 
+    def passes(self, before: float, parts: int, ratio: float) -> float:
+        """Estimate how many forward passes over the calibration text a chain takes up to this step.
+
+        The one that scores the unpruned model does not count.
+
+        Args:
+            before: passes of the steps before it.
+            parts: microbatches of the text.
+            ratio: share of the prunable parameters that goes.
+        """
+        return before
+
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Take the step.
 

@@ -16,6 +16,7 @@ scores and limits at the beginning, `uniform` does. The name of a recipe stands 
 import ast
 import dataclasses
 import difflib
+import functools
 import itertools
 import keyword
 import re
@@ -79,6 +80,10 @@ class Chain:
         early = itertools.takewhile(lambda each: each.kind in ("score", "limits"), self.steps)
         inner = (score for each in self.steps for chain in each.inner for score in chain.scores)
         return (*(each for each in early if isinstance(each, Score)), *inner)
+
+    def passes(self, parts: int, ratio: float) -> float:
+        """Estimate how many forward passes over a text of `parts` microbatches it takes beside the one that scores."""
+        return functools.reduce(lambda before, each: each.passes(before, parts, ratio), self.steps, 0.0)
 
     def check(self, subject: Subject, microbatches: int) -> None:
         """Raise ValueError for a model, or too little text, with which a step cannot work."""

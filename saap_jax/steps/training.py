@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from saap_jax.types import Scores
+from saap_jax.types import HELD_OUT, Scores
 
 
 def rounds(parts: int, steps: Iterable[int], done: int = 0) -> Iterator[list[tuple[int, int]]]:
@@ -23,6 +23,12 @@ def rounds(parts: int, steps: Iterable[int], done: int = 0) -> Iterator[list[tup
         random.permutation(parts)
     while some := list(zip(random.permutation(parts).tolist(), left, strict=False)):
         yield some
+
+
+def trained(steps: int, parts: int) -> float:
+    """Estimate the forward passes over a text that so many steps take, each 2.6 over a part, and judging each round."""
+    held = 1 / HELD_OUT
+    return (2.6 * steps + held * steps / (1 - held)) / parts + held
 
 
 def cosine(rate: float, step: int, steps: int) -> float:

@@ -247,3 +247,18 @@ def test_what_is_no_chain_is_one_line(text, said):
     assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match="chain: expected one value an option, got 'learn"):
         chain("wanda", "learn(steps=(0, 3))")
+
+
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        ("wanda > uniform", 0.0),
+        ("wanda > uniform > least_squares", 3.0),
+        ("wanda > uniform > least_squares > scales(8)", 3 + (2.6 * 8 + 8 / 3) / 4 + 0.25),
+        ("wanda > uniform > least_squares > rounds(0.1)", 2 * 3 + 4.0),
+        ("best_of(wanda > uniform > bias, wanda, magnitude > uniform > layerwise(wanda))", 3 + 3 + 3.0),
+        ("wanda > uniform > evolve(2, 8, (2, 1), (1, 4))", 2 * (8 + 3 * 4) / 4),
+    ],
+)
+def test_passes_are_counted_before_they_are_taken(text, passes):
+    assert parse(text).passes(4, 0.2) == pytest.approx(passes)

@@ -31,6 +31,11 @@ class Rounds(Step):
         if not 0.0001 <= self.every < 1:
             raise ValueError(f"rounds.every: expected a share in [0.0001, 1), got {self.every}{meant(self.every)}")
 
+    def passes(self, before: float, parts: int, ratio: float) -> float:
+        """Those of the steps before it in each round; scoring anew takes about four."""
+        rounds = len(stations(ratio, self.every))
+        return rounds * before + 4 * (rounds - 1)
+
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Run the rounds; a round that a larger block has made needless is left out."""
         for ratio in stations(on.ratio, self.every):

@@ -69,6 +69,12 @@ class Evolve(Step):
                 f"{len(self.survivors)}, got {' '.join(map(str, self.microbatches)) or 'none'}"
             )
 
+    def passes(self, before: float, parts: int, ratio: float) -> float:
+        """Those over the microbatches that the stages of a generation judge on."""
+        asked = [self.offspring, *(each + 1 for each in self.survivors[:-1])]
+        judged = sum(count * few for count, few in zip(asked, self.microbatches, strict=True))
+        return before + self.generations * judged / parts
+
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Search from the keep-set on; return the best of it and the outcome."""
         within = state.subject.limits(state.limits.at(on.final))

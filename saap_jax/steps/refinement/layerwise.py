@@ -35,6 +35,10 @@ class Layerwise(Step):
         """Find the first repair behind this step."""
         return next((each for each in behind if isinstance(each, OutputRepair)), None)
 
+    def passes(self, before: float, parts: int, ratio: float) -> float:
+        """As many as a repair, which the one behind it saves."""
+        return before + 3
+
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Choose as many units of each layer and structure."""
         repair = self.ahead(on.behind)

@@ -47,7 +47,7 @@ from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.steps.limits import first_prunable
-from saap_jax.steps.training import adam, adam_start, cosine, rounds
+from saap_jax.steps.training import adam, adam_start, cosine, rounds, trained
 from saap_jax.subjects.base import Subject
 from saap_jax.types import Keep, Scores
 
@@ -91,6 +91,10 @@ class Learn(Step):
         """Raise ValueError for too little text, or a model whose units have no gates of their own."""
         if self.steps:
             self.check_objective(subject, microbatches)
+
+    def passes(self, before: float, parts: int, ratio: float) -> float:
+        """Those of the steps of training."""
+        return before + trained(self.steps, parts)
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Return the best keep-set of the start and of what the rounds ended with."""

@@ -38,6 +38,10 @@ class OutputRepair(Repair, Step):
         """Raise ValueError for a model of which nothing can be repaired so."""
         subject.check_repair(self, microbatches)
 
+    def passes(self, before: float, parts: int, ratio: float) -> float:
+        """One of the unpruned model, two of the pruned one."""
+        return before + 3
+
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Repair the model as it is pruned."""
         ready = state.ready

@@ -18,7 +18,7 @@ import numpy as np
 from saap_jax.config.checks import Positive, check_positive
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.steps.limits import first_prunable
-from saap_jax.steps.training import adam, adam_start, cosine, rounds
+from saap_jax.steps.training import adam, adam_start, cosine, rounds, trained
 from saap_jax.types import Scores
 
 
@@ -38,6 +38,10 @@ class Scales(Step):
     """Steps of Adam, each on a microbatch of the calibration text and shorter than three forward passes over it."""
     rate: Annotated[float, check_positive] = 0.01
     """Learning rate of the first step; it falls to 0 as a cosine."""
+
+    def passes(self, before: float, parts: int, ratio: float) -> float:
+        """Those of the steps of training."""
+        return before + trained(self.steps, parts)
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Train the factors of the model as it is."""
