@@ -107,9 +107,7 @@ def _prune(
         costs = targets.costs_of(config.targets, subject.model, track)
         asked = targets.targets_of(config.targets, costs.of(subject.model.spec))
     clock = [time.perf_counter()]
-    parts = -(-sum(subject.count(each)[0] for each in scenarios.values()) // calibration.batch_size)
-    with step(track, f"score all units, and then take about {chain.passes(parts, ratio):.0f} passes over the text"):
-        runner.first()
+    runner.begin(chain, ratio)
     if costs is not None:
         _, ratio = targets.smallest(runner, chain, config.ratio or 0.0, costs, asked)
     chosen = runner.choose(chain, ratio)

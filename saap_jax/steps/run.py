@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from saap_jax.estimation.registry import code_of
+from saap_jax.runtime import progress
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import Allocation, choose, most_removable
@@ -98,10 +99,20 @@ class Runner:
         self._expect(chain)
         return self._after(chain.steps[:end], self._start(), ratio, ratio, chain.steps[end:])
 
+    @property
+    def parts(self) -> int:
+        """Microbatches of the text."""
+        return -(-sum(self.subject.count(each)[0] for each in self.text.values()) // self.passes.batch_size)
+
+    def begin(self, chain: Chain, ratio: float) -> None:
+        """Score the unpruned model, and say how many passes over the text a chain takes behind that."""
+        after = chain.passes(self.parts, ratio)
+        with progress.step(self.passes.track, f"score all units, before about {after:.0f} passes over the text"):
+            self.first()
+
     def check(self, chain: Chain, ratios: Sequence[float]) -> None:
         """Raise ValueError for what can be known to fail before any time is spent."""
-        rows = sum(self.subject.count(examples)[0] for examples in self.scenarios.values())
-        chain.check(self.subject, -(-rows // self.passes.batch_size))
+        chain.check(self.subject, self.parts)
         if inner := [each for step in chain.steps for each in step.inner]:
             for each in inner:
                 self.check(each, ratios)
