@@ -40,10 +40,11 @@ PLAIN_AND_REFITTED = " ".join(
     f"{name} '{name}-refit = {name} > uniform > least_squares(damping=0.1)'" for name in ("wanda", "{second}")
 )
 ALL = (
-    "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner "
+    "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner ddp "
     "default evopress fasp-mlp fasp-mlp-our-repair flap gisp grasprune llm-pruner-param-first llm-pruner-param-mix "
     "llm-pruner-param-second llm-pruner-vectorize minitron modegpt-mlp modegpt-mlp-our-repair osscar osscar-our-repair "
-    "saap saap-stable-goes shortened-llama-ppl shortened-llama-taylor shortgpt sleb slimgpt slimgpt-our-repair wanda-sp"
+    "saap saap-stable-goes shortened-llama-ppl shortened-llama-taylor shortgpt sleb slimgpt slimgpt-our-repair two-ssp "
+    "wanda-sp ziplm"
 )
 """The estimators of the quickstart, and every recipe."""
 COMMANDS = {

@@ -91,7 +91,9 @@ def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(sessi
     assert not np.allclose(over_scenarios["mlp"], both.indicator("wanda")["mlp"], atol=0.1)
 
 
-@pytest.mark.parametrize("scope", ["structure", "global", "layer"])
+@pytest.mark.parametrize(
+    "scope", ["structure", *(pytest.param(each, marks=pytest.mark.slow) for each in ("global", "layer"))]
+)
 def test_what_has_to_be_stable_is_the_importance_itself_of_each_example(session, scope):
     """A fusion's by the σ of all examples, though each example alone would have others; not that of gate gradients."""
     model, windows = session

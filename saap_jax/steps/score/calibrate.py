@@ -1,5 +1,6 @@
 """From calibration text to scores: observe each scenario in one pass, score, fuse."""
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -117,29 +118,20 @@ def indicators(
     """Compute the stability indicator of each entry of a plan over the examples of all scenarios together.
 
     The importance I_n of an example n is what the same formulas say of the statistics of that example alone: an exact
-    pass over each of them, the gradients of all weights included. Those of a fusion are fused by the σ that all
-    examples of the scenario have led to. Nothing where there are fewer than two examples.
+    pass over each of them, the gradients of all weights included. A fusion's is fused by the σ that all examples of the
+    scenario have led to. Nothing where there are fewer than two examples.
     """
-    structures = tuple(subject.existing)
-    alone = {member: Score(member, each.given) for each in plan.values() for member in each.members(structures)}
-    rows: dict[str, dict[str, list[np.ndarray]]] = {label: {name: [] for name in structures} for label in plan}
+    rows: dict[str, dict[str, list[Any]]] = {label: {name: [] for name in subject.existing} for label in plan}
+    several, alone = len(scenarios) > 1, Passes(1, passes.remat)
     for scenario, examples in scenarios.items():
-        fusions = found.fusions[scenario]
-        numbers = range(subject.count(examples)[0])
-        for at in passes._replace(scenario=scenario * (len(scenarios) > 1)).progress(EACH)(numbers):
+        progress = passes._replace(scenario=scenario if several else "").progress(EACH)
+        for at in progress(range(subject.count(examples)[0])):
             one = subject.rows(examples, slice(at, at + 1))
-            if not subject.count(one)[1]:
-                continue  # padding
-            _, scored = score_examples(subject, one, alone, Passes(1, passes.remat), keep=keep)
-            for label, entry in plan.items():
-                for name, part in entry.parts(structures).items():
-                    each = {member: scored.scores[member][name] for member in fusion_members(part)}
-                    fusion = fusions.get(part if label == entry.named else label)
-                    rows[label][name].append(
-                        fusion.of(name, each) if len(each) > 1 and fusion else np.asarray(each[part])
-                    )
-    counts = {len(each) for own in rows.values() for each in own.values()}
-    if min(counts, default=0) < 2:
+            if subject.count(one)[1]:  # else padding
+                _, scored = score_examples(subject, one, plan, alone, keep=keep, fixed=found.fusions[scenario])
+                for label, name in itertools.product(plan, subject.existing):
+                    rows[label][name].append(scored.scores[label][name])
+    if any(len(each) < 2 for own in rows.values() for each in own.values()):
         return {}
     return {label: stability_indicator({n: np.stack(each) for n, each in own.items()}) for label, own in rows.items()}
 
@@ -156,12 +148,14 @@ def score_examples(
     *,
     statistics: Statistics | None = None,
     keep: Keep | None = None,
+    fixed: Mapping[str, Fusion] = MappingProxyType({}),
 ) -> tuple[Statistics | None, Scored]:
     """Run the one pass over a scenario's examples, and score every unit by each entry of a plan.
 
     Args:
         statistics: of an earlier pass, which takes the place of a new one.
         keep: score the model with all other units masked; these then have no score (NaN).
+        fixed: see `score_plan`.
 
     Returns:
         The statistics, and the scores.
@@ -176,7 +170,7 @@ def score_examples(
         curvature = curvature_of(members.values())
         statistics = subject.observe(examples, needs, passes, curvature=curvature, keep=keep)
     nothing = Statistics(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(0), {})
-    return statistics, score_plan(subject.weights, statistics or nothing, plan, keep, exact)
+    return statistics, score_plan(subject.weights, statistics or nothing, plan, keep, exact, fixed=fixed)
 
 
 # --- pure: statistics to scores ------------------------------------------------------------------
@@ -189,12 +183,14 @@ def score_plan(
     keep: Keep | None = None,
     given: Mapping[str, Estimator] = MappingProxyType({}),
     known: Mapping[str, Scores] = MappingProxyType({}),
+    fixed: Mapping[str, Fusion] = MappingProxyType({}),
 ) -> Scored:
     """Score every unit (or those that are kept) by each entry of a plan, from the same statistics.
 
     Args:
         given: what stands for members, such as oracles whose scores are known.
         known: scores of members that are not made anew, since the statistics that they need are not there any more.
+        fixed: fusions, as were made of other statistics, whose σ are taken.
     """
     present = {name: units if keep is None else keep[name] for name, units in units_of(model).items()}
     structures = tuple(present)
@@ -214,10 +210,13 @@ def score_plan(
             own, named = fusion_members(part), (part, *entry.fusion)
             if len(own) < 2:
                 continue
+            name = part if label == entry.named else label
             if named not in known_fusions:
-                scores_of = {member: each[member] for member in own}
-                known_fusions[named] = fuse(scores_of, *entry.fusion, per_example if examples else None)
-            fusions[part if label == entry.named else label] = known_fusions[named]
+                scores_of, rest = {member: each[member] for member in own}, per_example if examples else None
+                known_fusions[named] = (
+                    fixed[name].again(scores_of) if name in fixed else fuse(scores_of, *entry.fusion, rest)
+                )
+            fusions[name] = known_fusions[named]
             each[part] = known_fusions[named].scores
         scores[label] = {structure: each[part][structure] for structure, part in parts.items()}
     return Scored(scores, fusions)

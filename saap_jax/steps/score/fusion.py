@@ -1,7 +1,6 @@
 """Stage 2b: several estimators' scores of a unit become one, weighted by learned uncertainty. Sees scores, no model."""
 
 import re
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -36,18 +35,16 @@ class Fusion(NamedTuple):
     loss: float
     """Σ over scopes and estimators of mean I_m / (2 σ_m²) + log σ_m: what the learned σ minimise."""
 
-    def of(self, structure: str, scores: Mapping[str, Float[Array | np.ndarray, "layers units"]]) -> np.ndarray:
-        """Fuse other scores I_m of a structure, such as those of a single example, by the same σ, without constants."""
-
-        def weight(estimator: str, layer: int) -> float:
-            own = self.weights[estimator]
-            return own.get("global", own.get(structure, own.get(f"{structure}/{layer}", np.nan)))
-
-        total = 0.0
-        for name, values in scores.items():
-            weights = np.array([weight(name, layer) for layer in range(len(values))])
-            total = total + weights[:, None] * np.asarray(values, np.float64)
-        return np.asarray(total)
+    def again(self, scores: dict[str, Scores]) -> "Fusion":
+        """Fuse other scores of the same units, such as those of a single example, by the same σ, without constants."""
+        fused: Scores = {}
+        for structure, like in next(iter(scores.values())).items():
+            scopes = [{"global", structure, f"{structure}/{layer}"} for layer in range(len(like))]
+            fused[structure] = np.zeros(np.shape(like))
+            for estimator, weights in self.weights.items():
+                own = [next((weights[name] for name in names & weights.keys()), np.nan) for names in scopes]
+                fused[structure] += np.array(own)[:, None] * np.asarray(scores[estimator][structure], np.float64)
+        return self._replace(scores=fused)
 
 
 class Units(NamedTuple):
