@@ -274,7 +274,8 @@ class Arena:
         row = dict(self.found["rows"].get(name, {}))
         if row.get("key") != key or "losses" not in row:
             raise SystemExit(f"{name}, seed {self.seed}: expected it to be run first, without --after and --tasks")
-        subject = state.subject.with_model(state.subject.cut(state.keep).model)
+        pruned: Any = state.subject
+        subject = pruned.with_model(pruned.cut(state.keep).model)
         if after:
             subject = subject.with_model(trained(subject, self.seed, self.setting))
             whole = {text: len(each) > self.setting.first for text, each in row["losses"].items()}
