@@ -1,5 +1,6 @@
 """What docs/arena.md and README.md say of the arena: made of the files in docs/arena, and held against them."""
 
+import functools
 import itertools
 import json
 import math
@@ -64,6 +65,7 @@ class Row(NamedTuple):
     """`ours`, `published`, `part` of a chain of ours, or `floor`."""
 
 
+@functools.cache
 def rows() -> dict[str, Row]:
     """List the rows, contenders first: recipes that can be run, then the beginnings of ours that are methods."""
     there = {name: each.chain for name, each in RECIPES.items() if not each.missing}
