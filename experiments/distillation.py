@@ -1,25 +1,30 @@
 """What does a pruned model learn from the unpruned one, beside the text? The ablation of docs/distillation.md.
 
-    SAAP_DATA=DATA python experiments/distillation.py run [--seeds 0 1 2] [--arms ARM ...] [--steps 32]
+    SAAP_DATA=DATA python experiments/distillation.py run [--seeds 0 1 2] [--starts START …] [--arms ARM …] [--steps N]
     python experiments/distillation.py report
 
-SmolLM2-135M without half of its prunable parameters, by the defaults of `saap prune` calibrated on C4, then
-`saap recover` of that model once for each arm: with LoRA, on the same rows of C4 in the same order, for the same steps.
+SmolLM2-135M without half of its prunable parameters, by the defaults of `saap prune` calibrated on C4: without their
+repair, with it, or with scales of units behind it (the starts). Then `saap recover` of each of these models once for
+each arm: with LoRA, on the same rows of C4 in the same order, for the same steps.
 The seed draws the calibration text, the rows and the adapters. Judged on the first 32 windows of 128 tokens of
 WikiText-2 (raw test) and of Penn Treebank (valid). Each arm runs in a process of its own, so that its memory is its
 own. What is done is not done again, and what was killed goes on. Results become a small file for each number of steps
 and seed in docs/distillation; `report` makes docs/distillation.md of these files. Minutes are wall time: give each run
-a core of its own (`taskset -c 0`), and leave that alone.
+a core of its own (`taskset -c 0`), and leave that alone. A seed, two arms, three starts, in ten minutes on two cores:
+
+    SAAP_DATA=DATA python experiments/distillation.py run --seeds 0 --starts mask "least squares" scales \\
+        --arms "language loss" "all logits" --steps 12
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from study_defaults import CALIBRATION, LENGTH, SHORT, TREEBANK, WIKITEXT
@@ -31,6 +36,7 @@ from saap_jax.config.recover import TrainingTextConfig
 from saap_jax.jobs.prune import prune
 from saap_jax.jobs.recover import recover
 from saap_jax.runs.directory import read_run
+from saap_jax.steps.chain import parse
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "distillation"
@@ -49,6 +55,15 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 """Fields of `training` by arm; weights and temperature were not searched."""
 
+UNREPAIRED = " > ".join(step.text for step in parse("default").steps if step.kind != "repair")
+REFITTED = "least squares"
+STARTS = {
+    "mask": UNREPAIRED,
+    REFITTED: f"{UNREPAIRED} > least_squares",
+    "scales": f"{UNREPAIRED} > least_squares > scales",
+}
+"""What is pruned, and how it is repaired before it learns."""
+
 PROTOCOL = {"ratio": RATIO, "batch": BATCH, "row": ROW, "rate": RATE, "windows": WINDOWS, "arms": ARMS}
 
 HEAD = f"""# What a pruned model learns from the unpruned one
@@ -58,10 +73,12 @@ HEAD = f"""# What a pruned model learns from the unpruned one
     python experiments/distillation.py report
 
 SmolLM2-135M without {RATIO:.0%} of its prunable parameters (defaults of `saap prune`, 32 windows of 128 tokens of C4),
-then `saap recover` with LoRA on batches of {BATCH} rows of {ROW} tokens of C4, learning rate {RATE:g}. Every arm
-takes the same rows in the same order; they differ in the loss alone: (1 − w) · language loss + w · T² · KL with w = 0.5
-and T = 2 where logits are compared, + 1 · the distance of the residual streams where hidden states are.
-*{TOP}* are read from [disk](training.md#a-teacher-on-disk), and the dense model is not in memory. ppl@{LENGTH} on the
+then `saap recover` with LoRA on batches of {BATCH} rows of {ROW} tokens of C4, learning rate {RATE:g}. It starts from
+the repaired model, where a table does not say that it is from the mask alone, or from scales of units behind the
+repair. Every arm takes the same rows in the same order; they differ in the loss alone:
+(1 − w) · language loss + w · T² · KL with w = 0.5 and T = 2 where logits are compared, + 1 · the distance of the
+residual streams where hidden states are. *{TOP}* are read from [disk](training.md#a-teacher-on-disk), and the dense
+model is not in memory. ppl@{LENGTH} on the
 first {WINDOWS} windows of WikiText-2 (raw test) and of Penn Treebank (valid); mean ± deviation over the seeds, which
 draw calibration text, rows and adapters. Differences in per cent of perplexity with 95 % intervals (paired bootstrap
 over seeds and windows). Minutes are wall time, on one core, of the training, and of the pass that keeps logits; GiB
@@ -71,29 +88,39 @@ published recovery millions to billions.
 """
 
 
-def run(seed: int, arms: Sequence[str], steps: int, runs: Path) -> None:
-    """Run each arm of a seed that has no result yet in a process of its own, and write what it found."""
+class Case(NamedTuple):
+    """What files are of: a seed, what learning starts from, and for how many steps it learns."""
+
+    seed: int
+    start: str
+    steps: int
+
+
+def run(case: Case, arms: Sequence[str], runs: Path) -> None:
+    """Run each arm that has no result yet in a process of its own, and write what it found."""
     for arm in arms:
-        if arm in _results(seed, steps)["rows"]:
+        if arm in _results(case)["rows"]:
             continue
-        words = [sys.executable, __file__, "one", "--seeds", str(seed), "--arms", arm, "--steps", str(steps)]
-        words += ["--runs", str(runs)]
+        words = [sys.executable, __file__, "one", "--seeds", str(case.seed), "--arms", arm, "--steps", str(case.steps)]
+        words += ["--starts", case.start, "--runs", str(runs)]
         if code := subprocess.run(words).returncode:
-            raise SystemExit(f"{arm}, seed {seed}: ended with code {code}; the same command goes on")
+            raise SystemExit(f"{case}, {arm}: ended with code {code}; the same command goes on")
 
 
-def one(seed: int, arm: str, steps: int, runs: Path) -> None:
+def one(case: Case, arm: str, runs: Path) -> None:
     """Prune, unless the pruned model of a seed is there, recover it, and write what was found."""
-    pruned = runs / f"distillation-{seed}-pruned"
+    seed, steps, named = case.seed, case.steps, SUFFIX[case.start]
+    pruned = runs / f"distillation-{seed}-pruned{named}"
     if not pruned.exists():
         calibration = CalibrationConfig(scenarios=(CALIBRATION,), seed=seed)
         prune(
             PruneConfig(
-                model=ModelConfig(name=MODEL), ratio=RATIO, calibration=calibration, out=str(pruned), judge=False
+                model=ModelConfig(name=MODEL), method=STARTS[case.start], ratio=RATIO, calibration=calibration,
+                out=str(pruned), judge=False, runs=str(runs),
             )
-        )
+        )  # fmt: skip
     config = RecoverConfig(
-        name=f"distillation-{steps}-{seed}-{arm.replace(' ', '-')}",
+        name=f"distillation-{steps}-{seed}{named}-{arm.replace(' ', '-')}",
         model=str(pruned),
         dense=MODEL,
         method=MethodConfig(name="lora"),
@@ -112,12 +139,12 @@ def one(seed: int, arm: str, steps: int, runs: Path) -> None:
         new_tokens=0,
         runs=str(runs),
     )
-    write(seed, arm, steps, read_run(recover(config).path))
+    write(case, arm, read_run(recover(config).path))
 
 
-def write(seed: int, arm: str, steps: int, record: Mapping[str, Any]) -> None:
-    """Add what a run found to the file of its seed."""
-    found = _results(seed, steps)
+def write(case: Case, arm: str, record: Mapping[str, Any]) -> None:
+    """Add what a run found to the file of its case."""
+    found = _results(case)
     stages = {stage["name"]: stage for stage in record["stages"]}
     found["dense"], found["pruned"] = (_losses(record[name]) for name in ("dense", "before"))
     found["rows"][arm] = {
@@ -127,15 +154,19 @@ def write(seed: int, arm: str, steps: int, record: Mapping[str, Any]) -> None:
         "disk": record.get("top_k_logits", {}).get("bytes", 0),
     }
     RESULTS.mkdir(exist_ok=True)
-    _path(seed, steps).write_text(json.dumps(found, separators=(",", ":"), sort_keys=True) + "\n")
+    _path(case).write_text(json.dumps(found, separators=(",", ":"), sort_keys=True) + "\n")
 
 
-def _path(seed: int, steps: int) -> Path:
-    return RESULTS / f"{MODEL}-{steps}-{seed}.json"
+SUFFIX = {start: "" if start == REFITTED else f"-{start}" for start in STARTS}
+"""Of names of files."""
 
 
-def _results(seed: int, steps: int) -> dict[str, Any]:
-    path, protocol = _path(seed, steps), PROTOCOL | {"steps": steps}
+def _path(case: Case) -> Path:
+    return RESULTS / f"{MODEL}-{case.steps}-{case.seed}{SUFFIX[case.start]}.json"
+
+
+def _results(case: Case) -> dict[str, Any]:
+    path, protocol = _path(case), PROTOCOL | {"steps": case.steps}
     if not path.exists():
         return {"protocol": protocol, "rows": {}}
     found = json.loads(path.read_text())
@@ -150,17 +181,37 @@ def _losses(measured: Mapping[str, Any]) -> dict[str, list[float]]:
 
 def report() -> None:
     """Write docs/distillation.md."""
-    seeds: dict[int, list[int]] = {}
+    cases: dict[int, dict[str, list[Case]]] = {}
     for path in sorted(RESULTS.glob(f"{MODEL}-*.json")):
-        steps, seed = (int(part) for part in path.stem.split("-")[-2:])
-        seeds.setdefault(steps, []).append(seed)
-    if not seeds:
+        steps, seed, *start = path.stem.removeprefix(f"{MODEL}-").split("-")
+        case = Case(int(seed), start[0] if start else REFITTED, int(steps))
+        cases.setdefault(case.steps, {}).setdefault(case.start, []).append(case)
+    if not cases:
         raise SystemExit(f"expected results in {RESULTS}, found none; run a seed first")
     said = [HEAD]
-    for steps in sorted(seeds):
+    for steps, by_start in sorted(cases.items()):
         said += [f"## {steps} steps, {steps * BATCH * ROW:,} tokens", ""]
-        said += section([_results(seed, steps) for seed in sorted(seeds[steps])])
+        for start in (start for start in STARTS if start in by_start):
+            found = [_results(case) for case in sorted(by_start[start])]
+            said += [f"### From {start}", ""] if len(by_start) > 1 else []
+            said += section(found)
+            said += against(start, {case.seed: _results(case) for case in by_start.get(REFITTED, [])},
+                            {case.seed: _results(case) for case in by_start[start]})  # fmt: skip
     (DOCS / "distillation.md").write_text("\n".join(said).rstrip() + "\n")
+
+
+def against(start: str, base: Mapping[int, Any], found: Mapping[int, Any]) -> list[str]:
+    """Say how far arms that start elsewhere are from those that start from the refitted model, after training."""
+    seeds = sorted(base.keys() & found.keys())
+    arms = [arm for arm in ARMS if seeds and all(arm in each[seed]["rows"] for each in (base, found) for seed in seeds)]
+    if start == REFITTED or not arms:
+        return []
+    parts = []
+    for arm in arms:
+        changes = [f"{text} " + in_percent(*(np.array([each[seed]["rows"][arm]["losses"][text] for seed in seeds])
+                                             for each in (found, base))) for text in TEXTS.values()]  # fmt: skip
+        parts.append(f"by *{arm}* {' %, '.join(changes)} %")
+    return [f"Against the same from {REFITTED}, {', '.join(map(str, seeds))} as seeds: {'; '.join(parts)}.", ""]
 
 
 def section(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -204,6 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "one", "report"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=[REFITTED])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
@@ -212,10 +264,11 @@ def main() -> None:
         return report()
     if "SAAP_DATA" not in os.environ:
         parser.error("expected SAAP_DATA, the directory that holds text/, wikitext2/ and ptb/")
-    if arguments.what == "one":
-        return one(arguments.seeds[0], arguments.arms[0], arguments.steps, arguments.runs)
-    for seed in arguments.seeds:
-        run(seed, arguments.arms, arguments.steps, arguments.runs)
+    for seed, start in itertools.product(arguments.seeds, arguments.starts):
+        case = Case(seed, start, arguments.steps)
+        if arguments.what == "one":
+            return one(case, arguments.arms[0], arguments.runs)
+        run(case, arguments.arms, arguments.runs)
 
 
 if __name__ == "__main__":

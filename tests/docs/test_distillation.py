@@ -1,0 +1,64 @@
+"""The ablation of distillation end to end on a tiny model: starts, arms, files and page."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saap_jax.steps.chain import parse
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture
+def distillation(tiny_model_directory, tmp_path, monkeypatch):
+    """The script, with little of everything."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    spec = importlib.util.spec_from_file_location("distillation", EXPERIMENTS / "distillation.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "distillation", module)
+    spec.loader.exec_module(module)
+    shutil.copytree(tiny_model_directory, tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    texts = {"WIKITEXT": "builtin:descriptions", "TREEBANK": "builtin:reference", "CALIBRATION": "builtin:reference"}
+    small = {"MODEL": "tiny", "LENGTH": 16, "ROW": 16, "WINDOWS": 4, "DOCS": tmp_path, "RESULTS": tmp_path / "results"}
+    shown = {"ppl@16 builtin:descriptions": "WikiText-2", "ppl@16 builtin:reference": "PTB"}
+    for name, value in {**texts, **small, "TEXTS": shown}.items():
+        monkeypatch.setattr(module, name, value)
+    return module
+
+
+@pytest.mark.nightly
+def test_starts_and_arms(distillation, tmp_path, monkeypatch):
+    """Each start is another model, each arm another outcome; what is done is not run again; the page has all."""
+    both = distillation.BASE, distillation.LOGITS
+    cases = {distillation.Case(7, start, 4): both[: 1 + (start == "least squares")] for start in distillation.STARTS}
+    for case, arms in cases.items():
+        for arm in arms:
+            distillation.one(case, arm, tmp_path / "runs")
+    found = {case.start: json.loads(distillation._path(case).read_text()) for case in cases}
+    starts = {start: each["pruned"]["WikiText-2"] for start, each in found.items()}
+    assert not any(np.allclose(starts["mask"], starts[other]) for other in ("least squares", "scales"))
+    assert not np.allclose(starts["least squares"], starts["scales"], rtol=1e-6)
+    kinds = {start: [step.kind for step in parse(chain).steps] for start, chain in distillation.STARTS.items()}
+    assert [each.count("repair") for each in kinds.values()] == [0, 1, 2]
+    for case, arms in cases.items():
+        assert found[case.start]["rows"].keys() == set(arms)
+        assert all(row["losses"] != found[case.start]["pruned"] for row in found[case.start]["rows"].values())
+    rows = found["least squares"]["rows"]
+    assert rows[both[0]]["losses"] != rows[both[1]]["losses"]
+    monkeypatch.setattr(distillation.subprocess, "run", lambda words: pytest.fail(f"is done already: {words}"))
+    for case, arms in cases.items():
+        distillation.run(case, arms, tmp_path / "runs")
+    distillation.report()
+    page = (tmp_path / "distillation.md").read_text()
+    headings = [line for line in page.splitlines() if line.startswith("#")]
+    assert headings[1:] == ["## 4 steps, 256 tokens", "### From mask", "### From least squares", "### From scales"]
+    assert page.count("Against the same from least squares, 7 as seeds: by *language loss* WikiText-2 ") == 2
+    assert page.count("| all logits |") == 1
