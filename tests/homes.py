@@ -46,7 +46,7 @@ _SLOW = {
     "recovery/memory": "",
     "recovery/top_k": "a_small_rest",
     "report/write": "TestOneRun::test_a_command_writes",
-    "steps/blended": "",
+    "steps/least_squares": "",
     "steps/run": "rounds_repair layers_are",
     "steps/shape": "what_it_cannot",
     "surgery/sequence": "the_step_keeps",

@@ -59,13 +59,13 @@ def refitted(name: str, recipe: Recipe, damping: float, ridge: str) -> dict[str,
     ours = (
         "All sub-blocks behind the first that is pruned are refitted, towards the unpruned model's stream, so that "
         "they make up for those before them; the paper refits what it prunes, towards what that wrote.",
-        "The ridge is chosen on windows that are held out, relative to each coordinate's mean square.",
+        "The ridge is 1, relative to each coordinate's mean square.",
     )
     own = (ridge, "The mean of the diagonal is that of the coordinates that stay.")
     with_own, with_ours = (
         dataclasses.replace(recipe, chain=f"{recipe.chain} > {repair}", deviations=recipe.deviations + further)
         for repair, further in (
-            (f"blended(blend=0, tokens=equal, damping={damping}, ridge=mean)", own),
+            (f"least_squares(blend=0, tokens=equal, damping={damping}, ridge=mean)", own),
             ("least_squares(tokens=equal)", ours),
         )
     )

@@ -15,9 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.types import HELD_OUT
 
-DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-"""Candidates for δ."""
-
 Ridge = Literal["coordinate", "mean"]
 
 
@@ -89,36 +86,6 @@ def least_squares(
     start = jnp.where(kept[:, None], weight, 0)
     rest = jnp.where(kept[:, None], normal.cross - gram @ start, 0)
     return start + jnp.where(kept[:, None], cho_solve(cho_factor(system), rest), 0)
-
-
-@functools.partial(jax.jit, static_argnames=("ridge",))
-def damping_errors(
-    fit: Normal,
-    judge: Normal,
-    weight: Float[Array, "coordinates embed"],
-    kept: Bool[Array, "coordinates"],
-    dampings: Float[Array, "candidates"],
-    ridge: Ridge = "coordinate",
-) -> Float[Array, "candidates"]:
-    """Return `output_error` on `judge` of `least_squares` on `fit` for every damping above 0, by one factorisation.
-
-    With D^-½ G D^-½ = V Λ Vᵀ over the kept rows and R = Vᵀ D^-½ (C - G W[K]), a damping changes W[K] by D^-½ V s R,
-    s = 1 / (Λ + δ). So the error is a quadratic form in the vector s, whose matrix and slope are made once.
-    """
-    gram = jnp.where(kept[:, None] & kept[None, :], fit.gram, 0)
-    energy = resisting(gram, kept, ridge)
-    scale = jnp.where(energy > 0, jax.lax.rsqrt(jnp.where(energy > 0, energy, 1)), 0)[:, None]
-    start = jnp.where(kept[:, None], weight, 0)
-    with jax.default_matmul_precision("highest"):
-        values, vectors = jnp.linalg.eigh(gram * scale * scale.T)
-        basis = scale * vectors
-        rest = basis.T @ (fit.cross - gram @ start)
-        slope = jnp.sum(rest * (basis.T @ (judge.cross - judge.gram @ start)), axis=1)
-        matrix = (basis.T @ judge.gram @ basis) * (rest @ rest.T)
-        steps = 1 / (values[None] + dampings[:, None])
-        change = jnp.sum(steps * (steps @ matrix), axis=1) - 2 * steps @ slope
-    before = output_error(judge, start, jnp.zeros_like(judge.target))
-    return before + change / jnp.maximum(judge.square, jnp.finfo(judge.square.dtype).tiny)
 
 
 @jax.jit

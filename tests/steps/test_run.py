@@ -302,7 +302,7 @@ def test_training_goes_on_where_it_was_killed(subject, monkeypatch, rule):
 ALLOCATIONS = ("uniform", "uniform(floor=True)", "log", "softmax(0.5)", "global", "stable > global",
                "uniform > rounds(0.2)")  # fmt: skip
 REFINEMENTS = ("learn(3, rate=0.3)", "evolve(2, 4, (2, 1), (1, 1))", "layerwise(leverage)", "shape")
-REPAIRS = ("bias", "least_squares", "blended", "scales(2)")
+REPAIRS = ("bias", "least_squares", "least_squares(blend=1)", "scales(2)")
 
 
 @pytest.fixture(scope="module")

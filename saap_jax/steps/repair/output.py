@@ -1,24 +1,19 @@
-"""Repairs of output matrices in closed form: bias, least squares, and least squares towards a blend."""
+"""Repairs of output matrices in closed form: bias and least squares."""
 
 import dataclasses
-import math
 from typing import Annotated
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from saap_jax.config.checks import Share, check_positive
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.subjects.base import Subject
 from saap_jax.surgery.corrections import (
-    DAMPINGS,
     Repair,
     Ridge,
     Solved,
     Sums,
-    check_microbatches,
-    damping_errors,
     least_squares,
     output_bias,
     output_error,
@@ -83,67 +78,36 @@ class Bias(OutputRepair):
 class LeastSquares(OutputRepair):
     """Change the kept rows of each output matrix by least squares.
 
-    W'[K] = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]); see `surgery.compensation`. Sources: ZipLM (2302.04089), SlimGPT
-    (2412.18110); our deviations are the damping relative to each coordinate's energy, chosen on held-out text, and the
-    target, which makes up for the layers before.
+    W'[K] = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]); see `surgery.compensation`. With `propagate = pruned` the target is
+    T = (1 - β) · a W + β · (what the stream lacks), a of the pruned stream: with β = 1 it makes up for all that the
+    layers before got wrong, and overfits on little text; with 0 each sub-block does what it did, on the stream that it
+    gets. Sources: ZipLM (2302.04089), SlimGPT (2412.18110); the blend of SAES-SVD (ICLR 2026), there for low-rank
+    factors. Deviation: the damping is relative to each coordinate's energy.
     """
 
-    damping: Annotated[float | None, check_positive] = None
-    """δ, how much each kept weight resists, relative to a mean square; None: what does best on every fourth
-    microbatch of the calibration text, for each sub-block."""
+    damping: Annotated[float, check_positive] = 1.0
+    """δ, how much each kept weight resists, relative to a mean square."""
     ridge: Ridge = "coordinate"
     """Whose mean square the damping is relative to: each input's own, or the mean over the inputs that stay."""
-
-    def check(self, subject: Subject, microbatches: int) -> None:
-        """Raise ValueError for a model of which nothing can be repaired so, or too little text to hold some out."""
-        super().check(subject, microbatches)
-        if self.damping is None:
-            check_microbatches("least_squares", microbatches, "a number for damping")
-
-    def solve(self, sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]) -> Solved:
-        """Solve for the kept rows with the given damping, or the one that the held-out text prefers."""
-        nothing = jnp.zeros(weight.shape[1], weight.dtype)
-        if self.damping is None:
-            errors = np.asarray(
-                damping_errors(sums.fit, sums.judge, weight, kept, jnp.asarray(DAMPINGS, weight.dtype), self.ridge)
-            )
-            damping, error = DAMPINGS[int(np.argmin(errors))], float(errors.min())
-            unchanged = float(output_error(sums.judge, left(weight, kept), nothing))
-            if unchanged <= error:  # no damping is as good as none at all
-                return Solved(left(weight, kept), None, unchanged, math.inf)
-        else:
-            damping = self.damping
-            fitted = least_squares(sums.fit, weight, kept, jnp.asarray(damping), self.ridge)
-            error = float(output_error(sums.judge, fitted, nothing))
-        new = least_squares(sums.everything, weight, kept, jnp.asarray(damping), self.ridge)
-        return Solved(new, None, error, damping)
-
-
-@step("blended")
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Blended(LeastSquares):
-    """Repair by least squares towards T = (1 - β) · a W + β · (what the stream lacks), a of the pruned stream.
-
-    With β = 1 it is `least_squares`, which makes up for all that the layers before got wrong and overfits on little
-    text; with 0 each sub-block does what it did, on the stream that it gets. Source: the blend of SAES-SVD (ICLR 2026),
-    there for low-rank factors.
-    """
-
-    blend: Share = 0.4
-    """β."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.propagate != "pruned":
-            raise ValueError(f"blended.propagate: expected pruned, got {self.propagate}: there is no other target")
+    blend: Share = 0.3
+    """β; with `propagate = dense` it means nothing, nor above 0 behind a norm, where T = a W of the unpruned model."""
 
     @property
     def alone(self) -> bool:
         """With β = 0, whatever the layers before got wrong."""
-        return not self.blend
+        return self.propagate == "pruned" and not self.blend
+
+    def solve(self, sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]) -> Solved:
+        """Solve for the kept rows."""
+        damping, nothing = jnp.asarray(self.damping), jnp.zeros(weight.shape[1], weight.dtype)
+        fitted = least_squares(sums.fit, weight, kept, damping, self.ridge)
+        new = least_squares(sums.everything, weight, kept, damping, self.ridge)
+        return Solved(new, None, float(output_error(sums.judge, fitted, nothing)), self.damping)
 
     def target(
         self, own: Float[Array, "batch seq embed"], lacking: Float[Array, "batch seq embed"]
     ) -> Float[Array, "batch seq embed"]:
-        """Return the blend."""
+        """Blend the two; an end without the other."""
+        if self.blend in (0, 1):
+            return lacking if self.blend else own
         return (1 - self.blend) * own + self.blend * lacking
