@@ -28,8 +28,8 @@ T = TypeVar("T")
 USUAL = ("random", "magnitude", "taylor_vector", "taylor_element", "gate_taylor", "gate_fisher", "wanda", "fluctuation")
 """Estimators that are compared where nothing is said."""
 
-OURS = "default"
-"""The method of `saap prune` where nothing is said: a recipe."""
+OURS, QUICK, TRACED = "default", "fast", "gate_taylor"
+"""Methods where nothing is said: of `saap prune`; of jobs that prune many times; of traced models."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class FrontierConfig(SweepConfig):
 
     name: RunName = "frontier"
     """Name of the run, a directory below `runs`."""
-    methods: Names = ("wanda", OURS)
+    methods: Names = ("wanda", QUICK)
     """Chains of steps and recipes, as `saap compare` takes them."""
     ratios: Ratios = (0.1, 0.2, 0.3, 0.4, 0.5)
     """Points of the curve, as shares of the prunable parameters; where it first breaks the limit, it is bisected."""
@@ -172,8 +172,10 @@ class PruneConfig(JobConfig):
 
     out: str = "models/pruned"
     """Directory of the pruned model; it must not exist."""
-    method: str = OURS
-    """A chain of steps, such as `"wanda > uniform > least_squares"`, or a recipe; `saap methods` lists all."""
+    method: str = ""
+    """A chain of steps, such as `"wanda > uniform > least_squares"`, or a recipe; `saap methods` lists all. `fast`,
+    `default` and `best` are ours, by how long they take. Empty: `default`; `fast` beside targets, which try many ratios;
+    of a traced model `gate_taylor`."""
     ratio: Annotated[float | None, check_ratios] = None
     """Share of the prunable parameters to remove at least; None: 0.2, or as little as the targets allow."""
     targets: TargetsConfig = TargetsConfig()
@@ -189,6 +191,11 @@ class PruneConfig(JobConfig):
         for name, value in (("from_run", self.from_run), ("targets", ", ".join(self.targets.asked))):
             if value and self.model.traced:
                 raise ValueError(f"{name}: expected none for a traced model, got {value}; leave it out")
+
+    @property
+    def chain(self) -> str:
+        """The method, also where none was said."""
+        return self.method or (TRACED if self.model.traced else QUICK if self.targets.asked else OURS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,7 +243,7 @@ class SensitivityConfig(JudgingConfig):
 
     name: RunName = "sensitivity"
     """Name of the run, a directory below `runs`."""
-    method: str = OURS
+    method: str = QUICK
     """A chain, or a recipe: the score that it begins with says which units of a layer go first, its limits and its
     allocation how `ratio` is spread now, and what suggestions would change."""
     fractions: Annotated[tuple[float, ...], _check_fractions] = (0.1, 0.2, 0.3, 0.5)

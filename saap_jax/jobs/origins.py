@@ -70,8 +70,8 @@ def pruned(
 ) -> OriginStep:
     """Write the step of `saap prune`; `chain` is the method in full, `parameters` are those before and after."""
     facts = {
-        "method": config.method,
-        "chain": chain if chain != config.method else "",
+        "method": config.chain,
+        "chain": chain if chain != config.chain else "",
         "scores": f"of the run {config.from_run}" if config.from_run else "",
         "calibration": calibration_text(calibration, config.model.traced),
         "targets": ", ".join(f"{name} {limit}" for name, limit in config.targets.asked.items()),

@@ -70,7 +70,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> PruneResult:
     Raises:
         ValueError: bad input, a ratio that the chain cannot meet, or targets that it cannot.
     """
-    chain = parse(config.method)
+    chain = parse(config.chain)
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
     if layout is not None and (asked := targets.MEASURED & {*config.targets.asked}):
@@ -127,7 +127,7 @@ def _prune(
     with step(track, "cut, check and save"):
         if isinstance(cut, CutTraced) and isinstance(subject, TracedSubject):
             losses = checked_losses(subject, selection.keep, cut, calibration.batch_size)
-            about = {"factory": config.model.name, "method": config.method, "ratio_asked": selection.asked,
+            about = {"factory": config.model.name, "method": config.chain, "ratio_asked": selection.asked,
                      "ratio": selection.actual, "held_out_loss": losses}  # fmt: skip
         made = origins.pruned(config, chain.written, calibration, selection, (subject.parameters, cut.parameters))
         if judged is not None:
@@ -197,7 +197,7 @@ def told_rows(told: Mapping[str, Any], places: str) -> list[tuple[str, str]]:
 
 def shown(config: PruneConfig, pruned: PruneResult) -> Iterator[Any]:
     """Show what was done, what became of targets, and what comes next."""
-    yield text_table(f"{config.method} at {pruned.selection.asked:.1%}", (), pruned.rows, words=2)
+    yield text_table(f"{config.chain} at {pruned.selection.asked:.1%}", (), pruned.rows, words=2)
     if pruned.reached:
         header = ("target", "asked", "unpruned", "predicted", "reached", "prediction off")
         yield text_table("", header, targets.target_rows(pruned.reached), words=len(header))
