@@ -174,8 +174,8 @@ class PruneConfig(JobConfig):
     """Directory of the pruned model; it must not exist."""
     method: str = ""
     """A chain of steps, such as `"wanda > uniform > least_squares"`, or a recipe; `saap methods` lists all. `fast`,
-    `default` and `best` are ours, by how long they take. Empty: `default`; `fast` beside targets, which try many ratios;
-    of a traced model `gate_taylor`."""
+    `default` and `best` are ours, by how long they take. Empty: `default`; `fast` beside targets, which try many
+    ratios; of a traced model `gate_taylor`."""
     ratio: Annotated[float | None, check_ratios] = None
     """Share of the prunable parameters to remove at least; None: 0.2, or as little as the targets allow."""
     targets: TargetsConfig = TargetsConfig()

@@ -49,7 +49,7 @@ class Chain:
     """A method: steps, and the text that names it in tables."""
 
     steps: tuple[Step, ...]
-    name: str
+    name: str = dataclasses.field(compare=False)
 
     def __str__(self) -> str:
         return self.name

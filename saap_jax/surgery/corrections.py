@@ -33,6 +33,8 @@ class Normal(NamedTuple):
     """Σ w |T|²."""
     weight: Float[Array, ""]
     """Σ w."""
+    count: Float[Array, ""]
+    """Tokens, each as one."""
 
 
 class Correction(NamedTuple):

@@ -51,6 +51,7 @@ def sums_of(a, target, weights) -> Normal:
         weights @ target,
         (weights[:, None] * target**2).sum(),
         weights.sum(),
+        float(len(weights)),
     )
     return Normal(*map(jnp.asarray, sums))
 
@@ -93,6 +94,7 @@ def test_what_pads_kept_rows_does_not_count_as_kept(x64):
     assert len(rows) > real.sum()
     some = rows_of(sums_of(a, a @ w, np.ones(200)), rows)
     solved = LeastSquares().solve(Sums(some, some, some), jnp.asarray(w[rows]), jnp.asarray(real))
+    assert solved.damping == pytest.approx(8 * 9 / 200), "as many as are kept, without what pads them"
     with_padding = output_error(some, jnp.asarray(w[rows]), jnp.zeros(3))
     assert with_padding < solved.error < output_error(some, jnp.asarray(w[rows] * real[:, None]), jnp.zeros(3)), (
         "control"

@@ -49,6 +49,13 @@ class OutputRepair(Repair, Step):
         return state._replace(subject=subject, ready=None).tell(corrections=made)
 
 
+NOISE = 8.0
+"""Of `least_squares`: noise over signal of what is to be written, as found on text for development (docs/arena.md)."""
+
+LEAST = 1e-3
+"""Damping at least, lest 32 bits do not suffice."""
+
+
 def left(
     weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]
 ) -> Float[Array, "coordinates embed"]:
@@ -85,8 +92,9 @@ class LeastSquares(OutputRepair):
     factors. Deviation: the damping is relative to each coordinate's energy.
     """
 
-    damping: Annotated[float, check_positive] = 1.0
-    """δ, how much each kept weight resists, relative to a mean square."""
+    damping: Annotated[float | None, check_positive] = None
+    """δ, how much each kept weight resists, relative to a mean square; None: `NOISE` times the kept inputs over the
+    tokens of the text, as the ridge of a regression grows with its noise a coefficient."""
     ridge: Ridge = "coordinate"
     """Whose mean square the damping is relative to: each input's own, or the mean over the inputs that stay."""
     blend: Share = 0.3
@@ -99,10 +107,13 @@ class LeastSquares(OutputRepair):
 
     def solve(self, sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]) -> Solved:
         """Solve for the kept rows."""
-        damping, nothing = jnp.asarray(self.damping), jnp.zeros(weight.shape[1], weight.dtype)
-        fitted = least_squares(sums.fit, weight, kept, damping, self.ridge)
-        new = least_squares(sums.everything, weight, kept, damping, self.ridge)
-        return Solved(new, None, float(output_error(sums.judge, fitted, nothing)), self.damping)
+        damping, nothing = self.damping, jnp.zeros(weight.shape[1], weight.dtype)
+        if damping is None:
+            damping = max(NOISE * float(jnp.sum(kept)) / max(float(sums.everything.count), 1.0), LEAST)
+        fitted, new = (
+            least_squares(each, weight, kept, jnp.asarray(damping), self.ridge) for each in (sums.fit, sums.everything)
+        )
+        return Solved(new, None, float(output_error(sums.judge, fitted, nothing)), damping)
 
     def target(
         self, own: Float[Array, "batch seq embed"], lacking: Float[Array, "batch seq embed"]

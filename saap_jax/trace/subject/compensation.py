@@ -169,4 +169,6 @@ def _normal(
     gram = jnp.einsum("bsrc,bsrd->scd", weighted, active, precision="highest")
     cross = jnp.einsum("bsrc,bsro->sco", active, wanted, precision="highest")
     count = jnp.broadcast_to(jnp.sum(own) * active.shape[2], weight.shape[:1])
-    return Normal(gram, cross, weighted.sum((0, 2)), wanted.sum((0, 2)), jnp.sum(wanted * target, (0, 2, 3)), count)
+    return Normal(
+        gram, cross, weighted.sum((0, 2)), wanted.sum((0, 2)), jnp.sum(wanted * target, (0, 2, 3)), count, count
+    )
