@@ -6,7 +6,8 @@
 SmolLM2-135M, calibrated on 32 windows of 128 tokens of C4, or on 8 of each of C4, instructions, descriptions of data
 sets and dialogue; and what the stability of importance brings, over examples or over the four. Judged on windows of
 each task that nobody calibrated on (files are cut in two: three quarters, and the rest), and on development text of
-other domains. What is done is not done again, and what was killed goes on.
+other domains. What is done is not done again, and what was killed goes on. About 20 minutes of processor time; list the
+page in docs/index.md when `report` has made it.
 """
 
 import argparse
