@@ -9,10 +9,10 @@ and K stay, W[K] (or a bias) is chosen so that what is written stays close to a 
 
 `propagate` says on which model. `dense`: every sub-block for itself, on the activations of the unpruned model, with
 T = a W. Then C_K - G_KK W[K] = G_KR W[R]: the formula as usually written. `pruned`: from the first layer to the last,
-on the activations â of the model as pruned and corrected so far, with T = (unpruned residual stream behind the
-sub-block) - (pruned stream in front of it): each sub-block also makes up for what those before it got wrong. Where a
-norm stands between a sub-block and the stream (`Family.post_norms`), no W reaches such a target; there T = a W of the
-unpruned model, which â W' is to come close to, or T = â W of a repair that is `alone`.
+on the activations â of the model as pruned and corrected so far, with T chosen by the repair between a W, a of the
+pruned stream, and (unpruned residual stream behind the sub-block) - (pruned stream in front of it): with the latter
+each sub-block also makes up for what those before it got wrong. Where a norm stands between a sub-block and the stream
+(`Family.post_norms`), no W reaches such a target; there T = a W.
 Sources and deviations are said by the steps, `saap_jax.steps.repair`.
 """
 
@@ -253,9 +253,9 @@ def normal_step(
         active = activations(model, at, stream.pruned, rows=rows)
         if post is None:
             written = after - stream.pruned - writer_of(model, at).bias[None, None]
-        if walk.repair is not None and (post is None or walk.repair.alone):
+        if walk.repair is not None:
             own = activations(model, at, stream.pruned) @ whole.weight  # compiled only where a target looks at it
-            written = walk.repair.target(own, written)
+            written = walk.repair.target(own, written if post is None else own)
     a, target, behind = wide(active), wide(written), wide(after)
     weights = mask.astype(behind.dtype) if walk.equal else token_weights(behind, mask, model.constants.norm_eps)
     product, mean, weight = gram_sums(a, weights)

@@ -25,7 +25,8 @@ def removed(path: Path) -> dict[tuple[str, float], tuple[float, int]]:
     subject, found = LlamaSubject(abstract_llama(spec_of(exported["PLANNED"]))), {}
     random = np.random.default_rng(0)
     scores = {name: random.uniform(0.5, 1.5, units.shape) for name, units in subject.existing.items()}
-    for chain in expand(exported["CONFIG"].methods):
+    methods = expand(exported["CONFIG"].methods)
+    for chain in (one for each in methods for one in (each.steps[0].inner or [each])):
         (allocation,) = (step for step in chain.steps if isinstance(step, Allocation))
         for ratio in exported["CONFIG"].ratios:
             made = choose(subject, scores, ratio, allocation, limits_of(chain))

@@ -73,13 +73,15 @@ def test_without_a_ridge_it_is_the_nystrom_refit(problem):
 
 
 def test_behind_a_norm_the_target_is_what_the_sub_block_itself_writes(x64):
-    """As Gemma has it, where another blend goes towards what the unpruned model writes."""
+    """As Gemma has it: on the pruned stream, whatever the blend."""
     model = relative("gemma3_text", dtype=np.float64)
     keep = random_keep(existing_units(model.segments), 0.4, seed=2)
-    alone, half = (
-        matrices(compensate(model, keep, BATCHES, LeastSquares(blend=blend, damping=0.1, tokens="equal")).model)
-        for blend in (0.0, 0.5)
+    options = {"damping": 0.1, "tokens": "equal"}
+    alone, half, dense = (
+        matrices(compensate(model, keep, BATCHES, LeastSquares(**options, **more)).model)
+        for more in ({"blend": 0.0}, {"blend": 0.5}, {"propagate": "dense"})
     )
     for name, expected in refitted_by_hand(model, keep, TOKENS, 0.1).items():
         np.testing.assert_allclose(alone[name], expected, rtol=1e-6, atol=1e-8)
-        assert np.abs(half[name][1] - expected[1]).max() > 1e-3, "control"
+        np.testing.assert_allclose(half[name], expected, rtol=1e-6, atol=1e-8)
+        assert np.abs(dense[name][1] - expected[1]).max() > 1e-3, "control"

@@ -98,7 +98,7 @@ class LeastSquares(OutputRepair):
     ridge: Ridge = "coordinate"
     """Whose mean square the damping is relative to: each input's own, or the mean over the inputs that stay."""
     blend: Share = 0.3
-    """β; with `propagate = dense` it means nothing, nor above 0 behind a norm, where T = a W of the unpruned model."""
+    """β; it means nothing with `propagate = dense`, nor behind a norm (Gemma), where it is 0."""
 
     @property
     def alone(self) -> bool:
