@@ -25,6 +25,7 @@ MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"
 OURS = ("fast", "default", "best")
 CONTENDERS = ("modegpt-mlp", "llm-pruner-param-second", "slimgpt", "fasp-mlp", "osscar", "ziplm")
 """Published rows that come first, since they end the evaluation of others early; also their variants."""
+MIXED = "-our-repair"
 FEWEST_SEEDS, FARTHEST = 3, 4
 """Seeds of a row that is shown, at least; and how many times the lowest perplexity is drawn."""
 BEGIN, END = "<!-- arena: made by experiments/arena.py report -->", "<!-- /arena -->"
@@ -52,8 +53,9 @@ PROTOCOL = """## Protocol
 - Ours stand beside the lowest published row, which was chosen after the fact, and published rows beside `default`.
 - *KL* is KL(p_unpruned ‖ p) in nats a token, *words* the share of places whose likeliest word changes, both on the
   first 32 windows of each text; *tasks* the mean accuracy on the first 500 items of each task, ± 95 %. *Minutes* are
-  processor time, of all cores together, of scoring, choosing and repairing, compiling included, loading and
-  evaluating not; *GiB* the most memory held meanwhile; both of one seed, on which each row ran by itself.
+  processor time, of all cores together, of scoring, choosing and repairing; compiling, loading and evaluating are not
+  in it; *GiB* the most memory held meanwhile; both of the last seed, on which each row scored by itself.
+- Rows named `-our-repair` choose as published and are repaired as ours are. They count as neither.
 """
 
 
@@ -62,7 +64,7 @@ class Row(NamedTuple):
 
     chain: str
     kind: str
-    """`ours`, `published`, `part` of a chain of ours, or `floor`."""
+    """`ours`, `published`, `mixed` (a published choice, our repair), `part` of a chain of ours, or `floor`."""
 
 
 @functools.cache
@@ -71,7 +73,8 @@ def rows() -> dict[str, Row]:
     there = {name: each.chain for name, each in RECIPES.items() if not each.missing}
     ours = [name for name in OURS if name in there]
     first = [name for name in there if name.startswith(CONTENDERS)]
-    found = {name: Row(there[name], "ours" if name in ours else "published") for name in [*ours, *first, *there]}
+    kinds = {name: "ours" if name in ours else "mixed" if name.endswith(MIXED) else "published" for name in there}
+    found = {name: Row(there[name], kinds[name]) for name in [*ours, *first, *there]}
     found["random"] = Row("random", "floor")
     chains = {parse(each.chain).written for each in found.values()}
     for name in ours:
@@ -228,7 +231,7 @@ def table(group: Group, ratio: float) -> list[str]:
     texts = " | ".join(f"{text} | difference, %" for text in group.dense)
     said = [f"| method | {texts} | KL | words, % | tasks, % | removed, % | KV heads gone | minutes | GiB |"]
     said.append("|---" + "|---:|---" * len(group.dense) + "|---:" * 7 + "|")
-    for line in group.of(ratio, "ours", "published", "floor"):
+    for line in group.of(ratio, "ours", "published", "mixed", "floor"):
         numbers = [f"{line.mean('kl'):.2f}", f"{100 * line.mean('changed'):.0f}", line.accuracy]
         numbers += [f"{100 * line.mean('actual'):.1f}", f"{line.mean('heads'):.0f}"]
         numbers += [f"{line.minutes:.1f}", f"{line.mean('gib'):.1f}"]
@@ -329,7 +332,7 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     said = ["# The arena: published methods and ours on the same text, budget and models", "", answer(first), ""]
     said += [FIGURE.format(""), "", *(line for group in found for line in section(group)), PROTOCOL]
     tried = {line.name for group in found for lines in group.lines.values() for line in lines}
-    if left := [f"`{name}`" for name, row in rows().items() if row.kind in ("ours", "published") and name not in tried]:
+    if left := [f"`{name}`" for name, row in rows().items() if row.kind not in ("part", "floor") and name not in tried]:
         said += [f"Not run on {FEWEST_SEEDS} seeds, and so in no table: {', '.join(left)}.", ""]
     missing = [f"- `{name}`: {each.missing}" for name, each in RECIPES.items() if each.missing]
     return "\n".join([*said, "What cannot be run here:", "", *missing]).rstrip() + "\n", readme_block(first)

@@ -54,7 +54,7 @@ def setting(tmp_path_factory):
     texts = {"WikiText-2": f"wikitext:{place}/wiki.txt", "Penn Treebank": f"ptb:{place}/ptb.txt"}
     return arena.Setting(
         texts=texts, calibration=f"own=text:{place}/own.txt", training=(f"text:{place}/own.txt",),
-        examples=4, length=16, windows=12, first=4, docs=place / "docs",
+        examples=4, length=16, windows=12, first=4, docs=place / "docs", timed=3,
     )  # fmt: skip
 
 
@@ -71,7 +71,6 @@ def model(tiny_model_directory, tmp_path_factory):
 def ran(setting, model):
     """The directory of the files of two seeds, taken up again after the first row."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arena.jax, "clear_caches", lambda: None)  # other tests go on with their programs
         patch.setattr(arena, "STEPS", 6)
         patch.setenv("SAAP_DATA", str(setting.docs.parent))
         tasks = setting.docs.parent / "zeroshot"
