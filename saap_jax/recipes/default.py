@@ -2,13 +2,10 @@
 
 from saap_jax.recipes.base import Recipe
 
-_FUSED = (
-    "fused(taylor_element, gate_taylor, wanda, leverage) > "
-    "within(protect=(0.13, -0.07), attention=0.25, attention_from=0.3) > uniform"
-)
+_FUSED = "fused(fisher, leverage, wanda) > within(protect=(0.13, -0.07), attention=0.25, attention_from=0.3) > uniform"
 _LEVERAGE = "leverage > within(max_ratio={attention: 0}) > uniform"
-_SOFTMAX = "block_influence(granularity=layer) > within(max_ratio={attention: 0}) > softmax(0.1) > layerwise(leverage)"
-_EACH = ", ".join(f"{each} > least_squares" for each in (_FUSED, _LEVERAGE, _SOFTMAX))
+_FISHER = "fisher > within(protect=(0.13, -0.07), max_ratio={attention: 0}) > uniform"
+_EACH = ", ".join(f"{each} > least_squares" for each in (_FUSED, _LEVERAGE, _FISHER))
 _TEXT = "32 windows of 128 tokens"
 
 RECIPES = {

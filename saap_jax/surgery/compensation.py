@@ -266,7 +266,7 @@ def normal_step(
         target=jnp.einsum("bt,btd->d", weights, target),
         square=jnp.einsum("bt,btd->", weights, jnp.square(target)),
         weight=weight,
-        count=jnp.sum(mask).astype(weight.dtype),
+        tokens=jnp.sum(mask).astype(weight.dtype),
     ), after
 
 

@@ -33,8 +33,8 @@ class Normal(NamedTuple):
     """Σ w |T|²."""
     weight: Float[Array, ""]
     """Σ w."""
-    count: Float[Array, ""]
-    """Tokens, each as one."""
+    tokens: Float[Array, ""]
+    """How many tokens there are."""
 
 
 class Correction(NamedTuple):

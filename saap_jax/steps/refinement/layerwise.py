@@ -52,6 +52,7 @@ class Layerwise(Step):
             state.keep, on.text, self.rule, Walk(repair, equal=tokens == "equal"), dense=on.dense,
             batch_size=on.batch_size, progress=on.progress("choose layer by layer"),
         )  # fmt: skip
-        same = made is not None and repair is not None and tokens == repair.tokens
-        ready = Ready(repair, state.subject, keep, *made) if same else None
+        ready = None
+        if made is not None and repair is not None and tokens == repair.tokens:
+            ready = Ready(repair, state.subject, keep, made[0], made[1])
         return state._replace(keep=keep, ready=ready)

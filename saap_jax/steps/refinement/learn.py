@@ -105,8 +105,8 @@ class Learn(Step):
         objective = subject.objective(on.text, on.batch_size, on.dense, self.language_loss, first)
         judged, keeps, learnt = _restored(on.store.load(), rule.start(state.keep), state.keep)
         judged = judged or [objective.judge(state.keep)]
-        share = {name: units * subject.costs[name][:, None] / max(subject.prunable, 1)
-                 for name, units in subject.existing.items()}  # fmt: skip
+        share: Scores = {name: units * subject.costs[name][:, None] / max(subject.prunable, 1)
+                         for name, units in subject.existing.items()}  # fmt: skip
         done = min((len(judged) - 1) * objective.parts, self.steps)
         steps = on.progress("learn which units stay")(range(done, self.steps))
         for some in rounds(objective.parts, steps, len(keeps)):

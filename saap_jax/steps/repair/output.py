@@ -109,7 +109,7 @@ class LeastSquares(OutputRepair):
         """Solve for the kept rows."""
         damping, nothing = self.damping, jnp.zeros(weight.shape[1], weight.dtype)
         if damping is None:
-            damping = max(NOISE * float(jnp.sum(kept)) / max(float(sums.everything.count), 1.0), LEAST)
+            damping = max(NOISE * float(jnp.sum(kept)) / max(float(sums.everything.tokens), 1.0), LEAST)
         fitted, new = (
             least_squares(each, weight, kept, jnp.asarray(damping), self.ridge) for each in (sums.fit, sums.everything)
         )
