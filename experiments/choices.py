@@ -1,0 +1,106 @@
+"""What was tried: parts of our methods on text for development, which no table of the arena has; docs/choices.md.
+
+    export SAAP_DATA=DATA JAX_COMPILATION_CACHE_DIR=runs/programs
+    python experiments/choices.py run [--model gemma3-270m] [--seeds 8] [--ratios 0.2 0.5] [--rows ROW ...]
+    python experiments/choices.py report
+
+Each row differs from `fast` in what its name says. Judged on 32 windows each of a part of WikiText-2's training text
+and of Penn Treebank's, one of each stretch of equal length; calibrated on 32 windows of C4, by seeds that the arena has
+not. One seed is a hint: rows that are close are not told apart. What is done is in docs/choices, a file a model and
+seed.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from arena import Setting, run
+from arena_report import MODELS, PROJECT
+
+from saap_jax.recipes import RECIPES
+
+PLACE = PROJECT / "docs" / "choices"
+SETTING = Setting(
+    texts={"WikiText-2": "wikitext:wikitext2/train_partial.txt", "Penn Treebank": "ptb:ptb/train.txt"},
+    windows=32, first=32, drawn=8, docs=PLACE, timed=-1,
+)  # fmt: skip
+SCORE = "fused(fisher, leverage, wanda)"
+LIMITS = "within(protect=(0.13, -0.07), attention=0.25, attention_from=0.3)"
+WHOLE = "within(max_ratio={attention: 0})"
+CHOSEN = f"{SCORE} > {LIMITS} > uniform"
+ROWS = {
+    "fast": RECIPES["fast"].chain,
+    "score: Taylor, gates and Wanda fused": f"fused > {LIMITS} > uniform > least_squares",
+    "score: Fisher": f"fisher > {LIMITS} > uniform > least_squares",
+    "score: leverage": f"gate_fisher/leverage > {LIMITS} > uniform > least_squares",
+    "score: Wanda": f"gate_fisher/wanda > {LIMITS} > uniform > least_squares",
+    "limits: no layer protected": f"{SCORE} > within(attention=0.25, attention_from=0.3) > uniform > least_squares",
+    "limits: no head goes": (
+        f"{SCORE} > within(protect=(0.13, -0.07), max_ratio={{attention: 0}}) > uniform > least_squares"
+    ),
+    "limits: heads go as channels do": f"{SCORE} > within(protect=(0.13, -0.07)) > uniform > least_squares",
+    "limits: none, no head goes": f"{SCORE} > {WHOLE} > uniform > least_squares",
+    "leverage, limits: none, no head goes": f"leverage > {WHOLE} > uniform > least_squares",
+    "shares by softmax of block influence, leverage layer by layer": (
+        f"block_influence(granularity=layer) > {WHOLE} > softmax(0.1) > layerwise(leverage) > least_squares"
+    ),
+    "estimated again in steps of 10 %": f"{CHOSEN} > rounds(0.1) > least_squares",
+    "no repair": CHOSEN,
+    "bias": f"{CHOSEN} > bias",
+    "least squares: what it wrote (blend 0)": f"{CHOSEN} > least_squares(blend=0)",
+    "least squares: all that is lacking (blend 1)": f"{CHOSEN} > least_squares(blend=1)",
+    "least squares: damping 0.3": f"{CHOSEN} > least_squares(damping=0.3)",
+    "least squares: damping 3": f"{CHOSEN} > least_squares(damping=3)",
+    "least squares: all tokens alike": f"{CHOSEN} > least_squares(tokens=equal)",
+    "least squares, then 24 steps of scales": f"{CHOSEN} > least_squares > scales(24)",
+    "default": RECIPES["default"].chain,
+    "modegpt-mlp": RECIPES["modegpt-mlp"].chain,
+    "fasp-mlp": RECIPES["fasp-mlp"].chain,
+    "llm-pruner-param-second": RECIPES["llm-pruner-param-second"].chain,
+}
+
+
+def report() -> str:
+    """Make docs/choices.md."""
+    said = ["# What was tried on text for development", "", *(__doc__ or "").splitlines()[2:], ""]
+    for model, title in MODELS.items():
+        files = [json.loads(path.read_text()) for path in sorted((PLACE / "arena").glob(f"claims-{model}-*.json"))]
+        keys = {key for found in files for key in found["rows"]}
+        for ratio in sorted({key.rpartition("@")[2] for key in keys}):
+            said += [f"## {title}, {100 * float(ratio):.0f} %", "", f"{len(files)} seed{'s' * (len(files) > 1)}.", ""]
+            said += ["| row | " + " | ".join(f"{text} | from `fast`, %" for text in SETTING.texts) + " | KL |"]
+            said += ["|---" * (2 * len(SETTING.texts) + 2) + "|"]
+            for name in (name for name in ROWS if f"{name}@{ratio}" in keys):
+                there = [found["rows"] for found in files if f"{name}@{ratio}" in found["rows"]]
+                cells = []
+                for text in SETTING.texts:
+                    own, fast = (
+                        np.mean([rows[f"{each}@{ratio}"]["losses"][text] for rows in there]) for each in (name, "fast")
+                    )
+                    cells += [f"{math.exp(own):.1f}", f"{100 * math.expm1(own - fast):+.1f}"]
+                kl = np.mean([np.mean([*rows[f"{name}@{ratio}"]["kl"].values()]) for rows in there])
+                said.append(f"| {name} | {' | '.join(cells)} | {kl:.3f} |")
+            said.append("")
+    return "\n".join(said).rstrip() + "\n"
+
+
+def main() -> None:
+    """Run rows, or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("--model", choices=(*MODELS,), default=next(iter(MODELS)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[8])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.5])
+    parser.add_argument("--rows", nargs="+", choices=(*ROWS,), default=[*ROWS], metavar="ROW")
+    parser.add_argument("--cache", type=Path, default=Path("runs/.cache"))
+    asked = parser.parse_args()
+    if asked.what == "report":
+        (PROJECT / "docs" / "choices.md").write_text(report())
+        return
+    run(asked.model, asked.seeds, {name: ROWS[name] for name in asked.rows}, asked.ratios, asked.cache, SETTING)
+
+
+if __name__ == "__main__":
+    main()
