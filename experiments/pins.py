@@ -40,16 +40,16 @@ PLAIN_AND_REFITTED = " ".join(
     f"{name} '{name}-refit = {name} > uniform > least_squares(damping=0.1)'" for name in ("wanda", "{second}")
 )
 ALL = (
-    "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner ddp "
-    "default evopress fasp-mlp fasp-mlp-our-repair flap gisp grasprune llm-pruner-param-first llm-pruner-param-mix "
-    "llm-pruner-param-second llm-pruner-vectorize minitron modegpt-mlp modegpt-mlp-our-repair osscar osscar-our-repair "
-    "saap saap-stable-goes shortened-llama-ppl shortened-llama-taylor shortgpt sleb slimgpt slimgpt-our-repair two-ssp "
-    "wanda-sp ziplm"
+    "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner ddp fast "
+    "default evopress fasp-mlp fasp-mlp-our-repair flap gisp grasprune llm-pruner-param-first "
+    "llm-pruner-param-mix llm-pruner-param-second llm-pruner-vectorize minitron modegpt-mlp "
+    "modegpt-mlp-our-repair osscar osscar-our-repair saap saap-stable-goes shortened-llama-ppl "
+    "shortened-llama-taylor shortgpt sleb slimgpt slimgpt-our-repair two-ssp wanda-sp ziplm"
 )
 """The estimators of the quickstart, and every recipe."""
 COMMANDS = {
     "quickstart": "compare quickstart --calibration.examples 4 --evaluation.windows 8 --no-race --new-tokens 0",
-    "arena": "compare default modegpt-mlp-our-repair llm-pruner-param-second --name arena --ratios 0.2 0.5 "
+    "arena": "compare fast modegpt-mlp-our-repair llm-pruner-param-second --name arena --ratios 0.2 0.5 "
     "--calibration.examples 8 --calibration.batch-size 2 --evaluation.windows 8 --new-tokens 0",
     "recipes": f"compare {ALL} --name recipes --model.name tiny --ratios 0.2 0.3 {FEW}",
     "prune": "prune --model.name tiny --ratio 0.2 --out pruned --no-judge --calibration.examples 8 "
@@ -65,8 +65,8 @@ COMMANDS = {
     "alone": f"compare {PLAIN_AND_REFITTED} --name alone --model.name tiny --ratios 0.3 {FEW}",
 }
 TEXTS = (
-    "--calibration.scenarios c4=jsonl:text/c4_en_300docs.jsonl#text --evaluation.in-domain ptb:ptb/valid.txt "
-    "--evaluation.out-of-domain wikitext:wikitext2/test.txt"
+    "--calibration.scenarios c4=jsonl:text/c4_en_300docs.jsonl#text --evaluation.in-domain ptb:ptb/train.txt "
+    "--evaluation.out-of-domain wikitext:wikitext2/train_partial.txt"
 )
 MESH = "--name mesh --mesh.data 4 --mesh.fsdp 2 --calibration.batch-size 8 --evaluation.batch-size 8"
 FORMATS = {"hf": "tiny", "padded": "pruned", "ragged": "pruned", "gguf": "pruned", "tunix": "tiny", "maxtext": "tiny"}
