@@ -161,7 +161,9 @@ class LlamaSubject(Subject):
         return examples._replace(mask=examples.mask & ~rows[:, None])
 
     def divergences(self, examples: Windows, keep: Keep, pruned: Any, *, batch_size: int = 8) -> np.ndarray:
-        return row_divergences(pruned.model, keep, pairs(examples, batch_size), self.model)[: len(examples.tokens)]
+        rows = len(examples.tokens)
+        whole = Windows(*(np.pad(each, ((0, -rows % batch_size), (0, 0))) for each in examples))  # as meshes divide
+        return row_divergences(pruned.model, keep, pairs(whole, batch_size), self.model)[:rows]
 
     def layerwise(
         self, keep: Keep, examples: Windows, rule: str, walk: Walk, *, dense: Any, batch_size: int = 8, **options: Any

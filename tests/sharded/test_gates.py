@@ -40,6 +40,17 @@ def test_scales_do_not_depend_on_the_mesh(subjects):
         np.testing.assert_allclose(fetched(got), expected, rtol=0, atol=1e-3)
 
 
+def test_what_is_best_does_not_depend_on_the_mesh(subjects):
+    text = Windows(np.random.default_rng(0).integers(0, 32, (32, 8)).astype(np.int32), np.ones((32, 8), bool))
+    chain = parse("best_of(magnitude > global, magnitude > uniform > least_squares, magnitude > uniform)")
+    one, other = (Runner(each, {"text": text}, [chain]).run(chain, 0.4) for each in subjects)
+    np.testing.assert_allclose(other.told["judged"], one.told["judged"], rtol=1e-3)
+    assert other.told["chosen"] == one.told["chosen"]
+    assert len(set(one.told["judged"])) == 3, "control"
+    for name, kept in one.keep.items():
+        np.testing.assert_array_equal(other.keep[name], kept)
+
+
 def test_learned_units_do_not_depend_on_the_mesh(subjects):
     random = np.random.default_rng(0)
     text = Windows(random.integers(0, 32, (32, 8)).astype(np.int32), np.ones((32, 8), bool))
