@@ -29,7 +29,7 @@ class BestOf(Step):
     begins: ClassVar[bool] = True
 
     chains: tuple[Any, ...] = ()
-    """Chains, with commas between them; each a `steps.chain.Chain`."""
+    """Chains, with commas between them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

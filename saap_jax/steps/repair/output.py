@@ -93,8 +93,8 @@ class LeastSquares(OutputRepair):
     """
 
     damping: Annotated[float | None, check_positive] = None
-    """δ, how much each kept weight resists, relative to a mean square; None: `NOISE` times the kept inputs over the
-    tokens of the text, as the ridge of a regression grows with its noise a coefficient."""
+    """δ, how much each kept weight resists, relative to a mean square; None: 8 times the kept inputs over the tokens of
+    the text, as the ridge of a regression grows with its noise a coefficient."""
     ridge: Ridge = "coordinate"
     """Whose mean square the damping is relative to: each input's own, or the mean over the inputs that stay."""
     blend: Share = 0.3
