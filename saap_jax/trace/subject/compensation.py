@@ -36,6 +36,9 @@ from saap_jax.types import HELD_OUT, Gates, Keep
 
 S = TypeVar("S", bound=TracedProblem)
 
+DAMPING = 0.3
+"""Of least squares where none is given: examples are of the kind that the model is judged on, and they are few."""
+
 
 def _barred(subject: TracedProblem) -> dict[str, str]:
     """Tell why structures are never compensated, whatever their contractions are, by name."""
@@ -116,6 +119,8 @@ def repaired(
     check_repair(subject, repair, 0)
     if dense is not subject:
         raise ValueError("repair: expected one repair of a traced model, got a second one behind it")
+    if getattr(repair, "damping", 0.0) is None:
+        repair = dataclasses.replace(repair, damping=DAMPING)  # type: ignore[call-arg]
     params, pruned = subject.problem.params, repair.propagate == "pruned"
     given = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
     values, corrections = dict(given), []

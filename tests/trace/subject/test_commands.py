@@ -77,7 +77,7 @@ def test_compare(here, capsys):
 
 @pytest.mark.slow
 def test_prune_compensates(here, capsys):
-    """The heldout loss falls; what cannot be compensated is said, and too few batches are refused at once."""
+    """The heldout loss falls; what cannot be compensated is said."""
     words = ["prune", "mine.py:biased", "--ratio", "0.4", "--calibration.batch-size", "4"]
     losses = {}
     for method in ("none", "least_squares"):
@@ -94,9 +94,7 @@ def test_prune_compensates(here, capsys):
     words = ["prune", "mine.py:problem", "--ratio", "0.4", "--out", "layered", "--method"]
     assert main([*words, "gate_taylor,bias"]) == 2
     assert "bias: expected no repair, or least_squares, for a traced model" in capsys.readouterr().err
-    assert main([*words, "gate_taylor,least_squares"]) == 2
-    assert "expected at least 4 microbatches of calibration text" in capsys.readouterr().err
-    assert main([*words, "gate_taylor,least_squares", "--calibration.batch-size", "1"]) == 0
+    assert main([*words, "gate_taylor,least_squares"]) == 0
     printed = capsys.readouterr()
     assert ": it is a stream that several parts read" in printed.out + printed.err
 
