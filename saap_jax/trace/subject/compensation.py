@@ -96,6 +96,12 @@ def _turns(subject: TracedProblem, keep: Keep) -> list[tuple[Writer, np.ndarray,
     return [turns[key] for key in sorted(turns)]
 
 
+def _damped(repair: Repair) -> Repair:
+    """Give least squares a damping where it has none."""
+    missing = getattr(repair, "damping", 0.0) is None
+    return dataclasses.replace(repair, **{"damping": DAMPING}) if missing else repair
+
+
 def repaired(
     subject: S,
     /,
@@ -119,9 +125,7 @@ def repaired(
     check_repair(subject, repair, 0)
     if dense is not subject:
         raise ValueError("repair: expected one repair of a traced model, got a second one behind it")
-    if getattr(repair, "damping", 0.0) is None:
-        repair = dataclasses.replace(repair, damping=DAMPING)  # type: ignore[call-arg]
-    params, pruned = subject.problem.params, repair.propagate == "pruned"
+    params, pruned, repair = subject.problem.params, repair.propagate == "pruned", _damped(repair)
     given = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
     values, corrections = dict(given), []
     gates: Gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
