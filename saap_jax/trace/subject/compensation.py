@@ -99,7 +99,7 @@ def _turns(subject: TracedProblem, keep: Keep) -> list[tuple[Writer, np.ndarray,
 def _damped(repair: Repair) -> Repair:
     """Give least squares a damping where it has none."""
     missing = getattr(repair, "damping", 0.0) is None
-    return dataclasses.replace(repair, **{"damping": DAMPING}) if missing else repair
+    return dataclasses.replace(repair, damping=DAMPING) if missing else repair
 
 
 def repaired(
