@@ -52,7 +52,7 @@ _SLOW = {
     "surgery/sequence": "the_step_keeps",
     "trace/writers": "coordinates_of_removed_units_are_those_that_gates_set_to_zero[convnet",
     "trace/subject/adapters": "prune_returns",
-    "trace/subject/compensation": "too_few",
+    "trace/subject/compensation": "biases_and_second_repairs",
     "trace/subject/estimators": "gate_scores the_gate_gradient",
     "trace/subject/own_code": "a_pattern nothing_left a_size zeros",
     "trace/subject/pipeline": "wrong_estimators",
