@@ -168,7 +168,7 @@ class FrontierConfig(SweepConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneConfig(JobConfig):
-    """Prune a model by one method at one ratio, and save the smaller model; by default as docs/arena.md found."""
+    """Prune a model by one method at one ratio, and save the smaller model."""
 
     out: str = "models/pruned"
     """Directory of the pruned model; it must not exist."""

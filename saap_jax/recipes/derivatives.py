@@ -87,6 +87,7 @@ RECIPES = {
             "counts, or whether what first derivatives of gates choose is better.",
             "Units count by their parameters in budget and penalties; the solver meets the budget exactly at the end.",
             "Learnt gates are not folded into the weights; what stays is scaled anew, from 1.",
+            "Its formulas were read in a written review of the paper, not in the paper.",
             "The rates of gates and multipliers and the weight of the binary penalty are ours.",
             "A KV head goes with all its query heads.",
         ),

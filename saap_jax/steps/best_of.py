@@ -24,7 +24,6 @@ class BestOf(Step):
 
     kind = "allocation"
     drives = True
-    costly = True
     judges = True
     begins: ClassVar[bool] = True
 

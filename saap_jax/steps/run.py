@@ -59,7 +59,7 @@ class Runner:
         self.text = scenarios
         self.steps: dict[str, Score] = {}
         self.stable: set[str] = set()
-        self.key = digest(store.key, passes.batch_size)
+        self.key = self.root = digest(store.key, passes.batch_size)
         self._parts: dict[str, Calibrated] = {}
         self._states: dict[str, State] = {}
         for chain in chains:
@@ -87,7 +87,7 @@ class Runner:
         return self._key(chain.steps, self._start(), ratio, ratio, ())
 
     def _start(self) -> State:
-        return State(self.subject, self.subject.existing, Within(), key=self.key)
+        return State(self.subject, self.subject.existing, Within(), key=self.root)
 
     def _expect(self, chain: Chain) -> None:
         """Add what a chain asks of the unpruned model to what the one pass observes."""
@@ -186,7 +186,7 @@ class Runner:
             return self
         self.first()
         other = copy.copy(self)
-        other.text, other.key, other._states = text, digest(self.key, "some"), {}
+        other.text, other.root, other._states = text, digest(self.root, "some"), {}
         return other
 
     # --- scores

@@ -22,9 +22,13 @@ CHAINS = ["magnitude > uniform", "magnitude > uniform > least_squares(damping=0.
 
 
 class Counted(LlamaSubject):
-    """A model that counts how often it is repaired."""
+    """A model that counts how often it is observed and repaired."""
 
-    repairs = 0
+    repairs = seen = 0
+
+    def observe(self, *given, **options):
+        type(self).seen += 1
+        return super().observe(*given, **options)
 
     def repaired(self, *given, **options):
         type(self).repairs += 1
@@ -65,8 +69,9 @@ def test_the_lowest_divergence_on_text_that_was_held_out_wins_and_its_chain_runs
 
 def test_what_was_judged_before_a_kill_is_not_judged_again():
     subject, cache, chain = Counted(dense_model()), Memory(), parse(f"best_of({', '.join(CHAINS)})")
-    Counted.repairs = 0
+    Counted.repairs = Counted.seen = 0
     first = runner(subject, cache=cache).run(chain, 0.5)
+    assert Counted.seen == 1, "one pass scores for all"
     assert Counted.repairs == 1 + (first.told["chosen"] == CHAINS[1])
     kept = next(each for each in cache.held.values() if "judged" in each)
     kept["judged"] = kept["judged"][:2]  # killed while the third was tried
