@@ -50,7 +50,7 @@ class OutputRepair(Repair, Step):
 
 
 NOISE = 8.0
-"""Of `least_squares`: noise over signal of what is to be written, found on text for development, one seed of SmolLM2."""
+"""Of `least_squares`: noise over signal of what is to be written, by development text and one seed of SmolLM2."""
 
 LEAST = 1e-3
 """Damping at least, lest 32 bits do not suffice."""
