@@ -25,7 +25,7 @@ MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"
 OURS = ("fast", "default", "best")
 CONTENDERS = ("modegpt-mlp", "llm-pruner-param-second", "slimgpt", "fasp-mlp", "osscar", "ziplm")
 """Published rows that come first, since they end the evaluation of others early; also their variants."""
-MIXED, UNCHECKED = "-our-repair", ("two-ssp", "ddp")
+MIXED, UNCHECKED = "-our-repair", ("ddp",)
 """Our repair of a published choice; recipes whose formulas were not read in their papers, which no table has."""
 FEWEST_SEEDS, FARTHEST = 3, 4
 """Seeds of a row that is shown, at least; and how many times the lowest perplexity is drawn."""

@@ -29,6 +29,7 @@ SETTING = Setting(
 SCORE = "fused(fisher, leverage, wanda)"
 LIMITS = "within(protect=(0.13, -0.07), attention=0.25, attention_from=0.3)"
 WHOLE = "within(max_ratio={attention: 0})"
+MORE, FRESH = "self_calibration(96, beside=True)", "self_calibration(96, seed=1)"
 CHOSEN = f"{SCORE} > {LIMITS} > uniform"
 ROWS = {
     "fast": RECIPES["fast"].chain,
@@ -55,6 +56,16 @@ ROWS = {
     "least squares: damping 3": f"{CHOSEN} > least_squares(damping=3)",
     "least squares: all tokens alike": f"{CHOSEN} > least_squares(tokens=equal)",
     "least squares, then 24 steps of scales": f"{CHOSEN} > least_squares > scales(24)",
+    "least squares, then scales on text of its own": f"{CHOSEN} > least_squares > {FRESH} > scales(24)",
+    "text: the model's own": f"{CHOSEN} > self_calibration(128) > least_squares",
+    "text: the model's own beside C4": f"{CHOSEN} > {MORE} > least_squares",
+    "text: its own beside C4, drawn at 0.7": (
+        f"{CHOSEN} > self_calibration(96, temperature=0.7, beside=True) > least_squares"
+    ),
+    "text: its own beside C4, from 4 tokens on": f"{CHOSEN} > self_calibration(96, 4, beside=True) > least_squares",
+    "text: twice as much of its own beside C4": f"{CHOSEN} > self_calibration(192, beside=True) > least_squares",
+    "text: its own beside C4, then scales on the same": f"{CHOSEN} > {MORE} > least_squares > scales(24)",
+    "text: its own beside C4, then scales on more": f"{CHOSEN} > {MORE} > least_squares > {FRESH} > scales(24)",
     "default": RECIPES["default"].chain,
     "modegpt-mlp": RECIPES["modegpt-mlp"].chain,
     "fasp-mlp": RECIPES["fasp-mlp"].chain,

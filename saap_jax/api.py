@@ -14,7 +14,7 @@ from saap_jax.llama.segments import masks
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.allocation.allocation import Selection, selection_of
-from saap_jax.steps.base import Context, State
+from saap_jax.steps.base import Context, Extent, State
 from saap_jax.steps.chain import Chain, parse, steps_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.run import Runner
@@ -72,7 +72,7 @@ def score_units(
         step, *others = steps_of(each)
         if others or not isinstance(step, Score):
             raise ValueError(f"estimators: expected a score, got {each!r}")
-        step.check(subject, 0)
+        step.check(subject, Extent(0, 1))
         plan[name] = step
     if not plan:
         raise ValueError("estimators: expected at least one, got none")
@@ -116,7 +116,7 @@ def select_units(
     else:
         state = state._replace(scores=scores)
     for at, step in enumerate(steps):
-        if step.kind in ("refinement", "repair") or step.drives or isinstance(step, Score):
+        if step.kind in ("refinement", "repair", "text") or step.drives or isinstance(step, Score):
             raise ValueError(f"method: expected steps that read no text, got {step.text}; call run_chain")
         on = Context(dense=subject, scenarios={}, ratio=ratio, final=ratio, behind=tuple(steps[at + 1 :]))
         state = step(state, on, lambda state, ratio: state)

@@ -15,7 +15,7 @@ from saap_jax.steps import known as _known  # noqa: F401  the package's own step
 from saap_jax.steps.base import STEPS, Step, default_of, literal
 from saap_jax.steps.score.oracles import ORACLES
 
-KINDS = ("score", "limits", "allocation", "refinement", "repair")
+KINDS = ("score", "limits", "allocation", "refinement", "repair", "text")
 
 
 def methods(config: MethodsConfig, *, track: Track = quiet) -> list[Table]:

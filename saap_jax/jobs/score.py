@@ -14,6 +14,7 @@ from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.steps.base import Extent
 from saap_jax.steps.chain import steps_of
 from saap_jax.steps.score.calibrate import Calibrated
 from saap_jax.steps.score.score import Score
@@ -87,7 +88,7 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
 def check_scores(scores: dict[str, Score], subject: Subject) -> None:
     """Raise ValueError for an estimator that looks at what a model does not have."""
     for score in scores.values():
-        score.check(subject, 0)
+        score.check(subject, Extent(0, 1))
 
 
 def source_run(path: str, model: str) -> RunRecord:

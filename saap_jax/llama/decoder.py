@@ -236,7 +236,9 @@ def draw(logits: Float[Array, "batch vocab"], settings: Settings, keys: Key[Arra
     """Draw one token a row, int32; a row depends on its own logits and key alone."""
 
     def drawn(logits: Array) -> Array:
-        cut = truncate(logits.astype(jnp.float32) / settings.temperature, settings.top_k, settings.top_p)
+        given = logits.astype(jnp.float32) / settings.temperature, settings.top_k, settings.top_p
+        among_some = (settings.top_k > 0) | (settings.top_p < 1)
+        cut = jax.lax.cond(among_some, truncate, lambda logits, *_: logits, *given)
         return jax.vmap(jax.random.categorical)(keys, cut).astype(jnp.int32)
 
     def most_probable(logits: Array) -> Array:

@@ -18,6 +18,8 @@ from saap_jax.data.chat import check_text, encode_chat
 from saap_jax.llama.decoder import Cache, Sampling, Settings, draw, empty_cache, extend, fused_layers, settings_of
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
+from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.mesh import mesh_of, settled
 
 STEPS = 32
 """The most tokens that one call of `decode_steps` makes."""
@@ -155,16 +157,18 @@ def stream(
         raise ValueError(f"expected batch_size >= 1 and steps in 1 … {STEPS}, got {batch_size} and {steps}")
     stops = stops_of(model.constants.eos_tokens if sampling.stop_tokens is None else sampling.stop_tokens)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # equal lengths together: less padding
-    settings, root = settings_of(sampling), jax.random.key(sampling.seed)
+    settings, root, mesh = settings_of(sampling), jax.random.key(sampling.seed), mesh_of(model)
 
     def of_batch(decoder: Llama, rows: list[int]) -> Iterator[tuple[int, int]]:
         inputs = padded([prompts[row] for row in rows], min(batch_size, power_of_two(len(rows))))
         numbers = jnp.asarray(rows + [0] * (len(inputs.done) - len(rows)), jnp.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, numbers)
+        inputs, data, *others = settled([inputs, jax.random.key_data(keys), settings, stops], mesh)
+        keys = jax.random.wrap_key_data(data)
         slots = rounded(inputs.tokens.shape[1] + max_new_tokens)
-        first, state = prefill(decoder, inputs, keys, settings, stops, slots=slots)
-        ended, texts = np.array(inputs.done), [[] for _ in rows]
-        tokens, made = np.asarray(first)[:, None], 1
+        first, state = prefill(decoder, inputs, keys, *others, slots=slots)
+        ended, texts = fetched(inputs.done).copy(), [[] for _ in rows]
+        tokens, made = fetched(first)[:, None], 1
         while True:
             for column in tokens.T:
                 for place, token in enumerate(column[: len(rows)].tolist()):
@@ -173,12 +177,12 @@ def stream(
                     texts[place].append(token)
                     yield rows[place], token
                     ended[place] = finished is not None and finished(rows[place], texts[place])
-            state = state._replace(done=state.done | jnp.asarray(ended))
-            if made >= max_new_tokens or np.asarray(state.done).all():
+            state = state._replace(done=state.done | settled(jnp.asarray(ended), mesh))
+            if made >= max_new_tokens or fetched(state.done).all():
                 return
             count = min(steps, max_new_tokens - made)
-            tokens, state = decode_steps(decoder, state, settings, stops, jnp.int32(count))
-            tokens, made = np.asarray(tokens)[:, :count], made + count
+            tokens, state = decode_steps(decoder, state, *others, settled(jnp.int32(count), mesh))
+            tokens, made = fetched(tokens)[:, :count], made + count
 
     def of_all() -> Iterator[tuple[int, int]]:
         decoder = decoder_of(model)

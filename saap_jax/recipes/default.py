@@ -4,8 +4,7 @@ from saap_jax.recipes.base import Recipe
 
 _FUSED = "fused(fisher, leverage, wanda) > within(protect=(0.13, -0.07), attention=0.25, attention_from=0.3) > uniform"
 _LEVERAGE = "leverage > within(max_ratio={attention: 0}) > uniform"
-_FISHER = "fisher > within(protect=(0.13, -0.07), max_ratio={attention: 0}) > uniform"
-_EACH = ", ".join(f"{each} > least_squares" for each in (_FUSED, _LEVERAGE, _FISHER))
+_CHOICE = f"best_of({_FUSED} > least_squares, {_LEVERAGE} > least_squares)"
 _TEXT = "32 windows of 128 tokens"
 
 RECIPES = {
@@ -15,13 +14,18 @@ RECIPES = {
         calibration=_TEXT,
     ),
     "default": Recipe(
-        title="The best on held-out text of three ways to choose, each with least squares; then scales",
-        chain=f"best_of({_EACH}) > scales(24)",
+        title="The better of two ways to choose, least squares on more text of the model's own, scales on other such text",
+        chain=(
+            f"{_CHOICE} > self_calibration(96, beside=True) > least_squares > self_calibration(96, seed=1) > scales(16)"
+        ),
         calibration=_TEXT,
     ),
     "best": Recipe(
-        title="As `default`, with four times the training of scales",
-        chain=f"best_of({_EACH}) > scales(96)",
+        title="As `default`, with units that are learnt, twice the text and six times the training of scales",
+        chain=(
+            f"{_CHOICE} > self_calibration(96) > learn(48) > self_calibration(224, seed=1, beside=True) > least_squares "
+            "> self_calibration(224, seed=2) > scales(96)"
+        ),
         calibration=_TEXT,
     ),
 }

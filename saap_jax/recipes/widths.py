@@ -26,7 +26,6 @@ RECIPES = {
         chain="activation_norm > within(max_ratio={attention: 0}) > uniform > attentions(examples=16)",
         calibration="256 windows of 2,048 tokens of C4 for channels, one for attentions",
         deviations=(
-            "How many attentions go, round(B s^(m / 1.5 a)), is from memory, not checked by the text of the paper.",
             "Attentions are judged on the first 16 windows: of 128 tokens, they have as many as the paper's one.",
         ),
     ),

@@ -234,11 +234,20 @@ def shard(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array
 
 
 def settled(tree: Any, mesh: Mesh | None) -> Any:
-    """Place all arrays of a tree on the mesh: those that are spread stay, others go to every device."""
+    """Place all arrays of a tree on the mesh: those that are spread stay, others go to every device.
+
+    The others are on this host, and the same on every process.
+    """
     if mesh is None:
         return tree
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: x if _is_spread(x) else jax.device_put(x, whole), tree)
+    place = NamedSharding(mesh, PartitionSpec())
+
+    def one(value: Any) -> Any:
+        if _is_spread(value):
+            return value
+        return jax.device_put(value if place.is_fully_addressable else np.asarray(value), place)
+
+    return jax.tree.map(one, tree)
 
 
 def laid_out(tree: Any, layout: Layout) -> Any:

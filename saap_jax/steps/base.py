@@ -11,6 +11,7 @@ said by the step that cannot, in one line. Steps know a `Subject` and never a ki
 | allocation | importance, limits, a share of the parameters -> keep |
 | refinement | keep, text -> another keep of the same share          |
 | repair     | keep, text -> changed weights                         |
+| text       | text -> the text that steps behind go by              |
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from saap_jax.subjects.base import Examples, Subject
 from saap_jax.surgery.corrections import check_microbatches
 from saap_jax.types import Keep, Scores
 
-Kind = Literal["score", "limits", "allocation", "refinement", "repair"]
+Kind = Literal["score", "limits", "allocation", "refinement", "repair", "text"]
 
 
 class State(NamedTuple):
@@ -48,6 +49,8 @@ class State(NamedTuple):
     """Importance as steps have turned it since, larger = more important; NaN where no unit was there."""
     ready: "Ready | None" = None
     """What a step has done already of the repair behind it."""
+    text: Mapping[str, Examples] | None = None
+    """What steps go by in place of the calibration text."""
     told: Mapping[str, Any] = MappingProxyType({})
     """What steps report, by name: divergences, prices, corrections."""
     key: str = ""
@@ -111,6 +114,8 @@ class Context:
     """The unpruned model."""
     scenarios: Mapping[str, Examples]
     """Calibration examples by name."""
+    instead: Mapping[str, Examples] | None = None
+    """What a step before has put in their place."""
     ratio: float
     """Share of the prunable parameters that is to be gone behind the step."""
     final: float
@@ -125,15 +130,30 @@ class Context:
     """Runs another chain to `ratio` on a text of the shape of `scenarios`."""
     store: Store = dataclasses.field(default_factory=Store)
     """What the step can go on from."""
+    known: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What steps keep in memory that comes of the unpruned model and the calibration text alone."""
 
     @property
     def text(self) -> Examples:
-        """All calibration examples, one scenario behind the other."""
-        return self.dense.join([*self.scenarios.values()])
+        """All examples that the step goes by, one scenario behind the other."""
+        return self.dense.join([*(self.instead or self.scenarios).values()])
 
     def progress(self, doing: str) -> Callable[[Sequence[Any]], Iterator[Any]]:
         """Make a wrapper of the parts of a step that shows them."""
         return lambda parts: self.track(doing, parts, len(parts))
+
+
+class Extent(NamedTuple):
+    """How much text there is."""
+
+    windows: int
+    batch: int
+    """Windows of a microbatch."""
+
+    @property
+    def parts(self) -> int:
+        """Microbatches."""
+        return -(-self.windows // self.batch)
 
 
 Before = Callable[[State, float], State]
@@ -190,17 +210,21 @@ class Step:
         """Find the step behind it on which it depends, if any."""
         return None
 
-    def passes(self, before: float, parts: int, ratio: float) -> float:
-        """Estimate how many forward passes over the calibration text a chain takes up to this step.
+    def passes(self, before: float, text: Extent, ratio: float) -> float:
+        """Estimate how many forward passes over the text a chain takes up to this step.
 
         The one that scores the unpruned model does not count.
 
         Args:
             before: passes of the steps before it.
-            parts: microbatches of the text.
+            text: of which size the text is that the step goes by.
             ratio: share of the prunable parameters that goes.
         """
         return before
+
+    def extent(self, text: Extent) -> Extent:
+        """Say of which size the text is that steps behind go by; `text` is the calibration text."""
+        return text
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Take the step.
@@ -210,14 +234,14 @@ class Step:
         """
         raise NotImplementedError
 
-    def check(self, subject: Subject, microbatches: int) -> None:
+    def check(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for a model, or too little text, with which the step cannot work, before time is spent."""
         if self.judges:
-            self.check_objective(subject, microbatches)
+            self.check_objective(subject, text)
 
-    def check_objective(self, subject: Subject, microbatches: int) -> None:
+    def check_objective(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for too little text to hold some out, or a model whose units have no gates of their own."""
-        check_microbatches(self.name, microbatches)
+        check_microbatches(self.name, text.parts)
         subject.check_objective(self.name)
 
 

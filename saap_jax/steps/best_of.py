@@ -1,11 +1,13 @@
 """The choice between whole chains on the model itself: what is best differs from model to model, so it is measured."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, State, Step, step
+from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.subjects.base import Examples, Subject
 
 EVERY = 5
@@ -18,8 +20,9 @@ class BestOf(Step):
     """Run several chains and keep the one that comes closest to the unpruned model on held-out calibration text.
 
     Each chain runs on the text without every fifth window, and is judged on these by the mean of
-    KL(p_unpruned ‖ p_pruned) over their tokens. The winner runs once more, on all of the text. So k chains take as long
-    as k + 1 of them. Scores come from the one pass over all of the text, which serves all chains.
+    KL(p_unpruned ‖ p_pruned) over their tokens. The winner runs once more, on all of the text; where a repair in closed
+    form stands behind this step, without the repairs at its own end. So k chains take as long as k + 1 of them at most.
+    Scores come from the one pass over all of the text, which serves all chains.
     """
 
     kind = "allocation"
@@ -46,15 +49,19 @@ class BestOf(Step):
         """The chains."""
         return self.chains
 
-    def check(self, subject: Subject, microbatches: int) -> None:
+    def ahead(self, behind: Sequence[Step]) -> OutputRepair | None:
+        """Find the repair in closed form behind this step."""
+        return next((each for each in behind if isinstance(each, OutputRepair)), None)
+
+    def check(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for a model whose predictions are not compared, or where a chain cannot work."""
         subject.check_objective(self.name)
         for chain in self.chains:
-            chain.check(subject, microbatches)
+            chain.check(subject, text)
 
-    def passes(self, before: float, parts: int, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float) -> float:
         """Each chain once, and one of them again."""
-        each = [chain.passes(parts, ratio) for chain in self.chains]
+        each = [chain.passes(text, ratio) for chain in self.chains]
         return before + sum(each) + max(each)
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
@@ -68,8 +75,10 @@ class BestOf(Step):
                 float(on.dense.divergences(judge, tried.keep, tried.subject, batch_size=on.batch_size).mean())
             )
             on.store.save({"judged": np.array(judged)})
-        best = int(np.argmin(np.where(np.isnan(judged), np.inf, judged)))
-        return on.run(chains[best], on.scenarios).tell(judged=judged, chosen=chains[best].name)
+        best = chains[int(np.argmin(np.where(np.isnan(judged), np.inf, judged)))]
+        steps = best.steps[: best.choosing] if self.ahead(on.behind) else best.steps
+        winner = dataclasses.replace(best, steps=steps)
+        return on.run(winner, on.scenarios).tell(judged=judged, chosen=best.name)
 
 
 def _held_out(on: Context) -> tuple[dict[str, Examples], Examples]:

@@ -16,7 +16,6 @@ scores and limits at the beginning, `uniform` does. The name of a recipe stands 
 import ast
 import dataclasses
 import difflib
-import functools
 import itertools
 import keyword
 import re
@@ -30,7 +29,7 @@ from saap_jax.recipes import RECIPES
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
 from saap_jax.steps.allocation.allocation import Allocation
 from saap_jax.steps.allocation.allocations import Uniform
-from saap_jax.steps.base import STEPS, Step, find_step
+from saap_jax.steps.base import STEPS, Extent, Step, find_step
 from saap_jax.steps.limits import Within
 from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.steps.score.oracles import ORACLES
@@ -72,7 +71,7 @@ class Chain:
     @property
     def choosing(self) -> int:
         """How many steps there are up to the last one that has to do with which units stay."""
-        return max(at for at, each in enumerate(self.steps, 1) if each.kind != "repair")
+        return max(at for at, each in enumerate(self.steps, 1) if each.kind not in ("repair", "text"))
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -81,14 +80,25 @@ class Chain:
         inner = (score for each in self.steps for chain in each.inner for score in chain.scores)
         return (*(each for each in early if isinstance(each, Score)), *inner)
 
-    def passes(self, parts: int, ratio: float) -> float:
-        """Estimate how many forward passes over a text of `parts` microbatches it takes beside the one that scores."""
-        return functools.reduce(lambda before, each: each.passes(before, parts, ratio), self.steps, 0.0)
+    def passes(self, text: Extent, ratio: float) -> float:
+        """Estimate how many forward passes over the calibration text it takes beside the one that scores."""
+        spent = 0.0
+        for each, now in self._extents(text):
+            size = now.windows / text.windows  # passes of a step are those over the text that it goes by
+            spent = each.passes(spent / size, now, ratio) * size
+        return spent
 
-    def check(self, subject: Subject, microbatches: int) -> None:
+    def check(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for a model, or too little text, with which a step cannot work."""
+        for each, now in self._extents(text):
+            each.check(subject, now)
+
+    def _extents(self, text: Extent) -> Iterator[tuple[Step, Extent]]:
+        """Yield the steps, and how much text each goes by."""
+        now = text
         for each in self.steps:
-            each.check(subject, microbatches)
+            yield each, now
+            now = each.extent(text) if each.kind == "text" else now
 
     def unrepaired(self, subject: Subject, keep: Keep | None = None) -> dict[str, str]:
         """Give the reasons for which repairs leave structures alone, by name; with `keep` those that lose units."""

@@ -6,8 +6,9 @@ import pkgutil
 from saap_jax.steps import allocation, refinement, repair, score
 from saap_jax.steps.best_of import BestOf
 from saap_jax.steps.limits import Within
+from saap_jax.steps.self_calibration import SelfCalibration
 
-__all__ = ["BestOf", "Within"]
+__all__ = ["BestOf", "SelfCalibration", "Within"]
 
 for _folder in (score, allocation, refinement, repair):
     for _module in pkgutil.iter_modules(_folder.__path__):

@@ -18,7 +18,7 @@ from saap_jax.runtime import progress
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import Allocation, choose, most_removable
-from saap_jax.steps.base import Context, State, Step, Store
+from saap_jax.steps.base import Context, Extent, State, Step, Store
 from saap_jax.steps.chain import Chain, limits_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.score.calibrate import Calibrated, calibrate, put_together
@@ -61,6 +61,7 @@ class Runner:
         self.stable: set[str] = set()
         self.key = self.root = digest(store.key, passes.batch_size)
         self._parts: dict[str, Calibrated] = {}
+        self._known: dict[str, Any] = {}
         self._states: dict[str, State] = {}
         for chain in chains:
             self._expect(chain)
@@ -100,19 +101,19 @@ class Runner:
         return self._after(chain.steps[:end], self._start(), ratio, ratio, chain.steps[end:])
 
     @property
-    def parts(self) -> int:
-        """Microbatches of the text."""
-        return -(-sum(self.subject.count(each)[0] for each in self.text.values()) // self.passes.batch_size)
+    def extent(self) -> Extent:
+        """Size of the calibration text."""
+        return Extent(sum(self.subject.count(each)[0] for each in self.text.values()), self.passes.batch_size)
 
     def begin(self, chain: Chain, ratio: float) -> None:
         """Score the unpruned model, and say how many passes over the text a chain takes behind that."""
-        after = chain.passes(self.parts, ratio)
+        after = chain.passes(self.extent, ratio)
         with progress.step(self.passes.track, f"score all units, before about {after:.0f} passes over the text"):
             self.first()
 
     def check(self, chain: Chain, ratios: Sequence[float]) -> None:
         """Raise ValueError for what can be known to fail before any time is spent."""
-        chain.check(self.subject, self.parts)
+        chain.check(self.subject, self.extent)
         if inner := [each for step in chain.steps for each in step.inner]:
             for each in inner:
                 self.check(each, ratios)
@@ -158,8 +159,8 @@ class Runner:
 
         state = start if step.drives else before(start, ratio)
         on = Context(
-            dense=self.subject, scenarios=self.text, ratio=ratio, final=final, behind=behind,
-            batch_size=self.passes.batch_size, track=self.passes.track, observe=self._observe,
+            dense=self.subject, scenarios=self.text, instead=state.text, ratio=ratio, final=final, behind=behind,
+            known=self._known, batch_size=self.passes.batch_size, track=self.passes.track, observe=self._observe,
             run=lambda chain, text: self.fitted_on(text).run(chain, ratio),
             store=Store(self.cache, digest(key, "training")),
         )  # fmt: skip
@@ -186,7 +187,7 @@ class Runner:
             return self
         self.first()
         other = copy.copy(self)
-        other.text, other.root, other._states = text, digest(self.root, "some"), {}
+        other.text, other.root, other._states, other._known = text, digest(self.root, "some"), {}, {}
         return other
 
     # --- scores

@@ -190,7 +190,7 @@ class Subject(abc.ABC):
     def check_objective(self, step: str) -> None:
         """Raise ValueError where units are not those of attention and MLP of layers, of which a step is.
 
-        So it is where `objective`, `divergences`, `blanked`, `layerwise` and `folded` are not defined.
+        So it is where `objective`, `divergences`, `blanked`, `continued`, `layerwise` and `folded` are not defined.
         """
         raise ValueError(f"{step}: is for attention and MLP of layers, which this model does not tell apart")
 
@@ -209,6 +209,16 @@ class Subject(abc.ABC):
 
     def blanked(self, examples: Examples, rows: np.ndarray) -> Examples:
         """Leave the tokens of some rows, `[rows]` True, out of every mean; shapes stay."""
+        raise NotImplementedError
+
+    def continued(self, examples: Examples, rows: int, prompt: int, *, temperature: float, seed: int) -> Examples:
+        """Write as many rows as are asked for, each from the first `prompt` tokens of one of the examples on, in turn.
+
+        All are as long as the examples, and end before that nowhere. Rows without tokens are left out.
+
+        Raises:
+            ValueError: no example of more than `prompt` tokens.
+        """
         raise NotImplementedError
 
     def divergences(self, examples: Examples, keep: Keep, pruned: "Subject", *, batch_size: int = 8) -> np.ndarray:

@@ -17,6 +17,7 @@ from saap_jax.estimation.base import Curvature, Statistic, Statistics
 from saap_jax.evaluation.cost import median_seconds, weight_bytes
 from saap_jax.evaluation.perplexity import candidate_losses, metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+from saap_jax.llama.generate import Sampling, generate
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
@@ -33,6 +34,9 @@ from saap_jax.trace.listing import coupling_record, traced_model
 from saap_jax.trace.problem import Problem, made_problem
 from saap_jax.trace.subject import subject_of as traced_subject
 from saap_jax.types import STRUCTURES, Keep, Scores, WindowLosses
+
+WRITTEN = 128
+"""Rows that are written at once."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,6 +163,16 @@ class LlamaSubject(Subject):
 
     def blanked(self, examples: Windows, rows: np.ndarray) -> Windows:
         return examples._replace(mask=examples.mask & ~rows[:, None])
+
+    def continued(self, examples: Windows, rows: int, prompt: int, *, temperature: float, seed: int) -> Windows:
+        length = examples.tokens.shape[1]
+        if not 0 < prompt < length or not len(begun := examples.tokens[examples.mask.all(axis=1), :prompt]):
+            raise ValueError(f"expected whole windows of more than {prompt} tokens to go on from, got none")
+        prompts = [begun[row % len(begun)].tolist() for row in range(rows)]
+        sampling = Sampling(temperature=temperature, seed=seed, stop_tokens=())
+        written = generate(self.model, prompts, max_new_tokens=length - prompt, sampling=sampling, batch_size=WRITTEN)
+        tokens = np.array([first + rest for first, rest in zip(prompts, written, strict=True)], np.int32)
+        return Windows(tokens, np.ones(tokens.shape, bool))
 
     def divergences(self, examples: Windows, keep: Keep, pruned: Any, *, batch_size: int = 8) -> np.ndarray:
         rows = len(examples.tokens)

@@ -51,6 +51,13 @@ def test_what_is_best_does_not_depend_on_the_mesh(subjects):
         np.testing.assert_array_equal(other.keep[name], kept)
 
 
+def test_what_is_written_does_not_depend_on_the_mesh(subjects):
+    text = Windows(np.random.default_rng(0).integers(0, 32, (5, 8)).astype(np.int32), np.ones((5, 8), bool))
+    one, other = (each.continued(text, 12, 3, temperature=4.0, seed=0).tokens for each in subjects)
+    np.testing.assert_array_equal(other, one)
+    assert len({*map(bytes, one)}) == 12, "control"
+
+
 def test_learned_units_do_not_depend_on_the_mesh(subjects):
     random = np.random.default_rng(0)
     text = Windows(random.integers(0, 32, (32, 8)).astype(np.int32), np.ones((32, 8), bool))

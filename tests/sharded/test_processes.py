@@ -26,7 +26,7 @@ SCORE = [
     *("--calibration.examples", "8", "--calibration.length", "12", "--calibration.batch-size", "4"),
     *("--estimators", "gate_fisher", "fisher"),
 ]
-PRUNE = ["--method", "gate_fisher > uniform > bias", "--ratio", "0.3"]
+PRUNE = ["--method", "gate_fisher > uniform > self_calibration(8, 4) > bias", "--ratio", "0.3"]
 EVALUATE = ["--windows", "4", "--length", "12", "--batch-size", "4"]
 RECOVER = [
     *("--dense", "", "--method.name", "full", "--new-tokens", "0", "--data.length", "12", "--training.warmup", "1"),

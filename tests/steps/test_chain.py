@@ -9,7 +9,7 @@ import pytest
 import saap_jax
 from saap_jax.recipes import RECIPES
 from saap_jax.steps.allocation.allocations import Global, Uniform
-from saap_jax.steps.base import PLUGINS, STEPS, Step, literal, step
+from saap_jax.steps.base import PLUGINS, STEPS, Extent, Step, literal, step
 from saap_jax.steps.chain import chain, expand, limits_of, parse, steps_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.refinement.evolve import Evolve
@@ -257,7 +257,9 @@ def test_what_is_no_chain_is_one_line(text, said):
         ("wanda > uniform > least_squares > rounds(0.1)", 2 * 3 + 4.0),
         ("best_of(wanda > uniform > bias, wanda, magnitude > uniform > layerwise(wanda))", 3 + 3 + 3.0),
         ("wanda > uniform > evolve(2, 8, (2, 1), (1, 4))", 2 * (8 + 3 * 4) / 4),
+        ("wanda > uniform > self_calibration(64) > least_squares > self_calibration(16) > bias", 8 + 6 + 2 + 1.5),
+        ("wanda > uniform > self_calibration(64, beside=True) > least_squares", 8 + 9),
     ],
 )
 def test_passes_are_counted_before_they_are_taken(text, passes):
-    assert parse(text).passes(4, 0.2) == pytest.approx(passes)
+    assert parse(text).passes(Extent(32, 8), 0.2) == pytest.approx(passes)

@@ -13,7 +13,7 @@ from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import choose, meets
 from saap_jax.steps.allocation.allocations import Uniform
 from saap_jax.steps.allocation.rounds import stations
-from saap_jax.steps.base import Store
+from saap_jax.steps.base import Extent, Store
 from saap_jax.steps.chain import expand, parse
 from saap_jax.steps.limits import Within
 from saap_jax.steps.run import Runner
@@ -114,9 +114,9 @@ def test_layers_are_repaired_in_rounds_as_the_repair_behind_them_says(subject):
 def test_too_little_text_to_hold_some_out_is_refused(subject, step):
     chain, name = parse(f"wanda > uniform > {step}"), step.partition("(")[0]
     with pytest.raises(ValueError, match=f"{name}: expected at least 4 microbatches of calibration text .* got 3"):
-        chain.check(subject, 3)
-    chain.check(subject, 4)
-    parse("wanda > uniform > learn(0) > least_squares").check(subject, 3)
+        chain.check(subject, Extent(3, 1))
+    chain.check(subject, Extent(4, 1))
+    parse("wanda > uniform > learn(0) > least_squares").check(subject, Extent(3, 1))
 
 
 # --- done once -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import numpy as np
 
 from saap_jax.config.checks import Natural, check_positive
 from saap_jax.runtime.progress import Passes
-from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, State, Step, step
 from saap_jax.steps.limits import protected
 from saap_jax.steps.score.oracles import mean_losses
 from saap_jax.subjects.base import Subject
@@ -20,7 +20,7 @@ class Attentions(Step):
 
     With B layers, a share s of the parameters that is to go, and m and a the parameters of all MLPs and attentions,
     round(B s^(m / (α a))) attentions go: the attention without which the mean loss is lowest, then again. Each of them
-    costs a forward pass over the text a layer. Source: 2SSP (arXiv:2501.17771), stage 2.
+    costs a forward pass over the text a layer. Source: 2SSP (arXiv:2501.17771), stage 2 and equation 5.
     """
 
     kind = "allocation"
@@ -31,7 +31,7 @@ class Attentions(Step):
     examples: Natural = 0
     """On how many of the first windows of the text attentions are judged; 0: on all."""
 
-    def check(self, subject: Subject, microbatches: int) -> None:
+    def check(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for a model that does not tell attention and MLP apart."""
         subject.check_objective(self.name)
 

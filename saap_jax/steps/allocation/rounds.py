@@ -7,7 +7,7 @@ import numpy as np
 
 from saap_jax.config.checks import meant
 from saap_jax.steps.allocation.allocation import meets
-from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, State, Step, step
 
 
 @step("rounds")
@@ -31,7 +31,7 @@ class Rounds(Step):
         if not 0.0001 <= self.every < 1:
             raise ValueError(f"rounds.every: expected a share in [0.0001, 1), got {self.every}{meant(self.every)}")
 
-    def passes(self, before: float, parts: int, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float) -> float:
         """Those of the steps before it in each round; scoring anew takes about four."""
         rounds = len(stations(ratio, self.every))
         return rounds * before + 4 * (rounds - 1)

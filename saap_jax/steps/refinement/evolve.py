@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from saap_jax.config.checks import Natural, Positive, Share
-from saap_jax.steps.base import Before, Context, State, Step, scores_of_all, step
+from saap_jax.steps.base import Before, Context, Extent, State, Step, scores_of_all, step
 from saap_jax.steps.limits import first_prunable, levels_of
 from saap_jax.types import Keep
 
@@ -69,11 +69,11 @@ class Evolve(Step):
                 f"{len(self.survivors)}, got {' '.join(map(str, self.microbatches)) or 'none'}"
             )
 
-    def passes(self, before: float, parts: int, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float) -> float:
         """Those over the microbatches that the stages of a generation judge on."""
         asked = [self.offspring, *(each + 1 for each in self.survivors[:-1])]
         judged = sum(count * few for count, few in zip(asked, self.microbatches, strict=True))
-        return before + self.generations * judged / parts
+        return before + self.generations * judged / text.parts
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Search from the keep-set on; return the best of it and the outcome."""

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from saap_jax.steps.base import Before, Context, Ready, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, Ready, State, Step, step
 from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.surgery.corrections import Tokens, Walk
 
@@ -35,7 +35,7 @@ class Layerwise(Step):
         """Find the first repair behind this step."""
         return next((each for each in behind if isinstance(each, OutputRepair)), None)
 
-    def passes(self, before: float, parts: int, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float) -> float:
         """As many as a repair, which the one behind it saves."""
         return before + 3
 

@@ -45,7 +45,7 @@ import numpy as np
 from saap_jax.config.checks import Natural, check_not_negative, check_positive
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global
-from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, State, Step, step
 from saap_jax.steps.limits import first_prunable
 from saap_jax.steps.training import adam, adam_start, cosine, rounds, trained
 from saap_jax.subjects.base import Subject
@@ -87,14 +87,14 @@ class Learn(Step):
     language_loss: Annotated[float, check_not_negative] = 0.0
     """Weight of the next-token loss beside the divergence from the unpruned model."""
 
-    def check(self, subject: Subject, microbatches: int) -> None:
+    def check(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for too little text, or a model whose units have no gates of their own."""
         if self.steps:
-            self.check_objective(subject, microbatches)
+            self.check_objective(subject, text)
 
-    def passes(self, before: float, parts: int, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float) -> float:
         """Those of the steps of training."""
-        return before + trained(self.steps, parts)
+        return before + trained(self.steps, text.parts)
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Return the best keep-set of the start and of what the rounds ended with."""

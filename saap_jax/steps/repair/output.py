@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from saap_jax.config.checks import Share, check_positive
-from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, State, Step, step
 from saap_jax.subjects.base import Subject
 from saap_jax.surgery.corrections import (
     Repair,
@@ -29,11 +29,11 @@ class OutputRepair(Repair, Step):
 
     kind = "repair"
 
-    def check(self, subject: Subject, microbatches: int) -> None:
+    def check(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for a model of which nothing can be repaired so."""
-        subject.check_repair(self, microbatches)
+        subject.check_repair(self, text.parts)
 
-    def passes(self, before: float, parts: int, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float) -> float:
         """One of the unpruned model, two of the pruned one."""
         return before + 3
 

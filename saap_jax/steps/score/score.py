@@ -11,7 +11,7 @@ from saap_jax.estimation import make_estimators
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import names_file
 from saap_jax.steps.allocation.allocation import checked
-from saap_jax.steps.base import Before, Context, State, Step, need, step
+from saap_jax.steps.base import Before, Context, Extent, State, Step, need, step
 from saap_jax.steps.score.fusion import FusionMethod, FusionScope
 from saap_jax.steps.score.oracles import constant, is_oracle, make_oracle
 from saap_jax.steps.score.stability import ScenarioReduction, stabilised
@@ -74,7 +74,7 @@ class Score(Step):
         parts = self.parts(structures).values()
         return tuple(dict.fromkeys(member for part in parts for member in fusion_members(part)))
 
-    def check(self, subject: Subject, microbatches: int) -> None:
+    def check(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for an estimator that looks at what the model does not have."""
         structures = tuple(subject.existing)
         if structures != STRUCTURES and "/" in self.named and ".py:" not in self.named:
@@ -163,14 +163,14 @@ class Fused(Score):
         """The step as it is written."""
         return Step.text.fget(self)  # type: ignore[attr-defined]
 
-    def check(self, subject: Subject, microbatches: int) -> None:
+    def check(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for a share of attention where a traced model has none."""
         if tuple(subject.existing) != STRUCTURES and self.attention != "fused":
             raise ValueError(
                 f"{self.text}: expected attention=fused for a traced model, whose structures are all scored alike, "
                 f"got {self.attention}"
             )
-        super().check(subject, microbatches)
+        super().check(subject, text)
 
 
 @step("scenarios")

@@ -1,0 +1,57 @@
+"""Text for nothing: what the unpruned model writes is as much text as anybody asks for, and costs no data."""
+
+import dataclasses
+from typing import Annotated
+
+from saap_jax.config.checks import Natural, Positive, check_positive
+from saap_jax.steps.base import Before, Context, Extent, State, Step, step
+from saap_jax.subjects.base import Subject
+
+PASSES = 4.0
+"""Forward passes over a text that it takes about as long to write."""
+
+
+@step("self_calibration")
+@dataclasses.dataclass(frozen=True)
+class SelfCalibration(Step):
+    """Let the unpruned model write the text that the steps behind go by, in place of the calibration text.
+
+    A repair that fits thousands of weights to 32 windows fits these windows, and what is trained or judged behind it
+    on the same ones sees a model that is better than it is. So give each of them text of its own, with another seed.
+    Each window begins as a calibration window does, in turn. Scores come from the calibration text all the same.
+    Sources: Self-calibration for language model quantization and pruning (arXiv:2410.17170); Beware of calibration
+    data for pruning large language models (arXiv:2410.17711).
+    """
+
+    kind = "text"
+
+    windows: Positive = 96
+    """How many, each as long as those of the calibration text."""
+    prompt: Positive = 12
+    """Tokens of a calibration window that a window begins with."""
+    temperature: Annotated[float, check_positive] = 1.0
+    """Divides the logits; 1 draws as the model predicts."""
+    seed: Natural = 0
+    """Seed of the draws."""
+    beside: bool = False
+    """Whether the calibration text stays, in front of what is written."""
+
+    def check(self, subject: Subject, text: Extent) -> None:
+        """Raise ValueError for a model that writes no text."""
+        subject.check_objective(self.name)
+
+    def passes(self, before: float, text: Extent, ratio: float) -> float:
+        """Those that writing takes as long as."""
+        return before + PASSES * self.windows / text.windows
+
+    def extent(self, text: Extent) -> Extent:
+        """What it writes, and perhaps the calibration text."""
+        return text._replace(windows=self.windows + self.beside * text.windows)
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Write the text, as one scenario."""
+        how = {"temperature": self.temperature, "seed": self.seed}
+        if (written := on.known.get(self.text)) is None:
+            given = on.dense.join([*on.scenarios.values()])
+            written = on.known[self.text] = on.dense.continued(given, self.windows, self.prompt, **how)
+        return state._replace(text={**(on.scenarios if self.beside else {}), self.name: written})
