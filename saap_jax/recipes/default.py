@@ -14,7 +14,7 @@ RECIPES = {
         calibration=_TEXT,
     ),
     "default": Recipe(
-        title="The better of two ways to choose, least squares on more text of the model's own, scales on other such text",
+        title="The better of two ways to choose, least squares on text of the model's own, scales on more of it",
         chain=(
             f"{_CHOICE} > self_calibration(96, beside=True) > least_squares > self_calibration(96, seed=1) > scales(16)"
         ),
@@ -23,8 +23,8 @@ RECIPES = {
     "best": Recipe(
         title="As `default`, with units that are learnt, twice the text and six times the training of scales",
         chain=(
-            f"{_CHOICE} > self_calibration(96) > learn(48) > self_calibration(224, seed=1, beside=True) > least_squares "
-            "> self_calibration(224, seed=2) > scales(96)"
+            f"{_CHOICE} > self_calibration(96) > learn(48) > self_calibration(224, seed=1, beside=True) "
+            "> least_squares > self_calibration(224, seed=2) > scales(96)"
         ),
         calibration=_TEXT,
     ),
