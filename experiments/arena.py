@@ -219,7 +219,7 @@ class Arena:
     def run(self, chains: Sequence[Chain], ratios: Sequence[float], after: str, tasks: bool) -> None:
         """Do what the file does not hold yet."""
         keys, left = Runner(self.subject, self.text, store=Store(None, self.known)), []
-        for chain, ratio in itertools.product(chains, ratios):
+        for ratio, chain in itertools.product(ratios, chains):  # a chain goes on from what it begins with
             name, key = f"{chain.name}@{ratio:g}", keys.key_of(chain, ratio)
             row = self.found["rows"].get(name, {})
             of = row.get("after", {}) if after else row

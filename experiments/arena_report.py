@@ -70,23 +70,26 @@ class Row(NamedTuple):
 
 @functools.cache
 def rows() -> dict[str, Row]:
-    """List the rows, contenders first: recipes that can be run, then the beginnings of ours that are methods."""
+    """List the rows, contenders first: recipes that can be run, ours behind what they begin with that is a method."""
     there = {name: each.chain for name, each in RECIPES.items() if not each.missing and name not in UNCHECKED}
     ours = [name for name in OURS if name in there]
     first = [name for name in there if name.startswith(CONTENDERS)]
-    kinds = {name: "ours" if name in ours else "mixed" if name.endswith(MIXED) else "published" for name in there}
-    found = {name: Row(there[name], kinds[name]) for name in [*ours, *first, *there]}
-    found["random"] = Row("random", "floor")
-    chains = {parse(each.chain).written for each in found.values()}
+    kinds = {name: "mixed" if name.endswith(MIXED) else "published" for name in there if name not in ours}
+    chains, found = {parse(each).written for each in there.values()}, dict[str, Row]()
     for name in ours:
         steps = parse(there[name]).steps
         allocated = next(at for at, step in enumerate(steps, 1) if step.kind == "allocation")
-        for end in range(allocated, len(steps)):
+        for end in (end for end in range(allocated, len(steps)) if steps[end - 1].kind != "text"):
             part = " > ".join(step.text for step in steps[:end])
             if part not in chains:
                 chains.add(part)
                 found[f"{name}[:{end}]"] = Row(part, "part")
-    return found
+        found[name] = Row(there[name], "ours")
+    return (
+        found
+        | {name: Row(there[name], kinds[name]) for name in [*first, *there] if name in kinds}
+        | {"random": Row("random", "floor")}
+    )
 
 
 def result_path(docs: Path, model: str, examples: int, seed: int | str) -> Path:

@@ -28,7 +28,7 @@ class SelfCalibration(Step):
     windows: Positive = 96
     """How many, each as long as those of the calibration text."""
     prompt: Positive = 12
-    """Tokens of a calibration window that a window begins with."""
+    """Tokens of a calibration window that a window begins with, at most half of it."""
     temperature: Annotated[float, check_positive] = 1.0
     """Divides the logits; 1 draws as the model predicts."""
     seed: Natural = 0

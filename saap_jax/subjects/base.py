@@ -212,12 +212,15 @@ class Subject(abc.ABC):
         raise NotImplementedError
 
     def continued(self, examples: Examples, rows: int, prompt: int, *, temperature: float, seed: int) -> Examples:
-        """Write as many rows as are asked for, each from the first `prompt` tokens of one of the examples on, in turn.
+        """Write as many rows as are asked for, each from the first tokens of one of the examples on, in turn.
 
-        All are as long as the examples, and end before that nowhere. Rows without tokens are left out.
+        All are as long as the examples, and end before that nowhere. Only examples without padding are gone on from.
+
+        Args:
+            prompt: how many tokens that is, at most half of an example.
 
         Raises:
-            ValueError: no example of more than `prompt` tokens.
+            ValueError: no example without padding.
         """
         raise NotImplementedError
 

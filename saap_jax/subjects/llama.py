@@ -166,8 +166,9 @@ class LlamaSubject(Subject):
 
     def continued(self, examples: Windows, rows: int, prompt: int, *, temperature: float, seed: int) -> Windows:
         length = examples.tokens.shape[1]
-        if not 0 < prompt < length or not len(begun := examples.tokens[examples.mask.all(axis=1), :prompt]):
-            raise ValueError(f"expected whole windows of more than {prompt} tokens to go on from, got none")
+        prompt = min(prompt, length // 2)
+        if not len(begun := examples.tokens[examples.mask.all(axis=1), :prompt]) or not prompt:
+            raise ValueError("expected whole windows of two tokens or more to go on from, got none")
         prompts = [begun[row % len(begun)].tolist() for row in range(rows)]
         sampling = Sampling(temperature=temperature, seed=seed, stop_tokens=())
         written = generate(self.model, prompts, max_new_tokens=length - prompt, sampling=sampling, batch_size=WRITTEN)

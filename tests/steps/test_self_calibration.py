@@ -121,5 +121,6 @@ def test_a_choice_between_chains_leaves_a_repair_behind_it_to_what_was_written()
 def test_who_writes_no_text_and_what_is_no_beginning_are_refused():
     with pytest.raises(ValueError, match="self_calibration: is for attention and MLP of layers"):
         parse(f"wanda > uniform > {MANY} > bias").check(subject_of(stacked()), Extent(5, 1))
-    with pytest.raises(ValueError, match="expected whole windows of more than 10 tokens to go on from, got none"):
-        run("wanda > uniform > self_calibration(4, 10) > bias", LlamaSubject(dense_model()))
+    padded = {"text": Windows(TOKENS, np.arange(10) < np.full((6, 1), 9))}
+    with pytest.raises(ValueError, match="expected whole windows of two tokens or more to go on from, got none"):
+        run(f"wanda > uniform > {MANY} > bias", LlamaSubject(dense_model()), padded)
