@@ -44,7 +44,7 @@ PROTOCOL = """## Protocol
   from its paper. All see the same windows of 128 tokens of C4, drawn with the seed, and lose the same share of the
   prunable parameters (attention and MLP); *removed* is what really went. float32.
 - Judged by ppl@128 on 128 windows of WikiText-2 (raw test) and of Penn Treebank (valid): one of each of 128 stretches
-  of equal length, drawn with a fixed seed. Nothing of ours was chosen on these texts. A row that is 40 % above the
+  of equal length, drawn with a fixed seed. Nothing of ours was chosen on these texts. A row that is 25 % above the
   lowest after the first 32 windows, a random part of them, stays there: `~` marks its perplexity, the unpruned
   model's on all windows times the ratio of the two on its own.
 - Differences are in per cent of perplexity with a 95 % interval each, by a crossed model of random seeds and articles
