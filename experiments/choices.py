@@ -66,6 +66,8 @@ ROWS = {
     "text: twice as much of its own beside C4": f"{CHOSEN} > self_calibration(192, beside=True) > least_squares",
     "text: its own beside C4, then scales on the same": f"{CHOSEN} > {MORE} > least_squares > scales(24)",
     "text: its own beside C4, then scales on more": f"{CHOSEN} > {MORE} > least_squares > {FRESH} > scales(24)",
+    "… 12 steps at three times the rate": f"{CHOSEN} > {MORE} > least_squares > {FRESH} > scales(12, rate=0.03)",
+    "… 24 steps at three times the rate": f"{CHOSEN} > {MORE} > least_squares > {FRESH} > scales(24, rate=0.03)",
     "default": RECIPES["default"].chain,
     "modegpt-mlp": RECIPES["modegpt-mlp"].chain,
     "fasp-mlp": RECIPES["fasp-mlp"].chain,

@@ -16,15 +16,16 @@ RECIPES = {
     "default": Recipe(
         title="The better of two ways to choose, least squares on text of the model's own, scales on more of it",
         chain=(
-            f"{_CHOICE} > self_calibration(96, beside=True) > least_squares > self_calibration(96, seed=1) > scales(16)"
+            f"{_CHOICE} > self_calibration(96, beside=True) > least_squares > self_calibration(64, seed=1) "
+            "> scales(12, rate=0.03)"
         ),
         calibration=_TEXT,
     ),
     "best": Recipe(
-        title="As `default`, with units that are learnt, twice the text and six times the training of scales",
+        title="As `default`, with units that are learnt, twice the text and eight times the training of scales",
         chain=(
             f"{_CHOICE} > self_calibration(96) > learn(48) > self_calibration(224, seed=1, beside=True) "
-            "> least_squares > self_calibration(224, seed=2) > scales(96)"
+            "> least_squares > self_calibration(224, seed=2) > scales(96, rate=0.03)"
         ),
         calibration=_TEXT,
     ),
