@@ -51,13 +51,13 @@ def test_a_cold_draw_is_what_the_model_finds_likeliest_after_each_prompt_in_turn
     assert found.mask.all()
 
 
-def test_draws_follow_the_probabilities_and_the_seed():
+def test_draws_follow_the_probabilities_and_the_seed_behind_half_a_window_at_most():
     subject = LlamaSubject(dense_model())
 
     def draw(seed, rows=4000):
-        return subject.continued(TEXT["text"], rows, 9, temperature=1.0, seed=seed).tokens[:, -1]
+        return subject.continued(TEXT["text"], rows, 9, temperature=1.0, seed=seed).tokens[:, 5]
 
-    logits = np.asarray(forward(subject.model, TOKENS[:, :9])[:, -1], np.float64)
+    logits = np.asarray(forward(subject.model, TOKENS[:, :5])[:, -1], np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     tokens = draw(0)
     for at, probabilities in enumerate(expected):
