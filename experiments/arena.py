@@ -10,7 +10,7 @@ the first 32 windows of each text, in a random order that is always the same; wh
 `BEYOND` of the lowest so far at that ratio, on the other 96 too. What is done is in a file for each model and seed in
 docs/arena, by a digest of chain, code of steps, model and text: the same command goes on, and a kill loses a row at a
 ratio. With the last seed, when all programs are compiled, a row has a runner and scores of its own, so that time and
-memory are its own.
+memory are its own; the smaller model takes turns with the unpruned one in a forward pass.
 `--after lora` trains the named rows for 64 steps and evaluates them again; `--tasks` adds 500 items of each task.
 `report` makes docs/arena.md, its figure and the block of README.md of these files.
 """
@@ -260,6 +260,9 @@ class Arena:
             _, scoring, gib = self.alone[chain.name]
             took = {"scoring": round(scoring, 2), "seconds": round(time.process_time() - began, 2)}
             took["gib"] = gib and max(gib, peak_gib() or 0.0)
+            pair = self.subject.whole(), state.subject.cut(state.keep)
+            whole, smaller = self.subject.seconds(pair, next(iter(self.text.values())), BATCH)
+            took["forward"] = round(smaller / whole, 3)
         others = [row for name, row in self.found["rows"].items() if name.endswith(f"@{ratio:g}")]
         rivals = [row["losses"] for row in others if "losses" in row]
         lowest = {text: min((float(np.mean(each[text][: self.setting.first])) for each in rivals), default=math.inf)
