@@ -62,7 +62,7 @@ from saap_jax.types import Keep
 
 RATIOS, SEEDS = (0.2, 0.35, 0.5), (3, 4, 5, 6, 7)
 BATCH = 8
-BEYOND = math.log(1.25)
+BEYOND = math.log(1.12)
 """Nats above the lowest from which on a row is evaluated on the first windows alone."""
 STRETCHES = 32
 """Units of a text without articles: neighbouring windows, longer together than its articles are."""

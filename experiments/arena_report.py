@@ -46,7 +46,7 @@ PROTOCOL = """## Protocol
   heads. float32. `default` and `best` have the unpruned model write more text, which begins as those windows do.
 - Judged by ppl@128 on 128 windows of WikiText-2 (raw test) and of Penn Treebank (valid): one of each of 128 stretches
   of equal length, drawn with a fixed seed. Nothing of ours was chosen on these texts, but for two older constants:
-  how many layers are protected, and that heads go from 30 % on only. A row that is 25 % above the
+  how many layers are protected, and that heads go from 30 % on only. A row that is 12 % above the
   lowest after the first 32 windows, a random part of them, stays there: `~` marks its perplexity, the unpruned
   model's on all windows times the ratio of the two on its own.
 - Differences are in per cent of perplexity with a 95 % interval each, by a crossed model of random seeds and articles
