@@ -197,11 +197,14 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
 
 @pytest.mark.slow
 def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
-    pruned = prune.prune(tiny(PruneConfig, tiny_model_directory, tmp_path, examples=8, out=str(tmp_path / "out")))
+    config = tiny(PruneConfig, tiny_model_directory, tmp_path, examples=8, out=str(tmp_path / "out"))
+    pruned = prune.prune(config)
     assert pruned.selection.asked == prune.DEFAULT_RATIO
     assert not pruned.reached
-    assert pruned.told["corrections"], "by default something makes up for what goes"
-    assert all(each.corrected <= each.error for each in pruned.told["corrections"])
+    assert {"judged", "corrections", "scaled"} <= pruned.told.keys(), "by default something makes up for what goes"
+    assert len(pruned.told["scaled"]) > 1
     said = dict(pruned.rows)
     assert {"seconds to choose units", "seconds to make up for what went"} <= said.keys()
     assert not (tmp_path / "out" / "targets.json").exists()
+    quick = prune.prune(dataclasses.replace(config, method="fast", out=str(tmp_path / "fast")))
+    assert all(each.corrected <= each.error for each in quick.told["corrections"]), "on the text that is given"
