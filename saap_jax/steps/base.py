@@ -222,8 +222,8 @@ class Step:
         """
         return before
 
-    def extent(self, text: Extent) -> Extent:
-        """Say of which size the text is that steps behind go by; `text` is the calibration text."""
+    def extent(self, text: Extent, calibration: Extent) -> Extent:
+        """Say of which size the text is that steps behind go by; `text` is what this step goes by."""
         return text
 
     def __call__(self, state: State, on: Context, before: Before) -> State:

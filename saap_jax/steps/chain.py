@@ -98,7 +98,7 @@ class Chain:
         now = text
         for each in self.steps:
             yield each, now
-            now = each.extent(text) if each.kind == "text" else now
+            now = each.extent(now, text)
 
     def unrepaired(self, subject: Subject, keep: Keep | None = None) -> dict[str, str]:
         """Give the reasons for which repairs leave structures alone, by name; with `keep` those that lose units."""

@@ -44,9 +44,9 @@ class SelfCalibration(Step):
         """Those that writing takes as long as."""
         return before + PASSES * self.windows / text.windows
 
-    def extent(self, text: Extent) -> Extent:
+    def extent(self, text: Extent, calibration: Extent) -> Extent:
         """What it writes, and perhaps the calibration text."""
-        return text._replace(windows=self.windows + self.beside * text.windows)
+        return calibration._replace(windows=self.windows + self.beside * calibration.windows)
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Write the text, as one scenario."""
