@@ -30,6 +30,7 @@ MIXED, UNCHECKED = "-our-repair", ("ddp",)
 FEWEST_SEEDS, FARTHEST = 3, 4
 """Seeds of a row that is shown, at least; and how many times the lowest perplexity is drawn."""
 BEGIN, END = "<!-- arena: made by experiments/arena.py report -->", "<!-- /arena -->"
+STEPS = "![perplexity after each step of our methods, with 95 % intervals, both models](arena/steps.svg)"
 FIGURE = "![perplexity against processor minutes of each method, with 95 % intervals, both models]({}arena/front.svg)"
 
 Result = dict[str, Any]
@@ -282,26 +283,33 @@ def answer(found: Sequence[Group]) -> str:
     return "\n\n".join(said)
 
 
+def paths(group: Group, ratio: float) -> list[list[tuple[Line, str]]]:
+    """List rows whose chains begin alike, shortest first, each with the steps that it adds to the one before."""
+    steps, found = {line.name: line.values("chain")[0] for line in group.lines[ratio]}, []
+    for whole in steps.values():
+        path = sorted((n for n, own in steps.items() if whole[: len(own)] == own), key=lambda n: len(steps[n]))
+        if len(path) < 2 or any(len(own) > len(whole) and own[: len(whole)] == whole for own in steps.values()):
+            continue
+        at = [0, *(len(steps[n]) for n in path)]
+        added = [", ".join(f"{kind}: `{text}`" for kind, text in whole[a:b]) for a, b in itertools.pairwise(at)]
+        found.append([(line, one) for n, one in zip(path, added, strict=True) if (line := group.named(ratio, n))])
+    return found
+
+
 def ablation(group: Group) -> list[str]:
     """Make tables of what each step adds, of rows whose chains begin alike, each beside the one before."""
     said: list[str] = []
-    for ratio in group.lines:
-        steps = {line.name: line.values("chain")[0] for line in group.lines[ratio]}
-        for name, whole in steps.items():
-            path = sorted((n for n, own in steps.items() if whole[: len(own)] == own), key=lambda n: len(steps[n]))
-            if len(path) < 2 or any(len(own) > len(whole) and own[: len(whole)] == whole for own in steps.values()):
-                continue
-            lines, texts = [line for n in path if (line := group.named(ratio, n))], group.dense
-            found = {t: verdicts([group.beside(b, a, t) for a, b in itertools.pairwise(lines)]) for t in texts}
-            said += [f"| {name}, {percent(ratio)} | " + " | ".join(f"{text} | adds, %" for text in texts) + " |"]
-            said += ["|---" * (1 + 2 * len(texts)) + "|"]
-            for at, line in enumerate(lines):
-                added = steps[line.name][len(steps[lines[at - 1].name]) if at else 0 :]
-                cells = [", ".join(f"{kind}: `{text}`" for kind, text in added)]
-                for text in texts:
-                    cells += [group.perplexity(line, text), difference(found[text][at - 1]) if at else ""]
-                said.append(f"| {' | '.join(cells)} |")
-            said.append("")
+    for ratio, path in ((each, path) for each in group.lines for path in paths(group, each)):
+        lines, texts = [line for line, _ in path], group.dense
+        found = {t: verdicts([group.beside(b, a, t) for a, b in itertools.pairwise(lines)]) for t in texts}
+        said += [f"| {lines[-1].name}, {percent(ratio)} | " + " | ".join(f"{text} | adds, %" for text in texts) + " |"]
+        said += ["|---" * (1 + 2 * len(texts)) + "|"]
+        for at, (line, added) in enumerate(path):
+            cells = [added]
+            for text in texts:
+                cells += [group.perplexity(line, text), difference(found[text][at - 1]) if at else ""]
+            said.append(f"| {' | '.join(cells)} |")
+        said.append("")
     return [f"### {group.title}, {group.examples} windows: what each step adds", "", *said] if said else []
 
 
@@ -337,7 +345,7 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
         return None
     first = [group for group in found if group.examples == found[0].examples]
     said = ["# The arena: published methods and ours on the same text, budget and models", "", answer(first), ""]
-    said += [FIGURE.format(""), "", *(line for group in found for line in section(group)), PROTOCOL]
+    said += [FIGURE.format(""), "", STEPS, "", *(line for group in found for line in section(group)), PROTOCOL]
     tried = {line.name for group in found for lines in group.lines.values() for line in lines}
     if left := [f"`{name}`" for name, row in rows().items() if row.kind not in ("part", "floor") and name not in tried]:
         said += [f"Not run on {FEWEST_SEEDS} seeds, and so in no table: {', '.join(left)}.", ""]
@@ -349,15 +357,16 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
 def readme_block(found: Sequence[Group]) -> str:
     """Make what README.md says: figure, sentences, and ours beside the paper's method and the lowest published row."""
     names = [name for name in (*OURS, "saap") if any(g.named(ratio, name) for g in found for ratio in g.lines)]
-    said = [f"| {' / '.join(found[0].dense)} | {' | '.join(f'`{name}`' for name in names)} | lowest published |"]
-    said.append("|---" * (2 + len(names)) + "|")
+    heads = ["unpruned", *(f"`{name}`" for name in names), "lowest published"]
+    said = [f"| {' / '.join(found[0].dense)} | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for group, ratio in ((g, r) for g in found for r in g.lines):
         lines = [[group.named(ratio, name)] * len(group.dense) for name in names]
         best = [group.lowest(group.of(ratio, "published"), text) for text in group.dense]
         cells = [" / ".join(group.perplexity(line, text) for line, text in zip(each, group.dense, strict=True) if line)
                  for each in (*lines, best)]  # fmt: skip
         cells[-1] += f" (`{'`, `'.join(dict.fromkeys(line.name for line in best if line))}`)"
-        said.append(f"| {group.title}, {percent(ratio)} | {' | '.join(cells)} |")
+        dense = " / ".join(f"{math.exp(losses.mean()):.1f}" for losses in group.dense.values())
+        said.append(f"| {group.title}, {percent(ratio)} | {' | '.join([dense, *cells])} |")
     return "\n".join([FIGURE.format("docs/"), "", answer(found), "", *said])
 
 
@@ -388,6 +397,25 @@ def draw(found: Sequence[Group], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def draw_steps(found: Sequence[Group], path: Path) -> None:
+    """Draw the perplexity after each step of the longest chain of ours: a model a column, a ratio a row."""
+    ratios, kinds = sorted({ratio for group in found for ratio in group.lines}), ("part", "ours")
+    figure = Figure(figsize=(5.6 * len(found), 2.2 * len(ratios)), layout="constrained")
+    axes = figure.subplots(len(ratios), len(found), squeeze=False)
+    for axis, ratio, group in ((axes[i][j], r, g) for i, r in enumerate(ratios) for j, g in enumerate(found)):
+        text, ours = next(iter(group.dense)), [p for p in paths(group, ratio) if {x.kind for x, _ in p} <= {*kinds}]
+        axis.set(title=f"{group.title}, {percent(ratio)}", xlabel=f"{text} ppl@128")
+        for at, (line, added) in enumerate(max(ours, key=len, default=[]), 1):
+            middle, half = group.log_perplexity(line, text), group.beside(line, None, text).half()
+            value, low, high = (math.exp(middle + sign * half) for sign in (0, -1, 1))
+            said = f"{at}. {added.replace('`', '')}"
+            label = said if len(said) < 48 else f"{said[:45]}…"
+            axis.errorbar(value, label, xerr=[[value - low], [high - value]], fmt="o", color="tab:red")
+        axis.invert_yaxis()
+        axis.tick_params(axis="y", labelsize=7)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def differing(docs: Path, readme: Path) -> list[str]:
     """List the lines of docs/arena.md and of the block of README.md that differ from what the files say."""
     found: list[str] = []
@@ -407,6 +435,7 @@ def report(docs: Path = DOCS, readme: Path = PROJECT / "README.md") -> None:
     if END not in rest:
         raise SystemExit(f"{readme}: expected {BEGIN} and {END} around what the arena says, found them not")
     found = groups(docs)
-    draw([group for group in found if group.examples == found[0].examples], docs / "arena" / "front.svg")
+    for drawn, name in ((draw, "front"), (draw_steps, "steps")):
+        drawn([group for group in found if group.examples == found[0].examples], docs / "arena" / f"{name}.svg")
     (docs / "arena.md").write_text(made[0])
     readme.write_text(f"{before}{begin}\n\n{made[1]}\n\n{END}{rest.partition(END)[2]}")

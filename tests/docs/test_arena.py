@@ -166,7 +166,7 @@ def test_the_page_says_what_the_files_say(written):
     assert readme.read_text().startswith("# A\n")
     assert readme.read_text().endswith(f"{made.END}\n\nmore\n")
     page = (docs / "arena.md").read_text()
-    assert (docs / "arena" / "front.svg").stat().st_size > 1000
+    assert all((docs / "arena" / f"{name}.svg").stat().st_size > 1000 for name in ("front", "steps"))
     losses = np.array([each["rows"]["flap@0.5"]["losses"]["WikiText-2"] for each in files(docs)])
     assert f"| flap | {np.exp(losses.mean()):.1f} | " in page
     assert "what each step adds" in page
