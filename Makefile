@@ -17,6 +17,9 @@ IN_ZOO := KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare quickstart
 
+report.png: $(READY)  ## the picture of the report in README: the quickstart's page, in headless Chromium
+	$(BIN)/python experiments/report_picture.py
+
 test: $(READY)  ## the default suite: formatting, lint, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -98,7 +98,7 @@ def jobs_of(model: str, text: Path) -> list[Job]:
         Job("frontier", ["frontier", *common, *evaluation, "--ratios", "0.1", "0.3", "--methods",
                          "{magnitude,gate_fisher,wanda} > global > rounds(0.15)",
                          "--resamples", "50", "--tolerance", "0.02"], 2),
-        Job("sensitivity", ["sensitivity", *common, *evaluation, "--method", "wanda", "--resamples", "50"], 2),
+        Job("sensitivity", ["sensitivity", *common, *evaluation, "--method", "wanda"], 2),
         Job("fidelity", ["fidelity", *common, "--estimators", *few, "--channels-per-layer", "6",
                          "--resamples", "50"], 2),
         Job("recover", ["recover", "--model", model, "--dense", model, *evaluation, "--new-tokens", "0",

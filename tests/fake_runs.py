@@ -90,6 +90,7 @@ def fields() -> dict:
             "dense_bytes": 538_060_032,
             "forward_seconds": 0.31,
             "dense_forward_seconds": 0.38,
+            "turns": ([0.38, 0.4], [0.31, 0.31]),
             "forward_tokens": 1024,
             "ppl": dict(zip(METRICS, (45.9, 52.7), strict=True)),
             "ppl_masked": dict(zip(METRICS, (45.9000004, 52.7), strict=True)),

@@ -7,7 +7,7 @@
 `record` evaluates 20 variants on windows drawn over the articles of WikiText-2's test part, and keeps their losses in
 FILE, batch by batch: the same command goes on, and evaluates more. `simulate` draws articles of such a file with
 replacement until there are so many windows, lets the variants race, and judges all of them on all of these windows as
-a comparison without a race does (paired bootstrap, Holm). It does the same with the losses of the arena that was,
+a comparison without a race does. It does the same with the losses of the arena that was,
 where its files are in docs/arena: 17 methods of seed 0 and three of seed 1, blocks of eight neighbouring windows for
 articles. Of those that are left all windows count, as evaluated. `race` races in earnest, on the windows of FILE:
 nothing of it is read but keep-sets.
@@ -27,9 +27,8 @@ from saap_jax.config import CompareConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.data import Windows, read_texts
 from saap_jax.data.windows import consecutive_windows, tokenize
-from saap_jax.evaluation.differences import p_values_against
+from saap_jax.evaluation.differences import differences_against
 from saap_jax.evaluation.race import race
-from saap_jax.evaluation.resample import LEVEL, holm
 from saap_jax.jobs.candidates import Evaluator
 from saap_jax.jobs.job import Material
 from saap_jax.jobs.racing import Race, left_of, looks_of
@@ -102,8 +101,8 @@ def left_of_all(losses: np.ndarray) -> set[int]:
     """Judge all variants on all windows: the lowest, and those that a comparison calls tied with it."""
     best = int(losses.mean(axis=1).argmin())
     others = [number for number in range(len(losses)) if number != best]
-    p_values = holm(p_values_against(losses[best][None], losses[others][:, None]))
-    return {best, *(other for other, p in zip(others, p_values, strict=True) if p >= LEVEL)}
+    found = differences_against(losses[best][None], losses[others][:, None])
+    return {best, *(other for other, each in zip(others, found, strict=True) if not each.sure)}
 
 
 def simulate(what: str, losses: np.ndarray, articles: np.ndarray, windows: int, draws: int) -> None:

@@ -255,8 +255,6 @@ class SensitivityConfig(JudgingConfig):
     """Measure what MLP widths to multiples of this change at `ratio`, and the time of both models cut; 0: do not."""
     repeats: Positive = 3
     """Forward passes timed of each model, in turns, eight times over."""
-    resamples: Positive = 1000
-    """Bootstrap resamples of each interval."""
     evaluation: EvaluationConfig = EvaluationConfig(windows=8)
 
     def __post_init__(self) -> None:

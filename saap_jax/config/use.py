@@ -106,10 +106,6 @@ class AbConfig(JudgedConfig):
     """Forward passes timed of each model, in turns, for `max_latency`."""
     task_metric: Literal["auto", "acc", "acc_norm", "exact_match"] = "auto"
     """What of a task is compared; `auto`: `acc`, or else `exact_match`."""
-    resamples: Positive = 10_000
-    """Bootstrap resamples of each interval."""
-    seed: Seed = 0
-    """Seed of the bootstrap."""
 
 
 LIMITS = ("max_ppl_increase", "max_size", "max_latency", "max_memory", "max_accuracy_drop")

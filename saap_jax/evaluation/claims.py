@@ -102,20 +102,22 @@ class Verdict(NamedTuple):
     """What may be said of A beside one of its rivals."""
 
     difference: Difference
-    """A - B with its own 95 % interval; the p-value is Holm's, over all rivals."""
+    """A - B with its own 95 % interval."""
+    p_value: float
+    """Holm's, over all rivals."""
     seen: float
     """The least difference that would have been sure, in per cent of B's perplexity."""
 
     @property
     def sure(self) -> bool:
         """Whether the difference is sure beside all that was looked at with it."""
-        return self.difference.p_value < LEVEL
+        return self.p_value < LEVEL
 
     @property
     def said(self) -> str:
         """The verdict in words.
 
-        >>> Verdict(Difference(-0.1, -0.2, 0.01, p_value=0.06), 11.6).said
+        >>> Verdict(Difference(-0.1, -0.2, 0.01), 0.06, 11.6).said
         'not told apart, differences below 11.6 % cannot be seen'
         """
         if not math.isfinite(self.difference.value):
@@ -136,6 +138,6 @@ def verdicts(estimates: Sequence[Crossed]) -> list[Verdict]:
     found = []
     for each, p in zip(estimates, adjusted.tolist(), strict=True):
         half = each.half()
-        whole = Difference(each.value, each.value - half, each.value + half, p_value=p, windows=each.windows)
-        found.append(Verdict(whole, PERPLEXITY.percent(each.half(tested), math.inf)))
+        whole = Difference(each.value, each.value - half, each.value + half, windows=each.windows)
+        found.append(Verdict(whole, p, PERPLEXITY.percent(each.half(tested), math.inf)))
     return found

@@ -1,7 +1,6 @@
-"""Differences of models on the same text or items, and how sure they are: paired bootstrap."""
+"""Differences of models on the same text or items, and how sure they are, see `evidence`."""
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,12 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from saap_jax.config.checks import Bound
-from saap_jax.evaluation.resample import FEWEST, counts, few, format_interval, resamples_for, sureness, two_way_means
+from saap_jax.evaluation.evidence import boundary, by_article, threshold
+from saap_jax.evaluation.resample import FEWEST, LEVEL, few, format_interval
 from saap_jax.evaluation.scales import ACCURACY, PERPLEXITY, Scale
 from saap_jax.runtime.words import MINUS, signed
-
-BLOCK = 1000
-"""Resamples of all variants that are drawn and held at once."""
 
 ROUNDING = 1e-5
 """Nats a token by which two evaluations of one model differ at most: as masks and cut, or by another program."""
@@ -35,7 +32,7 @@ def losses_of(row: Mapping[str, Any], metric: str) -> Losses:
 
 
 class Difference(NamedTuple):
-    """The mean of A - B in nats a token, or in points (percent of the items), and its bootstrap interval.
+    """The mean of A - B in nats a token, or in points (percent of the items), and its interval.
 
     Below 0, A has the lower loss, or the lower accuracy.
     """
@@ -46,12 +43,10 @@ class Difference(NamedTuple):
     win_rate: float = math.nan
     """Share of the windows (of all seeds) on which A has the lower loss, or of the items that A answers right and B
     wrong; a tie counts half."""
-    p_value: float = math.nan
-    """Two-sided, of "there is no difference"; NaN where a loss is not finite."""
     largest: float = math.nan
     """Largest difference of a window, without its sign."""
     windows: int = 0
-    """Windows (of each seed) or items that it is of, over several tasks those of the smallest; 0 where that is not
+    """Windows, articles or items that the interval is of, over several tasks those of the smallest; 0 where that is not
     known."""
     base: float = math.inf
     """B's mean loss, where that itself is the figure."""
@@ -75,8 +70,13 @@ class Difference(NamedTuple):
 
     @property
     def sure(self) -> bool:
-        """True where the interval does not hold 0."""
-        return self.low > 0 or self.high < 0
+        """True where the interval does not hold 0, and more differs than rounding."""
+        return (self.low > 0 or self.high < 0) and not self.same
+
+    @property
+    def tied(self) -> bool:
+        """True where there is an interval, and the difference is not sure."""
+        return not (math.isnan(self.low) or self.sure)
 
     @property
     def numbers(self) -> str:
@@ -109,7 +109,7 @@ class Difference(NamedTuple):
             )
         if not math.isfinite(self.value) or any(map(math.isnan, self.percent[: 1 if math.isnan(self.low) else 3])):
             return f"A and B cannot be compared: a {self.scale.noun} is not finite"
-        if not (low > 0 or high < 0):
+        if not self.sure:
             told = "who is better is not known" if math.isnan(low) else "A and B cannot be told apart"
             return f"{told}: the difference is {self.numbers}"
         (least, most), show = sorted((abs(low), abs(high))), f"{{:.{decimals_of(value)}f}}".format
@@ -121,33 +121,12 @@ def paired_difference(
     a: Float[np.ndarray, "seeds windows"],
     b: Float[np.ndarray, "seeds windows"],
     *,
-    resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
+    others: int = 1,
     scale: Scale = PERPLEXITY,
+    articles: Sequence[int] = (),
 ) -> Difference:
-    """Estimate the mean difference of two models' losses, its percentile interval, win rate and p-value.
-
-    A window is hard or easy for both models, so the differences vary much less than the losses do. Windows and seeds
-    are drawn with replacement, each by itself, and A and B are looked at on the same draw: all windows of a seed share
-    a pruned model, all seeds share the windows. Of few seeds (three, say) the bootstrap knows little about how much
-    seeds vary: with n seeds it makes their variance too small by a factor of (n - 1) / n.
-
-    Where a loss is not finite, or there are fewer than `FEWEST` windows, the interval and the p-value are NaN.
-
-    Args:
-        a: mean loss of each window in nats a token, windows of equal length; a row for each calibration seed.
-        b: the same of the model to compare with.
-        level: probability that the interval is meant to cover the true difference.
-
-    Raises:
-        ValueError: other shapes than [seeds, windows] of both, or no window.
-
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; the p-value counts the observed
-    difference as one more resample (Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 4.2.3)
-    and doubles the smaller tail.
-    """
-    return differences_against(b, a[None], resamples=resamples, level=level, seed=seed, scale=scale, block=None)[0]
+    """Measure the mean difference of two models' losses, with its interval; see `differences_against`."""
+    return differences_against(b, a[None], others=others, scale=scale, articles=articles)[0]
 
 
 def decimals_of(value: float) -> int:
@@ -163,68 +142,63 @@ def decimals_of(value: float) -> int:
 
 def differences_against(
     base: Float[np.ndarray, "seeds windows"],
-    others: Float[np.ndarray, "variants seeds windows"],
+    variants: Float[np.ndarray, "variants seeds windows"],
     *,
-    resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
+    others: int | None = None,
     scale: Scale = PERPLEXITY,
-    block: int | None = BLOCK,
+    articles: Sequence[int] = (),
 ) -> list[Difference]:
-    """Tell how each variant differs from the base, other - base: above 0 the base is better.
+    """Measure how each variant differs from the base, variant - base: above 0 the base is better.
 
-    As `paired_difference` does, but all variants see the same draws, so that two hundred of them take a second.
-    P-values are not adjusted (see `holm`).
+    A window is hard or easy for both, so differences vary much less than losses do. The interval is the one of
+    `evidence`, of the means over the seeds. Of several seeds it is at least as wide as Student's of their means, at the
+    same level: few seeds tell little of how much seeds vary. Where a loss is not finite, or there are fewer than
+    `FEWEST` units, both ends are NaN.
 
     Args:
-        base: mean loss of each window in nats a token; a row for each calibration seed.
-        others: the same of each variant.
+        base: mean loss of each window in nats a token, windows of equal length; a row for each calibration seed.
+        variants: the same of each variant.
+        others: how many a model is compared with, for which intervals are corrected; None: the variants given.
         scale: what the figures are that differences are percent of.
-        block: resamples that are drawn and held at once, all if None; another number gives other draws.
+        articles: the number of the article of each window, see `by_article`; empty: not known.
 
     Raises:
-        ValueError: shapes that differ, no window, or bad options.
+        ValueError: shapes that differ, or no window.
     """
-    base, others = np.asarray(base, np.float64), np.asarray(others, np.float64)
-    if others.ndim != 3 or others.shape[1:] != base.shape or not base.size:
+    base, variants = np.asarray(base, np.float64), np.asarray(variants, np.float64)
+    if variants.ndim != 3 or variants.shape[1:] != base.shape or not base.size:
         raise ValueError(
             f"differences: expected [seeds, windows] of one window or more, the same of all, got {base.shape} and "
-            f"{others.shape[1:]}"
+            f"{variants.shape[1:]}"
         )
-    _check_options(resamples, level)
-    windows = base.shape[1]
     with np.errstate(invalid="ignore"):
-        difference = others - base
-        values = difference.mean(axis=(1, 2))
-    wins = ((others < base) + 0.5 * (others == base)).mean(axis=(1, 2))
-    known = np.isfinite(difference).all(axis=(1, 2))
-    sure = np.full((4, len(others)), np.nan)
-    sure[3, known] = np.abs(difference[known]).max(axis=(1, 2))
-    if windows >= FEWEST:
-        sure[:3, known] = sureness(two_way_means(difference[known], resamples, seed, block), windows, level)
-    rows = np.stack((values, *sure[:2], wins, *sure[2:]), axis=1).tolist()
-    of = math.inf if scale.logarithmic else float(base.mean())
-    return [Difference(*numbers, windows=windows, base=of, scale=scale) for numbers in rows]
+        difference = variants - base
+        largest = np.abs(difference).max(axis=(1, 2))
+        units = by_article(difference, articles)
+    wins = ((variants < base) + 0.5 * (variants == base)).mean(axis=(1, 2))
+    halves = half_widths(units, len(variants) if others is None else others)
+    of, found = math.inf if scale.logarithmic else float(base.mean()), []
+    for value, half, win, most in zip(units.mean(axis=(1, 2)), halves, wins, largest, strict=True):
+        ends, most = (value - half, value + half), most if math.isfinite(value) else math.nan
+        found.append(Difference(*map(float, (value, *ends, win, most)), units.shape[2], of, scale))
+    return found
 
 
-def _check_options(resamples: int, level: float) -> None:
-    if not (resamples >= 1 and 0 < level < 1):
-        raise ValueError(f"bootstrap: expected resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
+def half_widths(units: Float[np.ndarray, "variants seeds units"], others: int) -> Float[np.ndarray, "variants"]:
+    """Compute half the width of each mean's interval, NaN of fewer than `FEWEST` units, or of what is not finite."""
+    from scipy.special import stdtrit
 
-
-def p_values_against(
-    base: Float[np.ndarray, "seeds windows"],
-    others: Float[np.ndarray, "variants seeds windows"],
-    *,
-    resamples: int | None = None,
-    seed: int = 0,
-) -> Float[np.ndarray, "variants"]:
-    """Test "as good as the base" of each variant: two-sided p-values, NaN where a loss is not finite.
-
-    As `differences_against`; by default there are as many resamples as adjusting the p-values for their number takes.
-    """
-    found = differences_against(base, others, resamples=resamples or resamples_for(len(others)), seed=seed)
-    return np.array([difference.p_value for difference in found], np.float64)
+    seeds, count = units.shape[1:]
+    known = np.isfinite(units).all(axis=(1, 2))
+    halves, means = np.full(len(units), np.nan), units[known]
+    if count < FEWEST:
+        return halves
+    halves[known] = boundary(count, threshold(others)) * means.mean(axis=1).std(axis=1, ddof=1) / math.sqrt(count)
+    if seeds > 1:
+        quantile = float(stdtrit(seeds - 1, 1 - LEVEL / (2 * max(others, 1))))
+        by_seed = means.mean(axis=2).std(axis=1, ddof=1) / math.sqrt(seeds)
+        halves[known] = np.maximum(halves[known], quantile * by_seed)
+    return halves
 
 
 ALL = "all tasks"
@@ -235,21 +209,18 @@ Outcomes = Mapping[str, Bool[np.ndarray, "_seeds _items"]]
 """{task: which items were answered right}, a row for each calibration seed, the same seeds in every task."""
 
 
-def paired_tasks(
-    a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> dict[str, Difference]:
+def paired_tasks(a: Outcomes, b: Outcomes, *, others: int = 1) -> dict[str, Difference]:
     """Compare the accuracies of two models on each task and, of two tasks or more, over all of them.
 
-    Items are drawn with replacement within each task, and seeds for all tasks together (a seed is one pruned model); A
-    and B are looked at on the same draw. The tasks are not drawn: `ALL` speaks of these tasks and of no others.
+    Units are items, in the interval of `evidence`. Tasks are not drawn: `ALL` speaks of these tasks and of no others,
+    each of which counts the same; its interval is as of so many items as the smallest of them has.
 
-    Items with the same outcomes on all seeds are exchangeable, so how often each such pattern is drawn is one
-    multinomial draw, and many items cost no more than few.
+    Args:
+        others: how many a model is compared with.
 
     Raises:
         ValueError: not the same tasks, items and seeds of both models, or a task without items.
     """
-    _check_options(resamples, level)
     shapes = {task: (a[task].shape, b[task].shape if task in b else None) for task in a}
     seeds = {len(outcomes) for outcomes in a.values()}
     if a.keys() != b.keys() or len(seeds) != 1 or any(of_a != of_b or 0 in of_a for of_a, of_b in shapes.values()):
@@ -257,23 +228,20 @@ def paired_tasks(
             "paired_tasks: expected the same tasks of both models, [seeds, items] of one item or more, twice the same, "
             f"got {shapes} of A and tasks {[*b]} of B"
         )
-    random, found, every = np.random.default_rng(seed), {}, []
-    by_seed = counts(max(seeds), resamples, random) / max(seeds)
+    found = {}
     for task in a:
-        difference = np.asarray(a[task], np.float64) - np.asarray(b[task], np.float64)
-        items, mean = difference.shape[1], float(difference.mean())
-        sign = 1 if difference.sum() >= 0 else -1  # one order of draws, so that a swap mirrors exactly
-        patterns, often = np.unique(sign * difference, axis=1, return_counts=True)
-        random = np.random.default_rng([seed, zlib.crc32(task.encode())])
-        drawn = random.multinomial(items, often / items, size=resamples) / items
-        every.append(100 * (sign * np.einsum("rs,sp,rp->r", by_seed, patterns, drawn, optimize=True)))
-        low, high, p = sureness(every[-1], items, level).tolist()
-        found[task] = Difference(100 * mean, low, high, 0.5 + mean / 2, p, windows=items, scale=ACCURACY)
+        points = 100 * (np.asarray(a[task], np.float64) - np.asarray(b[task], np.float64))
+        value, half = float(points.mean()), float(half_widths(points[None], others)[0])
+        wins = 0.5 + value / 200
+        found[task] = Difference(value, value - half, value + half, wins, windows=points.shape[1], scale=ACCURACY)
     if len(a) > 1:
-        fewest = min(each.windows for each in found.values())
-        points, wins = (float(np.mean([each[place] for each in found.values()])) for place in (0, 3))
-        low, high, p = sureness(np.mean(every, axis=0), fewest, level).tolist()
-        found[ALL] = Difference(points, low, high, wins, p, windows=fewest, scale=ACCURACY)
+        each = [*found.values()]
+        value, wins = (float(np.mean([one[place] for one in each])) for place in (0, 3))
+        fewest = min(one.windows for one in each)
+        reach = [boundary(fewest, threshold(others)) / boundary(one.windows, threshold(others)) * (one.high - one.value)
+                 for one in each] if fewest >= FEWEST else [math.nan]  # fmt: skip
+        half = math.hypot(*reach) / len(each)
+        found[ALL] = Difference(value, value - half, value + half, wins, windows=fewest, scale=ACCURACY)
     return found
 
 

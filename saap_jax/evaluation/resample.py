@@ -1,9 +1,9 @@
-"""Resampling: draws that comparisons share, percentile intervals, p-values, and what they are when looked at together.
+"""Resampling, for what is no mean: draws, percentile intervals, p-values, and what they are when looked at together.
 
-A p-value here is two-sided and counts resamples: 2 · (1 + the smaller of the number of resampled differences <= 0 and
-of those >= 0) / (resamples + 1), at most 1. So R resamples can give no p-value below 2 / (R + 1), 0.0002 for the
-default 10,000: read it as "at most that". But for the added 1 it agrees with the percentile interval, which holds 0
-where p >= 1 - level.
+Differences of losses have the interval of `evidence` instead. A p-value here is two-sided and counts resamples:
+2 · (1 + the smaller of the number of resampled differences <= 0 and of those >= 0) / (resamples + 1), at most 1. So R
+resamples can give no p-value below 2 / (R + 1). But for the added 1 it agrees with the percentile interval, which holds
+0 where p >= 1 - level.
 
 Of fewer than `FEWEST` windows (items, units, layers) there is neither: both are NaN, and whoever shows them says why.
 """
@@ -23,10 +23,8 @@ normal values 95 % intervals cover P(|t with n - 1 degrees of freedom| < 1.96 �
 the level says, which is as far as we go; and by the sign test, even 5 of 5 on one side are no rejection (p = 2 / 2⁵).
 """
 
-_HELD = 2**22  # shares of windows held at once: 32 MiB
-
 LEVEL = 0.05
-"""Adjusted p-values from here on count as no difference: the two are tied."""
+"""How rare a verdict too much is; adjusted p-values from here on count as no difference."""
 
 
 def holm(p_values: Float[np.ndarray, "tests"] | Sequence[float]) -> Float[np.ndarray, "tests"]:
@@ -51,15 +49,6 @@ def holm(p_values: Float[np.ndarray, "tests"] | Sequence[float]) -> Float[np.nda
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(order), 0, -1) * p[order]))
     return adjusted
-
-
-def smallest_p_value(resamples: int) -> float:
-    """Tell the smallest p-value that this many resamples can give.
-
-    >>> smallest_p_value(9_999)
-    0.0002
-    """
-    return min(1.0, 2 / (resamples + 1))
 
 
 def resamples_for(tests: int, least: int = 10_000) -> int:
@@ -109,23 +98,3 @@ def format_interval(low: float, high: float, show: Callable[[float], str]) -> st
 def counts(count: int, resamples: int, random: np.random.Generator) -> Int[np.ndarray, "resamples count"]:
     """Draw resamples of `count` things with replacement: how often each was drawn in each."""
     return random.multinomial(count, np.full(count, 1 / count), size=resamples)
-
-
-def two_way_means(
-    values: Float[np.ndarray, "variants seeds windows"], resamples: int, seed: int, block: int | None = None
-) -> Float[np.ndarray, "variants resamples"]:
-    """Take means of resamples of seeds and windows, each drawn with replacement, by draws that all variants share.
-
-    Args:
-        block: resamples of which first the seeds and then the windows are drawn, all if None; another number gives
-            other draws. How many are held at once changes nothing.
-    """
-    seeds, windows = values.shape[1:]
-    random, means = np.random.default_rng(seed), []
-    held = max(1, _HELD // windows)
-    for start in range(0, resamples, block or resamples):
-        by_seed = counts(seeds, min(block or resamples, resamples - start), random) / seeds
-        for of_rows in (by_seed[rows : rows + held] for rows in range(0, len(by_seed), held)):
-            by_window = counts(windows, len(of_rows), random) / windows
-            means.append(np.einsum("vsw,rw,rs->vr", values, by_window, of_rows, optimize=True))
-    return np.concatenate(means, axis=1)

@@ -23,6 +23,8 @@ class Scale(NamedTuple):
     """What stands behind a difference, and behind the ends of its interval."""
     drawn: str = "window"
     """What the mean is over."""
+    unit: str = "nats a token"
+    """Of a difference of losses."""
 
     def value(self, loss: float) -> float:
         """The figure of a mean loss.
@@ -64,7 +66,7 @@ class Scale(NamedTuple):
 
 
 PERPLEXITY = Scale("perplexity", "ppl", True)
-LOSS = Scale("loss", "loss", False)
+LOSS = Scale("loss", "loss", False, drawn="example", unit="loss")
 ACCURACY = Scale("accuracy", "acc", False, (" points", ""), "item")
 
 

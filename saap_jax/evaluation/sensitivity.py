@@ -6,14 +6,13 @@ grow faster than that, so a prediction is good for one thing: which of several k
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from saap_jax.evaluation.differences import Difference, Losses, differences_against, losses_of, p_values_against
-from saap_jax.evaluation.resample import holm, resamples_for
+from saap_jax.evaluation.differences import Difference, Losses, losses_of, paired_difference
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.types import STRUCTURES
@@ -41,7 +40,7 @@ class Change(NamedTuple):
     percent: float
     """Change of the figure, percent: of a perplexity 100 · (e^nats - 1)."""
     low: float
-    """Ends of its 95 % interval by the paired bootstrap over windows; NaN of fewer than `FEWEST`."""
+    """Ends of its 95 % interval by itself, see `evidence`; NaN of fewer than `FEWEST` windows."""
     high: float
     average: float
     """Nats a removed parameter, over all places that this one is compared with, at the same `asked`: all layers of its
@@ -85,13 +84,9 @@ def changes_of(run: RunRecord, candidates: Sequence[Row]) -> list[Change]:
     rows = sorted(at_one_place(candidates), key=lambda r: (order.index(r["structure"]), r["layer"], r["asked"]))
     losses = [losses_of(row, metric) for row in rows]
     nats = [_change(each, whole) for each in losses]
-    differences: dict[int, Difference] = {}
-    resamples, scale = run["config"]["resamples"], scale_of(metric)
-    for seen, members in _by_windows([each.seen for each in losses]):
-        others = np.stack([losses[number].values[None, seen] for number in members])
-        differences |= zip(
-            members, differences_against(whole[None, seen], others, resamples=resamples, scale=scale), strict=True
-        )
+    differences, scale = [], scale_of(metric)
+    for each in losses:
+        differences.append(paired_difference(each.values[None, each.seen], whole[None, each.seen], scale=scale))
     totals: dict[tuple[str, float], list[float]] = {}
     for row, change in zip(rows, nats, strict=True):
         total = totals.setdefault((row.get("among", row["structure"]), row["asked"]), [0.0, 0.0])
@@ -115,10 +110,10 @@ def nearest_share(changes: Sequence[Change], ratio: float) -> list[Change]:
     return [change for change in changes if change.asked == nearest]
 
 
-def as_costly(run: RunRecord, candidates: Sequence[Row], first: Change, others: Sequence[Change]) -> list[float]:
-    """Test "costs as much a parameter as the first" of other places: p-values, adjusted for their number (Holm).
+def as_costly(run: RunRecord, candidates: Sequence[Row], first: Change, others: Sequence[Change]) -> list[Difference]:
+    """Measure how far other places cost more a parameter than the first, each corrected for their number.
 
-    What is compared is `relative`, or `nats` where that is not known. Of fewer than `FEWEST` windows all are NaN.
+    What is compared is `relative`, or `nats` where that is not known.
     """
     metric, together = judged_metric(run), [first, *others]
     by_place = {(row["structure"], row["layer"], row["asked"]): row for row in at_one_place(candidates)}
@@ -129,19 +124,8 @@ def as_costly(run: RunRecord, candidates: Sequence[Row], first: Change, others: 
         scale = change.removed * change.average if several else 1.0
         costs.append(((losses - dense) / scale, seen))
     (base, own), *rest = costs
-    p_values, resamples = np.full(len(rest), np.nan), resamples_for(len(rest))
-    for seen, members in _by_windows([own & seen for _, seen in rest]):
-        each = np.stack([rest[number][0][None, seen] for number in members])
-        p_values[members] = p_values_against(base[None, seen], each, resamples=resamples)
-    return holm(p_values).tolist()
-
-
-def _by_windows(seen: Sequence[Bool[np.ndarray, "windows"]]) -> Iterator[tuple[np.ndarray, list[int]]]:
-    """Group rows that were evaluated on the same windows; but for a race there is one group."""
-    groups: dict[bytes, list[int]] = {}
-    for number, each in enumerate(seen):
-        groups.setdefault(each.tobytes(), []).append(number)
-    return ((seen[members[0]], members) for members in groups.values())
+    pairs = ((each[None, own & seen], base[None, own & seen]) for each, seen in rest)
+    return [paired_difference(*pair, others=len(rest)) for pair in pairs]
 
 
 def _change(losses: Losses, dense: Float[np.ndarray, "windows"]) -> float:

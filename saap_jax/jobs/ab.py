@@ -138,7 +138,7 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
             f"{a.text} and {of_b} of {b.text}; name one candidate each, or run both with the same seeds"
         )
     if not config.sources:
-        return Comparison(a.text, b.text, seeds, config.resamples, ())
+        return Comparison(a.text, b.text, seeds, max(a.others, b.others), ())
     losses_a, losses_b = _losses(config, a, b, track)
     counts = [{metric: each.shape[1] for metric, each in losses.items()} for losses in (losses_a, losses_b)]
     if counts[0] != counts[1]:
@@ -152,10 +152,10 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
     for metric, of_a in losses_a.items():
         windows = counts[0][metric]
         both = [np.broadcast_to(losses, (seeds, windows)) for losses in (of_a, losses_b[metric])]
-        difference = paired_difference(*both, resamples=config.resamples, seed=config.seed)
+        difference = paired_difference(*both, others=max(a.others, b.others))
         of_a, of_b = (PERPLEXITY.value(float(losses.mean())) for losses in both)
         rows.append(Compared(metric, domains.get(metric, ""), windows, (of_a, of_b), difference))
-    return Comparison(a.text, b.text, seeds, config.resamples, tuple(rows))
+    return Comparison(a.text, b.text, seeds, max(a.others, b.others), tuple(rows))
 
 
 # --- losses, on record or new --------------------------------------------------------------------
@@ -240,7 +240,7 @@ def _check_texts(known: Sequence[tuple[Reference, Mapping[str, str]]]) -> None:
 
 
 def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple[Compared, ...]:
-    """Compare the accuracies of two models on each task and over all, by the paired bootstrap over items.
+    """Compare the accuracies of two models on each task and over all, item by item.
 
     A model without seeds (unpruned, loaded) stands beside each seed of the other; with seeds on both sides, the same
     seeds are paired.
@@ -269,7 +269,7 @@ def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) ->
             each[task] = np.broadcast_to(values, (seeds, values.shape[1]))
         outcomes.append(each)
     rows = []
-    for task, difference in paired_tasks(*outcomes, resamples=config.resamples, seed=config.seed).items():
+    for task, difference in paired_tasks(*outcomes, others=max(a.others, b.others)).items():
         names = list(metrics) if task == ALL else [task]
         of_a, of_b = (float(np.mean([100 * each[name].mean() for name in names])) for each in outcomes)
         items = sum(outcomes[0][name].shape[1] for name in names)

@@ -7,6 +7,7 @@ and evaluated is kept as it comes; the same command again does only what is miss
 import dataclasses
 import gc
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -100,7 +101,6 @@ def _raced(race: Race, ratio: float, candidates: Sequence[Candidate], stage: Sta
         "ratio": ratio,
         "left": [names[number] for number in verdict.left],
         "windows": dict(zip(names, verdict.windows, strict=True)),
-        "p_values": dict(zip(names, verdict.p_values, strict=True)),
         "ending": verdict.ending,
         **race.counted(name for each in field.values() for name in each),
     }
@@ -126,7 +126,8 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
     loaded, whole = subject.load(directory), subject.whole()
     size = config.evaluation.batch_size
     (first, text), *others = evaluator.texts.items()
-    (_, judged), (dense_seconds, seconds) = in_turns(subject, whole, loaded, text, size, most=TURNS)
+    (_, judged), turns = in_turns(subject, whole, loaded, text, size, most=TURNS)
+    dense_seconds, seconds = map(statistics.median, turns)
     losses = {first: judged} | {name: loaded.losses(text, size) for name, text in others}
     ppl = {name: scale_of(name).value(each.mean) for name, each in losses.items()}
     for name, value in ppl.items():
@@ -143,6 +144,7 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
             "dense_bytes": whole.bytes,
             "forward_seconds": seconds,
             "dense_forward_seconds": dense_seconds,
+            "turns": turns,
             "forward_tokens": math.prod(subject.shape(text, size)),
             "ppl": ppl,
             "ppl_masked": row["ppl"],

@@ -153,7 +153,7 @@ def _measure(
         })  # fmt: skip
     return {
         "metric": points.metric, "percent": points.percent, "limit": points.limit, "tolerance": config.tolerance,
-        "ratios": ratios, "resamples": config.resamples, "rounds": rounds, "lines": said,
+        "ratios": ratios, "resamples": config.resamples, "lines": said,
     }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """What pruning cost: perplexity and speed of both models on the same windows, and what they write after some words."""
 
 import math
-import statistics
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.llama import Llama
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.generate import stream_texts
+from saap_jax.report.formats import format_times
 from saap_jax.runs.origin import figures_of
 from saap_jax.runs.records import Measured, WrittenText
 from saap_jax.runtime.progress import Track, quiet, step
@@ -34,8 +34,8 @@ class Judged(NamedTuple):
 
     models: dict[str, Measured]
     """Perplexity and losses by metric, of `dense` and `pruned`."""
-    seconds: tuple[float, float]
-    """Of a forward pass, before and after."""
+    seconds: tuple[list[float], list[float]]
+    """Of forward passes in the same rounds, before and after."""
     tokens: int
     """Of that pass."""
 
@@ -73,8 +73,8 @@ def judge(subject: Subject, cut: Any, texts: Mapping[str, Examples], rows: int, 
 
 def in_turns(
     subject: Subject, whole: Any, cut: Any, text: Examples, rows: int, most: int | None = None
-) -> tuple[tuple[WindowLosses, WindowLosses], tuple[float, float]]:
-    """Evaluate the unpruned and the cut model in turns, `rows` windows at once; take each one's median seconds a turn.
+) -> tuple[tuple[WindowLosses, WindowLosses], tuple[list[float], list[float]]]:
+    """Evaluate the unpruned and the cut model in turns, `rows` windows at once; take each one's seconds of each turn.
 
     The first turn, which compiles, is not timed; where there are fewer than three, windows come again.
 
@@ -93,7 +93,7 @@ def in_turns(
                 taken[place] += [time.perf_counter() - start] if turn else []
                 found[place] += [losses] if turn < len(parts) else []
     dense, pruned = (WindowLosses(*map(np.concatenate, zip(*each, strict=True))) for each in found)
-    before, after = (statistics.median(each) for each in taken)
+    before, after = taken
     return (dense, pruned), (before, after)
 
 
@@ -114,11 +114,9 @@ def judged_rows(judged: Judged) -> list[tuple[str, str]]:
         losses = (np.array([judged.models[name]["losses"][metric]]) for name in (PRUNED, DENSE))
         value, low, high = paired_difference(*losses, scale=scale_of(metric)).percent
         if not math.isnan(low):
-            found.append(("", f"{signed(value, 1)} % ({signed(low, 1)} to {signed(high, 1)}, 95 % interval)"))
-    before, after = judged.seconds
-    speeds = f"{judged.tokens / before:,.0f} -> {judged.tokens / after:,.0f}"
-    faster = signed(100 * (before / after - 1), 1)
-    return [*found, (f"tokens a second, forward pass of {judged.tokens:,}", f"{speeds} ({faster}%)")]
+            found.append(("", f"{signed(value, 1)} % ({signed(low, 1)} to {signed(high, 1)} %, 95 % interval)"))
+    before, after, change = format_times(*judged.seconds)
+    return [*found, (f"forward pass of {judged.tokens:,} tokens, ms", f"{before} -> {after}, {change}")]
 
 
 # --- what models write, for people to read beside the figures ---------------------------------------

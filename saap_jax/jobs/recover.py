@@ -331,7 +331,7 @@ def measured(model: Llama, texts: dict[str, Windows], batch_size: int) -> dict[s
 def _decode(
     config: RecoverConfig, run: RunDirectory, models: dict[str, Llama | None], tokenizer: Tokenizer, track: Track
 ) -> None:
-    """Keep what the models write, and how fast they decode, in turns: the median."""
+    """Keep what the models write, and how fast they decode, in turns: median, least and most."""
     present = {name: model for name, model in models.items() if model is not None}
     with run.stage("write"):
         named = {origins.NAMES[name]: model for name, model in present.items()}
@@ -346,8 +346,10 @@ def _decode(
             programs, config.repeats, progress=lambda turns: track("time the models", turns, len(turns))
         )
         for name, each in zip(present, times, strict=True):
-            rate = workload.batch / spread(one.step for one in each).median
-            run.update(**{name: run.record[name] | {"tokens_per_second": rate}})
+            rates = spread(workload.batch / one.step for one in each)
+            run.update(
+                **{name: run.record[name] | {"tokens_per_second": rates.median, "slowest_and_fastest": rates[1:]}}
+            )
 
 
 def shown(config: RecoverConfig, run: RunDirectory) -> Iterator[Any]:

@@ -95,7 +95,7 @@ def _step_blocks(step: OriginStep) -> Iterator[Block]:
         value = format_figure(figure["value"], scale)
         rows.append((figure["metric"], figure["model"], value, interval, f"{windows:,}" if windows else ""))
     header = ("text", "model", "figure", "95 % interval", "windows")
-    note = "intervals: percentile bootstrap over the windows of the text, each model for itself"
+    note = "intervals: over the windows of the text, each model for itself"
     yield text_table("", header, rows, 2, notes=[note]) if rows else Words("No perplexity is on record of this step.")
     yield from written_section(step.get("written", ()))
     yield Words("The command:")

@@ -1,23 +1,16 @@
 """What `saap ab` finds: A beside B on every text and task, in tables, in words, and as JSON."""
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from saap_jax.evaluation.differences import Check, Difference, decimals_of, verdict
-from saap_jax.evaluation.resample import format_interval, smallest_p_value
+from saap_jax.evaluation.resample import LEVEL, format_interval
 from saap_jax.evaluation.scales import format_ppl
 from saap_jax.report.blocks import Block, said, text_table
-from saap_jax.report.formats import format_p
+from saap_jax.report.formats import VERDICT
 from saap_jax.runtime.files import plain
-from saap_jax.runtime.words import MINUS, signed
-
-ALONE = (
-    "Each p is of this one comparison. The tables of a run adjust theirs for all variants that are compared with the "
-    "best (Holm): of the same pair, theirs can be larger."
-)
-"""What the p-values of `saap ab` are of."""
+from saap_jax.runtime.words import MINUS, plural, signed
 
 
 class Compared(NamedTuple):
@@ -41,7 +34,8 @@ class Comparison(NamedTuple):
     b: str
     seeds: int
     """Seeds that were compared in pairs; 1 for single models."""
-    resamples: int
+    others: int
+    """How many others a model was compared with, for which intervals are corrected."""
     metrics: tuple[Compared, ...]
     tasks: tuple[Compared, ...] = ()
     """The last one is of all tasks: its accuracies are the means of theirs."""
@@ -62,7 +56,7 @@ def comparison_json(comparison: Comparison) -> bytes:
     def row(one: Compared, names: Sequence[str], **differences: Sequence[float]) -> dict[str, Any]:
         values = (one.name, one.about or None, one.size, *one.values)
         ends = {name: dict(zip(("value", "low", "high"), each, strict=True)) for name, each in differences.items()}
-        verdicts = {name: getattr(one.difference, name) for name in ("win_rate", "p_value", "sure", "sentence")}
+        verdicts = {name: getattr(one.difference, name) for name in ("win_rate", "sure", "sentence")}
         return dict(zip(names, values, strict=True)) | ends | verdicts
 
     of_text = ("metric", "domain", "windows", "ppl_a", "ppl_b")
@@ -71,10 +65,8 @@ def comparison_json(comparison: Comparison) -> bytes:
         "a": comparison.a,
         "b": comparison.b,
         "seeds": comparison.seeds,
-        "level": 0.95,
-        "resamples": comparison.resamples,
-        "smallest_p_value": smallest_p_value(comparison.resamples),
-        "p_value_of": "one comparison, not adjusted for others",
+        "level": 1 - LEVEL,
+        "corrected_for": comparison.others,
         "metrics": [
             row(one, of_text, percent=one.difference.percent, nats=one.difference[:3]) for one in comparison.metrics
         ],
@@ -87,32 +79,27 @@ def comparison_json(comparison: Comparison) -> bytes:
 
 
 def comparison_blocks(comparison: Comparison) -> list[Block]:
-    """Set A beside B: tables of texts and tasks, a line each; both in words with what their p-values are of; and the
-    limits beside what was measured, what is broken marked."""
-    smallest = smallest_p_value(comparison.resamples)
+    """Set A beside B: tables of texts and tasks, both in words, and the limits beside what was measured, what is broken
+    marked."""
 
     def line(one: Compared, name: str, form: Any) -> tuple[str, ...]:
-        (value, low, high), p_value = one.difference.percent, one.difference.p_value
+        value, low, high = one.difference.percent
         digits = decimals_of(value)
         interval = format_interval(low, high, lambda end: signed(end, digits)) or "n/a"
-        wins, p = f"{100 * one.difference.win_rate:.1f}", format_p(p_value, p_value <= smallest)
-        return (name, *map(form, one.values), signed(value, digits), interval, wins, p)
+        return (name, *map(form, one.values), signed(value, digits), interval, f"{100 * one.difference.win_rate:.1f}")
 
     texts = [
         line(one, f"{one.name} ({one.about})" if one.about else one.name, format_ppl) for one in comparison.metrics
     ]
     tasks = [line(one, f"{one.name} ({one.about}, {one.size:,} items)", "{:.1f}".format) for one in comparison.tasks]
-    note = f"95 % interval and two-sided p by the paired bootstrap; {comparison.resamples:,} resamples give no p below"
-    about, title = f"{note} {smallest:.2g}", f"A: {comparison.a}\nB: {comparison.b}"
+    about, title = f"{VERDICT}: {plural(comparison.others, 'other')}", f"A: {comparison.a}\nB: {comparison.b}"
     heads = (("metric", "ppl A", "ppl B", f"A {MINUS} B %"), ("task", "acc A %", "acc B %", f"A {MINUS} B points"))
     blocks: list[Block] = [
-        text_table(title, (*head, "95 % interval", "A wins %", "p"), lines, notes=[about])
+        text_table(title, (*head, "95 % interval", "A wins %"), lines, notes=[about])
         for head, lines in zip(heads, (texts, tasks), strict=True)
         if lines
     ]
-    rows = (*comparison.metrics, *comparison.tasks)
-    blocks += said(*(f"{one.name}: {one.difference.sentence}" for one in rows))
-    blocks += said(ALONE) if any(not math.isnan(one.difference.p_value) for one in rows) else []
+    blocks += said(*(f"{one.name}: {one.difference.sentence}" for one in (*comparison.metrics, *comparison.tasks)))
     if comparison.checks:
         header = ("limit", "of", "at most", "measured", "")
         lines = [(*check[:4], "PASS" if check.passed else "FAIL") for check in comparison.checks]

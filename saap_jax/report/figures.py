@@ -7,7 +7,7 @@ have colours that are seen on both. Matplotlib is imported when the first figure
 import io
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#c98a00", "#56b4e9", "#8
 """Told apart by the colour-blind, on white and on black: Okabe and Ito's with a darker orange, and violet for black."""
 
 GREY = "#808080"
-"""Baselines, in which nobody is interested but to see that the others are better."""
+"""Baselines, in which nobody is interested but to see that the others are better, and what there is no colour for."""
+
+NAMED = 6
+"""Lines in colour, which are named at their ends; others are grey, and named below."""
 
 BASELINES = ("random", "magnitude")
 """Estimators that others are held against."""
@@ -34,8 +37,8 @@ MOST = 14
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = "osD^vP*X"
-_LINE, _LETTERS = 0.165, 62
-"""Inches of a line of the legend, and its letters at most."""
+_LINE, _LETTERS, _BESIDE = 0.165, 62, 24
+"""Inches of a line of the legend, its letters at most, and those of a name beside a line."""
 
 STYLE = {
     "axes.edgecolor": INK,
@@ -96,16 +99,14 @@ def painted(figure: Figure) -> Any:
 
 
 def line_style(place: int, name: str = "") -> dict[str, Any]:
-    """Say by what matplotlib draws the line at a place, that of a baseline grey.
+    """Say by what matplotlib draws the line at a place: the first ones in colours, others and baselines grey.
 
-    >>> line_style(8), line_style(8, "random > uniform")["color"] == GREY
-    ({'color': '#d55e00', 'linestyle': (0, (5, 2)), 'marker': 'o'}, True)
+    >>> line_style(1), line_style(1, "random > uniform")["color"] == GREY
+    ({'color': '#d55e00', 'linestyle': '-', 'marker': 's'}, True)
     """
-    row, colour = divmod(place, len(COLOURS))
-    baseline = is_baseline(name)
-    dash = _DASHES[(place if baseline else row) % len(_DASHES)]
-    colour = GREY if baseline else COLOURS[colour]
-    return {"color": colour, "linestyle": dash, "marker": _MARKERS[place % len(_MARKERS)]}
+    grey = place >= NAMED or is_baseline(name)
+    look = {"color": GREY if grey else COLOURS[place], "linestyle": _DASHES[place % len(_DASHES)] if grey else "-"}
+    return look | {"marker": _MARKERS[place % len(_MARKERS)], "zorder": 2.0 if grey else 2.1}
 
 
 def is_baseline(name: str) -> bool:
@@ -180,10 +181,10 @@ def ratio_figure(
     Upright lines are intervals; where there is a limit, a line down is the largest ratio that holds it, a ring a knee.
     """
     curves = [curve for curve in curves if curve.points][:MOST]
-    height = 3.0 + _LINE * len(curves)
+    height = 3.0 + _LINE * _grey(curve.name for curve in curves)
 
     def paint(figure: Any) -> None:
-        axis = figure.add_axes((0.11, 1 - 2.6 / height, 0.87, 2.5 / height))
+        axis = figure.add_axes((0.11, 1 - 2.6 / height, 0.58, 2.5 / height))
         low, high = _ends(curves, limit)
         log, more = low > 0, 0.05 * (high - low)
         axis.set_ylim(*((low / 1.06, high * 1.06) if log else (low - more, high + more)))
@@ -211,7 +212,7 @@ def ratio_figure(
             axis.annotate(said, (1, value), ha="right", **place)
         axis.set_xlim(0, 1.02 * max(ratio for curve in curves for ratio, _ in curve.points) or 1)
         axis.xaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:.3g} %")
-        _label(axis, "prunable parameters removed", scale.noun + " (log)" * log, reverse=True)
+        _label(axis, "prunable parameters removed", scale.noun + " (log)" * log)
 
     return Figure(name, title, paint, height) if curves else None
 
@@ -233,10 +234,10 @@ def learning_figure(
 ) -> Figure:
     """Draw a line a name, of (step, value), with labels below and beside the axes."""
     shown = dict([(each, points) for each, points in curves.items() if points][:MOST])
-    height = 2.6 + _LINE * len(shown)
+    height = 2.6 + _LINE * _grey(shown)
 
     def paint(figure: Any) -> None:
-        axis = figure.add_axes((0.11, 1 - 2.2 / height, 0.87, 2.1 / height))
+        axis = figure.add_axes((0.11, 1 - 2.2 / height, 0.58, 2.1 / height))
         for place, (each, points) in enumerate(shown.items()):
             steps, values = zip(*points, strict=True)
             style = line_style(place) | {"markersize": 3 if len(steps) < 50 else 0}
@@ -247,13 +248,47 @@ def learning_figure(
     return Figure(name, title, paint, height)
 
 
-def _label(axis: Any, across: str, up: str, *, reverse: bool = False) -> None:
-    """Name the axes, and below them the lines, one below the other."""
+def _grey(names: Iterable[str]) -> int:
+    """Count the lines that are named in the legend."""
+    return sum(line_style(place, name)["color"] == GREY for place, name in enumerate(names))
+
+
+def _label(axis: Any, across: str, up: str) -> None:
+    """Name the axes, lines in colour at their ends, none upon another, and grey ones in a legend below."""
+    from matplotlib.colors import to_hex
+
     axis.set_xlabel(across)
     axis.set_ylabel(up)
-    if axis.get_lines():
-        inches = axis.get_position().height * axis.figure.get_figheight()
-        axis.legend(loc="upper left", bbox_to_anchor=(-0.12, -0.42 / inches), reverse=reverse)
+    lines = [line for line in axis.get_lines() if not line.get_label().startswith("_")]
+    grey = [line for line in lines if to_hex(line.get_color()) == GREY]
+    inches = axis.get_position().height * axis.figure.get_figheight()
+    if grey:
+        axis.legend(handles=grey[::-1], loc="upper left", bbox_to_anchor=(-0.18, -0.42 / inches))
+    named, step = [line for line in lines if line not in grey], _LINE / inches
+    ends = [axis.transAxes.inverted().transform(axis.transData.transform(line.get_xydata()[-1])) for line in named]
+    order = sorted(range(len(named)), key=lambda place: ends[place][1])
+    places = np.array([ends[place][1] for place in order]) - step * np.arange(len(order))
+    for place, at in zip(order, _level(places) + step * np.arange(len(order)), strict=True):
+        line, (x, y) = named[place], ends[place]
+        arrow = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+        where = {"xycoords": "axes fraction", "xytext": (1.07, at), "arrowprops": arrow, "annotation_clip": False}
+        label, _, found = line.get_label().partition(": ")
+        text = short_name(label, _BESIDE) + f": {found}" * bool(found)
+        axis.annotate(text, (x, y), va="center", fontsize=8, **where)
+
+
+def _level(values: np.ndarray) -> np.ndarray:
+    """Find the ascending numbers that are nearest to some (pool adjacent violators).
+
+    >>> _level(np.array([1.0, 3.0, 2.0, 5.0])).tolist()
+    [1.0, 2.5, 2.5, 5.0]
+    """
+    groups: list[list[float]] = []
+    for value in values:
+        groups.append([float(value)])
+        while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return np.array([np.mean(group) for group in groups for _ in group])
 
 
 # --- maps --------------------------------------------------------------------------------------------
@@ -358,7 +393,7 @@ def rank_figure(
         for part, height, (name, each) in zip(parts, heights, changes.items(), strict=True):
             part.subplots_adjust(left=0.09, right=0.99, bottom=0.06, top=1 - 0.6 / height, hspace=0.35)
             _ranks(part, name, panels[name], {e: np.asarray(scores[e][name]) for e, _ in panels[name]}, each)
-        said = "across: rank of the score, lowest to highest; up: change of the loss without the unit, nats a token;\n"
+        said = "across: rank of the score, lowest to highest; up: change of the loss without the unit;\n"
         parts[-1].text(0.06, 0.0, f"{said}ρ: Spearman's correlation; colour: layer, dark first", va="top")
 
     return Figure("fidelity", "Scores against exact changes", paint, sum(heights), 9.0) if changes else None

@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
 from saap_jax.evaluation.differences import decimals_of
 from saap_jax.evaluation.resample import LEVEL, format_interval
 from saap_jax.evaluation.scales import PERPLEXITY, Scale, format_figure, format_ppl
-from saap_jax.runtime.words import MINUS, signed
+from saap_jax.runtime.words import MINUS, plural, signed
 
 Number = float | int
 """A number; checked at run time, `float` alone refuses whole ones."""
@@ -16,6 +17,9 @@ BEST, TIED, ESTIMATED = "*", "≈", "~"
 """Marks of the best of a group, of what cannot be told apart from it, and of a figure that is not of all windows."""
 
 TIED_LEGEND = f"{TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)"
+
+VERDICT = f"Intervals, {100 * (1 - LEVEL):g} %, hold however often one looks, corrected for how many were compared"
+"""What intervals of differences are, wherever they are shown."""
 
 
 def short_name(name: str, letters: int = 26) -> str:
@@ -102,10 +106,14 @@ def _factor(value: Number) -> str:
 def format_spread(value: Number, spread: Number, scale: Scale = PERPLEXITY) -> str:
     """Write a figure, with its standard deviation where there is one.
 
-    >>> format_spread(58.171, 0.83), format_spread(58.171, math.nan)
-    ('58.17 ± 0.83', '58.17')
+    >>> format_spread(58.171, 0.83), format_spread(58.171, math.nan), format_spread(221_000.0, 29_608.0)
+    ('58.17 ± 0.83', '58.17', '2.2e5 ± 0.3e5')
     """
-    return format_figure(value, scale) + (f" ± {format_figure(spread, scale)}" if math.isfinite(spread) else "")
+    figure = format_figure(value, scale)
+    if not math.isfinite(spread):
+        return figure
+    _, e, power = figure.partition("e")
+    return f"{figure} ± {f'{spread / 10.0 ** int(power):.1f}e{power}' if e else format_figure(spread, scale)}"
 
 
 def format_estimate(mean: Number, spread: Number = math.nan) -> str:
@@ -126,6 +134,18 @@ def format_relative(before: Number, after: Number) -> str:
     return f"{signed(100 * (after - before) / abs(before), 1)} %"
 
 
+def format_times(before: Sequence[Number], after: Sequence[Number]) -> tuple[str, str, str]:
+    """Write seconds of two models in the same rounds: medians in milliseconds, and their change with its range.
+
+    >>> format_times([1.0, 1.1, 1.0], [0.9, 0.88, 0.8])
+    ('1,000.0', '880.0', '−20.0 % (−20.0 to −10.0 %, 3 rounds)')
+    """
+    changes = [100 * (two / one - 1) for one, two in zip(before, after, strict=False)]
+    middle, low, high = (signed(end, 1) for end in (statistics.median(changes), min(changes), max(changes)))
+    times = (format_milliseconds(statistics.median(each)) for each in (before, after))
+    return *times, f"{middle} % ({low} to {high} %, {plural(len(changes), 'round')})"
+
+
 def format_hundredths(value: Number) -> str:
     """Write a number with two decimals.
 
@@ -134,16 +154,6 @@ def format_hundredths(value: Number) -> str:
     """
     text = f"{value:.2f}"
     return "n/a" if math.isnan(value) else text.removeprefix("-") if float(text) == 0 else text.replace("-", MINUS)
-
-
-def format_p(value: Number, floor: bool = False) -> str:
-    """Write a p-value; at the `floor` of what resamples can give it is an upper bound.
-
-    >>> format_p(0.00042), format_p(0.31), format_p(0.0002, floor=True), format_p(math.nan)
-    ('0.0004', '0.31', '≤ 0.0002', 'n/a')
-    """
-    text = "n/a" if math.isnan(value) else f"{value:.1g}" if value < 0.001 else f"{value:.2g}"
-    return f"≤ {text}" if floor and value < 1 else text
 
 
 def format_usd(value: Number) -> str:

@@ -43,6 +43,8 @@ class Reference(NamedTuple):
     record: RunRecord = cast(RunRecord, MappingProxyType({}))
     rows: tuple[Row, ...] = ()
     """The lines of `metrics.jsonl`, by seed; for the unpruned model, its record."""
+    others: int = 1
+    """How many others of its run it was compared with at its ratio."""
 
     @property
     def seeds(self) -> tuple[int, ...] | None:
@@ -96,7 +98,10 @@ def _of_run(text: str, run: Path, candidate: str) -> Reference:
         near = difflib.get_close_matches(candidate, names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"such as {names[-1]!r}"
         raise ValueError(f"{text}: expected one of the {len(names)} models of {run}, {hint}")
-    return Reference(text, run, candidate, record, tuple(sorted(rows, key=lambda row: row.get("seed", 0))))
+    ratio = rows[0].get("ratio_asked")
+    beside = {row.get("variant", row["candidate"]) for row in known if row.get("ratio_asked") == ratio}
+    ordered = tuple(sorted(rows, key=lambda row: row.get("seed", 0)))
+    return Reference(text, run, candidate, record, ordered, max(len(beside) - 1, 1))
 
 
 def together(row: Row) -> str:

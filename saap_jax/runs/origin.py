@@ -10,7 +10,7 @@ from typing import Literal, Required, TypedDict
 
 import numpy as np
 
-from saap_jax.evaluation.resample import sureness, two_way_means
+from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.runs.records import Measured, WrittenText
 from saap_jax.runtime.errors import reading
@@ -102,8 +102,8 @@ def read_origin(directory: Path) -> Origin | None:
 def figures_of(models: Mapping[str, Measured]) -> list[Measurement]:
     """List the finite figures that were measured of models, by what they are called, with their 95 % intervals.
 
-    The interval is the percentile bootstrap's over the windows whose losses are on record; there is none of fewer than
-    `FEWEST`, nor where the figure is not that of these windows, as in a race.
+    The interval is that of `evidence`, of the windows whose losses are on record; there is none of fewer than `FEWEST`,
+    nor where the figure is not that of these windows, as in a race.
     """
     figures: list[Measurement] = []
     for model, measured in models.items():
@@ -115,7 +115,7 @@ def figures_of(models: Mapping[str, Measured]) -> list[Measurement]:
             scale, losses = scale_of(metric), np.asarray(measured.get("losses", {}).get(metric, ()), np.float64)
             if losses.size and math.isclose(scale.value(float(losses.mean())), value, rel_tol=_SAME):
                 figure["windows"] = losses.size
-                low, high, _ = sureness(two_way_means(losses[None, None], 10_000, seed=0)[0], losses.size).tolist()
+                _, low, high, *_ = paired_difference(losses[None], np.zeros((1, losses.size)))
                 if not math.isnan(low):
                     figure.update(low=scale.value(low), high=scale.value(high))
     return figures

@@ -29,7 +29,9 @@ class Measured(TypedDict, total=False):
     seconds: float
     """Of the evaluation."""
     tokens_per_second: float
-    """In decoding, or in a step of training."""
+    """In decoding, the median of some rounds, or in a step of training."""
+    slowest_and_fastest: tuple[float, float]
+    """Rounds of decoding, tokens a second."""
 
 
 class Row(Measured, total=False):

@@ -1,21 +1,21 @@
 """What a comparison found: one row a variant and ratio, over its seeds, who is the best, and how surely.
 
-The best of a ratio is the variant with the lowest perplexity, out of the calibration domain where that was measured.
-Every other one is compared with it by a paired bootstrap over seeds and windows; p-values are adjusted for how many
-there are (Holm), and what does not differ is *tied*. Of fewer than `FEWEST` windows nothing is tested, nor tied. Where
-there was a race, its verdict takes the place of these tests: the best is the lowest of those that are left, who else is
-left is tied, and its p-values hold at any time.
+The best of a ratio is the variant with the lowest perplexity, out of the calibration domain where that was measured; of
+a race, the lowest of those that are left. Every other one is compared with it on the windows that both have, by the
+interval of `evaluation.evidence`, corrected for how many others there are. Where that holds 0, the two are *tied*. Of
+fewer than `FEWEST` windows nothing is tested, nor tied. `saap ab` of two variants of a run says the same.
 """
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from saap_jax.evaluation.differences import Difference, differences_against
-from saap_jax.evaluation.resample import FEWEST, LEVEL, holm, resamples_for, smallest_p_value
+from saap_jax.evaluation.differences import Difference, paired_difference
+from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.runs.records import Metric, Row, RunRecord
 from saap_jax.runtime.words import plural
@@ -23,6 +23,9 @@ from saap_jax.runtime.words import plural
 DENSE: Final = "dense"
 """Label of the row of the unpruned model."""
 
+
+Losses = Sequence[float | None]
+"""Of windows, None where a race left one out."""
 
 FAR = 0.005
 """A row that lost more than this beyond what was asked for, a share, is named with what it lost."""
@@ -35,19 +38,8 @@ class Variant(Row):
     seeds: int
     spread: dict[str, float]
     """Standard deviation of `ppl` over the seeds; NaN of one."""
-    losses_by_seed: dict[str, list[list[float]]]
-    """A row a seed, where all have losses of as many windows."""
-
-
-class Against(NamedTuple):
-    """A variant beside the best of its ratio on one text."""
-
-    difference: Difference
-    """Above 0: the best is better."""
-    p_value: float
-    """Adjusted for the number of variants that are compared with the best on this text (Holm); a race's own."""
-    floor: bool
-    """True where it is the smallest that so many resamples can give, an upper bound."""
+    losses_by_seed: dict[str, list[list[float | None]]]
+    """A row a seed, where all have losses of as many windows; None for windows that a race left out."""
 
 
 class ComparisonRow(NamedTuple):
@@ -74,22 +66,17 @@ class ComparisonRow(NamedTuple):
     """Windows by which a race judged it, where it left before the end; its figures are then estimates. Else 0."""
     best: bool
     """True for the lowest perplexity among variants of the same asked ratio, out of domain where there is one."""
-    p_value: float
-    """Of "as good as the best of its ratio", adjusted for the number of others; NaN for the best and where unknown."""
+    tied: bool
+    """True where the difference from the best of its ratio may be chance, on the text by which the best is chosen."""
     windows: int
     """Windows of each seed by which it is compared; 0 where their losses were not recorded."""
-    against: dict[str, Against]
-    """By metric, where the losses of windows were recorded; empty for the best."""
+    against: dict[str, Difference]
+    """By metric, its difference from the best of its ratio, above 0 where the best is better; empty for the best."""
 
     @property
     def named(self) -> str:
         """The label, with what went where that is not what was asked for: see `named`."""
         return named(self.label, self.asked, self.actual)
-
-    @property
-    def tied(self) -> bool:
-        """True where the difference from the best of its ratio may be chance."""
-        return self.p_value >= LEVEL
 
 
 def named(label: str, asked: float, actual: float) -> str:
@@ -129,7 +116,7 @@ def merged(candidates: Sequence[Row]) -> list[Variant]:
         first, several = members[0], len(members) > 1
         names = first.get("ppl", {})
         ppl = {name: np.array([number(each.get("ppl", {}).get(name)) for each in members]) for name in names}
-        losses = {name: [each.get("losses", {}).get(name, []) for each in members] for name in names}
+        losses = {name: [each.get("losses", each.get("seen", {})).get(name, []) for each in members] for name in names}
         record: dict[str, Any] = first | {
             "candidate": f"{label}@{asked:g}" if several else first["candidate"],
             "label": label,
@@ -182,15 +169,12 @@ def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[Compariso
         race = races.get(asked, {})
         left = race.get("left", [each["label"] for each in group])
         group.sort(key=lambda record: (record["label"] not in left, quality(record), record["label"]))
-        found = {metric["name"]: _against(metric["name"], group, race) for metric in metrics(run)}
+        found = {metric["name"]: _against(metric["name"], group) for metric in metrics(run)}
         found = found if quality(group[0]) < math.inf else {}
         for record in group:
             best = quality(record) == quality(group[0]) < math.inf
             against = {name: each[record["label"]] for name, each in found.items() if record["label"] in each}
-            p = race["p_values"].get(record["label"], math.nan) if race.get("p_values") else math.nan
-            if not race.get("p_values") and primary in against:
-                p = against[primary].p_value
-            rows.append(_row(run, record, best, math.nan if best else p, against))
+            rows.append(_row(run, record, best, against))
     return rows
 
 
@@ -198,11 +182,11 @@ def _row(
     run: RunRecord,
     record: Variant,
     best: bool = False,
-    p_value: float = math.nan,
-    against: dict[str, Against] | None = None,
+    against: Mapping[str, Difference] = MappingProxyType({}),
 ) -> ComparisonRow:
     names = [first_metric(run, domain) or "" for domain in ("in", "out")]
-    losses = record["losses_by_seed"].get(first_metric(run, primary_domain(run)) or "", [[]])
+    primary = first_metric(run, primary_domain(run)) or ""
+    losses = record["losses_by_seed"].get(primary, [[]])
     return ComparisonRow(
         record["candidate"],
         record["label"],
@@ -211,57 +195,39 @@ def _row(
         seeds=record["seeds"],
         raced=record.get("windows", 0),
         best=best,
-        p_value=p_value,
+        tied=not best and primary in against and against[primary].tied,
         windows=len(losses[0]) if record["candidate"] != DENSE else 0,
-        against=against or {},
+        against={**against},
     )
 
 
-def _against(metric: str, group: Sequence[Variant], race: dict[str, Any]) -> dict[str, Against]:
-    """Compare the variants of a ratio with the first, the best, on one text, by label; as far as losses are on record.
+def _against(metric: str, group: Sequence[Variant]) -> dict[str, Difference]:
+    """Compare the variants of a ratio with the first, the best, on one text, by label, as far as losses are known."""
+    losses = {each["label"]: each["losses_by_seed"].get(metric, []) for each in group}
+    base, *others = losses
+    found = {label: beside(losses[label], losses[base], metric, len(others)) for label in others}
+    return {label: each for label, each in found.items() if each}
 
-    On the text that judged a race, p-values are the race's: who is left was chosen by looking, so its tests are those
-    that count.
+
+def differences_from_dense(run: RunRecord, variants: Sequence[Variant], metric: str) -> dict[str, Difference]:
+    """Measure the distance of each variant above the unpruned model on a text, by candidate, as far as losses are on
+    record; corrected for the number of others at its ratio, as all is that is said of it.
     """
-    losses = {each["label"]: np.array(each["losses_by_seed"].get(metric, ()), np.float64, ndmin=2) for each in group}
-    base, *_ = losses.values()
-    others = (
-        dict([(label, each) for label, each in losses.items() if each.shape == base.shape][1:]) if base.size else {}
-    )
-    if not others:
-        return {}
-    resamples = resamples_for(len(others))
-    differences = differences_against(
-        base, np.stack(list(others.values())), resamples=resamples, scale=scale_of(metric)
-    )
-    known = race.get("p_values") if race.get("metric") == metric else None
-    adjusted = holm([difference.p_value for difference in differences]).tolist()
-    return {
-        label: Against(difference, known.get(label, math.nan) if known else p,
-                       not known and difference.p_value <= smallest_p_value(resamples))
-        for label, difference, p in zip(others, differences, adjusted, strict=True)
-    }  # fmt: skip
+    dense, asked = run.get(DENSE, {}).get("losses", {}).get(metric, ()), [each["ratio_asked"] for each in variants]
+    found = {}
+    for each, ratio in zip(variants, asked, strict=True):
+        losses = each["losses_by_seed"].get(metric, [])
+        found[each["candidate"]] = beside(losses, [dense] * len(losses), metric, asked.count(ratio) - 1)
+    return {candidate: each for candidate, each in found.items() if each}
 
 
-def differences_from_dense(
-    run: RunRecord, variants: Sequence[Variant], metric: str, wanted: Collection[str]
-) -> dict[str, Difference]:
-    """Measure the distance of variants of some labels above the unpruned model on a text, by candidate.
-
-    Those without losses of all windows of the unpruned model are left out. Windows and seeds are drawn as for the
-    comparison of variants; all seeds have the same unpruned model.
-    """
-    dense = np.asarray(run.get(DENSE, {}).get("losses", {}).get(metric, ()), np.float64)
-    groups: dict[int, dict[str, np.ndarray]] = {}
-    for variant in variants:
-        losses = np.asarray(variant["losses_by_seed"].get(metric, ()), np.float64)
-        if variant["label"] in wanted and losses.ndim == 2 and dense.size and losses.shape[1:] == dense.shape:
-            groups.setdefault(len(losses), {})[variant["candidate"]] = losses
-    found: dict[str, Difference] = {}
-    for seeds, group in groups.items():
-        base, others = np.tile(dense, (seeds, 1)), np.stack(list(group.values()))
-        found |= zip(group, differences_against(base, others, scale=scale_of(metric)), strict=True)
-    return found
+def beside(a: Sequence[Losses], b: Sequence[Losses], metric: str, others: int) -> Difference | None:
+    """Compare losses, a row a seed, on windows that no race left out; None where they are not of the same windows."""
+    if not a or [*map(len, a)] != [*map(len, b)]:
+        return None
+    seen = [window for window in zip(*a, *b, strict=True) if None not in window]
+    of_a, of_b = np.split(np.array(seen, np.float64).reshape(len(seen), -1).T, 2)
+    return paired_difference(of_a, of_b, others=others, scale=scale_of(metric)) if seen else None
 
 
 def leading(rows: Sequence[ComparisonRow], limit: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 Every number is of the run's own records: a comparison is judged by what it compared, a frontier by how far it went.
 What `saap sensitivity` tries at its ratio (`trials`), from what single places cost, is measured by masks and on the
-same text; that is offered which was surely better, by the paired bootstrap interval over the windows.
+same text; that is offered which was surely better, corrected for how many were tried.
 """
 
 import math
@@ -177,11 +177,12 @@ def aligned_sentence(run: RunRecord, candidates: Sequence[Row], trial: Trial) ->
     change = _difference(run, rows[trial["candidate"]], rows[trial["instead_of"]])
     (value, low, high), (saved, least, most) = change.percent, _saved(trial)
     digits = decimals_of(value)
-    ppl = f"change the ppl by {signed(value, digits)} % ({signed(low, digits)} to {signed(high, digits)} %)"
+    short, ends = change.scale.short, f"({signed(low, digits)} to {signed(high, digits)} %)"
+    ppl = f"change the {short} by {signed(value, digits)} % {ends}"
     if change.same:
-        ppl = "leave the ppl as it is"
+        ppl = f"leave the {short} as it is"
     elif math.isnan(low):
-        ppl = f"change the ppl by {signed(value, digits)} %, {few(change.windows)},"
+        ppl = f"change the {short} by {signed(value, digits)} %, {few(change.windows)},"
     rounds = len(trial["seconds"][0])
     time = f"change the time by {signed(-saved, 1)} % ({signed(-most, 1)} to {signed(-least, 1)} %"
     before, after = trial["segments"]
@@ -195,7 +196,7 @@ def _difference(run: RunRecord, row: Row, base: Row) -> Difference:
     """Subtract another candidate's loss on the judged text."""
     metric = judged_metric(run)
     losses, other = (np.asarray(each["losses"][metric], np.float64)[None] for each in (row, base))
-    return paired_difference(losses, other, resamples=run["config"]["resamples"], scale=scale_of(metric))
+    return paired_difference(losses, other, others=len(run["trials"]), scale=scale_of(metric))
 
 
 def _saved(trial: Trial) -> tuple[float, float, float]:

@@ -56,7 +56,7 @@ def reported(run: str) -> list[str]:
     return ["report", run, "--out", "page.html"]
 
 
-AB = ["ab", "runs/c:wanda@0.3", "runs/c:dense", "--limits", "limits.toml", "--resamples", "50"]
+AB = ["ab", "runs/c:wanda@0.3", "runs/c:dense", "--limits", "limits.toml"]
 PRUNE = ["prune", "--model.name", "tiny", "--from-run", "runs/s", "--method", "wanda", "--ratio", "0.3", "--out", "cut"]
 EXPORT = ["export", "runs/c/best", "out", "--format", "ragged"]
 DISCOVER = ["discover", "traced.py:cut"]

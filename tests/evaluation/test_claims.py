@@ -130,7 +130,7 @@ def test_verdicts_by_holm_and_what_could_not_be_seen():
         estimates.append(one._replace(value=sign * one.half(1 - p)))
         assert estimates[-1].p_value == pytest.approx(p)
     found = verdicts(estimates)
-    assert [each.difference.p_value for each in found] == pytest.approx([0.06, 0.004, 0.2, 0.036])
+    assert [each.p_value for each in found] == pytest.approx([0.06, 0.004, 0.2, 0.036])
     seen = 100 * math.expm1(one.half(1 - LEVEL / 2))  # two were not told apart
     said = f"not told apart, differences below {seen:.1f} % cannot be seen"
     assert [each.said for each in found] == [said, "surely lower", said, "surely higher"]
@@ -140,4 +140,4 @@ def test_verdicts_by_holm_and_what_could_not_be_seen():
     low, high = (math.expm1(estimates[0].value + sign * one.half()) for sign in (-1, 1))
     assert found[0].difference.percent[1:] == pytest.approx((100 * low, 100 * high))
     assert verdicts([]) == []
-    assert Verdict(found[0].difference, 0.012).said.endswith("below 0.012 % cannot be seen")
+    assert Verdict(found[0].difference, 0.06, 0.012).said.endswith("below 0.012 % cannot be seen")

@@ -1,17 +1,17 @@
 """Races: the e-value against its integral, who leaves when, and by simulation that the best are not lost."""
 
-import functools
 import math
 
 import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from saap_jax.evaluation import race as module
-from saap_jax.evaluation.race import boundary, log_evidence, pairwise, race
+from saap_jax.evaluation import evidence as module
+from saap_jax.evaluation.differences import differences_against
+from saap_jax.evaluation.evidence import boundary, log_evidence
+from saap_jax.evaluation.race import pairwise, race
 
 LOOKS = tuple(range(8, 129, 8))
-log_evidence_above = functools.partial(log_evidence, above=True)
 
 
 @pytest.mark.slow
@@ -28,17 +28,16 @@ def test_the_e_value_is_the_bayes_factor_with_the_right_haar_prior(monkeypatch, 
     own = lambda effect: stats.norm.pdf(effect, 0, math.sqrt(0.3)) * marginal(effect)  # noqa: E731
     below, above = (integrate.quad(own, *ends, limit=200)[0] for ends in ((-5, 0), (0, 5)))
     t = math.sqrt(9) * d.mean() / d.std(ddof=1)
-    for found, expected in ((log_evidence(t, 9), below + above), (log_evidence_above(t, 9), 2 * above)):
+    for found, expected in ((log_evidence(t, 9), 2 * above), (log_evidence(-t, 9), 2 * below)):
         assert found == pytest.approx(math.log(expected / marginal(0.0)), rel=1e-4, abs=1e-4)
-    assert log_evidence_above(-t, 9) == pytest.approx(math.log(2 * below / marginal(0.0)), rel=1e-4, abs=1e-4)
 
 
 def test_evidence_of_a_mean_above_grows_with_t():
     """So that a mean below 0 crosses a bound less often than 0 does, and the test is one of "0 or below"."""
     for count in (8, 24, 1000):
-        evidence = log_evidence_above(np.linspace(-40, 40, 400), count)
+        evidence = log_evidence(np.linspace(-40, 40, 400), count)
         assert (np.diff(evidence) > 0).all()
-    assert log_evidence_above(math.inf, 8) > 10 > 0 > log_evidence_above(-math.inf, 8)
+    assert log_evidence(math.inf, 8) > 10 > 0 > log_evidence(-math.inf, 8)
 
 
 def test_the_boundary_is_where_the_e_value_reaches_the_threshold():
@@ -102,21 +101,30 @@ def test_seeds_are_averaged():
     difference = (losses[1] - losses[0]).mean(0)
     assert found.gap[1, 0] == pytest.approx(difference.mean())
     assert found.t[1, 0] == pytest.approx(stats.ttest_1samp(difference, 0).statistic)
-    p = race(losses, (128,)).p_values[1]
-    once, at_any_time = stats.t.sf(found.t[1, 0], 127), math.exp(-log_evidence_above(found.t[1, 0], 128))
-    assert p == pytest.approx(2 * min(once, at_any_time), rel=1e-6)
-    assert race(losses, (128, 256)).p_values[1] == pytest.approx(2 * at_any_time, rel=1e-6)  # not yet the last look
 
 
-def test_p_values_are_those_of_the_whole_road():
-    """Who has left keeps the p-value of that look; who stays is above the level; more windows never raise it."""
-    losses = losses_of([0.0, 0.01, 0.05, 1.0])
-    before = (1.0,) * 4
+def test_who_leaves_is_surely_worse_by_the_interval_that_tables_show():
+    """A race, a table and `saap ab` cannot say different things: all go by one interval."""
+    losses = losses_of([0.0, 0.01, 0.05, 0.2])
     for count in LOOKS:
-        verdict = race([each[:, :count] for each in losses], LOOKS)
-        assert all(now <= then for now, then in zip(verdict.p_values, before, strict=True))
-        assert all((verdict.p_values[each] > 0.05) == (each in verdict.left) for each in range(4))
-        before = verdict.p_values
+        left = race([each[:, :count] for each in losses], (count,)).left
+        found = [differences_against(each[:, :count], np.stack(losses)[:, :, :count], others=3) for each in losses]
+        surely = {worse for row in found for worse, each in enumerate(row) if each.low > 0}
+        assert {*left} == {0, 1, 2, 3} - surely
+
+
+def test_articles_race_as_units_of_their_own():
+    """Windows that say what their article says lose the best too often as units; only complete articles count."""
+    articles, random, wrong = np.repeat(np.arange(16), 8), np.random.default_rng(0), [0, 0]
+    for _ in range(100):
+        losses = [row[None] for row in random.normal(size=(4, 16))[:, articles]]
+        for place, known in enumerate((articles.tolist(), ())):
+            wrong[place] += 0 not in race(losses, (64, 100, 128), articles=known).left
+    assert wrong[0] <= 5
+    assert wrong[1] > 20, "negative control"
+    losses = losses_of([0.0, 0.02, 0.2, 1.0])
+    assert race(losses, LOOKS, articles=range(128)) == race(losses, LOOKS)
+    assert race(losses, (24, 32), articles=[*range(7), *[7] * 121]).left == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize("looks", [(), (4, 8), (16, 8), (8, 8)])
@@ -171,7 +179,6 @@ def test_two_thousand_races_lose_the_best_in_at_most_one_of_twenty(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "heavy", "skewed"])
 def test_one_of_eight_equals_is_lost_in_at_most_one_of_twenty(kind):
-    """The last look corrects for the number that is left, which the same windows decide: so it is simulated."""
     assert lost(kind, 1000, lambda losses: race(losses, range(8, 65, 8)).left, ALL_BEST, {0}) <= 0.05
 
 

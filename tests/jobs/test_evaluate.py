@@ -69,7 +69,7 @@ def accuracy(directory, data, name: str, metric: str = "acc") -> np.ndarray:
     return result.values[metric]
 
 
-TASKS = ["--tasks", "choosing", "filling", "--resamples", "300"]
+TASKS = ["--tasks", "choosing", "filling"]
 
 
 class TestAb:

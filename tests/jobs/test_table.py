@@ -27,7 +27,7 @@ JOBS = {
         tolerance=0.05, resamples=50, seeds=(0, 3),
     ), 9),
     "sensitivity": (sensitivity.sensitivity, SensitivityConfig(
-        method="gate_fisher > uniform", fractions=(0.2, 0.5, 1.0), ratio=0.15, align=8, repeats=1, resamples=50,
+        method="gate_fisher > uniform", fractions=(0.2, 0.5, 1.0), ratio=0.15, align=8, repeats=1,
     ), 5),
 }  # fmt: skip
 """Job, configuration, and a late moment to be killed at: so many results are kept by then."""

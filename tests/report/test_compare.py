@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from saap_jax.config import AbConfig
 from saap_jax.evaluation.differences import differences_against, paired_difference
-from saap_jax.evaluation.resample import LEVEL, holm
+from saap_jax.jobs.ab import ab
 from saap_jax.report.blocks import Figure, Table, Words
 from saap_jax.report.figures import painted
 from saap_jax.report.pages.compare import candidate_table, comparison_table, summary
@@ -43,17 +44,32 @@ class TestRows:
         best = {row["ratio_asked"]: name for name, row in found.items() if row["best"] == "1"}
         assert best == {"0.2": "wanda > uniform > bias@0.2", "0.5": "wanda > uniform > bias@0.5"}
 
-    def test_intervals_and_p_values_are_those_of_the_paired_bootstrap(self):
+    def test_intervals_are_those_of_the_differences_and_decide_who_is_tied(self):
         lines = [line for line in fake.candidates() if line["ratio_asked"] == 0.2]
         losses = {line["candidate"]: np.array([line["losses"][OUT]]) for line in lines}
         base = losses.pop("wanda > uniform > bias@0.2")
         found = {row["candidate"]: row for row in rows_of(comparison_table(fake.fields(), lines))}
         wanted = dict(zip(losses, differences_against(base, np.stack(list(losses.values()))), strict=True))
-        adjusted = dict(zip(losses, holm([each.p_value for each in wanted.values()]), strict=True))
         for name, difference in wanted.items():
-            shown = [float(found[name][field]) for field in ("change_out", "low_out", "high_out", "wins", "p")]
-            assert shown == pytest.approx([*difference.percent, difference.win_rate, adjusted[name]])
-            assert found[name]["tied"] == str(int(adjusted[name] >= LEVEL))
+            shown = [float(found[name][field]) for field in ("change_out", "low_out", "high_out")]
+            assert shown == pytest.approx(difference.percent)
+            assert found[name]["tied"] == str(int(not difference.sure))
+
+    def test_ab_says_of_two_variants_what_the_table_says(self, tmp_path):
+        """One verdict, raced or not: the same interval, corrected for the same number."""
+        figures = {"a": 50.0, "b": 51.0, "c": 52.0, "d": 60.0}
+        lines = [fake.candidate(name, 0.2, (ppl, ppl)) for name, ppl in figures.items()]
+        race = {"ratio": 0.2, "metric": OUT, "left": ["a", "b"], "windows": dict.fromkeys("abcd", 24)}
+        for name, more in (("plain", {}), ("raced", {"race": [race]})):
+            run = fake.kept_run(tmp_path / name, lines, **more)
+            rows = {row.label: row for row in comparison_rows(run.record, lines)}
+            for label in "bcd":
+                beside = ab(AbConfig(a=f"{run.path}:{label}@0.2", b=f"{run.path}:a@0.2"))
+                for one in beside.metrics:
+                    assert one.difference == rows[label].against[one.name]
+                assert rows[label].tied == (not beside.metrics[1].difference.sure)
+                assert beside.others == 3
+            assert [rows[label].tied for label in "bcd"] == [True, False, False]
 
     def test_marks(self):
         near = two(50.0, 50.001)
@@ -76,17 +92,19 @@ class TestRows:
         each = rows_of(candidate_table(fake.fields(), lines))
         assert sorted((row["seed"], row[OUT]) for row in each[1:]) == [("0", "50.0"), ("1", "52.0"), ("2", "57.0")]
 
-    def test_a_race_has_its_own_verdict(self):
-        lines = two(50.0, 50.1)
-        lines[1]["windows"] = 12
-        race = {"ratio": 0.2, "metric": OUT, "left": ["a"], "windows": {"a": 24, "b": 12}, "p_values": {"b": 0.01},
-                "budget": 24, "evaluated": 36, "keep_sets": 2}  # fmt: skip
+    def test_who_left_a_race_is_judged_by_the_windows_that_it_took(self):
+        lines = two(50.0, 70.0)
+        losses = lines[1].pop("losses")
+        lines[1] |= {"windows": 12, "seen": {name: [*each[:12], *[None] * 12] for name, each in losses.items()}}
+        race = {"ratio": 0.2, "metric": OUT, "left": ["a"], "windows": {"a": 24, "b": 12}}
+        race |= {"budget": 24, "evaluated": 36, "keep_sets": 2}
         run = fake.fields() | {"race": [race]}
         table = comparison_table(run, lines)
-        assert cells(table)[2][:3] == ["b", "~50.10", "~50.10"]
-        assert [row["p"] for row in rows_of(table)[1:]] == ["", "0.01"]
+        assert cells(table)[2][:3] == ["b", "~70.00", "~70.00"]
+        wanted = paired_difference(*(np.array([each[OUT][:12]]) for each in (losses, lines[0]["losses"])))
+        assert [float(rows_of(table)[2][end]) for end in ("low_out", "high_out")] == pytest.approx(wanted.percent[1:])
         notes = " ".join(table.notes)
-        assert "75 % of the windows were evaluated; the verdict is of these keep-sets" in notes
+        assert "75 % of the windows were evaluated; verdicts are of these pruned models on such text" in notes
         assert summary(run, comparison_rows(run, lines))[0].startswith("At 20 % asked, a is best out of domain")
         lines[0]["ratio_actual"] = 0.2333
         said = summary(run, comparison_rows(run, lines))[0]
@@ -104,7 +122,7 @@ class TestRows:
         assert one.keys() == set(fake.METRICS)
         pair = [np.array([line["losses"][fake.METRICS[0]]]) for line in lines if line["candidate"] in
                 ("gate_fisher@0.5", "wanda > uniform > bias@0.5")]  # fmt: skip
-        wanted = paired_difference(*pair)
+        wanted = paired_difference(*pair, others=5)
         assert one[fake.METRICS[0]].difference[:3] == pytest.approx(wanted[:3])
 
 
@@ -130,7 +148,7 @@ class TestPage:
         assert shown["gate_fisher"][1] == pytest.approx((0.2003, 34.0 * (2.4 - 0.17 * 4)))
         line = next(line for line in fake.candidates() if line["candidate"] == "gate_fisher@0.2")
         dense = fake.fields()["dense"]["losses"][OUT]
-        difference = paired_difference(np.array([line["losses"][OUT]]), np.array([dense]))
+        difference = paired_difference(np.array([line["losses"][OUT]]), np.array([dense]), others=5)
         whiskers = [path for each in painted(figure).axes[0].collections for path in each.get_paths()]
         ends = [path.vertices[:, 1].tolist() for path in whiskers if path.vertices[0, 0] == pytest.approx(0.2003)]
         wanted = [fake.DENSE[1] * math.exp(end) for end in (difference.low, difference.high)]

@@ -11,6 +11,7 @@ from saap_jax.report.blocks import Figure
 from saap_jax.report.figures import (
     BASELINES,
     MOST,
+    NAMED,
     Curve,
     Limit,
     change_figure,
@@ -36,10 +37,20 @@ def shown(figure: Figure | None) -> Figure:
 class TestCurves:
     def test_first_lines_differ_and_baselines_are_grey(self):
         styles = [line_style(place) for place in range(MOST)]
-        assert len({(style["color"], str(style["linestyle"])) for style in styles}) == MOST
+        assert len({(each["color"], str(each["linestyle"]), each["marker"]) for each in styles}) == MOST
         grey = {line_style(place, name)["color"] for place, name in enumerate(BASELINES)}
-        assert len(grey) == 1
-        assert not grey & {style["color"] for style in styles}
+        assert grey == {each["color"] for each in styles[NAMED:]}
+        assert len(grey | {each["color"] for each in styles[:NAMED]}) == NAMED + 1
+
+    def test_lines_are_named_once_at_their_ends_or_below(self):
+        lines = [Curve(f"line {place}", [(0.0, 10.0), (0.2, 12.0 + 0.01 * place)]) for place in range(NAMED + 2)]
+        drawing = painted(shown(ratio_figure("f", "t", lines)))
+        (axis,), below = drawing.axes, drawing.axes[0].get_legend().get_texts()
+        assert {text.get_text() for text in below} == {f"line {NAMED}", f"line {NAMED + 1}"}
+        beside = {text.get_text(): text.xyann[1] for text in axis.texts if text.get_text().startswith("line")}
+        assert [*beside] == [f"line {place}" for place in range(NAMED)]
+        inches = axis.get_position().height * drawing.get_figheight()
+        assert min(np.diff([*beside.values()])) * inches > 0.16, "none upon another, the lowest line lowest"
 
     def test_crossing_limit_knee_and_interval_are_where_they_are(self):
         figure = shown(ratio_figure("f", "t", LINES, limit=Limit(14.0, "limit +40 % 14.00")))
@@ -51,7 +62,7 @@ class TestCurves:
         (ring,) = [line for line in axis.get_lines() if line.get_markersize() == 11]
         assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (0.2, 12.0)
         texts = {text.get_text() for text in axis.texts}
-        assert texts == {"limit +40 % 14.00", "unpruned 10.00"}
+        assert texts == {"limit +40 % 14.00", "unpruned 10.00", "wanda > uniform: 22.0 %"}
         assert list(curves(figure)) == ["random", "wanda > uniform: 22.0 %"]
 
     def test_what_explodes_does_not_squeeze_the_rest(self):

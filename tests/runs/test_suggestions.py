@@ -95,7 +95,7 @@ def planted(six_layers, tmp_path, monkeypatch):
         own = planted_scores(truth)
         monkeypatch.setitem(ESTIMATORS, "planted", lambda: Estimator(frozenset(), lambda statistics, params: own))
         monkeypatch.setattr("saap_jax.subjects.llama.candidate_losses", losses)
-        options = {"method": "planted > uniform", "fractions": (0.1, 0.3, 0.5), "resamples": 200} | changes
+        options = {"method": "planted > uniform", "fractions": (0.1, 0.3, 0.5)} | changes
         config = SensitivityConfig(
             model=ModelConfig(name=str(six_layers)),
             calibration=CalibrationConfig(examples=2, length=8),

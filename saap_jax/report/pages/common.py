@@ -96,7 +96,9 @@ def _cost(run: RunRecord) -> list[Block]:
             name = stage["name"] + (f" ({stage['times']} times)" if stage.get("times", 1) > 1 else "")
             values = [(stage.get(field), _STAGE[field][1]) for field in fields]
             lines.append([name, *("-" if value is None else format(value, form) for value, form in values)])
-        blocks.append(text_table("Stages", ["stage", *(_STAGE[field][0] for field in fields)], lines))
+        unit = "examples" if "structures" in run else "tokens"
+        heads = (_STAGE[field][0].replace("tokens", unit) for field in fields)
+        blocks.append(text_table("Stages", ["stage", *heads], lines))
     if cost := run.get("cost"):  # see `evaluation.cost`
         unit = "core" if run.get("devices", {}).get("platform") == "cpu" else "device"
         text = f"{cost['device_hours']:,.3g} device-hours on {plural(cost['devices'], unit)}"
@@ -107,7 +109,7 @@ def _cost(run: RunRecord) -> list[Block]:
             each = f"{format_usd(prices['usd_per_hour'])} an hour each" if "usd_per_hour" in prices else ""
             source = ", ".join(part for part in (prices.get("kind"), each, prices.get("date")) if part)
             blocks += said(f"{text}: {format_usd(usd)}{f' ({source})' if source else ''}.")
-            if million := cost.get("usd_per_million_tokens"):
+            if (million := cost.get("usd_per_million_tokens")) and "structures" not in run:
                 dense, cut = format_usd(million["dense"]), format_usd(million["cut"])
                 blocks += said(f"A million tokens in the timed forward pass: {dense} dense, {cut} cut.")
     if stages:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.evaluation.resample import LEVEL
 from saap_jax.evaluation.scales import Scale, format_figure
 from saap_jax.report.blocks import Block, Column, Figure, Row, Section, Table, facts, said, section, text_table
 from saap_jax.report.figures import MOST, Curve, is_baseline, learning_figure, ratio_figure, share_figure
@@ -15,15 +14,15 @@ from saap_jax.report.formats import (
     BEST,
     ESTIMATED,
     TIED,
+    VERDICT,
     format_count,
     format_difference,
     format_mebibytes,
     format_millions,
-    format_milliseconds,
-    format_p,
     format_percent,
     format_relative,
     format_spread,
+    format_times,
     marked,
 )
 from saap_jax.report.pages.common import (
@@ -95,8 +94,6 @@ def comparison_table(run: RunRecord, candidates: Sequence[records.Row]) -> Table
         *([Column("windows", ("windows",), format_count)] if run.get("race") else []),
         *(Column(f"Δ {each} %", (f"change_{each}", f"low_{each}", f"high_{each}"), format_difference, wide=True)
           for each in compared),
-        *([Column("wins %", ("wins",), lambda wins: f"{100 * wins:.0f}", wide=True)] if compared else []),
-        *([Column("p", ("p", "p_is_bound"), format_p, wide=True)] if compared else []),
     ]  # fmt: skip
     raced = {(race["ratio"], label): count for race in run.get("race", []) for label, count in race["windows"].items()}
     found = []
@@ -110,8 +107,7 @@ def comparison_table(run: RunRecord, candidates: Sequence[records.Row]) -> Table
             one |= {f"{name}_{domain}": getattr(row, f"{name}_{domain}") for name in ("ppl", "spread")}
             if other := row.against.get(names.get(domain, "")):
                 fields = (f"change_{domain}", f"low_{domain}", f"high_{domain}")
-                one |= zip(fields, other.difference.percent, strict=True)
-                one |= {"wins": other.difference.win_rate, "p": other.p_value, "p_is_bound": other.floor}
+                one |= zip(fields, other.percent, strict=True)
         found.append(one)
     headline = ", ".join(f"{domain} = {name}" for domain, name in names.items())
     return Table(headline, columns, found, _legend(run, rows, compared), file="comparison")
@@ -169,7 +165,7 @@ def summary(run: RunRecord, lines: Sequence[ComparisonRow]) -> list[str]:
         lead = _lead(group, domain, getattr(dense, f"ppl_{domain}", math.nan), figure_of(run))
         sentences.append(f"At {100 * ratio:g} % asked, {lead}" + (f" Nothing is tested: {why}." if why else ""))
     if best := run.get("best", {}):
-        changes = ", ".join("{} {} to {} ({})".format(*row) for row in _cut_rows(run)[:3])
+        changes = ", ".join("{} {} to {} ({})".format(*row) for row in _cut_rows(run)[:2])
         sentences.append(f"The cut model ({best.get('candidate', 'unnamed')}) goes from dense to cut: {changes}.")
     return sentences
 
@@ -183,7 +179,7 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, scale: Scal
     first, *others = sorted(known, key=lambda row: (row.raced > 0, figures[row.label], row.label))
     value = format_figure(figures[first.label], scale)
     value += f" (dense {format_figure(dense, scale)})" if math.isfinite(dense) else ""
-    if others and all(row.p_value < LEVEL for row in others):
+    if others and all(row.against and not row.tied for row in others) and not untested(group):
         lead = f"{first.named} is best {DOMAINS[domain]} with {scale.noun} {value}"
     else:
         lead = f"{first.named} has the lowest {scale.noun} {DOMAINS[domain]}, {value}"
@@ -197,30 +193,24 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, scale: Scal
 
 
 def _legend(run: RunRecord, rows: Sequence[ComparisonRow], compared: Sequence[str]) -> list[str]:
-    """Say what the marks and columns mean, and over how many seeds and by what protocol the numbers are."""
-    race, noun = run.get("race", []), figure_of(run).noun
+    """Say what the marks and columns mean, of what the verdicts are, and by what protocol the numbers."""
+    race, noun, seeds = run.get("race", []), figure_of(run).noun, max((row.seeds for row in rows), default=1)
     lines = [f"{BEST} lowest {noun} {DOMAINS[primary_domain(run)]} at its ratio"]
-    how = "a race: t-tests valid at any time, Bonferroni" if "race" in run else "paired bootstrap, Holm"
     if any(row.tied for row in rows):
-        lines[0] += f"   {TIED} cannot be told apart from it ({how}, {100 * LEVEL:g} %)"
+        lines[0] += f"   {TIED} cannot be told apart from it: the interval of Δ holds 0"
     if compared:
-        lines.append(
-            f"Δ: how far the {noun} is above that of the best of its ratio, with its 95 % interval; wins: share of the "
-            f"windows {DOMAINS[compared[-1]]} on which its loss is lower; p: of as good as the best, "
-            f"{'by the race' if race else 'adjusted for the number of variants'}"
+        lines.append(f"Δ: how far the {noun} is above that of the best of its ratio. {VERDICT}")
+        of = "these pruned models on such text, not of methods on other calibration text"
+        of = (
+            f"methods over these {seeds} seeds: no interval is narrower than Student's of the seeds"
+            if seeds > 1
+            else of
         )
+        lines.append(f"{share_evaluated(*race)}verdicts are of {of}")
     if any(row.raced for row in rows):
-        lines.append(
-            f"{ESTIMATED} from the windows that it took to be surely worse, by how far it is from the dense model"
-        )
-    seeds = len(run.get("seeds", {}).get("calibration", ()))
-    if race:
-        whose = f"the means over these {seeds} calibration seeds" if seeds > 1 else "these keep-sets"
-        verdict = f"the verdict is of {whose} on such text, not of estimators on other calibration text"
-        lines.append(share_evaluated(*race) + verdict)
+        lines.append(f"{ESTIMATED} from the windows by which it was surely worse than another, beside the dense model")
     if any(row.windows for row in rows) and (why := untested(rows)):
         lines.append(f"which others are as good is not tested: {why}")
-    seeds = max((row.seeds for row in rows), default=1)
     return [*lines, *[f"mean ± standard deviation over {seeds} seeds"] * (seeds > 1), *_protocol(run)]
 
 
@@ -276,7 +266,7 @@ def _ratio_section(run: RunRecord, variants: Sequence[Variant], rows: Sequence[C
 def _ratio_curves(run: RunRecord, variants: Sequence[Variant], metric: str, order: Sequence[str]) -> list[Curve]:
     """Make the curve of each variant on a metric in an order, from the unpruned model on, with its intervals."""
     scale, dense = figure_of(run), number(run.get(DENSE, {}).get("ppl", {}).get(metric))
-    differences, base = differences_from_dense(run, variants, metric, order), scale.loss(dense)
+    differences, base = differences_from_dense(run, variants, metric), scale.loss(dense)
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in order}
     ends: dict[str, list[tuple[float, float, float]]] = {name: [] for name in order}
     for variant in variants:
@@ -293,14 +283,18 @@ def _ratio_curves(run: RunRecord, variants: Sequence[Variant], metric: str, orde
 
 
 def _kept_section(run: RunRecord, variants: Sequence[Variant], rows: Sequence[ComparisonRow]) -> list[Section]:
-    """Draw what the variants of each ratio keep, layer by layer."""
+    """Draw what the variants of each ratio keep, layer by layer; where that is the same of several, say so instead."""
     named = {variant["candidate"]: variant for variant in variants}
-    figures = []
+    blocks: list[Block | None] = []
     for asked in dict.fromkeys(row.asked for row in rows if row.candidate in named):
-        chosen = [named[row.candidate] for row in rows if row.candidate in named and row.asked == asked][:MOST]
-        figures.append(kept_figure(run, chosen, f"kept-{100 * asked:g}", f"{100 * asked:g} % asked"))
+        chosen = [named[row.candidate] for row in rows if row.candidate in named and row.asked == asked]
+        title, alike = f"{100 * asked:g} % asked", {json.dumps(kept_by_layer(each), sort_keys=True) for each in chosen}
+        if len(chosen) > 1 and len(alike) == 1 and kept_by_layer(chosen[0]):
+            blocks += said(f"At {title}, all {len(chosen)} variants keep equally many units of each layer.")
+        else:
+            blocks.append(kept_figure(run, chosen[:MOST], f"kept-{100 * asked:g}", title))
     about = "Share of the units that stays: dark is 0, bright is all of them. Best variant first."
-    return section("What is kept where", *figures, about=about)
+    return section("What is kept where", *blocks, about=about * any(isinstance(block, Figure) for block in blocks))
 
 
 def kept_figure(run: RunRecord, candidates: Sequence[records.Row], name: str, title: str) -> Figure | None:
@@ -384,21 +378,18 @@ def cut_tables(run: RunRecord) -> list[Block]:
 def _cut_rows(run: RunRecord) -> list[tuple[str, str, str, str]]:
     """List property, dense, cut and change; properties that were not recorded are left out."""
     best, dense, scale = run.get("best", {}), run.get("dense", {}), figure_of(run)
-    tokens = number(best.get("forward_tokens"))
-    seconds = [number(best.get(key)) for key in ("dense_forward_seconds", "forward_seconds")]
-    rates = [tokens / each if each else math.nan for each in seconds]
+    times = [("forward pass (ms)", *format_times(*best["turns"]))] if "turns" in best else []
     pairs: list[tuple[str, float, float, Any]] = [
         ("parameters (M)", number(dense.get("parameters")), number(best.get("parameters")), format_millions),
         ("weights (MiB)", number(best.get("dense_bytes")), number(best.get("bytes")), format_mebibytes),
-        ("forward pass (ms)", seconds[0], seconds[1], format_milliseconds),
-        ("tokens a second", rates[0], rates[1], format_count),
     ]
     for metric in metrics(run):
         before, after = (number(record.get("ppl", {}).get(metric["name"])) for record in (dense, best))
         label = f"{metric['name']} ({metric['domain']})"
         pairs.append((label, before, after, lambda value: format_figure(value, scale)))
-    return [
+    rows = [
         (label, form(before), form(after), format_relative(before, after))
         for label, before, after, form in pairs
         if not math.isnan(after)
     ]
+    return [*rows[:2], *times, *rows[2:]]

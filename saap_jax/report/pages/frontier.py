@@ -70,7 +70,7 @@ def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
         f"limit: {frontier['metric']} at most {format_figure(frontier['limit'], scale)}, the unpruned model's "
         f"{format_figure(run[DENSE]['ppl'][frontier['metric']], scale)} +{frontier['percent']:g} %",
         f"ratio: the first crossing from below on the grid {', '.join(f'{100 * r:g}' for r in frontier['ratios'])} %, "
-        f"bisected to {100 * frontier['tolerance']:g} % ({frontier['rounds']} rounds)",
+        f"bisected to {100 * frontier['tolerance']:g} %",
         f"knee: furthest below the chord of {chord} against ratio, a point of the grid",
         "± standard deviation over seeds; "
         + (f"no intervals: {why}" if (why := untested(found)) else "[95 % interval, bootstrap over seeds and windows]"),

@@ -17,6 +17,7 @@ from saap_jax.report.formats import (
     format_millions,
     format_percent,
     format_relative,
+    with_interval,
 )
 from saap_jax.report.pages.common import DOMAINS
 from saap_jax.runs.directory import RunDirectory
@@ -45,24 +46,31 @@ def recovery_table(run: RunRecord) -> Table:
         if key in run:
             known = run[key]
             row = {"model": name, **known["ppl"], **{f"before {text}": before["ppl"].get(text) for text in texts}}
-            rows.append(row | {field: known.get(field) for field in ("parameters", "bytes", "tokens_per_second")})
+            low, high = known.get("slowest_and_fastest", (math.nan, math.nan))
+            row |= {field: known.get(field) for field in ("parameters", "bytes", "tokens_per_second")}
+            rows.append(row | {"slowest": low, "fastest": high})
 
     def figure(value: float, base: float | None) -> str:
         change = "" if base is None or value == base else f" ({format_relative(base, value)})"
         return format_ppl(number(value)) + change
 
+    def rate(value: float, low: float, high: float) -> str:
+        return with_interval(value, low, high, format_count)
+
+    timed, rounds = any(row["tokens_per_second"] for row in rows), run.get("config", {}).get("repeats")
     columns = [
         Column("model", ("model",), words=True),
         Column("parameters (M)", ("parameters",), format_millions),
         Column("weights (MiB)", ("bytes",), format_mebibytes),
-        *([Column("decoding (tokens a second)", ("tokens_per_second",), format_count)]
-          if any(row["tokens_per_second"] for row in rows) else []),
+        *([Column("decoding (tokens a second)", ("tokens_per_second", "slowest", "fastest"), rate)] if timed else []),
         *(Column(f"{each['name']} ({each['domain']})", (each["name"], f"before {each['name']}"), figure)
           for each in metrics(run)),
     ]  # fmt: skip
     config, training = run.get("config", {}), run.get("training")
     title = f"{config['method']['name']}, {training['steps']} steps of {training['rows']} rows" if training else ""
-    return Table(title, columns, rows, [f"in brackets: change from the {VARIANTS['before']} model"], "recovery")
+    notes = [f"in brackets behind a perplexity: change from the {VARIANTS['before']} model"]
+    notes += [f"decoding: median of {rounds} rounds in turns (slowest to fastest)"] if timed else []
+    return Table(title, columns, rows, notes, "recovery")
 
 
 def summary(run: RunRecord) -> list[str]:
@@ -91,7 +99,7 @@ def summary(run: RunRecord) -> list[str]:
 def changes(run: RunRecord) -> list[str]:
     """Say of each text how the recovered model stands to the one that was trained and to the dense one.
 
-    With the interval of the paired bootstrap over the windows where their losses are on record and suffice.
+    With its interval where the losses of windows are on record and suffice.
     """
 
     def interval(key: str, name: str) -> str:

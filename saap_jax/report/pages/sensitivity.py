@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.evaluation.resample import FEWEST, LEVEL, format_interval
+from saap_jax.evaluation.resample import FEWEST, format_interval
 from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.evaluation.sensitivity import (
     Change,
@@ -19,7 +19,7 @@ from saap_jax.evaluation.sensitivity import (
 )
 from saap_jax.report.blocks import Column, Figure, Findings, Section, Table, folded
 from saap_jax.report.figures import change_figure
-from saap_jax.report.formats import BEST, TIED, TIED_LEGEND, format_change, format_hundredths
+from saap_jax.report.formats import BEST, TIED, VERDICT, format_change, format_hundredths
 from saap_jax.report.pages.common import share_evaluated
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Row, RunRecord
@@ -63,8 +63,8 @@ def marks_of(run: RunRecord, candidates: Sequence[Row]) -> dict[Change, str]:
     for side in (most, least[::-1]):
         if side:
             first, others = side[0], [change for change in shown if change != side[0]]
-            p_values = dict(zip(others, as_costly(run, candidates, first, others), strict=True))
-            marks |= {first: BEST} | {change: TIED for change in side[1:] if p_values[change] >= LEVEL}
+            found = dict(zip(others, as_costly(run, candidates, first, others), strict=True))
+            marks |= {first: BEST} | {change: TIED for change in side[1:] if found[change].tied}
     return marks
 
 
@@ -80,14 +80,14 @@ def extreme_table(run: RunRecord, candidates: Sequence[Row]) -> Table:
 def _table(
     title: str, run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change], marks: Mapping[Change, str]
 ) -> Table:
-    short, texts = scale_of(judged_metric(run)).short, [metric["name"] for metric in run["metrics"]]
+    scale, texts = scale_of(judged_metric(run)), [metric["name"] for metric in run["metrics"]]
     columns = [
         Column("layer", ("layer",), words=True),
         Column("structure", ("structure", "sign"), lambda name, sign: f"{name} {sign}".rstrip(), words=True),
         Column("removed %", ("actual", "asked"), lambda actual, _: f"{100 * actual:.1f}"),
         Column("parameters", ("removed",), "{:,}".format),
-        Column("nats", ("nats",), lambda nats: signed(nats, 4)),
-        Column(f"{short} %", ("percent",), format_change),
+        Column("nats" if scale.logarithmic else "loss", ("nats",), lambda nats: signed(nats, 4)),
+        Column(f"{scale.short} %", ("percent",), format_change),
         Column("95 % interval", ("low", "high"), lambda low, high: format_interval(low, high, format_change) or "n/a"),
         Column("× average", ("relative", "average"), lambda times, _: format_hundredths(times)),
         *(Column(name, (name,), lambda value, name=name: format_figure(float(value), scale_of(name)), wide=True)
@@ -107,8 +107,9 @@ def _notes(run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change])
     together = "all structures" if any("among" in row for row in candidates) else "all layers of the structure"
     windows = len(run[DENSE]["losses"][metric])
     why = f"no intervals, and which others cost as much is not tested: {plural(windows, 'window')}, where that takes "
-    how = TIED_LEGEND.replace("bootstrap", "bootstrap over windows")
+    how = f"{TIED} cannot be told apart from it"
     lines = [
+        f"{VERDICT} with what costs most or least; that of a place is of it alone",
         f"{metric}, {format_figure(run[DENSE]['ppl'][metric], scale_of(metric))} unpruned; units of the lowest scores "
         f"by {run['config'].get('method') or run['config'].get('estimator')} go, of one layer alone",
         f"× average: loss a removed parameter, beside that of {together} together",
@@ -117,12 +118,12 @@ def _notes(run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change])
     for structure in structures_in(candidates):
         each = a_parameter(shown, structure)
         if not math.isnan(each):
-            nats, at = signed(1e6 * each, 4), f"{100 * shown[0].asked:g}"
-            lines.append(f"{structure}: {nats} nats a million parameters, over all layers at {at} %")
+            cost, at = f"{signed(1e6 * each, 4)} {scale_of(metric).unit}", f"{100 * shown[0].asked:g}"
+            lines.append(f"{structure}: {cost} for a million parameters, over all layers at {at} %")
     if "raced" in run:
         lines.append(
             f"{share_evaluated(run['raced'])}a place is evaluated until it is surely worse or better than the unpruned "
-            f"model, or within {run['config']['race_margin']:g} nats of it; its figures are of the windows that it took"
+            f"model, or within {run['config']['race_margin']:g} of it; its figures are of the windows that it took"
         )
     aligned = [trial for trial in run.get("trials", []) if trial["kind"] == "aligned"]
     return [*lines, *(aligned_sentence(run, candidates, trial) for trial in aligned)]
@@ -136,4 +137,5 @@ def _map(run: RunRecord, changes: Sequence[Change], structures: Sequence[str]) -
         panels[change.structure][shares.index(change.asked), change.layer] = change.nats
     panels = {name: cells for name, cells in panels.items() if np.isfinite(cells).any()}
     title = "What each layer costs when it alone is pruned"
-    return change_figure("sensitivity", title, panels, [f"{100 * share:g} %" for share in shares], "nats a token")
+    rows, of = [f"{100 * share:g} %" for share in shares], scale_of(judged_metric(run)).unit
+    return change_figure("sensitivity", title, panels, rows, of)
