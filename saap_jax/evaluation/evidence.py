@@ -1,8 +1,8 @@
 """The one test behind every verdict on losses: how sure a mean difference is, at whatever time one looks.
 
-Two models have losses on the same windows, d are their differences, one a unit: an article, where the windows are of
-`FEWEST` articles or more, else a window (see `by_article`). "The mean is 0" is tested by an e-process, the Bayes factor
-of "d has mean μ, with μ / σ normal of variance g" against "mean 0", with the right Haar prior on σ,
+Two models have losses on the same windows, or outcomes on the same items; d are their differences. "The mean is 0" is
+tested by an e-process, the Bayes factor of "d has mean μ, with μ / σ normal of variance g" against "mean 0", with the
+right Haar prior on σ,
 
     e = (1 + n g)^-½ · ((1 + t² / ν) / (1 + t² / (ν (1 + n g))))^(n / 2),     t = √n · mean / deviation,  ν = n - 1,
 
@@ -11,11 +11,12 @@ averaged over the g of `SCALES`. Of means above 0 alone, μ / σ the positive ha
     e⁺ = 2 e · F_n(t · √(n g / (1 + n g)) · √(n / (ν + t² / (1 + n g)))),     F_n Student's distribution, n degrees,
 
 which grows with t, so that means below 0 make it cross a bound less often than 0 does. By Ville's inequality e⁺ ever
-reaches 1 / α with probability α at most. So one may look after any number of units, evaluate more, and look again.
+reaches 1 / α with probability α at most. So one may look after any number of windows, evaluate more, and look again.
 
 The interval of a difference are the means that neither side rejects at level α / (2 m), where m is how many others a
 model is compared with (Bonferroni): mean ± `boundary` · deviation / √n. A difference is sure where its interval does
-not hold 0. Races, tables, `saap ab` and suggestions all go by it.
+not hold 0. Races, tables, `saap ab` and suggestions all go by it. What it is of are these models on text like the
+windows; of methods on other calibration text, and of articles as units, see `claims`.
 
 Sources: Hendriksen, de Heide & Grünwald, Optional stopping with Bayes factors, Bayesian Analysis 16, 2021 (right Haar
 priors); Wang & Ramdas, Anytime-valid t-tests, 2024 (arXiv:2310.03722). Exact for normal differences; for others the
@@ -24,12 +25,11 @@ slow test suite simulates it.
 
 import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.resample import FEWEST, LEVEL
+from saap_jax.evaluation.resample import LEVEL
 
 SCALES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Variances g of the standardised difference that the tests look out for."""
@@ -67,29 +67,3 @@ def log_evidence(t: float | Float[np.ndarray, "*pairs"], count: int) -> Float[np
     with np.errstate(divide="ignore"):
         each = each + np.log(2 * stdtr(count, posterior))
     return np.asarray(np.logaddexp.reduce(each, axis=-1) - math.log(len(SCALES)))
-
-
-def articles_where_many(articles: Sequence[int]) -> Sequence[int]:
-    """Take the numbers of articles where there are `FEWEST` or more; of fewer, windows have to do as units."""
-    return articles if len({*articles}) >= FEWEST else ()
-
-
-def by_article(values: Float[np.ndarray, "*rows windows"], articles: Sequence[int]) -> Float[np.ndarray, "*rows units"]:
-    """Add up the windows of each article that is complete: neighbouring windows say less than others do.
-
-    Sums are divided by the mean number of windows of an article, so that the mean over units is that over windows.
-
-    Args:
-        values: of the first windows.
-        articles: the number of the article of each window, those of an article side by side; empty: windows are units.
-
-    >>> by_article(np.array([1.0, 3.0, 4.0, 8.0]), [0, 0, 1, 2]).tolist(), by_article(np.ones(3), [0, 0, 1, 1]).tolist()
-    ([3.0, 3.0, 6.0], [1.0])
-    """
-    if not len(articles):
-        return values
-    starts = np.append(np.flatnonzero(np.diff(articles, prepend=-1)), len(articles))
-    starts = starts[starts <= values.shape[-1]]
-    with np.errstate(invalid="ignore"):
-        sums = np.add.reduceat(values[..., : starts[-1]], starts[:-1], axis=-1) if len(starts) > 1 else values[..., :0]
-    return sums * ((len(starts) - 1) / max(starts[-1], 1))

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saap_jax.evaluation.differences import ROUNDING
-from saap_jax.evaluation.evidence import boundary, by_article, log_evidence, threshold
+from saap_jax.evaluation.evidence import boundary, log_evidence, threshold
 from saap_jax.evaluation.resample import FEWEST, LEVEL
 
 Ending = Literal["", "alone", "tied", "spent"]
@@ -45,7 +45,6 @@ def race(
     *,
     level: float = LEVEL,
     margin: float = 0.0,
-    articles: Sequence[int] = (),
 ) -> RaceState:
     """Judge a race from what has been evaluated so far; the same losses give the same verdict.
 
@@ -55,7 +54,6 @@ def race(
         looks: after how many windows the race is looked at, ascending; the last is the budget.
         level: of the intervals.
         margin: nats a token that count as no difference; 0: a tie is never sure.
-        articles: the number of the article of each window of the budget, see `by_article`.
 
     Raises:
         ValueError: no variant, or looks that do not ascend from `FEWEST` windows on.
@@ -74,15 +72,12 @@ def race(
             ending, following = "", count
             break
         seen[left] = count
-        units = by_article(np.stack([losses[each][:, :count].mean(axis=0) for each in left]), articles)
-        if units.shape[1] < FEWEST:
-            continue
-        found, many = pairwise(units), units.shape[1]
-        worse = (found.gap > ROUNDING) & (log_evidence(found.t, many) >= threshold(others, level))
+        found = pairwise(np.stack([losses[each][:, :count].mean(axis=0) for each in left]))
+        worse = (found.gap > ROUNDING) & (log_evidence(found.t, count) >= threshold(others, level))
         stay = ~worse.any(axis=1)
         left = [each for each, stays in zip(left, stay, strict=True) if stays]
         with np.errstate(invalid="ignore"):
-            reach = np.abs(found.gap) + found.error * boundary(many, threshold(pairs, level))
+            reach = np.abs(found.gap) + found.error * boundary(count, threshold(pairs, level))
         if len(left) == 1 or (margin and reach[np.ix_(stay, stay)].max() < margin):
             ending = "alone" if len(left) == 1 else "tied"
             break

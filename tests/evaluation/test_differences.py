@@ -19,7 +19,7 @@ from saap_jax.evaluation.differences import (
     paired_difference,
     paired_tasks,
 )
-from saap_jax.evaluation.evidence import by_article, log_evidence, threshold
+from saap_jax.evaluation.evidence import log_evidence, threshold
 from saap_jax.evaluation.resample import FEWEST, holm
 
 
@@ -35,19 +35,18 @@ def test_the_interval_is_what_neither_side_rejects(others):
     assert stats.ttest_1samp(d, found.low).pvalue < 0.05 / others / 2, "wider than one look would need"
 
 
-def missed(trials: int, looks, half, articles=(), kind: str = "normal") -> float:
+def missed(trials: int, looks, half, kind: str = "normal") -> float:
     """Count how often intervals that are looked at after so many windows miss the truth at some look."""
     random, truth = np.random.default_rng(0), -0.1
     draw = {"normal": random.standard_normal, "heavy": lambda size: random.standard_t(4, size),
             "skewed": lambda size: random.exponential(1, size) - 1}[kind]  # fmt: skip
-    d = truth + draw((trials, max(looks)) if not len(articles) else (trials, max(articles) + 1))
-    d = d[:, articles] if len(articles) else d
+    d = truth + draw((trials, max(looks)))
     wrong = [np.abs(d[:, :n].mean(axis=1) - truth) > half(d[:, :n]) for n in looks]
     return float(np.any(wrong, axis=0).mean())
 
 
-def ours(d, articles=()) -> np.ndarray:
-    found = differences_against(np.zeros((1, d.shape[1])), d[:, None], others=1, articles=articles)
+def ours(d) -> np.ndarray:
+    found = differences_against(np.zeros((1, d.shape[1])), d[:, None], others=1)
     return np.array([each.high - each.value for each in found])
 
 
@@ -65,20 +64,6 @@ def test_the_interval_holds_at_all_looks_together():
 @pytest.mark.parametrize("kind", ["normal", "heavy", "skewed"])
 def test_it_holds_for_other_differences_too(kind):
     assert missed(2000, range(8, 257, 8), ours, kind=kind) <= 0.05
-
-
-def test_windows_of_an_article_are_one_unit():
-    """Windows that say what their article says: as units of their own they claim too much."""
-    articles = np.repeat(np.arange(16), 8)
-    assert missed(200, (128,), lambda d: ours(d, articles), articles) <= 0.05
-    assert missed(200, (128,), ours, articles) > 0.2, "negative control"
-    d = np.random.default_rng(1).normal(size=(1, 20))
-    sizes = np.repeat(np.arange(9), [1, 2, 3, 1, 2, 3, 1, 2, 5])
-    found = paired_difference(d, np.zeros((1, 20)), articles=sizes.tolist())
-    assert (found.value, found.windows) == (pytest.approx(d.mean()), 9)
-    sums = np.bincount(sizes, d[0]) * 9 / 20
-    assert found.low == pytest.approx(sums.mean() - ours(sums[None])[0])
-    assert by_article(d[:, :19], sizes.tolist()).shape == (1, 8), "an article that is not complete does not count"
 
 
 def test_intervals_are_corrected_for_how_many_are_compared():

@@ -113,20 +113,6 @@ def test_who_leaves_is_surely_worse_by_the_interval_that_tables_show():
         assert {*left} == {0, 1, 2, 3} - surely
 
 
-def test_articles_race_as_units_of_their_own():
-    """Windows that say what their article says lose the best too often as units; only complete articles count."""
-    articles, random, wrong = np.repeat(np.arange(16), 8), np.random.default_rng(0), [0, 0]
-    for _ in range(100):
-        losses = [row[None] for row in random.normal(size=(4, 16))[:, articles]]
-        for place, known in enumerate((articles.tolist(), ())):
-            wrong[place] += 0 not in race(losses, (64, 100, 128), articles=known).left
-    assert wrong[0] <= 5
-    assert wrong[1] > 20, "negative control"
-    losses = losses_of([0.0, 0.02, 0.2, 1.0])
-    assert race(losses, LOOKS, articles=range(128)) == race(losses, LOOKS)
-    assert race(losses, (24, 32), articles=[*range(7), *[7] * 121]).left == (0, 1, 2, 3)
-
-
 @pytest.mark.parametrize("looks", [(), (4, 8), (16, 8), (8, 8)])
 def test_looks_that_are_none_are_refused(looks):
     with pytest.raises(ValueError, match="race: expected variants and ascending looks from 8 windows on"):
