@@ -14,7 +14,7 @@ from pathlib import Path
 from saap_jax.report.write import write_reports
 
 RUN, PICTURE = Path("runs/quickstart"), Path(__file__).parents[1] / "docs" / "figures" / "report.png"
-SIZE = (1100, 1100)
+SIZE = (1240, 1190)
 
 
 def main() -> None:
