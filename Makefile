@@ -122,7 +122,7 @@ docs: $(READY)  ## the documentation site in build/site: warnings are errors, li
 	rm -rf build/site
 	JAX_PLATFORMS=cpu $(BIN)/sphinx-build -q -b html -W --keep-going -n -D nb_execution_mode=$(NOTEBOOKS) \
 		-d build/doctrees docs build/site
-	$(BIN)/python docs/_ext/saapsite/links.py build/site $(if $(filter off,$(NOTEBOOKS)),reports)
+	$(BIN)/python docs/_ext/saapsite/links.py build/site
 
 maxtext: .venv/maxtext/.ready  ## MaxText loads what is exported for it, and what it saves is read back; Python 3.12, 2 GB of packages, not in CI
 	JAX_PLATFORMS=cpu .venv/maxtext/bin/pytest -q -m maxtext tests/maxtext

@@ -63,13 +63,15 @@ class RecipeFacts(SphinxDirective):
 
 
 class Gallery(SphinxDirective):
-    """Links to the report of each run that notebooks made; `saapsite.reports` writes the pages when all else is."""
+    """The report of each run that notebooks made, linked where they are executed; `saapsite.reports` writes the pages."""
 
     def run(self) -> list[nodes.Node]:
         """Build the list."""
         entries = nodes.bullet_list()
         for each in REPORTS:
-            link = nodes.reference("", each.title, refuri=f"reports/{each.run}.html", internal=False)
+            link: nodes.Node = nodes.Text(each.title)
+            if self.config.nb_execution_mode != "off":
+                link = nodes.reference("", each.title, refuri=f"reports/{each.run}.html", internal=False)
             text = nodes.paragraph("", "", link, nodes.Text(f": {each.about}"))
             entries += nodes.list_item("", text)
         return [entries]
