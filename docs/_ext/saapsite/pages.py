@@ -63,7 +63,7 @@ class RecipeFacts(SphinxDirective):
 
 
 class Gallery(SphinxDirective):
-    """The report of each run that notebooks made, linked where they are executed; `saapsite.reports` writes the pages."""
+    """The reports of runs that notebooks made, linked where they are executed; `saapsite.reports` writes the pages."""
 
     def run(self) -> list[nodes.Node]:
         """Build the list."""
