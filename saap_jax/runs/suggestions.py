@@ -13,7 +13,7 @@ import numpy as np
 
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.evaluation.differences import Difference, decimals_of, paired_difference
-from saap_jax.evaluation.resample import FEWEST, few
+from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.evaluation.sensitivity import (
     Change,
@@ -175,14 +175,10 @@ def aligned_sentence(run: RunRecord, candidates: Sequence[Row], trial: Trial) ->
     """Say what aligned widths change, as measured: perplexity with its interval, time with its range over rounds."""
     rows = {row["candidate"]: row for row in candidates}
     change = _difference(run, rows[trial["candidate"]], rows[trial["instead_of"]])
-    (value, low, high), (saved, least, most) = change.percent, _saved(trial)
-    digits = decimals_of(value)
-    short, ends = change.scale.short, f"({signed(low, digits)} to {signed(high, digits)} %)"
-    ppl = f"change the {short} by {signed(value, digits)} % {ends}"
+    saved, least, most = _saved(trial)
+    ppl = f"change the {change.scale.short} by {change.numbers}"
     if change.same:
-        ppl = f"leave the {short} as it is"
-    elif math.isnan(low):
-        ppl = f"change the {short} by {signed(value, digits)} %, {few(change.windows)},"
+        ppl = f"leave the {change.scale.short} as it is"
     rounds = len(trial["seconds"][0])
     time = f"change the time by {signed(-saved, 1)} % ({signed(-most, 1)} to {signed(-least, 1)} %"
     before, after = trial["segments"]

@@ -57,7 +57,7 @@ class TestRows:
 
     def test_ab_says_of_two_variants_what_the_table_says(self, tmp_path):
         """One verdict, raced or not: the same interval, corrected for the same number."""
-        figures = {"a": 50.0, "b": 51.0, "c": 52.0, "d": 60.0}
+        figures = {"a": 50.0, "b": 51.0, "c": 56.0, "d": 60.0}
         lines = [fake.candidate(name, 0.2, (ppl, ppl)) for name, ppl in figures.items()]
         race = {"ratio": 0.2, "metric": OUT, "left": ["a", "b"], "windows": dict.fromkeys("abcd", 24)}
         for name, more in (("plain", {}), ("raced", {"race": [race]})):

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saap_jax.evaluation.differences import decimals_of, paired_difference
-from saap_jax.evaluation.resample import few, format_interval
+from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import format_ppl
 from saap_jax.report.blocks import Column, Figure, Findings, Table, section
 from saap_jax.report.figures import learning_figure
@@ -23,7 +22,7 @@ from saap_jax.report.pages.common import DOMAINS
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import metrics, number
-from saap_jax.runtime.words import plural, signed
+from saap_jax.runtime.words import plural
 
 VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
 """Key of a model in the record -> what the table calls it."""
@@ -99,35 +98,23 @@ def summary(run: RunRecord) -> list[str]:
 def changes(run: RunRecord) -> list[str]:
     """Say of each text how the recovered model stands to the one that was trained and to the dense one.
 
-    With its interval where the losses of windows are on record and suffice.
+    With an interval where the losses of windows are on record.
     """
-
-    def interval(key: str, name: str) -> str:
-        losses = [run[which].get("losses", {}).get(name, ()) for which in ("after", key)]
-        if not losses[0] or len(losses[0]) != len(losses[1]):
-            return ""
-        difference = paired_difference(*(np.array(each, np.float64)[None] for each in losses))
-        value, low, high = difference.percent
-        if difference.same or not math.isfinite(difference.value):
-            return ""
-        if math.isnan(low):
-            return f" ({few(difference.windows)})"
-        digits = decimals_of(value)
-        tied = "" if difference.sure else f", {TIED} not to be told apart,"
-        return f" ({format_interval(low, high, lambda end: signed(end, digits))} %){tied}"
-
     lines = []
-    for metric in metrics(run):
+    for metric in metrics(run) if "after" in run else ():
         name, parts = metric["name"], []
+        after = run["after"].get("losses", {}).get(name, ())
         for key, of in (("before", "the model before"), ("dense", "the dense model")):
-            if "after" not in run or key not in run:
-                continue
-            base, after = (number(run[which]["ppl"].get(name)) for which in (key, "after"))
-            parts.append(f"{format_relative(base, after)}{interval(key, name)} against {of} ({format_ppl(base)})")
+            if key in run:
+                figures = [number(run[which]["ppl"].get(name)) for which in (key, "after")]
+                said, losses = format_relative(*figures), run[key].get("losses", {}).get(name, ())
+                if after and len(after) == len(losses) and all(map(math.isfinite, figures)):
+                    found = paired_difference(*(np.array([each], np.float64) for each in (after, losses)))
+                    said = found.numbers + f", {TIED} not to be told apart," * found.tied
+                parts.append(f"{said} against {of} ({format_ppl(figures[0])})")
         if parts:
-            windows = len(run["after"].get("losses", {}).get(name, ()))
-            on = f" on {plural(windows, 'window')} {DOMAINS[metric['domain']]}" if windows else ""
-            lines.append(f"{name}{on}: recovered {format_ppl(after)}, {' and '.join(parts)}")
+            on = f" on {plural(len(after), 'window')} {DOMAINS[metric['domain']]}" if after else ""
+            lines.append(f"{name}{on}: recovered {format_ppl(figures[1])}, {' and '.join(parts)}")
     return lines
 
 
