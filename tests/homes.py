@@ -53,7 +53,7 @@ _SLOW = {
     "trace/writers": "coordinates_of_removed_units_are_those_that_gates_set_to_zero[convnet",
     "trace/subject/adapters": "prune_returns",
     "trace/subject/compensation": "biases_and_second_repairs",
-    "trace/subject/estimators": "gate_scores the_gate_gradient",
+    "trace/subject/estimators": "gate_scores",
     "trace/subject/own_code": "a_pattern nothing_left a_size zeros",
     "trace/subject/pipeline": "wrong_estimators",
 }

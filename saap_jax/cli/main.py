@@ -57,6 +57,7 @@ COMMANDS: dict[str, Command] = {
         "continue texts (- for standard input)", _USE + "GenerateConfig", "generate", "--model --prompts ..."
     ),
     "bench": Command("parameters, operations, memory and times", _USE + "BenchConfig", "bench", "[--models ...]"),
+    "enter": Command("enter a method for the leaderboard", _USE + "EnterConfig", "enter", "[--file]"),
     "plan": Command("does a job fit a TPU or GPUs", _USE + "PlanConfig", "plan_job", "[--model] [--target]"),
 }
 """The module of that name below `jobs` has a function that does the work, and `shown`, where more than its result is

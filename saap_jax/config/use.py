@@ -8,6 +8,7 @@ from saap_jax.config.checks import (
     Names,
     Natural,
     Positive,
+    Ratios,
     Seed,
     at_least,
     check_not_negative,
@@ -247,6 +248,29 @@ class ReportConfig(Checked):
     """Directory for each figure as SVG, PNG and PDF, in the size of a paper; empty: none."""
     overwrite: bool = False
     """Replace files even if they are no report and no figure of saap."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnterConfig(Checked):
+    """Enter a method for the leaderboard: a Python file with METHOD, a chain, and what that needs.
+
+    The model is pruned and judged by the same rules for all (docs/leaderboard.md). The entry is a JSON file beside the
+    Python file; a table shows where it stands.
+    """
+
+    file: str = ""
+    """The Python file, `leaderboard/NAME.py`."""
+    ratios: Ratios = (0.5, 0.2)
+    """Which of the two tables: shares of the prunable parameters to remove."""
+    seeds: Positive = 1
+    """How many calibration texts are drawn, each for a model of its own."""
+    judge: Annotated[int | None, at_least(0)] = None
+    """For the workflow that judges: calibration texts are drawn by this number and windows are those that entrants do
+    not see; the JSON file goes to `judged`, a directory beside the file."""
+    calibration: str = "builtin:reference"
+    """Text to calibrate on. Another one than this makes no entry: nothing but its own kind is in its table."""
+    evaluation: str = "builtin:descriptions"
+    """Text to evaluate on, likewise."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -102,11 +102,10 @@ def test_rows_come_from_the_code():
 
 
 def test_every_page_is_in_a_table_of_contents():
-    index = (DOCS / "index.md").read_text()
     pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.glob("*.md")} - {"index"}
-    listed = entries(index)
+    listed = [entry for path in DOCS.glob("*.md") for entry in entries(path.read_text())]
     assert len(listed) == len(set(listed))
-    assert set(listed) == pages | {"api/index", "notebooks/index"}, "list new pages in docs/index.md"
+    assert set(listed) == pages | {"api/index", "notebooks/index"}, "list new pages in docs/index.md, or on another"
     for folder, paths in (("api", API), ("notebooks", NOTEBOOKS)):
         there = entries((DOCS / folder / "index.md").read_text())
         assert sorted(there) == [path.stem for path in paths if path.stem != "index"]

@@ -14,7 +14,7 @@ from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.passes import packed_hidden
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.llama.spec import Apart
-from saap_jax.structures import count_parameters, discover, parameters_by_path, prunable_parameters, unit_view
+from saap_jax.structures import count_parameters, discover, prunable_parameters, unit_view
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
 from tests.helpers import (
@@ -51,14 +51,6 @@ def logits(model, tokens=TOKENS, gates=None) -> np.ndarray:
 
 def differ(first, second) -> bool:
     return bool(np.abs(np.asarray(first) - np.asarray(second)).max() > 1e-2)
-
-
-def with_arrays(model, source, *paths: str):
-    """Return a model with the parameters at some paths taken from another one."""
-    for path in paths:
-        value = parameters_by_path(source)[path][...]
-        model = changed(model, path, lambda _, value=value: value)
-    return model
 
 
 def with_constants(model, **constants):
@@ -106,30 +98,6 @@ def test_all_of_a_gemma_counts(change):
     assert differ(logits(other), logits(model))
     for name in ("attention_post_norm", "mlp_post_norm"):
         assert differ(logits(changed(model, f"segments/0/{name}", jnp.zeros_like)), logits(model))
-
-
-@pytest.mark.parametrize("family", ["mistral", "phi3"])
-def test_a_window_hides_what_is_behind_it(family):
-    """A token that is as far back as the window changes nothing in one layer; one nearer does."""
-    model = relative(family, (2, 6))
-    window = model.constants.sliding_window
-    before = logits(model)
-    for back, seen in ((window - 1, True), (window, False)):
-        other = TOKENS.copy()
-        other[:, -1 - back] = (other[:, -1 - back] + 1) % 24
-        assert differ(logits(model, other)[:, -1], before[:, -1]) == seen
-
-
-def test_without_what_is_their_own_they_are_llamas():
-    llama = dense_model()
-    qwen2 = with_arrays(relative("qwen2"), llama, *parameters_by_path(llama))
-    assert differ(logits(qwen2), logits(llama))
-    for name in BIASES:
-        qwen2 = changed(qwen2, f"segments/0/attention/{name}", jnp.zeros_like)
-    np.testing.assert_allclose(logits(qwen2), logits(llama), rtol=0, atol=1e-6)
-    as_long, shorter = (with_constants(llama, family="mistral", sliding_window=window) for window in (9, 8))
-    np.testing.assert_array_equal(logits(as_long), logits(llama))
-    assert differ(logits(shorter), logits(llama))
 
 
 # --- surgery and discovery -----------------------------------------------------------------------

@@ -72,15 +72,6 @@ def test_transformers_refuses_per_layer_widths(tmp_path):
         AutoModelForCausalLM.from_pretrained(directory)
 
 
-def test_real_model(smollm2, smollm2_tokenizer, tmp_path):
-    text = "Rivers carry water from the mountains to the sea. In 1912, after 40 days of rain, this one did not stop."
-    tokens = jnp.asarray([smollm2_tokenizer.encode(text)])
-    expected = torch_logits(load_torch(save_model(smollm2, tmp_path / "model")), tokens)
-    logits = np.asarray(smollm2(tokens))
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-4)
-    np.testing.assert_array_equal(logits.argmax(-1), expected.argmax(-1))
-
-
 # --- relatives -------------------------------------------------------------------------------------
 
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "num_attention_heads": 4}

@@ -7,7 +7,6 @@ import pytest
 
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.structures.weights import TracedWeights
-from saap_jax.surgery.cut import cut
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import retrace
@@ -105,25 +104,6 @@ def test_injected_gates_are_those_of_llama(kind):
     np.testing.assert_allclose(*losses, rtol=1e-5)
     for name in gates:
         np.testing.assert_allclose(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_the_smaller_program_is_the_cut_llama():
-    model, tokens, random = (
-        dense_model("gqa", layers=3, mlp=7),
-        jnp.asarray(random_tokens(2, 5)),
-        np.random.default_rng(0),
-    )
-    keep = {
-        "attention": np.array([[True, False], [False, True], [True, False]]),
-        "mlp": random.permuted(np.tile(np.arange(7) % 3 > 0, (3, 1)), axis=1),
-    }
-    traced = trace(lambda model, tokens: model(tokens), model, tokens)
-    gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
-    found = {name: np.asarray(kept) > 0 for name, kept in of_llama(traced, model, gates).items()}
-    logits = jax.jit(smaller(traced, found))(keep_units(traced, found, model), tokens)
-    expected = jax.jit(lambda model, tokens: model(tokens))(cut(model, keep), tokens)
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_gates_are_errors():

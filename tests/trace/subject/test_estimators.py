@@ -5,11 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import GATE_GRADIENT, WEIGHT_GRADIENT
-from saap_jax.runtime.progress import Passes
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.subject import subject_of
-from saap_jax.trace.subject.observe import observe
 from saap_jax.trace.subject.problem import loss_of_one
 from tests.trace.subject.problems import SAAP, calibrate, gated_losses, square, stacked
 
@@ -128,15 +125,3 @@ def test_the_fusion_is_the_librarys(scores):
     }
     for name, values in expected.items():
         np.testing.assert_allclose(scores[SAAP][name], values, rtol=1e-4)
-
-
-def test_the_gate_gradient_is_the_sum_over_the_matrix_that_reads_the_unit(subject):
-    """∂ℒ/∂g_u = Σ w ∂w over the rows of the matrix behind the gate (method, section 2)."""
-    needs = frozenset({GATE_GRADIENT, WEIGHT_GRADIENT})
-    statistics = observe(subject, subject.problem.calibration, needs, Passes(batch_size=2))
-    gradient = statistics.of(WEIGHT_GRADIENT).values["layers/down"]
-    sums = (subject.problem.params["layers"]["down"] * gradient).sum(-1)
-    found = statistics.of(GATE_GRADIENT)["layers/down[1]"]
-    assert found.shape == (5, 2, 5)
-    np.testing.assert_allclose(found.mean(0), sums, rtol=1e-4, atol=1e-5)
-    assert np.abs(found.mean(0) - (subject.problem.params["layers"]["up"] ** 2).sum(1)).max() > 0.1

@@ -92,12 +92,6 @@ def test_candidates_compile_once(subject):
     assert subject.programs["losses"]._cache_size() == 1
 
 
-def test_a_padded_batch_is_the_whole_pass(subject):
-    for size in (2, 5, 64):
-        (found,) = subject.losses(subject.problem.held_out, [subject.existing], batch_size=size)
-        np.testing.assert_allclose(found[0].means, masked_losses(subject, None), rtol=1e-5)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "moe", "cross_attention", "linen_encoder", "nnx_decoder"])
 def test_gate_taylor_removes_less_than_chance(name):

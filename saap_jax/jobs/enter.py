@@ -1,0 +1,126 @@
+"""An entry for the leaderboard: a method in one file, pruned and judged by fixed rules. What `saap enter` runs.
+
+The rules are those of docs/leaderboard.md. Of the evaluation text, entrants are shown each second window; the others
+are for the workflow that judges, which also draws other calibration texts.
+"""
+
+import ast
+import datetime
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from saap_jax.config.method import CalibrationConfig, ModelConfig
+from saap_jax.config.use import EnterConfig
+from saap_jax.data import check_disjoint, evaluation_windows
+from saap_jax.evaluation.perplexity import metric_name
+from saap_jax.report.leaderboard import DENSE, EXAMPLES, JUDGED, Entry, leaderboard, read_entries
+from saap_jax.runtime.digests import digest_of, git_commit, versions
+from saap_jax.runtime.errors import reading
+from saap_jax.runtime.files import encoded, run_file, write_atomically
+from saap_jax.runtime.progress import Passes, Track, quiet, step
+from saap_jax.steps.chain import Chain, parse
+from saap_jax.steps.run import Runner
+from saap_jax.subjects.base import run_losses
+from saap_jax.subjects.llama import LlamaSubject, open_subject
+
+MODEL, LENGTH, WINDOWS, ROWS = "smollm2-135m", 128, 96, 8
+"""The model; tokens a window, windows that are evaluated, and windows a microbatch."""
+
+
+def enter(config: EnterConfig, *, track: Track = quiet) -> Path:
+    """Prune the model by the method of a file at each ratio, on each calibration text, judge it, and write the entry.
+
+    Returns:
+        The JSON file.
+
+    Raises:
+        ValueError: a file that fails or has no METHOD, a chain that cannot run, a model with more parameters than asked
+            for, or an accelerator, on which processor minutes mean something else.
+        FileNotFoundError: no such file.
+    """
+    path = Path(config.file)
+    if path.suffix != ".py" or not path.is_file():
+        raise FileNotFoundError(f"enter: expected a Python file, such as leaderboard/mine.py, found none at {path}")
+    if jax.default_backend() != "cpu":
+        raise ValueError(f"enter: expected jax on CPU, got {jax.default_backend()}; set JAX_PLATFORMS=cpu")
+    check_disjoint([config.calibration], [config.evaluation])
+    with reading(path, "a Python file that runs"):
+        given = run_file(path)
+    if not isinstance(method := given.get("METHOD"), str):
+        raise ValueError(
+            f'{path}: expected METHOD = "CHAIN", got {"none" if method is None else type(method).__name__}'
+        )
+    chain, hidden = parse(method), config.judge is not None
+    seeds = (
+        np.random.default_rng(config.judge).integers(2**32, size=config.seeds).tolist()
+        if hidden
+        else [*range(config.seeds)]
+    )
+    with step(track, "load the model"):
+        subject = open_subject(ModelConfig(name=MODEL))
+        assert isinstance(subject, LlamaSubject)
+    windows = evaluation_windows(config.evaluation, subject.words, LENGTH, 2 * WINDOWS)
+    windows = subject.rows(windows, slice(int(hidden), None, 2))
+    with step(track, "evaluate the unpruned model"):
+        dense = run_losses(subject, windows, subject.existing, ROWS).means
+    runs = [(ratio, seed) for ratio in config.ratios for seed in seeds]
+    found: dict[str, list[Any]] = {f"{ratio:g}": [] for ratio in config.ratios}
+    for ratio, seed in track("prune and judge", runs, len(runs)):
+        found[f"{ratio:g}"].append(_pruned(subject, chain, ratio, seed, config, windows))
+    entry: Entry = {
+        "name": path.stem,
+        "idea": (ast.get_docstring(ast.parse(path.read_bytes())) or "").partition("\n\n")[0].replace("\n", " "),
+        "author": str(given.get("AUTHOR", "")),
+        "chain": chain.written,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": git_commit(path.resolve().parent),
+        "versions": versions(),
+        "text": [config.calibration, metric_name(LENGTH, config.evaluation), digest_of(windows)],
+        "seeds": seeds,
+        "judged": hidden,
+        DENSE: dense.tolist(),
+        "ratios": found,
+    }
+    place = path.parent / JUDGED if hidden else path.parent
+    place.mkdir(exist_ok=True)
+    write_atomically(written := place / f"{path.stem}.json", encoded(entry) + b"\n")
+    return written
+
+
+def _pruned(
+    subject: LlamaSubject, chain: Chain, ratio: float, seed: int, config: EnterConfig, windows: Any
+) -> dict[str, Any]:
+    """Prune by a chain, count the time of all processors, and judge what is left.
+
+    Raises:
+        ValueError: fewer parameters went than were asked for.
+    """
+    text = subject.scenarios(
+        CalibrationConfig(scenarios=(config.calibration,), examples=EXAMPLES, length=LENGTH, seed=seed)
+    )
+    began = os.times()
+    runner = Runner(subject, text, [chain], Passes(ROWS))
+    runner.check(chain, [ratio])
+    state = runner.run(chain, ratio)
+    jax.block_until_ready(state.subject.model)
+    seconds = sum(os.times()[:4]) - sum(began[:4])  # of this process and of those that it started
+    removed = subject.removed(state.keep)
+    if removed < ratio * subject.prunable or state.subject.parameters > subject.parameters:
+        raise ValueError(
+            f"{chain.name}: expected {ratio:.0%} of the prunable parameters gone, got {removed / subject.prunable:.1%}"
+        )
+    losses = run_losses(state.subject, windows, state.keep, ROWS).means
+    return {"losses": losses.tolist(), "minutes": seconds / 60, "parameters": subject.parameters - removed}
+
+
+def shown(config: EnterConfig, written: Path) -> Iterator[Any]:
+    """Show where the entry stands among those that lie beside it."""
+    entries = read_entries(written.parent)
+    for ratio in config.ratios:
+        yield leaderboard(entries, ratio)
+    yield {"entry": written}
