@@ -30,10 +30,9 @@ def squared_gradients(gates, model, tokens):
 
 def score(model, tokens, batch=4):
     """The empirical Fisher information of the gates: the mean over examples of (∂ℒ/∂gate)²."""
-    units = {name: each.units for name, each in saap_jax.discover(model).items()}
-    layers = len(model.spec.layers)
-    total = gates = {name: jnp.ones((layers, count)) for name, count in units.items()}
-    total = {name: 0 * each for name, each in total.items()}
+    structures, layers = saap_jax.discover(model), len(model.spec.layers)
+    gates = {name: jnp.ones((layers, max(structure.units))) for name, structure in structures.items()}
+    total = {name: 0 * gate for name, gate in gates.items()}
     for start in range(0, len(tokens), batch):
         found = squared_gradients(gates, model, tokens[start : start + batch])
         total = {name: total[name] + found[name] for name in total}

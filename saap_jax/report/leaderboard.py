@@ -99,7 +99,7 @@ def _figure(losses: list[list[float]]) -> dict[str, Any]:
     values = np.array(losses, np.float64)
     low, high, _ = sureness(two_way_means(values[None], 10_000, seed=0)[0], values.shape[1]).tolist()
     ends = zip(("value", "low", "high"), (float(values.mean()), low, high), strict=True)
-    return {"losses": values} | {name: PERPLEXITY.value(end) for name, end in ends}
+    return {"losses": values, "best": False, "tied": False} | {name: PERPLEXITY.value(end) for name, end in ends}
 
 
 if __name__ == "__main__":

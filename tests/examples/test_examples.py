@@ -53,6 +53,6 @@ def test_a_model_of_ones_own_is_pruned_by_one_call():
         assert each.losses["masked"] == pytest.approx(each.losses["cut"], rel=1e-4)
         assert each.ratio >= 0.3
     chosen, drawn = losses["gate_taylor > uniform"], losses["random > uniform"]
-    assert chosen["dense"] < 0.1
+    assert chosen["dense"] < 0.25, "it has learnt: the targets vary by more than 0.4"
     assert chosen["cut"] < drawn["cut"]
     assert losses["gate_taylor > uniform > least_squares"]["cut"] < chosen["cut"]

@@ -65,6 +65,7 @@ def test_bfloat16_is_close(goldens, tmp_path):
     model = load_model(tmp_path, "bfloat16")
     assert model.embedding.dtype == jnp.bfloat16
     logits, expected = model(jnp.asarray(goldens[0]["tiny/tokens"])), goldens[0]["tiny/gqa-untied-llama3/logits"]
+    assert logits.dtype == jnp.float32
     error = np.abs(logits - expected).max() / np.abs(expected).max()
     assert 1e-5 < error < 0.05
 
@@ -76,14 +77,3 @@ def test_real(goldens, smollm2):
     np.testing.assert_allclose(logits.max(-1), goldens[0]["real/max"], rtol=0, atol=5e-4)
     np.testing.assert_allclose(logits[:, ::512], goldens[0]["real/every_512th"], rtol=0, atol=5e-4)
     assert np.abs(logits[:, 1::512] - goldens[0]["real/every_512th"]).max() > 1  # negative control: other tokens
-
-
-@pytest.mark.slow
-def test_real_in_bfloat16(goldens):
-    try:
-        model = load_model("smollm2-135m", "bfloat16")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    logits = np.asarray(model(jnp.asarray(goldens[0]["real/tokens"]))[0])
-    assert (logits.argmax(-1) == goldens[0]["real/argmax"]).mean() > 0.8
-    assert np.abs(logits[:, ::512] - goldens[0]["real/every_512th"]).mean() < 0.2

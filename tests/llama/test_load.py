@@ -33,24 +33,6 @@ def refuse(path, *words, kind: type[Exception] = ValueError):
     assert "\n" not in str(error.value)
 
 
-def test_layout_is_hugging_face(saved):
-    """Head h of layer l: rows h·head_dim … of q_proj are query[l, :, h // q_per_kv, h % q_per_kv, :]."""
-    checkpoint = saved(GQA)
-    model = jax.tree.map(np.asarray, load_model(checkpoint.directory))
-    attention, mlp = model.segments[0].attention, model.segments[0].mlp
-    for layer in range(3):
-        own = {name.partition(f".{layer}.")[2]: tensor for name, tensor in checkpoint.tensors.items()}
-        for head in range(4):
-            rows, place = slice(4 * head, 4 * head + 4), (head // 2, head % 2)
-            query, output = attention.query[...][layer, :, *place], attention.output[...][layer, *place]
-            np.testing.assert_array_equal(query, own["self_attn.q_proj.weight"][rows].T)
-            np.testing.assert_array_equal(output, own["self_attn.o_proj.weight"][:, rows].T)
-        np.testing.assert_array_equal(attention.value[...][layer, :, 1], own["self_attn.v_proj.weight"][4:].T)
-        np.testing.assert_array_equal(mlp.down[...][layer], own["mlp.down_proj.weight"].T)
-        np.testing.assert_array_equal(mlp.up[...][layer], own["mlp.up_proj.weight"].T)
-    np.testing.assert_array_equal(model.unembedding[...], checkpoint.tensors["lm_head.weight"].T)
-
-
 def test_shards_and_old_buffers_change_nothing(saved):
     checkpoint = saved(GQA)
     whole, names = load_model(checkpoint.directory), sorted(checkpoint.tensors)

@@ -176,7 +176,10 @@ def programs(draw: Any) -> Builder:
     return builder
 
 
-def check(builder: Builder) -> None:
+@pytest.mark.slow
+@given(programs())
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+def test_what_is_prunable_can_be_removed_in_many_programs(builder: Builder) -> None:
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in builder.params.items()}
     x = jax.ShapeDtypeStruct((BATCH, 7), jnp.float32)
     traced = trace(builder.function, params, x)
@@ -192,13 +195,6 @@ def check(builder: Builder) -> None:
             if others:
                 with pytest.raises((TypeError, ValueError)):
                     jax.eval_shape(builder.function, less, x)
-
-
-@pytest.mark.slow
-@given(programs())
-@settings(max_examples=300, deadline=None, database=None, derandomize=True)
-def test_what_is_prunable_can_be_removed_in_many_programs(builder):
-    check(builder)
 
 
 def check_masked(builder: Builder) -> None:
