@@ -4,7 +4,6 @@ The rules are those of docs/leaderboard.md. Of the evaluation text, entrants are
 are for the workflow that judges, which also draws other calibration texts.
 """
 
-import ast
 import datetime
 import os
 from collections.abc import Iterator
@@ -49,18 +48,10 @@ def enter(config: EnterConfig, *, track: Track = quiet) -> Path:
     if jax.default_backend() != "cpu":
         raise ValueError(f"enter: expected jax on CPU, got {jax.default_backend()}; set JAX_PLATFORMS=cpu")
     check_disjoint([config.calibration], [config.evaluation])
-    with reading(path, "a Python file that runs"):
-        given = run_file(path)
-    if not isinstance(method := given.get("METHOD"), str):
-        raise ValueError(
-            f'{path}: expected METHOD = "CHAIN", got {"none" if method is None else type(method).__name__}'
-        )
-    chain, hidden = parse(method), config.judge is not None
-    seeds = (
-        np.random.default_rng(config.judge).integers(2**32, size=config.seeds).tolist()
-        if hidden
-        else [*range(config.seeds)]
-    )
+    given, chain = method_of(path)
+    hidden = config.judge is not None
+    drawn = np.random.default_rng(config.judge).integers(2**32, size=config.seeds).tolist()
+    seeds = drawn if hidden else [*range(config.seeds)]
     with step(track, "load the model"):
         subject = open_subject(ModelConfig(name=MODEL))
         assert isinstance(subject, LlamaSubject)
@@ -74,9 +65,9 @@ def enter(config: EnterConfig, *, track: Track = quiet) -> Path:
         found[f"{ratio:g}"].append(_pruned(subject, chain, ratio, seed, config, windows))
     entry: Entry = {
         "name": path.stem,
-        "idea": (ast.get_docstring(ast.parse(path.read_bytes())) or "").partition("\n\n")[0].replace("\n", " "),
+        "idea": " ".join((given.get("__doc__") or "").partition("\n\n")[0].split()),
         "author": str(given.get("AUTHOR", "")),
-        "chain": chain.written,
+        "chain": chain.written.replace(f"{path}:", f"{path.name}:"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": git_commit(path.resolve().parent),
         "versions": versions(),
@@ -90,6 +81,20 @@ def enter(config: EnterConfig, *, track: Track = quiet) -> Path:
     place.mkdir(exist_ok=True)
     write_atomically(written := place / f"{path.stem}.json", encoded(entry) + b"\n")
     return written
+
+
+def method_of(path: Path) -> tuple[dict[str, Any], Chain]:
+    """Run an entrant's file; return its names, and the chain that METHOD is, in which FILE stands for the file.
+
+    Raises:
+        ValueError: a file that fails or has no METHOD, or a METHOD that is no chain.
+    """
+    with reading(path, "a Python file that runs"):
+        given = run_file(path)
+    if not isinstance(method := given.get("METHOD"), str):
+        got = "none" if method is None else type(method).__name__
+        raise ValueError(f'{path}: expected METHOD = "CHAIN", got {got}')
+    return given, parse(method.replace("FILE:", f"{path}:"))
 
 
 def _pruned(

@@ -51,7 +51,7 @@ def small(tiny_model_directory, monkeypatch):
 
 def test_an_entry_has_the_losses_of_the_cut_model_and_judges_see_other_windows(small, tmp_path, run):
     path = tmp_path / "mine.py"
-    path.write_text(MINE.replace("FILE", str(path)))
+    path.write_text(MINE)
     told = run("enter", str(path), "--ratios", "0.5")
     run("enter", str(path), "--ratios", "0.5", "--judge", "7", "--seeds", "2")
     assert "mine" in told
@@ -66,7 +66,7 @@ def test_an_entry_has_the_losses_of_the_cut_model_and_judges_see_other_windows(s
         np.testing.assert_allclose(each["dense"], window_losses(model, pairs(windows, 8)).means, rtol=1e-5)
         for seed, made in zip(each["seeds"], each["ratios"]["0.5"], strict=True):
             text = calibration_windows("builtin:reference", words, 8, 16, seed)
-            state = saap_jax.run_chain(model, entry["chain"], text, 0.5)
+            state = saap_jax.run_chain(model, entry["chain"].replace("mine.py", str(path)), text, 0.5)
             cut = saap_jax.cut(state.subject.model, state.keep)
             np.testing.assert_allclose(made["losses"], window_losses(cut, pairs(windows, 8)).means, rtol=1e-4)
             assert made["parameters"] == saap_jax.count_parameters(cut)
@@ -150,4 +150,4 @@ def test_the_page_has_the_table_of_the_files():
 
 def test_entries_of_the_project_are_files_with_a_method():
     for path in (PROJECT / "leaderboard").glob("*.py"):
-        assert enter.parse(enter.run_file(path)["METHOD"])
+        assert enter.method_of(path)[1].steps
