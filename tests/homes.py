@@ -35,7 +35,7 @@ _SLOW = {
     "targets_hold_and_not_much_less_would_do[options3",
     "jobs/recover": "adapters_end_in_a_model_without_them[groupwise",
     "jobs/sensitivity": "",
-    "llama/families": "gate_gradients ablation without_what generation_equals_recomputation[mistral "
+    "llama/families": "gate_gradients ablation generation_equals_recomputation[mistral "
     "generation_equals_recomputation[qwen3_moe",
     "llama/generate": "logits_of_prompt_and_steps[fused logits_of_prompt_and_steps[runs-ragged "
     "logits_of_prompt_and_steps[runs-biases logits_of_prompt_and_steps[single-ragged stop_tokens",
