@@ -3,8 +3,8 @@
     S(u) = E(u)^share · (mean_n |∂ℒ_n/∂g_u|^power)^(2 (1 - share) / power),     E(u) = Σ_c mean(a_c²) · ‖W_out[c]‖²
 
 At `share=0` it is gate_fisher (power 2) or orders as gate_taylor does (power 1); at `share=1` it is the energy alone.
-With `centred`, E is that of a_c less its mean. Share and power were chosen in a race on the packaged texts; the log is
-mixed.md beside this file.
+With `centred`, E is that of a_c less its mean. Share and power were chosen in a race on the packaged texts, and not
+confirmed on others: the log is mixed.md beside this file.
 """
 
 import jax.numpy as jnp

@@ -121,7 +121,7 @@ def run_targets(workflow: dict) -> set[str]:
 def test_workflows_run_targets_that_there_are_in_the_versions_that_are_declared():
     workflows = {path.stem: yaml.safe_load(path.read_text()) for path in WORKFLOWS}
     targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.M)) | {"docs"}
-    assert {"tests", "docs", "nightly", "publish"} == workflows.keys()
+    assert {"tests", "docs", "nightly", "publish", "leaderboard"} == workflows.keys()
     for name, workflow in workflows.items():
         assert {"name", True, "permissions", "jobs"} == workflow.keys(), "YAML takes `on` for true"
         assert set() < run_targets(workflow) <= targets, name

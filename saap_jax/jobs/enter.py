@@ -112,6 +112,7 @@ def _pruned(
     runner = Runner(subject, text, [chain], Passes(ROWS))
     runner.check(chain, [ratio])
     state = runner.run(chain, ratio)
+    assert isinstance(state.subject, LlamaSubject)
     jax.block_until_ready(state.subject.model)
     seconds = sum(os.times()[:4]) - sum(began[:4])  # of this process and of those that it started
     removed = subject.removed(state.keep)

@@ -58,7 +58,7 @@ def leaderboard(entries: Sequence[Entry], ratio: float) -> Table:
     there = [entry for entry in entries if f"{ratio:g}" in entry["ratios"]]
     columns = [
         Column("method", ("name", "best", "tied"), marked, True),
-        Column("perplexity", ("value", "low", "high"), lambda *values: with_interval(*values, format_ppl)),
+        Column("perplexity", ("value", "low", "high"), lambda *each: with_interval(*each[:3], form=format_ppl)),
         Column("minutes", ("minutes",), lambda value: f"{value:.1f}"),
         Column("chain", ("chain",), words=True, wide=True),
         Column("date", ("date",), words=True),
