@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.race import race
-from saap_jax.evaluation.resample import sureness, two_way_means
 from saap_jax.evaluation.scales import PERPLEXITY, format_ppl
 from saap_jax.report.blocks import Column, Table
 from saap_jax.report.formats import BEST, TIED, marked, with_interval
@@ -53,7 +53,7 @@ def leaderboard(entries: Sequence[Entry], ratio: float) -> Table:
     """Rank the entries of a ratio that were judged on the text and the seeds of the newest, and let them race.
 
     An entry that took more than `MINUTES` is not ranked. Figures are exp of the mean loss over windows and seeds, with
-    the 95 % interval of the bootstrap over both.
+    the interval of `evaluation.differences`.
     """
     there = [entry for entry in entries if f"{ratio:g}" in entry["ratios"]]
     columns = [
@@ -97,8 +97,7 @@ def leaderboard(entries: Sequence[Entry], ratio: float) -> Table:
 def _figure(losses: list[list[float]]) -> dict[str, Any]:
     """The perplexity of losses, seeds by windows, with its interval."""
     values = np.array(losses, np.float64)
-    low, high, _ = sureness(two_way_means(values[None], 10_000, seed=0)[0], values.shape[1]).tolist()
-    ends = zip(("value", "low", "high"), (float(values.mean()), low, high), strict=True)
+    ends = zip(("value", "low", "high"), paired_difference(values, np.zeros_like(values))[:3], strict=True)
     return {"losses": values, "best": False, "tied": False} | {name: PERPLEXITY.value(end) for name, end in ends}
 
 
