@@ -10,6 +10,7 @@ from saap_jax.data.windows import (
     load_scenarios,
     pairs,
     parse_scenario,
+    window_articles,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "pairs",
     "parse_scenario",
     "read_texts",
+    "window_articles",
 ]

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Int32, Int64
 from saap_jax.data.sources import Part, join_texts, parse_source, read_texts
 from saap_jax.types import Bos
 
+_HEADING = re.compile(r"(?m)^ = [^=].*[^=] = $")
+
 
 class Windows(NamedTuple):
     """Examples of equal length, in host memory.
@@ -130,6 +132,28 @@ def evaluation_windows(
         return stratified_windows(text, limit or 0, size, drawn)
 
     return _windows(source, "evaluation", tokenizer, length, bos, cut)
+
+
+def window_articles(
+    source: str, tokenizer: Any, length: int, limit: int | None = None, *, bos: Bos = "auto", drawn: int | None = None
+) -> list[int]:
+    """Number the article of each window that `evaluation_windows` cuts, which its middle is of.
+
+    Articles are the documents of a source, and of WikiText what begins with a heading ` = Title = `. Empty where there
+    is one alone, or a tokenizer does not tell where its tokens are.
+    """
+    documents = read_texts(source, "evaluation")
+    text, ends = join_texts(documents), np.cumsum([len(document.text) + 2 for document in documents])
+    heads = [found.start() for found in _HEADING.finditer(text)] if source.startswith("wikitext:") else [0, *ends[:-1]]
+    if len(heads) < 2 or not tokenizer.is_fast:
+        return []
+    plain: Any = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    places = np.array(tokenizer(text, return_offsets_mapping=True, **plain)["offset_mapping"])[:, 0]
+    size = length - len(beginning(tokenizer, bos))
+    starts = np.arange(0, len(places) - size + 1, size)[:limit]
+    if drawn is not None:
+        starts = stratified_starts(len(places), limit or 0, size, drawn)
+    return np.searchsorted(heads, places[starts + size // 2], side="right").tolist()
 
 
 def calibration_windows(

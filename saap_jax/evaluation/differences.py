@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from saap_jax.config.checks import Bound
-from saap_jax.evaluation.evidence import boundary, threshold
+from saap_jax.evaluation.evidence import boundary, by_article, threshold
 from saap_jax.evaluation.resample import FEWEST, LEVEL, few, format_interval
 from saap_jax.evaluation.scales import ACCURACY, PERPLEXITY, Scale
 from saap_jax.runtime.words import MINUS, signed
@@ -46,7 +46,7 @@ class Difference(NamedTuple):
     largest: float = math.nan
     """Largest difference of a window, without its sign."""
     windows: int = 0
-    """Windows or items that the interval is of, over several tasks those of the smallest; 0 where that is not
+    """Windows, articles or items that the interval is of, over several tasks those of the smallest; 0 where that is not
     known."""
     base: float = math.inf
     """B's mean loss, where that itself is the figure."""
@@ -123,9 +123,10 @@ def paired_difference(
     *,
     others: int = 1,
     scale: Scale = PERPLEXITY,
+    articles: Sequence[int] = (),
 ) -> Difference:
     """Measure the mean difference of two models' losses, with its interval; see `differences_against`."""
-    return differences_against(b, a[None], others=others, scale=scale)[0]
+    return differences_against(b, a[None], others=others, scale=scale, articles=articles)[0]
 
 
 def decimals_of(value: float) -> int:
@@ -145,6 +146,7 @@ def differences_against(
     *,
     others: int | None = None,
     scale: Scale = PERPLEXITY,
+    articles: Sequence[int] = (),
 ) -> list[Difference]:
     """Measure how each variant differs from the base, variant - base: above 0 the base is better.
 
@@ -158,6 +160,7 @@ def differences_against(
         variants: the same of each variant.
         others: how many a model is compared with, for which intervals are corrected; None: the variants given.
         scale: what the figures are that differences are percent of.
+        articles: the number of the article of each window, see `by_article`; empty: not known.
 
     Raises:
         ValueError: shapes that differ, or no window.
@@ -171,12 +174,13 @@ def differences_against(
     with np.errstate(invalid="ignore"):
         difference = variants - base
         values, largest = difference.mean(axis=(1, 2)), np.abs(difference).max(axis=(1, 2))
+        units = by_article(difference, articles)
     wins = ((variants < base) + 0.5 * (variants == base)).mean(axis=(1, 2))
-    halves = half_widths(difference, len(variants) if others is None else others)
+    halves = half_widths(units, len(variants) if others is None else others)
     of, found = math.inf if scale.logarithmic else float(base.mean()), []
     for value, half, win, most in zip(values, halves, wins, largest, strict=True):
         ends, most = (value - half, value + half), most if math.isfinite(value) else math.nan
-        found.append(Difference(*map(float, (value, *ends, win, most)), base.shape[1], of, scale))
+        found.append(Difference(*map(float, (value, *ends, win, most)), units.shape[2], of, scale))
     return found
 
 

@@ -1,8 +1,9 @@
 """The one test behind every verdict on losses: how sure a mean difference is, at whatever time one looks.
 
-Two models have losses on the same windows, or outcomes on the same items; d are their differences. "The mean is 0" is
-tested by an e-process, the Bayes factor of "d has mean μ, with μ / σ normal of variance g" against "mean 0", with the
-right Haar prior on σ,
+Two models have losses on the same windows, or outcomes on the same items. d are their differences, one a unit: an item,
+a window, or an article, where windows are of `FEWEST` articles or more (see `by_article`). "The mean is 0" is tested by
+an e-process, the Bayes factor of "d has mean μ, with μ / σ normal of variance g" against "mean 0", with the right Haar
+prior on σ,
 
     e = (1 + n g)^-½ · ((1 + t² / ν) / (1 + t² / (ν (1 + n g))))^(n / 2),     t = √n · mean / deviation,  ν = n - 1,
 
@@ -16,7 +17,7 @@ reaches 1 / α with probability α at most. So one may look after any number of 
 The interval of a difference are the means that neither side rejects at level α / (2 m), where m is how many others a
 model is compared with (Bonferroni): mean ± `boundary` · deviation / √n. A difference is sure where its interval does
 not hold 0. Races, tables, `saap ab` and suggestions all go by it. What it is of are these models on text like the
-windows; of methods on other calibration text, and of articles as units, see `claims`.
+windows; of methods on other calibration text see `claims`.
 
 Sources: Hendriksen, de Heide & Grünwald, Optional stopping with Bayes factors, Bayesian Analysis 16, 2021 (right Haar
 priors); Wang & Ramdas, Anytime-valid t-tests, 2024 (arXiv:2310.03722). Exact for normal differences; for others the
@@ -25,11 +26,12 @@ slow test suite simulates it.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.resample import LEVEL
+from saap_jax.evaluation.resample import FEWEST, LEVEL
 
 SCALES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Variances g of the standardised difference that the tests look out for."""
@@ -67,3 +69,21 @@ def log_evidence(t: float | Float[np.ndarray, "*pairs"], count: int) -> Float[np
     with np.errstate(divide="ignore"):
         each = each + np.log(2 * stdtr(count, posterior))
     return np.asarray(np.logaddexp.reduce(each, axis=-1) - math.log(len(SCALES)))
+
+
+def by_article(values: Float[np.ndarray, "*rows windows"], articles: Sequence[int]) -> Float[np.ndarray, "*rows units"]:
+    """Add up the windows of each article, since neighbouring windows say less than others do.
+
+    Sums are divided by the mean number of windows of an article, so that their mean is that of the windows. Windows are
+    the units where articles are not known, or fewer than `FEWEST`.
+
+    Args:
+        articles: the number of the article of each window, those of an article side by side.
+
+    >>> by_article(np.ones(9), [0, 0, *range(1, 8)]).round(2).tolist()
+    [1.78, 0.89, 0.89, 0.89, 0.89, 0.89, 0.89, 0.89]
+    """
+    starts = np.flatnonzero(np.diff(articles, prepend=-1)) if len(articles) else []
+    if len(starts) < FEWEST:
+        return values
+    return np.add.reduceat(values, starts, axis=-1) * (len(starts) / values.shape[-1])

@@ -152,7 +152,8 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
     for metric, of_a in losses_a.items():
         windows = counts[0][metric]
         both = [np.broadcast_to(losses, (seeds, windows)) for losses in (of_a, losses_b[metric])]
-        difference = paired_difference(*both, others=max(a.others, b.others))
+        articles = (a if a.run else b).record.get("articles", {}).get(metric, ())
+        difference = paired_difference(*both, others=max(a.others, b.others), articles=articles)
         of_a, of_b = (PERPLEXITY.value(float(losses.mean())) for losses in both)
         rows.append(Compared(metric, domains.get(metric, ""), windows, (of_a, of_b), difference))
     return Comparison(a.text, b.text, seeds, max(a.others, b.others), tuple(rows))

@@ -77,7 +77,7 @@ class Evaluator:
         passes = Passes(config.calibration.batch_size, config.remat, track)
         subject, texts = material.subject, material.texts
         self.run, self.texts, self.subject, self.track, self.material = run, texts, subject, track, material
-        self.cache = cache_of(run)
+        self.cache, self.evaluation = cache_of(run), config.evaluation
         self.runners = {
             seed: Runner(subject, scenarios, chains, passes, store=Store(self.cache, key_of(subject, scenarios)))
             for seed, scenarios in material.calibration.items()
@@ -103,6 +103,7 @@ class Evaluator:
             seeds={"calibration": list(self.runners)},
             model=subject.about(),
             **subject.structures_record(),
+            articles=subject.articles(self.evaluation),
             metrics=[{"name": n, "domain": d} for n, d in zip(self.texts, ("in", "out"), strict=False)],
             **about,
         )

@@ -182,6 +182,8 @@ class RunRecord(TypedDict, total=False):
     model: ModelRecord
     """The unpruned model; of `saap recover`, the pruned one."""
     metrics: list[Metric]
+    articles: dict[str, list[int]]
+    """By metric, the number of the article of each window; empty where a text has none."""
     scenarios: dict[str, tuple[int, int]]
     """Windows and their length; of a traced model, examples and 1."""
     left_out: list[str]

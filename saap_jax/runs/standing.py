@@ -169,7 +169,7 @@ def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[Compariso
         race = races.get(asked, {})
         left = race.get("left", [each["label"] for each in group])
         group.sort(key=lambda record: (record["label"] not in left, quality(record), record["label"]))
-        found = {metric["name"]: _against(metric["name"], group) for metric in metrics(run)}
+        found = {metric["name"]: _against(run, metric["name"], group) for metric in metrics(run)}
         found = found if quality(group[0]) < math.inf else {}
         for record in group:
             best = quality(record) == quality(group[0]) < math.inf
@@ -201,11 +201,12 @@ def _row(
     )
 
 
-def _against(metric: str, group: Sequence[Variant]) -> dict[str, Difference]:
+def _against(run: RunRecord, metric: str, group: Sequence[Variant]) -> dict[str, Difference]:
     """Compare the variants of a ratio with the first, the best, on one text, by label, as far as losses are known."""
     losses = {each["label"]: each["losses_by_seed"].get(metric, []) for each in group}
     base, *others = losses
-    found = {label: beside(losses[label], losses[base], metric, len(others)) for label in others}
+    articles = run.get("articles", {}).get(metric, ())
+    found = {label: beside(losses[label], losses[base], metric, len(others), articles) for label in others}
     return {label: each for label, each in found.items() if each}
 
 
@@ -214,20 +215,23 @@ def differences_from_dense(run: RunRecord, variants: Sequence[Variant], metric: 
     record; corrected for the number of others at its ratio, as all is that is said of it.
     """
     dense, asked = run.get(DENSE, {}).get("losses", {}).get(metric, ()), [each["ratio_asked"] for each in variants]
-    found = {}
+    articles, found = run.get("articles", {}).get(metric, ()), {}
     for each, ratio in zip(variants, asked, strict=True):
         losses = each["losses_by_seed"].get(metric, [])
-        found[each["candidate"]] = beside(losses, [dense] * len(losses), metric, asked.count(ratio) - 1)
+        found[each["candidate"]] = beside(losses, [dense] * len(losses), metric, asked.count(ratio) - 1, articles)
     return {candidate: each for candidate, each in found.items() if each}
 
 
-def beside(a: Sequence[Losses], b: Sequence[Losses], metric: str, others: int) -> Difference | None:
+def beside(
+    a: Sequence[Losses], b: Sequence[Losses], metric: str, others: int, articles: Sequence[int] = ()
+) -> Difference | None:
     """Compare losses, a row a seed, on windows that no race left out; None where they are not of the same windows."""
     if not a or [*map(len, a)] != [*map(len, b)]:
         return None
-    seen = [window for window in zip(*a, *b, strict=True) if None not in window]
-    of_a, of_b = np.split(np.array(seen, np.float64).reshape(len(seen), -1).T, 2)
-    return paired_difference(of_a, of_b, others=others, scale=scale_of(metric)) if seen else None
+    seen = np.array([None not in window for window in zip(*a, *b, strict=True)], bool)
+    of_a, of_b = (np.array(rows, np.float64)[:, seen] for rows in (a, b))
+    known = np.asarray(articles)[seen].tolist() if len(articles) == len(seen) else ()
+    return paired_difference(of_a, of_b, others=others, scale=scale_of(metric), articles=known) if seen.any() else None
 
 
 def leading(rows: Sequence[ComparisonRow], limit: int) -> list[str]:

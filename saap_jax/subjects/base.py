@@ -101,6 +101,10 @@ class Subject(abc.ABC):
     def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
         """What the model is judged on by metric, the one of the calibration domain first."""
 
+    def articles(self, config: EvaluationConfig) -> dict[str, list[int]]:
+        """The number of the article of each window of these texts, as far as they have articles."""
+        return {}
+
     def join(self, parts: Sequence[Examples]) -> Examples:
         """Put examples one behind the other."""
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
-from saap_jax.data import Windows, beginning, evaluation_windows, load_scenarios, pairs, parse_scenario
+from saap_jax.data import (
+    Windows,
+    beginning,
+    evaluation_windows,
+    load_scenarios,
+    pairs,
+    parse_scenario,
+    window_articles,
+)
 from saap_jax.estimation import observe
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
@@ -109,6 +117,9 @@ class LlamaSubject(Subject):
 
     def texts(self, config: EvaluationConfig) -> dict[str, Windows]:
         return texts_of(config, self.words)
+
+    def articles(self, config: EvaluationConfig) -> dict[str, list[int]]:
+        return texts_of(config, self.words, window_articles)
 
     def count(self, examples: Windows) -> tuple[int, int]:
         return len(examples.tokens), int(examples.mask.sum())
@@ -269,11 +280,11 @@ def scenarios_of(config: CalibrationConfig, tokenizer: Any) -> dict[str, Windows
     return load_scenarios(scenarios, tokenizer, config.examples, config.length, config.seed, bos=config.bos)
 
 
-def texts_of(config: EvaluationConfig, tokenizer: Any) -> dict[str, Windows]:
-    """Cut the evaluation windows, by metric name, the calibration domain first."""
+def texts_of(config: EvaluationConfig, tokenizer: Any, cut: Callable[..., Any] = evaluation_windows) -> dict[str, Any]:
+    """Cut the evaluation windows, or tell the articles of each, by metric name, the calibration domain first."""
     how: Any = {"limit": config.windows or None, "bos": config.bos, "drawn": config.drawn}
     return {
-        metric_name(config.length, source): evaluation_windows(source, tokenizer, config.length, **how)
+        metric_name(config.length, source): cut(source, tokenizer, config.length, **how)
         for source in (config.in_domain, config.out_of_domain)
     }
 

@@ -66,6 +66,23 @@ def test_it_holds_for_other_differences_too(kind):
     assert missed(2000, range(8, 257, 8), ours, kind=kind) <= 0.05
 
 
+def test_windows_of_an_article_are_one_unit():
+    """Windows that say what their article says: as units of their own they claim too much."""
+    articles, truth, random, wrong = np.repeat(np.arange(16), 8), -0.1, np.random.default_rng(0), [0, 0]
+    for _ in range(200):
+        d = (truth + random.standard_normal(16))[articles][None]
+        for place, known in enumerate((articles.tolist(), ())):
+            found = paired_difference(d, np.zeros_like(d), articles=known)
+            wrong[place] += not found.low <= truth <= found.high
+    assert wrong[0] <= 10
+    assert wrong[1] > 40, "negative control"
+    sizes = np.repeat(np.arange(9), [1, 2, 3, 1, 2, 3, 1, 2, 5])
+    d = random.normal(size=(1, 20))
+    found, sums = paired_difference(d, np.zeros((1, 20)), articles=sizes.tolist()), np.bincount(sizes, d[0]) * 9 / 20
+    assert (found.value, found.windows) == (pytest.approx(d.mean()), 9)
+    assert found.low == pytest.approx(sums.mean() - ours(sums[None])[0])
+
+
 def test_intervals_are_corrected_for_how_many_are_compared():
     random, wrong, alone = np.random.default_rng(2), 0, 0
     for _ in range(300):

@@ -60,13 +60,15 @@ class TestRows:
         figures = {"a": 50.0, "b": 51.0, "c": 56.0, "d": 60.0}
         lines = [fake.candidate(name, 0.2, (ppl, ppl)) for name, ppl in figures.items()]
         race = {"ratio": 0.2, "metric": OUT, "left": ["a", "b"], "windows": dict.fromkeys("abcd", 24)}
-        for name, more in (("plain", {}), ("raced", {"race": [race]})):
+        articles = {"articles": dict.fromkeys(fake.METRICS, [number // 2 for number in range(24)])}
+        for name, more in (("plain", {}), ("raced", {"race": [race]}), ("articles", articles)):
             run = fake.kept_run(tmp_path / name, lines, **more)
             rows = {row.label: row for row in comparison_rows(run.record, lines)}
             for label in "bcd":
                 beside = ab(AbConfig(a=f"{run.path}:{label}@0.2", b=f"{run.path}:a@0.2"))
                 for one in beside.metrics:
                     assert one.difference == rows[label].against[one.name]
+                    assert one.difference.windows == (12 if name == "articles" else 24)
                 assert rows[label].tied == (not beside.metrics[1].difference.sure)
                 assert beside.others == 3
             assert [rows[label].tied for label in "bcd"] == [True, False, False]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.scales import Scale, format_figure
 from saap_jax.report.blocks import Block, Column, Figure, Row, Section, Table, facts, said, section, text_table
 from saap_jax.report.figures import MOST, Curve, is_baseline, learning_figure, ratio_figure, share_figure
@@ -199,7 +200,7 @@ def _legend(run: RunRecord, rows: Sequence[ComparisonRow], compared: Sequence[st
     if any(row.tied for row in rows):
         lines[0] += f"   {TIED} cannot be told apart from it: the interval of Δ holds 0"
     if compared:
-        lines.append(f"Δ: how far the {noun} is above that of the best of its ratio. {VERDICT}")
+        lines.append(f"Δ: how far the {noun} is above that of the best of its ratio. {VERDICT}{_units(run)}")
         of = "these pruned models on such text, not of methods on other calibration text"
         of = (
             f"methods over these {seeds} seeds: no interval is narrower than Student's of the seeds"
@@ -212,6 +213,13 @@ def _legend(run: RunRecord, rows: Sequence[ComparisonRow], compared: Sequence[st
     if any(row.windows for row in rows) and (why := untested(rows)):
         lines.append(f"which others are as good is not tested: {why}")
     return [*lines, *[f"mean ± standard deviation over {seeds} seeds"] * (seeds > 1), *_protocol(run)]
+
+
+def _units(run: RunRecord) -> str:
+    """Say how many articles are the units of intervals, where they are."""
+    many = [f"{len({*each})} {DOMAINS[metric['domain']]}" for metric in metrics(run)
+            if len({*(each := run.get("articles", {}).get(metric["name"], []))}) >= FEWEST]  # fmt: skip
+    return f"; units are articles: {', '.join(many)}" if many else ""
 
 
 def _protocol(run: RunRecord) -> list[str]:
