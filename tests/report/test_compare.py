@@ -60,7 +60,7 @@ class TestRows:
         figures = {"a": 50.0, "b": 51.0, "c": 56.0, "d": 60.0}
         lines = [fake.candidate(name, 0.2, (ppl, ppl)) for name, ppl in figures.items()]
         race = {"ratio": 0.2, "metric": OUT, "left": ["a", "b"], "windows": dict.fromkeys("abcd", 24)}
-        articles = {"articles": dict.fromkeys(fake.METRICS, [number // 2 for number in range(24)])}
+        articles = {"articles": {metric: [number // 2 for number in range(24)] for metric in fake.METRICS}}
         for name, more in (("plain", {}), ("raced", {"race": [race]}), ("articles", articles)):
             run = fake.kept_run(tmp_path / name, lines, **more)
             rows = {row.label: row for row in comparison_rows(run.record, lines)}
