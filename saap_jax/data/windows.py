@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int32, Int64
 from saap_jax.data.sources import Part, join_texts, parse_source, read_texts
 from saap_jax.types import Bos
 
-_HEADING = re.compile(r"(?m)^ = [^=].*[^=] = $")
+_HEADING = re.compile(r"(?m)^ = [^=\n]+ = $")
 
 
 class Windows(NamedTuple):
