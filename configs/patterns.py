@@ -9,7 +9,7 @@ how often a unit is used, how important it is, and which units are unimportant i
         code=builtin:reference instructions=jsonl:instruct/alpaca_random9k.jsonl#instruction
 
 A chain over scenarios then has `scenarios(max)` or `scenarios(min_rank)` behind its score:
-`saap prune --from-run runs/tasks --method "gate_fisher > scenarios(max)"`.
+`saap prune --ratio 0.2 --from-run runs/tasks --method "gate_fisher > scenarios(max)"`.
 """
 
 from saap_jax.config import CalibrationConfig, ScoreConfig

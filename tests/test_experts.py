@@ -253,7 +253,7 @@ def test_the_whole_way(tokenizer, tmp_path, run):
     ]
     judged = ("--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2")
     names = ("reap", "taylor_element", "fisher", "gate_fisher", "gate_hessian", "wanda", "fluctuation", "obs")
-    said = run("compare", *calibration, "--runs", runs, *judged, "--methods", *names)
+    said = run("compare", "--cut", *calibration, "--runs", runs, *judged, "--methods", *names)
     assert all(name in said for name in names)
     best, original = load_model(tmp_path / "runs" / "compare" / "best"), load_model(source)
     keep = load_keep(tmp_path / "runs" / "compare" / "best")

@@ -52,7 +52,7 @@ def test_the_whole_way(family, tokenizer, tmp_path, run):
         *("--calibration.batch-size", "2"),
     ]
     text = run(
-        *("compare", *calibration, "--runs", runs, "--evaluation.windows", "3", "--evaluation.length", "16"),
+        *("compare", "--cut", *calibration, "--runs", runs, "--evaluation.windows", "3", "--evaluation.length", "16"),
         *("--evaluation.batch-size", "2", "--methods", *ESTIMATORS),
     )
     assert all(name in text for name in ESTIMATORS)

@@ -25,7 +25,7 @@ class Command(NamedTuple):
     first: str = ""
     """What its first words are: options that they give, `...` after one that takes several; or CONFIG."""
     options: tuple[type, ...] = ()
-    """What else can be said of a call: `RunOptions`, `Distributed`."""
+    """What else can be said of a call: `RunOptions`, `Written`, `Foretold`, `Distributed`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,22 @@ class RunOptions:
             raise ValueError("expected --resume or --overwrite, got both")
         if self.resume and not exists(f"{run}/run.json"):
             raise ValueError(f"--resume expected a run at {run}, found none; check --runs and --name")
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What is printed in place of the work."""
+
+    print_config: bool = False
+    """Print a Python file of the configuration, which the command takes as its CONFIG: `saap compare mine.py`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Foretold(Written):
+    """What is printed in place of the work, of jobs whose work can be counted."""
+
+    dry_run: bool = False
+    """Say how much the job does, how long it takes about and how much disk, from a few seconds of measuring."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +105,31 @@ def imported(place: str) -> Any:
     return getattr(found, name) if name else found
 
 
-def parse(name: str, command: Command, words: list[str]) -> tuple[Any, RunOptions | None, Cluster | None]:
+class Call(NamedTuple):
+    """What the words of a command say."""
+
+    config: Any
+    options: RunOptions | None
+    """None of a command that keeps no run."""
+    named: bool
+    """Whether a name of the run was typed."""
+    print_config: bool
+    dry_run: bool
+    cluster: Cluster | None
+
+
+def parse(name: str, command: Command, words: list[str]) -> Call:
     """Read the configuration of a command, what is said of this run of it, and where its processes meet.
 
     Raises:
         ValueError, FileNotFoundError: bad input.
         SystemExit: tyro has printed help (code 0), or what is wrong with an option (2).
     """
+    from saap_jax.cli.words import named_well, options_of  # here and below: `saap --help` needs none of it
+
     kind = imported(command.config)
+    known = options_of(kind) | {name: value for each in command.options for name, value in options_of(each).items()}
+    words = named_well(words, known)
     end = next((place for place, word in enumerate(words) if word.startswith("-") and word != "-"), len(words))
     default, given = _first(name, command, kind, words[:end])
     parts: list[Any] = [("config", Annotated[kind, tyro.conf.arg(name="")], *default)]
@@ -105,10 +138,15 @@ def parse(name: str, command: Command, words: list[str]) -> tuple[Any, RunOption
     prog = f"saap {name} {command.first.replace('--', '').upper()}" if HELP & {*words} else f"saap {name}"
     try:
         found = tyro.cli(arguments, args=[*given, *words[end:]], prog=prog, description=kind.__doc__, compact_help=True)
-        options, cluster = getattr(found, "runoptions", None), getattr(found, "distributed", None)
+        said = {type(each): each for each in vars(found).values()}
+        options, cluster = said.get(RunOptions), said.get(Distributed, Distributed()).cluster
+        instead = said.get(Foretold) or said.get(Written)
+        getattr(found.config, "check_asked", lambda: None)()
         if options:
             options.check(found.config)
-        return found.config, options, cluster and cluster.cluster
+        named = any(word.partition("=")[0] == "--name" for word in words)
+        asked = [getattr(instead, field, False) for field in ("print_config", "dry_run")]
+        return Call(found.config, options, named, *asked, cluster)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -125,7 +163,7 @@ def _first(name: str, command: Command, kind: type, words: list[str]) -> tuple[l
         if rest:
             raise ValueError(f"{name}: expected {command.first.replace('--', '').upper()} first, got {' '.join(words)}")
         return [], options
-    from saap_jax.config.jobs import for_factory  # here and below: `saap --help` needs none of it
+    from saap_jax.config.jobs import for_factory
     from saap_jax.config.method import is_factory
 
     plain = "--model" in command.first  # a field of its own; elsewhere only a factory may be named so

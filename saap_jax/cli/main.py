@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import itertools
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from saap_jax.cli.arguments import Command, Distributed, RunOptions, imported, parse
+from saap_jax.cli.arguments import Call, Command, Distributed, Foretold, RunOptions, Written, imported, parse
 from saap_jax.cli.console import console, progress, progress_console, show_blocks, show_lines, visible, write
 from saap_jax.runtime import interrupts
 from saap_jax.runtime.processes import GONE, LOST, is_primary, join, leave, peer_has_gone, place
@@ -32,15 +33,24 @@ GRACE = 5.0
 """Seconds that the first of several processes waits, when it has failed, for others to fail likewise."""
 
 _CONFIG, _SEVERAL = "[MODULE:FACTORY] [CONFIG]", "[MODULE:FACTORY] [CONFIG] [--methods ...]"
-_RUN, _BOTH = (RunOptions,), (RunOptions, Distributed)
+_RUN, _BOTH = (RunOptions, Written), (RunOptions, Written, Distributed)
+_TOLD, _FAR = (RunOptions, Foretold), (Foretold, Distributed)
 
 _JOBS, _USE = "config.jobs:", "config.use:"
 COMMANDS: dict[str, Command] = {
-    "compare": Command("compare pruning methods on a model", _JOBS + "CompareConfig", "compare", _SEVERAL, _BOTH),
+    "compare": Command(
+        "compare pruning methods on a model",
+        _JOBS + "CompareConfig",
+        "compare",
+        _SEVERAL,
+        (RunOptions, Foretold, Distributed),
+    ),
     "methods": Command("list steps, estimators and recipes", _USE + "MethodsConfig", "methods", "[--names ...]"),
     "discover": Command("print the coupled structures of a model", _USE + "DiscoverConfig", "discover", "[--model]"),
     "score": Command("score every unit from one pass over text", _JOBS + "ScoreConfig", "score_run", _CONFIG, _BOTH),
-    "prune": Command("prune by one method, save the model", _JOBS + "PruneConfig", "prune", _CONFIG, (Distributed,)),
+    "prune": Command(
+        "prune by one method, save the model", _JOBS + "PruneConfig", "prune", _CONFIG, (Foretold, Distributed)
+    ),
     "recover": Command(
         "fine-tune a pruned model", "config.recover:RecoverConfig", "recover", "[--model] [CONFIG]", _BOTH
     ),
@@ -49,8 +59,11 @@ COMMANDS: dict[str, Command] = {
         "perplexity of models, accuracy on tasks", _USE + "EvaluateConfig", "evaluate", "[--models ...]", (Distributed,)
     ),
     "fidelity": Command("judge estimators by exact removals", _JOBS + "FidelityConfig", "judge", _CONFIG, _RUN),
-    "frontier": Command("the largest ratio within a limit", _JOBS + "FrontierConfig", "frontier", _SEVERAL, _RUN),
+    "frontier": Command(
+        "the largest ratio within a limit", _JOBS + "FrontierConfig", "frontier", _SEVERAL, (RunOptions, Foretold)
+    ),
     "sensitivity": Command("what each layer costs", _JOBS + "SensitivityConfig", "sensitivity", _CONFIG, _RUN),
+    "runs": Command("list, compare and delete runs", _USE + "RunsConfig", "list_runs", "[--names ...]"),
     "report": Command("one page of runs, and figures for papers", _USE + "ReportConfig", "report", "--runs ..."),
     "ab": Command("is model A better than B; with limits, exit code 1", _USE + "AbConfig", "ab", "--a --b"),
     "generate": Command(
@@ -112,13 +125,17 @@ def _parse_alone(words: list[str]) -> None:
 def _command(name: str, words: list[str]) -> int:
     """Run a command, as one of the processes of a job if its words say so."""
     command = COMMANDS[name]
-    config, options, cluster = parse(name, command, words)
-    if cluster is None or not join(cluster):
-        return _work(name, config, options)
+    call = parse(name, command, words)
+    if call.print_config:
+        write(imported("runs.commands:config_file")(call.config))
+        return 0
+    imported("cli.words:check_names")(call.config)
+    if call.cluster is None or not join(call.cluster):
+        return _work(name, call)
     interrupts.renew()
     console.quiet = progress_console.quiet = not is_primary()
     try:
-        code = _work(name, config, options)
+        code = _work(name, call)
     except BaseException as error:
         code = fail(error)
         sys.stdout.flush()
@@ -129,20 +146,41 @@ def _command(name: str, words: list[str]) -> int:
     return code
 
 
-def _work(name: str, config: Any, options: RunOptions | None) -> int:
+def _work(name: str, call: Call) -> int:
     """Do what a command does, and show what came of it."""
+    config, options = call.config, call.options
     with progress() as track:
         told = options and "jax" not in sys.modules  # of jobs that tell their stages; it is most of their start
         with step(track, "load the libraries") if told else contextlib.nullcontext():
             job = imported(f"jobs.{name}")
-        more = {"overwrite": options.overwrite} if options else {}
-        result = getattr(job, COMMANDS[name].job)(config, track=track, **more)
+        if call.dry_run:
+            result, job = imported("jobs.dry_run:dry_run")(config, track=track), None
+        elif options:
+            config, result = _run_of_its_own(getattr(job, COMMANDS[name].job), call, track)
+        else:
+            result = getattr(job, COMMANDS[name].job)(config, track=track)
     if isinstance(result, Iterator):  # of texts, as a model writes them
         for text in result:
             write(text)
         return 0
     show_blocks(*(job.shown(config, result) if hasattr(job, "shown") else result))
     return 0 if getattr(result, "held", True) else 1
+
+
+def _run_of_its_own(job: Any, call: Call, track: Any) -> tuple[Any, Any]:
+    """Run a job under the name of its configuration, or where a run of another configuration has that, and no name was
+    typed, under it with a number: `compare-2`."""
+    from saap_jax.runs.directory import OtherRunError  # jax comes with it
+
+    assert call.options is not None
+    config = call.config
+    for number in itertools.count(2):
+        try:
+            return config, job(config, overwrite=call.options.overwrite, track=track)
+        except OtherRunError:
+            if call.named or call.options.resume:
+                raise
+            config = dataclasses.replace(config, name=f"{call.config.name}-{number}")
 
 
 # --- errors --------------------------------------------------------------------------------------

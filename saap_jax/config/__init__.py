@@ -26,6 +26,7 @@ from saap_jax.config.use import (
     MethodsConfig,
     PlanConfig,
     ReportConfig,
+    RunsConfig,
     TasksConfig,
 )
 

@@ -57,6 +57,7 @@ def check_values(kind: type, values: Mapping[str, Any], place: str = "") -> None
         hint, checks = _hints(kind)[name], ()
         if get_origin(hint) is Annotated:
             hint, *checks = get_args(hint)
+            checks = [check for check in checks if callable(check)]  # others are tyro's
         if not _is(value, hint):
             if get_origin(hint) is Literal and isinstance(value, str):
                 check_choice(f"{place}{name}", value, hint)

@@ -111,16 +111,18 @@ class SweepConfig(JudgingConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareConfig(SweepConfig):
-    """A comparison: one calibration pass a seed, one masked evaluation a candidate, the best one cut."""
+    """A comparison: one calibration pass a seed, one masked evaluation a candidate."""
 
     name: RunName = "compare"
     """Name of the run, a directory below `runs`."""
+    cut: bool = False
+    """Cut the best candidate, save it in the run's `best`, load it back, check its perplexity and time it."""
     best_ratio: float | None = None
-    """Ratio at which the best candidate is cut, saved and measured, one of `ratios`; None: 0.2 if that is one of them,
-    else the smallest above 0."""
+    """Ratio at which the best candidate is cut, one of `ratios`; None: 0.2 if that is one of them, else the smallest
+    above 0."""
     new_tokens: Natural = 0
-    """Tokens that the unpruned model and the best pruned one write after each of three prompts, for the report, such as
-    64. None are written on several devices, nor by a model of a factory."""
+    """Of a cut: tokens that the unpruned model and the best pruned one write after each of three prompts, such as 64.
+    None are written on several devices, nor by a model of a factory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,7 +170,7 @@ class FrontierConfig(SweepConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneConfig(JobConfig):
-    """Prune a model by one method at one ratio, and save the smaller model."""
+    """Prune a model by one method to a ratio, or to what it may take, and save the smaller model."""
 
     out: str = "models/pruned"
     """Directory of the pruned model; it must not exist."""
@@ -177,20 +179,25 @@ class PruneConfig(JobConfig):
     `default` and `best` are ours, by how long they take. Empty: `default`; `fast` beside targets, which try many
     ratios; of a traced model `gate_taylor`."""
     ratio: Annotated[float | None, check_ratios] = None
-    """Share of the prunable parameters to remove at least; None: 0.2, or as little as the targets allow."""
+    """Share of the prunable parameters to remove, beside targets at least; without targets it has to be said."""
     targets: TargetsConfig = TargetsConfig()
     from_run: str = ""
     """A run directory on whose text the model is pruned, by the scores that are kept beside it; empty: on
     `calibration`."""
     judge: bool = True
     """Measure the perplexity and the speed of the unpruned and the pruned model at the end."""
-    evaluation: EvaluationConfig = EvaluationConfig(windows=16)
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, value in (("from_run", self.from_run), ("targets", ", ".join(self.targets.asked))):
             if value and self.model.traced:
                 raise ValueError(f"{name}: expected none for a traced model, got {value}; leave it out")
+
+    def check_asked(self) -> None:
+        """Raise ValueError where nothing says how much goes."""
+        if self.ratio is None and not self.targets.asked:
+            raise ValueError("expected how much goes, such as --ratio 0.2 or --targets.parameters 70%, got none")
 
     @property
     def chain(self) -> str:
@@ -292,6 +299,4 @@ def for_factory(kind: type[T], factory: str, **fields: Any) -> T:
     """
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     own = {name: value for name, value in _OWN.items() if name in names}
-    if kind is PruneConfig:
-        own["ratio"] = 0.25
     return kind(**{"model": ModelConfig(name=factory), **own, **fields})

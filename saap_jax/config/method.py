@@ -7,10 +7,15 @@ import dataclasses
 import re
 from typing import Annotated, Literal
 
+from tyro.conf import arg
+
 from saap_jax.config.checks import BYTES, Checked, Natural, Positive, Seed, at_least, read_bound
 from saap_jax.types import AttentionPath, Bos
 
 Length = Annotated[int, at_least(2)]
+
+PACKAGED_MODELS = ("smollm2-135m", "gemma3-270m")
+"""Models that packages bring, see `saap_jax.llama.files.sources`."""
 
 
 def is_factory(name: str) -> bool:
@@ -30,7 +35,7 @@ class ModelConfig(Checked):
 
     PLACE = "model."
 
-    name: str = "smollm2-135m"
+    name: Annotated[str, arg(name="model", prefix_name=False)] = "smollm2-135m"
     """`smollm2-135m`, `gemma3-270m`, a GGUF file, a directory in Hugging Face format or of a pruned model, or a hub
     name; or a model of your own, traced: `MODULE:FACTORY` or `FILE.py:FACTORY`, where the factory returns a
     `saap_jax.Problem`."""

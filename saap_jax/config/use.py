@@ -274,6 +274,24 @@ class EnterConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RunsConfig(Checked):
+    """List runs: what they found, how long they took, how much disk they hold. Two or more that are named are compared
+    besides."""
+
+    names: tuple[str, ...] = ()
+    """Runs: names below `runs`, or directories; none: all below `runs`, and the cache that they share."""
+    runs: str = "runs"
+    """Directory of all runs."""
+    delete: bool = False
+    """Delete the runs that are named: what their commands wrote. `.cache` deletes the cache."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.delete and not self.names:
+            raise ValueError("runs: expected names of runs to delete, such as saap runs compare-2 --delete, got none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodsConfig(Checked):
     """List the steps, estimators and recipes that chains are made of; with names, what each is."""
 

@@ -4,6 +4,7 @@ A candidate is a chain at a ratio on the calibration text of a seed. A keep-set 
 losses are kept in the cache by what was evaluated (a keep-set, or a chain that changes weights) and on which windows.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import computed_by, digest_of, provenance
 from saap_jax.runtime.progress import Passes, Track
-from saap_jax.steps.base import State, Store
+from saap_jax.steps.base import Extent, State, Store
 from saap_jax.steps.chain import Chain
 from saap_jax.steps.run import Runner, digest
 from saap_jax.subjects.base import Examples, Subject, run_losses
@@ -60,6 +61,19 @@ def key_of(subject: Subject, scenarios: Mapping[str, Examples]) -> str:
     return digest(computed_by(), subject.digests(), {name: digest_of(text) for name, text in scenarios.items()})
 
 
+def fitting(passes: Passes, subject: Subject, scenarios: Mapping[str, Examples], chains: Sequence[Chain]) -> Passes:
+    """Make microbatches smaller, on one device, where the text is so little that a chain, which holds some of them out,
+    would have too few."""
+    windows, size = sum(subject.count(each)[0] for each in scenarios.values()), passes.batch_size
+    while size and getattr(subject, "layout", None) is None:
+        with contextlib.suppress(ValueError):
+            for chain in chains:
+                chain.check(subject, Extent(windows, size))
+            return passes._replace(batch_size=size)
+        size //= 2
+    return passes
+
+
 class Evaluator:
     """The chains of a run on the text of each seed, and the evaluation texts under its candidates, by one program, in
     groups of `at_once`: as many as are asked for, or as there can be at once.
@@ -79,7 +93,13 @@ class Evaluator:
         self.run, self.texts, self.subject, self.track, self.material = run, texts, subject, track, material
         self.cache, self.evaluation = cache_of(run), config.evaluation
         self.runners = {
-            seed: Runner(subject, scenarios, chains, passes, store=Store(self.cache, key_of(subject, scenarios)))
+            seed: Runner(
+                subject,
+                scenarios,
+                chains,
+                fitting(passes, subject, scenarios, chains),
+                store=Store(self.cache, key_of(subject, scenarios)),
+            )
             for seed, scenarios in material.calibration.items()
         }
         self.batch_size, self.at_once = config.evaluation.batch_size, config.evaluation.candidates_at_once

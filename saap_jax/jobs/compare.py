@@ -1,4 +1,4 @@
-"""The main job: compare methods on one model, evaluate every candidate by masks, cut and check the best.
+"""The main job: compare methods on one model, evaluate every candidate by masks; cut and check the best if asked.
 
 A method is a chain of steps; at a ratio, on the calibration text of a seed, it is a candidate. What was scored, chosen
 and evaluated is kept as it comes; the same command again does only what is missing.
@@ -20,7 +20,7 @@ from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.judged import TURNS, in_turns, written_by
 from saap_jax.jobs.racing import Race, left_of
 from saap_jax.report.couplings import coupling_files
-from saap_jax.report.pages.common import structure_sentences
+from saap_jax.report.pages.common import structure_sentences, written_section
 from saap_jax.report.pages.compare import comparison_table, cut_tables
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import RaceRecord
@@ -36,7 +36,7 @@ from saap_jax.surgery.cut import keep_to_json
 
 @taken_in
 def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
-    """Compare methods: score from one pass a seed, evaluate each candidate by masks, cut and check the best.
+    """Compare methods: score from one pass a seed, evaluate each candidate by masks; cut and check the best if asked.
 
     Raises:
         ValueError: bad input, or a cut model whose perplexity is not that of the masked one.
@@ -75,12 +75,12 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
                 run.update(race=[_raced(race, ratio, candidates, stage) for ratio in config.ratios])
                 for name, each in about.items():
                     evaluator.record(name, each, race.measured(name))
-        # of the first seed, the method that has the lowest perplexity out of domain
-        rows, ratio = comparison_rows(run.record, run.candidates()), config.cut_ratio
-        label = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)
-        best = next(each for each in candidates if (each.chain.name, each.ratio) == (label, ratio))
-        with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
-            _cut_best(config, evaluator, best, track)
+        if config.cut:  # of the first seed, the method that has the lowest perplexity out of domain
+            rows, ratio = comparison_rows(run.record, run.candidates()), config.cut_ratio
+            label = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)
+            best = next(each for each in candidates if (each.chain.name, each.ratio) == (label, ratio))
+            with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
+                _cut_best(config, evaluator, best, track)
         run.update(cost=run_cost(run.record, prices), couplings=material.subject.couplings())
         run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
@@ -158,4 +158,5 @@ def shown(config: CompareConfig, run: RunDirectory) -> Iterator[Any]:
     yield from structure_sentences(run.record)
     yield comparison_table(run.record, run.candidates())
     yield from cut_tables(run.record)
-    yield {"report": run.path / "report.html", "model": run.path / "best"}
+    yield from written_section(run.record.get("written", ()))
+    yield {"report": run.path / "report.html"} | ({"model": run.path / "best"} if "best" in run.record else {})

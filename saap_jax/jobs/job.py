@@ -13,9 +13,12 @@ from saap_jax.config.jobs import FidelityConfig, ScoreConfig, SensitivityConfig,
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.llama.attention import attending
+from saap_jax.report.blocks import Column, Table
+from saap_jax.report.render import table_csv
 from saap_jax.report.write import write_report
 from saap_jax.runs.commands import command_of
 from saap_jax.runs.directory import RunDirectory, now, write_scalars
+from saap_jax.runs.scores import Run
 from saap_jax.runtime.digests import inputs_of
 from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
@@ -127,6 +130,8 @@ def run_job(
 def _finish(run: RunDirectory, files: Files) -> None:
     """Write what follows from what the run holds, and then say that it is finished."""
     write_scalars(run)
+    if rows := list(Run(run.path, run.record, run.candidates()).rows()):
+        run.save_text("results.csv", table_csv(Table("results", [Column(name, (name,)) for name in rows[0]], rows)))
     for name, text in files(run).items():
         run.save_text(name, text)
     run.update(finished=now())

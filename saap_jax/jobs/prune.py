@@ -13,7 +13,7 @@ from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.jobs import origins, targets
-from saap_jax.jobs.candidates import key_of
+from saap_jax.jobs.candidates import fitting, key_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.jobs.judged import NEW_TOKENS, Judged, judge, judged_rows, texts_of, written_by
 from saap_jax.jobs.score import calibration_of
@@ -37,9 +37,6 @@ from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import CutLlama, LlamaSubject, open_subject
 from saap_jax.trace.subject.pruned import checked_losses, own_code
 from saap_jax.trace.subject.subject import CutTraced, TracedSubject
-
-DEFAULT_RATIO = 0.2
-"""Share of the prunable parameters that goes where neither a ratio nor a target says more."""
 
 
 class PruneResult(NamedTuple):
@@ -70,6 +67,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> PruneResult:
     Raises:
         ValueError: bad input, a ratio that the chain cannot meet, or targets that it cannot.
     """
+    config.check_asked()
     chain = parse(config.chain)
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
@@ -96,20 +94,21 @@ def _prune(
     if isinstance(subject, LlamaSubject):
         subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
     runs = Path(config.from_run).parent if config.from_run else Path(config.runs)
+    passes = Passes(calibration.batch_size, config.remat, track)
     runner = Runner(
-        subject, scenarios, [chain], Passes(calibration.batch_size, config.remat, track),
+        subject, scenarios, [chain], fitting(passes, subject, scenarios, [chain]),
         store=Store(FileCache(runs / ".cache"), key_of(subject, scenarios)), open_end=bool(config.targets.asked),
     )  # fmt: skip
-    ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
+    ratio = config.ratio or 0.0
     runner.check(chain, [] if config.targets.asked else [ratio])
     costs, asked = None, ()
     if config.targets.asked and isinstance(subject, LlamaSubject):
         costs = targets.costs_of(config.targets, subject.model, track)
         asked = targets.targets_of(config.targets, costs.of(subject.model.spec))
     clock = [time.perf_counter()]
-    runner.begin(chain, ratio)
+    runner.begin(chain, ratio or 0.2)
     if costs is not None:
-        _, ratio = targets.smallest(runner, chain, config.ratio or 0.0, costs, asked)
+        _, ratio = targets.smallest(runner, chain, ratio, costs, asked)
     chosen = runner.choose(chain, ratio)
     clock.append(time.perf_counter())
     state = runner.run(chain, ratio)

@@ -39,6 +39,35 @@ def command_of(config: Any) -> str:
     return " ".join(["saap", RUNS[kind], *options(dataclasses.asdict(config), kind())])
 
 
+def config_file(config: Any) -> str:
+    """Write a Python file whose CONFIG is a configuration, as far as it is not the usual one.
+
+    >>> print(config_file(ScoreConfig(name="mine", estimators=("wanda",))), end="")
+    from saap_jax.config import ScoreConfig
+    <BLANKLINE>
+    CONFIG = ScoreConfig(
+        name='mine',
+        estimators=('wanda',),
+    )
+    """
+    classes: dict[str, None] = {}
+
+    def written(value: Any) -> str:
+        if not dataclasses.is_dataclass(value):
+            return repr(value)
+        classes[type(value).__name__] = None
+        usual = type(value)()
+        fields = [(field.name, getattr(value, field.name), getattr(usual, field.name))
+                  for field in dataclasses.fields(value)]  # fmt: skip
+        return f"{type(value).__name__}({', '.join(f'{n}={written(v)}' for n, v, known in fields if v != known)})"
+
+    usual = type(config)()
+    fields = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
+    lines = [f"    {name}={written(value)},\n" for name, value in fields.items() if value != getattr(usual, name)]
+    names = ", ".join(sorted({type(config).__name__, *classes}))
+    return f"from saap_jax.config import {names}\n\nCONFIG = {type(config).__name__}(\n{''.join(lines)})\n"
+
+
 def compare_command(run: RunRecord, name: str, changes: Mapping[str, Any]) -> str:
     """Write the `saap compare` of a run's setting with some changes; `name`, if any, is added to the run's name.
 

@@ -6,6 +6,7 @@
 | `metrics.jsonl` | one object a finished candidate                                                               |
 | `<name>.npz`    | arrays, for instance `scores.npz`; never pickled                                              |
 | `<name>.json`   | further plain values, for instance `keep.json`                                                |
+| `results.csv`   | what was measured of each candidate, a line each, without the losses of single windows        |
 | `report.html`   | what people look at; `report.md` and `report.csv` beside it, where `saap report` was asked     |
 | `tensorboard/`  | stages and candidates as TensorBoard scalars                                                  |
 | `best/`         | a model directory, written by whoever cuts the model                                          |
@@ -49,6 +50,10 @@ SCHEMA = 1
 _FIXED = ("metrics.jsonl", "report.html", "report.md", "report.csv")
 _STAGE = ("seconds", "compile_seconds", "compiles", "peak_host_gib", "peak_device_gib", "tokens", "tokens_per_second")
 _TRAINING = ("loss", "held_out", "divergence", "norm", "learning_rate", "tokens_per_second")
+
+
+class OtherRunError(ValueError):
+    """A directory holds a run of another configuration."""
 
 
 def now() -> str:
@@ -114,14 +119,14 @@ class RunDirectory:
         A new run records the command, if one is given, when it began and on which host.
 
         Raises:
-            ValueError: the directory holds a run of another configuration, or files but no run.
+            OtherRunError: the directory holds a run of another configuration.
+        ValueError: it holds files but no run.
         """
         path, config = Path(path), plain(config)
         found = broadcast(lambda: _found(path, overwrite))
         if found is not None and not overwrite:
-            _check_same(
-                path, "holds a run of another configuration", flatten(plain(found.get("config"))), flatten(config)
-            )
+            said = "holds a run of another configuration"
+            _check_same(path, said, flatten(plain(found.get("config"))), flatten(config), OtherRunError)
             return cls(path, found)
         fresh = {"schema": SCHEMA, "name": path.name, "status": "running", "stages": [], "files": [], "config": config}
         fresh |= {"started": now(), "host": platform.node()} | ({"command": command} if command else {})
@@ -299,6 +304,14 @@ def _found(path: Path, overwrite: bool) -> RunRecord | None:
     return None
 
 
+def delete_run(path: Path) -> None:
+    """Delete what the run of a directory wrote; other files stay, and the directory with them."""
+    _remove_outputs(path)
+    (path / "run.json").unlink()
+    if not any(path.iterdir()):
+        path.rmdir()
+
+
 def _remove_outputs(path: Path) -> None:
     """Remove what the run of a directory wrote, by its record, and what killed processes left there."""
     if not (path / "run.json").exists():
@@ -315,17 +328,17 @@ def _remove_outputs(path: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _check_same(path: Path, said: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """Raise ValueError where something on record has changed, with the first three names and both values."""
+def _check_same(
+    path: Path, said: str, before: Mapping[str, str], after: Mapping[str, str], error: type[ValueError] = ValueError
+) -> None:
+    """Raise an error where something on record has changed, with the first three names and both values."""
     differing = [
         f"{key or 'config'} {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
         for key in dict.fromkeys((*before, *after))
         if before.get(key) != after.get(key)
     ]
     if differing:
-        raise ValueError(
-            f"{path} {said}: {some(differing)}; bring back what it was, or pass --overwrite or another --name"
-        )
+        raise error(f"{path} {said}: {some(differing)}; bring back what it was, or pass --overwrite or another --name")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:

@@ -17,7 +17,7 @@ JUDGED = [
     *("--evaluation.in-domain", "text:text.txt", "--evaluation.out-of-domain", "jsonl:lines.jsonl#text"),
 ]
 RUNS = (
-    ["compare", "wanda", "magnitude", *SCORED, *JUDGED, "--ratios", "0.3", "--new-tokens", "0", "--name", "c"],
+    ["compare", "wanda", "magnitude", *SCORED, *JUDGED, "--ratios", "0.3", "--cut", "--name", "c"],
     ["score", *SCORED, "--estimators", "wanda", "gate_taylor", "--name", "s"],
     ["fidelity", *SCORED, "--estimators", "wanda", "--channels-per-layer", "1", "--resamples", "20", "--name", "f"],
 )

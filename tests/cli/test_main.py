@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, exit codes, one clear line for bad input."""
 
+import csv
 import dataclasses
 import importlib.metadata
 import os
@@ -25,7 +26,6 @@ def options(tiny_model_directory, tmp_path) -> list[str]:
 
 
 COMPARE = ["--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2"]
-FEW = ["--estimators", "magnitude", "gate_fisher"]
 METHODS = ["--methods", "magnitude", "gate_fisher"]
 
 
@@ -109,10 +109,26 @@ def test_compare(options, capsys, tmp_path):
     assert (tmp_path / "runs" / "compare" / "report.html").exists()
     assert main.main(["compare", *options, *COMPARE, *METHODS]) == 0, "the same again prints what is there"
     assert "gate_fisher" in capsys.readouterr().out
-    line = refused(capsys, ["compare", *options, *COMPARE, "--methods", "wanda"])
+    other = ["compare", *options, *COMPARE, "--recipes", "wanda"]
+    line = refused(capsys, [*other, "--name", "compare"])
     assert "another configuration" in line
     assert "--overwrite" in line
-    assert main.main(["compare", *options, *COMPARE, "--methods", "wanda", "--overwrite"]) == 0
+    assert main.main(other) == main.main(other) == 0, "a name of its own, and the same one again"
+    assert sorted(path.name for path in (tmp_path / "runs").glob("[!.]*")) == ["compare", "compare-2"]
+    rows = list(csv.DictReader((tmp_path / "runs" / "compare-2" / "results.csv").open()))
+    assert [row["candidate"] for row in rows] == ["dense", "wanda@0.2", "wanda@0.5"]
+    runs = ["runs", "--runs", str(tmp_path / "runs")]
+    assert main.main([*runs, "compare", "compare-2"]) == 0
+    assert "Best variants" in capsys.readouterr().out
+    (tmp_path / "runs" / "compare-2" / "mine.txt").touch()
+    assert "no run.json in" in refused(capsys, ["runs", "compare-2", "gone", *runs[1:], "--delete"])
+    assert main.main([*runs, "compare-2", "--delete"]) == 0
+    assert [path.name for path in (tmp_path / "runs" / "compare-2").iterdir()] == ["mine.txt"]
+    capsys.readouterr()
+    assert main.main(runs) == 0
+    said = capsys.readouterr().out
+    assert ".cache" in said
+    assert "compare-2" not in said
 
 
 class TestBadInput:
@@ -137,6 +153,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
+            ("prune", "expected how much goes, such as --ratio 0.2 or"),
+            ("compare --recipe fats", "unknown step 'fats'; did you mean 'fast'?"),
+            ("compare --estimators wanda", "unknown option --estimators; did you mean --methods?"),
             ("prune --ratio 30", "ratio: expected a number in [0, 1), got 30.0; did you mean 0.3?"),
             ("compare --ratios 1.0 --best-ratio 1.0", "[0, 1)"),
             ("compare --ratios nan", "[0, 1)"),

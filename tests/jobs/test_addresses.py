@@ -17,7 +17,7 @@ from tests.buckets import Bucket, use
 from tests.cli.test_main import refused
 
 CALIBRATION = ("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2")
-PRUNE = ("--method", "wanda")
+PRUNE = ("--method", "wanda", "--ratio", "0.2")
 DENSE, PRUNED = "gs://bucket/models/dense", "gs://bucket/models/pruned"
 
 

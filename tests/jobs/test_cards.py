@@ -59,7 +59,7 @@ def test_the_command_on_a_card_makes_the_same_model(pruned, tmp_path):
 @pytest.mark.slow
 def test_the_best_of_a_comparison_has_figures_with_intervals(tiny_model_directory, tmp_path):
     words = ["--model.name", str(tiny_model_directory), "--runs", str(tmp_path), *CALIBRATION, "--ratios", "0.3"]
-    words += ["--methods", "magnitude", "--evaluation.windows", "8", "--evaluation.length", "16"]
+    words += ["--methods", "magnitude", "--evaluation.windows", "8", "--evaluation.length", "16", "--cut"]
     assert main.main(["compare", *words]) == 0
     (row,), _ = read_candidates(tmp_path / "compare")
     (step,) = read_origin(tmp_path / "compare" / "best")["steps"]

@@ -29,7 +29,7 @@ def commands(model: str, place: Path) -> dict[str, list[str]]:
         "score": ["score", "--model.name", model, *runs, *SMALL[:6], "--estimators", "wanda",
                   "--keep-statistics", "all"],
         "compare": ["compare", "--model.name", model, *runs, *SMALL, "--methods", "wanda",
-                    "--ratios", "0.2"],
+                    "--ratios", "0.2", "--cut"],
         "export": ["export", model, str(place / "run.gguf"), "--format", "gguf"],
         "padded": ["export", model, str(place / "run"), "--format", "padded"],
         "recover": ["recover", "--model", model, "--dense", "", *runs, "--method.name", "full",

@@ -108,7 +108,7 @@ def test_both_models_take_turns_and_every_window_counts_once(count, most, turns)
 def test_what_models_write_is_what_generate_says(config, tmp_path):
     evaluation = EvaluationConfig(windows=2, length=16, batch_size=2)
     shared = {"model": config.model, "calibration": config.calibration, "evaluation": evaluation}
-    asked = CompareConfig(methods=("magnitude",), ratios=(0.5,), new_tokens=6, runs=str(tmp_path), **shared)
+    asked = CompareConfig(methods=("magnitude",), ratios=(0.5,), cut=True, new_tokens=6, runs=str(tmp_path), **shared)
     run = compare.compare(asked)
     models = {"dense": config.model.name, "pruned": str(run.path / "best")}
     texts = run.record["written"]

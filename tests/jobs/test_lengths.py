@@ -8,7 +8,7 @@ COMMANDS = {
     "compare": ("--model.name", "MODEL", "--calibration.length"),
     "compare, evaluation": ("--model.name", "MODEL", "--evaluation.length"),
     "score": ("--model.name", "MODEL", "--calibration.length"),
-    "prune": ("--model.name", "MODEL", "--out", "cut", "--calibration.length"),
+    "prune": ("--model.name", "MODEL", "--out", "cut", "--ratio", "0.2", "--calibration.length"),
     "fidelity": ("--model.name", "MODEL", "--calibration.length"),
     "frontier": ("--model.name", "MODEL", "--evaluation.length"),
     "sensitivity": ("--model.name", "MODEL", "--evaluation.length"),

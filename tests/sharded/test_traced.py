@@ -82,7 +82,7 @@ def test_compare_and_prune_take_a_mesh(tmp_path, monkeypatch, capsys):
     for one, other in zip(alone, spread, strict=True):
         assert one["kept"] == other["kept"]
         np.testing.assert_allclose(one["losses"]["loss held_out"], other["losses"]["loss held_out"], rtol=1e-3)
-    assert main(["prune", "mine.py:problem", "--mesh.data", "8", "--out", "small"]) == 0
+    assert main(["prune", "mine.py:problem", "--ratio", "0.25", "--mesh.data", "8", "--out", "small"]) == 0
     capsys.readouterr()
     assert main([*words, "--name", "odd", "--mesh.data", "8", "--calibration.batch-size", "6"]) == 2
     assert "calibration.batch_size: expected a multiple of 8" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_compare(here, capsys):
-    words = ["compare", "mine.py:problem", "--methods", "wanda", "gate_taylor", "ablation"]
+    words = ["compare", "mine.py:problem", "--cut", "--methods", "wanda", "gate_taylor", "ablation"]
     words += ["--ratios", "0.3"]
     assert main(words) == 0
     text = capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_the_example_of_the_documentation(here, capsys):
     (load,) = [block for block in blocks if "load_pruned(" in block]
     (here / "documented.py").write_text(example)
     method = "gate_taylor > within(multiple_of={'layers/down[1]': 4}) > uniform"
-    words = ["prune", "documented.py:regression", "--method", method, "--out", "small"]
+    words = ["prune", "documented.py:regression", "--method", method, "--ratio", "0.25", "--out", "small"]
     with jax.numpy_rank_promotion("allow"):
         assert main(words) == 0
         text = capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_bad_words_are_refused_in_one_line(here, capsys, command):
         (["mine.py:problem", option, "wanda,within(max_ratio={'nothing*': 0.5}),uniform"], "expected names of struct"),
         (["mine.py:problem", option, "block_influence"], "block_influence"),
     ):
-        assert main([command, *words]) == 2
+        assert main([command, *words, "--ratio", "0.25"]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1

@@ -1,0 +1,79 @@
+"""`--dry-run`: how much a job does, how long it takes about, and how much disk; by a pass over one microbatch."""
+
+import time
+
+from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig
+from saap_jax.jobs.candidates import fitting
+from saap_jax.jobs.job import lengths_of
+from saap_jax.runtime.mesh import layout_of_job
+from saap_jax.runtime.progress import Passes, Track, quiet, step
+from saap_jax.runtime.words import plural
+from saap_jax.steps.chain import expand
+from saap_jax.steps.run import Runner
+from saap_jax.subjects.llama import open_subject
+
+SCORING = 3
+"""Forward passes that a pass with derivatives counts for."""
+
+ROUNDS = 7
+"""Points of a frontier's line beyond its `ratios`, about."""
+
+
+def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Track = quiet) -> list[str]:
+    """Say what a job does, after the checks that it begins with.
+
+    Times are those of forward passes over as many tokens, so without compiling; what several methods have in common,
+    or the cache holds, is counted all the same.
+
+    Raises:
+        ValueError: what the job would refuse.
+    """
+    alone = isinstance(config, PruneConfig)
+    chains = expand([config.chain] if alone else config.methods)
+    ratios, seeds = ([config.ratio or 0.2], [0]) if alone else (config.ratios, config.seeds_drawn)
+    with step(track, "load the model, and time a microbatch"):
+        layout = layout_of_job(config.mesh, **{"calibration.batch_size": config.calibration.batch_size})
+        subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
+        scenarios, texts = subject.scenarios(config.calibration), subject.texts(config.evaluation)
+        size = config.calibration.batch_size
+        runner = Runner(subject, scenarios, chains, fitting(Passes(size, config.remat), subject, scenarios, chains))
+        for chain in chains:
+            runner.check(chain, [] if alone and config.targets.asked else ratios)
+        whole, part = subject.whole(), subject.rows(next(iter(scenarios.values())), slice(0, size))
+        whole.losses(part, size)  # compiles
+        began = time.perf_counter()
+        whole.losses(part, size)
+        each = (time.perf_counter() - began) / subject.count(part)[1]
+    text = sum(subject.count(examples)[1] for examples in scenarios.values())
+    judged = sum(subject.count(examples)[1] for examples in texts.values())
+    candidates = len(chains) * len(seeds) * (len(ratios) + ROUNDS * isinstance(config, FrontierConfig))
+    passes = sum(chain.passes(runner.extent, ratio) for chain in chains for ratio in ratios) * candidates
+    passes /= len(chains) * len(ratios)
+    cuts = 1 if alone or (isinstance(config, CompareConfig) and config.cut) else 0
+    tokens = text * (SCORING * len(seeds) + passes) + judged * (1 + candidates + 2 * cuts)
+    ratio = config.cut_ratio if isinstance(config, CompareConfig) else ratios[0]
+    disk = cuts * whole.bytes * (1 - ratio * subject.prunable / subject.parameters)
+    where = config.out if alone else f"{config.runs}/{config.name}"
+    kinds = ((len(chains), "method"), (len(ratios), "ratio"), (len(seeds), "seed"), (candidates, "candidate"))
+    passes += SCORING * len(seeds)
+    return [
+        f"{subject.name}, {subject.parameters:,} parameters: {', '.join(plural(*each) for each in kinds)}",
+        f"text: {passes:,.0f} passes over {text:,} tokens of calibration; {judged:,} tokens of evaluation a candidate",
+        f"time: about {_time(each * tokens)}, and compiling; a forward pass has {1 / each:,.0f} tokens a second",
+        f"disk: about {disk / 2**20 + 2:,.0f} MiB in {where}" + ", with the cut model" * cuts,
+    ]
+
+
+def _time(seconds: float) -> str:
+    """Write a time.
+
+    >>> _time(42.0), _time(200.0), _time(10_000.0)
+    ('42 s', '3.3 min', '2.8 h')
+    """
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.1f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )

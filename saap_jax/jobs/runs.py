@@ -1,0 +1,69 @@
+"""`saap runs`: the runs of a directory, what they found beside each other, and an end to them."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from saap_jax.config.use import RunsConfig
+from saap_jax.report.blocks import View, Words, text_table
+from saap_jax.report.formats import format_mebibytes
+from saap_jax.report.pages.common import figure_of, seconds_of
+from saap_jax.report.pages.several import overview_sections
+from saap_jax.report.write import read_views
+from saap_jax.runs.directory import delete_run, read_run
+from saap_jax.runs.standing import DENSE, primary_domain
+from saap_jax.runtime.files import held
+from saap_jax.runtime.progress import Track, quiet
+
+CACHE = ".cache"
+
+
+def list_runs(config: RunsConfig, *, track: Track = quiet) -> list[Any]:
+    """List runs, those that are named beside each other; or delete these.
+
+    Raises:
+        FileNotFoundError: no run of a name.
+        ValueError: a run that another process writes.
+    """
+    root = Path(config.runs)
+    paths = [Path(name) if (Path(name) / "run.json").is_file() else root / name for name in config.names]
+    if config.delete:
+        for path in paths:  # first of all, so that none goes where one is named wrongly
+            if path.name != CACHE:
+                read_run(path)
+        return [_deleted(path) for path in paths]
+    paths = paths or sorted(each.parent for each in root.glob("*/run.json"))
+    if not paths:
+        return [f"no runs in {root}; saap compare quickstart makes one"]
+    views = read_views(paths)
+    lines = [_line(path, view) for path, view in zip(paths, views, strict=True)]
+    if not config.names and (root / CACHE).is_dir():
+        lines.append((CACHE, "what they share", "", "", "", "", _size(root / CACHE)))
+    header = ("run", "kind", "status", "began", "lowest", "seconds", "MiB")
+    table = text_table("", header, lines, words=5)
+    return [table, *overview_sections(views)] if config.names else [table]
+
+
+def _line(path: Path, view: View) -> tuple[str, ...]:
+    """Write a run in one line; what has the lowest figure of the text that judges is of its largest ratio."""
+    rows = [row for row in view.rows if row["candidate"] != DENSE and row["best"]]
+    best, seconds = max(rows, key=lambda row: row["ratio_asked"], default=None), seconds_of(view.run)
+    lowest = ""
+    if best is not None:
+        value = figure_of(view.run).shown(best[f"ppl_{primary_domain(view.run)}"])
+        lowest = f"{best['variant']} at {100 * best['ratio_asked']:g} %: {value}"
+    began = view.run.get("started", "")[:16].replace("T", " ")
+    return view.name, view.kind, view.status, began, lowest, "" if seconds is None else f"{seconds:,.0f}", _size(path)
+
+
+def _size(path: Path) -> str:
+    return format_mebibytes(sum(each.stat().st_size for each in path.rglob("*") if each.is_file()))
+
+
+def _deleted(path: Path) -> Words:
+    with held(path, f"the run {path}"):
+        if path.name == CACHE:
+            shutil.rmtree(path)
+        else:
+            delete_run(path)
+    return Words(f"deleted {path}" + (", but for what no command wrote" if path.exists() else ""))
