@@ -3,12 +3,8 @@
     saap sensitivity sensitivity
 
 Removes 20 %, 40 % and 60 % of the units of one layer and structure at a time (the lowest scores of `wanda`), draws what
-that costs, and suggests changes of the search at 20 %, each with the effect to expect and the command to try. With
-
-    saap sensitivity sensitivity --name aligned --align 64
-
-it also measures what MLP widths to multiples of 64 change, in perplexity and in time. Evaluated on 1,024 tokens of each
-text; 180 places and shares, of which 150 differ.
+that costs, and suggests changes of the search at 20 %, each with the effect to expect and the command to try.
+Evaluated on 1,024 tokens of each text; 180 places and shares, of which 150 differ.
 """
 
 from saap_jax.config import SensitivityConfig

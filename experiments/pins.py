@@ -47,8 +47,10 @@ ALL = (
     "shortened-llama-taylor shortgpt sleb slimgpt slimgpt-our-repair two-ssp wanda-sp ziplm"
 )
 """The estimators of the quickstart, and every recipe."""
+PROTECTED = " ".join(f"'{name} = {name} > within(protect=(0.13, -0.07)) > uniform'" for name in ALL.split()[:8])
 COMMANDS = {
-    "quickstart": "compare quickstart --calibration.examples 4 --evaluation.windows 8 --no-race --new-tokens 0",
+    "quickstart": "compare quickstart --calibration.examples 4 --evaluation.windows 8 --no-race --no-cut "
+    f"--methods {PROTECTED}",
     "arena": "compare fast modegpt-mlp-our-repair llm-pruner-param-second --name arena --ratios 0.2 0.5 "
     "--calibration.examples 8 --calibration.batch-size 2 --evaluation.windows 8 --new-tokens 0",
     "recipes": f"compare {ALL} --name recipes --model.name tiny --ratios 0.2 0.3 {FEW}",
@@ -107,7 +109,7 @@ def recovered(run: str) -> dict[str, Any]:
 
 
 def quickstart() -> Any:
-    """Eight estimators on SmolLM2-135M."""
+    """The eight estimators of the quickstart on SmolLM2-135M, with protected layers."""
     saap("quickstart")
     return losses_of("quickstart")
 

@@ -258,18 +258,7 @@ class SensitivityConfig(JudgingConfig):
     text out of the calibration domain, where there is one, says what a removal costs."""
     ratio: Annotated[float, check_ratios] = 0.2
     """Share of all prunable parameters that suggestions are made for."""
-    align: Natural = 0
-    """Measure what MLP widths to multiples of this change at `ratio`, and the time of both models cut; 0: do not."""
-    repeats: Positive = 3
-    """Forward passes timed of each model, in turns, eight times over."""
     evaluation: EvaluationConfig = EvaluationConfig(windows=8)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.align == 1:
-            raise ValueError("align: expected a multiple of at least 2, such as 64, or 0 for none, got 1")
-        if self.align and self.model.traced:
-            raise ValueError(f"align: expected 0 for a traced model, got {self.align}; use within(multiple_of=…)")
 
 
 # --- a model of one's own ------------------------------------------------------------------------

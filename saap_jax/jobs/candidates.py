@@ -61,17 +61,25 @@ def key_of(subject: Subject, scenarios: Mapping[str, Examples]) -> str:
     return digest(computed_by(), subject.digests(), {name: digest_of(text) for name, text in scenarios.items()})
 
 
-def fitting(passes: Passes, subject: Subject, scenarios: Mapping[str, Examples], chains: Sequence[Chain]) -> Passes:
-    """Make microbatches smaller, on one device, where the text is so little that a chain, which holds some of them out,
-    would have too few."""
+def runner_of(
+    subject: Subject, scenarios: Mapping[str, Examples], chains: Sequence[Chain], passes: Passes,
+    cache: FileCache | None = None, **options: Any,
+) -> Runner:  # fmt: skip
+    """Make what runs chains on a calibration text, and keeps what it can.
+
+    On one device microbatches are made smaller where the text is so little that a chain, which holds some of them out,
+    would have too few.
+    """
+    store = Store() if cache is None else Store(cache, key_of(subject, scenarios))
     windows, size = sum(subject.count(each)[0] for each in scenarios.values()), passes.batch_size
     while size and getattr(subject, "layout", None) is None:
         with contextlib.suppress(ValueError):
             for chain in chains:
                 chain.check(subject, Extent(windows, size))
-            return passes._replace(batch_size=size)
+            passes = passes._replace(batch_size=size)
+            break
         size //= 2
-    return passes
+    return Runner(subject, scenarios, chains, passes, store=store, **options)
 
 
 class Evaluator:
@@ -93,13 +101,7 @@ class Evaluator:
         self.run, self.texts, self.subject, self.track, self.material = run, texts, subject, track, material
         self.cache, self.evaluation = cache_of(run), config.evaluation
         self.runners = {
-            seed: Runner(
-                subject,
-                scenarios,
-                chains,
-                fitting(passes, subject, scenarios, chains),
-                store=Store(self.cache, key_of(subject, scenarios)),
-            )
+            seed: runner_of(subject, scenarios, chains, passes, self.cache)
             for seed, scenarios in material.calibration.items()
         }
         self.batch_size, self.at_once = config.evaluation.batch_size, config.evaluation.candidates_at_once

@@ -3,13 +3,12 @@
 import time
 
 from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig
-from saap_jax.jobs.candidates import fitting
+from saap_jax.jobs.candidates import runner_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.runtime.mesh import layout_of_job
 from saap_jax.runtime.progress import Passes, Track, quiet, step
 from saap_jax.runtime.words import plural
 from saap_jax.steps.chain import expand
-from saap_jax.steps.run import Runner
 from saap_jax.subjects.llama import open_subject
 
 SCORING = 3
@@ -36,7 +35,7 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
         subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
         scenarios, texts = subject.scenarios(config.calibration), subject.texts(config.evaluation)
         size = config.calibration.batch_size
-        runner = Runner(subject, scenarios, chains, fitting(Passes(size, config.remat), subject, scenarios, chains))
+        runner = runner_of(subject, scenarios, chains, Passes(size, config.remat))
         for chain in chains:
             runner.check(chain, [] if alone and config.targets.asked else ratios)
         whole, part = subject.whole(), subject.rows(next(iter(scenarios.values())), slice(0, size))

@@ -6,7 +6,7 @@ from typing import Any
 from saap_jax.config.jobs import FidelityConfig
 from saap_jax.estimation.ablation import changes_from_lines, changes_to_lines, sample_units
 from saap_jax.evaluation.rank_correlation import fidelity
-from saap_jax.jobs.candidates import cache_of, key_of
+from saap_jax.jobs.candidates import cache_of, runner_of
 from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.score import check_scores, scores_of
 from saap_jax.report.pages.fidelity import correlations, fidelity_table
@@ -16,8 +16,6 @@ from saap_jax.runs.scores import read_changes, save_scores
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import append_line
 from saap_jax.runtime.progress import Passes, Track, quiet
-from saap_jax.steps.base import Store
-from saap_jax.steps.run import Runner
 
 CHANGES = "ablation.jsonl"
 
@@ -37,10 +35,8 @@ def judge(config: FidelityConfig, *, overwrite: bool = False, track: Track = qui
         run.update(kind="fidelity", scenarios=about, **subject.structures_record(), **provenance())
         check_scores(estimators, subject)
         with run.stage("score") as stage:
-            runner = Runner(
-                subject, scenarios, passes=Passes(config.calibration.batch_size, config.remat, track),
-                store=Store(cache_of(run), key_of(subject, scenarios)),
-            )  # fmt: skip
+            passes = Passes(config.calibration.batch_size, config.remat, track)
+            runner = runner_of(subject, scenarios, (), passes, cache_of(run))
             runner.steps = estimators
             save_scores(run, runner.first())
             stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())

@@ -13,7 +13,7 @@ from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.jobs import origins, targets
-from saap_jax.jobs.candidates import fitting, key_of
+from saap_jax.jobs.candidates import runner_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.jobs.judged import NEW_TOKENS, Judged, judge, judged_rows, texts_of, written_by
 from saap_jax.jobs.score import calibration_of
@@ -30,9 +30,7 @@ from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Passes, Track, quiet, step
 from saap_jax.runtime.remote import staged
 from saap_jax.steps.allocation.allocation import Selection, selection_of
-from saap_jax.steps.base import Store
 from saap_jax.steps.chain import Chain, parse
-from saap_jax.steps.run import Runner
 from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import CutLlama, LlamaSubject, open_subject
 from saap_jax.trace.subject.pruned import checked_losses, own_code
@@ -94,11 +92,8 @@ def _prune(
     if isinstance(subject, LlamaSubject):
         subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
     runs = Path(config.from_run).parent if config.from_run else Path(config.runs)
-    passes = Passes(calibration.batch_size, config.remat, track)
-    runner = Runner(
-        subject, scenarios, [chain], fitting(passes, subject, scenarios, [chain]),
-        store=Store(FileCache(runs / ".cache"), key_of(subject, scenarios)), open_end=bool(config.targets.asked),
-    )  # fmt: skip
+    passes, cache = Passes(calibration.batch_size, config.remat, track), FileCache(runs / ".cache")
+    runner = runner_of(subject, scenarios, [chain], passes, cache, open_end=bool(config.targets.asked))
     ratio = config.ratio or 0.0
     runner.check(chain, [] if config.targets.asked else [ratio])
     costs, asked = None, ()
@@ -155,7 +150,8 @@ def further_of(config: PruneConfig, spec: LlamaSpec) -> list[str]:
         check_group_size(spec, usual.bits, usual.group_size, matrices)
     except ValueError:
         recover += " --method.name lora"
-    return [f"ab {out} {dense}", recover, *([] if mixture else [f"export {out} {out}-hf --format padded"])]
+    fits = "hf" if len({*spec.layers}) == 1 else "padded"
+    return [f"ab {out} {dense}", recover, *([] if mixture else [f"export {out} {out}-hf --format {fits}"])]
 
 
 def size_rows(

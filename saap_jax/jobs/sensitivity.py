@@ -6,14 +6,13 @@ chains with a step more, and suggested where it was better.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from saap_jax.config.jobs import SensitivityConfig
-from saap_jax.evaluation.resample import FEWEST, LEVEL
+from saap_jax.evaluation.resample import LEVEL
 from saap_jax.evaluation.sensitivity import Shares, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.candidates import Evaluator, Row, candidate_of
 from saap_jax.jobs.job import check, load, run_job
@@ -31,15 +30,12 @@ from saap_jax.steps.limits import Within
 from saap_jax.subjects.base import Subject
 from saap_jax.types import Keep, Scores
 
-ROUNDS = FEWEST
-"""Times that `repeats` forward passes are timed: a difference counts where all of their medians are on one side."""
-
 
 def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Measure what each place costs, keep the records, and compute suggestions from them.
 
     Raises:
-        ValueError: bad input, or a ratio that the method cannot meet (with `align`, also with aligned widths).
+        ValueError: bad input, or a ratio that the method cannot meet.
     """
     method, layout = parse(config.method), check(config)
 
@@ -47,14 +43,12 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
         material = load(config, run, layout, track)
         evaluator = Evaluator(config, run, material, [method], track)
         (runner,) = evaluator.runners.values()
-        aligned = [with_limits(method, Within(multiple_of={"mlp": config.align}))] if config.align else []
-        for each in (method, *aligned):
-            runner.check(each, [])
-            if config.ratio > (top := runner.most_removable(each)):
-                raise ValueError(
-                    f"ratio: expected at most {top:.4f}, the largest that {each.name} can meet, got {config.ratio}; "
-                    "relax min_keep, max_ratio, protect, align, …"
-                )
+        runner.check(method, [])
+        if config.ratio > (top := runner.most_removable(method)):
+            raise ValueError(
+                f"ratio: expected at most {top:.4f}, the largest that {method.name} can meet, got {config.ratio}; "
+                "relax min_keep, max_ratio, protect, …"
+            )
         race = Race(evaluator, config.race_margin) if config.race else None
         evaluator.begin("sensitivity", method=method.written)
         scores = runner.scored(method).scores
@@ -155,8 +149,6 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
                 continue
             if cost < best:
                 best, chosen[kind] = cost, option
-    if config.align:
-        chosen["aligned"] = {"multiple_of": {"mlp": config.align}}
     chains = {"plain": method} | {kind: changed(option) for kind, option in chosen.items()}
     seed, names, about = config.calibration.seed, {}, {}
     for kind, each in chains.items():
@@ -165,21 +157,10 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
         names[kind] = made.name
         about[made.name] = {"variant": made.chain.name, "chain": made.chain.written, "ratio_asked": ratio}
     evaluator.measure(list(about), about, doing="evaluate what could be suggested")
-    rows: list[Row] = [
+    return [
         {"kind": kind, "changes": option, "chain": chains[kind].written, "candidate": names[kind],
          "instead_of": names["plain"]} for kind, option in chosen.items()
     ]  # fmt: skip
-    if config.align:  # both models take turns at the clock; the medians of some rounds say how steady it was
-        models = [subject.cut(evaluator.keeps[names[kind]]) for kind in ("plain", "aligned")]
-        text, batch = next(iter(evaluator.texts.values())), config.evaluation.batch_size
-        rounds = evaluator.track("time both models cut", range(ROUNDS), ROUNDS)
-        seconds = [subject.seconds(models, text, batch, repeats=config.repeats) for _ in rounds]
-        rows[-1] |= {
-            "seconds": [list(each) for each in zip(*seconds, strict=True)],
-            "tokens": math.prod(subject.shape(text, batch)),
-            "segments": [model.segments for model in models],
-        }
-    return rows
 
 
 def allocation_of(method: Chain) -> Allocation:

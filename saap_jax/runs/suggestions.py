@@ -137,11 +137,6 @@ def _from_trials(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     for trial in run.get("trials", []):
         row, base = rows[trial["candidate"]], rows[trial["instead_of"]]
         command = compare_command(run, trial["kind"], {"methods": [trial["chain"]]})
-        if trial["kind"] == "aligned":
-            if _saved(trial)[1] > 0 and len(trial["seconds"][0]) >= FEWEST:
-                text = f"MLP widths to multiples of {run['config']['align']} are faster."
-                found.append(_suggest(text, f"{where} {aligned_sentence(run, candidates, trial)}", command))
-            continue
         change = _difference(run, row, base)
         if change.sure and change.value < 0:
             digits, scale = decimals_of(change.percent[0]), scale_of(metric)
@@ -171,32 +166,8 @@ def _reason(run: RunRecord, candidates: Sequence[Row], trial: Trial) -> str:
             return f"Some places cost at most {LITTLE:g} x the average: rank all layers together."
 
 
-def aligned_sentence(run: RunRecord, candidates: Sequence[Row], trial: Trial) -> str:
-    """Say what aligned widths change, as measured: perplexity with its interval, time with its range over rounds."""
-    rows = {row["candidate"]: row for row in candidates}
-    change = _difference(run, rows[trial["candidate"]], rows[trial["instead_of"]])
-    saved, least, most = _saved(trial)
-    ppl = f"change the {change.scale.short} by {change.numbers}"
-    if change.same:
-        ppl = f"leave the {change.scale.short} as it is"
-    rounds = len(trial["seconds"][0])
-    time = f"change the time by {signed(-saved, 1)} % ({signed(-most, 1)} to {signed(-least, 1)} %"
-    before, after = trial["segments"]
-    instead = f" instead of {before}" if after != before else ""
-    over = f"{rounds} rounds" + ("" if rounds >= FEWEST else f", where a verdict takes {FEWEST}")
-    segments = f"{after} segments of equal layers{instead}"
-    return f"widths to multiples of {run['config']['align']} {ppl} and {time} over {over}); {segments}"
-
-
 def _difference(run: RunRecord, row: Row, base: Row) -> Difference:
     """Subtract another candidate's loss on the judged text."""
     metric = judged_metric(run)
     losses, other = (np.asarray(each["losses"][metric], np.float64)[None] for each in (row, base))
     return paired_difference(losses, other, others=len(run["trials"]), scale=scale_of(metric))
-
-
-def _saved(trial: Trial) -> tuple[float, float, float]:
-    """Compute the percent of time saved in a trial: median, least and most of the rounds."""
-    before, after = (np.asarray(seconds, np.float64) for seconds in trial["seconds"])
-    saved = 100 * (1 - after / before)
-    return float(np.median(saved)), float(saved.min()), float(saved.max())

@@ -266,10 +266,6 @@ class Subject(abc.ABC):
         """The model itself, as `cut` would."""
 
     @abc.abstractmethod
-    def seconds(self, models: Sequence[Any], examples: Examples, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
-        """Measure each model's median seconds for a forward pass of some rows; the models take turns."""
-
-    @abc.abstractmethod
     def digests(self) -> dict[str, str]:
         """Digests of what the model is, by what a refusal calls them."""
 

@@ -22,7 +22,7 @@ from saap_jax.data import (
 from saap_jax.estimation import observe
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
-from saap_jax.evaluation.cost import median_seconds, weight_bytes
+from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import candidate_losses, metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.generate import Sampling, generate
@@ -217,10 +217,6 @@ class LlamaSubject(Subject):
 
     def whole(self) -> "CutLlama":
         return CutLlama(self.model, self.words)
-
-    def seconds(self, models: Sequence[Any], examples: Windows, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
-        runs = [functools.partial(each.losses, self.rows(examples, slice(rows)), rows) for each in models]
-        return median_seconds(runs, repeats)  # of the program that evaluates them
 
     # --- recorded
 

@@ -31,7 +31,7 @@ METHODS = ("magnitude", "{wanda,gate_fisher} > {uniform,global}", REPAIRED)
 @pytest.fixture(scope="module")
 def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
     runs = tmp_path_factory.mktemp("runs")
-    options = {"name": "tiny", "methods": METHODS, "cut": True}
+    options = {"name": "tiny", "methods": METHODS, "cut": True, "best_ratio": 0.2}
     return tiny(CompareConfig, tiny_model_directory, runs, examples=8, windows=5, **options)
 
 

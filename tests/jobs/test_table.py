@@ -27,7 +27,7 @@ JOBS = {
         tolerance=0.05, resamples=50, seeds=(0, 3),
     ), 9),
     "sensitivity": (sensitivity.sensitivity, SensitivityConfig(
-        method="gate_fisher > uniform", fractions=(0.2, 0.5, 1.0), ratio=0.15, align=8, repeats=1,
+        method="gate_fisher > uniform", fractions=(0.2, 0.5, 1.0), ratio=0.15,
     ), 5),
 }  # fmt: skip
 """Job, configuration, and a late moment to be killed at: so many results are kept by then."""
@@ -105,8 +105,10 @@ def test_what_is_shown(words, said, tiny_model_directory, tmp_path, capsys):
         ("frontier --methods gate_fischer", "did you mean 'gate_fisher'"),
         ("sensitivity --fractions 0.0 0.5", "fractions: expected numbers in (0, 1], got [0.0, 0.5]"),
         ("sensitivity --fractions 0.5 0.5", "each once"),
-        ("sensitivity --align 1", "align: expected a multiple of at least 2, such as 64, or 0 for none, got 1"),
-        ("sensitivity --align 4096 --method magnitude>within(attention=0.0)>uniform", "ratio: expected at most 0.0000"),
+        (
+            "sensitivity --method magnitude>within(attention=0.0,multiple_of={mlp:4096})>uniform",
+            "ratio: expected at most 0.0000",
+        ),
         ("sensitivity --method magnitude>within(protect=(2,))", "protect: expected layers in [-2, 2) of this model"),
         ("compare --methods wanda>within(protect=(0,1))", "largest possible ratio is 0"),
         ("compare --methods wandaa", "unknown step 'wandaa'; did you mean 'wanda'"),

@@ -18,14 +18,13 @@ from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelCon
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.evaluation.perplexity import WindowLosses, keep_digest
-from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predicted
 from saap_jax.jobs import sensitivity
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
 from saap_jax.report.blocks import Code, Words
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.pages.sensitivity import extremes, marks_of
-from saap_jax.runs.suggestions import aligned_sentence, suggestions_of
+from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import MINUS
 from saap_jax.steps.chain import limits_of, parse
@@ -192,29 +191,6 @@ class TestSensitivity:
         natural = 640 / (640 + 960)
         assert (limits_of(method).attention < natural) == lower
         assert text.endswith(f"take {100 * limits_of(method).attention:.0f} % of what is removed from attention.")
-
-    @pytest.mark.parametrize(
-        ("factor", "said"),
-        [(0.9, "time by −10.0 % (−10.0 to −8.2 %"), (1.1, "time by +10.0 %"), (1.0, "time by −0.0 % (−0.0 to +2.0 %")],
-    )
-    def test_alignment_says_what_was_measured_and_how(self, planted, monkeypatch, factor, said):
-        aligned = lambda gone: all(round(f * 40) in (0, 4, 16, 28) for (s, _), f in gone.items() if s == "mlp")  # noqa: E731
-        truth = times({}, lambda gone: 0.01 if aligned(gone) else 0.0)
-        clock = iter([(1.0, factor), (1.01, 1.01 * factor), (1.0, 1.02 * factor)] + [(1.0, factor)] * (FEWEST - 3))
-        monkeypatch.setattr("saap_jax.subjects.llama.median_seconds", lambda *_, **__: next(clock))
-        run = planted(truth, 0.0, align=12)
-        sentence = aligned_sentence(run.record, run.candidates(), run.record["trials"][-1])
-        assert sentence.startswith("widths to multiples of 12 change the ppl by ")
-        assert said in sentence
-        found = [each for each in run.record["suggestions"] if "multiples" in each["text"]]
-        assert len(found) == (factor < 1)
-        if found:
-            assert found[0]["effect"] == f"measured at 20 %: {sentence}"
-            assert limits_of(parse(following(found[0]["command"]).methods[0])).multiple_of == {"mlp": 12}
-        trial = run.record["trials"][-1]
-        few = run.record | {"trials": [trial | {"seconds": [each[:3] for each in trial["seconds"]]}]}
-        assert suggestions_of(few, run.candidates()) == [], "three rounds are no verdict"
-        assert "over 3 rounds, where a verdict takes 8)" in aligned_sentence(few, run.candidates(), few["trials"][0])
 
     def test_predictions_are_sums_over_places_and_costs_average_one(self, planted):
         truth = times({("mlp", 4): 20.0, "attention": 2.0})

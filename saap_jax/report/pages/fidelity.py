@@ -112,7 +112,8 @@ def fidelity_table(rows: Sequence[Fidelity], scope: str) -> Table:
     elif why := _untested(firsts):
         note += f"; without intervals and tests: {why}"
     title = f"{scope}, {plural(units, 'unit')}: rank correlation with the exact change of the loss"
-    return Table(title, columns, lines, [note])
+    apart = "of scores on one scale, as changes of the loss are; others, as wanda's, are not comparable over structures"
+    return Table(title, columns, lines, [note, *([apart] if scope == "pooled" else [])])
 
 
 def _untested(rows: Sequence[Fidelity]) -> str:

@@ -24,7 +24,6 @@ from saap_jax.report.pages.common import share_evaluated
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
-from saap_jax.runs.suggestions import aligned_sentence
 from saap_jax.runtime.words import plural, signed
 
 EXTREMES = 5
@@ -102,7 +101,7 @@ def _table(
 
 
 def _notes(run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change]) -> list[str]:
-    """Say what the numbers mean, what a structure costs on the whole, and what aligned widths were measured to do."""
+    """Say what the numbers mean, and what a structure costs on the whole."""
     metric, shown = judged_metric(run), nearest_share(changes, run["config"]["ratio"])
     together = "all structures" if any("among" in row for row in candidates) else "all layers of the structure"
     windows = len(run[DENSE]["losses"][metric])
@@ -125,8 +124,7 @@ def _notes(run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change])
             f"{share_evaluated(run['raced'])}a place is evaluated until it is surely worse or better than the unpruned "
             f"model, or within {run['config']['race_margin']:g} of it; its figures are of the windows that it took"
         )
-    aligned = [trial for trial in run.get("trials", []) if trial["kind"] == "aligned"]
-    return [*lines, *(aligned_sentence(run, candidates, trial) for trial in aligned)]
+    return lines
 
 
 def _map(run: RunRecord, changes: Sequence[Change], structures: Sequence[str]) -> Figure:

@@ -16,7 +16,7 @@ import numpy as np
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Estimator
-from saap_jax.evaluation.cost import median_seconds, weight_bytes
+from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout, taken_in
@@ -222,11 +222,6 @@ class TracedSubject(TracedProblem, Subject):
 
     def whole(self) -> "CutTraced":
         return CutTraced(self, self.problem.function, self.problem.params)
-
-    def seconds(self, models: Sequence[Any], examples: Examples, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
-        inputs = self.problem.inputs(self.rows(examples, slice(rows))[0])
-        runs = [functools.partial(jax.jit(each.function), each.params, *inputs) for each in models]
-        return median_seconds(runs, repeats)
 
     # --- recorded
 

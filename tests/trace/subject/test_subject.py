@@ -18,7 +18,6 @@ from saap_jax.config import (
     ModelConfig,
     PruneConfig,
     ScoreConfig,
-    SensitivityConfig,
     for_factory,
 )
 from saap_jax.jobs import compare, fidelity
@@ -204,7 +203,6 @@ def test_batches_of_keep_sets_give_what_each_gives_alone(subject):
         (PruneConfig, {"mesh": MeshConfig(rules=("vocab=",))}, "mesh: expected data and fsdp alone .* rules vocab="),
         (CompareConfig, {"model": ModelConfig(name="a:b", dtype="bfloat16")}, "model.dtype: a factory's program is as"),
         (FidelityConfig, {"calibration": CalibrationConfig(bos="never")}, "calibration.bos: a factory's program is"),
-        (SensitivityConfig, {"align": 4}, "align: expected 0 for a traced model"),
         (PruneConfig, {"from_run": "runs/a"}, "from_run: expected none for a traced model, got runs/a"),
     ],
 )
