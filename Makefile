@@ -65,7 +65,7 @@ environments: .venv/newest/.ready .venv/oldest/.ready .venv/zoo/.ready .venv/tpu
 
 # $(1) an environment: quickstart's job on few windows, and a few tests of each layer.
 define in-versions
-$(1)/bin/saap compare quickstart --runs $(1)/runs --name few --overwrite --calibration.examples 4 --evaluation.windows 2 --no-race
+$(1)/bin/saap compare quickstart --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2 --no-race
 $(1)/bin/pytest -q -n auto --dist worksteal -m smoke tests
 endef
 
@@ -134,7 +134,7 @@ wheel: $(READY)  ## sdist and wheel in dist/; installed in an environment of its
 	.venv/wheel/bin/pip install -q --no-compile --no-deps -r requirements.lock dist/*.whl
 	mkdir .venv/wheel/empty
 	cd .venv/wheel/empty && ../bin/saap --help >/dev/null
-	cd .venv/wheel/empty && ../bin/saap compare quickstart --calibration.examples 4 --evaluation.windows 2 --no-race
+	cd .venv/wheel/empty && ../bin/saap compare quickstart --calibration.examples 2 --evaluation.windows 2 --no-race
 
 judge: $(READY)  ## judge an entry of the leaderboard as the workflow does: NAME=fast SEED=7
 	$(BIN)/saap enter "leaderboard/$(NAME).py" --judge $(SEED) --seeds 3

@@ -115,17 +115,17 @@ def test_compare(options, capsys, tmp_path):
     assert "--overwrite" in line
     assert main.main(other) == main.main(other) == 0, "a name of its own, and the same one again"
     assert sorted(path.name for path in (tmp_path / "runs").glob("[!.]*")) == ["compare", "compare-2"]
-    rows = list(csv.DictReader((tmp_path / "runs" / "compare-2" / "results.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "runs" / "compare-2" / "results.csv").read_text().splitlines()))
     assert [row["candidate"] for row in rows] == ["dense", "wanda@0.2", "wanda@0.5"]
-    runs = ["runs", "--runs", str(tmp_path / "runs")]
-    assert main.main([*runs, "compare", "compare-2"]) == 0
+    where = ["--runs", str(tmp_path / "runs")]
+    assert main.main(["runs", "compare", "compare-2", *where]) == 0
     assert "Best variants" in capsys.readouterr().out
     (tmp_path / "runs" / "compare-2" / "mine.txt").touch()
-    assert "no run.json in" in refused(capsys, ["runs", "compare-2", "gone", *runs[1:], "--delete"])
-    assert main.main([*runs, "compare-2", "--delete"]) == 0
+    assert "no run.json in" in refused(capsys, ["runs", "compare-2", "gone", *where, "--delete"])
+    assert main.main(["runs", "compare-2", *where, "--delete"]) == 0
     assert [path.name for path in (tmp_path / "runs" / "compare-2").iterdir()] == ["mine.txt"]
     capsys.readouterr()
-    assert main.main(runs) == 0
+    assert main.main(["runs", *where]) == 0
     said = capsys.readouterr().out
     assert ".cache" in said
     assert "compare-2" not in said

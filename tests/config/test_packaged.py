@@ -4,7 +4,8 @@ import pytest
 
 from saap_jax.cli.arguments import load_config, parse
 from saap_jax.cli.main import COMMANDS
-from saap_jax.config import CompareConfig
+from saap_jax.cli.words import steps_and_estimators
+from saap_jax.config import CompareConfig, PruneConfig
 from saap_jax.config.packaged import CONFIGS, find_file, packaged
 
 MINE = "from saap_jax.config import CompareConfig\nCONFIG = CompareConfig(name='mine')\n"
@@ -28,6 +29,17 @@ def test_a_packaged_configuration_runs_from_an_empty_directory():
     assert load_config("papers/saap_llama_7b", CompareConfig).name == "saap-llama-7b"
     with pytest.raises(ValueError, match="configuration recover: expected CONFIG of type CompareConfig, got Recover"):
         load_config("recover", CompareConfig)
+
+
+def test_the_quickstart_compares_what_prune_makes():
+    """With the same text and windows; its rows are methods by their names, ours among them."""
+    quick, prune = load_config("quickstart", CompareConfig), PruneConfig()
+    for name in ("model", "calibration", "evaluation", "remat", "mesh"):
+        assert getattr(quick, name) == getattr(CompareConfig(), name) == getattr(prune, name)
+    assert {*quick.methods} < {*steps_and_estimators()}
+    assert "fast" in quick.methods
+    assert quick.cut
+    assert quick.new_tokens
 
 
 def test_a_file_wins_and_a_directory_does_not(empty):

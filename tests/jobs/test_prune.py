@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.timing import Times, Workload, compile_programs
 from saap_jax.jobs import prune
 from saap_jax.jobs import targets as module
+from saap_jax.jobs.candidates import runner_of
 from saap_jax.jobs.targets import (
     Costs,
     LatencyTable,
@@ -28,6 +30,7 @@ from saap_jax.jobs.targets import (
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.segments import existing_units
+from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation import rounds
 from saap_jax.steps.chain import parse
 from saap_jax.steps.run import Runner
@@ -58,6 +61,22 @@ def test_costs_of_widths_are_those_of_the_cut_model():
         "macs": prefill_macs(pruned, 2, 16),
         "weight_bytes": weight_bytes(pruned),
     }
+
+
+@pytest.mark.parametrize(("windows", "size"), [(4, 1), (24, 4), (32, 8), (3, 8)])
+def test_of_little_text_microbatches_are_split(windows, size):
+    """As often as a step needs it that holds some out; other chains keep them, and three windows are too few for any."""
+    text = Windows(np.zeros((windows, 8), np.int32), np.ones((windows, 8), bool))
+    subject, asked = LlamaSubject(dense_model()), Passes(8)
+    for method, found in (("random > scales(2)", size), ("random", 8)):
+        chains = [parse(method)]
+        runner = runner_of(subject, {"text": text}, chains, asked)
+        assert runner.passes.batch_size == found
+        refused = (
+            pytest.raises(ValueError, match="microbatches") if windows < 4 and "scales" in method else nullcontext()
+        )
+        with refused:
+            runner.check(chains[0], [0.2])
 
 
 @pytest.mark.parametrize("options", [

@@ -71,7 +71,7 @@ def test_compare(here, capsys):
     assert main(words) == 0  # a finished run is shown again
     assert (run / "metrics.jsonl").read_bytes() == before
     capsys.readouterr()
-    assert main([*words[:-1], "0.2"]) == 2
+    assert main([*words[:-1], "0.2", "--name", "compare"]) == 2
     assert "pass --overwrite or another --name" in capsys.readouterr().err
 
 
