@@ -145,8 +145,8 @@ def parse(name: str, command: Command, words: list[str]) -> Call:
         if options:
             options.check(found.config)
         named = any(word.partition("=")[0] == "--name" for word in words)
-        asked = [getattr(instead, field, False) for field in ("print_config", "dry_run")]
-        return Call(found.config, options, named, *asked, cluster)
+        printed, foretold = (getattr(instead, field, False) for field in ("print_config", "dry_run"))
+        return Call(found.config, options, named, printed, foretold, cluster)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

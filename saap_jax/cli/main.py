@@ -163,7 +163,8 @@ def _work(name: str, call: Call) -> int:
         for text in result:
             write(text)
         return 0
-    show_blocks(*(job.shown(config, result) if hasattr(job, "shown") else result))
+    shown = getattr(job, "shown", None)
+    show_blocks(*(shown(config, result) if shown else result))
     return 0 if getattr(result, "held", True) else 1
 
 
@@ -173,14 +174,14 @@ def _run_of_its_own(job: Any, call: Call, track: Any) -> tuple[Any, Any]:
     from saap_jax.runs.directory import OtherRunError  # jax comes with it
 
     assert call.options is not None
-    config = call.config
-    for number in itertools.count(2):
+    config, numbers = call.config, itertools.count(2)
+    while True:
         try:
             return config, job(config, overwrite=call.options.overwrite, track=track)
         except OtherRunError:
             if call.named or call.options.resume:
                 raise
-            config = dataclasses.replace(config, name=f"{call.config.name}-{number}")
+            config = dataclasses.replace(config, name=f"{call.config.name}-{next(numbers)}")
 
 
 # --- errors --------------------------------------------------------------------------------------

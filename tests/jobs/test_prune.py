@@ -65,7 +65,7 @@ def test_costs_of_widths_are_those_of_the_cut_model():
 
 @pytest.mark.parametrize(("windows", "size"), [(4, 1), (24, 4), (32, 8), (3, 8)])
 def test_of_little_text_microbatches_are_split(windows, size):
-    """As often as a step needs it that holds some out; other chains keep them, and three windows are too few for any."""
+    """As often as a step needs it that holds some out; other chains keep them; three windows are too few for any."""
     text = Windows(np.zeros((windows, 8), np.int32), np.ones((windows, 8), bool))
     subject, asked = LlamaSubject(dense_model()), Passes(8)
     for method, found in (("random > scales(2)", size), ("random", 8)):
@@ -217,8 +217,10 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
 @pytest.mark.slow
 def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
     config = tiny(PruneConfig, tiny_model_directory, tmp_path, examples=8, out=str(tmp_path / "out"))
-    pruned = prune.prune(config)
-    assert pruned.selection.asked == prune.DEFAULT_RATIO
+    with pytest.raises(ValueError, match="expected how much goes, such as --ratio 0.2"):
+        prune.prune(config)
+    pruned = prune.prune(dataclasses.replace(config, ratio=0.2))
+    assert pruned.selection.asked == 0.2
     assert not pruned.reached
     assert {"judged", "corrections", "scaled"} <= pruned.told.keys(), "by default something makes up for what goes"
     assert len(pruned.told["scaled"]) > 1

@@ -98,7 +98,6 @@ def planted(six_layers, tmp_path, monkeypatch):
         config = SensitivityConfig(
             model=ModelConfig(name=str(six_layers)),
             calibration=CalibrationConfig(examples=2, length=8),
-            repeats=1,
             runs=str(tmp_path / str(next(places))),
             **{"evaluation": EvaluationConfig(windows=8, length=8)} | options,
         )
