@@ -33,7 +33,7 @@ FRACTIONS = (0.2, 0.5, 1.0)
 def config(tiny_model_directory, tmp_path_factory) -> SensitivityConfig:
     return tiny(
         SensitivityConfig, tiny_model_directory, tmp_path_factory.mktemp("runs"), fractions=FRACTIONS, ratio=0.15,
-        method="gate_fisher > within(attention=0.0) > uniform", 
+        method="gate_fisher > within(attention=0.0) > uniform",
         evaluation=EvaluationConfig(windows=4, length=16, batch_size=2, candidates_at_once=3),
     )  # fmt: skip
 
