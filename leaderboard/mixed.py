@@ -34,5 +34,5 @@ def mixed(*, share: float = 0.5, power: float = 2.0, centred: bool = False) -> E
     return Estimator(needs=frozenset({ACTIVATION_MOMENTS, GATE_GRADIENT}), score=score)
 
 
-AUTHOR = "an agent, by the prompt of AGENTS.md"
+AUTHOR = "saap_jax, by the prompt of AGENTS.md"
 METHOD = "FILE:mixed(share=0.75, power=1.0) > within(protect=(0.13, -0.07)) > uniform > least_squares"
