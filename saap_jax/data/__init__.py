@@ -10,7 +10,6 @@ from saap_jax.data.windows import (
     load_scenarios,
     pairs,
     parse_scenario,
-    window_articles,
 )
 
 __all__ = [
@@ -24,5 +23,4 @@ __all__ = [
     "pairs",
     "parse_scenario",
     "read_texts",
-    "window_articles",
 ]

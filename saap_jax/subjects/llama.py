@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
-from saap_jax.data import (
-    Windows,
-    beginning,
-    evaluation_windows,
-    load_scenarios,
-    pairs,
-    parse_scenario,
-    window_articles,
-)
+from saap_jax.data import Windows, beginning, evaluation_windows, load_scenarios, pairs, parse_scenario
+from saap_jax.data.windows import window_articles
 from saap_jax.estimation import observe
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
