@@ -134,6 +134,7 @@ def test_code_that_travels_stands_alone(path):
         "torch",
         "transformers",
         "configuration_saap_llama",
+        "copy",
     }
 
 

@@ -204,6 +204,17 @@ def read_percent(name: str, text: str) -> float:
     return share
 
 
+def read_workload(name: str, text: str) -> tuple[int, int]:
+    """Read rows and tokens of each.
+
+    >>> read_workload("at", "8x4096")
+    (8, 4096)
+    """
+    if not (match := re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text)):
+        raise ValueError(f"{name}: expected rows and tokens of each, such as 8x4096, got {shown(text)}")
+    return int(match[1]), int(match[2])
+
+
 def read_bound(name: str, text: str, units: Mapping[str, float] = BYTES, example: str = "300MiB") -> Bound:
     """Read a bound: a percentage of the other model's, or an amount with one of some units (one may be empty).
 

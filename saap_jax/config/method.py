@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from saap_jax.config.checks import BYTES, Checked, Natural, Positive, Seed, at_least, read_bound
+from saap_jax.config.checks import BYTES, Checked, Natural, Positive, Seed, at_least, read_bound, read_workload
 from saap_jax.types import AttentionPath, Bos
 
 Length = Annotated[int, at_least(2)]
@@ -103,16 +103,16 @@ class TargetsConfig(Checked):
     """Multiply-accumulates of reading the prompts, at most: `70%`, `10G`."""
     weight_bytes: str = ""
     """Bytes of the weights in memory, at most: `70%`, `300MiB`."""
+    memory: str = ""
+    """Bytes of the weights and of the KV cache of all rows at their full length, at most: `70%`, `2GiB`."""
     peak_memory: str = ""
     """Bytes of weights, cache and temporaries while prompts are read and tokens generated, at most: `70%`, `500MiB`."""
     latency: str = ""
     """Time to read the prompts on this device, at most: `70%`, `250ms`."""
     tokens_per_second: str = ""
     """Tokens generated on this device, all rows together, at least: `150%`, `40`."""
-    batch: Positive = 1
-    """Prompts that are read together."""
-    length: Positive = 128
-    """Tokens of each prompt."""
+    at: Annotated[str, read_workload] = "1x128"
+    """Prompts that are read together, and tokens of each: `8x4096`."""
     repeats: Positive = 5
     """Measurements, of which the median counts."""
 
@@ -120,6 +120,16 @@ class TargetsConfig(Checked):
         super().__post_init__()
         for name, asked in self.asked.items():
             read_bound(f"targets.{name}", asked, *TARGETS[name])
+
+    @property
+    def batch(self) -> int:
+        """Prompts that are read together."""
+        return read_workload("targets.at", self.at)[0]
+
+    @property
+    def length(self) -> int:
+        """Tokens of each prompt."""
+        return read_workload("targets.at", self.at)[1]
 
     @property
     def asked(self) -> dict[str, str]:
@@ -131,6 +141,7 @@ TARGETS: dict[str, tuple[dict[str, float], str]] = {
     "parameters": ({"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}, "100M"),
     "macs": ({"M": 1e6, "G": 1e9, "T": 1e12}, "10G"),
     "weight_bytes": (BYTES, "300MiB"),
+    "memory": (BYTES, "2GiB"),
     "peak_memory": (BYTES, "500MiB"),
     "latency": ({"us": 1e-6, "ms": 1e-3, "s": 1.0}, "250ms"),
     "tokens_per_second": ({"": 1.0}, "40"),

@@ -212,15 +212,17 @@ class ExportConfig(Checked):
     """The model: a name, GGUF file or directory."""
     out: str = ""
     """What to write: a directory, or with format gguf a file; it must not exist."""
-    format: Literal["hf", "padded", "ragged", "gguf", "tunix", "maxtext"] = "hf"
+    format: Literal["hf", "padded", "ragged", "nas", "gguf", "tunix", "maxtext"] = "hf"
     """`hf`: a plain LLaMA, if all layers are alike. `padded`: a plain LLaMA, widened by zeros. `ragged`: widths as they
-    are, with code for transformers. `gguf`: a file for llama.cpp. `tunix`: as `hf`, with what configures Tunix.
-    `maxtext`: a checkpoint of MaxText, with its configuration."""
+    are, with code for transformers. `nas`: MLPs as they are, for vLLM. `gguf`: a file for llama.cpp. `tunix`: as `hf`,
+    with what configures Tunix. `maxtext`: a checkpoint of MaxText, with its configuration."""
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
     """Type of the stored matrices; q8_0 is for gguf alone."""
     teacher: str = ""
     """With format maxtext: the unpruned model, a name, GGUF file or directory, which is exported too, to `OUT/teacher`.
     MaxText's configuration names both."""
+    anyway: bool = False
+    """With format tunix: write the model although Tunix computes something else with it."""
     dequantize: bool = False
     """Write quantised matrices in `dtype`. Without it, gguf takes those of 4 bits in groups of 32 as they are and
     refuses others; the other formats always dequantise."""
@@ -229,6 +231,8 @@ class ExportConfig(Checked):
         super().__post_init__()
         if self.dtype == "q8_0" and self.format != "gguf":
             raise ValueError(f"dtype: q8_0 is a type of GGUF, expected float32, bfloat16 or float16 for {self.format}")
+        if self.anyway and self.format != "tunix":
+            raise ValueError(f"anyway: expected format tunix beside it, which may compute otherwise, got {self.format}")
         if self.teacher and self.format != "maxtext":
             raise ValueError(
                 f"teacher: expected format maxtext beside it, whose distillation takes one, got {self.format}"

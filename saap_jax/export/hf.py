@@ -1,4 +1,4 @@
-"""Write a Hugging Face directory: plain, padded to equal widths, or with one width a layer and code of its own.
+"""Write a Hugging Face directory: plain, padded to equal widths, or of uneven layers, with code of its own.
 
 Plain and padded directories are of the model's family.
 """
@@ -10,20 +10,37 @@ from typing import Any, Literal
 
 import numpy as np
 
-from saap_jax.export.widths import added_parameters, unfit, uniform_widths
+from saap_jax.export.widths import added_parameters, nas_widths, unfit, uniform_widths
 from saap_jax.llama.files.config import config_from_spec, fits_plain_config
-from saap_jax.llama.files.layout import Tensor, as_stored, groups_of, model_tensors
+from saap_jax.llama.files.layout import Tensor, as_stored, groups_of, model_tensors, unread
+from saap_jax.llama.files.per_layer import BLOCKS, LAYERS, NAS_TYPE, blocks
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.files.write import write_json, write_tensors, write_tokenizer
 from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import LlamaSpec
 
 REMOTE = Path(__file__).parent / "remote"
-"""Code that travels with a ragged model. It imports torch and transformers, and nothing of this library."""
+"""Code that travels with models of uneven layers. It imports torch and transformers, and nothing of this library."""
 
-Form = Literal["hf", "padded", "ragged"]
+Form = Literal["hf", "padded", "ragged", "nas"]
 
 RAGGED = "choose --format ragged (transformers with trust_remote_code)"
+
+TRAVELS: dict[str, dict[str, Any]] = {
+    "ragged": {
+        "architectures": ["SaapLlamaForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_saap_llama.SaapLlamaConfig",
+            "AutoModelForCausalLM": "modeling_saap_llama.SaapLlamaForCausalLM",
+        },
+    },
+    "nas": {
+        "architectures": ["DeciLMForCausalLM"],
+        "model_type": NAS_TYPE,
+        "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
+    },
+}
+"""Form -> the keys of its config that name the code that travels with it."""
 
 
 def write_hf(
@@ -42,21 +59,18 @@ def write_hf(
     """
     spec = model.spec
     check_form(spec, form)
-    layers = uniform_widths(spec) if form == "padded" else spec.layers
-    config = config_from_spec(dataclasses.replace(spec, layers=layers), dtype.name, per_layer=form == "ragged")
-    if form == "ragged":
-        config |= {
-            "architectures": ["SaapLlamaForCausalLM"],
-            "auto_map": {
-                "AutoConfig": "configuration_saap_llama.SaapLlamaConfig",
-                "AutoModelForCausalLM": "modeling_saap_llama.SaapLlamaForCausalLM",
-            },
-        }
-        for file in REMOTE.glob("*.py"):
-            shutil.copyfile(file, place / file.name)
+    layers = {"padded": uniform_widths, "nas": nas_widths}.get(form, lambda spec: spec.layers)(spec)
+    widened = dataclasses.replace(spec, layers=layers)
+    config = config_from_spec(widened, dtype.name, per_layer=form in TRAVELS) | TRAVELS.get(form, {})
+    for name in {each.partition(".")[0] for each in config.get("auto_map", {}).values()}:
+        shutil.copyfile(REMOTE / f"{name}.py", place / f"{name}.py")
     settings = _generation(spec, tokenizer)
     config |= {key: value for key, value in settings.items() if key == "pad_token_id"}
     tensors = as_stored(model_tensors(model, layers), groups_of(spec, config["model_type"]))
+    if form == "nas":
+        config = {key: value for key, value in config.items() if key not in (LAYERS, "family", "output_biases")}
+        config |= {BLOCKS: blocks(layers), "qkv_bias": spec.input_biases}
+        tensors = [tensor for tensor in tensors if tensor.name not in unread(widened)]
     zeros = []
     if config.get("attention_bias"):  # a plain LLaMA has biases of its other projections too
         inner = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
@@ -78,14 +92,19 @@ def check_form(spec: LlamaSpec, form: Form) -> None:
     """Raise `ValueError` unless a format can hold a model; the message says which one can.
 
     An expert of zeros would be routed to, so mixtures are not padded. The code that travels with a ragged model has
-    layers that see positions alike, and no norms behind sub-blocks. A plain family may have no output biases, and
-    transformers refuses numbers of heads that do not divide the residual width.
+    layers that see positions alike, and no norms behind sub-blocks; vLLM's of `nas` no norms of heads, windows and
+    output biases either. A plain family may have no output biases, and transformers refuses numbers of heads that do
+    not divide the residual width.
     """
     constants, traits = spec.constants, spec.constants.traits
     if form != "hf" and traits.experts:
         alike = "choose --format hf, for layers that are alike (the allocation uniform)"
         raise unfit(form, "a model without experts", f"a {constants.family}", alike)
-    if form == "ragged":
+    if form == "nas" and (traits.head_norms or constants.sliding_window is not None or spec.output_biases):
+        got = "some" if spec.output_biases else f"a {constants.family}"
+        expected = "no norms of heads, windows or biases of output projections, which vLLM's DeciLM has not"
+        raise unfit(form, expected, got, "choose --format padded")
+    if form in TRAVELS:
         if constants.apart is not None or traits.post_norms:
             got = f"a {constants.family} with {'layers apart' if constants.apart is not None else 'such norms'}"
             expected = "layers that see positions alike, and no norms behind sub-blocks"
@@ -108,7 +127,8 @@ def check_form(spec: LlamaSpec, form: Form) -> None:
     if traits.experts:
         expected = f"layers alike, with heads and at least {constants.experts_per_token} experts"
         raise unfit(form, expected, got or "fewer", "prune with the allocation uniform, all layers alike")
-    instead = "choose --format padded (a plain model with zeros added), ragged (trust_remote_code) or gguf (llama.cpp)"
+    instead = "choose --format padded (a plain model with zeros added), ragged (transformers with trust_remote_code), "
+    instead += "nas (vLLM) or gguf (llama.cpp)"
     raise unfit(form, "layers of equal widths above zero", got or "layers without heads or channels", instead)
 
 

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from saap_jax.config.use import ExportConfig
 from saap_jax.export.gguf_file import context_of, write_gguf
 from saap_jax.export.gguf_vocabulary import copied_vocabulary, no_vocabulary, vocabulary_of
-from saap_jax.export.hf import write_hf
-from saap_jax.export.widths import without_empty_layers
+from saap_jax.export.hf import TRAVELS, write_hf
+from saap_jax.export.widths import width_note, without_empty_layers
 from saap_jax.jobs import origins
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.files import orbax, trainers
@@ -197,6 +197,8 @@ def _write(
         return _write_maxtext(config, model, tokenizer, place, teacher)
     generation = source / "generation_config.json"
     about = trainers.configuration(model.spec) if config.format == "tunix" else None
+    if about is not None and (found := trainers.departures(model.spec)) and not config.anyway:
+        raise ValueError(f"format tunix: {'; '.join(found)}; say --anyway to write it all the same")
     added = write_hf(
         model,
         place,
@@ -208,8 +210,11 @@ def _write(
     if about is not None:
         write_json(about, place / TUNIX)
         return f"{model.constants.traits.architecture} for {about['module']}", added, trainers.departures(model.spec)
-    if config.format == "ragged":
-        return "SaapLlamaForCausalLM", added, ("load it in transformers with trust_remote_code=True",)
+    if config.format in TRAVELS:
+        how = {"ragged": "load it in transformers with trust_remote_code=True"}
+        how |= {"nas": f"serve it with vllm serve {config.out} --trust-remote-code"}
+        notes = tuple(filter(None, (how[config.format], width_note(model.spec))))
+        return TRAVELS[config.format]["architectures"][0], added, notes
     return model.constants.traits.architecture, added, ()
 
 

@@ -12,6 +12,7 @@ from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import directory_bytes
+from saap_jax.export.widths import width_note
 from saap_jax.jobs import origins, targets
 from saap_jax.jobs.candidates import runner_of
 from saap_jax.jobs.job import lengths_of
@@ -136,6 +137,8 @@ def _prune(
     facts += judged_rows(judged) if judged else []
     notes = [said] if isinstance(cut, CutTraced) and (said := own_code(cut)) else []
     notes += [f"{name} is not repaired: {why}" for name, why in chain.unrepaired(subject, selection.keep).items()]
+    if isinstance(cut, CutLlama) and (said := width_note(cut.model.spec)):
+        notes.append(said)
     further = further_of(config, cut.model.spec) if isinstance(cut, CutLlama) else ()
     return PruneResult(selection, state.told, reached, judged, texts_written, facts, notes, further)
 

@@ -27,6 +27,7 @@ from saap_jax.evaluation.timing import Times, Workload, compile_programs, spread
 from saap_jax.llama import LayerWidths, Llama, LlamaSpec, abstract_llama, random_llama
 from saap_jax.llama.decoder import cache_bytes
 from saap_jax.llama.generate import decoder_of, rounded
+from saap_jax.llama.spec import check_length
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import plain
 from saap_jax.runtime.progress import Track, quiet, step
@@ -145,6 +146,7 @@ class Costs(NamedTuple):
             "parameters": lambda: count_parameters(model),
             "macs": lambda: prefill_macs(model, self.config.batch, self.config.length),
             "weight_bytes": lambda: weight_bytes(model),
+            "memory": lambda: weight_bytes(model) + cache_bytes(model, self.config.batch, self.config.length),
             "peak_memory": lambda: held_bytes(model, self.config) + self.temporaries,
         }
         if table is not None:
@@ -162,8 +164,9 @@ def costs_of(config: TargetsConfig, model: Llama, track: Track = quiet) -> Costs
     """Measure what the targets need to know: sub-block times, and the memory of the unpruned model's programs.
 
     Raises:
-        ValueError: a target of memory where no compiler tells it, or a workload that does not fit the positions.
+        ValueError: a target of peak memory where no compiler tells it, or a workload that does not fit the positions.
     """
+    check_length(model.spec.constants, config.length, "targets.at")
     table, temporaries = None, 0
     if TIMED & {*config.asked}:
         table = measure_table(model, workload_of(config), repeats=config.repeats, track=track)
@@ -362,7 +365,7 @@ def _amount(name: str, value: float) -> str:
             return f"{1e3 * value:.3g} ms"
         case "tokens_per_second":
             return f"{value:.3g}/s"
-        case "weight_bytes" | "peak_memory":
+        case "weight_bytes" | "memory" | "peak_memory":
             return f"{value / 2**20:.4g} MiB"
         case "macs":
             return f"{value / 1e9:.3g}G"

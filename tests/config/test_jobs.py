@@ -88,7 +88,7 @@ def test_the_ratio_of_the_cut_model_follows_from_the_ratios(ratios, given, cut):
         (c.PruneConfig, "method", None, "method: expected str, got None"),
         (c.AbConfig, "max_accuracy_drop", 2**53, r"max_accuracy_drop: expected float \| None"),
         (c.AbConfig, "max_accuracy_drop", -1, "max_accuracy_drop: expected a number of at least 0"),
-        (c.TargetsConfig, "batch", 0, "batch: expected at least 1, got 0"),
+        (c.TargetsConfig, "at", "8x0", "at: expected rows and tokens of each, such as 8x4096, got '8x0'"),
         (c.CompareConfig, "ratios", [0, 0.2], ""),
         (c.AbConfig, "max_accuracy_drop", 3, ""),
     ],

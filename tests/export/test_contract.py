@@ -9,6 +9,7 @@ from saap_jax.export.hf import REMOTE
 from saap_jax.export.widths import deci_widths
 from saap_jax.llama import Constants, load_model
 from saap_jax.llama.files.families import FAMILIES
+from saap_jax.llama.files.layout import unread
 from saap_jax.structures import count_parameters
 from tests.export.models import MIXTURES, PLAIN, RELATIVES, SPECS, config_of, fields_of, spec_of, types_of, written
 from tests.helpers import forward, random_model
@@ -23,10 +24,12 @@ ALL = (
         "qwen2-narrow": spec_of((1, 2, 24), (2, 2, 17), (0, 1, 9), constants=Constants(family="qwen2")),
     }
 )
-FORMS = ("hf", "padded", "ragged", "gguf")
+FORMS = ("hf", "padded", "ragged", "nas", "gguf")
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 12), np.int32)
 ALIKE = {*PLAIN, "gemma3_text-apart", *(name for name in ALL if name.endswith(("-uniform", "-cut")))}
 """Layers of one width, as plain models have them."""
+OWN = {"ragged": ("saap_llama", "SaapLlamaForCausalLM"), "nas": ("nemotron-nas", "DeciLMForCausalLM")}
+"""Form -> model type and architecture that are not the family's."""
 PER_LAYER = ("llama", "mistral", "phi3")
 """Families of whose layers llama.cpp takes a width each; the others get zeros."""
 
@@ -42,8 +45,10 @@ def refusal(name: str, form: str) -> str:
             "nothing": "got layers without heads or channels",
         }
         return "the allocation uniform" if name in MIXTURES else f"{got.get(name, '')}.*padded .*ragged .*gguf"
-    if form in ("padded", "ragged") and name in MIXTURES:
+    if form in ("padded", "ragged", "nas") and name in MIXTURES:
         return f"expected a model without experts, got a {family}; choose --format hf"
+    if form == "nas" and (family in ("mistral", "qwen3", "phi3", "gemma3_text") or ALL[name].output_biases):
+        return "expected no norms of heads, windows or biases of output projections.*choose --format padded"
     if form == "ragged" and family == "gemma3_text":
         return "got a gemma3_text with .* padded or gguf"
     if form == "gguf" and name in ("qwen2-ragged", "qwen2-empty"):
@@ -52,7 +57,7 @@ def refusal(name: str, form: str) -> str:
 
 
 CASES = [
-    pytest.param(name, form, marks=() if name in PLAIN or form == "ragged" else pytest.mark.slow)
+    pytest.param(name, form, marks=() if name in PLAIN or form in ("ragged", "nas") else pytest.mark.slow)
     for form in FORMS
     for name in ALL
 ]
@@ -76,21 +81,52 @@ def test_what_is_written_is_the_model(name, form, tmp_path):
     else:
         added, config = found, config_of(place)
         stored = load_file(place / "model.safetensors")
-        assert sum(tensor.size for tensor in stored.values()) == count_parameters(model) + added
-        own = ("saap_llama", "SaapLlamaForCausalLM") if form == "ragged" else (constants.family, traits.architecture)
+        absent = unread(loaded.spec) if form == "nas" else {}  # norms that nothing reads
+        norms = sum(np.prod(shape, dtype=int) for shape in absent.values())
+        assert sum(tensor.size for tensor in stored.values()) == count_parameters(model) + added - norms
+        assert not stored.keys() & absent.keys()
+        own = (constants.family, traits.architecture)
+        own = OWN.get(form, own)
         assert (config["model_type"], *config["architectures"]) == own
-        assert any("qkv_proj" in each for each in stored) == (traits.fused and form != "ragged")
+        assert any("qkv_proj" in each for each in stored) == (traits.fused and form not in OWN)
         if form == "ragged":
-            assert all((place / file.name).read_bytes() == file.read_bytes() for file in REMOTE.glob("*.py"))
+            assert all((place / file.name).read_bytes() == file.read_bytes() for file in REMOTE.glob("*_saap_llama.py"))
+        if form == "nas":
+            check_blocks(model, config, stored)
     if form in ("hf", "ragged"):
         assert_same(loaded, model)
         return
-    assert loaded.spec.uniform or (form, constants.family in PER_LAYER) == ("gguf", True)
+    assert form == "nas" or loaded.spec.uniform or (form, constants.family in PER_LAYER) == ("gguf", True)
     assert count_parameters(loaded) == count_parameters(model) + added or model.spec.output_biases
     short = TOKENS[:, : None if traits.gguf.windows else window]
     near = 1e-4 if constants.family == "gemma3_text" else 2e-5
     np.testing.assert_allclose(forward(loaded, short), forward(model, short), rtol=0, atol=near)
     assert np.abs(forward(loaded, short) - forward(model, short[::-1])).max() > 0.1, "control"
+
+
+def check_blocks(model, config, stored):
+    """Hold tensors against the shapes that vLLM 0.33 allocates of such a config, by the rules of its `nemotron_nas`."""
+    heads, head_dim, embed = (config[key] for key in ("num_attention_heads", "head_dim", "hidden_size"))
+    expected = {"model.embed_tokens.weight": (config["vocab_size"], embed), "model.norm.weight": (embed,)}
+    expected |= {} if config["tie_word_embeddings"] else {"lm_head.weight": expected["model.embed_tokens.weight"]}
+    for layer, (block, widths) in enumerate(zip(config["block_configs"], model.spec.layers, strict=True)):
+        at, attention, ffn = f"model.layers.{layer}.", block["attention"], block["ffn"]
+        assert "ffn_mult" not in ffn, "which would be read first"
+        assert attention["no_op"] == (layer > 0 and not widths.kv_heads), "the first norm opens the residual stream"
+        if not attention["no_op"]:
+            kv = heads // attention["n_heads_in_group"] * head_dim
+            sizes = {"q": heads * head_dim, "k": kv, "v": kv}
+            expected |= {f"{at}self_attn.{part}_proj.weight": (size, embed) for part, size in sizes.items()}
+            expected |= {f"{at}self_attn.o_proj.weight": (embed, heads * head_dim)}
+            expected |= {f"{at}input_layernorm.weight": (embed,)}
+            if config["qkv_bias"]:
+                expected |= {f"{at}self_attn.{part}_proj.bias": (size,) for part, size in sizes.items()}
+        if not ffn["no_op"]:
+            assert ffn["intermediate_size"] == widths.mlp, "MLPs are as they are"
+            wide = (ffn["intermediate_size"], embed)
+            expected |= {f"{at}mlp.gate_proj.weight": wide, f"{at}mlp.up_proj.weight": wide}
+            expected |= {f"{at}mlp.down_proj.weight": wide[::-1], f"{at}post_attention_layernorm.weight": (embed,)}
+    assert {name: tensor.shape for name, tensor in stored.items()} == expected
 
 
 def check_gguf(name, model, found, path, loaded):

@@ -128,19 +128,25 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
+            (["{source}", "{tmp}/x", "--anyway"], "anyway: expected format tunix beside it"),
             (["{source}", "{tmp}/x"], "choose --format padded (a plain model with zeros"),
             (["{source}", "{tmp}/x", "--format", "gguf"], "expected a file name that ends in .gguf"),
             (["{source}", "{tmp}/x", "--format", "padded", "--dtype", "q8_0"], "q8_0 is a type of GGUF"),
             (["{source}", "{source}", "--format", "ragged"], "exists already and is never overwritten"),
             (["{tmp}/none", "{tmp}/x", "--format", "ragged"], "no such file or directory"),
+            (
+                ["{uniform}", "{tmp}/x", "--format", "tunix"],
+                "Tunix turns heads of llama3 by a rotary base of 1,000,000",
+            ),
             (["{source}"], "out: expected a path, got nothing"),
             ([], "model: expected a path, got nothing"),
             (["{source}", "a", "b"], "expected MODEL OUT first"),
         ],
     )
     def test_bad_input(self, words, message, source, capsys, tmp_path):
-        directory = source(RAGGED)
-        assert main.main(["export", *(word.format(source=directory, tmp=tmp_path) for word in words)]) == 2
+        directory = source(UNIFORM if "{uniform}" in words else RAGGED)
+        places = {"source": directory, "uniform": directory, "tmp": tmp_path}
+        assert main.main(["export", *(word.format(**places) for word in words)]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1

@@ -53,13 +53,17 @@ def smallest(model, targets: TargetsConfig, chain: str = "random", least: float 
 def test_costs_of_widths_are_those_of_the_cut_model():
     model = dense_model(layers=4, mlp=12)
     keep = random_keep(existing_units(model.segments), 0.4, seed=3)
-    config = TargetsConfig(parameters="90%", macs="90%", weight_bytes="90%", batch=2, length=16)
+    config = TargetsConfig(parameters="90%", macs="90%", weight_bytes="90%", memory="90%", at="2x16")
     pruned = cut(model, keep)
     assert pruned_spec(model.spec, keep) == pruned.spec
     assert Costs(config, np.float32).of(pruned.spec) == {
         "parameters": count_parameters(pruned),
         "macs": prefill_macs(pruned, 2, 16),
         "weight_bytes": weight_bytes(pruned),
+        "memory": weight_bytes(pruned)
+        + sum(
+            2 * 2 * 16 * layer.kv_heads * pruned.spec.head_dim * 4 for layer in pruned.spec.layers
+        ),  # keys and values of 2 rows of 16 tokens in float32
     }
 
 
@@ -80,11 +84,12 @@ def test_of_little_text_microbatches_are_split(windows, size):
 
 
 @pytest.mark.parametrize("options", [
-    {"parameters": "80%"}, {"weight_bytes": "9kB"}, {"macs": "70%", "batch": 3}, {"parameters": "90%", "macs": "60%"},
+    {"parameters": "80%"}, {"weight_bytes": "9kB"}, {"macs": "70%", "at": "3x16"}, {"parameters": "90%", "macs": "60%"},
+    {"memory": "80%", "at": "8x64"},
 ])  # fmt: skip
 def test_targets_hold_and_not_much_less_would_do(options):
     model = dense_model(layers=4, mlp=64)
-    costs, targets, found, ratio, runner = smallest(model, TargetsConfig(length=16, **options))
+    costs, targets, found, ratio, runner = smallest(model, TargetsConfig(**{"at": "1x16"} | options))
     value = costs.of(pruned_spec(model.spec, found.keep))
     assert all(target.holds(value[target.name]) for target in targets)
     less = runner.choose(parse("random"), ratio - 0.004)
@@ -126,7 +131,7 @@ def test_targets_out_of_reach_are_refused_with_what_can_be_reached():
 @pytest.mark.slow
 def test_memory_is_no_less_than_the_compiler_says_of_the_pruned_model():
     model = dense_model(layers=4, mlp=64)
-    config = TargetsConfig(peak_memory="90%", length=16)
+    config = TargetsConfig(peak_memory="90%", at="1x16")
     costs = costs_of(config, model)
     dense = compile_programs(decoder_of(model), workload_of(config)).memory_bytes
     assert costs.of(model.spec)["peak_memory"] == dense
@@ -198,7 +203,7 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
     monkeypatch.setattr(module, "ENOUGH", 1)  # few layers, since each program is compiled
     monkeypatch.setattr(module, "FEWEST", 1)
     monkeypatch.setattr(module, "POINTS", 1)
-    targets = TargetsConfig(weight_bytes="95%", tokens_per_second="1%", latency="100000%", length=8, repeats=1)
+    targets = TargetsConfig(weight_bytes="95%", tokens_per_second="1%", latency="100000%", at="1x8", repeats=1)
     options = {"out": str(tmp_path / "out"), "method": "wanda", "targets": targets}
     config = tiny(PruneConfig, tiny_model_directory, tmp_path, examples=8, **options)
     pruned = prune.prune(config)

@@ -298,13 +298,39 @@ def test_round_trip(widths, biases):
         assert "auto_map" not in config
 
 
+LISTS = {"num_key_value_heads": [2, 1], "query_heads_per_kv_head": [2, 2], "per_layer_config": None}
+"""Sizes of layers as versions before `per_layer_config` wrote them."""
+
+
+def test_lists_of_earlier_versions_are_read():
+    layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=2, mlp=mlp) for heads, mlp in ((2, 8), (0, 9), (1, 0)))
+    spec = LlamaSpec(vocab=7, embed=8, head_dim=4, layers=layers, tied=True)
+    now = config_from_spec(spec, "float32")
+    assert now["per_layer_config"] == {
+        "0": {"intermediate_size": 8},
+        "1": {"skip": ["attention"]},
+        "2": {"num_key_value_heads": 1, "num_attention_heads": 2, "skip": ["mlp"]},
+    }
+    heads = {"num_key_value_heads": [2, 0, 1], "num_attention_heads": [4, 0, 2], "query_heads_per_kv_head": [2, 2, 2]}
+    then = now | heads | {"intermediate_size": [8, 9, 0], "per_layer_config": None}
+    assert spec_from_config(then, "x") == spec_from_config(now, "x") == spec
+    wrong = now | {"per_layer_config": now["per_layer_config"] | {"2": {}}}
+    assert spec_from_config(wrong, "x") != spec, "control"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_attention_heads": [4, 3]}, "layer 1 has 3 attention heads .* 1 x 2"),
-        ({"intermediate_size": [8]}, "expected intermediate_size to be 2 numbers, one a layer"),
-        ({"query_heads_per_kv_head": None}, "expected query_heads_per_kv_head to be a whole number .*, got None"),
-        ({"intermediate_size": [8, 2**40]}, "expected intermediate_size to be a whole number"),
+        ({"num_attention_heads": [4, 3]} | LISTS, "layer 1 has 3 attention heads .* 1 x 2"),
+        ({"intermediate_size": [8]} | LISTS, "expected intermediate_size to be 2 numbers, one a layer"),
+        ({"intermediate_size": [8, 2**40]} | LISTS, "expected intermediate_size to be a whole number"),
+        ({"per_layer_config": {"2": {}}}, "expected per_layer_config of a layer below 2 .*, got {2: {}}"),
+        ({"per_layer_config": {"1": {"head_dim": 4}}}, "some of .*intermediate_size, .* got .*head_dim"),
+        ({"per_layer_config": {"1": {"skip": ["norm"]}}}, "to skip attention or mlp, got .*norm"),
+        (
+            {"per_layer_config": {"1": {"intermediate_size": "8"}}},
+            "layer 1: expected intermediate_size to be a whole",
+        ),
         ({"sliding_window": 8}, "^x: .*sliding_window: expected none in family 'llama', got 8"),
         ({"family": "gemma"}, "expected family llama, .*, got 'gemma'"),
         ({"saap_quantization": {"bits": 3, "group_size": 4, "matrices": ["query"]}}, "group_size of whole bytes"),

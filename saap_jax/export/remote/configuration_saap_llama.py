@@ -1,18 +1,19 @@
 """Configuration of a LLaMA model whose layers have widths of their own. Travels with the model's weights."""
 
+import copy
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 
 class SaapLlamaConfig(PreTrainedConfig):
-    """A LLaMA configuration with one number a layer.
+    """A LLaMA configuration whose `per_layer_config` says where sizes of a layer are others, and which it skips.
 
-    `num_key_value_heads`, `num_attention_heads`, `query_heads_per_kv_head` and `intermediate_size` are lists; a layer
-    may have no heads or no channels. With `output_biases`, the attention output and the MLP down projection, and no
-    other matrices of a LLaMA, add a bias. `family` says which relative of LLaMA it is: query, key and value of a
-    `qwen2` add a bias, query and key heads of a `qwen3` are normalised. With a `sliding_window`, a token sees that many
-    positions, its own among them.
+    Those are `num_key_value_heads`, `num_attention_heads` and `intermediate_size`; `skip` may have "attention" and
+    "mlp", of which nothing is left then but an output bias. With `output_biases`, the attention output and the MLP
+    down projection, and no other matrices of a LLaMA, add a bias. `family` says which relative of LLaMA it is: query,
+    key and value of a `qwen2` add a bias, query and key heads of a `qwen3` are normalised. With a `sliding_window`, a
+    token sees that many positions, its own among them.
     """
 
     model_type = "saap_llama"
@@ -24,10 +25,11 @@ class SaapLlamaConfig(PreTrainedConfig):
         vocab_size: int = 32,
         hidden_size: int = 16,
         head_dim: int = 4,
-        num_key_value_heads: list[int] | None = None,
-        num_attention_heads: list[int] | None = None,
-        query_heads_per_kv_head: list[int] | None = None,
-        intermediate_size: list[int] | None = None,
+        num_hidden_layers: int = 1,
+        num_key_value_heads: int = 1,
+        num_attention_heads: int = 1,
+        intermediate_size: int = 64,
+        per_layer_config: dict[str, dict[str, Any]] | None = None,
         output_biases: bool = False,
         family: str = "llama",
         sliding_window: int | None = None,
@@ -45,16 +47,8 @@ class SaapLlamaConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.vocab_size, self.hidden_size, self.head_dim = vocab_size, hidden_size, head_dim
-        self.num_key_value_heads = [1] if num_key_value_heads is None else num_key_value_heads
-        layers = len(self.num_key_value_heads)
-        self.query_heads_per_kv_head = query_heads_per_kv_head or [1] * layers
-        pairs = zip(self.num_key_value_heads, self.query_heads_per_kv_head, strict=True)
-        self.num_attention_heads = num_attention_heads or [heads * group for heads, group in pairs]
-        self.intermediate_size = intermediate_size or [4 * hidden_size] * layers
-        self.num_hidden_layers = kwargs.pop("num_hidden_layers", layers)
-        lengths = {layers, self.num_hidden_layers, len(self.num_attention_heads), len(self.intermediate_size)}
-        if len(lengths) != 1:
-            raise ValueError(f"expected one number a layer in every list, got lists of {sorted(lengths)} numbers")
+        self.num_hidden_layers, self.intermediate_size = num_hidden_layers, intermediate_size
+        self.num_key_value_heads, self.num_attention_heads = num_key_value_heads, num_attention_heads
         self.output_biases, self.hidden_act, self.rms_norm_eps = output_biases, hidden_act, rms_norm_eps
         self.attention_bias = self.mlp_bias = False
         self.family, self.sliding_window = family, sliding_window
@@ -63,4 +57,18 @@ class SaapLlamaConfig(PreTrainedConfig):
         self.rope_parameters = rope_parameters
         self.tie_word_embeddings = tie_word_embeddings
         self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
-        super().__init__(**kwargs)
+        super().__init__(per_layer_config=per_layer_config, **kwargs)
+
+    def of_layer(self, layer: int) -> Any:
+        """Describe one layer: this configuration with the sizes that it has there, and with `skip`."""
+        given = self.per_layer_config
+        if given is None or isinstance(given, dict):  # transformers before 5.14 knows nothing of it
+            sizes = {int(key): value for key, value in (given or {}).items()}.get(layer, {})
+            one = copy.copy(self)
+            vars(one).update({"skip": [], **sizes})
+            return one
+        one = given[layer]
+        if one is self:  # no layer has other sizes
+            one = copy.copy(self)
+            one.skip = []
+        return one

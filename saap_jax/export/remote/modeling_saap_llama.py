@@ -26,7 +26,9 @@ class SaapLlamaAttention(LlamaAttention):
     """Attention with the heads of one layer; without heads it returns its bias, or zero."""
 
     def __init__(self, config: SaapLlamaConfig, layer: int) -> None:
-        heads, group = config.num_key_value_heads[layer], config.query_heads_per_kv_head[layer]
+        own = config.of_layer(layer)
+        heads, group = own.num_key_value_heads, own.num_attention_heads // own.num_key_value_heads
+        heads = 0 if "attention" in own.skip else heads
         sizes = LlamaConfig(
             hidden_size=config.head_dim * group,  # only so that it is accepted: the projections are made below
             head_dim=config.head_dim,
@@ -35,7 +37,7 @@ class SaapLlamaAttention(LlamaAttention):
             attention_dropout=config.attention_dropout,
         )
         # A cache's length is that of its first layer: count only layers that have something to keep.
-        super().__init__(sizes, sum(count > 0 for count in config.num_key_value_heads[:layer]))
+        super().__init__(sizes, sum("attention" not in config.of_layer(before).skip for before in range(layer)))
         self.config = config  # which attention to run is set on the model's configuration
         self.heads = heads
         self.sliding_window = config.sliding_window
@@ -64,9 +66,10 @@ class SaapLlamaMLP(LlamaMLP):
     """Feed-forward block with the channels of one layer, perhaps none; a bias of the down projection alone."""
 
     def __init__(self, config: SaapLlamaConfig, layer: int) -> None:
+        own = config.of_layer(layer)
         sizes = LlamaConfig(
             hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size[layer],
+            intermediate_size=0 if "mlp" in own.skip else own.intermediate_size,
             num_attention_heads=1,
             hidden_act=config.hidden_act,
         )

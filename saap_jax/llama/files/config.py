@@ -2,14 +2,16 @@
 
 A dense model, or one whose layers were all cut alike, is a plain config of its family, such as `llama`. Layers of
 different widths have no place in it, nor has a bias of the output projections alone, so such a model says `model_type:
-"saap_llama"` with its `family` and one number a layer: other readers refuse it instead of misreading it. A plain
-`llama` config may say that all projections have biases; all but those of the output projections must then be zero.
+"saap_llama"` with its `family` and, in transformers' schema, `per_layer_config`: other readers refuse it instead of
+misreading it. Earlier versions wrote one number a layer in lists, which are read too. A plain `llama` config may say
+that all projections have biases; all but those of the output projections must then be zero.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from saap_jax.llama.files.families import FAMILIES, Family, all_but_each
+from saap_jax.llama.files.per_layer import LAYERS, NAS_TYPE, listed, of_blocks, sparse
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
 from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, Values, checked, per_layer, some
 from saap_jax.runtime.errors import reading, shown
@@ -42,6 +44,10 @@ _KINDS = {
 }
 _FIELDS = {key: kind for kind, keys in _KINDS.items() for key in keys.split()}
 """Keys -> what they may be, see `spec.checked`; a list has one number a layer."""
+
+_BY_LAYER = {key: kind.rstrip("*") for kind in ("heads*", "channels*") for key in _KINDS[kind].split()}
+_BY_LAYER.pop("query_heads_per_kv_head")
+"""Keys that may differ from layer to layer -> what they may be."""
 
 _NULL = {"sliding_window", "bos_token_id", "eos_token_id"}
 """Keys where null says that there is none; elsewhere it stands for the default."""
@@ -83,7 +89,7 @@ _ROPE = {"default": {}, "linear": {"factor": "factor"}, "llama3": _FACTORS | {_O
 
 def per_layer_form(family: Family) -> Family:
     """Describe configs with one width a layer of a family, as if they were those of another one."""
-    read = ("query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map", "family", "sliding_window")
+    read = ("query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map", "family", "sliding_window", LAYERS)
     return family._replace(
         architecture="SaapLlamaForCausalLM",
         activation_key="hidden_act",
@@ -114,6 +120,8 @@ def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
 
 
 def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
+    if config.get("model_type") == NAS_TYPE:
+        config = of_blocks(config)
     by_layer = config.get("model_type") == PER_LAYER_TYPE
     key = "family" if by_layer else "model_type"
     name = config.get(key, "llama" if by_layer else None)
@@ -123,6 +131,8 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
         )
     family = per_layer_form(FAMILIES[name]) if by_layer else FAMILIES[name]
     _refuse_unsupported(config, where, family)
+    if by_layer:
+        config = listed(config, _BY_LAYER, family.mixture.counts if family.mixture else ("intermediate_size",), where)
     defaults = _DEFAULTS | {k: v for k, v in family.defaults.items() if k != "rope_theta"}
     given = {key: value for key, value in config.items() if value is not None or key in _NULL}
     if "num_key_value_heads" in config or not family.groups_said:  # else as many as query heads
@@ -194,7 +204,7 @@ def _widths(found: Values, family: Family) -> tuple[LayerWidths, ...]:
 
     heads, kv_heads, group_key = each("num_attention_heads"), each("num_key_value_heads"), "query_heads_per_kv_head"
     pairs = zip(heads, kv_heads, strict=True)
-    groups = each(group_key) if group_key in family.read else [queries // keys for queries, keys in pairs]
+    groups = each(group_key) if group_key in found else [max(1, queries // max(keys, 1)) for queries, keys in pairs]
     if mixture is None:
         inner = [{"mlp": width} for width in each("intermediate_size")]
     else:
@@ -336,27 +346,28 @@ def config_from_spec(
     by_layer = not fits_plain_config(spec) or spec.output_biases if per_layer is None else per_layer
     by_layer = by_layer or quantization is not None
     family = per_layer_form(constants.traits) if by_layer else constants.traits
+    kv_heads, inner = (max(1, *(getattr(layer, name) for layer in layers)) for name in ("kv_heads", "mlp"))
+    heads = [layer.kv_heads or kv_heads for layer in layers]
     lists = {
-        "num_key_value_heads": [layer.kv_heads for layer in layers],
-        "num_attention_heads": [layer.kv_heads * layer.q_per_kv for layer in layers],
-        "intermediate_size": [layer.channels or layer.mlp for layer in layers],
+        "num_key_value_heads": heads,
+        "num_attention_heads": [kv * layer.q_per_kv for kv, layer in zip(heads, layers, strict=True)],
+        "intermediate_size": [layer.channels or layer.mlp or inner for layer in layers],
     }
     if (mixture := family.mixture) is not None:
-        lists |= {key: [layer.mlp for layer in layers] for key in mixture.counts}
+        lists |= {key: [layer.mlp or inner for layer in layers] for key in mixture.counts}
+        lists[mixture.channels] = [layer.channels or 1 for layer in layers]
+    skipped = {"attention": [not layer.kv_heads for layer in layers], "mlp": [not layer.mlp for layer in layers]}
+    sizes = sparse(lists, skipped)
     if by_layer:
-        groups = [layer.q_per_kv for layer in layers]
-        sizes: dict[str, Any] = {"model_type": PER_LAYER_TYPE, **lists, "query_heads_per_kv_head": groups}
-        sizes |= {_OUTPUT_BIASES: spec.output_biases, "attention_bias": False, "mlp_bias": False}
+        sizes |= {"model_type": PER_LAYER_TYPE, _OUTPUT_BIASES: spec.output_biases}
+        sizes |= {"attention_bias": False, "mlp_bias": False}
         sizes |= {"family": constants.family} if constants.family != "llama" else {}
     else:
-        sizes = {"architectures": [family.architecture], "model_type": constants.family}
-        sizes |= {key: values[0] for key, values in lists.items()}
+        sizes = {"architectures": [family.architecture], "model_type": constants.family, **sizes}
         sizes |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.output_biases) if family.plain_biases else {}
     if constants.query_scalar is not None or "query_pre_attn_scalar" in constants.traits.read:
         sizes["query_pre_attn_scalar"] = constants.query_scalar or spec.head_dim
     if mixture is not None:
-        channels = [layer.channels for layer in layers]
-        sizes[mixture.channels] = channels[0] if len(set(channels)) == 1 else channels
         sizes["num_experts_per_tok"] = constants.experts_per_token
         sizes |= {mixture.summed: constants.route_scale == "sum_to_one"} if mixture.summed else {}
     made = sizes | {

@@ -16,7 +16,7 @@ from gguf import GGUFValueType
 from jaxtyping import Float
 
 from saap_jax.llama.files.families import FAMILIES, Family, all_but_each
-from saap_jax.llama.files.layout import Checkpoint, fused_groups, regrouped, stored_parameters
+from saap_jax.llama.files.layout import Checkpoint, fused_groups, regrouped, stored_parameters, unread
 from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, Values, checked, per_layer, some
 from saap_jax.runtime.errors import reading, shown
@@ -234,7 +234,7 @@ def open_gguf(path: Path) -> Checkpoint:
         names = {gguf_name(each, architecture): each for each in expected}
         if unknown := [each for each in file.tensors if each not in names and each != ROPE_FACTORS]:
             raise ValueError(f"{path}: unknown tensor {some(unknown)}; not a plain LLaMA, or {architecture}")
-        return regrouped(_checkpoint(file, spec, names, expected, architecture in PERMUTED), groups)
+        return regrouped(_checkpoint(file, spec, names, architecture in PERMUTED), groups)
 
 
 def _attributes(file: GgufFile) -> tuple[Values, str, str]:
@@ -264,15 +264,10 @@ def _number(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _checkpoint(
-    file: GgufFile, spec: LlamaSpec, names: dict[str, str], expected: dict[str, tuple[int, ...]], permuted: bool
-) -> Checkpoint:
+def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted: bool) -> Checkpoint:
     """Present the tensors under Hugging Face names, and those that an empty sub-block lacks in the file."""
     family, own = spec.constants.family, {known: name for name, known in names.items() if name in file.tensors}
-    norms = [(f"{layer}.input", each.kv_heads) for layer, each in enumerate(spec.layers)]
-    norms += [(f"{layer}.post_attention", each.mlp) for layer, each in enumerate(spec.layers)]
-    unread = {f"model.layers.{name}_layernorm.weight" for name, width in norms if not width}
-    shapes = {known: shape for known, shape in expected.items() if 0 in shape or known in unread}
+    shapes = unread(spec)
     for known, name in own.items():
         shapes[known] = shape = file.shape(name)
         if (side := experts_side(known, family)) is not None:  # side by side in one matrix

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from saap_jax.llama.files.families import FAMILIES
-from saap_jax.llama.model import Llama
+from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.product import sides
 from saap_jax.llama.quantized import Quantization, QuantizedArray
 from saap_jax.llama.segments import segment_bounds
@@ -152,6 +152,19 @@ def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
             names = tuple(f"model.layers.{layer}.{in_layer[name]}.{kind}" for layer in layers)
         stored.append(Stored(path, variable, names))
     return stored, treedef
+
+
+def unread(spec: LlamaSpec) -> dict[str, tuple[int, ...]]:
+    """List the tensors that nothing reads, with their shapes: of sub-blocks without heads or channels, matrices of no
+    size and the norm before them. Files of others lack them."""
+    found = {}
+    for item in stored_parameters(abstract_llama(spec))[0]:
+        structure = {"attention_norm": "kv_heads", "mlp_norm": "mlp"}.get(item.path.rpartition("/")[2])
+        shape = item.shape(item.sizes)
+        for name in item.names:
+            if 0 in shape or (structure and not getattr(spec.layers[int(name.split(".")[2])], structure)):
+                found[name] = shape
+    return found
 
 
 def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> list[Tensor]:

@@ -27,6 +27,7 @@ from saap_jax.llama.files.layout import (
     groups_of,
     regrouped,
     stored_parameters,
+    unread,
 )
 from saap_jax.llama.files.orbax import open_orbax
 from saap_jax.llama.files.sources import resolve
@@ -141,12 +142,13 @@ def _opened(directory: Path) -> Checkpoint:
                 kind = "bytes (U8)" if name.endswith(PACKED) else "floating point"
                 raise ValueError(f"{file}: {some([name])} is stored as {view.get_dtype()}, expected {kind}")
             shapes[name] = tuple(view.get_shape())
+    absent = {name: np.ones(shape, np.float32) for name, shape in unread(spec).items() if name not in shapes}
     checkpoint = Checkpoint(
         str(directory),
         spec,
-        shapes,
-        lambda name: homes[name].get_tensor(name),
-        lambda name, part: homes[name].get_slice(name)[part],
+        shapes | {name: ones.shape for name, ones in absent.items()},
+        lambda name: absent[name] if name in absent else homes[name].get_tensor(name),
+        lambda name, part: absent[name][part] if name in absent else homes[name].get_slice(name)[part],
         quantization_from_config(content, str(config)),
     )
     if spec.output_biases and content["model_type"] == spec.constants.family:
