@@ -13,7 +13,7 @@ import numpy as np
 from saap_jax.export.widths import added_parameters, nas_widths, unfit, uniform_widths
 from saap_jax.llama.files.config import config_from_spec, fits_plain_config
 from saap_jax.llama.files.layout import Tensor, as_stored, groups_of, model_tensors, unread
-from saap_jax.llama.files.per_layer import BLOCKS, LAYERS, NAS_TYPE, blocks
+from saap_jax.llama.files.per_layer import BLOCKS, NAS_TYPE, blocks
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.files.write import write_json, write_tensors, write_tokenizer
 from saap_jax.llama.model import Llama
@@ -68,7 +68,6 @@ def write_hf(
     config |= {key: value for key, value in settings.items() if key == "pad_token_id"}
     tensors = as_stored(model_tensors(model, layers), groups_of(spec, config["model_type"]))
     if form == "nas":
-        config = {key: value for key, value in config.items() if key not in (LAYERS, "family", "output_biases")}
         config |= {BLOCKS: blocks(layers), "qkv_bias": spec.input_biases}
         tensors = [tensor for tensor in tensors if tensor.name not in unread(widened)]
     zeros = []

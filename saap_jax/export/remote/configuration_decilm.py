@@ -17,13 +17,12 @@ class Block(dict):
 
 class DeciLMConfig(PreTrainedConfig):
     """A LLaMA configuration with `block_configs`, an entry a layer: `attention` (`no_op`, `n_heads_in_group`: query
-    heads a KV head) and `ffn` (`no_op`, `intermediate_size`)."""
+    heads a KV head) and `ffn` (`no_op`, `intermediate_size`). `per_layer_config` says the same to others."""
 
     model_type = "nemotron-nas"
     keys_to_ignore_at_inference = ("past_key_values",)
 
-    def __init__(self, *, block_configs: list[dict[str, Any]] | None = None, **kwargs: Any) -> None:
-        parts = ("attention", "ffn")
-        self.block_configs = [Block({part: Block(each[part]) for part in parts}) for each in block_configs or []]
+    def __init__(self, *, block_configs: Any = (), per_layer_config: Any = None, **kwargs: Any) -> None:
+        self.block_configs = [Block({name: Block(part) for name, part in each.items()}) for each in block_configs]
         self.rope_parameters = kwargs.pop("rope_parameters", None)
         super().__init__(**kwargs)

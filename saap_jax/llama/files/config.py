@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from saap_jax.llama.files.families import FAMILIES, Family, all_but_each
-from saap_jax.llama.files.per_layer import LAYERS, NAS_TYPE, listed, of_blocks, sparse
+from saap_jax.llama.files.per_layer import BLOCKS, LAYERS, NAS_TYPE, listed, sparse
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
 from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, Values, checked, per_layer, some
 from saap_jax.runtime.errors import reading, shown
@@ -90,6 +90,7 @@ _ROPE = {"default": {}, "linear": {"factor": "factor"}, "llama3": _FACTORS | {_O
 def per_layer_form(family: Family) -> Family:
     """Describe configs with one width a layer of a family, as if they were those of another one."""
     read = ("query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map", "family", "sliding_window", LAYERS)
+    only = dict.fromkeys(("attention_bias", "mlp_bias"), (None, False)) | {"hidden_act": (None, family.activation)}
     return family._replace(
         architecture="SaapLlamaForCausalLM",
         activation_key="hidden_act",
@@ -99,8 +100,8 @@ def per_layer_form(family: Family) -> Family:
         window_by_layer=True,
         window_switch=False,
         full_every=0,
-        only=dict.fromkeys(("attention_bias", "mlp_bias"), (None, False)) | {"hidden_act": (None, family.activation)},
-        read=frozenset({*read, "rope_local_base_freq", "query_pre_attn_scalar"}),
+        only=only | {"architectures": (None, ["DeciLMForCausalLM"], ["SaapLlamaForCausalLM"])},
+        read=frozenset({*read, BLOCKS, "qkv_bias", "rope_local_base_freq", "query_pre_attn_scalar"}),
         defaults={},
         harmless=frozenset(),
         written={},
@@ -120,9 +121,7 @@ def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
 
 
 def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
-    if config.get("model_type") == NAS_TYPE:
-        config = of_blocks(config)
-    by_layer = config.get("model_type") == PER_LAYER_TYPE
+    by_layer = config.get("model_type") in (PER_LAYER_TYPE, NAS_TYPE)
     key = "family" if by_layer else "model_type"
     name = config.get(key, "llama" if by_layer else None)
     if not isinstance(name, str) or name not in FAMILIES:

@@ -2,7 +2,8 @@
 
 `per_layer_config` is the schema of transformers 5.14 and later, which vLLM and ModelOpt read too: number of a layer ->
 the keys that are otherwise there than in the rest of the config, and `skip`, the sub-blocks that the layer lacks.
-`block_configs` has an entry a layer, which vLLM reads of a `nemotron-nas`; there all attention has as many heads.
+`block_configs` has an entry a layer, which vLLM reads of a `nemotron-nas`, where all attention has as many heads; ours
+have `per_layer_config` beside it, which is what we read.
 
 Source: transformers, `integrations/heterogeneity/configuration_utils.py`; ModelOpt, `puzzletron/utils/vllm_adapter.py`;
 vLLM, `model_executor/models/nemotron_nas.py`.
@@ -89,19 +90,3 @@ def blocks(layers: Sequence[LayerWidths]) -> list[dict[str, Any]]:
         }
         for layer in layers
     ]
-
-
-def of_blocks(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a config of a `nemotron-nas` as one of ours, with `per_layer_config`."""
-    found = {key: value for key, value in config.items() if key not in (BLOCKS, "architectures", "qkv_bias")}
-    found |= {"model_type": "saap_llama", "family": "qwen2" if config.get("qkv_bias") else "llama"}
-    layers = {}
-    for layer, block in enumerate(config[BLOCKS]):
-        lacks = {"attention": block["attention"]["no_op"], "mlp": block["ffn"]["no_op"]}
-        own = {"skip": [name for name in SUBBLOCKS if lacks[name]]}
-        if not lacks["attention"]:
-            own["num_key_value_heads"] = config["num_attention_heads"] // block["attention"]["n_heads_in_group"]
-        if not lacks["mlp"]:
-            own["intermediate_size"] = block["ffn"]["intermediate_size"]
-        layers[str(layer)] = own
-    return found | {LAYERS: layers}
