@@ -135,8 +135,7 @@ def _prune(
     for doing, taken in zip(("choose units", "make up for what went"), np.diff(clock), strict=True):
         facts.append((f"seconds to {doing}", f"{taken:,.0f}"))
     facts += judged_rows(judged) if judged else []
-    said = own_code(cut) if isinstance(cut, CutTraced) else width_note(cut.model.spec)
-    notes = [said] if said else []
+    notes = [said] if (said := own_code(cut) if isinstance(cut, CutTraced) else width_note(cut.model.spec)) else []
     notes += [f"{name} is not repaired: {why}" for name, why in chain.unrepaired(subject, selection.keep).items()]
     further = further_of(config, cut.model.spec) if isinstance(cut, CutLlama) else ()
     return PruneResult(selection, state.told, reached, judged, texts_written, facts, notes, further)
