@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from saap_jax.export.hf import write_hf
 from saap_jax.llama import Constants, load_model
-from tests.export.models import EMPTY, RAGGED, RELATIVES, SPECS, UNIFORM, config_of
+from tests.export.models import EMPTY, RAGGED, RELATIVES, SPECS, UNIFORM, config_of, spec_of
 from tests.helpers import forward, random_model
 from tests.llama.conftest import assert_same
 
@@ -83,3 +83,17 @@ def test_output_biases_have_no_place_in_a_plain_relative(family, tmp_path):
     assert not list(tmp_path.iterdir())
     write_hf(random_model(spec), tmp_path, "ragged", FLOAT32)
     assert_same(load_model(tmp_path), random_model(spec))
+
+
+def test_transformers_reads_the_sizes_of_layers(tmp_path):
+    from transformers import LlamaConfig
+
+    if not hasattr(LlamaConfig, "per_layer_config"):
+        pytest.skip("transformers before 5.14 knows no per_layer_config")
+    write_hf(random_model(spec_of((2, 2, 24), (2, 2, 17), (0, 2, 8), (2, 2, 0))), tmp_path, "ragged", FLOAT32)
+    said = {key: value for key, value in config_of(tmp_path).items() if key not in ("model_type", "architectures")}
+    theirs = [
+        (each.num_key_value_heads, each.intermediate_size, each.skip) for each in LlamaConfig(**said).per_layer_config
+    ]
+    assert theirs == [(2, 24, []), (2, 17, []), (2, 8, ["attention"]), (2, 24, ["mlp"])]
+    assert not LlamaConfig(**said | {"per_layer_config": None}).is_heterogeneous, "control"
