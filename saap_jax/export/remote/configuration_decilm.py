@@ -24,5 +24,6 @@ class DeciLMConfig(PreTrainedConfig):
 
     def __init__(self, *, block_configs: Any = (), per_layer_config: Any = None, **kwargs: Any) -> None:
         self.block_configs = [Block({name: Block(part) for name, part in each.items()}) for each in block_configs]
-        self.rope_parameters = kwargs.pop("rope_parameters", None)
+        for name in ("rope_parameters", "max_position_embeddings", "head_dim"):  # which its checks of rotations read
+            setattr(self, name, kwargs.pop(name, None))
         super().__init__(**kwargs)
