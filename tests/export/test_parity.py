@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,22 +15,10 @@ from tests.export.models import EMPTY, RELATIVES, SPECS, spec_of
 from tests.export.test_contract import ALL, refusal
 from tests.helpers import forward, random_model
 
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("modules_cache")]
 torch = pytest.importorskip("torch")
 
 TOKENS = np.random.default_rng(1).integers(0, 300, (2, 24), np.int32)
-
-
-@pytest.fixture(autouse=True)
-def modules_cache(tmp_path, monkeypatch):
-    """Keep the code that transformers copies out of a model directory within the test."""
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        del sys.modules[name]
 
 
 def exported(model, directory, form, tokenizer=None):

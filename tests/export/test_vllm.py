@@ -12,10 +12,9 @@ import pytest
 
 from saap_jax.export.hf import write_hf
 from tests.export.models import RELATIVES, SPECS
-from tests.export.test_parity import modules_cache  # noqa: F401  used by itself
 from tests.helpers import forward, random_model
 
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("modules_cache")]
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
