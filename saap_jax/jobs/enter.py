@@ -62,7 +62,7 @@ def enter(config: EnterConfig, *, track: Track = quiet) -> Path:
     runs = [(ratio, seed) for ratio in config.ratios for seed in seeds]
     found: dict[str, list[Any]] = {f"{ratio:g}": [] for ratio in config.ratios}
     for ratio, seed in track("prune and judge", runs, len(runs)):
-        found[f"{ratio:g}"].append(_pruned(subject, chain, ratio, seed, config, windows))
+        found[f"{ratio:g}"].append(_pruned(subject, chain, ratio, seed, config, windows, track))
     entry: Entry = {
         "name": path.stem,
         "idea": " ".join((given.get("__doc__") or "").partition("\n\n")[0].split()),
@@ -98,7 +98,7 @@ def method_of(path: Path) -> tuple[dict[str, Any], Chain]:
 
 
 def _pruned(
-    subject: LlamaSubject, chain: Chain, ratio: float, seed: int, config: EnterConfig, windows: Any
+    subject: LlamaSubject, chain: Chain, ratio: float, seed: int, config: EnterConfig, windows: Any, track: Track
 ) -> dict[str, Any]:
     """Prune by a chain, count the time of all processors, and judge what is left.
 
@@ -109,7 +109,7 @@ def _pruned(
         CalibrationConfig(scenarios=(config.calibration,), examples=EXAMPLES, length=LENGTH, seed=seed)
     )
     began = os.times()
-    runner = Runner(subject, text, [chain], Passes(ROWS))
+    runner = Runner(subject, text, [chain], Passes(ROWS, track=track))
     runner.check(chain, [ratio])
     state = runner.run(chain, ratio)
     assert isinstance(state.subject, LlamaSubject)
