@@ -180,7 +180,7 @@ def _first(name: str, command: Command, kind: type, words: list[str]) -> tuple[l
     options = ["--methods", *chains] if chains else []
     if names and not files and not plain:
         return [for_factory(kind, names[0])], options
-    options += ["--model" if plain else "--model.name", *names] if names else []
+    options += ["--model", *names] if names else []
     return [load_config(file, kind) for file in files], options
 
 

@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    words = ["--help-verbose" if word == "--help-all" else word for word in words]
     if words[:1] == ["help"] and len(words) > 1:
         words = [words[1], "--help-verbose"]
     match words:
@@ -105,7 +106,7 @@ def _run(words: list[str]) -> int:
         case [name, *rest] if name in COMMANDS:
             return _command(name, rest)
     with contextlib.suppress(SystemExit) if not words else contextlib.nullcontext():
-        _parse_alone(["--help"] if words in ([], ["help"]) else words)
+        _parse_alone(["--help"] if words in ([], ["help"], ["--help-verbose"]) else words)
     return 2
 
 

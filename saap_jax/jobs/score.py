@@ -98,7 +98,7 @@ def source_run(path: str, model: str) -> RunRecord:
         of = record.get("config", {}).get("model")
     observed = of.get("name") if isinstance(of, dict) else of
     if observed != model:
-        raise ValueError(f"from_run: {path} observed the model {observed}, got {model}; give --model.name {observed}")
+        raise ValueError(f"from_run: {path} observed the model {observed}, got {model}; give --model {observed}")
     return record
 
 

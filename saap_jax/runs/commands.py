@@ -104,7 +104,7 @@ def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[s
         if field.name not in config:
             continue
         value, usual = config[field.name], getattr(default, field.name)
-        name = f"{prefix}{field.name}".replace("_", "-")
+        name = "model" if (prefix, field.name) == ("model.", "name") else f"{prefix}{field.name}".replace("_", "-")
         if dataclasses.is_dataclass(usual):
             words += options(value, usual, f"{name}.")
         elif isinstance(usual, bool) and value != usual:

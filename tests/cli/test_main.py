@@ -44,7 +44,7 @@ def test_help(capsys):
     assert main.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"{name}" in text and command.help in text for name, command in main.COMMANDS.items())
-    for words, code in ([], 2), (["help"], 0):
+    for words, code in ([], 2), (["help"], 0), (["--help-all"], 0):
         assert main.main(words) == code
         assert capsys.readouterr().out == text
 

@@ -42,6 +42,12 @@ def test_the_quickstart_compares_what_prune_makes():
     assert quick.new_tokens
 
 
+def test_a_configuration_and_a_model_of_ones_own(empty):
+    (empty / "mine.py").write_text(MINE)
+    config = parse("compare", COMMANDS["compare"], ["other.py:problem", "mine.py", "--ratio", "0.3"]).config
+    assert (config.name, config.model.name, config.ratios) == ("mine", "other.py:problem", (0.3,))
+
+
 def test_a_file_wins_and_a_directory_does_not(empty):
     (empty / "quickstart").mkdir()
     assert load_config("quickstart", CompareConfig).name == "quickstart"
