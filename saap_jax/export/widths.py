@@ -33,7 +33,7 @@ def width_note(spec: LlamaSpec) -> str:
     return (
         f"{odd} of {len(widths)} layers have numbers of channels ({min(widths)} to {max(widths)}) that are no "
         f"multiples of {TILE}, by which TPUs and GPUs compute; within(multiple_of={{mlp: {TILE}}}) in the method keeps "
-        "multiples, and shape as its last step makes layers alike"
+        "multiples, and the step shape makes layers alike"
     )
 
 
