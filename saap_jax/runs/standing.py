@@ -196,7 +196,7 @@ def _row(
         raced=record.get("windows", 0),
         best=best,
         tied=not best and primary in against and against[primary].tied,
-        windows=len(losses[0]) if record["candidate"] != DENSE else 0,
+        windows=sum(loss is not None for loss in losses[0]) if record["candidate"] != DENSE else 0,
         against={**against},
     )
 
@@ -257,7 +257,7 @@ def untested(rows: Sequence[ComparisonRow]) -> str:
     return (
         f"{plural(windows, 'window')}, where a test takes {FEWEST}"
         if windows
-        else ("the losses of windows are not on record")
+        else "losses of windows are not on record"
     )
 
 
