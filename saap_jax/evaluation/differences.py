@@ -178,9 +178,10 @@ def differences_against(
     wins = ((variants < base) + 0.5 * (variants == base)).mean(axis=(1, 2))
     halves = half_widths(units, len(variants) if others is None else others)
     of, found = math.inf if scale.logarithmic else float(base.mean()), []
-    for value, half, win, most in zip(values, halves, wins, largest, strict=True):
-        ends, most = (value - half, value + half), most if math.isfinite(value) else math.nan
-        found.append(Difference(*map(float, (value, *ends, win, most)), units.shape[2], of, scale))
+    rows = np.stack((values, halves, wins, largest), axis=1).tolist()
+    for value, half, win, most in rows:
+        most = most if math.isfinite(value) else math.nan
+        found.append(Difference(value, value - half, value + half, win, most, units.shape[2], of, scale))
     return found
 
 

@@ -74,7 +74,7 @@ def race(
         seen[left] = count
         found = pairwise(np.stack([losses[each][:, :count].mean(axis=0) for each in left]))
         worse = (found.gap > ROUNDING) & (log_evidence(found.t, count) >= threshold(others, level))
-        stay = ~worse.any(axis=1)
+        stay = np.asarray(~worse.any(axis=1))
         left = [each for each, stays in zip(left, stay, strict=True) if stays]
         with np.errstate(invalid="ignore"):
             reach = np.abs(found.gap) + found.error * boundary(count, threshold(pairs, level))

@@ -84,7 +84,8 @@ def changes_of(run: RunRecord, candidates: Sequence[Row]) -> list[Change]:
     rows = sorted(at_one_place(candidates), key=lambda r: (order.index(r["structure"]), r["layer"], r["asked"]))
     losses = [losses_of(row, metric) for row in rows]
     nats = [_change(each, whole) for each in losses]
-    differences, scale = [], scale_of(metric)
+    differences: list[Difference] = []
+    scale = scale_of(metric)
     for each in losses:
         differences.append(paired_difference(each.values[None, each.seen], whole[None, each.seen], scale=scale))
     totals: dict[tuple[str, float], list[float]] = {}

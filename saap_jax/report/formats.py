@@ -142,8 +142,8 @@ def format_times(before: Sequence[Number], after: Sequence[Number]) -> tuple[str
     """
     changes = [100 * (two / one - 1) for one, two in zip(before, after, strict=False)]
     middle, low, high = (signed(end, 1) for end in (statistics.median(changes), min(changes), max(changes)))
-    times = (format_milliseconds(statistics.median(each)) for each in (before, after))
-    return *times, f"{middle} % ({low} to {high} %, {plural(len(changes), 'round')})"
+    change = f"{middle} % ({low} to {high} %, {plural(len(changes), 'round')})"
+    return format_milliseconds(statistics.median(before)), format_milliseconds(statistics.median(after)), change
 
 
 def format_hundredths(value: Number) -> str:

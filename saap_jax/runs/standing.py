@@ -252,13 +252,8 @@ def leading(rows: Sequence[ComparisonRow], limit: int) -> list[str]:
 def untested(rows: Sequence[ComparisonRow]) -> str:
     """Say why nothing of a comparison is tested: too few windows, or none on record; empty where they suffice."""
     windows = max((row.windows for row in rows if row.candidate != DENSE), default=0)
-    if windows >= FEWEST:
-        return ""
-    return (
-        f"{plural(windows, 'window')}, where a test takes {FEWEST}"
-        if windows
-        else "losses of windows are not on record"
-    )
+    few = f"{plural(windows, 'window')}, where a test takes {FEWEST}" if windows else "the losses are not on record"
+    return "" if windows >= FEWEST else few
 
 
 def number(value: Any) -> float:

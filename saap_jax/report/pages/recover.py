@@ -113,8 +113,11 @@ def changes(run: RunRecord) -> list[str]:
                     said = found.numbers + f", {TIED} not to be told apart," * found.tied
                 parts.append(f"{said} against {of} ({format_ppl(figures[0])})")
         if parts:
-            on = f" on {plural(len(after), 'window')} {DOMAINS[metric['domain']]}" if after else ""
-            lines.append(f"{name}{on}: recovered {format_ppl(figures[1])}, {' and '.join(parts)}")
+            value, on = (
+                format_ppl(number(run["after"]["ppl"].get(name))),
+                f" on {plural(len(after), 'window')} {DOMAINS[metric['domain']]}" * bool(after),
+            )
+            lines.append(f"{name}{on}: recovered {value}, {' and '.join(parts)}")
     return lines
 
 
