@@ -113,10 +113,8 @@ def changes(run: RunRecord) -> list[str]:
                     said = found.numbers + f", {TIED} not to be told apart," * found.tied
                 parts.append(f"{said} against {of} ({format_ppl(figures[0])})")
         if parts:
-            value, on = (
-                format_ppl(number(run["after"]["ppl"].get(name))),
-                f" on {plural(len(after), 'window')} {DOMAINS[metric['domain']]}" * bool(after),
-            )
+            value = format_ppl(number(run["after"]["ppl"].get(name)))
+            on = f" on {plural(len(after), 'window')} {DOMAINS[metric['domain']]}" if after else ""
             lines.append(f"{name}{on}: recovered {value}, {' and '.join(parts)}")
     return lines
 
