@@ -224,8 +224,9 @@ def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
     config = tiny(PruneConfig, tiny_model_directory, tmp_path, examples=8, out=str(tmp_path / "out"))
     with pytest.raises(ValueError, match="expected how much goes, such as --ratio 0.2"):
         prune.prune(config)
-    pruned = prune.prune(dataclasses.replace(config, ratio=0.2))
-    assert pruned.selection.asked == 0.2
+    config = dataclasses.replace(config, ratio=0.2)
+    pruned = prune.prune(config)
+    assert pruned.selection.asked == config.ratio
     assert not pruned.reached
     assert {"judged", "corrections", "scaled"} <= pruned.told.keys(), "by default something makes up for what goes"
     assert len(pruned.told["scaled"]) > 1
