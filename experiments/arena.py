@@ -40,6 +40,7 @@ from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig,
 from saap_jax.data import Windows, beginning, pairs, read_texts
 from saap_jax.data.sources import join_texts
 from saap_jax.data.windows import evaluation_windows, stratified_starts, tokenize
+from saap_jax.evaluation.cost import median_seconds
 from saap_jax.evaluation.tasks import find_task, read_task, run_tasks
 from saap_jax.jobs.candidates import key_of
 from saap_jax.jobs.recover import method_of, read_text, training_of
@@ -261,7 +262,8 @@ class Arena:
             took = {"scoring": round(scoring, 2), "seconds": round(time.process_time() - began, 2)}
             took["gib"] = gib and max(gib, peak_gib() or 0.0)
             pair = self.subject.whole(), state.subject.cut(state.keep)
-            whole, smaller = self.subject.seconds(pair, next(iter(self.text.values())), BATCH)
+            rows = self.subject.rows(next(iter(self.text.values())), slice(BATCH))
+            whole, smaller = median_seconds([functools.partial(each.losses, rows, BATCH) for each in pair], 5)
             took["forward"] = round(smaller / whole, 3)
         others = [row for name, row in self.found["rows"].items() if name.endswith(f"@{ratio:g}")]
         rivals = [row["losses"] for row in others if "losses" in row]
