@@ -21,7 +21,7 @@ _SLOW = {
     "estimation/storage": "statistics_of_somebody",
     "evaluation/perplexity": "layers_in_common",
     "evaluation/cost": "forward_bytes",
-    "evaluation/differences": "of_three_seeds",
+    "evaluation/differences": "windows_of_an_article",
     "evaluation/timing": "the_timed_programs",
     "export/gguf": "a_gemma_whose",
     "jobs/ab": "TestOnARealComparison",

@@ -99,7 +99,7 @@ class Evaluator:
         passes = Passes(config.calibration.batch_size, config.remat, track)
         subject, texts = material.subject, material.texts
         self.run, self.texts, self.subject, self.track, self.material = run, texts, subject, track, material
-        self.cache, self.evaluation = cache_of(run), config.evaluation
+        self.cache, self.evaluation, self.raced = cache_of(run), config.evaluation, config.race
         self.runners = {
             seed: runner_of(subject, scenarios, chains, passes, self.cache)
             for seed, scenarios in material.calibration.items()
@@ -125,7 +125,7 @@ class Evaluator:
             seeds={"calibration": list(self.runners)},
             model=subject.about(),
             **subject.structures_record(),
-            articles=subject.articles(self.evaluation),
+            articles={} if self.raced else subject.articles(self.evaluation),  # windows are what a race goes by
             metrics=[{"name": n, "domain": d} for n, d in zip(self.texts, ("in", "out"), strict=False)],
             **about,
         )

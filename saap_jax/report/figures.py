@@ -102,7 +102,7 @@ def line_style(place: int, name: str = "") -> dict[str, Any]:
     """Say by what matplotlib draws the line at a place: the first ones in colours, others and baselines grey.
 
     >>> line_style(1), line_style(1, "random > uniform")["color"] == GREY
-    ({'color': '#d55e00', 'linestyle': '-', 'marker': 's'}, True)
+    ({'color': '#d55e00', 'linestyle': '-', 'marker': 's', 'zorder': 2.1}, True)
     """
     grey = place >= NAMED or is_baseline(name)
     look = {"color": GREY if grey else COLOURS[place], "linestyle": _DASHES[place % len(_DASHES)] if grey else "-"}

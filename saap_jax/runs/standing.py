@@ -2,8 +2,9 @@
 
 The best of a ratio is the variant with the lowest perplexity, out of the calibration domain where that was measured; of
 a race, the lowest of those that are left. Every other one is compared with it on the windows that both have, by the
-interval of `evaluation.evidence`, corrected for how many others there are. Where that holds 0, the two are *tied*. Of
-fewer than `FEWEST` windows nothing is tested, nor tied. `saap ab` of two variants of a run says the same.
+interval of `evaluation.evidence`, corrected for how many others there are. Where that holds 0, the two are *tied*, but
+for a variant that left a race, which was surely worse than some other. Of fewer than `FEWEST` windows nothing is
+tested, nor tied. `saap ab` of two variants of a run says the same.
 """
 
 import itertools
@@ -174,7 +175,8 @@ def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[Compariso
         for record in group:
             best = quality(record) == quality(group[0]) < math.inf
             against = {name: each[record["label"]] for name, each in found.items() if record["label"] in each}
-            rows.append(_row(run, record, best, against))
+            row = _row(run, record, best, against)
+            rows.append(row if record["label"] in left else row._replace(tied=False))
     return rows
 
 

@@ -51,6 +51,11 @@ def test_the_lowest_of_all_is_among_those_that_are_left(run, whole):
         assert race["metric"] == OUT
 
 
+def test_windows_are_the_units_of_a_race_and_of_its_table(run, whole):
+    assert run.record["articles"] == {}
+    assert whole.record["articles"], "control"
+
+
 def test_those_who_are_surely_worse_are_evaluated_on_fewer_windows(run):
     races = run.record["race"]
     assert any(race["evaluated"] < race["budget"] * race["keep_sets"] for race in races)
@@ -94,8 +99,10 @@ def test_the_best_is_one_of_those_that_are_left(run):
         assert [row.best for row in group] == [True] + [False] * (len(group) - 1)
         assert race["ending"] != "spent" or {row.label for row in group if row.tied or row.best} >= set(race["left"])
         took = {row.label: row.against[OUT].windows for row in group if not row.best}
-        assert took == {label: 40 if label in race["left"] else race["windows"][label] for label in took}
-        assert all(row.tied != row.against[OUT].sure for row in group if not row.best)
+        whole = {*race["left"], *(label for label in took if "bias" in label)}  # a repaired model is evaluated at once
+        assert took == {label: 40 if label in whole else race["windows"][label] for label in took}
+        sure = {row.label: row.against[OUT].sure for row in group if not row.best}
+        assert all(row.tied == (row.label in race["left"] and not sure[row.label]) for row in group if not row.best)
 
 
 def test_whoever_is_left_has_all_windows_whenever_the_race_ends(config, tmp_path):

@@ -52,7 +52,7 @@ def test_what_the_first_of_two_finds_is_told_by_arrays(content, monkeypatch):
 
 
 def cluster_of(words: str) -> Cluster | None:
-    return parse("score", COMMANDS["score"], words.split())[2]
+    return parse("score", COMMANDS["score"], words.split()).cluster
 
 
 def test_words_that_say_where():
@@ -81,8 +81,8 @@ def test_words_that_do_not_say_where(words, message):
     ("words", "message"),
     [
         (["score", "--distributed", "auto"], "did not meet at what Slurm, Open MPI, a TPU pod or GKE says"),
-        (["evaluate", "x", "--tasks", "piqa", "--mesh.data", "-1"], "tasks: expected none on a mesh"),
-        (["recover", "x", "--method.name", "lora", "--mesh.data", "-1"], "new_tokens: expected 0 on a mesh of several"),
+        (["evaluate", "smollm2-135m", "--tasks", "piqa", "--mesh.data", "-1"], "tasks: expected none on a mesh"),
+        (["recover", "smollm2-135m", "--method.name", "lora", "--mesh.data", "-1"], "new_tokens: expected 0 on a mesh of several"),
         (
             ["prune", "--targets.latency", "70%", "--mesh.data", "-1"],
             "targets: expected none that is measured on a mesh .* got latency",

@@ -142,7 +142,8 @@ def _opened(directory: Path) -> Checkpoint:
                 kind = "bytes (U8)" if name.endswith(PACKED) else "floating point"
                 raise ValueError(f"{file}: {some([name])} is stored as {view.get_dtype()}, expected {kind}")
             shapes[name] = tuple(view.get_shape())
-    absent = {name: np.ones(shape, np.float32) for name, shape in unread(spec).items() if name not in shapes}
+    known = {name.removesuffix(PACKED) + "weight" if name.endswith(PACKED) else name for name in shapes}
+    absent = {name: np.ones(shape, np.float32) for name, shape in unread(spec).items() if name not in known}
     checkpoint = Checkpoint(
         str(directory),
         spec,
