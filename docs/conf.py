@@ -54,6 +54,7 @@ nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
+suppress_warnings = ["ref.python"]  # names of options in signatures, which several classes have
 nitpick_ignore_regex = [("py:.*", r".*")]  # names in signatures, which the reference does not list
 
 highlight_language = "none"  # of blocks that name none: most are commands

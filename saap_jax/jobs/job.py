@@ -85,6 +85,9 @@ def lengths_of(config: Any) -> dict[str, int]:
     return {f"{name}.length": part.length for name, part in parts.items() if part is not None}
 
 
+TIMES = ("seconds", "tokens_per_second")
+"""Columns that no table of results has: a run that was killed and went on has the same one."""
+
 Files = Callable[[RunDirectory], dict[str, str]]
 """Makes tables and figures, by file name, of what a run holds alone."""
 
@@ -131,7 +134,8 @@ def _finish(run: RunDirectory, files: Files) -> None:
     """Write what follows from what the run holds, and then say that it is finished."""
     write_scalars(run)
     if rows := list(Run(run.path, run.record, run.candidates()).rows()):
-        run.save_text("results.csv", table_csv(Table("results", [Column(name, (name,)) for name in rows[0]], rows)))
+        columns = [Column(name, (name,)) for name in rows[0] if name not in TIMES]
+        run.save_text("results.csv", table_csv(Table("results", columns, rows)))
     for name, text in files(run).items():
         run.save_text(name, text)
     run.update(finished=now())

@@ -11,7 +11,6 @@ import sys
 import time
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,6 +21,7 @@ from safetensors.numpy import load_file
 import saap_jax
 from saap_jax.cli import main
 from saap_jax.evaluation.cost import weight_bytes
+from saap_jax.evaluation.timing import Spread
 from saap_jax.jobs import recover as job
 from saap_jax.jobs.origins import NAMES
 from saap_jax.llama import load_model
@@ -128,7 +128,7 @@ def test_the_dense_model_is_not_in_memory_when_its_top_logits_are_on_disk(option
     monkeypatch.setattr(job, "written", lambda models, *_: write.append(sorted(models)) or [])
     monkeypatch.setattr(job, "time_in_turns", lambda programs, *_, **__: [[] for _ in programs])
     monkeypatch.setattr(job, "compile_programs", lambda *_: None)
-    monkeypatch.setattr(job, "spread", lambda _: SimpleNamespace(median=1.0))
+    monkeypatch.setattr(job, "spread", lambda _: Spread(1.0, 1.0, 1.0))
     words = ["recover", *options[:-1], "2", "--training.max-steps", "3", "--training.check-every", "3"]
     words += ["--training.distillation", "0.5", "--training.top-k-logits", "5"]
     assert main.main(words) == 0

@@ -82,7 +82,10 @@ def test_words_that_do_not_say_where(words, message):
     [
         (["score", "--distributed", "auto"], "did not meet at what Slurm, Open MPI, a TPU pod or GKE says"),
         (["evaluate", "smollm2-135m", "--tasks", "piqa", "--mesh.data", "-1"], "tasks: expected none on a mesh"),
-        (["recover", "smollm2-135m", "--method.name", "lora", "--mesh.data", "-1"], "new_tokens: expected 0 on a mesh of several"),
+        (
+            ["recover", "smollm2-135m", "--method.name", "lora", "--mesh.data", "-1"],
+            "new_tokens: expected 0 on a mesh of several",
+        ),
         (
             ["prune", "--targets.latency", "70%", "--mesh.data", "-1"],
             "targets: expected none that is measured on a mesh .* got latency",
