@@ -107,7 +107,9 @@ class TestRows:
         assert [float(rows_of(table)[2][end]) for end in ("low_out", "high_out")] == pytest.approx(wanted.percent[1:])
         notes = " ".join(table.notes)
         assert "75 % of the windows were evaluated; verdicts are of these pruned models on such text" in notes
-        assert summary(run, comparison_rows(run, lines))[0].startswith("At 20 % asked, a is best out of domain")
+        said = summary(run, comparison_rows(run, lines))[0]
+        assert said.startswith("At 20 % asked, a is best out of domain")
+        assert "28.6 % below b" in said, "50 of 70"
         lines[0]["ratio_actual"] = 0.2333
         said = summary(run, comparison_rows(run, lines))[0]
         assert said.startswith("At 20 % asked, a (23.3 % gone) is best out of domain"), "named with what it lost"

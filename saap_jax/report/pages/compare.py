@@ -187,8 +187,8 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, scale: Scal
     if tied := [row.named for row in others if row.tied]:
         return f"{lead}, and {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}."
     if others:
-        second, least = others[0], figures[first.label]
-        gap = 100 * (figures[second.label] / least - 1) if least else math.inf
+        second, most = others[0], figures[others[0].label]
+        gap = 100 * (1 - figures[first.label] / most) if most else 0.0
         lead += f", {gap:,.1f} % below {second.named}" if gap >= 0.05 else f", level with {second.named}"
     return f"{lead}."
 
