@@ -1,7 +1,9 @@
 """The examples run, in at most 80 lines each, and do what their first lines say."""
 
 import importlib.util
+import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,3 +58,20 @@ def test_a_model_of_ones_own_is_pruned_by_one_call():
     assert chosen["dense"] < 0.25, "it has learnt: the targets vary by more than 0.4"
     assert chosen["cut"] < drawn["cut"]
     assert losses["gate_taylor > uniform > least_squares"]["cut"] < chosen["cut"]
+
+
+def test_what_the_readme_prunes_is_pruned(tiny_model_directory, tmp_path, monkeypatch):
+    """Both Python blocks, the second on a tiny model: the lowest of its rows is the one that is cut."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL)
+    own, session = blocks
+    names: dict[str, Any] = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(own, names)
+    assert names["smaller"](names["x"]).shape == (256, 3)
+    assert names["pruned"].losses["masked"] == pytest.approx(names["pruned"].losses["cut"], rel=1e-4)
+    names = {}
+    exec(session.replace("smollm2-135m", str(tiny_model_directory)).replace("128", "16"), names)
+    saved = saap_jax.perplexity(saap_jax.load_model("pruned"), names["evaluation"])
+    assert saved == pytest.approx(min(names["found"].values()), rel=1e-4)
+    assert saved != pytest.approx(max(names["found"].values()), rel=1e-4), "control"
