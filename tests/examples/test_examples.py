@@ -72,6 +72,8 @@ def test_what_the_readme_prunes_is_pruned(tiny_model_directory, tmp_path, monkey
     assert names["pruned"].losses["masked"] == pytest.approx(names["pruned"].losses["cut"], rel=1e-4)
     names = {}
     exec(session.replace("smollm2-135m", str(tiny_model_directory)).replace("128", "16"), names)
-    saved = saap_jax.perplexity(saap_jax.load_model("pruned"), names["evaluation"])
+    pruned = saap_jax.load_model("pruned")
+    assert saap_jax.count_parameters(pruned) < saap_jax.count_parameters(names["model"])
+    saved = saap_jax.perplexity(pruned, names["evaluation"])
     assert saved == pytest.approx(min(names["found"].values()), rel=1e-4)
     assert saved != pytest.approx(max(names["found"].values()), rel=1e-4), "control"

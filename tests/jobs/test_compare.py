@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,16 +193,3 @@ def test_seeds_are_other_texts(config, tmp_path):
         assert masks(state.keep)["mlp"].sum(axis=1).tolist() == row["kept"]["mlp"]
     first, second = (row["keep"] for row in run.candidates())
     assert first != second
-
-
-def test_ten_lines_of_python(tiny_model_directory, tmp_path, monkeypatch):
-    """The session that the README shows, word for word, but for the model and the amount of text."""
-    readme = Path(saap_jax.__file__).parent.parent / "README.md"
-    block = readme.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    assert len([line for line in block.splitlines() if line.strip()]) <= 12
-    block = block.replace('"smollm2-135m"', repr(str(tiny_model_directory))).replace("length=128", "length=16")
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(block, names)
-    pruned = saap_jax.load_model(tmp_path / "pruned")
-    assert saap_jax.count_parameters(pruned) < saap_jax.count_parameters(names["model"])
