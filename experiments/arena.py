@@ -16,14 +16,12 @@ memory are its own; the smaller model takes turns with the unpruned one in a for
 """
 
 import argparse
-import bisect
 import contextlib
 import datetime
 import functools
 import itertools
 import json
 import math
-import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -37,9 +35,8 @@ from arena_report import DOCS, MODELS, Result, report, result_path, rows
 
 from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
-from saap_jax.data import Windows, beginning, pairs, read_texts
-from saap_jax.data.sources import join_texts
-from saap_jax.data.windows import evaluation_windows, stratified_starts, tokenize
+from saap_jax.data import Windows, evaluation_windows, pairs
+from saap_jax.data.windows import window_articles
 from saap_jax.evaluation.cost import median_seconds
 from saap_jax.evaluation.tasks import find_task, read_task, run_tasks
 from saap_jax.jobs.candidates import key_of
@@ -67,7 +64,6 @@ BEYOND = math.log(1.12)
 """Nats above the lowest from which on a row is evaluated on the first windows alone."""
 STRETCHES = 32
 """Units of a text without articles: neighbouring windows, longer together than its articles are."""
-ARTICLE = re.compile(r"(?m)^ = [^=].*[^=] = $")
 STEPS = 64
 TASKS = ("arc_easy", "boolq", "hellaswag", "piqa", "winogrande")
 
@@ -98,16 +94,9 @@ class Text(NamedTuple):
 
 def text_of(source: str, tokenizer: Any, setting: Setting) -> Text:
     """Draw windows over a whole text, and tell which article (or stretch) the middle of each is of."""
-    count, length = setting.windows, setting.length
-    windows = evaluation_windows(source, tokenizer, length, count, drawn=setting.drawn)
-    text, size = join_texts(read_texts(source, "evaluation")), length - len(beginning(tokenizer))
-    starts = stratified_starts(tokenize(text, tokenizer).size, count, size, setting.drawn)
-    heads = [found.start() for found in ARTICLE.finditer(text)]
-    plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    places = tokenizer(text, return_offsets_mapping=True, **plain)["offset_mapping"] if len(heads) > 1 else []
-    middles = starts + size // 2
-    articles = [bisect.bisect(heads, places[each][0]) if places else each * STRETCHES // count
-                for each in (middles.tolist() if places else range(count))]  # fmt: skip
+    count, how = setting.windows, {"limit": setting.windows, "drawn": setting.drawn}
+    windows, articles = (cut(source, tokenizer, setting.length, **how) for cut in (evaluation_windows, window_articles))
+    articles = articles or [each * STRETCHES // count for each in range(count)]
     order = np.random.default_rng(setting.drawn).permutation(count)
     return Text(Windows(*(each[order] for each in windows)), [articles[each] for each in order])
 

@@ -34,23 +34,15 @@ GRACE = 5.0
 
 _CONFIG, _SEVERAL = "[MODULE:FACTORY] [CONFIG]", "[MODULE:FACTORY] [CONFIG] [--methods ...]"
 _RUN, _BOTH = (RunOptions, Written), (RunOptions, Written, Distributed)
-_TOLD, _FAR = (RunOptions, Foretold), (Foretold, Distributed)
+_ALL = (RunOptions, Foretold, Distributed)
 
 _JOBS, _USE = "config.jobs:", "config.use:"
 COMMANDS: dict[str, Command] = {
-    "compare": Command(
-        "compare pruning methods on a model",
-        _JOBS + "CompareConfig",
-        "compare",
-        _SEVERAL,
-        (RunOptions, Foretold, Distributed),
-    ),
+    "compare": Command("compare pruning methods on a model", _JOBS + "CompareConfig", "compare", _SEVERAL, _ALL),
     "methods": Command("list steps, estimators and recipes", _USE + "MethodsConfig", "methods", "[--names ...]"),
     "discover": Command("print the coupled structures of a model", _USE + "DiscoverConfig", "discover", "[--model]"),
     "score": Command("score every unit from one pass over text", _JOBS + "ScoreConfig", "score_run", _CONFIG, _BOTH),
-    "prune": Command(
-        "prune by one method, save the model", _JOBS + "PruneConfig", "prune", _CONFIG, (Foretold, Distributed)
-    ),
+    "prune": Command("prune by one method, save the model", _JOBS + "PruneConfig", "prune", _CONFIG, _ALL[1:]),
     "recover": Command(
         "fine-tune a pruned model", "config.recover:RecoverConfig", "recover", "[--model] [CONFIG]", _BOTH
     ),
@@ -59,9 +51,7 @@ COMMANDS: dict[str, Command] = {
         "perplexity of models, accuracy on tasks", _USE + "EvaluateConfig", "evaluate", "[--models ...]", (Distributed,)
     ),
     "fidelity": Command("judge estimators by exact removals", _JOBS + "FidelityConfig", "judge", _CONFIG, _RUN),
-    "frontier": Command(
-        "the largest ratio within a limit", _JOBS + "FrontierConfig", "frontier", _SEVERAL, (RunOptions, Foretold)
-    ),
+    "frontier": Command("the largest ratio within a limit", _JOBS + "FrontierConfig", "frontier", _SEVERAL, _ALL[:2]),
     "sensitivity": Command("what each layer costs", _JOBS + "SensitivityConfig", "sensitivity", _CONFIG, _RUN),
     "runs": Command("list, compare and delete runs", _USE + "RunsConfig", "list_runs", "[--names ...]"),
     "report": Command("one page of runs, and figures for papers", _USE + "ReportConfig", "report", "--runs ..."),

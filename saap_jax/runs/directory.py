@@ -120,7 +120,7 @@ class RunDirectory:
 
         Raises:
             OtherRunError: the directory holds a run of another configuration.
-        ValueError: it holds files but no run.
+            ValueError: it holds files but no run.
         """
         path, config = Path(path), plain(config)
         found = broadcast(lambda: _found(path, overwrite))

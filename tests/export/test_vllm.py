@@ -37,7 +37,7 @@ class Attention(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def vllm_config():
+def vllm_config(tmp_path_factory):
     import vllm.platforms
     from vllm.platforms.cpu import CpuPlatform
 
@@ -49,7 +49,7 @@ def vllm_config():
     llama.Attention = Attention
     config = VllmConfig(compilation_config=CompilationConfig(mode=0, custom_ops=["none"]))
     with set_current_vllm_config(config):
-        store = f"file:///tmp/vllm-{np.random.default_rng().integers(2**32)}"
+        store = (tmp_path_factory.mktemp("vllm") / "store").as_uri()
         distributed.init_distributed_environment(1, 0, store, 0, backend="gloo")
         distributed.initialize_model_parallel(1, 1)
         yield config

@@ -1,7 +1,7 @@
 """Sizes that differ from layer to layer, as configs of others say them: `per_layer_config` and `block_configs`.
 
-`per_layer_config` is the schema of transformers 5.14 and later, which vLLM and ModelOpt read too: number of a layer ->
-the keys that are otherwise there than in the rest of the config, and `skip`, the sub-blocks that the layer lacks.
+`per_layer_config` is the schema of transformers 5.14 and later, which ModelOpt's adapter for vLLM has too: number of a
+layer -> the keys that are other than in the rest of the config, and `skip`, the sub-blocks that the layer lacks.
 `block_configs` has an entry a layer, which vLLM reads of a `nemotron-nas`, where all attention has as many heads; ours
 have `per_layer_config` beside it, which is what we read.
 
