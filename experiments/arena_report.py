@@ -25,8 +25,8 @@ MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"
 OURS = ("fast", "default", "best")
 CONTENDERS = ("modegpt-mlp", "llm-pruner-param-second", "slimgpt", "fasp-mlp", "osscar", "ziplm")
 """Published rows that come first, since they end the evaluation of others early; also their variants."""
-MIXED, UNCHECKED = "-our-repair", ("ddp",)
-"""Our repair of a published choice; recipes whose formulas were not read in their papers, which no table has."""
+MIXED = "-our-repair"
+"""Our repair of a published choice."""
 FEWEST_SEEDS, FARTHEST = 3, 4
 """Seeds of a row that is shown, at least; and how many times the lowest perplexity is drawn."""
 BEGIN, END = "<!-- arena: made by experiments/arena.py report -->", "<!-- /arena -->"
@@ -75,7 +75,7 @@ class Row(NamedTuple):
 @functools.cache
 def rows() -> dict[str, Row]:
     """List the rows, contenders first: recipes that can be run, ours behind what they begin with that is a method."""
-    there = {name: each.chain for name, each in RECIPES.items() if not each.missing and name not in UNCHECKED}
+    there = {name: each.chain for name, each in RECIPES.items() if not each.missing}
     ours = [name for name in OURS if name in there]
     first = [name for name in there if name.startswith(CONTENDERS)]
     kinds = {name: "mixed" if name.endswith(MIXED) else "published" for name in there if name not in ours}
@@ -350,7 +350,6 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     if left := [f"`{name}`" for name, row in rows().items() if row.kind not in ("part", "floor") and name not in tried]:
         said += [f"Not run on {FEWEST_SEEDS} seeds, and so in no table: {', '.join(left)}.", ""]
     missing = [f"- `{name}`: {each.missing}" for name, each in RECIPES.items() if each.missing]
-    missing += [f"- `{name}`: it can be run, but its formulas were not read in its paper" for name in UNCHECKED]
     return "\n".join([*said, "What cannot be run here:", "", *missing]).rstrip() + "\n", readme_block(first)
 
 

@@ -40,7 +40,7 @@ PLAIN_AND_REFITTED = " ".join(
     f"{name} '{name}-refit = {name} > uniform > least_squares(damping=0.1)'" for name in ("wanda", "{second}")
 )
 ALL = (
-    "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner ddp fast "
+    "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner fast "
     "default evopress fasp-mlp fasp-mlp-our-repair flap gisp grasprune llm-pruner-param-first "
     "llm-pruner-param-mix llm-pruner-param-second llm-pruner-vectorize minitron modegpt-mlp "
     "modegpt-mlp-our-repair osscar osscar-our-repair saap saap-stable-goes shortened-llama-ppl "

@@ -1,4 +1,4 @@
-"""Methods that go by derivatives of the loss by weights or gates: LLM-Pruner, GISP, GRASPrune, DDP."""
+"""Methods that go by derivatives of the loss by weights or gates: LLM-Pruner, GISP, GRASPrune."""
 
 from saap_jax.recipes.base import Published, Recipe
 
@@ -75,21 +75,6 @@ RECIPES = {
                 dense=5.12,
                 about="512 windows, four rounds, no training of weights",
             ),
-        ),
-    ),
-    "ddp": Recipe(
-        title="DDP: soft gates that are sharpened under a penalty for the budget, units by the highest, then scales",
-        paper="arXiv:2603.08065",
-        chain="gate_taylor > global > learn(48, rate=0.1, rule=soft, language_loss=0.5) > scales",
-        calibration="30 million tokens of FineWeb-Edu",
-        deviations=(
-            "48 steps of one microbatch, whatever the amount of text; a quarter of it is held out and says which round "
-            "counts, or whether what first derivatives of gates choose is better.",
-            "Units count by their parameters in budget and penalties; the solver meets the budget exactly at the end.",
-            "Learnt gates are not folded into the weights; what stays is scaled anew, from 1.",
-            "Its formulas were read in a written review of the paper, not in the paper.",
-            "The rates of gates and multipliers and the weight of the binary penalty are ours.",
-            "A KV head goes with all its query heads.",
         ),
     ),
 }

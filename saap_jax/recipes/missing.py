@@ -14,6 +14,12 @@ RECIPES = {
         "WikiText-2 or C4",
         "masks are drawn evenly here, not by a prior; the estimator 'perturbation' is the regression alone",
     ),
+    "ddp": _missing(
+        "DDP: soft gates that are sharpened under a penalty for the budget, then a scale for each unit",
+        "2603.08065",
+        "FineWeb-Edu, 30 million tokens",
+        "its formulas were read in a review, not in the paper; 'learn(rule=soft)' is made of that review",
+    ),
     "disp-llm": _missing(
         "DISP-LLM: gates trained by a network, each sub-block on channels of the stream of its own",
         "2410.11988",

@@ -164,7 +164,7 @@ def test_what_soft_gates_retain_is_0_at_0_and_1_at_twice_the_sharpness():
 
 
 def test_steps_of_soft_gates_are_those_of_an_augmented_lagrangian(small):
-    """DDP's rule, written out: m = ReLU(z), s by the stretched sigmoid, Adam on all three losses, multipliers rise."""
+    """As a review of DDP has it: m = ReLU(z), s by the stretched sigmoid, Adam on all losses, multipliers rise."""
     objective, start = Quadratic(small, 3), start_of(small, 0.4, Global(), seed=1)
     done = refined(small, start, Learn(steps=60, rate=0.2, rule="soft"), objective, 0.4)
     z = {name: np.ones(units.shape) for name, units in small.existing.items()}["mlp"]

@@ -28,7 +28,7 @@ the budget leaves are the outcome.
 
 Sources: gates trained with frozen weights towards the model's own predictions, projected onto the budget with a
 straight-through derivative, as GRASPrune (arXiv:2604.19398) does; `sigmoid` is its projected straight-through
-estimator, which ranks by p alone, whatever a unit costs; `soft` is DDP (arXiv:2603.08065), equations 11 to 16.
+estimator, which ranks by p alone, whatever a unit costs; `soft` follows a review of DDP (arXiv:2603.08065).
 Deviations: the solver is that of allocations, with the limits of the chain, and held-out text says which round counts;
 `momentum` has values that are not bounded, and derivatives a parameter; `soft` weighs units by parameters, and its
 gates are not folded into the weights, which `scales` does behind it.
