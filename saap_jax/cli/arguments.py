@@ -55,8 +55,8 @@ class Written:
 
 
 @dataclasses.dataclass(frozen=True)
-class Foretold:
-    """What is printed in place of the work, of jobs that take long or write much."""
+class Foretold(Written):
+    """What is printed in place of the work, of jobs whose work can be counted."""
 
     dry_run: bool = False
     """Say how much the job does, how long it takes about and how much disk, from a few seconds of measuring."""
@@ -140,12 +140,13 @@ def parse(name: str, command: Command, words: list[str]) -> Call:
         found = tyro.cli(arguments, args=[*given, *words[end:]], prog=prog, description=kind.__doc__, compact_help=True)
         said = {type(each): each for each in vars(found).values()}
         options, cluster = said.get(RunOptions), said.get(Distributed, Distributed()).cluster
+        instead = said.get(Foretold) or said.get(Written)
         getattr(found.config, "check_asked", lambda: None)()
         if options:
             options.check(found.config)
         named = any(word.partition("=")[0] == "--name" for word in words)
-        written, foretold = said.get(Written, Written()), said.get(Foretold, Foretold())
-        return Call(found.config, options, named, written.print_config, foretold.dry_run, cluster)
+        printed, foretold = (getattr(instead, field, False) for field in ("print_config", "dry_run"))
+        return Call(found.config, options, named, printed, foretold, cluster)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

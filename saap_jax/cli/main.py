@@ -33,31 +33,29 @@ GRACE = 5.0
 """Seconds that the first of several processes waits, when it has failed, for others to fail likewise."""
 
 _CONFIG, _SEVERAL = "[MODULE:FACTORY] [CONFIG]", "[MODULE:FACTORY] [CONFIG] [--methods ...]"
-_RUN, _USED = (RunOptions, Written, Foretold), (Foretold, Distributed)
-_ALL = (*_RUN, Distributed)
+_RUN, _BOTH = (RunOptions, Written), (RunOptions, Written, Distributed)
+_ALL = (RunOptions, Foretold, Distributed)
 
 _JOBS, _USE = "config.jobs:", "config.use:"
 COMMANDS: dict[str, Command] = {
     "compare": Command("compare pruning methods on a model", _JOBS + "CompareConfig", "compare", _SEVERAL, _ALL),
     "methods": Command("list steps, estimators and recipes", _USE + "MethodsConfig", "methods", "[--names ...]"),
     "discover": Command("print the coupled structures of a model", _USE + "DiscoverConfig", "discover", "[--model]"),
-    "score": Command("score every unit from one pass over text", _JOBS + "ScoreConfig", "score_run", _CONFIG, _ALL),
+    "score": Command("score every unit from one pass over text", _JOBS + "ScoreConfig", "score_run", _CONFIG, _BOTH),
     "prune": Command("prune by one method, save the model", _JOBS + "PruneConfig", "prune", _CONFIG, _ALL[1:]),
     "recover": Command(
-        "fine-tune a pruned model", "config.recover:RecoverConfig", "recover", "[--model] [CONFIG]", _ALL
+        "fine-tune a pruned model", "config.recover:RecoverConfig", "recover", "[--model] [CONFIG]", _BOTH
     ),
-    "export": Command(
-        "write a model for other programs", _USE + "ExportConfig", "export_model", "--model --out", _USED[:1]
-    ),
+    "export": Command("write a model for other programs", _USE + "ExportConfig", "export_model", "--model --out"),
     "evaluate": Command(
-        "perplexity of models, accuracy on tasks", _USE + "EvaluateConfig", "evaluate", "[--models ...]", _USED
+        "perplexity of models, accuracy on tasks", _USE + "EvaluateConfig", "evaluate", "[--models ...]", (Distributed,)
     ),
     "fidelity": Command("judge estimators by exact removals", _JOBS + "FidelityConfig", "judge", _CONFIG, _RUN),
-    "frontier": Command("the largest ratio within a limit", _JOBS + "FrontierConfig", "frontier", _SEVERAL, _RUN),
+    "frontier": Command("the largest ratio within a limit", _JOBS + "FrontierConfig", "frontier", _SEVERAL, _ALL[:2]),
     "sensitivity": Command("what each layer costs", _JOBS + "SensitivityConfig", "sensitivity", _CONFIG, _RUN),
     "runs": Command("list, compare and delete runs", _USE + "RunsConfig", "list_runs", "[--names ...]"),
     "report": Command("one page of runs, and figures for papers", _USE + "ReportConfig", "report", "--runs ..."),
-    "ab": Command("is model A better than B; with limits, exit code 1", _USE + "AbConfig", "ab", "--a --b", _USED[:1]),
+    "ab": Command("is model A better than B; with limits, exit code 1", _USE + "AbConfig", "ab", "--a --b"),
     "generate": Command(
         "continue texts (- for standard input)", _USE + "GenerateConfig", "generate", "--model --prompts ..."
     ),

@@ -266,6 +266,19 @@ def test_equal_costs_remove_the_least_score_of_all_keep_sets(seed, ratio):
     assert problem.lost(backwards.chosen(ratio, FREE)) > 1.2 * best, "control"
 
 
+@given(st.integers(0, 10_000), st.sampled_from([0.1, 0.3, 0.5, 0.7]), st.booleans())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_two_costs_stay_within_the_block_that_crosses_the_budget(seed, ratio, ties):
+    problem = drawn(seed, layers=2, heads=2, channels=3, ties=ties)
+    target = math.ceil(ratio * problem.prunable - 1e-9)
+    units = [(problem.scores[n][layer, unit], int(problem.costs[n][layer]))
+             for n in STRUCTURES for layer, unit in np.argwhere(problem.existing[n])]  # fmt: skip
+    units.sort(key=lambda unit: unit[0] / unit[1])
+    crossing = units[int(np.searchsorted(np.cumsum([cost for _, cost in units]), target))][0]
+    assert best_of_all(problem, target) - 1e-9 <= problem.lost(problem.chosen(ratio, FREE))
+    assert problem.lost(problem.chosen(ratio, FREE)) <= best_of_all(problem, target) + crossing + 1e-9
+
+
 # --- by hand ---------------------------------------------------------------------------------------
 
 
@@ -413,6 +426,18 @@ def test_of_whole_layers_those_of_the_lowest_mean_go(seed, ratio):
 
 class TestShares:
     """The rule of LLM-Pruner: each layer loses a share of its heads, rounded down; channels fill the budget."""
+
+    def kept(self, ratio: float, method: str = "uniform(floor=True)"):
+        problem = drawn(1, layers=8, heads=3, channels=1536, costs=(294_912, 1_728), missing=False)
+        return problem.chosen(ratio, method)
+
+    @pytest.mark.parametrize(("ratio", "heads"), [(0.2, 3), (0.33, 3), (0.34, 2), (0.5, 2), (0.66, 2), (0.67, 1)])
+    def test_heads_are_rounded_down_and_channels_fill(self, ratio, heads):
+        keep = self.kept(ratio)
+        assert (keep["attention"].sum(1) == heads).all()
+        left = ratio * (3 * 294_912 + 1536 * 1_728) - (3 - heads) * 294_912
+        assert np.ptp(keep["mlp"].sum(1)) <= 1
+        np.testing.assert_allclose(1536 - keep["mlp"].sum(1).mean(), left / 1_728, atol=1)
 
     @pytest.mark.parametrize(("ratio", "temperature", "bound"), [(0.2, 1.0, 0), (0.5, 0.3, 1), (0.6, 0.05, 3)])
     def test_softmax_gives_what_its_problem_is_solved_by(self, ratio, temperature, bound):
