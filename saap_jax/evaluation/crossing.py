@@ -1,4 +1,4 @@
-"""Stage 4: how far can a model be pruned? The largest ratio that holds a limit, and the knee of the curve.
+"""Stage 4: how far can a model be pruned? The largest ratio that holds a limit.
 
 Where the curve first breaks the limit is looked for from below: on the grid the first ratio that breaks it and the one
 before it are a *bracket*, which bisection narrows. A curve that holds the limit again further up changes nothing; where
@@ -79,32 +79,6 @@ def bisect(
             found[key] = found[key]._replace(**ends, rounds=found[key].rounds + 1)
 
 
-def knee(
-    ratios: Float[np.ndarray, "points"], losses: Float[np.ndarray, "*curves points"]
-) -> Float[np.ndarray, "*curves"]:
-    """Find the ratio at which a curve of log perplexity is furthest below the chord from its first to its last point.
-
-    Both axes are scaled to [0, 1] by the chord's ends; the knee is the point with the largest x - y. NaN where no point
-    is below the chord (a straight or concave curve), the curve does not rise, or a loss is not finite.
-
-    Args:
-        ratios: ascending, two points or more.
-        losses: log perplexity at them.
-
-    Source: Satopää, Albrecht, Irwin & Raghavan, Finding a "Kneedle" in a Haystack, 2011.
-    Deviation: no smoothing and no sensitivity, since few points are measured; so the knee is a point of the grid.
-
-    >>> knee(np.array([0.0, 0.25, 0.5, 1.0]), np.array([0.0, 0.01, 0.1, 1.0])).item()
-    0.5
-    """
-    losses = np.asarray(losses, np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x, y = ((values - values[..., :1]) / (values[..., -1:] - values[..., :1]) for values in (ratios, losses))
-        below = np.where(np.isfinite(y), x - y, -np.inf)
-    rises = np.isfinite(losses).all(axis=-1) & (losses[..., -1] > losses[..., 0])
-    return np.where(rises & (below.max(axis=-1) > 1e-9), ratios[below.argmax(axis=-1)], np.nan)
-
-
 def crossing(
     ratios: Float[np.ndarray, "points"], losses: Float[np.ndarray, "draws points"], limits: Float[np.ndarray, "draws"]
 ) -> Float[np.ndarray, "draws"]:
@@ -153,8 +127,6 @@ class Found(NamedTuple):
     """Share of the prunable parameters that goes at that ratio, mean over the seeds."""
     ppl: float
     """Perplexity at that ratio, exp of the mean loss over the seeds."""
-    knee: OverSeeds
-    """Ratio of the knee, a point of the grid; NaN where a curve has none."""
     everywhere: int
     """Seeds whose limit holds up to the largest possible ratio."""
     again: tuple[float, ...]
@@ -182,7 +154,7 @@ def _curve(
 
 
 def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) -> list[Found]:
-    """Find each variant's largest ratio and knee, over its seeds, the largest ratio first.
+    """Find each variant's largest ratio over its seeds, the largest ratio first.
 
     Intervals: seeds and windows are drawn with replacement, each by itself, the same windows for all points of a curve
     and for the unpruned model, from which the limit follows. The ratio of a draw is read off lines between all measured
@@ -213,7 +185,7 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
 
     found, drawn_ratios = [], {}
     for variant, own in lines.items():
-        at, ratios, knees, knees_drawn = [], [], [], []
+        at, ratios = [], []
         for line in own:
             rows = [row for row in candidates if (row["variant"], row["seed"]) == (variant, line["seed"])]
             rows.sort(key=lambda row: row["ratio_asked"])
@@ -222,17 +194,13 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
             worse = math.log1p(frontier["percent"] / 100)
             limits = drawn[:, 0] + (worse if scale.logarithmic else np.abs(drawn[:, 0]) * frontier["percent"] / 100)
             ratios.append(crossing(points, drawn, limits))
-            grid = [row for row in rows if row["ratio_asked"] in frontier["ratios"]]  # not bisected
-            points, losses = _curve(dense, grid, metric)
-            knees.append(float(knee(points, losses.mean(axis=1))))
-            knees_drawn.append(knee(points, np.einsum("dw,pw->dp", by_window, losses)))
             at.append(next((row for row in rows if row["ratio_asked"] == line["ratio"]), run["dense"]))
         ratio, drawn_ratios[variant] = estimate([line["ratio"] for line in own], ratios)
         actual = float(np.mean([row.get("ratio_actual", 0.0) for row in at]))
         figure = scale.value(float(np.mean([scale.loss(row["ppl"][metric]) for row in at])))
         again = tuple(sorted({ratio for line in own for ratio in line["again"]}))
-        everywhere, bend = sum(line["breaks_at"] is None for line in own), estimate(knees, knees_drawn)[0]
-        found.append(Found(variant, len(own), ratio, actual, figure, bend, everywhere, again, windows=windows))
+        everywhere = sum(line["breaks_at"] is None for line in own)
+        found.append(Found(variant, len(own), ratio, actual, figure, everywhere, again, windows=windows))
     first, *others = sorted(found, key=lambda each: -each.ratio.mean)
     differences = (drawn_ratios[first.variant] - drawn_ratios[each.variant] for each in others)
     p_values = holm([float(sureness(each, windows)[2]) for each in differences]).tolist()

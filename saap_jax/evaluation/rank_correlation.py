@@ -1,11 +1,10 @@
 """How faithful is an estimator? Rank correlation of its scores with the exact change of the loss (`ablation`).
 
-Both correlations come from the signs of all pairs, s_ij = sign(a_i - a_j), t_ij = sign(b_i - b_j), and from how often
+Spearman's ρ comes from the signs of all pairs, s_ij = sign(a_i - a_j), t_ij = sign(b_i - b_j), and from how often
 each unit counts, c_i (1 in the sample itself; in a bootstrap resample, how often it was drawn):
 
-    ranks         r_i = ½ Σ_j c_j s_ij, the centred mid-rank of a_i; q_i the same of b
-    Spearman      ρ = Σ_i c_i r_i q_i / √(Σ_i c_i r_i² · Σ_i c_i q_i²)
-    Kendall       τ_b = Σ_ij c_i c_j s_ij t_ij / √(Σ_ij c_i c_j |s_ij| · Σ_ij c_i c_j |t_ij|)
+    r_i = ½ Σ_j c_j s_ij, the centred mid-rank of a_i; q_i the same of b
+    ρ = Σ_i c_i r_i q_i / √(Σ_i c_i r_i² · Σ_i c_i q_i²)
 
 so that a thousand resamples are a few matrix products. All sums are of whole and half numbers and exact: equal rankings
 give 1, reversed ones -1. A constant ranking has no correlation: NaN.
@@ -24,7 +23,7 @@ from jaxtyping import Float
 from saap_jax.evaluation.resample import LEVEL, counts, holm, resamples_for, sureness
 from saap_jax.types import Scores
 
-MEASURES: tuple[str, ...] = ("spearman", "kendall", "spearman_in_layers", "kendall_in_layers")
+MEASURES = ("spearman", "spearman_in_layers")
 """Correlation over all units of a scope, and the mean of the correlations within each layer."""
 
 
@@ -92,12 +91,12 @@ def fidelity(
         for estimator, by_structure in scores.items():
             values = _measured(estimator, by_structure, measured)
             random = np.random.default_rng(seed)  # anew: every estimator meets the same resamples
-            own = bootstrap(values, truth, resamples, random)
-            own += [NONE] * 2 if scope == "pooled" else bootstrap_layers(values, truth, layers, resamples, random)
+            own = [bootstrap(values, truth, resamples, random)]
+            own += [NONE if scope == "pooled" else bootstrap_layers(values, truth, layers, resamples, random)]
             if windows:  # neither does it say more than the windows do
                 own = [each._replace(size=min(each.size, windows)) for each in own]
             found[estimator] = own
-        compared = [_against_highest({name: own[place] for name, own in found.items()}) for place in range(4)]
+        compared = [_against_highest({name: own[place] for name, own in found.items()}) for place in range(2)]
         rows += [
             Fidelity(estimator, scope, name, len(truth), own.value, *own.interval(level), p_values[estimator], windows)
             for estimator, each in found.items()
@@ -138,35 +137,28 @@ def _against_highest(found: Mapping[str, Resampled]) -> dict[str, float]:
 
 def correlations(
     a: Float[np.ndarray, "units"], b: Float[np.ndarray, "units"], counts: Float[np.ndarray, "resamples units"]
-) -> Float[np.ndarray, "2 resamples"]:
-    """Compute Spearman's ρ and Kendall's τ_b of two samples in which unit i occurs `counts[:, i]` times.
+) -> Float[np.ndarray, "resamples"]:
+    """Compute Spearman's ρ of two samples in which unit i occurs `counts[:, i]` times.
 
     >>> a = np.array([3.0, 1.0, 2.0])
-    >>> correlations(a, 2 * a, np.ones((1, 3))).ravel().tolist(), correlations(a, -a, np.ones((1, 3))).ravel().tolist()
-    ([1.0, 1.0], [-1.0, -1.0])
+    >>> correlations(a, 2 * a, np.ones((1, 3))).item(), correlations(a, -a, np.ones((1, 3))).item()
+    (1.0, -1.0)
     """
     s, t = ((above := x[:, None] > x[None]).astype(np.float64) - above.T for x in (a, b))  # of infinite values too
     r, q = counts @ s.T / 2, counts @ t.T / 2
-
-    def pairs(x: np.ndarray) -> np.ndarray:
-        return np.sum((counts @ x) * counts, axis=1)
-
-    products = np.stack([np.sum(counts * r * q, axis=1), pairs(s * t)])
-    firsts = np.stack([np.sum(counts * r * r, axis=1), pairs(np.abs(s))])
-    scale = np.sqrt(firsts * np.stack([np.sum(counts * q * q, axis=1), pairs(np.abs(t))]))
+    products = np.sum(counts * r * q, axis=1)
+    scale = np.sqrt(np.sum(counts * r * r, axis=1) * np.sum(counts * q * q, axis=1))
     return np.divide(products, scale, out=np.full(products.shape, np.nan), where=scale > 0)
 
 
 def bootstrap(
     a: Float[np.ndarray, "units"], b: Float[np.ndarray, "units"], resamples: int, random: np.random.Generator
-) -> list[Resampled]:
-    """Compute ρ and τ_b, and both in resamples of the units."""
-    units = len(a)
-    if units == 0:
-        return [NONE] * 2
+) -> Resampled:
+    """Compute ρ, also in resamples of the units."""
+    if not (units := len(a)):
+        return NONE
     drawn = correlations(a, b, counts(units, resamples, random).astype(np.float64))
-    values = correlations(a, b, np.ones((1, units)))[:, 0].tolist()
-    return [Resampled(*pair, units) for pair in zip(values, drawn, strict=True)]
+    return Resampled(correlations(a, b, np.ones((1, units))).item(), drawn, units)
 
 
 def bootstrap_layers(
@@ -175,19 +167,16 @@ def bootstrap_layers(
     layers: np.ndarray,
     resamples: int,
     random: np.random.Generator,
-) -> list[Resampled]:
-    """Compute the mean of ρ and of τ_b within layers, and both in resamples of the layers; `layers` says which layer
-    each unit is of."""
+) -> Resampled:
+    """Compute the mean of ρ within layers, also in resamples of the layers; `layers` says which layer each unit is
+    of."""
     within = [np.flatnonzero(layers == layer) for layer in np.unique(layers)]
-    every, found = [correlations(a[of], b[of], np.ones((1, len(of))))[:, 0] for of in within], []
-    for by_layer in np.reshape(every, (-1, 2)).T:
-        defined = by_layer[np.isfinite(by_layer)]
-        if len(defined):
-            drawn = defined[random.integers(len(defined), size=(resamples, len(defined)))]
-            found.append(Resampled(float(np.mean(defined)), np.mean(drawn, axis=1), len(defined)))
-        else:
-            found.append(NONE)
-    return found
+    every = np.array([correlations(a[of], b[of], np.ones((1, len(of)))).item() for of in within])
+    defined = every[np.isfinite(every)]
+    if not len(defined):
+        return NONE
+    drawn = defined[random.integers(len(defined), size=(resamples, len(defined)))]
+    return Resampled(float(np.mean(defined)), np.mean(drawn, axis=1), len(defined))
 
 
 def _measured(estimator: str, scores: Scores, measured: dict[str, np.ndarray]) -> Float[np.ndarray, "units"]:

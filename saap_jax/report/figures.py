@@ -161,7 +161,6 @@ class Curve(NamedTuple):
     """(actual ratio, low, high) of the points that have an interval."""
     crossing: float = math.nan
     """The largest ratio that holds the limit."""
-    knee: float = math.nan
 
 
 class Limit(NamedTuple):
@@ -178,7 +177,7 @@ def ratio_figure(
 
     A perplexity is on a logarithmic axis, and so is a loss above 0. The axis ends at four times the middle one of the
     curves' ends, baselines aside; what is above, or infinite, is drawn on the upper edge, lest it squeeze the rest.
-    Upright lines are intervals; where there is a limit, a line down is the largest ratio that holds it, a ring a knee.
+    Upright lines are intervals; where there is a limit, a line down is the largest ratio that holds it.
     """
     curves = [curve for curve in curves if curve.points][:MOST]
     height = 3.0 + _LINE * _grey(curve.name for curve in curves)
@@ -201,9 +200,6 @@ def ratio_figure(
             axis.vlines(at, lows, np.minimum(highs, top), **upright)
             if limit and curve.crossing > 0:
                 axis.vlines(curve.crossing, bottom, limit.value, **upright)
-            if not math.isnan(curve.knee):
-                ring = {"color": style["color"], "markersize": 11, "markerfacecolor": "none"}
-                axis.plot([curve.knee], [float(np.interp(curve.knee, ratios, values))], "o", **ring)
         dense = {curve.points[0] for curve in curves}
         lines = [(one, f"unpruned {format_figure(one, scale)}") for at, one in dense if len(dense) == 1 and at == 0]
         for value, said in [*lines, *([(limit.value, limit.said)] if limit else [])]:

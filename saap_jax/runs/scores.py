@@ -8,7 +8,7 @@
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from saap_jax.estimation.storage import kept_statistics, load_statistics, save_s
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runtime.errors import reading
+from saap_jax.runtime.files import read_json
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.score.calibrate import (
@@ -240,9 +241,29 @@ class Run(NamedTuple):
     def rows(self) -> Iterator[Mapping[str, Any]]:
         """Yield what was measured of each candidate, the unpruned model first; nested fields under `NAME/KEY`.
 
-        Values of single windows are left out.
+        Of `fidelity`, which has no candidates, the correlations; of `score` mean and range of each layer. Values of
+        single windows are left out.
         """
         dense = [{"candidate": "dense", **self.record["dense"]}] if "dense" in self.record else []
+        measured: Sequence[Mapping[str, Any]] = [*dense, *self.candidates]
+        if (file := self.path / "fidelity.json").exists():
+            measured = read_json(file)
+        elif not measured and (self.path / "scores.npz").exists():
+            measured = [
+                {
+                    "scenario": scenario,
+                    "estimator": estimator,
+                    "structure": structure,
+                    "layer": layer,
+                    "units": len(there),
+                }
+                | {name: float(of(there)) for name, of in (("mean", np.mean), ("lowest", np.min), ("highest", np.max))}
+                for scenario, scored in self.scores().scenarios.items()
+                for estimator, scores in scored.items()
+                for structure, values in scores.items()
+                for layer, row in enumerate(values)
+                if len(there := row[~np.isnan(row)])
+            ]
         flat = [
             {
                 place: each
@@ -254,7 +275,7 @@ class Run(NamedTuple):
                 )
                 if not isinstance(each, list | Mapping)
             }
-            for row in (*dense, *self.candidates)
+            for row in measured
         ]
         names = dict.fromkeys(name for row in flat for name in row)
         for row in flat:

@@ -25,7 +25,6 @@ from saap_jax.estimation import (
     observe,
     save_statistics,
     score,
-    storage,
     union_of_needs,
 )
 from saap_jax.llama.model import abstract_llama
@@ -127,21 +126,6 @@ def test_other_files_are_refused(tmp_path):
     save_file({"x": np.zeros(2)}, tmp_path / "model")
     with pytest.raises(ValueError, match="model: expected a file of 'saap_jax statistics 2', got None"):
         load_statistics(tmp_path / "model", model())
-
-
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = save_statistics(tmp_path / "s", observed("probes", FEW))
-    before = path.read_bytes()
-
-    def fail(tensors, target, dtype, about):
-        target.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(storage, "write_tensors", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_statistics(path, observed("probes", FEW))
-    assert [file.name for file in tmp_path.iterdir()] == ["s"]
-    assert path.read_bytes() == before
 
 
 @pytest.mark.slow

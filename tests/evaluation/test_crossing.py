@@ -1,11 +1,11 @@
-"""How far a model can be pruned: bisection, knee and intervals on invented curves whose answers are known."""
+"""How far a model can be pruned: bisection and intervals on invented curves whose answers are known."""
 
 import math
 
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.crossing import Bracket, bisect, crossing, first_bracket, found_variants, knee
+from saap_jax.evaluation.crossing import Bracket, bisect, crossing, first_bracket, found_variants
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.report.pages.frontier import notes, summary
 
@@ -58,21 +58,6 @@ class TestBisection:
         assert first_bracket((0.3, 0.1, 0.2), (True, True, False), 0.9) == Bracket(0.1, 0.2, 0.9)
         assert first_bracket((0.1, 0.2), (False, True), 0.9) == Bracket(0.0, 0.1, 0.9)
         assert first_bracket((0.1, 0.2), (True, True), 0.9) == Bracket(0.2, math.inf, 0.9)
-
-
-class TestKnee:
-    def test_of_a_known_curve(self):
-        """y = x² is furthest below y = x at ½; y = x⁴ where 4 x³ = 1."""
-        x = np.linspace(0, 1, 2001)
-        assert knee(x, x**2) == pytest.approx(0.5, abs=1e-3)
-        assert knee(x, x**4) == pytest.approx(0.25 ** (1 / 3), abs=1e-3)
-        assert knee(0.6 * x, 3 + 2 * x**2) == pytest.approx(0.3, abs=1e-3), "no matter the units of the axes"
-
-    @pytest.mark.parametrize("curve", [lambda x: x, np.sqrt, lambda x: -(x**2), lambda x: x**2 + np.inf * (x == 1)])
-    def test_none_where_there_is_none(self, curve):
-        """Negative control: straight, concave, falling, not finite."""
-        with np.errstate(invalid="ignore"):
-            assert np.isnan(knee(np.linspace(0, 1, 11), curve(np.linspace(0, 1, 11))))
 
 
 def test_crossing_reads_between_points():
@@ -145,17 +130,6 @@ class TestRecords:
         )
         assert differing.ratio.high - differing.ratio.low > 3 * (alike.ratio.high - alike.ratio.low)
 
-    def test_the_knee_is_of_the_grid(self):
-        """Points of bisection are not looked at: the knee does not depend on the limit."""
-        curves = {"a": [lambda ratio: 3.0 + 6 * ratio**2]}
-        for percent in (5.0, 30.0):
-            found = found_variants(*records(curves, 0.0, percent=percent))[0]
-            assert found.knee.mean in (0.2, 0.3)
-            assert math.isnan(found.knee.spread), "one seed has no spread"
-        straight = found_variants(*records({"a": [lambda ratio: 3.0 + ratio]}, 0.0))[0]
-        assert math.isnan(straight.knee.mean)
-        assert math.isnan(straight.knee.low)
-
     def test_who_goes_as_far_is_told_apart_or_tied(self):
         curves = {"a": [steep(0.2)], "b": [steep(0.2)], "c": [steep(0.05)]}
         first, second, third = found_variants(*records(curves, 0.02))
@@ -177,10 +151,9 @@ class TestRecords:
             for each in found:
                 assert math.isfinite(each.ratio.low) == math.isfinite(each.ratio.high) == known
                 assert math.isfinite(each.ratio.mean)
-                assert known or math.isnan(each.knee.low)
             assert math.isfinite(found[1].p_value) == known
             said = summary(run, found)
-            assert ("goes furthest" in said) == ("the knee of its curve" in said or "no knee" in said) == known
+            assert ("goes furthest" in said) == known
             assert (f"{windows} windows, where an interval takes 8" in said) != known
             run["frontier"] |= {"tolerance": 0.005, "rounds": 3}
             assert any("no intervals: " in note for note in notes(run, found)) != known

@@ -4,8 +4,6 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from saap_jax.report.blocks import Figure, Table
@@ -154,31 +152,6 @@ class TestPatterns:
             np.testing.assert_array_equal(part.consistent, unimportant(one["i"], share)[name])
             assert part.task_specific == 0
             assert part.agreement == pytest.approx({"a": 1.0, "b": 1.0})
-
-    @settings(max_examples=20, deadline=None)
-    @given(seed=st.integers(0, 1000), share=st.floats(0, 1))
-    def test_a_further_scenario_takes_away_only(self, seed, share):
-        scores = drawn(3, seed)
-        fewer = patterns({name: scores[name] for name in ("s0", "s1")}, "i", share=share)
-        for name, part in patterns(scores, "i", share=share).structures.items():
-            assert not (part.consistent & ~fewer.structures[name].consistent).any()
-            assert part.agreed <= part.lowest <= part.units
-            assert part.task_specific <= part.units
-
-    def test_moves_with_the_units_and_knows_no_unit_of_measure(self):
-        scores, order = drawn(2), np.array([5, 0, 3, 1, 4, 2])
-        changed = {
-            s: {
-                e: {"attention": v["attention"], "mlp": (v["mlp"] if e == "u" else 1e-9 * v["mlp"] ** 3)[:, order]}
-                for e, v in by.items()
-            }
-            for s, by in scores.items()
-        }
-        before, after = (patterns(each, "i", "u", 0.4).structures["mlp"] for each in (scores, changed))
-        assert before.agreed > 0
-        np.testing.assert_array_equal(after.consistent, before.consistent[:, order])
-        assert after.consistent.tolist() != before.consistent.tolist()
-        assert after._replace(consistent=0, usage=0) == before._replace(consistent=0, usage=0)
 
     def test_independent_orders_come_near_chance(self):
         part = patterns(drawn(2, shape=(40, 500)), "i", share=0.3).structures["mlp"]

@@ -97,7 +97,7 @@ def fidelity_table(rows: Sequence[Fidelity], scope: str) -> Table:
     columns = [Column("estimator", ("estimator", "best", "tied"), marked, words=True)]
     for each in measures:
         head, fields = each.replace("_in_layers", " in layers").capitalize(), (each, f"{each}_low", f"{each}_high")
-        columns.append(Column(head, fields, correlation, wide=each == MEASURES[-1]))  # a terminal has room for three
+        columns.append(Column(head, fields, correlation))
     lines = []
     for place, (name, found) in enumerate(ranked):
         first, best = found["spearman"], place == 0 and math.isfinite(found["spearman"].value)

@@ -28,7 +28,7 @@ def frontier_findings(directory: RunDirectory) -> Findings:
 
 
 def summary(run: RunRecord, found: Sequence[Found]) -> str:
-    """Say who can be pruned furthest within the limit, and where the knee of its curve is; or why that is not known."""
+    """Say who can be pruned furthest within the limit, or why that is not known."""
     best, frontier = found[0], run["frontier"]
     limit = f"+{frontier['percent']:g} % of {frontier['metric']}"
     if not best.ratio.mean > 0:
@@ -49,10 +49,8 @@ def summary(run: RunRecord, found: Sequence[Found]) -> str:
     if tied:
         text += f", from which cannot be told apart {some(tied)}"
     if not tested:
-        return f"{text}. Whether another goes as far is not known, nor where the knee is: {untested(found)}."
-    if math.isnan(best.knee.mean):
-        return f"{text}; its curve has no knee between 0 and {100 * max(frontier['ratios']):g} %."
-    return f"{text}; the knee of its curve is at {format_estimate(*best.knee[:2])} %."
+        return f"{text}. Whether another goes as far is not known: {untested(found)}."
+    return f"{text}."
 
 
 def untested(found: Sequence[Found]) -> str:
@@ -65,13 +63,11 @@ def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
     """Say what the numbers mean, and what is special about some of them."""
     frontier = run["frontier"]
     scale = scale_of(frontier["metric"])
-    chord = "log perplexity" if scale.logarithmic else "loss"
     lines = [
         f"limit: {frontier['metric']} at most {format_figure(frontier['limit'], scale)}, the unpruned model's "
         f"{format_figure(run[DENSE]['ppl'][frontier['metric']], scale)} +{frontier['percent']:g} %",
         f"ratio: the first crossing from below on the grid {', '.join(f'{100 * r:g}' for r in frontier['ratios'])} %, "
         f"bisected to {100 * frontier['tolerance']:g} %",
-        f"knee: furthest below the chord of {chord} against ratio, a point of the grid",
         "± standard deviation over seeds; "
         + (f"no intervals: {why}" if (why := untested(found)) else "[95 % interval, bootstrap over seeds and windows]"),
         f"{BEST} largest ratio" + (f"   {TIED_LEGEND}" if any(each.tied for each in found) else ""),
@@ -104,18 +100,13 @@ def frontier_table(run: RunRecord, found: Sequence[Found]) -> Table:
         Column("interval", ("ratio_low", "ratio_high"), interval),
         Column("actual %", ("ratio_actual",), format_percent),
         Column(f"{scale.short} there", ("ppl",), lambda value: format_figure(float(value), scale)),
-        Column("knee %", ("knee", "knee_spread"), format_estimate),
-        Column("interval", ("knee_low", "knee_high"), interval),
     ]
     rows = []
     for each in found:
         best = each is found[0] and each.ratio.mean > 0
         row = {"variant": each.variant, "best": best, "tied": each.tied, "seeds": each.seeds, "ppl": each.ppl,
                "ratio_actual": each.actual, "mark": "best" * best}  # fmt: skip
-        for name in ("ratio", "knee"):
-            mean, *rest = getattr(each, name)
-            row |= {name: mean} | dict(zip((f"{name}_{end}" for end in ("spread", "low", "high")), rest, strict=True))
-        rows.append(row)
+        rows.append(row | dict(zip(("ratio", "ratio_spread", "ratio_low", "ratio_high"), each.ratio, strict=True)))
     title = f"largest ratio within +{run['frontier']['percent']:g} % of {run['frontier']['metric']}"
     return Table(title, columns, rows, notes(run, found))
 
@@ -149,7 +140,7 @@ def _seed_table(run: RunRecord, candidates: Sequence[Row]) -> Table:
 
 
 def _figure(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found]) -> Figure | None:
-    """Draw the curves of variants, by asked ratio, with the limit, the largest ratios and the knees.
+    """Draw the curves of variants, by asked ratio, with the limit and the largest ratios.
 
     A curve is the mean over the seeds of log perplexity, on the grid and where bisection tried the same ratio for all
     of them; its upright lines go from the lowest seed to the highest.
@@ -165,6 +156,6 @@ def _figure(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found]) -
         points = [(0.0, float(run[DENSE]["ppl"][metric])), *((r, mean_figure(metric, ppl)) for r, ppl in whole.items())]
         ends = [(ratio, min(ppl), max(ppl)) for ratio, ppl in whole.items() if seeds > 1]
         crossing = each.ratio.mean if each.everywhere < each.seeds else math.nan
-        curves.append(Curve(each.variant, points, ends, crossing, each.knee.mean))
+        curves.append(Curve(each.variant, points, ends, crossing))
     limit = Limit(frontier["limit"], f"limit +{frontier['percent']:g} % {format_figure(frontier['limit'], scale)}")
     return ratio_figure("frontier", f"How far each variant can be pruned: {metric}", curves, scale, limit)
