@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+import saap_jax
 from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import COMMANDS
 from saap_jax.estimation import ESTIMATORS
@@ -70,6 +71,15 @@ def test_the_reference_lists_every_public_name_with_its_docstring(tmp_path, monk
         "fresh.said: expected once in the reference, got it twice",
         *(f"fresh.{name}: expected a docstring, got none" for name in ("bare", "Pair", "PLAIN")),
     ]
+
+
+def test_every_public_function_and_class_has_an_example_that_runs():
+    """Examples of docstrings that `pytest saap_jax` finds, by name."""
+    public = [value for name in saap_jax.__all__ if callable(value := getattr(saap_jax, name))]
+    find = doctest.DocTestFinder(exclude_empty=False).find
+    found = {test.name: test.examples for value in public for test in find(sys.modules[value.__module__])}
+    assert [value.__name__ for value in public if not found[f"{value.__module__}.{value.__qualname__}"]] == []
+    assert [] in found.values(), "control: of other names there are none"
 
 
 def test_every_estimator_has_its_formula_its_row_and_its_source(monkeypatch):

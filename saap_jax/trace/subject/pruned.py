@@ -84,6 +84,15 @@ def prune(
 ) -> Pruned:
     """Prune a model of one's own.
 
+    >>> x, weights = jax.numpy.ones((4, 3)), {"up": jax.numpy.ones((3, 8)), "down": jax.numpy.ones((8, 2))}
+    >>> problem = Problem(
+    ...     function=lambda weights, x: jax.nn.relu(x @ weights["up"]) @ weights["down"], params=weights,
+    ...     loss=lambda y, target: jax.numpy.square(y - target).mean(),
+    ...     calibration=(x, x[:, :2]), held_out=(x + 1, x[:, :2]),
+    ... )
+    >>> prune(problem, ratio=0.5).shapes
+    {'down': ((8, 2), (4, 2)), 'up': ((3, 8), (3, 4))}
+
     Args:
         model: a `Problem`, or a model that holds its parameters (NNX, Equinox, Keras), with `loss`, `calibration`,
             `held_out` and what else its adapter takes as further arguments. Of Linen and Haiku, give a `Problem` of
