@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from saap_jax.evaluation.claims import Crossed, Verdict, crossed, verdicts
 from saap_jax.recipes import RECIPES
@@ -31,12 +32,12 @@ FEWEST_SEEDS, FARTHEST = 3, 4
 """Seeds of a row that is shown, at least; and how many times the lowest perplexity is drawn."""
 BEGIN, END = "<!-- arena: made by experiments/arena.py report -->", "<!-- /arena -->"
 STEPS = "![perplexity after each step of our methods, with 95 % intervals, both models](arena/steps.svg)"
-FIGURE = "![perplexity against processor minutes of each method, with 95 % intervals, both models]({}arena/front.svg)"
+FIGURE = "![perplexity against processor minutes, with 95 % intervals: ours red, the front blue]({}arena/front.svg)"
 
 Result = dict[str, Any]
 """A file: `dense` and `articles` by text, in reading order, and `rows` by NAME@RATIO; or one row."""
 
-TITLE = "# The arena: published methods and ours on the same text, budget and models"
+TITLE = "# The arena: published methods and ours"
 HINT = """Open a figure for its interval: how far a published row is from `default`, and ours from the lowest published
 row. Open a name for what else is known of it. On the site, click a head of the table to sort by it."""
 PROTOCOL = """\
@@ -284,8 +285,7 @@ def winner(group: Group, ratio: float, text: str) -> str:
     others = group.of(ratio, "published" if first.kind == "ours" else "ours")
     found = group.against(first, others, text).values()
     sure = all(each.said == "surely lower" for each in found) and len(found) > 0
-    value = group.perplexity(first, text)
-    return f"`{first.name}` at {percent(ratio)} ({value}, {'surely' if sure else 'not surely'})"
+    return f"`{first.name}`{' (surely)' if sure else ''}"
 
 
 def faster(group: Group) -> dict[str, list[str]]:
@@ -306,8 +306,9 @@ def answer(found: Sequence[Group]) -> list[str]:
     """Say in a sentence a model which row is lowest where, and in one more what `default` is above."""
     said = []
     for group in found:
-        columns = (f"on {text} {', '.join(winner(group, r, text) for r in group.lines)}" for text in group.dense)
-        said.append(f"On **{group.title}** the lowest rows are {'; '.join(columns)}.")
+        columns = (f"{', '.join(winner(group, r, text) for r in group.lines)} on {text}" for text in group.dense)
+        ratios = ", ".join(map(percent, group.lines))
+        said.append(f"**{group.title}** without {ratios}: the lowest are {' and '.join(columns)}.")
     columns = [names for group in found for names in faster(group).values()]
     said.append(
         f"`default` is surely above a published row that takes as long or less in {sum(map(bool, columns))} of "
@@ -406,9 +407,9 @@ def readme_block(found: Sequence[Group]) -> str:
 
 
 def draw(found: Sequence[Group], path: Path) -> None:
-    """Draw perplexity against processor minutes: a model a column, a ratio a row, the front of each as a line."""
+    """Draw perplexity against processor minutes: a model a column, a ratio a row; what is on no front is grey."""
     ratios = sorted({ratio for group in found for ratio in group.lines})
-    figure = Figure(figsize=(4.8 * len(found), 3.2 * len(ratios)), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(found), 2.8 * len(ratios)), layout="constrained")
     axes = figure.subplots(len(ratios), len(found), squeeze=False)
     for axis, ratio, group in ((axes[i][j], r, g) for i, r in enumerate(ratios) for j, g in enumerate(found)):
         text, lowest, front = next(iter(group.dense)), math.inf, [(math.nan, math.nan)]
@@ -417,16 +418,19 @@ def draw(found: Sequence[Group], path: Path) -> None:
         near = [line for line in timed if values[line.name] <= min(values.values()) + math.log(FARTHEST)]
         axis.set_title(f"{group.title}, {percent(ratio)}" + ("" if near else ": none timed"))
         for line in sorted(near, key=lambda line: line.minutes):
-            half, colour = group.beside(line, None, text).half(), "tab:red" if line.kind == "ours" else "tab:blue"
+            half, ours = group.beside(line, None, text).half(), line.kind == "ours"
             middle, low, high = (math.exp(values[line.name] + sign * half) for sign in (0, -1, 1))
+            colour = "tab:red" if ours else "tab:blue" if middle < lowest or line.name == "saap" else "0.75"
             axis.errorbar(line.minutes, middle, yerr=[[middle - low], [high - middle]], fmt="o", ms=4, color=colour)
-            axis.annotate(line.name, (line.minutes, middle), (4, 3), textcoords="offset points", fontsize=6)
+            if colour != "0.75":
+                axis.annotate(line.name, (line.minutes, middle), (5, 3), textcoords="offset points", color=colour)
             if middle < lowest:
                 lowest = middle
                 front.append((line.minutes, middle))
         axis.step(*np.array(front).T, where="post", color="0.7", linewidth=1)
         axis.set(xscale="log", xlabel="processor minutes", ylabel=f"{text} ppl@128")
         axis.margins(x=0.3)
+        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
         if near:
             logarithmic(axis)
     figure.savefig(path, metadata={"Date": None})
