@@ -3,7 +3,7 @@
 document.addEventListener("DOMContentLoaded", () => {
   for (const table of document.querySelectorAll(".bd-article table.docutils, .bd-article table.table")) {
     const heads = [...(table.tHead?.rows[0]?.cells ?? [])], body = table.tBodies[0];
-    if (!body || body.rows.length < 6) continue;
+    if (!body || body.rows.length < 6 || !table.querySelector("th.text-right")) continue;
     heads.forEach((head, at) => {
       const text = row => (row.cells[at]?.querySelector("summary") ?? row.cells[at])?.textContent.trim() ?? "";
       const value = row => parseFloat(text(row).replace(/^[~×]\s*|\*\*/g, "").replace("−", "-"));

@@ -159,7 +159,8 @@ def test_the_lock_file_adds_to_the_main_one():
 
 def calls(page: str) -> list[str]:
     """Return the calls of `saap` that a page shows: those in blocks, and those with options in sentences."""
-    blocks = [*re.findall(r"^```\n(.*?)^```$", page, re.M | re.S), *re.findall(r"(?:^    .*\n)+", page, re.M)]
+    fenced = re.findall(r"^```(.*)\n((?:.*\n)*?)```$", page, re.M)
+    blocks = [*(code for kind, code in fenced if not kind), *re.findall(r"(?:^    .*\n)+", page, re.M)]
     lines = re.sub(r"\\\n\s*", "", "\n".join(blocks)).split("\n")
     found = [call[1] for line in lines if (call := re.match(r"\s*(?:\w+=\S+ )*(?:.* && |.*\| )?saap (.*?) ?&?$", line))]
     return [*found, *(call.replace("\n", " ") for call in re.findall(r"`saap ([a-z]+ [^`]* --[^`]+)`", page))]
