@@ -84,14 +84,11 @@ def prune(
 ) -> Pruned:
     """Prune a model of one's own.
 
-    >>> x, weights = jax.numpy.ones((4, 3)), {"up": jax.numpy.ones((3, 8)), "down": jax.numpy.ones((8, 2))}
-    >>> problem = Problem(
-    ...     function=lambda weights, x: jax.nn.relu(x @ weights["up"]) @ weights["down"], params=weights,
-    ...     loss=lambda y, target: jax.numpy.square(y - target).mean(),
-    ...     calibration=(x, x[:, :2]), held_out=(x + 1, x[:, :2]),
-    ... )
-    >>> prune(problem, ratio=0.5).shapes
-    {'down': ((8, 2), (4, 2)), 'up': ((3, 8), (3, 4))}
+    >>> from flax import nnx
+    >>> net = nnx.Sequential(nnx.Linear(3, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 2, rngs=nnx.Rngs(1)))
+    >>> x, y = jax.numpy.ones((4, 3)), jax.numpy.ones((4, 2))
+    >>> prune(net, loss=lambda a, b: abs(a - b).mean(), ratio=0.5, calibration=(x, y), held_out=(x + 1, y)).ratio
+    0.5
 
     Args:
         model: a `Problem`, or a model that holds its parameters (NNX, Equinox, Keras), with `loss`, `calibration`,
