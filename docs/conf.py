@@ -62,6 +62,7 @@ html_theme = "sphinx_book_theme"
 html_title = "saap_jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["tables.js"]
 html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,

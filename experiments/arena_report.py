@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from saap_jax.evaluation.claims import Crossed, Verdict, crossed, verdicts
 from saap_jax.recipes import RECIPES
@@ -31,13 +32,15 @@ FEWEST_SEEDS, FARTHEST = 3, 4
 """Seeds of a row that is shown, at least; and how many times the lowest perplexity is drawn."""
 BEGIN, END = "<!-- arena: made by experiments/arena.py report -->", "<!-- /arena -->"
 STEPS = "![perplexity after each step of our methods, with 95 % intervals, both models](arena/steps.svg)"
-FIGURE = "![perplexity against processor minutes of each method, with 95 % intervals, both models]({}arena/front.svg)"
+FIGURE = "![perplexity against processor minutes, with 95 % intervals: ours red, the front blue]({}arena/front.svg)"
 
 Result = dict[str, Any]
 """A file: `dense` and `articles` by text, in reading order, and `rows` by NAME@RATIO; or one row."""
 
-PROTOCOL = """## Protocol
-
+TITLE = "# The arena: published methods and ours"
+HINT = """Open a figure for its interval: how far a published row is from `default`, and ours from the lowest published
+row. Open a name for what else is known of it. On the site, click a head of the table to sort by it."""
+PROTOCOL = """\
     SAAP_DATA=DATA python experiments/arena.py run [--model MODEL] [--examples 512] [--after lora] [--tasks]
     python experiments/arena.py report
 
@@ -225,29 +228,54 @@ def difference(verdict: Verdict) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f}), {verdict.said}"
 
 
-def table(group: Group, ratio: float) -> list[str]:
-    """Make the table of a model at a ratio."""
-    published, default, cells = group.of(ratio, "published"), group.named(ratio, "default"), {}
+def folded(shown: str, text: str) -> str:
+    """Fold a text under a figure or a name, within a cell."""
+    return f"<details><summary>{shown}</summary>{text}</details>" if text else shown
+
+
+def written(*cells: str) -> str:
+    """Write a row of a table."""
+    return f"| {' | '.join(cells)} |".replace(" nan ", " – ")
+
+
+def table(found: Sequence[Group]) -> list[str]:
+    """Make the one table: a row a method, model and ratio, models and ratios in turns, the lowest first."""
+    texts, several = [*found[0].dense], len({group.examples for group in found}) > 1
+    heads = ["method", "model", "gone, %", *texts, "KL", "tasks, %", "forward, %", "minutes", "GiB"]
+    said = [written(*heads), "|---|---|" + "---:|" * (len(heads) - 2)]
+    for group in found:
+        title = f"{group.title}, {group.examples} windows" if several else group.title
+        dense = (f"{math.exp(group.dense[text].mean()):.1f}" for text in texts)
+        said.append(written("unpruned", title, "0", *dense, "0.00", "–", "100", "0.0", "–"))
+        for some, after in ((group, ""), (trained(group), " + LoRA")):
+            said += [line for ratio in some.lines for line in rows_at(some, ratio, title, after)]
+    return said
+
+
+def rows_at(group: Group, ratio: float, title: str, after: str) -> list[str]:
+    """Make the rows of a model at a ratio; what is seldom asked for, and intervals, are folded."""
+    published, default, said = group.of(ratio, "published"), group.named(ratio, "default"), {}
     for text in group.dense:
         if default:
             found = verdicts([group.beside(line, default, text) for line in published])
-            cells |= {(line.name, text): difference(each) for line, each in zip(published, found, strict=True)}
+            said |= {
+                (line.name, text): f"from default: {difference(each)}"
+                for line, each in zip(published, found, strict=True)
+            }
         if best := group.lowest(published, text):
             for line in group.of(ratio, "ours"):
                 verdict = group.against(line, published, text)[best.name]
-                cells[line.name, text] = f"from {best.name}: {difference(verdict)}"
-    texts = " | ".join(f"{text} | difference, %" for text in group.dense)
-    said = [f"| method | {texts} | KL | words, % | tasks, % | removed, % | heads gone | forward, % | minutes | GiB |"]
-    said.append("|---" + "|---:|---" * len(group.dense) + "|---:" * 8 + "|")
+                said[line.name, text] = f"from {best.name}: {difference(verdict)}"
+    made = []
     for line in group.of(ratio, "ours", "published", "mixed", "floor"):
-        numbers = [f"{line.mean('kl'):.2f}", f"{100 * line.mean('changed'):.0f}", line.accuracy]
-        numbers += [f"{100 * line.mean('actual'):.1f}", f"{line.mean('heads'):.0f}"]
-        numbers += [f"{100 * line.mean('forward'):.0f}", f"{line.minutes:.1f}", f"{line.mean('gib'):.1f}"]
-        columns = [(group.perplexity(line, text), cells.get((line.name, text), "")) for text in group.dense]
-        few = "" if len(line.found) == len(group.seeds) else f" ({len(line.found)} seeds)"
-        name = f"**{line.name}**" if line.kind == "ours" else line.name
-        said.append(f"| {name}{few} | " + " | ".join([*(each for pair in columns for each in pair), *numbers]) + " |")
-    return [each.replace(" nan ", " – ") for each in said] + [""]
+        more = f"{100 * line.mean('actual'):.1f} % removed, {line.mean('heads'):.0f} KV heads gone; "
+        more += f"{100 * line.mean('changed'):.0f} % of the likeliest words change; {len(line.found)} seeds"
+        name = folded(f"<b>{line.name}{after}</b>" if line.kind == "ours" else f"{line.name}{after}", more)
+        figures = [folded(group.perplexity(line, t), said.get((line.name, t), "")) for t in group.dense]
+        numbers = [f"{line.mean('kl'):.2f}", line.accuracy, f"{100 * line.mean('forward'):.0f}"]
+        numbers += [f"{line.minutes:.1f}", f"{line.mean('gib'):.1f}"]
+        made.append(written(name, title, f"{100 * ratio:.0f}", *figures, *numbers))
+    return made
 
 
 def winner(group: Group, ratio: float, text: str) -> str:
@@ -257,30 +285,36 @@ def winner(group: Group, ratio: float, text: str) -> str:
     others = group.of(ratio, "published" if first.kind == "ours" else "ours")
     found = group.against(first, others, text).values()
     sure = all(each.said == "surely lower" for each in found) and len(found) > 0
-    value = group.perplexity(first, text)
-    return f"`{first.name}` at {percent(ratio)} ({value}, {'surely' if sure else 'not surely'})"
+    return f"`{first.name}`{' (surely)' if sure else ''}"
 
 
-def answer(found: Sequence[Group]) -> str:
-    """Say in a sentence a model which row is lowest where, and in one more what `default` is above."""
-    said, above, asked = [], [], 0
-    for group in found:
-        columns = (f"on {text} {', '.join(winner(group, r, text) for r in group.lines)}" for text in group.dense)
-        said.append(f"On **{group.title}** the lowest rows are {'; '.join(columns)}.")
-        of_ratio = {ratio: group.named(ratio, "default") for ratio in group.lines}
-        for ratio, default in ((r, line) for r, line in of_ratio.items() if line and line.minutes > 0):
-            rivals = group.of(ratio, "published")
+def faster(group: Group) -> dict[str, list[str]]:
+    """List, by column, the published rows that take no longer than `default` and are surely lower."""
+    said: dict[str, list[str]] = {}
+    for ratio in group.lines:
+        default, published = group.named(ratio, "default"), group.of(ratio, "published")
+        if default and default.minutes > 0:
             for text in group.dense:
-                judged, asked = group.against(default, rivals, text), asked + 1
-                fast = [line.name for line in rivals if line.minutes <= default.minutes]
-                if higher := [name for name in fast if judged[name].said == "surely higher"]:
-                    above.append(f"{group.title}, {text}, {percent(ratio)}: {', '.join(higher)}")
-    where = f" ({'; '.join(above)})" if above else ""
+                judged = group.against(default, published, text)
+                some = [line.name for line in published if line.minutes <= default.minutes]
+                column = f"{group.title}, {percent(ratio)}, {text}"
+                said[column] = [name for name in some if judged[name].said == "surely higher"]
+    return said
+
+
+def answer(found: Sequence[Group]) -> list[str]:
+    """Say in a sentence a model which row is lowest where, and in one more what `default` is above."""
+    said = []
+    for group in found:
+        columns = (f"{', '.join(winner(group, r, text) for r in group.lines)} on {text}" for text in group.dense)
+        ratios = ", ".join(map(percent, group.lines))
+        said.append(f"**{group.title}** without {ratios}: the lowest are {' and '.join(columns)}.")
+    columns = [names for group in found for names in faster(group).values()]
     said.append(
-        f"`default` is surely above a published row that takes as long or less in {len(above)} of {asked} columns"
-        f"{where}; *surely* is: beside each row of the other side, ours or published, at 5 % for all together."
+        f"`default` is surely above a published row that takes as long or less in {sum(map(bool, columns))} of "
+        f"{len(columns)} columns; *surely* is at 5 %, beside all rows of the other side, ours or published, together."
     )
-    return "\n\n".join(said)
+    return said
 
 
 def paths(group: Group, ratio: float) -> list[list[tuple[Line, str]]]:
@@ -302,7 +336,8 @@ def ablation(group: Group) -> list[str]:
     for ratio, path in ((each, path) for each in group.lines for path in paths(group, each)):
         lines, texts = [line for line, _ in path], group.dense
         found = {t: verdicts([group.beside(b, a, t) for a, b in itertools.pairwise(lines)]) for t in texts}
-        said += [f"| {lines[-1].name}, {percent(ratio)} | " + " | ".join(f"{text} | adds, %" for text in texts) + " |"]
+        title = f"{lines[-1].name}, {percent(ratio)}, {group.title}, {group.examples} windows"
+        said += [f"| {title} | " + " | ".join(f"{text} | adds, %" for text in texts) + " |"]
         said += ["|---" * (1 + 2 * len(texts)) + "|"]
         for at, (line, added) in enumerate(path):
             cells = [added]
@@ -310,7 +345,7 @@ def ablation(group: Group) -> list[str]:
                 cells += [group.perplexity(line, text), difference(found[text][at - 1]) if at else ""]
             said.append(f"| {' | '.join(cells)} |")
         said.append("")
-    return [f"### {group.title}, {group.examples} windows: what each step adds", "", *said] if said else []
+    return said
 
 
 def trained(group: Group) -> Group:
@@ -323,20 +358,18 @@ def trained(group: Group) -> Group:
     return group._replace(lines=lines)
 
 
-def section(group: Group) -> list[str]:
-    """Make what the page says of a group."""
+def about(group: Group) -> list[str]:
+    """Say where the rows of a group come from, and what failed."""
     found = [row for lines in group.lines.values() for line in lines for row in line.found.values()]
     dates, commits = ({row[what] for row in found} for what in ("date", "commit"))
-    dense = ", ".join(f"{text} {math.exp(each.mean()):.1f}" for text, each in group.dense.items())
-    said = [f"## {group.title}, calibrated on {group.examples} windows", ""]
-    said += [f"Seeds {', '.join(group.seeds)}; unpruned: {dense}. Run {min(dates)} to {max(dates)}, commits "
-             f"{', '.join(sorted(commits))}.", ""]  # fmt: skip
-    for what, some in (("", group), (", after LoRA", trained(group))):
-        for ratio in some.lines:
-            said += [f"### {group.title}, {group.examples} windows, {percent(ratio)}{what}", "", *table(some, ratio)]
-    said += ablation(group)
-    failed = [f"- `{key}`: {why}" for key, why in group.failed.items()]
-    return [*said, "Could not be pruned so:", "", *failed, ""] if failed else said
+    said = [f"- {group.title}, calibrated on {group.examples} windows: seeds {', '.join(group.seeds)}, run "
+            f"{min(dates)} to {max(dates)}, commits {', '.join(sorted(commits))}."]  # fmt: skip
+    return said + [f"- `{key}` could not be pruned: {why}" for key, why in group.failed.items()]
+
+
+def appendix(title: str, lines: Sequence[str]) -> list[str]:
+    """Make a section that is folded."""
+    return [f"## {title}", "", "<details><summary>Show</summary>", "", *lines, "", "</details>", ""]
 
 
 def pages(docs: Path = DOCS) -> tuple[str, str] | None:
@@ -344,13 +377,16 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     if not (found := groups(docs)):
         return None
     first = [group for group in found if group.examples == found[0].examples]
-    said = ["# The arena: published methods and ours on the same text, budget and models", "", answer(first), ""]
-    said += [FIGURE.format(""), "", STEPS, "", *(line for group in found for line in section(group)), PROTOCOL]
+    said = [TITLE, "", "\n".join(answer(first)), "", FIGURE.format(""), "", HINT, "", *table(found), ""]
+    above = [f"- {column}: {', '.join(names)}" for group in first for column, names in faster(group).items() if names]
+    said += appendix("What is surely below `default` and takes no longer", above or ["Nothing."])
+    said += appendix("What each step adds", [STEPS, "", *(line for group in found for line in ablation(group))])
+    said += appendix("Protocol", [PROTOCOL, *(line for group in found for line in about(group))])
     tried = {line.name for group in found for lines in group.lines.values() for line in lines}
-    if left := [f"`{name}`" for name, row in rows().items() if row.kind not in ("part", "floor") and name not in tried]:
-        said += [f"Not run on {FEWEST_SEEDS} seeds, and so in no table: {', '.join(left)}.", ""]
-    missing = [f"- `{name}`: {each.missing}" for name, each in RECIPES.items() if each.missing]
-    return "\n".join([*said, "What cannot be run here:", "", *missing]).rstrip() + "\n", readme_block(first)
+    missing = [f"- `{name}`: not run on {FEWEST_SEEDS} seeds" for name, each in rows().items()
+               if each.kind not in ("part", "floor") and name not in tried]  # fmt: skip
+    missing += [f"- `{name}` cannot be run here: {each.missing}" for name, each in RECIPES.items() if each.missing]
+    return "\n".join([*said, *appendix("What has no row", missing)]).rstrip() + "\n", readme_block(first)
 
 
 def readme_block(found: Sequence[Group]) -> str:
@@ -366,13 +402,13 @@ def readme_block(found: Sequence[Group]) -> str:
         cells[-1] += f" (`{'`, `'.join(dict.fromkeys(line.name for line in best if line))}`)"
         dense = " / ".join(f"{math.exp(losses.mean()):.1f}" for losses in group.dense.values())
         said.append(f"| {group.title}, {percent(ratio)} | {' | '.join([dense, *cells])} |")
-    return "\n".join([FIGURE.format("docs/"), "", answer(found), "", *said])
+    return "\n".join([FIGURE.format("docs/"), "", " ".join(answer(found)), "", *said])
 
 
 def draw(found: Sequence[Group], path: Path) -> None:
-    """Draw perplexity against processor minutes: a model a column, a ratio a row, the front of each as a line."""
+    """Draw perplexity against processor minutes: a model a column, a ratio a row; what is on no front is grey."""
     ratios = sorted({ratio for group in found for ratio in group.lines})
-    figure = Figure(figsize=(4.8 * len(found), 3.2 * len(ratios)), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(found), 2.8 * len(ratios)), layout="constrained")
     axes = figure.subplots(len(ratios), len(found), squeeze=False)
     for axis, ratio, group in ((axes[i][j], r, g) for i, r in enumerate(ratios) for j, g in enumerate(found)):
         text, lowest, front = next(iter(group.dense)), math.inf, [(math.nan, math.nan)]
@@ -381,16 +417,19 @@ def draw(found: Sequence[Group], path: Path) -> None:
         near = [line for line in timed if values[line.name] <= min(values.values()) + math.log(FARTHEST)]
         axis.set_title(f"{group.title}, {percent(ratio)}" + ("" if near else ": none timed"))
         for line in sorted(near, key=lambda line: line.minutes):
-            half, colour = group.beside(line, None, text).half(), "tab:red" if line.kind == "ours" else "tab:blue"
+            half, ours = group.beside(line, None, text).half(), line.kind == "ours"
             middle, low, high = (math.exp(values[line.name] + sign * half) for sign in (0, -1, 1))
+            colour = "tab:red" if ours else "tab:blue" if middle < lowest or line.name == "saap" else "0.75"
             axis.errorbar(line.minutes, middle, yerr=[[middle - low], [high - middle]], fmt="o", ms=4, color=colour)
-            axis.annotate(line.name, (line.minutes, middle), (4, 3), textcoords="offset points", fontsize=6)
+            if colour != "0.75":
+                axis.annotate(line.name, (line.minutes, middle), (5, 3), textcoords="offset points", color=colour)
             if middle < lowest:
                 lowest = middle
                 front.append((line.minutes, middle))
         axis.step(*np.array(front).T, where="post", color="0.7", linewidth=1)
         axis.set(xscale="log", xlabel="processor minutes", ylabel=f"{text} ppl@128")
         axis.margins(x=0.3)
+        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
         if near:
             logarithmic(axis)
     figure.savefig(path, metadata={"Date": None})
@@ -437,4 +476,4 @@ def report(docs: Path = DOCS, readme: Path = PROJECT / "README.md") -> None:
     for drawn, name in ((draw, "front"), (draw_steps, "steps")):
         drawn([group for group in found if group.examples == found[0].examples], docs / "arena" / f"{name}.svg")
     (docs / "arena.md").write_text(made[0])
-    readme.write_text(f"{before}{begin}\n\n{made[1]}\n\n{END}{rest.partition(END)[2]}")
+    readme.write_text(f"{before}{begin}\n{made[1]}\n{END}{rest.partition(END)[2]}")

@@ -54,6 +54,10 @@ def score_units(
     Returns:
         Scores, larger = more important: `scores(NAME)` is `{structure: [layers, units]}`; hand it to `select_units`.
 
+    >>> scored = score_units(model, windows, ["wanda", "gate_fisher"])
+    >>> scored.scores("wanda")["mlp"].shape
+    (2, 16)
+
     Raises:
         ValueError: an unknown estimator, one that is named twice, or one that looks at what the model does not have.
     """
@@ -100,6 +104,10 @@ def select_units(
         gone: units that are removed already.
         estimator: which of several to go by.
 
+    >>> chosen = select_units(model, score_units(model, windows, ["magnitude"]), ratio=0.5)
+    >>> chosen.keep["mlp"].sum(axis=1).tolist()
+    [8, 8]
+
     Raises:
         ValueError: a ratio that cannot be met, a step that reads text, or several estimators and none named.
     """
@@ -140,6 +148,9 @@ def run_chain(
     Returns:
         What the chain has come to: `keep`, and `subject`, the model as repaired, whose `cut(keep)` is the smaller one.
 
+    >>> run_chain(model, "wanda > uniform", windows, ratio=0.5).keep["mlp"].sum(axis=1).tolist()
+    [8, 8]
+
     Raises:
         ValueError: a ratio that cannot be met, or a step that cannot follow what stands before it.
     """
@@ -152,5 +163,9 @@ def run_chain(
 
 @taken_in
 def perplexity(model: Llama, windows: Windows, keep: Keep | None = None, *, batch_size: int = 8) -> float:
-    """Compute exp(mean next-token loss) over the windows; with `keep`, of the model with all other units masked."""
+    """Compute exp(mean next-token loss) over the windows; with `keep`, of the model with all other units masked.
+
+    >>> perplexity(model, windows) > 1
+    True
+    """
     return window_losses(model, pairs(windows, batch_size), None if keep is None else masks(keep)).perplexity

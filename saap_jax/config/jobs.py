@@ -111,7 +111,11 @@ class SweepConfig(JudgingConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareConfig(SweepConfig):
-    """A comparison: one calibration pass a seed, one masked evaluation a candidate."""
+    """A comparison: one calibration pass a seed, one masked evaluation a candidate.
+
+    >>> CompareConfig(methods=("wanda", "fast"), ratios=(0.3, 0.4)).cut_ratio
+    0.3
+    """
 
     name: RunName = "compare"
     """Name of the run, a directory below `runs`."""

@@ -124,6 +124,9 @@ def evaluation_windows(
 
     Documents are joined by a blank line and tokenised once; see `consecutive_windows`, and with a seed `drawn`
     `stratified_windows`, which takes a `limit`. With a `beginning` each window has that many tokens of text less.
+
+    >>> evaluation_windows("builtin:descriptions", tokenizer, length=16, limit=4).tokens.shape
+    (4, 16)
     """
 
     def cut(text: np.ndarray, size: int) -> np.ndarray:
@@ -162,6 +165,9 @@ def calibration_windows(
     """Draw windows at random from the source's calibration part; see `random_windows`, and `beginning`.
 
     Batching comes later, so the batch size changes nothing.
+
+    >>> calibration_windows("builtin:descriptions", tokenizer, examples=4, length=16, seed=0).tokens.shape
+    (4, 16)
     """
     return _windows(
         source, "calibration", tokenizer, length, bos, lambda text, size: random_windows(text, examples, size, seed)

@@ -95,6 +95,12 @@ class Statistic:
 
     Values are float32 at least, padding excluded. What is said here is all that the pass, the check for finite numbers
     and files of statistics know of a statistic: one of your own needs no change of them.
+
+    >>> def summed(gates):
+    ...     return {name: gradient.sum(axis=0) for name, gradient in gates.items()}
+    >>> zeros = lambda model, plan: like_units(model)
+    >>> Statistic(name="push", source="gates", init=zeros, contribute=summed, accumulation=mean_over("examples"))
+    <Statistic push>
     """
 
     name: str
@@ -173,7 +179,14 @@ class Statistics(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """An importance estimator: the statistics that it needs, and its formula as a pure function of them."""
+    """An importance estimator: the statistics that it needs, and its formula as a pure function of them.
+
+    >>> from saap_jax import score_units
+    >>> def ones(seen, weights):
+    ...     return {name: jnp.ones(units.shape) for name, units in existing_units(weights.segments).items()}
+    >>> score_units(model, windows, {"ones": Estimator(frozenset(), ones)}).scores("ones")["mlp"].shape
+    (2, 16)
+    """
 
     needs: frozenset[Statistic]
     score: Callable[[Statistics, Weights], Scores]

@@ -64,6 +64,11 @@ def register(name: str, factory: Factory) -> Factory:
         name: an identifier that no estimator has yet.
         factory: makes the estimator from hyper-parameters, keyword-only and annotated.
 
+    >>> def loud():
+    ...     return make_estimator("wanda")
+    >>> register("loud", loud) is ESTIMATORS.pop("loud")
+    True
+
     Raises:
         ValueError: the name is none, or is taken by another factory.
     """

@@ -38,6 +38,13 @@ from saap_jax.surgery.cut import keep_to_json
 def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Compare methods: score from one pass a seed, evaluate each candidate by masks; cut and check the best if asked.
 
+    >>> from saap_jax.config import CalibrationConfig, EvaluationConfig, ModelConfig
+    >>> text = {"calibration": CalibrationConfig(length=16), "evaluation": EvaluationConfig(windows=8, length=16)}
+    >>> about = {"model": ModelConfig(name=str(path)), "runs": str(folder), "methods": ("wanda",), "ratios": (0.5,)}
+    >>> run = compare(CompareConfig(**about, **text))
+    >>> [row["candidate"] for row in run.candidates()]
+    ['wanda@0.5']
+
     Raises:
         ValueError: bad input, or a cut model whose perplexity is not that of the masked one.
     """

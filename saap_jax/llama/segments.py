@@ -74,5 +74,9 @@ def ones_gates(segments: Sequence[Any]) -> Gates:
 
 
 def masks(keep: Keep) -> Gates:
-    """Make gates that are 1 where a unit is kept and 0 where it is removed, float32."""
+    """Make gates that are 1 where a unit is kept and 0 where it is removed, float32.
+
+    >>> masks({"mlp": np.array([[True, False]])})["mlp"].tolist()
+    [[1.0, 0.0]]
+    """
     return {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}

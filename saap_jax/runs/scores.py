@@ -289,6 +289,11 @@ class Run(NamedTuple):
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Read a run directory.
 
+    >>> from saap_jax.runs.directory import RunDirectory
+    >>> _ = RunDirectory.open(folder / "begun", {"kind": "compare"}).begin()
+    >>> load_run(folder / "begun").finished
+    False
+
     Raises:
         FileNotFoundError: there is no run.
         ValueError: its record is damaged, or of another version.

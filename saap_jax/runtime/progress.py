@@ -28,6 +28,9 @@ def bars(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
     """Show a bar: in a notebook one of its own, where ipywidgets is installed; else a line of text.
 
     It is for a session's calls, such as `compare(config, track=bars)`.
+
+    >>> [window for window in bars("evaluate", ["first", "second"], total=2)]
+    ['first', 'second']
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm's, that ipywidgets is not there

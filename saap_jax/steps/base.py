@@ -161,7 +161,11 @@ Before = Callable[[State, float], State]
 
 
 class Step:
-    """One step of a chain."""
+    """One step of a chain.
+
+    >>> find_step("rounds")(every=0.2).text
+    'rounds(every=0.2)'
+    """
 
     kind: ClassVar[Kind]
     name: ClassVar[str]
@@ -256,6 +260,14 @@ S = TypeVar("S", bound=type[Step])
 
 def step(name: str) -> Callable[[S], S]:
     """Give a step its name, and add it to `STEPS`.
+
+    >>> @step("nothing")
+    ... @dataclasses.dataclass(frozen=True)
+    ... class Nothing(Step):
+    ...     def __call__(self, state, on, before):
+    ...         return state
+    >>> STEPS.pop("nothing")().text
+    'nothing'
 
     Raises:
         ValueError: the name is no identifier, or is taken by another step.

@@ -56,6 +56,9 @@ class Structure:
 def discover(model: Llama) -> dict[str, Structure]:
     """Find the coupled structures of a model (concrete, traced or abstract) by name.
 
+    >>> {name: structure.units for name, structure in discover(model).items()}
+    {'attention': (2, 2), 'mlp': (16, 16)}
+
     Raises:
         ValueError: a parameter carries no axis names, or two prunable ones, or matrices are not plain floats.
     """
@@ -124,10 +127,18 @@ def channel_view(segment: Any, member: Member) -> Float[Array, "layers units cha
 
 
 def prunable_parameters(structures: dict[str, Structure]) -> int:
-    """Count the parameters that belong to some structure: attention and MLP matrices, and biases of heads."""
+    """Count the parameters that belong to some structure: attention and MLP matrices, and biases of heads.
+
+    >>> prunable_parameters(discover(model))
+    1280
+    """
     return sum(structure.parameters for structure in structures.values())
 
 
 def count_parameters(model: Llama) -> int:
-    """Count all parameters of a model; a tied unembedding counts once."""
+    """Count all parameters of a model; a tied unembedding counts once.
+
+    >>> count_parameters(model)
+    3368
+    """
     return sum(math.prod(parameter.shape) for parameter in parameters_by_path(model).values())

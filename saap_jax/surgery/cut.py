@@ -29,6 +29,10 @@ def cut(model: Llama, keep: Keep) -> Llama:
     A layer may lose all units of a structure. The given model is left as it is. Of one that is spread over devices, so
     is the result: an axis that they do not divide any more is held whole on each.
 
+    >>> keep = {"attention": np.ones((2, 2), bool), "mlp": np.arange(16) < np.array([[4], [0]])}
+    >>> [layer.mlp for layer in cut(model, keep).spec.layers]
+    [4, 0]
+
     Raises:
         ValueError: a keep-set of the wrong shape, one that keeps a unit that does not exist, or a model whose matrices
             are not plain floats.

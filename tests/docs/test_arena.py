@@ -168,11 +168,19 @@ def test_the_page_says_what_the_files_say(written):
     page = (docs / "arena.md").read_text()
     assert all((docs / "arena" / f"{name}.svg").stat().st_size > 1000 for name in ("front", "steps"))
     losses = np.array([each["rows"]["flap@0.5"]["losses"]["WikiText-2"] for each in files(docs)])
-    assert f"| flap | {np.exp(losses.mean()):.1f} | " in page
-    assert "what each step adds" in page
+    table = page[page.index("| method |") :].partition("\n\n")[0]
+    head, _, *lines = [line.split(" | ") for line in table.split("\n")]
+    assert len(lines) == 6, "unpruned; default at 20 %, without and with LoRA; three at 50 %"
+    (flap,) = [cells for cells in lines if "flap" in cells[0]]
+    figure = re.fullmatch(r"<details><summary>([\d.]+)</summary>from default: (.+)</details>", flap[3])
+    assert figure is not None
+    assert (head[3], figure[1]) == ("WikiText-2", f"{np.exp(losses.mean()):.1f}")
+    assert re.match(r"[+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\), ", figure[2])
+    assert len([cells for cells in lines if "<b>default + LoRA</b>" in cells[0]]) == 1
+    assert page.index("<details>") > page.index("front.svg") > page.index("surely"), "answer, figure, table"
     assert "| repair: `least_squares` |" in page
-    assert "after LoRA" in page
-    assert "- `nothing@0.5`: " in page
+    assert "- `nothing@0.5` could not be pruned: " in page
+    assert len(readme.read_text().split(made.BEGIN)[1].split("\n")) < 14
     for path in (docs / "arena.md", readme):  # control: any digit of a table or sentence of the arena
         whole = path.read_text()
         part = whole if path.suffix == ".md" and path.name != "README.md" else whole[whole.index(made.BEGIN) :]

@@ -63,6 +63,9 @@ def load_model(
     "org/name". `lengths` are rows of tokens that the model will see, by the option that sets them: none may be longer
     than the positions that it has. Raises `FileNotFoundError` or `ValueError`, one line, naming the tensor, file or
     attribute.
+
+    >>> load_model(path).spec == model.spec
+    True
     """
     target = _parameter_dtype(dtype)
     path = resolve(name)

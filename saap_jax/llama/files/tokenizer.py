@@ -92,6 +92,9 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
 
     Needs no torch. `encode` adds a beginning-of-text token only if the model's tokenizer says so. Raises
     `FileNotFoundError` or `ValueError` with one line, also for token ids that the model's vocabulary does not have.
+
+    >>> load_tokenizer(path).decode(tokenizer("a text")["input_ids"])
+    'a text'
     """
     path = resolve(name)
     if path.is_file():

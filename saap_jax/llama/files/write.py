@@ -52,6 +52,9 @@ def save_model(
 
     Raises `FileExistsError` if `directory` exists, `ValueError` for a `keep` of another model or adapters that are not
     merged, `OSError` if the disk is full; in each case nothing is left behind.
+
+    >>> sorted(each.name for each in save_model(model, folder / "saved").iterdir())
+    ['config.json', 'model.safetensors']
     """
     if keep is not None:
         check_widths(keep, model)

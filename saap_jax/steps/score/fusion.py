@@ -110,6 +110,10 @@ def fuse(
             make scores negative, which `stable` refuses.
         per_example: I_mn, `{estimator: {structure: [examples, layers, units]}}`; read by `sampling`.
 
+    >>> one, other = {"mlp": np.array([[1.0, 3.0]])}, {"mlp": np.array([[40.0, 20.0]])}
+    >>> fuse({"one": one, "other": other}).scores["mlp"].round(2).tolist()
+    [[0.92, 1.08]]
+
     Raises:
         ValueError: fewer than two estimators; scores that are negative, infinite, of differing units or all zero in a
             scope; for `sampling` an estimator without scores of two examples or more, or without variance in a scope.

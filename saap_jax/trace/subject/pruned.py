@@ -84,6 +84,12 @@ def prune(
 ) -> Pruned:
     """Prune a model of one's own.
 
+    >>> from flax import nnx
+    >>> net = nnx.Sequential(nnx.Linear(3, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 2, rngs=nnx.Rngs(1)))
+    >>> x, y = jax.numpy.ones((4, 3)), jax.numpy.ones((4, 2))
+    >>> prune(net, loss=lambda a, b: abs(a - b).mean(), ratio=0.5, calibration=(x, y), held_out=(x + 1, y)).ratio
+    0.5
+
     Args:
         model: a `Problem`, or a model that holds its parameters (NNX, Equinox, Keras), with `loss`, `calibration`,
             `held_out` and what else its adapter takes as further arguments. Of Linen and Haiku, give a `Problem` of
