@@ -8,6 +8,7 @@ from rich.table import Table
 
 from saap_jax.llama.model import Llama
 from saap_jax.runs.records import Couplings
+from saap_jax.runtime.words import plural
 from saap_jax.structures import count_parameters, discover, prunable_parameters
 from saap_jax.trace.axes import REASONS, Place
 from saap_jax.trace.own_code import Verdict
@@ -25,7 +26,7 @@ def listing(name: str, model: Llama) -> tuple[Table, str]:
         table.add_row(f"{structure.name} ({structure.axis})", members, units, f"{sum(structure.units):,}", each)
     prunable, total = prunable_parameters(structures), count_parameters(model)
     return table, (
-        f"{len(model.spec.layers)} layers in {len(model.segments)} segments; {total:,} parameters, "
+        f"{len(model.spec.layers)} layers in {plural(len(model.segments), 'segment')}; {total:,} parameters, "
         f"{prunable:,} of them prunable ({prunable / total:.1%})"
     )
 
