@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 ONE_EACH := tunix_llama or equinox_attention or haiku_transformer or penzai_llama or flaxmodels_gpt2 or keras_transformer
 IN_ZOO := KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo
 
-.PHONY: quickstart test types slow nightly environments newest oldest sharded large tpu-plan eval parity llamacpp browser zoo zoo-smoke tunix maxtext gemma docs wheel judge leaderboard container lock clean
+.PHONY: quickstart test types slow nightly environments newest oldest sharded large tpu-plan eval parity llamacpp browser zoo zoo-smoke tunix maxtext gemma docs wheel hour judge leaderboard container lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators and a method of ours on the packaged model, cut the best one
 	$(BIN)/saap compare quickstart
@@ -135,6 +135,9 @@ wheel: $(READY)  ## sdist and wheel in dist/; installed in an environment of its
 	mkdir .venv/wheel/empty
 	cd .venv/wheel/empty && ../bin/saap --help >/dev/null
 	cd .venv/wheel/empty && ../bin/saap compare quickstart --calibration.examples 2 --evaluation.windows 2 --no-race
+
+hour: wheel  ## the commands of docs/hour.md on the packaged model, by that wheel in its environment: ten minutes
+	.venv/wheel/bin/python -m pytest -q -m hour tests/docs/test_hour.py
 
 judge: $(READY)  ## judge an entry of the leaderboard as the workflow does: NAME=fast SEED=7
 	$(BIN)/saap enter "leaderboard/$(NAME).py" --judge $(SEED) --seeds 3

@@ -125,7 +125,7 @@ def test_workflows_run_targets_that_there_are_in_the_versions_that_are_declared(
     for name, workflow in workflows.items():
         assert {"name", True, "permissions", "jobs"} == workflow.keys(), "YAML takes `on` for true"
         assert set() < run_targets(workflow) <= targets, name
-    assert {"test", "types", "slow", "sharded", "newest", "oldest", "wheel"} <= run_targets(workflows["tests"])
+    assert {"test", "types", "slow", "sharded", "newest", "oldest", "wheel", "hour"} <= run_targets(workflows["tests"])
     declared = re.findall(r"Python :: (3\.\d+)", "\n".join(PYPROJECT["project"]["classifiers"]))
     assert workflows["tests"]["jobs"]["suite"]["strategy"]["matrix"]["python"] == declared
     assert PYPROJECT["project"]["requires-python"] == f">={declared[0]}"

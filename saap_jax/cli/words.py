@@ -16,6 +16,7 @@ from typing import Any
 
 from saap_jax.config.jobs import JobConfig
 from saap_jax.config.method import PACKAGED_MODELS, is_factory
+from saap_jax.config.packaged import packaged
 from saap_jax.data import parse_scenario
 from saap_jax.recipes import RECIPES
 
@@ -143,7 +144,7 @@ def _check_chain(text: str) -> None:
         known = (*steps_and_estimators(), "none")
         if word in known or any(importlib.metadata.entry_points(group=group, name=word) for group in groups):
             continue
-        near = difflib.get_close_matches(word, known, 1, cutoff=0.0)
+        near = difflib.get_close_matches(word, [*known, *packaged()], 1, cutoff=0.0)
         raise ValueError(
             f"unknown step {word!r}; did you mean {near[0]!r}? `saap methods` lists steps, estimators and recipes"
         )

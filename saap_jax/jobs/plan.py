@@ -10,6 +10,7 @@ from saap_jax.planning.plan import Record, plan_one, search, settings_of
 from saap_jax.report.blocks import Block, Words, text_table
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.runtime.words import plural
 
 
 def plan_job(config: PlanConfig, *, track: Track = quiet) -> Record:
@@ -62,7 +63,7 @@ def shown(config: PlanConfig, result: Record) -> list[Block]:
         *((f"sent, {kind}", f"{size / 1e9:.2f} GB", "") for kind, size in record["sent"].items() if size > 1e6),
         ("sent in all", f"{sum(record['sent'].values()) / 1e9:.1f} GB", f"{seconds['links']:.3f}"),
     ]
-    title = f"{config.task} of {config.model} on {record['target']} ({record['chips']} chips; {mesh})"
+    title = f"{config.task} of {config.model} on {record['target']} ({plural(record['chips'], 'chip')}; {mesh})"
     how = "compiled for it" if record["source"] == "compiled" else "by arithmetic alone, nothing was compiled"
     how += f"; assumed: {record['assumed']}" if record.get("assumed") else ""
     bound = {"compute": "operations", "memory": "memory traffic", "links": "the links"}[record["bound"]]

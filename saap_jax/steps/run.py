@@ -107,8 +107,9 @@ class Runner:
 
     def begin(self, chain: Chain, ratio: float) -> None:
         """Score the unpruned model, and say how many passes over the text a chain takes behind that."""
-        after = chain.passes(self.extent, ratio)
-        with progress.step(self.passes.track, f"score all units, before about {after:.0f} passes over the text"):
+        after = round(chain.passes(self.extent, ratio))
+        then = f", before about {after} passes over the text" if after > 1 else ""
+        with progress.step(self.passes.track, f"score all units{then}"):
             self.first()
 
     def check(self, chain: Chain, ratios: Sequence[float]) -> None:

@@ -23,9 +23,9 @@ def listing(name: str, model: Llama) -> tuple[Table, str]:
         members = "\n".join(f"{member.path}, {member.axis}" for member in structure.members)
         units, each = _range(structure.units), _range(structure.parameters_per_unit)
         table.add_row(f"{structure.name} ({structure.axis})", members, units, f"{sum(structure.units):,}", each)
-    prunable, total = prunable_parameters(structures), count_parameters(model)
+    prunable, total, many = prunable_parameters(structures), count_parameters(model), len(model.segments)
     return table, (
-        f"{len(model.spec.layers)} layers in {len(model.segments)} segments; {total:,} parameters, "
+        f"{len(model.spec.layers)} layers in {many} segment{'s' * (many > 1)}; {total:,} parameters, "
         f"{prunable:,} of them prunable ({prunable / total:.1%})"
     )
 

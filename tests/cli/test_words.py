@@ -46,6 +46,7 @@ def test_options_are_known_by_each_of_their_names(command, words, field, value):
     ("words", "said"),
     [
         ("compare wanda,unform", "'uniform'"),
+        ("compare quikstart", "'quickstart'"),
         ("score --estimators 'wnda+fisher'", "'wanda'"),
         ("compare --model smolm2-135m", "smollm2-135m"),
         ("prune --ratio 0.2 --calibration.scenarios builtin:referense", "builtin:reference"),

@@ -132,6 +132,14 @@ def test_one_pass_serves_all_chains(subject):
     assert Counted.seen == 2 + len(TOKENS), "what nobody announced takes another pass"
 
 
+@pytest.mark.parametrize(("repair", "then"), [("none", ""), ("bias", ", before about 3 passes over the text")])
+def test_how_much_comes_behind_scoring_is_said(subject, repair, then):
+    said, (chain,) = [], expand([f"wanda > uniform > {{{repair}}}"])
+    track = lambda doing, items, total: said.append(doing) or iter(items)  # noqa: E731
+    Runner(subject, TEXT, [chain], Passes(2, track=track), store=Store(None, "")).begin(chain, 0.2)
+    assert said[0] == f"score all units{then}"
+
+
 def test_a_chain_that_nobody_announced_may_ask_for_stability(subject):
     run = runner(subject, [parse("gate_taylor > uniform")])
     run.run(parse("gate_taylor > uniform"), 0.2)
