@@ -8,7 +8,7 @@ _CHECKOUT = Path(__file__).parents[2]
 CONFIGS = (
     _CHECKOUT / "configs"
     if (_CHECKOUT / "pyproject.toml").is_file()
-    else Path(str(importlib.resources.files("saap_jax.configs")))
+    else Path(str(importlib.resources.files("saap_jax") / "configs"))
 )
 
 
