@@ -177,6 +177,10 @@ class Group(NamedTuple):
         """Find a line by name."""
         return next((line for line in self.lines[ratio] if line.name == name), None)
 
+    def kind(self, name: str) -> str:
+        """Tell the kind of a row."""
+        return next(line.kind for lines in self.lines.values() for line in lines if line.name == name)
+
     def lowest(self, lines: Sequence[Line], text: str) -> Line | None:
         """Find the lowest line on a text."""
         return min(lines, key=lambda line: self.log_perplexity(line, text), default=None)
@@ -278,22 +282,31 @@ def rows_at(group: Group, ratio: float, title: str, after: str) -> list[str]:
     return made
 
 
-def winner(group: Group, ratio: float, text: str) -> str:
+def winner(group: Group, ratio: float, text: str) -> tuple[str, bool]:
     """Name the lowest row of a column, and tell whether it is surely below each row of the other side."""
     first = group.lowest(group.of(ratio, "ours", "published"), text)
     assert first is not None
     others = group.of(ratio, "published" if first.kind == "ours" else "ours")
     found = group.against(first, others, text).values()
-    sure = all(each.said == "surely lower" for each in found) and len(found) > 0
-    return f"`{first.name}`{' (surely)' if sure else ''}"
+    return first.name, all(each.said == "surely lower" for each in found) and len(found) > 0
+
+
+def places(columns: Sequence[tuple[str, str]]) -> str:
+    """Write columns, pairs of a text and a share, by text.
+
+    >>> places([("A", "20 %"), ("A", "50 %"), ("B", "50 %")])
+    '20 and 50 % on A, 50 % on B'
+    """
+    of = {text: [share for each, share in columns if each == text] for text, _ in columns}
+    return ", ".join(f"{' and '.join(shares).replace(' % and', ' and')} on {text}" for text, shares in of.items())
 
 
 def faster(group: Group) -> dict[str, list[str]]:
-    """List, by column, the published rows that take no longer than `default` and are surely lower."""
+    """List, by column whose rows are all timed, the published rows as fast as `default` or faster and surely lower."""
     said: dict[str, list[str]] = {}
     for ratio in group.lines:
         default, published = group.named(ratio, "default"), group.of(ratio, "published")
-        if default and default.minutes > 0:
+        if default and all(line.minutes > 0 for line in (default, *published)):
             for text in group.dense:
                 judged = group.against(default, published, text)
                 some = [line.name for line in published if line.minutes <= default.minutes]
@@ -303,18 +316,24 @@ def faster(group: Group) -> dict[str, list[str]]:
 
 
 def answer(found: Sequence[Group]) -> list[str]:
-    """Say in a sentence a model which row is lowest where, and in one more what `default` is above."""
+    """Say of each model which row is lowest where, and where surely; and what `default` is above."""
     said = []
     for group in found:
-        columns = (f"{', '.join(winner(group, r, text) for r in group.lines)} on {text}" for text in group.dense)
-        ratios = ", ".join(map(percent, group.lines))
-        said.append(f"**{group.title}** without {ratios}: the lowest are {' and '.join(columns)}.")
-    columns = [names for group in found for names in faster(group).values()]
-    said.append(
-        f"`default` is surely above a published row that takes as long or less in {sum(map(bool, columns))} of "
-        f"{len(columns)} columns; *surely* is at 5 %, beside all rows of the other side, ours or published, together."
-    )
-    return said
+        of = {(text, percent(r)): winner(group, r, text) for text in group.dense for r in group.lines}
+        lowest = {name: places([at for at, (each, _) in of.items() if each == name]) for name, _ in of.values()}
+        said.append(f"On **{group.title}** " + "; ".join(f"`{n}` is lowest at {at}" for n, at in lowest.items()) + ".")
+        for side, kind in (("published", "ours"), ("of our", "published")):
+            sure = [at for at, (name, surely) in of.items() if surely and group.kind(name) == kind]
+            if sure:
+                said.append(f"The lowest is surely below every {side} row at {places(sure)}.")
+    if columns := [names for group in found for names in faster(group).values()]:
+        said.append(
+            f"In {sum(map(bool, columns))} of {len(columns)} columns `default` is surely above a published row that "
+            "takes as long or less."
+        )
+    if left := [title for title in MODELS.values() if title not in {group.title for group in found}]:
+        said.append(f"**{', '.join(left)}** has no rows yet.")
+    return [*said, "*Surely* is at 5 %, beside all rows of the other side together."]
 
 
 def paths(group: Group, ratio: float) -> list[list[tuple[Line, str]]]:
@@ -379,7 +398,10 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     first = [group for group in found if group.examples == found[0].examples]
     said = [TITLE, "", "\n".join(answer(first)), "", FIGURE.format(""), "", HINT, "", *table(found), ""]
     above = [f"- {column}: {', '.join(names)}" for group in first for column, names in faster(group).items() if names]
-    said += appendix("What is surely below `default` and takes no longer", above or ["Nothing."])
+    said += appendix(
+        "What is surely below `default` and takes no longer",
+        above or ["Nothing." if any(map(faster, first)) else "Not every row is timed yet."],
+    )
     said += appendix("What each step adds", [STEPS, "", *(line for group in found for line in ablation(group))])
     said += appendix("Protocol", [PROTOCOL, *(line for group in found for line in about(group))])
     tried = {line.name for group in found for lines in group.lines.values() for line in lines}
@@ -392,17 +414,26 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
 def readme_block(found: Sequence[Group]) -> str:
     """Make what README.md says: figure, sentences, and ours beside the paper's method and the lowest published row."""
     names = [name for name in (*OURS, "saap") if any(g.named(ratio, name) for g in found for ratio in g.lines)]
-    heads = ["unpruned", *(f"`{name}`" for name in names), "lowest published"]
+    heads = ["unpruned", *(f"`{name}`" for name in names), "lowest published", "`default` from it, % (95 %)"]
     said = [f"| {' / '.join(found[0].dense)} | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for group, ratio in ((g, r) for g in found for r in g.lines):
         lines = [[group.named(ratio, name)] * len(group.dense) for name in names]
-        best = [group.lowest(group.of(ratio, "published"), text) for text in group.dense]
+        published, default = group.of(ratio, "published"), group.named(ratio, "default")
+        best = [group.lowest(published, text) for text in group.dense]
         cells = [" / ".join(group.perplexity(line, text) for line, text in zip(each, group.dense, strict=True) if line)
                  for each in (*lines, best)]  # fmt: skip
         cells[-1] += f" (`{'`, `'.join(dict.fromkeys(line.name for line in best if line))}`)"
+        apart = [group.against(default, published, text)[line.name].difference.percent if default and line else ()
+                 for line, text in zip(best, group.dense, strict=True)]  # fmt: skip
+        cells.append(" / ".join("{:+.1f} ({:+.1f} to {:+.1f})".format(*each) if each else "–" for each in apart))
         dense = " / ".join(f"{math.exp(losses.mean()):.1f}" for losses in group.dense.values())
         said.append(f"| {group.title}, {percent(ratio)} | {' | '.join([dense, *cells])} |")
-    return "\n".join([FIGURE.format("docs/"), "", " ".join(answer(found)), "", *said])
+    counts = sorted({len(group.seeds) for group in found})
+    how = (
+        f"Here is ppl@128, calibrated on {found[0].examples} windows of C4 with {' or '.join(map(str, counts))} seeds; "
+        "`~` is of a part of the windows. [All methods, and how it was measured](docs/arena.md)."
+    )
+    return "\n".join([FIGURE.format("docs/"), "", " ".join(answer(found)), how, "", *said])
 
 
 def draw(found: Sequence[Group], path: Path) -> None:

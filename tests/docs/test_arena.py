@@ -180,7 +180,7 @@ def test_the_page_says_what_the_files_say(written):
     assert page.index("<details>") > page.index("front.svg") > page.index("surely"), "answer, figure, table"
     assert "| repair: `least_squares` |" in page
     assert "- `nothing@0.5` could not be pruned: " in page
-    assert len(readme.read_text().split(made.BEGIN)[1].split("\n")) < 14
+    assert len(readme.read_text().split(made.BEGIN)[1].split("\n")) <= 14
     for path in (docs / "arena.md", readme):  # control: any digit of a table or sentence of the arena
         whole = path.read_text()
         part = whole if path.suffix == ".md" and path.name != "README.md" else whole[whole.index(made.BEGIN) :]
