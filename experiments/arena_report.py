@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +29,11 @@ CONTENDERS = ("modegpt-mlp", "llm-pruner-param-second", "slimgpt", "fasp-mlp", "
 """Published rows that come first, since they end the evaluation of others early; also their variants."""
 MIXED = "-our-repair"
 """Our repair of a published choice."""
-FEWEST_SEEDS, FARTHEST = 3, 4
-"""Seeds of a row that is shown, at least; and how many times the lowest perplexity is drawn."""
+FEWEST_SEEDS, FARTHEST, SHOWN = 3, 4, 8
+"""Seeds of a row that is shown, at least; how many times the lowest perplexity is drawn; how many rows are listed."""
 BEGIN, END = "<!-- arena: made by experiments/arena.py report -->", "<!-- /arena -->"
 STEPS = "![perplexity after each step of our methods, with 95 % intervals, both models](arena/steps.svg)"
-FIGURE = "![perplexity against processor minutes, with 95 % intervals: ours red, the front blue]({}arena/front.svg)"
+FIGURE = "![perplexity of the lowest methods (of ours red), and processor minutes where known]({}arena/front.svg)"
 
 Result = dict[str, Any]
 """A file: `dense` and `articles` by text, in reading order, and `rows` by NAME@RATIO; or one row."""
@@ -437,7 +438,10 @@ def readme_block(found: Sequence[Group]) -> str:
 
 
 def draw(found: Sequence[Group], path: Path) -> None:
-    """Draw perplexity against processor minutes: a model a column, a ratio a row; what is on no front is grey."""
+    """Draw perplexity against processor minutes: a model a column, a ratio a row; what is on no front is grey.
+
+    Where one of the lowest rows is not timed, they stand one below the other.
+    """
     ratios = sorted({ratio for group in found for ratio in group.lines})
     figure = Figure(figsize=(4.2 * len(found), 2.8 * len(ratios)), layout="constrained")
     axes = figure.subplots(len(ratios), len(found), squeeze=False)
@@ -446,7 +450,10 @@ def draw(found: Sequence[Group], path: Path) -> None:
         timed = [line for line in group.of(ratio, "ours", "published") if line.minutes > 0]
         values = {line.name: group.log_perplexity(line, text) for line in timed}
         near = [line for line in timed if values[line.name] <= min(values.values()) + math.log(FARTHEST)]
-        axis.set_title(f"{group.title}, {percent(ratio)}" + ("" if near else ": none timed"))
+        axis.set_title(f"{group.title}, {percent(ratio)}")
+        if not all(line.minutes > 0 for line in (first := group.of(ratio, "ours", "published")[:SHOWN])):
+            dots(axis, group, {line.name: line for line in first})
+            continue
         for line in sorted(near, key=lambda line: line.minutes):
             half, ours = group.beside(line, None, text).half(), line.kind == "ours"
             middle, low, high = (math.exp(values[line.name] + sign * half) for sign in (0, -1, 1))
@@ -461,28 +468,36 @@ def draw(found: Sequence[Group], path: Path) -> None:
         axis.set(xscale="log", xlabel="processor minutes", ylabel=f"{text} ppl@128")
         axis.margins(x=0.3)
         axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
-        if near:
-            logarithmic(axis)
+        logarithmic(axis)
     figure.savefig(path, metadata={"Date": None})
 
 
 def draw_steps(found: Sequence[Group], path: Path) -> None:
-    """Draw the perplexity after each step of the longest chain of ours: a model a column, a ratio a row."""
-    ratios, kinds = sorted({ratio for group in found for ratio in group.lines}), ("part", "ours")
+    """Draw the perplexity after each step of ours: a model a column, a ratio a row."""
+    ratios, kinds = sorted({ratio for group in found for ratio in group.lines}), {"part", "ours"}
     figure = Figure(figsize=(5.6 * len(found), 2.2 * len(ratios)), layout="constrained")
     axes = figure.subplots(len(ratios), len(found), squeeze=False)
     for axis, ratio, group in ((axes[i][j], r, g) for i, r in enumerate(ratios) for j, g in enumerate(found)):
-        text, ours = next(iter(group.dense)), [p for p in paths(group, ratio) if {x.kind for x, _ in p} <= {*kinds}]
-        axis.set(title=f"{group.title}, {percent(ratio)}", xlabel=f"{text} ppl@128")
-        for at, (line, added) in enumerate(max(ours, key=len, default=[]), 1):
-            middle, half = group.log_perplexity(line, text), group.beside(line, None, text).half()
-            value, low, high = (math.exp(middle + sign * half) for sign in (0, -1, 1))
-            said = f"{at}. {added.replace('`', '')}"
-            label = said if len(said) < 48 else f"{said[:45]}…"
-            axis.errorbar(value, label, xerr=[[value - low], [high - value]], fmt="o", color="tab:red")
-        axis.invert_yaxis()
-        axis.tick_params(axis="y", labelsize=7)
+        ours = [own for own in paths(group, ratio) if {line.kind for line, _ in own} <= kinds]
+        axis.set_title(f"{group.title}, {percent(ratio)}")
+        dots(axis, group, {
+            f"{own[-1][0].name}: {'+ ' * bool(at)}{', '.join(re.findall('`([a-z_]+)', added))}": line
+            for own in sorted(ours, key=len) for at, (line, added) in enumerate(own)
+        })  # fmt: skip
     figure.savefig(path, metadata={"Date": None})
+
+
+def dots(axis: Any, group: Group, lines: Mapping[str, Line]) -> None:
+    """Draw the perplexity of rows on the first text with their intervals, a label a row."""
+    text = next(iter(group.dense))
+    for label, line in lines.items():
+        middle, half = group.log_perplexity(line, text), group.beside(line, None, text).half()
+        value, low, high = (math.exp(middle + sign * half) for sign in (0, -1, 1))
+        colour = "tab:blue" if line.kind == "published" else "tab:red"
+        axis.errorbar(value, label, xerr=[[value - low], [high - value]], fmt="o", ms=4, color=colour)
+    axis.set_xlabel(f"{text} ppl@128")
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize=8)
 
 
 def differing(docs: Path, readme: Path) -> list[str]:
