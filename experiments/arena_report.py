@@ -429,9 +429,9 @@ def readme_block(found: Sequence[Group]) -> str:
         cells.append(" / ".join("{:+.1f} ({:+.1f} to {:+.1f})".format(*each) if each else "–" for each in apart))
         dense = " / ".join(f"{math.exp(losses.mean()):.1f}" for losses in group.dense.values())
         said.append(f"| {group.title}, {percent(ratio)} | {' | '.join([dense, *cells])} |")
-    counts = sorted({len(group.seeds) for group in found})
+    counts = sorted({len(line.found) for group in found for lines in group.lines.values() for line in lines})
     how = (
-        f"Here is ppl@128, calibrated on {found[0].examples} windows of C4 with {' or '.join(map(str, counts))} seeds; "
+        f"Here is ppl@128, calibrated on {found[0].examples} windows of C4 with {' or '.join(map(str, counts))} seeds a row; "
         "`~` is of a part of the windows. [All methods, and how it was measured](docs/arena.md)."
     )
     return "\n".join([FIGURE.format("docs/"), "", " ".join(answer(found)), how, "", *said])
@@ -451,7 +451,8 @@ def draw(found: Sequence[Group], path: Path) -> None:
         values = {line.name: group.log_perplexity(line, text) for line in timed}
         near = [line for line in timed if values[line.name] <= min(values.values()) + math.log(FARTHEST)]
         axis.set_title(f"{group.title}, {percent(ratio)}")
-        if not all(line.minutes > 0 for line in (first := group.of(ratio, "ours", "published")[:SHOWN])):
+        first = group.of(ratio, "ours", "published")[:SHOWN]
+        if not all(line.minutes > 0 for line in first):
             dots(axis, group, {line.name: line for line in first})
             continue
         for line in sorted(near, key=lambda line: line.minutes):
