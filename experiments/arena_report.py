@@ -430,9 +430,10 @@ def readme_block(found: Sequence[Group]) -> str:
         dense = " / ".join(f"{math.exp(losses.mean()):.1f}" for losses in group.dense.values())
         said.append(f"| {group.title}, {percent(ratio)} | {' | '.join([dense, *cells])} |")
     counts = sorted({len(line.found) for group in found for lines in group.lines.values() for line in lines})
+    seeds = " or ".join(map(str, counts))
     how = (
-        f"Here is ppl@128, calibrated on {found[0].examples} windows of C4 with {' or '.join(map(str, counts))} seeds a row; "
-        "`~` is of a part of the windows. [All methods, and how it was measured](docs/arena.md)."
+        f"Here is ppl@128, calibrated on {found[0].examples} windows of C4 with {seeds} seeds a row; `~` is of a part of "
+        "the windows. [All methods, and how it was measured](docs/arena.md)."
     )
     return "\n".join([FIGURE.format("docs/"), "", " ".join(answer(found)), how, "", *said])
 
