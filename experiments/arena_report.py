@@ -178,10 +178,6 @@ class Group(NamedTuple):
         """Find a line by name."""
         return next((line for line in self.lines[ratio] if line.name == name), None)
 
-    def kind(self, name: str) -> str:
-        """Tell the kind of a row."""
-        return next(line.kind for lines in self.lines.values() for line in lines if line.name == name)
-
     def lowest(self, lines: Sequence[Line], text: str) -> Line | None:
         """Find the lowest line on a text."""
         return min(lines, key=lambda line: self.log_perplexity(line, text), default=None)
@@ -283,13 +279,15 @@ def rows_at(group: Group, ratio: float, title: str, after: str) -> list[str]:
     return made
 
 
-def winner(group: Group, ratio: float, text: str) -> tuple[str, bool]:
-    """Name the lowest row of a column, and tell whether it is surely below each row of the other side."""
-    first = group.lowest(group.of(ratio, "ours", "published"), text)
-    assert first is not None
-    others = group.of(ratio, "published" if first.kind == "ours" else "ours")
-    found = group.against(first, others, text).values()
-    return first.name, all(each.said == "surely lower" for each in found) and len(found) > 0
+def surely_below(group: Group, kind: str, other: str) -> dict[str, str]:
+    """Tell in which columns rows of a kind are surely below every row of the other: `{name: columns}`."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for text, ratio in itertools.product(group.dense, group.lines):
+        for line in group.of(ratio, kind):
+            judged = group.against(line, group.of(ratio, other), text).values()
+            if judged and all(each.said == "surely lower" for each in judged):
+                found.setdefault(line.name, []).append((text, percent(ratio)))
+    return {name: places(columns) for name, columns in found.items()}
 
 
 def places(columns: Sequence[tuple[str, str]]) -> str:
@@ -317,16 +315,18 @@ def faster(group: Group) -> dict[str, list[str]]:
 
 
 def answer(found: Sequence[Group]) -> list[str]:
-    """Say of each model which row is lowest where, and where surely; and what `default` is above."""
+    """Say of each model which row is lowest where, and which are surely; and what `default` is above."""
     said = []
     for group in found:
-        of = {(text, percent(r)): winner(group, r, text) for text in group.dense for r in group.lines}
-        lowest = {name: places([at for at, (each, _) in of.items() if each == name]) for name, _ in of.values()}
-        said.append(f"On **{group.title}** " + "; ".join(f"`{n}` is lowest at {at}" for n, at in lowest.items()) + ".")
-        for side, kind in (("published", "ours"), ("of our", "published")):
-            sure = [at for at, (name, surely) in of.items() if surely and group.kind(name) == kind]
-            if sure:
-                said.append(f"The lowest is surely below every {side} row at {places(sure)}.")
+        rows_of = {r: group.of(r, "ours", "published") for r in group.lines}
+        of = {(t, percent(r)): group.lowest(lines, t) for t in group.dense for r, lines in rows_of.items()}
+        names = dict.fromkeys(line.name for line in of.values() if line)
+        lowest = (f"`{n}` at {places([at for at, line in of.items() if line and line.name == n])}" for n in names)
+        said.append(f"On **{group.title}** the lowest is {'; '.join(lowest)}.")
+        for kind, other, side in (("ours", "published", "published row"), ("published", "ours", "row of ours")):
+            many = " or ".join(dict.fromkeys(str(len(group.of(ratio, other))) for ratio in group.lines))
+            if sure := [f"`{name}` at {where}" for name, where in surely_below(group, kind, other).items()]:
+                said.append(f"Surely below every {side} ({many}): {'; '.join(sure)}.")
     if columns := [names for group in found for names in faster(group).values()]:
         said.append(
             f"In {sum(map(bool, columns))} of {len(columns)} columns `default` is surely above a published row that "
@@ -334,7 +334,7 @@ def answer(found: Sequence[Group]) -> list[str]:
         )
     if left := [title for title in MODELS.values() if title not in {group.title for group in found}]:
         said.append(f"**{', '.join(left)}** has no rows yet.")
-    return [*said, "*Surely* is at 5 %, beside all rows of the other side together."]
+    return [*said, "*Surely* is at 5 %, beside all of them together."]
 
 
 def paths(group: Group, ratio: float) -> list[list[tuple[Line, str]]]:
