@@ -88,7 +88,7 @@ def test_the_whole_way(tokenizer, tmp_path, capsys):
     run("recover", "--model", pruned, "--dense", NAME, "--runs", runs, "--name", "lora", *recovery)
     recovered = tmp_path / "runs" / "lora" / "model"
     assert "ppl@64" in run("evaluate", recovered, "--windows", "4", "--length", "64")
-    assert run("generate", recovered, "The river", "--max-new-tokens", "8")
+    assert run("generate", recovered, "The river", "--new-tokens", "8")
     out = tmp_path / "pruned.gguf"
     assert "architecture gemma3" in run("export", recovered, out, "--format", "gguf")
     tokens = tokenizer.encode(PROSE)

@@ -84,7 +84,7 @@ def test_the_whole_way(family, tokenizer, tmp_path, run):
         assert isinstance(recovered.segments[0].mlp.down, Quantized) == (method == "groupwise")
         text = run("evaluate", str(tmp_path / "runs" / method / "model"), "--windows", "3", "--length", "16")
         assert "ppl@16" in text
-        assert run("generate", str(tmp_path / "runs" / method / "model"), "the cat", "--max-new-tokens", "4")
+        assert run("generate", str(tmp_path / "runs" / method / "model"), "the cat", "--new-tokens", "4")
 
     export_all(source, pruned, str(tmp_path / "runs" / "groupwise" / "model"), family, tmp_path, run)
 

@@ -123,7 +123,7 @@ class GenerateConfig(Checked):
     """Texts to continue; `-` stands for what comes on standard input."""
     chat: bool = False
     """Take each prompt as what a user says, in the model's chat template."""
-    max_new_tokens: Positive = 64
+    new_tokens: Positive = 64
     """The most tokens that a continuation has."""
     temperature: float = 0.0
     """Divides the logits before a token is drawn; 0 takes the most probable token."""

@@ -25,7 +25,7 @@ def generate(config: GenerateConfig, *, track: Track = quiet) -> Iterator[str]:
         decoder_of(load_model(config.model, config.dtype)),  # the stacked layers are not kept beside it
         load_tokenizer(config.model),
         prompts,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.new_tokens,
         stop_strings=config.stop,
         sampling=sampling,
         chat=config.chat,

@@ -8,6 +8,7 @@
 | anything else       | what `load_model` takes: `smollm2-135m`, a GGUF file, a directory   |
 """
 
+import contextlib
 import difflib
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.remote import is_remote
 from saap_jax.runtime.words import plural
+from saap_jax.steps.chain import parse
 
 # `_` binds to nothing: A may have seeds where B has none
 Losses = dict[str, Float[np.ndarray, "_seeds _windows"]]
@@ -93,6 +95,8 @@ def _of_run(text: str, run: Path, candidate: str) -> Reference:
             return Reference(text, run, candidate, record, ({**record[DENSE], "candidate": DENSE},))
     rows = [row for row in known if row["candidate"] == candidate]
     rows = rows or [row for row in known if together(row) == candidate]
+    if not rows and (typed := _named(candidate)) != candidate:
+        return _of_run(text, run, typed)
     if not rows:
         names = [DENSE, *dict.fromkeys(name for row in known for name in (row["candidate"], together(row)))]
         near = difflib.get_close_matches(candidate, names, 1)
@@ -102,6 +106,14 @@ def _of_run(text: str, run: Path, candidate: str) -> Reference:
     beside = {row.get("variant", row["candidate"]) for row in known if row.get("ratio_asked") == ratio}
     ordered = tuple(sorted(rows, key=lambda row: row.get("seed", 0)))
     return Reference(text, run, candidate, record, ordered, max(len(beside) - 1, 1))
+
+
+def _named(candidate: str) -> str:
+    """Write a candidate as tables do, with > in the place of commas between steps."""
+    chain, at, ratio = candidate.rpartition("@")
+    with contextlib.suppress(ValueError):
+        return f"{parse(chain).name}{at}{ratio}"
+    return candidate
 
 
 def together(row: Row) -> str:

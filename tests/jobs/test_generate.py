@@ -10,7 +10,7 @@ from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.generate import Sampling, generate
 from tests.cli.test_main import refused
 
-SHORT = ["--max-new-tokens", "6"]
+SHORT = ["--new-tokens", "6"]
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_standard_input(words, capsys, monkeypatch, tiny_model_directory):
     ("more", "message"),
     [
         ([], "expected one or more texts"),
-        (["a", "--max-new-tokens", "0"], "max_new_tokens: expected at least 1, got 0"),
-        (["a", "--max-new-tokens", "99999"], "more than the model's 2048 positions"),
+        (["a", "--new-tokens", "0"], "new_tokens: expected at least 1, got 0"),
+        (["a", "--new-tokens", "99999"], "more than the model's 2048 positions"),
         (["a", "--temperature", "-1"], "temperature: expected a number of at least 0 (0 is greedy), got -1.0"),
         (["a", "--top-p", "2"], "top_p: expected a probability in (0, 1], got 2.0"),
         (["a", "--top-k", "-2"], "top_k: expected at least 1"),

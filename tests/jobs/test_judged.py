@@ -114,7 +114,7 @@ def test_what_models_write_is_what_generate_says(config, tmp_path):
     texts = run.record["written"]
     assert [text["prompt"] for text in texts] == list(judged.PROMPTS)
     for name, model in models.items():
-        options = GenerateConfig(model=model, prompts=judged.PROMPTS, max_new_tokens=6)
+        options = GenerateConfig(model=model, prompts=judged.PROMPTS, new_tokens=6)
         said = [f"--- {number}\n{text['texts'][name]}\n" for number, text in enumerate(texts, 1)]
         assert [*generate(options)] == said
     assert len({text["texts"][name] for text in texts for name in models}) > 1, "negative control"

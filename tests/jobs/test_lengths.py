@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": ("MODEL", "--length"),
     "ab": ("MODEL", "MODEL/", "--length"),
     "bench": ("MODEL", "--baseline", "MODEL", "--prompt-lengths"),
-    "generate": ("MODEL", "text", "--max-new-tokens"),
+    "generate": ("MODEL", "text", "--new-tokens"),
 }
 
 

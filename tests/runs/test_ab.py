@@ -26,6 +26,16 @@ def test_a_candidate_all_seeds_and_the_unpruned_model(run):
     assert dense.seeds is None
 
 
+def test_steps_with_commas_between_them_are_the_same_candidate(tmp_path):
+    path = fake_run(tmp_path / "chains")
+    run = RunDirectory(path, json.loads((path / "run.json").read_text()))
+    (row,) = run.candidates()
+    run.append({**row, "candidate": "wanda > uniform@0.2", "variant": "wanda > uniform"})
+    assert find(f"{path}:wanda,uniform@0.2").candidate == "wanda > uniform@0.2"
+    with pytest.raises(ValueError, match="did you mean 'wanda > uniform@0.2'"):
+        find(f"{path}:wanda,global@0.2")
+
+
 def test_a_place_alone_has_no_command(tmp_path):
     """As a candidate of `saap sensitivity`, which no `saap prune` makes."""
     path = fake_run(tmp_path / "places")
