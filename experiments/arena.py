@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from arena_report import DOCS, MODELS, Result, report, result_path, rows
+from arena_report import DOCS, MODELS, SEEDS, Result, report, result_path, rows
 
 from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
@@ -58,7 +58,7 @@ from saap_jax.subjects.base import run_losses
 from saap_jax.subjects.llama import LlamaSubject, open_subject
 from saap_jax.types import Keep
 
-RATIOS, SEEDS = (0.2, 0.35, 0.5), (3, 4, 5, 6, 7)
+RATIOS = (0.2, 0.35, 0.5)
 BATCH = 8
 BEYOND = math.log(1.12)
 """Nats above the lowest from which on a row is evaluated on the first windows alone."""

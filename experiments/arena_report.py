@@ -29,11 +29,11 @@ CONTENDERS = ("modegpt-mlp", "llm-pruner-param-second", "slimgpt", "fasp-mlp", "
 """Published rows that come first, since they end the evaluation of others early; also their variants."""
 MIXED = "-our-repair"
 """Our repair of a published choice."""
-FEWEST_SEEDS, FARTHEST, SHOWN = 3, 4, 8
-"""Seeds of a row that is shown, at least; how many times the lowest perplexity is drawn; how many rows are listed."""
+SEEDS, FEWEST_SEEDS, FARTHEST, SHOWN = (3, 4, 5, 6, 7), 3, 4, 8
+"""Seeds of a row, and the fewest that are shown; times the lowest perplexity that are drawn; rows that are listed."""
 BEGIN, END = "<!-- arena: made by experiments/arena.py report -->", "<!-- /arena -->"
 STEPS = "![perplexity after each step of our methods, with 95 % intervals, both models](arena/steps.svg)"
-FIGURE = "![perplexity of the lowest methods (of ours red), and processor minutes where known]({}arena/front.svg)"
+FIGURE = "![perplexity of the lowest methods, ours in red; processor minutes where known]({}arena/front.svg)"
 
 Result = dict[str, Any]
 """A file: `dense` and `articles` by text, in reading order, and `rows` by NAME@RATIO; or one row."""
@@ -432,8 +432,8 @@ def readme_block(found: Sequence[Group]) -> str:
     counts = sorted({len(line.found) for group in found for lines in group.lines.values() for line in lines})
     seeds = " or ".join(map(str, counts))
     how = (
-        f"Here is ppl@128, calibrated on {found[0].examples} windows of C4 with {seeds} seeds a row; `~` is of some of "
-        "the windows. [All methods, and how it was measured](docs/arena.md)."
+        f"Here is ppl@128, calibrated on {found[0].examples} windows of C4 with {seeds} of {len(SEEDS)} seeds a row; "
+        "`~` is of some of the windows. [All methods, and how it was measured](docs/arena.md)."
     )
     return "\n".join([FIGURE.format("docs/"), "", " ".join(answer(found)), how, "", *said])
 

@@ -10,6 +10,8 @@ from saap_jax.estimation import ablation
 from saap_jax.estimation.ablation import (
     Unit,
     ablate,
+    changes_from_lines,
+    changes_to_lines,
     prefix_step,
     sample_units,
     suffix_step,
@@ -156,6 +158,26 @@ class TestOnlyTheRemainingLayersRun:
         assert (suffix_step._cache_size(), ablation.remove_step._cache_size()) == before
         ablate(model, [text(7)], units[:4])  # the count sees a new program where there is one
         assert suffix_step._cache_size() == before[0] + 1
+
+
+def test_a_killed_job_goes_on():
+    model, units, lines = model_of(), all_units(model_of()), []
+
+    def killed(new):
+        if len(lines) == 3:
+            raise KeyboardInterrupt
+        lines.append(changes_to_lines(new))
+
+    with pytest.raises(KeyboardInterrupt):
+        changes_of(model, units, save=killed)
+    done = changes_from_lines("".join(lines) + '\n["mlp", 2, 3, 0.12')
+    assert 0 < len(done) < len(units)
+    rest = []
+    changes = changes_of(model, units, done=done, save=rest.extend)
+    assert {unit for unit, _ in rest} == set(units) - set(done)
+    whole = changes_of(model, units)
+    assert {unit: changes[unit] for unit in done} == done
+    np.testing.assert_allclose(list(changes.values()), list(whole.values()), rtol=0, atol=2e-6)
 
 
 def test_a_sample_has_all_heads_and_grows_by_adding():

@@ -14,6 +14,7 @@ from saap_jax.estimation import (
     make_estimator,
 )
 from saap_jax.estimation.base import Statistics
+from saap_jax.structures.weights import TracedWeights
 from saap_jax.types import STRUCTURES
 from tests.helpers import layers_of, random_model, spec_of
 
@@ -96,6 +97,18 @@ def test_without_second_order_it_is_taylor_element(toy):
     assert not np.allclose(scores_of("taylor_element_second", toy)["mlp"], plain, rtol=1e-3)
 
 
+def test_taylor_element_within_layers_is_the_sum_over_all_their_matrices(toy):
+    actual, each = scores_of("taylor_element(within='layer')", toy), scores_of("taylor_element", toy)
+    for layer in range(len(each["mlp"])):
+        total = sum(np.nansum(each[name][layer]) for name in ("attention", "mlp"))
+        for name in ("attention", "mlp"):
+            known = ~np.isnan(each[name][layer])
+            np.testing.assert_allclose(actual[name][layer][known], total, rtol=1e-6)
+            assert np.isnan(actual[name][layer][~known]).all()
+    with pytest.raises(ValueError, match="expected within 'unit' for a traced model"):
+        make_estimator("taylor_element(within='layer')").score(toy[1], TracedWeights((), {}))
+
+
 @pytest.mark.parametrize(("name", "each"), [("gate_taylor", abs), ("gate_fisher", lambda g: g**2)])
 def test_gates(toy, name, each):
     gradients = toy[1].values[GATE_GRADIENT]
@@ -129,6 +142,33 @@ def test_fluctuation(toy):
         return sum((square - mean**2) * sum(w**2 for w in row) for row, mean, square in written(toy, *unit))
 
     assert_scores(scores_of("fluctuation", toy), by_hand)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_fluctuation_standardised_as_flap_does(toy, power):
+    """By loops: the coordinates of a layer to mean 0 and deviation 1, then averaged to units.
+
+    FLAP's code squares the metric of the output projection of attention before that.
+    """
+    scores = scores_of(f"fluctuation(standardize=True, attention_power={power})", toy)
+    if power == 2:
+        np.testing.assert_array_equal(scores["attention"], scores_of("fluctuation(standardize=True)", toy)["attention"])
+    for structure, values in scores.items():
+        for layer in range(values.shape[0]):
+            units = np.flatnonzero(np.isfinite(np.asarray(values[layer])))
+            each = [
+                [(square - mean**2) * sum(w**2 for w in row) for row, mean, square in written(toy, structure, layer, u)]
+                for u in units
+            ]
+            if not each:
+                continue
+            if structure == "attention":
+                each = [np.array(f) ** power for f in each]
+            flat = np.concatenate(each)
+            by_hand = [((np.array(f) - flat.mean()) / flat.std(ddof=1)).mean() for f in each]
+            np.testing.assert_allclose(np.asarray(values[layer])[units], by_hand, rtol=1e-4, atol=1e-5)
+            assert abs(np.mean(by_hand)) < 1e-6
+    assert any(bool(jnp.any(values < 0)) for values in scores.values())
 
 
 def test_variance_lost_to_rounding_is_zero(toy):

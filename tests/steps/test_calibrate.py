@@ -224,6 +224,30 @@ def test_small_statistics_serve_what_they_can(score_config, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tmp_path, monkeypatch):
+    expected = kept[1]
+    config = dataclasses.replace(score_config, runs=str(tmp_path))
+    seen = []
+    observe = kept_module.score_examples
+
+    def observe_first(*arguments, **options):
+        if options["statistics"] is None:
+            seen.append(arguments[3].scenario)
+        if arguments[3].scenario == "prose" and len(seen) == 2:
+            raise KeyboardInterrupt
+        return observe(*arguments, **options)
+
+    monkeypatch.setattr(kept_module, "score_examples", observe_first)
+    with pytest.raises(KeyboardInterrupt):
+        score_run(config)
+    _, calibrated = score_run(config)
+    assert seen == ["code", "prose", "prose"]
+    for scenario, scores in expected.scenarios.items():
+        for name in scores:
+            assert_scores_equal(scores[name], calibrated.scenarios[scenario][name])
+
+
+@pytest.mark.slow
 def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
     options = {"model": score_config.model, "calibration": score_config.calibration, "runs": str(tmp_path)}
     fresh, reused, other = (
