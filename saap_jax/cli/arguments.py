@@ -9,7 +9,6 @@ import tyro
 
 from saap_jax.runtime.files import run_file
 from saap_jax.runtime.processes import Cluster
-from saap_jax.runtime.remote import exists, is_remote
 
 HELP = {"-h", "--help", "-H", "--help-verbose"}
 
@@ -39,10 +38,10 @@ class RunOptions:
 
     def check(self, config: Any) -> None:
         """Raise ValueError where there is no run to resume."""
-        run = f"{config.runs.rstrip('/')}/{config.name}" if is_remote(config.runs) else Path(config.runs) / config.name
+        run = Path(config.runs) / config.name
         if self.resume and self.overwrite:
             raise ValueError("expected --resume or --overwrite, got both")
-        if self.resume and not exists(f"{run}/run.json"):
+        if self.resume and not (run / "run.json").exists():
             raise ValueError(f"--resume expected a run at {run}, found none; check --runs and --name")
 
 

@@ -10,6 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from saap_jax.runtime.errors import shown
@@ -166,12 +167,34 @@ def meant(*values: float) -> str:
     return f"; did you mean {' '.join(f'{value / 100 if 1 < value <= 100 else value:g}' for value in values)}?"
 
 
+def is_remote(name: str | Path) -> bool:
+    """Say whether a name is an address, and no path.
+
+    >>> is_remote("gs://bucket/model"), is_remote("models/small"), is_remote("mine.py:problem")
+    (True, False, False)
+    """
+    return re.match(r"[a-z][a-z0-9+.-]*://", str(name)) is not None
+
+
+def check_local(field: str, name: str | Path) -> Path:
+    """Resolve the path in a field.
+
+    Raises:
+        ValueError: it is an address.
+    """
+    if is_remote(name):
+        hint = "give a path, and copy what lies there (gcloud storage rsync)"
+        raise ValueError(f"{field}: expected a path of this machine, got the address {name}; {hint}")
+    return Path(name)
+
+
 Natural = Annotated[int, at_least(0)]
 Positive = Annotated[int, at_least(1)]
 Seed = Annotated[int, check_seed]
 Share = Annotated[float, check_share]
 Ratios = Annotated[tuple[float, ...], check_ratios]
 RunName = Annotated[str, check_run_name]
+Local = Annotated[str, check_local]
 Names = Annotated[tuple[str, ...], check_several]
 
 

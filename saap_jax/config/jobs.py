@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from saap_jax.config.checks import (
     Checked,
+    Local,
     Names,
     Natural,
     Positive,
@@ -41,7 +42,7 @@ class JobConfig(Checked):
     remat: Remat = "dots"
     """What the backward pass recomputes: `none`, all but matrix products (`dots`), or the whole layer (`full`)."""
     mesh: MeshConfig = MeshConfig()
-    runs: str = "runs"
+    runs: Local = "runs"
     """Directory of all runs, and of the cache of what they have in common."""
 
     def __post_init__(self) -> None:

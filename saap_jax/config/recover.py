@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from saap_jax.config.checks import (
     Checked,
+    Local,
     Names,
     Natural,
     Positive,
@@ -160,7 +161,7 @@ class RecoverConfig(Checked):
     nothing that the models write for the report."""
     repeats: Positive = 5
     """Measurements of each model, in turns."""
-    runs: str = "runs"
+    runs: Local = "runs"
     """Directory of all runs."""
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from saap_jax.config.checks import (
     Checked,
+    Local,
     Names,
     Natural,
     Positive,
@@ -284,7 +285,7 @@ class RunsConfig(Checked):
 
     names: tuple[str, ...] = ()
     """Runs: names below `runs`, or directories; none: all below `runs`, and the cache that they share."""
-    runs: str = "runs"
+    runs: Local = "runs"
     """Directory of all runs."""
     delete: bool = False
     """Delete the runs that are named: what their commands wrote. `.cache` deletes the cache."""

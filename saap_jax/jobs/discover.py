@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from saap_jax.config.checks import is_remote
 from saap_jax.config.use import DiscoverConfig
 from saap_jax.llama import load_model
 from saap_jax.report.blocks import Code
@@ -10,7 +11,6 @@ from saap_jax.report.couplings import coupling_figure
 from saap_jax.report.figures import saved
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.runtime.remote import is_remote
 from saap_jax.trace.listing import coupling_record, describe, listing, traced_model, traced_tables
 from saap_jax.trace.problem import traced_factory
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from safetensors import safe_open
 
+from saap_jax.config.checks import is_remote
 from saap_jax.config.use import ExportConfig
 from saap_jax.export.gguf_file import context_of, write_gguf
 from saap_jax.export.gguf_vocabulary import copied_vocabulary, no_vocabulary, vocabulary_of
@@ -31,7 +32,7 @@ from saap_jax.llama.quantized import dequantized, quantization_of
 from saap_jax.report.blocks import Code, text_table
 from saap_jax.runtime.errors import read_object
 from saap_jax.runtime.progress import Track, quiet, step
-from saap_jax.runtime.remote import is_remote, staged
+from saap_jax.runtime.remote import staged
 from saap_jax.structures import count_parameters
 
 TUNIX, MAXTEXT = "tunix.json", "maxtext.yml"

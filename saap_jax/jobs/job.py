@@ -24,7 +24,6 @@ from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import alone, is_primary
 from saap_jax.runtime.progress import Track, step
-from saap_jax.runtime.remote import is_remote, mirrored
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import open_subject
 
@@ -108,26 +107,17 @@ def run_job(
     """
     options: dict[str, Any] = {"overwrite": overwrite, "command": command_of(config)}
 
-    def done(path: Path, send: Callable[[], None] | None = None) -> RunDirectory:
-        run = RunDirectory.open(path, dataclasses.asdict(config), **options)
-        if run.finished:
-            return run
-        with held(path, f"the run {path}"):
-            run = RunDirectory.open(path, dataclasses.asdict(config), **options)  # another may have gone on meanwhile
-            if send is not None:
-                run.sent = send
-            if not run.finished:
-                work(run)
-                _finish(run, files)
+    path = Path(config.runs) / config.name
+    run = RunDirectory.open(path, dataclasses.asdict(config), **options)
+    if run.finished:
         return run
-
-    with attending(config.attention if isinstance(config, RecoverConfig) else config.model.attention):
-        if not is_remote(config.runs):
-            return done(Path(config.runs) / config.name)
-        with mirrored(f"{config.runs.rstrip('/')}/{config.name}") as mirror:
-            run = done(mirror.path, mirror.send)
-            mirror.send()
-        return run
+    attention = config.attention if isinstance(config, RecoverConfig) else config.model.attention
+    with attending(attention), held(path, f"the run {path}"):
+        run = RunDirectory.open(path, dataclasses.asdict(config), **options)  # another may have gone on meanwhile
+        if not run.finished:
+            work(run)
+            _finish(run, files)
+    return run
 
 
 def _finish(run: RunDirectory, files: Files) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from saap_jax.config.checks import is_remote
 from saap_jax.config.recover import MethodConfig, RecoverConfig
 from saap_jax.data import Windows, check_disjoint, pairs
 from saap_jax.data.packing import Pieces, Rows, pack, read_pieces, rows_fed, split_pieces
@@ -42,7 +43,7 @@ from saap_jax.runtime.files import held, plain
 from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, quiet, step
-from saap_jax.runtime.remote import exists, is_remote, send
+from saap_jax.runtime.remote import exists, send
 from saap_jax.runtime.words import plural
 from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import texts_of

@@ -21,7 +21,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,8 +105,6 @@ class RunDirectory:
 
     def __init__(self, path: Path, record: RunRecord, *, begun: bool = True):
         self.path, self._record, self._begun = path, record, begun
-        self.sent: Callable[[], None] = lambda: None
-        """Sends what is there to where the run is kept, after each stage that ends without an error."""
 
     @classmethod
     def open(
@@ -219,8 +217,6 @@ class RunDirectory:
                 yield stage
         finally:
             self._set(stages=with_stage(self._record.get("stages", []), stage))
-        if self._begun:
-            self.sent()
 
     def save_arrays(self, name: str, arrays: Mapping[str, Any]) -> Path:
         """Write arrays to `<name>.npz`; keys may hold slashes.

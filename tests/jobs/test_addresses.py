@@ -87,6 +87,8 @@ def test_a_recovery_whose_sending_died_goes_on_without_training_again(bucket, tm
 def test_where_addresses_are_not_taken(bucket, tiny_model_directory, capsys):
     with pytest.raises(ValueError, match="directory: expected a path of this machine, got the address gs://"):
         save_model(load_model(DENSE), PRUNED)
+    line = refused(capsys, ["compare", "--model.name", DENSE, "--runs", "gs://bucket/runs"])
+    assert "runs: expected a path of this machine, got the address gs://bucket/runs" in line
 
 
 def test_the_settings_of_maxtext_name_the_address(bucket):

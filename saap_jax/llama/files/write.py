@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from saap_jax.config.checks import check_local
 from saap_jax.llama.files.config import config_from_spec
 from saap_jax.llama.files.layout import Tensor, as_stored, groups_of, model_tensors
 from saap_jax.llama.model import Llama
@@ -24,7 +25,6 @@ from saap_jax.runtime.files import held, plain, write_atomically
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.processes import barrier, broadcast, is_primary
 from saap_jax.runtime.progress import within
-from saap_jax.runtime.remote import check_local
 from saap_jax.types import STRUCTURES, Keep
 
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from safetensors.flax import load_file, save
 
+from saap_jax.config.checks import check_local
 from saap_jax.llama.files.write import new_output, write_further, write_json
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.mesh import taken_in
-from saap_jax.runtime.remote import check_local
 from saap_jax.surgery.cut import keep_to_json
 from saap_jax.trace.cut import kept_shapes
 from saap_jax.trace.problem import Problem
