@@ -121,8 +121,9 @@ def _command(name: str, words: list[str]) -> int:
         write(imported("runs.commands:config_file")(call.config))
         return 0
     imported("cli.words:check_names")(call.config)
-    if call.cluster is None or not join(call.cluster):
+    if call.cluster is None:
         return _work(name, call)
+    join(call.cluster)
     interrupts.renew()
     console.quiet = progress_console.quiet = not is_primary()
     try:

@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from saap_jax.runs.records import StageRecord
-from saap_jax.runtime.processes import own_devices
 
 BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 """The event that jax records once a program."""
@@ -116,8 +115,10 @@ def peak_host_gib() -> float:
 
 def peak_device_gib() -> float | None:
     """Read the peak memory so far of the fullest device of this process, GiB; None where the backend tells none."""
+    import jax  # here and below, so that reading a report does not import it
+
     try:
-        told = [device.memory_stats() or {} for device in own_devices()]
+        told = [device.memory_stats() or {} for device in jax.local_devices()]
     except RuntimeError:  # no device, or a plugin without this call: no reason to lose the rest of the record
         return None
     peaks = [stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats]
@@ -127,7 +128,7 @@ def peak_device_gib() -> float | None:
 @functools.cache
 def _listen() -> None:
     """Have jax tell the open stages of what it compiles; once a process, because listeners add up."""
-    import jax.monitoring  # here, so that reading a report does not import it
+    import jax.monitoring
 
     jax.monitoring.register_event_time_span_listener(_note)
     jax.monitoring.register_event_listener(_count)

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
-from saap_jax.runtime.processes import belongs_here, in_host_memory
+from saap_jax.runtime.processes import in_host_memory
 
 
 def fetched(array: Any, index: int | None = None) -> np.ndarray:
@@ -27,7 +27,7 @@ def fetched(array: Any, index: int | None = None) -> np.ndarray:
             return np.asarray(array) if index is None else np.asarray(array)[index]
         return _assembled(array, index)
     part = array if index is None else array[index]
-    if belongs_here(part) or part.is_fully_replicated:
+    if part.is_fully_addressable or part.is_fully_replicated:
         return np.asarray(part)
     return np.asarray(multihost_utils.process_allgather(part, tiled=True))
 

@@ -22,7 +22,6 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from saap_jax.config.mesh import BATCH, EXPERT, MESH_AXES, WEIGHTS, MeshConfig, by_axis
-from saap_jax.runtime.processes import controllers
 
 Rules = Mapping[str, tuple[str, ...]]
 """Logical axis -> mesh axes that its elements are spread over; none for an axis that every device holds whole."""
@@ -95,7 +94,7 @@ def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
         ValueError: see `layout_of`; a batch that cannot be split; or several processes, and a mesh of one device.
     """
     if set(config.sizes) == {1}:
-        if (processes := controllers()) > 1:
+        if (processes := jax.process_count()) > 1:
             raise ValueError(
                 f"mesh: expected the {jax.device_count()} devices of {processes} processes to be on it, got "
                 "a mesh of one; give --mesh.data -1 (other examples on each) or --mesh.fsdp -1 (weights spread too)"

@@ -4,15 +4,12 @@ Every process runs the same program, each on its own devices, and all take the s
 be the same everywhere. So the first process alone reads and writes what belongs to all, run directories and models, and
 tells the others what it found (`broadcast`). In a job of one process all of this does nothing.
 
-Under Pathways one controller drives the devices of many machines: there is one process, to which all devices belong
-whatever number they give, and the memory of none is this machine's. Who writes, what belongs to whom and what lies in
-host memory is asked here, and jax nowhere else. It is imported where it is needed: most words need no device.
+jax is imported where it is needed: most words need no device.
 """
 
 import contextlib
 import contextvars
 import ctypes
-import importlib
 import json
 import os
 import signal
@@ -56,21 +53,14 @@ class Cluster(NamedTuple):
 # --- meeting and parting -------------------------------------------------------------------------
 
 
-def join(cluster: Cluster) -> bool:
+def join(cluster: Cluster) -> None:
     """Meet the other processes of the job; call it before anything else uses a device.
 
-    Returns:
-        Whether there are any to meet: not under Pathways, whose proxy takes the place of devices.
-
     Raises:
-        ValueError: no cluster that says where they are, or they cannot be reached; processes that are numbered under
-            Pathways, or no package that knows its proxy.
+        ValueError: no cluster that says where they are, or they cannot be reached.
     """
     import jax
 
-    if _names_proxy():
-        _use_proxy(cluster)
-        return False
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(*cluster, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LEAVING)
@@ -89,24 +79,6 @@ def join(cluster: Cluster) -> bool:
 
     _kept.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(given_up))
     ctypes.CDLL(None).signal(signal.SIGABRT, _kept[-1])  # jax ends by abort() when heartbeats of a process stop
-    return True
-
-
-def _use_proxy(cluster: Cluster) -> None:
-    """Make the proxy of Pathways known to jax; several times do no harm."""
-    if cluster != Cluster():
-        raise ValueError(
-            "--distributed: expected no processes that meet under Pathways (JAX_PLATFORMS names its proxy), whose one "
-            f"controller has all devices, got number {cluster.process} of {cluster.processes}; give --distributed "
-            "auto, or nothing"
-        )
-    try:
-        importlib.import_module("pathwaysutils").initialize()
-    except ImportError:
-        raise ValueError(
-            "--distributed auto: expected pathwaysutils, by which jax knows the proxy that JAX_PLATFORMS names, found "
-            "none; pip install pathwaysutils"
-        ) from None
 
 
 def peer_has_gone(error: BaseException) -> bool:
@@ -126,7 +98,7 @@ def leave() -> None:
 def _jax_of_many() -> Any:
     """Get jax if this process has joined others, else None, without importing what nobody has imported."""
     jax = sys.modules.get("jax")
-    return jax if jax is not None and jax.distributed.is_initialized() and not _names_proxy() else None
+    return jax if jax is not None and jax.distributed.is_initialized() else None
 
 
 _ALONE = contextvars.ContextVar("alone", default=False)
@@ -164,50 +136,9 @@ def place() -> str:
     return f"process {number()} of {count()}: " if _jax_of_many() else ""
 
 
-def _names_proxy() -> bool:
-    """Say whether the platforms that jax was told to use name the proxy of Pathways, without starting any."""
-    jax = sys.modules.get("jax")
-    platforms = os.environ.get("JAX_PLATFORMS") if jax is None else jax.config.jax_platforms
-    return "proxy" in (platforms or "").split(",")
-
-
-def under_pathways() -> bool:
-    """Say whether one controller drives remote devices: `JAX_PLATFORMS` names a proxy, or the backend is Pathways.
-
-    As in `is_pathways_backend_used` of pathwaysutils and `is_pathways_backend` of Orbax. It starts the backend, unless
-    the proxy is named.
-    """
-    if _names_proxy():
-        return True
-    import jax
-
-    client = jax.devices()[0].client
-    names = [str(getattr(client, name, "")) for name in ("runtime_type", "platform_version")]
-    return any("pathways" in name.lower() for name in names)
-
-
-def controllers() -> int:
-    """Count the processes that run programs on jax's devices, whether they have joined or not."""
-    import jax
-
-    return 1 if under_pathways() else jax.process_count()
-
-
-def own_devices() -> list[Any]:
-    """List the devices of this process."""
-    import jax
-
-    return jax.devices() if under_pathways() else jax.local_devices()
-
-
-def belongs_here(array: Any) -> bool:
-    """Say whether all parts of an array belong to this process, so that it can be read without the others."""
-    return array.is_fully_addressable or under_pathways()
-
-
 def in_host_memory(array: Any) -> bool:
     """Say whether the parts of an array lie in the memory of the machines of their processes."""
-    return {device.platform for device in array.devices()} == {"cpu"} and not under_pathways()
+    return {device.platform for device in array.devices()} == {"cpu"}
 
 
 # --- telling the others --------------------------------------------------------------------------

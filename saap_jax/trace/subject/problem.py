@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 from saap_jax.config.mesh import BATCH, WEIGHTS
 from saap_jax.estimation.base import wide
 from saap_jax.runtime.mesh import Layout
-from saap_jax.runtime.processes import controllers
 from saap_jax.trace.cut import keep_units, kept_shapes, smaller
 from saap_jax.trace.interpret import gated, tapped
 from saap_jax.trace.own_code import Verdict, compared, tolerance_of, verdicts
@@ -301,7 +300,7 @@ def _shapes(inputs: Any) -> tuple[Any, ...]:
 
 def check_layout(layout: Layout | None) -> None:
     """Refuse devices of several processes, over which nothing of a traced model is spread."""
-    if layout is not None and (processes := controllers()) > 1:
+    if layout is not None and (processes := jax.process_count()) > 1:
         raise ValueError(f"mesh: expected the devices of one process for a traced model, got {processes} processes")
 
 
