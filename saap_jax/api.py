@@ -11,7 +11,7 @@ from saap_jax.estimation import Estimator
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import masks
-from saap_jax.runtime.mesh import taken_in
+from saap_jax.runtime.mesh import refuse_explicit_axes
 from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.allocation.allocation import Selection, selection_of
 from saap_jax.steps.base import Context, Extent, State
@@ -30,7 +30,6 @@ Model = Llama | Problem | Subject
 """One of our models, a problem about somebody else's, or what either is to steps."""
 
 
-@taken_in
 def score_units(
     model: Model,
     windows: Examples | Mapping[str, Examples],
@@ -85,7 +84,6 @@ def score_units(
     return calibration.calibrate(subject, scenarios, plan, passes, stability=plan if stability else (), keep=keep)
 
 
-@taken_in
 def select_units(
     model: Model,
     scores: Scores | Calibrated,
@@ -133,7 +131,6 @@ def select_units(
     return selection_of(subject, state.keep, ratio)
 
 
-@taken_in
 def run_chain(
     model: Model,
     method: str | Chain,
@@ -161,11 +158,11 @@ def run_chain(
     return runner.run(chain, ratio)
 
 
-@taken_in
 def perplexity(model: Llama, windows: Windows, keep: Keep | None = None, *, batch_size: int = 8) -> float:
     """Compute exp(mean next-token loss) over the windows; with `keep`, of the model with all other units masked.
 
     >>> perplexity(model, windows) > 1
     True
     """
+    refuse_explicit_axes(model)
     return window_losses(model, pairs(windows, batch_size), None if keep is None else masks(keep)).perplexity

@@ -27,14 +27,12 @@ from saap_jax.runs.records import RaceRecord
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, comparison_rows
 from saap_jax.runs.suggestions import suggestions_of
-from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.steps.chain import expand
 from saap_jax.surgery.cut import keep_to_json
 
 
-@taken_in
 def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Compare methods: score from one pass a seed, evaluate each candidate by masks; cut and check the best if asked.
 

@@ -3,23 +3,19 @@
 A parameter carries the names of its axes (`saap_jax.types`); a rule maps a name to the mesh axes that its elements are
 spread over. Nothing else says where an array is: loading, scoring, evaluating, recovering and saving all ask here.
 
-All axes are `Auto`: the compiler splits what no constraint names. Whoever works with `Explicit` axes hands us arrays of
-those, and has their mesh in force (`jax.set_mesh`); `taken_in` is the door through which calls come in.
+All axes are `Auto`: the compiler splits what no constraint names.
 """
 
-import contextlib
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.core import Tracer
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from saap_jax.config.mesh import BATCH, EXPERT, MESH_AXES, WEIGHTS, MeshConfig, by_axis
 
@@ -284,82 +280,15 @@ def held(tree: Any, places: Places) -> Any:
     return jax.tree.unflatten(structure, map(jax.lax.with_sharding_constraint, leaves, places))
 
 
-# --- explicit axes of callers --------------------------------------------------------------------
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-
-def taken_in(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Make a function run apart from its caller's mesh, on arguments whose arrays have no explicit axes.
-
-    For the calls of a Python session; what they return has no explicit axes either.
-    """
-
-    @functools.wraps(function)
-    def inside(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        args, kwargs = automatic((args, kwargs))
-        with apart():
-            return function(*args, **kwargs)
-
-    return inside
-
-
-def on_explicit_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function also be called where an explicit mesh is in force, traced or not.
-
-    Its outputs are then whole on every device; elsewhere it is the function on what `automatic` returns.
-    """
-
-    @functools.wraps(function)
-    def either(*args: Any) -> Any:
-        traced = (_explicit(leaf) for leaf in jax.tree.leaves(args) if isinstance(leaf, Tracer))
-        mesh = next((mesh for mesh in traced if mesh is not None), jax.sharding.get_abstract_mesh())
-        if AxisType.Explicit not in mesh.axis_types:
-            return function(*automatic(args))
-        with jax.sharding.use_abstract_mesh(mesh):
-            return jax.sharding.auto_axes(function, out_sharding=PartitionSpec())(*args)
-
-    return either
-
-
-def apart() -> contextlib.AbstractContextManager:
-    """Make a context without a mesh in force; within a program that is being traced, one that does nothing."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return contextlib.nullcontext()
-    try:
-        return jax.set_mesh(None)
-    except ValueError:  # jax refuses it there
-        return contextlib.nullcontext()
-
-
-def automatic(tree: Any) -> Any:
-    """Make a tree whose arrays lie where they did, on meshes with `Auto` axes alone: nothing is copied or sent.
-
-    Abstract arrays with explicit axes lose their place. A tree without such axes is returned as it is.
-    """
-
-    def one(leaf: Any) -> Any:
-        mesh = _explicit(leaf)
-        if mesh is None or isinstance(leaf, Tracer):
-            return leaf
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        place = leaf.sharding
-        if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
-            twin = Mesh(place.mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-            return jax.device_put(leaf, NamedSharding(twin, place.spec, memory_kind=place.memory_kind))
-        # put on one device since, where jax leaves the mesh in its type
-        parts = [each.data for each in leaf.addressable_shards]
-        return jax.make_array_from_single_device_arrays(leaf.shape, place, parts)
-
-    return jax.tree.map(one, tree) if any(map(_explicit, jax.tree.leaves(tree))) else tree
-
-
-def _explicit(leaf: Any) -> AbstractMesh | None:
-    """Find the mesh with explicit axes in the type of an array, concrete, abstract or traced."""
-    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return None
-    place = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf).sharding
-    explicit = isinstance(place, NamedSharding) and AxisType.Explicit in place.mesh.axis_types
-    return place.mesh.abstract_mesh if explicit else None
+def refuse_explicit_axes(tree: Any) -> None:
+    """Raise ValueError where an array lies on a mesh with `Explicit` axes, or one is in force: ours are `Auto`."""
+    places = [jax.typeof(leaf).sharding if isinstance(leaf, jax.Array) else getattr(leaf, "sharding", None)
+              for leaf in jax.tree.leaves(tree)]  # fmt: skip
+    for place in places:
+        if isinstance(place, NamedSharding) and AxisType.Explicit in place.mesh.axis_types:
+            raise ValueError(
+                f"mesh: expected Auto axes, got the Explicit ones {', '.join(place.mesh.axis_names)}; make it with "
+                "jax.make_mesh(sizes, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))"
+            )
+    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        raise ValueError("mesh: expected none with Explicit axes in force, got one; call outside of jax.set_mesh")

@@ -22,7 +22,7 @@ from saap_jax.llama.generate import Sampling, generate
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
-from saap_jax.runtime.mesh import Layout, automatic
+from saap_jax.runtime.mesh import Layout, refuse_explicit_axes
 from saap_jax.runtime.progress import OBSERVING, Passes
 from saap_jax.structures import count_parameters, discover, prunable_parameters
 from saap_jax.subjects.base import Subject
@@ -52,7 +52,7 @@ class LlamaSubject(Subject):
     """Where arrays lie; what is loaded back lies alike, as far as widths allow."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", automatic(self.model))
+        refuse_explicit_axes(self.model)
 
     def with_model(self, model: Llama) -> "LlamaSubject":
         """Return another model as a subject of the same name, tokenizer and layout."""

@@ -33,7 +33,6 @@ from saap_jax.llama.attention import apart_of, sight_of
 from saap_jax.llama.model import Hidden, Llama, attend, feed, param, post_normed, rms_norm
 from saap_jax.llama.passes import layer_of
 from saap_jax.llama.segments import segment_bounds
-from saap_jax.runtime.mesh import taken_in
 from saap_jax.surgery.corrections import Correction, Normal, Repair, Walk, corrected, kept_rows, rows_of, together
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import HELD_OUT, STRUCTURES, Keep
@@ -54,7 +53,6 @@ class Compensated(NamedTuple):
     corrections: list[Correction]
 
 
-@taken_in
 def compensate(
     model: Llama,
     keep: Keep,

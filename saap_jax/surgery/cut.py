@@ -18,11 +18,9 @@ from saap_jax.llama.product import check_plain
 from saap_jax.llama.segments import existing_units, segment_bounds
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.runtime.gather import concatenated, put_beside, read_in_place
-from saap_jax.runtime.mesh import taken_in
 from saap_jax.types import PRUNABLE_AXES, STRUCTURES, Keep
 
 
-@taken_in
 def cut(model: Llama, keep: Keep) -> Llama:
     """Return a model with the removed units' weights gone; neighbouring layers of equal widths form one segment.
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from saap_jax.runtime.mesh import automatic
 from saap_jax.trace.problem import Examples, Problem
 
 
@@ -64,10 +63,9 @@ def from_nnx(model: nnx.Module, *, call: Callable[..., Any] | None = None, **giv
     copy.eval()
     graph, params, rest = nnx.split(copy, _is_weight, ...)
     own, _, _ = nnx.split(model, _is_weight, ...)
-    held = automatic(rest)
 
     def function(params: Any, *inputs: Any) -> Any:
-        built = nnx.merge(graph, params, held)
+        built = nnx.merge(graph, params, rest)
         return call(built, *inputs) if call else built(*inputs)
 
     return _posed(function, params, given, lambda params: nnx.merge(own, params, rest))
@@ -95,8 +93,7 @@ def from_equinox(
     import equinox
 
     _, own = equinox.partition((model, state), _is_number)
-    params, static = equinox.partition((equinox.nn.inference_mode(model), state), _is_number)
-    rest = automatic(static)
+    params, rest = equinox.partition((equinox.nn.inference_mode(model), state), _is_number)
     run = call or (lambda model, *inputs: model(*inputs))
 
     def function(params: Any, *inputs: Any) -> Any:
@@ -125,7 +122,7 @@ def from_haiku(
         state: the state, of `hk.transform_with_state`; its parameters are then a pair (params, state).
         arguments: what the function takes beside the inputs, such as `is_training=False`.
     """
-    further = automatic(dict(arguments or {}))
+    further = dict(arguments or {})
 
     def function(params: Any, *inputs: Any) -> Any:
         if state is None:
@@ -152,7 +149,7 @@ def from_keras(model: Any, **given: Unpack[Given]) -> Problem:
     variables = [*model.trainable_variables, *model.non_trainable_variables]
     count = len(model.trainable_variables)
     weights = [index for index, each in enumerate(variables) if jnp.issubdtype(each.value.dtype, jnp.floating)]
-    others = automatic({index: each.value for index, each in enumerate(variables) if index not in weights})
+    others = {index: each.value for index, each in enumerate(variables) if index not in weights}
     paths = [variables[index].path for index in weights]
     names = [f"{path}.{n}" if (n := 1 + paths[:at].count(path)) > 1 else path for at, path in enumerate(paths)]
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.runtime.files import run_file
-from saap_jax.runtime.mesh import automatic
+from saap_jax.runtime.mesh import refuse_explicit_axes
 from saap_jax.trace.own_code import Verdict, verdicts
 from saap_jax.trace.trace import Traced, trace
 
@@ -63,16 +63,11 @@ class Problem:
                 got = f"{kind or type(leaf).__name__}; let the function hold it"
                 raise ValueError(f"Problem.params: expected arrays of numbers, got {got}")
         shapes = _shapes("calibration", self.calibration) | _shapes("held_out", self.held_out)
-        first = next(iter(shapes))
-        for name, other in shapes.items():
-            if other != shapes[first]:
-                got = f"the shapes and types of {first}, {shapes[first]}, got {other}"
-                raise ValueError(f"Problem.{name}: expected examples of {got}")
-
-    def without_explicit_axes(self) -> "Problem":
-        """Leave the arrays where they lie, on meshes whose axes are not explicit."""
-        params, calibration, held_out = automatic((self.params, self.calibration, self.held_out))
-        return dataclasses.replace(self, params=params, calibration=calibration, held_out=held_out)
+        (first, expected), *others = shapes.items()
+        for name, other in others:
+            if other != expected:
+                like = f"the shapes and types of {first}, {expected}"
+                raise ValueError(f"Problem.{name}: expected examples of {like}, got {other}")
 
     @property
     def scenarios(self) -> dict[str, Examples]:
@@ -121,6 +116,7 @@ def _sets(given: Any, name: str) -> dict[str, Any]:
 
 def _shapes(field: str, given: Any) -> dict[str, list[str]]:
     """Tell type and shape of each array of one example of each set; raise where there is none or numbers differ."""
+    refuse_explicit_axes(given)
     found = {}
     for key, examples in _sets(given, field).items():
         name = field if key == field else f"{field}[{key!r}]"
@@ -200,12 +196,11 @@ def traced_factory(name: str) -> tuple[Traced, dict[str, Verdict]]:
     """
     made = made_by(name)
     if isinstance(made, Problem):
-        made = made.without_explicit_axes()
         made = (made.function, made.params, *made.example)
     if not isinstance(made, tuple | list) or len(made) < 2 or not callable(made[0]):
         got = type(made).__name__ + (f" of {len(made)}" if isinstance(made, tuple | list) else "")
         raise ValueError(f"{name}: expected the factory to return (function, params, *inputs), got {got}")
-    function, (params, *inputs) = made[0], automatic(made[1:])
+    function, params, *inputs = made
     try:
         traced = trace(function, params, *inputs)
     except Exception as error:  # whatever the function raises

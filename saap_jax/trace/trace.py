@@ -21,7 +21,7 @@ import jax
 from flax import nnx
 from jax.extend.core import ClosedJaxpr
 
-from saap_jax.runtime.mesh import taken_in
+from saap_jax.runtime.mesh import refuse_explicit_axes
 from saap_jax.trace.axes import ONE, REASONS, Pin, Place
 from saap_jax.trace.jaxpr import alive, dtype_of, shape_of
 from saap_jax.trace.program import Follower, Moved, Value
@@ -146,7 +146,6 @@ class Traced:
         return {path: dtype_of(each) for path, each in zip(self.shapes, self.program.jaxpr.invars, strict=False)}
 
 
-@taken_in
 def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     """Read the coupled structures off `function(params, *inputs)`.
 
@@ -162,8 +161,9 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     (4, [('down', 0), ('up', 1)])
 
     Raises:
-        ValueError: `params` holds no arrays.
+        ValueError: `params` holds no arrays, or arrays have explicit axes.
     """
+    refuse_explicit_axes((params, inputs))
     paths = parameter_paths(params)
     if not paths:
         raise ValueError(f"params: expected a pytree of arrays or jax.ShapeDtypeStructs, got {params!r}")

@@ -4,9 +4,10 @@ import math
 import types
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from saap_jax.config.mesh import MeshConfig, by_axis
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec, abstract_llama
@@ -22,7 +23,10 @@ from saap_jax.runtime.mesh import (
     rules_of,
     shardings,
 )
-from tests.helpers import RELATIVES
+from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.trace import trace
+from tests.helpers import RELATIVES, random_model, spec_of
 
 P = PartitionSpec
 
@@ -178,3 +182,35 @@ def test_a_batch_is_a_multiple_of_its_parts(monkeypatch):
     assert layout_of_job(MeshConfig(data=2), batch_size=8) is not None
     with pytest.raises(ValueError, match=r"batch_size: expected a multiple of 4, .*\(data x fsdp\), got 6"):
         layout_of_job(MeshConfig(data=2), batch_size=6)
+
+
+@pytest.mark.parametrize("given", ["model", "params", "examples", "inputs", "mesh in force"])
+def test_explicit_axes_are_refused_at_every_door(given):
+    def put(kind, value):
+        mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,), devices=jax.devices()[:1])
+        return jax.device_put(value, NamedSharding(mesh, P()))
+
+    def call(kind):
+        x, y = np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)
+        params = {"up": np.ones((3, 5), np.float32), "down": np.ones((5, 2), np.float32)}
+        if given == "model":
+            return LlamaSubject(put(kind, random_model(spec_of((1, 4)))))
+        if given == "params":
+            return trace(mlp, put(kind, params), x)
+        if given == "inputs":
+            return trace(mlp, params, put(kind, x))
+        if given == "mesh in force":
+            with jax.set_mesh(put(kind, x).sharding.mesh):
+                return trace(mlp, params, x)
+        x = put(kind, x)
+        return Problem(
+            function=mlp, params=params, loss=lambda a, b: (a - b).mean(), calibration=(x, y), held_out=(x, y)
+        )
+
+    with pytest.raises(ValueError, match="mesh: expected Auto axes, got the Explicit ones data; make it with|in force"):
+        call(AxisType.Explicit)
+    assert call(AxisType.Auto) is not None, "control"
+
+
+def mlp(params, x):
+    return jax.nn.relu(x @ params["up"]) @ params["down"]

@@ -35,7 +35,7 @@ from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_length, checked, some
 from saap_jax.runtime.errors import read_object, reading, shown
-from saap_jax.runtime.mesh import Layout, check_experts, shardings, taken_in
+from saap_jax.runtime.mesh import Layout, check_experts, shardings
 from saap_jax.runtime.progress import within
 from saap_jax.types import STRUCTURES, Keep
 
@@ -45,7 +45,6 @@ _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _INNER_BIAS = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj\.bias")
 
 
-@taken_in
 def load_model(
     name: str | Path,
     dtype: Any = "float32",

@@ -22,7 +22,6 @@ from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.llama.segments import existing_units
 from saap_jax.runtime.files import held, plain, write_atomically
-from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.processes import barrier, broadcast, is_primary
 from saap_jax.runtime.progress import within
 from saap_jax.types import STRUCTURES, Keep
@@ -31,7 +30,6 @@ CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16
 """Name of a dtype of parameters -> how safetensors calls it."""
 
 
-@taken_in
 def save_model(
     model: Llama,
     directory: str | Path,

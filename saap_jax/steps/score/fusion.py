@@ -10,7 +10,6 @@ import optax
 from jaxtyping import Array, Float
 
 from saap_jax.config.checks import check_choice
-from saap_jax.runtime.mesh import taken_in
 from saap_jax.types import Scores
 
 FusionMethod = Literal["closed_form", "learned", "sampling"]
@@ -85,7 +84,6 @@ def scope_parts(scope: str) -> tuple[str, int | None]:
     return (layered[1], int(layered[2])) if layered else (scope, None)
 
 
-@taken_in
 def fuse(
     scores: dict[str, Scores],
     method: FusionMethod = "closed_form",

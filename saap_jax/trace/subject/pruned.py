@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from saap_jax.runtime.mesh import apart, on_explicit_mesh
 from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.run import Runner
@@ -39,8 +38,7 @@ class Pruned:
     params: Any
     """The smaller parameters: the pytree of the problem's, with the same types and shardings of arrays."""
     function: Callable[..., Any]
-    """`function(params, *inputs)` for inputs of any shape that the dense model takes. Where an explicit mesh is in
-    force, its outputs are whole on every device."""
+    """`function(params, *inputs)` for inputs of any shape that the dense model takes."""
     widths: dict[str, Width]
     """What the model's configuration has to say, by structure; equal layers in one entry where they agree."""
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -103,33 +101,32 @@ def prune(
     """
     chain = parse(method) if isinstance(method, str) else method
     given = _problem_of(model, problem)
-    with apart():
-        subject = subject_of(given, norms=norms, refused=refused)
-        runner = Runner(subject, subject.problem.scenarios, [chain], Passes(batch_size, track=track))
-        runner.check(chain, [ratio])
-        state = runner.run(chain, ratio)
-        repaired, keep = state.subject, state.keep
-        assert isinstance(repaired, TracedSubject)
-        cut = repaired.cut(keep)
-        losses = checked_losses(subject, keep, cut, batch_size)
-        widths: dict[str, Width] = {}
-        for pattern, group in groups_of(subject.structures).items():
-            each = {one.name: Width(one.role, one.units, int(keep[one.name].sum(1)[0])) for one in group}
-            widths |= {pattern: each[group[0].name]} if len(set(each.values())) == 1 else each
-        params, before = jax.tree.map(like, cut.params, given.params), subject.traced.shapes
-        after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
-        return Pruned(
-            params=params,
-            function=on_explicit_mesh(cut.function),
-            widths=widths,
-            shapes={path: (shape, after[path]) for path, shape in before.items() if shape != after[path]},
-            keep=keep,
-            ratio=subject.removed(keep) / subject.prunable,
-            losses=losses,
-            rebuild=subject.problem.rebuild,
-            corrections=list(state.told.get("corrections", ())),
-            unrepaired=chain.unrepaired(subject, keep),
-        )
+    subject = subject_of(given, norms=norms, refused=refused)
+    runner = Runner(subject, subject.problem.scenarios, [chain], Passes(batch_size, track=track))
+    runner.check(chain, [ratio])
+    state = runner.run(chain, ratio)
+    repaired, keep = state.subject, state.keep
+    assert isinstance(repaired, TracedSubject)
+    cut = repaired.cut(keep)
+    losses = checked_losses(subject, keep, cut, batch_size)
+    widths: dict[str, Width] = {}
+    for pattern, group in groups_of(subject.structures).items():
+        each = {one.name: Width(one.role, one.units, int(keep[one.name].sum(1)[0])) for one in group}
+        widths |= {pattern: each[group[0].name]} if len(set(each.values())) == 1 else each
+    params, before = jax.tree.map(like, cut.params, given.params), subject.traced.shapes
+    after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
+    return Pruned(
+        params=params,
+        function=cut.function,
+        widths=widths,
+        shapes={path: (shape, after[path]) for path, shape in before.items() if shape != after[path]},
+        keep=keep,
+        ratio=subject.removed(keep) / subject.prunable,
+        losses=losses,
+        rebuild=subject.problem.rebuild,
+        corrections=list(state.told.get("corrections", ())),
+        unrepaired=chain.unrepaired(subject, keep),
+    )
 
 
 def checked_losses(subject: TracedSubject, keep: Keep, cut: CutTraced, batch_size: int) -> dict[str, float]:

@@ -16,7 +16,6 @@ from safetensors.flax import load_file, save
 from saap_jax.config.checks import check_local
 from saap_jax.llama.files.write import new_output, write_further, write_json
 from saap_jax.runtime.errors import reading
-from saap_jax.runtime.mesh import taken_in
 from saap_jax.surgery.cut import keep_to_json
 from saap_jax.trace.cut import kept_shapes
 from saap_jax.trace.problem import Problem
@@ -63,7 +62,6 @@ def write_pruned(
         write_further(further, place)
 
 
-@taken_in
 def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., Any], Any]:
     """Read the cut model that a directory holds: `function(params, *inputs)` of any batch, and its parameters.
 
@@ -78,7 +76,7 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
     for name in ("pruned.json", "params.safetensors"):
         if not (path / name).is_file():
             raise FileNotFoundError(f"expected a pruned traced model in {path}, found no {name}; check the directory")
-    problem, keep = problem.without_explicit_axes(), {}
+    keep = {}
     traced = trace(problem.function, problem.params, *problem.example)
     with reading(path / "pruned.json", "the record of a pruned traced model"):
         record = json.loads((path / "pruned.json").read_text(encoding="utf-8"))

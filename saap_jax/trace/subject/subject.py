@@ -19,7 +19,7 @@ from saap_jax.estimation.base import Estimator
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import digest_of
-from saap_jax.runtime.mesh import Layout, taken_in
+from saap_jax.runtime.mesh import Layout
 from saap_jax.structures.weights import TracedWeights
 from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.trace.listing import coupling_record
@@ -288,12 +288,11 @@ class CutTraced:
         saved.write_pruned(self, directory, keep, *about, **further)
 
 
-@taken_in
 def subject_of(
     problem: Problem, *, name: str = "problem", norms: bool = False, refused: bool = False, layout: Layout | None = None
 ) -> TracedSubject:
     """Trace a problem's function on one example, and place its arrays; see `traced_problem`."""
-    fields = vars(traced_problem(problem.without_explicit_axes(), layout, norms=norms, refused=refused))
+    fields = vars(traced_problem(problem, layout, norms=norms, refused=refused))
     return TracedSubject(**fields, name=name)
 
 
