@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from claims import Crossed, Verdict, crossed, verdicts
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from saap_jax.evaluation.claims import Crossed, Verdict, crossed, verdicts
 from saap_jax.recipes import RECIPES
 from saap_jax.report.figures import logarithmic
 from saap_jax.steps.chain import parse
@@ -56,7 +56,7 @@ PROTOCOL = """\
   model's on all windows times the ratio of the two on its own.
 - Differences are in per cent of perplexity with a 95 % interval each, by a crossed model of random seeds and articles
   (stretches of four neighbouring windows of Penn Treebank), never narrower than Student's interval of the seed means:
-  `saap_jax/evaluation/claims.py`. *Surely* is Holm's procedure at 5 %, over the published rows of a column, or the
+  `experiments/claims.py`. *Surely* is Holm's procedure at 5 %, over the published rows of a column, or the
   steps of one. What cannot be seen is the half width of the interval at the level at which it tested last.
 - Ours stand beside the lowest published row, which was chosen after the fact, and published rows beside `default`.
 - *KL* is KL(p_unpruned ‖ p) in nats a token, *words* the share of places whose likeliest word changes, both on the

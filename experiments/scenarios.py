@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from claims import crossed, verdicts
 from tables import perplexity
 
 from saap_jax.config import EvaluationConfig, ModelConfig
 from saap_jax.config.method import CalibrationConfig
-from saap_jax.evaluation.claims import crossed, verdicts
 from saap_jax.jobs.candidates import key_of
 from saap_jax.recipes import RECIPES
 from saap_jax.runs.cache import FileCache

@@ -1,28 +1,15 @@
 """What a kill may not change: `experiments/kills.py`, a twentieth of it, and that its comparison would notice."""
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
+import kills
 import pytest
 
 from tests.fake_runs import fake_run
 
-SCRIPT = Path(__file__).parent.parent / "experiments" / "kills.py"
 
-
-@pytest.fixture(scope="module")
-def kills():
-    spec = importlib.util.spec_from_file_location("kills", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_timing_may_differ_and_nothing_else(kills, tmp_path):
+def test_timing_may_differ_and_nothing_else(tmp_path):
     ours, theirs = fake_run(tmp_path / "ours"), tmp_path / "theirs"
     shutil.copytree(ours, theirs)
     assert kills.differences(ours, theirs) == []
@@ -37,7 +24,7 @@ def test_timing_may_differ_and_nothing_else(kills, tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_kills(kills, tmp_path, capsys):
+def test_ten_kills(tmp_path, capsys):
     """Three of `compare`, one of each other command, and one of an export."""
     assert kills.main(["--kills", "10", "--seed", "1", "--work", str(tmp_path / "work")]) == 0
     assert "10 of 10 kills" in capsys.readouterr().out

@@ -17,7 +17,7 @@ reaches 1 / α with probability α at most. So one may look after any number of 
 The interval of a difference are the means that neither side rejects at level α / (2 m), where m is how many others a
 model is compared with (Bonferroni): mean ± `boundary` · deviation / √n. A difference is sure where its interval does
 not hold 0. Races, tables, `saap ab` and suggestions all go by it. What it is of are these models on text like the
-windows; of methods on other calibration text see `claims`.
+windows; of methods on other calibration text see `experiments/claims.py`.
 
 Sources: Hendriksen, de Heide & Grünwald, Optional stopping with Bayes factors, Bayesian Analysis 16, 2021 (right Haar
 priors); Wang & Ramdas, Anytime-valid t-tests, 2024 (arXiv:2310.03722). It holds for normal differences; for others the

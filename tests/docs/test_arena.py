@@ -1,12 +1,11 @@
 """The arena end to end on a tiny model; and README.md and docs/arena.md held against the files that they come from."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import arena
+import arena_report as made
 import numpy as np
 import pytest
 
@@ -17,19 +16,6 @@ from tests.helpers import changed, reference
 PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
 
-
-def load(name: str) -> ModuleType:
-    """Load a script."""
-    spec = importlib.util.spec_from_file_location(name, PROJECT / "experiments" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-made, arena = (load(name) for name in ("arena_report", "arena"))
 
 SEEDS = (3, 4)
 CHAINS = {

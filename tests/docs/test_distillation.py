@@ -1,29 +1,19 @@
 """The ablation of distillation end to end on a tiny model: starts, arms, files and page."""
 
-import importlib.util
+import importlib
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from saap_jax.steps.chain import parse
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
 
 @pytest.fixture
 def distillation(tiny_model_directory, tmp_path, monkeypatch):
     """The script, with little of everything."""
-    monkeypatch.syspath_prepend(EXPERIMENTS)
-    spec = importlib.util.spec_from_file_location("distillation", EXPERIMENTS / "distillation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "distillation", module)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("distillation")
     shutil.copytree(tiny_model_directory, tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     texts = {"WIKITEXT": "builtin:descriptions", "TREEBANK": "builtin:reference", "CALIBRATION": "builtin:reference"}

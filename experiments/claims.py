@@ -115,11 +115,7 @@ class Verdict(NamedTuple):
 
     @property
     def said(self) -> str:
-        """The verdict in words.
-
-        >>> Verdict(Difference(-0.1, -0.2, 0.01), 0.06, 11.6).said
-        'not told apart, differences below 11.6 % cannot be seen'
-        """
+        """The verdict in words."""
         if not math.isfinite(self.difference.value):
             return "not finite"
         if self.sure:

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from claims import Crossed, Verdict, crossed, verdicts
 from scipy import stats
 
-from saap_jax.evaluation.claims import Crossed, Verdict, crossed, verdicts
 from saap_jax.evaluation.resample import LEVEL
 
 PENICILLIN = np.array([[89, 88, 97, 94], [84, 77, 92, 79], [81, 87, 87, 85], [87, 92, 89, 84], [79, 81, 80, 88]], float)
