@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 ONE_EACH := tunix_llama or equinox_attention or haiku_transformer or penzai_llama or flaxmodels_gpt2 or keras_transformer
 IN_ZOO := KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo
 
-.PHONY: quickstart test types slow nightly environments newest oldest sharded large tpu-plan eval parity llamacpp browser zoo zoo-smoke tunix maxtext gemma docs wheel hour judge leaderboard container lock clean
+.PHONY: quickstart test types slow nightly environments newest oldest sharded tpu-plan eval parity llamacpp browser zoo zoo-smoke tunix maxtext gemma docs wheel hour judge leaderboard container lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators and a method of ours on the packaged model, cut the best one
 	$(BIN)/saap compare quickstart
@@ -78,9 +78,6 @@ oldest: .venv/oldest/.ready  ## the oldest versions that pyproject.toml declares
 # NPROC: threads of XLA, several a device, so that collectives never wait for each other (`forced` in tests/xla_flags.py).
 sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU, and in several processes
 	NPROC=32 XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -n auto --dist worksteal -m sharded
-
-large: $(READY)  ## a checkpoint of 1.1 billion parameters onto eight devices: two minutes, 7 GB of disk and of memory; not in CI
-	NPROC=32 XLA_FLAGS="--xla_force_host_platform_device_count=8" $(BIN)/pytest -q -m large
 
 tpu-plan: .venv/tpu-plan/libtpu  ## programs compiled for TPUs that are not there; installs libtpu apart: beside it jax complains that there is no TPU
 	JAX_PLATFORMS=cpu PYTHONPATH=.venv/tpu-plan $(BIN)/pytest -q -n auto --dist worksteal -m tpuplan
