@@ -93,7 +93,8 @@ def comparison_table(run: RunRecord, candidates: Sequence[records.Row]) -> Table
         Column("actual %", ("ratio_actual",), format_percent),
         Column("params (M)", ("parameters",), format_millions),
         *([Column("windows", ("windows",), format_count)] if run.get("race") else []),
-        *(Column(f"Δ {each} %", (f"change_{each}", f"low_{each}", f"high_{each}"), format_difference, wide=True)
+        *(Column(f"Δ {each} %", (f"change_{each}", f"low_{each}", f"high_{each}"), format_difference, wide=True,
+                 note=f"Δ: how far the {scale.noun} is above that of the best of its ratio")
           for each in compared),
     ]  # fmt: skip
     raced = {(race["ratio"], label): count for race in run.get("race", []) for label, count in race["windows"].items()}
@@ -198,9 +199,9 @@ def _legend(run: RunRecord, rows: Sequence[ComparisonRow], compared: Sequence[st
     race, noun, seeds = run.get("race", []), figure_of(run).noun, max((row.seeds for row in rows), default=1)
     lines = [f"{BEST} lowest {noun} {DOMAINS[primary_domain(run)]} at its ratio"]
     if any(row.tied for row in rows):
-        lines[0] += f"   {TIED} cannot be told apart from it: the interval of Δ holds 0"
+        lines[0] += f"   {TIED} cannot be told apart from it: the interval of the difference holds 0"
     if compared:
-        lines.append(f"Δ: how far the {noun} is above that of the best of its ratio. {VERDICT}{_units(run)}")
+        lines.append(f"{VERDICT}{_units(run)}")
         of = "these pruned models on such text, not of methods on other calibration text"
         of = (
             f"methods over these {seeds} seeds: no interval is narrower than Student's of the seeds"
