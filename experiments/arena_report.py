@@ -432,8 +432,8 @@ def readme_block(found: Sequence[Group]) -> str:
     counts = sorted({len(line.found) for group in found for lines in group.lines.values() for line in lines})
     seeds = " or ".join(map(str, counts))
     how = (
-        f"Figures are ppl@128, calibrated on {found[0].examples} windows of C4, with {seeds} of {len(SEEDS)} seeds a row; "
-        "`~` marks those of some of the windows. [All methods, and how it was measured](docs/arena.md)."
+        f"Figures are ppl@128, calibrated on {found[0].examples} windows of C4, with {seeds} of {len(SEEDS)} seeds a "
+        "row; `~` marks those of some of the windows. [All methods, and how it was measured](docs/arena.md)."
     )
     return "\n".join([FIGURE.format("docs/"), "", " ".join(answer(found)), how, "", *said])
 

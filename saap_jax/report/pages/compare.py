@@ -309,14 +309,15 @@ def _kept_section(run: RunRecord, variants: Sequence[Variant], rows: Sequence[Co
 def kept_figure(run: RunRecord, candidates: Sequence[records.Row], name: str, title: str) -> Figure | None:
     """Draw the share of units that each candidate keeps in each layer; of a traced model, of each structure.
 
-    Candidates that keep equally many everywhere are one line, with all their names. None where none recorded it.
+    Candidates that keep equally many everywhere are one line. A structure that all keep whole is named in the title.
+    None where there is nothing to draw.
     """
     units = {each: total for each, total in run.get("model", {}).get("units", {}).items() if total}
     alike: dict[str, tuple[list[str], dict[str, list[int | float]]]] = {}
     for candidate in candidates:
         if kept := {each: counts for each, counts in kept_by_layer(candidate).items() if each in units and counts}:
             alike.setdefault(json.dumps(kept, sort_keys=True), ([], kept))[0].append(candidate["variant"])
-    rows = {", ".join(names): kept for names, kept in alike.values()}
+    rows = {some(names, 1): kept for names, kept in alike.values()}
     if not rows:
         return None
     if "structures" in run:
@@ -328,9 +329,11 @@ def kept_figure(run: RunRecord, candidates: Sequence[records.Row], name: str, ti
     for each, total in units.items():
         layers = max(len(kept.get(each, ())) for kept in rows.values())
         cells = [[*kept.get(each, ()), *[math.nan] * (layers - len(kept.get(each, ())))] for kept in rows.values()]
-        if layers:
+        if layers and np.nanmin(cells) < total:
             panels[f"{each} kept, by layer"] = np.array(cells, np.float64) / total
-    return share_figure(name, title, panels, [*rows], "units kept")
+        elif layers:
+            title += f", all units of {each} stay"
+    return share_figure(name, title, panels, [*rows], "units kept") if panels else None
 
 
 def _divergence_sections(run: RunRecord) -> list[Section]:
