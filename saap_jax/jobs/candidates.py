@@ -176,7 +176,7 @@ class Evaluator:
             shutil.rmtree(self._place(name), ignore_errors=True)
 
     def _place(self, name: str) -> Path:
-        return self.cache.path / digest(self.key, "cut", self.models[name])
+        return self.cache.path / digest(self.key, "cut", self.run.path.name, self.models[name])  # of one run alone
 
     def masked(self, name: str) -> bool:
         """Say whether a candidate is the unpruned model with some units masked."""

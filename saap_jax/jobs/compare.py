@@ -29,7 +29,7 @@ from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, comparison_rows
 from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.mesh import taken_in
-from saap_jax.runtime.processes import broadcast
+from saap_jax.runtime.processes import barrier, broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.steps.chain import expand
 from saap_jax.surgery.cut import keep_to_json
@@ -134,6 +134,7 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
             made["written"] = texts_written
         origin = origins.origin_of(config.model.name)
         write_further(origins.files_of(origin, made, loaded, run.path.name), place)
+        barrier("the cut model was read")
         broadcast(lambda: place.rename(directory).name)
         evaluator.drop()
     gc.collect()
