@@ -322,7 +322,7 @@ def answer(found: Sequence[Group]) -> list[str]:
         of = {(t, percent(r)): group.lowest(lines, t) for t in group.dense for r, lines in rows_of.items()}
         names = dict.fromkeys(line.name for line in of.values() if line)
         lowest = (f"`{n}` at {places([at for at, line in of.items() if line and line.name == n])}" for n in names)
-        said.append(f"On **{group.title}** the lowest is {'; '.join(lowest)}.")
+        said.append(f"Lowest on **{group.title}**: {'; '.join(lowest)}.")
         for kind, other, side in (("ours", "published", "published row"), ("published", "ours", "row of ours")):
             many = " or ".join(dict.fromkeys(str(len(group.of(ratio, other))) for ratio in group.lines))
             if sure := [f"`{name}` at {where}" for name, where in surely_below(group, kind, other).items()]:
@@ -432,8 +432,8 @@ def readme_block(found: Sequence[Group]) -> str:
     counts = sorted({len(line.found) for group in found for lines in group.lines.values() for line in lines})
     seeds = " or ".join(map(str, counts))
     how = (
-        f"Here is ppl@128, calibrated on {found[0].examples} windows of C4 with {seeds} of {len(SEEDS)} seeds a row; "
-        "`~` is of some of the windows. [All methods, and how it was measured](docs/arena.md)."
+        f"Figures are ppl@128, calibrated on {found[0].examples} windows of C4, with {seeds} of {len(SEEDS)} seeds a "
+        "row; `~` marks those of some of the windows. [All methods, and how it was measured](docs/arena.md)."
     )
     return "\n".join([FIGURE.format("docs/"), "", " ".join(answer(found)), how, "", *said])
 

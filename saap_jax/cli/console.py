@@ -74,21 +74,20 @@ def show_blocks(*things: "Block | Drawn | str | Mapping[str, object]") -> None:
 
 def drawn(table: "Table") -> Drawn:
     """Draw a table for the terminal, without its wide columns."""
-    narrow = [place for place, column in enumerate(table.columns) if not column.wide]
+    table = table._replace(columns=[column for column in table.columns if not column.wide])
     found = Drawn(
         title=Text(visible(table.title), style="italic") if table.title else None,
-        caption=Text(visible("\n".join(table.notes))) if table.notes else None,
+        caption=Text(visible("\n".join(table.legend))) if table.legend else None,
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         show_header=any(table.header),
     )
-    for column in (table.columns[place] for place in narrow):
+    for column in table.columns:
         found.add_column(Text(column.head), justify="left" if column.words else "right")
     for row in table.rows:
-        cells = table.cells(row)
-        found.add_row(*(Text(visible(cells[place])) for place in narrow), style=_STYLES.get(row.get("mark", ""), ""))
+        found.add_row(*(Text(visible(cell)) for cell in table.cells(row)), style=_STYLES.get(row.get("mark", ""), ""))
     return found
 
 

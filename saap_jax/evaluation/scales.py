@@ -83,14 +83,14 @@ def format_ppl(value: float) -> str:
     """Write a perplexity in at most seven characters.
 
     >>> [format_ppl(value) for value in (12.345, 99_999.0, 123_456.0, 9.96e307, math.inf, math.nan)]
-    ['12.35', '99999', '1.2e5', '1e308', 'inf', 'n/a']
+    ['12.35', '99,999', '1.2e5', '1.0e308', 'inf', 'n/a']
     """
     if not math.isfinite(value):
         return "n/a" if math.isnan(value) else "inf"
     if value < 99_999.5:
-        return f"{value:.2f}" if value < 1000 else f"{value:.0f}"
+        return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
     mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{mantissa}e{int(exponent)}"
 
 
 def format_figure(value: float, scale: Scale = PERPLEXITY) -> str:

@@ -5,8 +5,10 @@ losses are kept in the cache by what was evaluated (a keep-set, or a chain that 
 """
 
 import contextlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from saap_jax.runs.scores import save_scores
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import computed_by, digest_of, provenance
+from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Passes, Track
 from saap_jax.steps.base import Extent, State, Store
 from saap_jax.steps.chain import Chain
@@ -113,6 +116,8 @@ class Evaluator:
         self.keeps: dict[str, Keep] = {DENSE: self.subject.existing}
         self.models: dict[str, str] = {DENSE: keep_digest(self.subject.existing)}
         self.asked: dict[str, Candidate] = {}
+        self.cuttable: set[str] = set()
+        """Those of which the best will be cut: the lowest repaired one is kept, so that no repair is done twice."""
 
     def begin(self, kind: str, **about: Any) -> None:
         """Record what a run is of, what on, and what its metrics mean (the one of the calibration domain first); score
@@ -157,6 +162,22 @@ class Evaluator:
         """Run the whole chain of a candidate."""
         return self.runners[candidate.seed].run(candidate.chain, candidate.ratio)
 
+    def cut(self, name: str) -> Path:
+        """Find the cut model of a candidate in the cache, and make it where it is not there."""
+        place = self._place(name)
+        if not broadcast(place.exists):
+            state = self.state(self.asked[name])
+            state.subject.cut(state.keep).save(place, state.keep)
+        return place
+
+    def drop(self) -> None:
+        """Remove cut models from the cache."""
+        for name in self.cuttable if is_primary() else ():
+            shutil.rmtree(self._place(name), ignore_errors=True)
+
+    def _place(self, name: str) -> Path:
+        return self.cache.path / digest(self.key, "cut", self.run.path.name, self.models[name])  # of one run alone
+
     def masked(self, name: str) -> bool:
         """Say whether a candidate is the unpruned model with some units masked."""
         return name not in self.asked or not self.asked[name].chain.repairs
@@ -187,10 +208,19 @@ class Evaluator:
         if any(model not in found for model in masked):
             self._masked(masked, [self.keeps[firsts[model]] for model in masked], text, found, keep, doing)
         changed = [model for model in order if not self.masked(firsts[model]) and model not in found]
+
+        def mean(model: str) -> float:
+            return float(np.mean(found[model]["losses"][self.judging]))
+
+        lowest = min((mean(model) for model in found if firsts[model] in self.cuttable), default=np.inf)
         for model in self.track("repair and evaluate", changed, len(changed)) if changed else ():
             began, candidate = time.perf_counter(), self.asked[firsts[model]]
             state = self.state(candidate)
             keep(model, run_losses(state.subject, text, state.keep, self.batch_size), time.perf_counter() - began)
+            if firsts[model] in self.cuttable and mean(model) < lowest:
+                self.drop()
+                self.cut(firsts[model])
+                lowest = mean(model)
         return {name: found[self.models[name]] for name in names}
 
     def _masked(

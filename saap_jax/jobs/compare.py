@@ -19,6 +19,7 @@ from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of
 from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.judged import TURNS, in_turns, written_by
 from saap_jax.jobs.racing import Race, left_of
+from saap_jax.llama.files.write import write_further
 from saap_jax.report.couplings import coupling_files
 from saap_jax.report.pages.common import structure_sentences, written_section
 from saap_jax.report.pages.compare import comparison_table, cut_tables
@@ -27,7 +28,7 @@ from saap_jax.runs.records import RaceRecord
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, comparison_rows
 from saap_jax.runs.suggestions import suggestions_of
-from saap_jax.runtime.processes import broadcast
+from saap_jax.runtime.processes import barrier, broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.steps.chain import expand
 from saap_jax.surgery.cut import keep_to_json
@@ -69,6 +70,8 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
             for seed in seeds
         ]
         evaluator.at_once = min(evaluator.at_once, 1 + len(candidates))
+        if config.cut:  # of the first seed, the method that has the lowest perplexity out of domain
+            evaluator.cuttable = {c.name for c in candidates if (c.ratio, c.seed) == (config.cut_ratio, seeds[0])}
         with run.stage("search"):
             evaluator.choose(candidates)
             evaluator.save_keeps()
@@ -80,7 +83,7 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
                 run.update(race=[_raced(race, ratio, candidates, stage) for ratio in config.ratios])
                 for name, each in about.items():
                     evaluator.record(name, each, race.measured(name))
-        if config.cut:  # of the first seed, the method that has the lowest perplexity out of domain
+        if config.cut:
             rows, ratio = comparison_rows(run.record, run.candidates()), config.cut_ratio
             label = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)
             best = next(each for each in candidates if (each.chain.name, each.ratio) == (label, ratio))
@@ -117,18 +120,23 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
     row = next(each for each in run.candidates() if each["candidate"] == best.name)
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))
-    if not run.has("best"):
-        state = evaluator.state(best)
-        cut = state.subject.cut(keep)
-        made = origins.chosen(config, run.record, row, cut.parameters)
-        if texts_written := written_by(subject, state, config.new_tokens, track):
+    if run.has("best"):
+        loaded = subject.load(directory)
+    else:
+        place = evaluator.cut(best.name)
+        loaded = subject.load(place)
+        made = origins.chosen(config, run.record, row, loaded.parameters)
+        state = None if best.chain.repairs else evaluator.state(best)
+        if texts_written := written_by(subject, loaded, state, config.new_tokens, track):
             run.update(written=texts_written)
             made["written"] = texts_written
         origin = origins.origin_of(config.model.name)
-        cut.save(directory, keep, further=origins.files_of(origin, made, cut, run.path.name))
-        del cut, state
+        write_further(origins.files_of(origin, made, loaded, run.path.name), place)
+        barrier("the cut model was read")
+        broadcast(lambda: place.rename(directory).name)
+        evaluator.drop()
     gc.collect()
-    loaded, whole = subject.load(directory), subject.whole()
+    whole = subject.whole()
     size = config.evaluation.batch_size
     (first, text), *others = evaluator.texts.items()
     (_, judged), turns = in_turns(subject, whole, loaded, text, size, most=TURNS)

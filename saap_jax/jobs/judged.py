@@ -127,20 +127,17 @@ NEW_TOKENS = 64
 """Of `saap prune` and `saap recover`; `saap compare` has an option."""
 
 
-def written_by(subject: Subject, state: State, most: int, track: Track) -> list[WrittenText]:
-    """Let the unpruned and the pruned model write; nothing of a traced model, or on several devices.
+def written_by(subject: Subject, cut: Any, state: State | None, most: int, track: Track) -> list[WrittenText]:
+    """Let the unpruned and the cut model write; nothing of a traced model, or on several devices.
 
-    The pruned one is masked, so that it has the programs of the other; but from experts that are only masked, tokens
-    would not be routed to others.
+    Where its state is at hand, the pruned one is masked instead, so that it has the programs of the other; but from
+    experts that are only masked, tokens would not be routed to others.
     """
-    pruned = state.subject
-    if not (isinstance(subject, LlamaSubject) and isinstance(pruned, LlamaSubject)) or subject.layout or not most:
+    if not isinstance(subject, LlamaSubject) or subject.layout or not most:
         return []
-    if subject.model.constants.traits.experts:
-        model = pruned.cut(state.keep).model
-    else:
-        model = pruned.folded({name: kept.astype(np.float64) for name, kept in state.keep.items()}).model
-    return written({DENSE: subject.model, PRUNED: model}, subject.words, most, track)
+    if state and isinstance(state.subject, LlamaSubject) and not subject.model.constants.traits.experts:
+        cut = state.subject.folded({name: kept.astype(np.float64) for name, kept in state.keep.items()})
+    return written({DENSE: subject.model, PRUNED: cut.model}, subject.words, most, track)
 
 
 def written(models: Mapping[str, Llama], tokenizer: Tokenizer, most: int, track: Track) -> list[WrittenText]:

@@ -117,7 +117,7 @@ def _prune(
         reached = targets.reached_by(cut.model, subject.model, costs, asked, track)
         about = {"targets.json": targets.targets_record(reached, costs)}
     judged = judge(subject, cut, texts, config.evaluation.batch_size, track)
-    texts_written = written_by(subject, state, NEW_TOKENS, track) if judged else []
+    texts_written = written_by(subject, cut, state, NEW_TOKENS, track) if judged else []
     losses: Mapping[str, float] = {}
     with step(track, "cut, check and save"):
         if isinstance(cut, CutTraced) and isinstance(subject, TracedSubject):

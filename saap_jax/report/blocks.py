@@ -25,6 +25,8 @@ class Column(NamedTuple):
     """True for words, which begin at the left; numbers end at the right."""
     wide: bool = False
     """True for what a terminal leaves out."""
+    note: str = ""
+    """What it means, said below a table that shows it."""
 
 
 class Table(NamedTuple):
@@ -34,7 +36,7 @@ class Table(NamedTuple):
     columns: Sequence[Column]
     rows: Sequence[Row]
     notes: Sequence[str] = ()
-    """What the marks and columns mean, below the table."""
+    """What the marks mean, and what else is said below the table."""
     file: str = ""
     """Stem of the CSV file that a command writes; none by default."""
     matrix: bool = False
@@ -44,6 +46,11 @@ class Table(NamedTuple):
     def header(self) -> list[str]:
         """The headings, all empty for a table without."""
         return [column.head for column in self.columns]
+
+    @property
+    def legend(self) -> list[str]:
+        """What stands below the table: the notes, and those of the columns."""
+        return [*self.notes, *dict.fromkeys(column.note for column in self.columns if column.note)]
 
     def cells(self, row: Row) -> list[str]:
         """Write a row, a dash for a field that it does not have."""

@@ -108,12 +108,15 @@ def format_spread(value: Number, spread: Number, scale: Scale = PERPLEXITY) -> s
 
     >>> format_spread(58.171, 0.83), format_spread(58.171, math.nan), format_spread(221_000.0, 29_608.0)
     ('58.17 ± 0.83', '58.17', '2.2e5 ± 0.3e5')
+    >>> format_spread(1234.5, 67.89)
+    '1,234 ± 68'
     """
     figure = format_figure(value, scale)
     if not math.isfinite(spread):
         return figure
     _, e, power = figure.partition("e")
-    return f"{figure} ± {f'{spread / 10.0 ** int(power):.1f}e{power}' if e else format_figure(spread, scale)}"
+    digits = len(figure.partition(".")[2])
+    return f"{figure} ± {f'{spread / 10.0 ** int(power):.1f}e{power}' if e else f'{spread:,.{digits}f}'}"
 
 
 def format_estimate(mean: Number, spread: Number = math.nan) -> str:
@@ -125,12 +128,12 @@ def format_relative(before: Number, after: Number) -> str:
     """Write the relative change.
 
     >>> format_relative(100.0, 80.0), format_relative(2.0, 5000.0), format_relative(-2.0, -1.9)
-    ('−20.0 %', '× 2500', '+5.0 %')
+    ('−20.0 %', '× 2,500', '+5.0 %')
     """
     if not (math.isfinite(before) and math.isfinite(after)) or before == 0:
         return "n/a"
     if after >= 10 * before > 0:
-        return f"× {after / before:.4g}"
+        return f"× {_factor(after / before)}"
     return f"{signed(100 * (after - before) / abs(before), 1)} %"
 
 

@@ -72,7 +72,7 @@ def _lines(blocks: Iterable[Block], level: int) -> Iterator[str]:
                 fence = "`" * (2 + max([1, *(len(run) for run in re.findall("`+", block.text))]))
                 yield from (fence, block.text, fence, "")
             case Table():
-                notes = [*(f"- {escaped(note)}" for note in block.notes), ""] if block.notes else []
+                notes = [*(f"- {escaped(note)}" for note in block.legend), ""] if block.legend else []
                 yield from (*_table(block), "", *notes)
             case Section():
                 if inner := [*_lines(block.blocks, level + 1)]:

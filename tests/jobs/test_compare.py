@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from saap_jax.llama.segments import masks
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.subjects.llama import scenarios_of, texts_of
+from saap_jax.surgery.compensation import compensate
 from tests.jobs.conftest import tiny
 
 IN, OUT = "ppl@16 builtin:reference", "ppl@16 builtin:descriptions"
@@ -146,6 +148,26 @@ class TestTheCache:
         assert rows_of(found) == rows_of(fresh)
         before = next(row for row in rows_of(run) if row["candidate"] == "wanda > uniform@0.5")
         assert rows_of(found)[0]["losses"] != before["losses"]
+
+    def test_what_is_cut_is_not_repaired_again(self, config, tmp_path, monkeypatch):
+        """Nor after a kill; where a run that cuts nothing left no model, one repair is done again."""
+        repairs, killed = [], mock.Mock(side_effect=KeyboardInterrupt)
+        count = lambda *args, **options: repairs.append(1) or compensate(*args, **options)  # noqa: E731
+        monkeypatch.setattr("saap_jax.subjects.llama.compensate", count)
+        methods = ("random > uniform > least_squares", "wanda > uniform > least_squares", "magnitude")
+        asked = dataclasses.replace(config, runs=str(tmp_path / "a"), methods=methods)
+        with mock.patch.object(compare, "_cut_best", killed), pytest.raises(KeyboardInterrupt):
+            compare.compare(asked)
+        run = compare.compare(asked)
+        assert "least_squares" in run.record["best"]["candidate"]
+        assert len(repairs) == 2 * len(config.ratios)
+        assert not [each for each in (tmp_path / "a" / ".cache").iterdir() if each.is_dir()]
+        other = dataclasses.replace(asked, runs=str(tmp_path / "b"))
+        compare.compare(dataclasses.replace(other, name="uncut", cut=False))
+        again = compare.compare(other)
+        assert len(repairs) == 4 * len(config.ratios) + 1, "control"
+        first, second = ((each.path / "best" / "model.safetensors").read_bytes() for each in (run, again))
+        assert first == second
 
 
 def test_overlapping_texts_are_refused(config, tmp_path):

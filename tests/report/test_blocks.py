@@ -20,7 +20,7 @@ ODD = '<b>&"x"</b> | [y](z) `c` *d* _e_ =1+1'
 COLUMNS = (
     Column("name", ("name", "best"), lambda name, best: f"{name} *" if best else name, words=True),
     Column("removed %", ("ratio",), format_percent),
-    Column("Δ %", ("change", "low", "high"), format_difference, wide=True),
+    Column("Δ %", ("change", "low", "high"), format_difference, wide=True, note="Δ is a change"),
 )
 ROWS = [
     {"name": ODD, "best": True, "mark": "best", "ratio": 0.20031, "change": 3.14159265, "low": -1.5, "high": 1 / 3},
@@ -73,7 +73,10 @@ def test_a_table_has_the_same_rows_in_all_forms():
     assert [parts[0], *parts[2:]] == [TABLE.header, *shown]
     text = printed(TABLE, width=160)
     assert all(row[0] in text and row[1] in text for row in shown)
-    assert "+3.1" not in text, "a wide column has no place on a terminal"
+    assert ("+3.1" in text, "Δ" in text) == (False, False), "a wide column has no place on a terminal"
+    narrow = printed(TABLE._replace(columns=[column._replace(wide=False) for column in COLUMNS]), width=160)
+    assert ("+3.1" in narrow, narrow.count("Δ is a change")) == (True, 1), "control: one that has is explained"
+    assert all(form.count("Δ is a change") == 1 for form in (render_page(page(TABLE)), markdown_text([TABLE])))
 
 
 def test_csv_keeps_every_bit_and_is_no_formula():

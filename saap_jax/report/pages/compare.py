@@ -93,7 +93,8 @@ def comparison_table(run: RunRecord, candidates: Sequence[records.Row]) -> Table
         Column("actual %", ("ratio_actual",), format_percent),
         Column("params (M)", ("parameters",), format_millions),
         *([Column("windows", ("windows",), format_count)] if run.get("race") else []),
-        *(Column(f"Δ {each} %", (f"change_{each}", f"low_{each}", f"high_{each}"), format_difference, wide=True)
+        *(Column(f"Δ {each} %", (f"change_{each}", f"low_{each}", f"high_{each}"), format_difference, wide=True,
+                 note=f"Δ: how far the {scale.noun} is above that of the best of its ratio")
           for each in compared),
     ]  # fmt: skip
     raced = {(race["ratio"], label): count for race in run.get("race", []) for label, count in race["windows"].items()}
@@ -198,9 +199,9 @@ def _legend(run: RunRecord, rows: Sequence[ComparisonRow], compared: Sequence[st
     race, noun, seeds = run.get("race", []), figure_of(run).noun, max((row.seeds for row in rows), default=1)
     lines = [f"{BEST} lowest {noun} {DOMAINS[primary_domain(run)]} at its ratio"]
     if any(row.tied for row in rows):
-        lines[0] += f"   {TIED} cannot be told apart from it: the interval of Δ holds 0"
+        lines[0] += f"   {TIED} cannot be told apart from it: the interval of the difference holds 0"
     if compared:
-        lines.append(f"Δ: how far the {noun} is above that of the best of its ratio. {VERDICT}{_units(run)}")
+        lines.append(f"{VERDICT}{_units(run)}")
         of = "these pruned models on such text, not of methods on other calibration text"
         of = (
             f"methods over these {seeds} seeds: no interval is narrower than Student's of the seeds"
@@ -308,14 +309,15 @@ def _kept_section(run: RunRecord, variants: Sequence[Variant], rows: Sequence[Co
 def kept_figure(run: RunRecord, candidates: Sequence[records.Row], name: str, title: str) -> Figure | None:
     """Draw the share of units that each candidate keeps in each layer; of a traced model, of each structure.
 
-    Candidates that keep equally many everywhere are one line, with all their names. None where none recorded it.
+    Candidates that keep equally many everywhere are one line. A structure that all keep whole is named in the title.
+    None where there is nothing to draw.
     """
     units = {each: total for each, total in run.get("model", {}).get("units", {}).items() if total}
     alike: dict[str, tuple[list[str], dict[str, list[int | float]]]] = {}
     for candidate in candidates:
         if kept := {each: counts for each, counts in kept_by_layer(candidate).items() if each in units and counts}:
             alike.setdefault(json.dumps(kept, sort_keys=True), ([], kept))[0].append(candidate["variant"])
-    rows = {", ".join(names): kept for names, kept in alike.values()}
+    rows = {some(names, 1): kept for names, kept in alike.values()}
     if not rows:
         return None
     if "structures" in run:
@@ -327,9 +329,11 @@ def kept_figure(run: RunRecord, candidates: Sequence[records.Row], name: str, ti
     for each, total in units.items():
         layers = max(len(kept.get(each, ())) for kept in rows.values())
         cells = [[*kept.get(each, ()), *[math.nan] * (layers - len(kept.get(each, ())))] for kept in rows.values()]
-        if layers:
+        if layers and np.nanmin(cells) < total:
             panels[f"{each} kept, by layer"] = np.array(cells, np.float64) / total
-    return share_figure(name, title, panels, [*rows], "units kept")
+        elif layers:
+            title += f", all units of {each} stay"
+    return share_figure(name, title, panels, [*rows], "units kept") if panels else None
 
 
 def _divergence_sections(run: RunRecord) -> list[Section]:

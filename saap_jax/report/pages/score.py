@@ -312,8 +312,8 @@ def fusion_table(fusions: dict[str, dict[str, Fused]]) -> Table:
 
 def _range(values: Iterable[float]) -> str:
     found = list(map(float, values))
-    low, high = min(found), max(found)
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+    low, high = (f"{end:,.0f}" if end >= 1000 else f"{end:.3g}" for end in (min(found), max(found)))
+    return low if low == high else f"{low} to {high}"
 
 
 # --- patterns ----------------------------------------------------------------------------------------
