@@ -39,7 +39,6 @@ _SLOW = {
     "generation_equals_recomputation[qwen3_moe",
     "llama/generate": "logits_of_prompt_and_steps[fused logits_of_prompt_and_steps[runs-ragged "
     "logits_of_prompt_and_steps[runs-biases logits_of_prompt_and_steps[single-ragged stop_tokens",
-    "llama/goldens": "norm_epsilon",
     "llama/orbax": "the_teacher",
     "llama/model": "layers_without gates_an_example",
     "recovery/adapters": "groupwise_merges_exactly[4-4",
