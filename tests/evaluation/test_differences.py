@@ -209,12 +209,7 @@ class TestHolm:
             closed = [max(min(1, len(s) * min(p[j] for j in s)) for s in subsets if i in s) for i in range(m)]
             np.testing.assert_allclose(holm(p), closed, rtol=1e-12)
 
-    def test_monotone_capped_and_nan(self):
-        p = np.sort(np.random.default_rng(13).random(50))
-        adjusted = holm(p)
-        assert (np.diff(adjusted) >= 0).all()
-        assert adjusted.max() == 1
-        assert (adjusted >= p).all()
+    def test_nan_and_nothing(self):
         np.testing.assert_array_equal(holm([np.nan, 0.01, 0.02]), [np.nan, 0.02, 0.02])
         assert np.isnan(holm([np.nan, np.nan])).all()
         assert holm([]).shape == (0,)
