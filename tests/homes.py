@@ -26,7 +26,7 @@ _SLOW = {
     "export/gguf": "a_gemma_whose",
     "jobs/ab": "TestOnARealComparison",
     "jobs/cards": "each_step",
-    "jobs/compare": "TestTheCache seeds_are candidates_are",
+    "jobs/compare": "TestTheCache candidates_are",
     "jobs/evaluate": "TestLimits::test_a_planted",
     "jobs/frontier": "",
     "jobs/full_disk": "at_every",

@@ -30,6 +30,7 @@ from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut
 from tests.helpers import RELATIVES, forward, random_model, random_tokens, reference, relative
 from tests.helpers import spec_of as small_spec
+from tests.test_relatives import RECOVER
 
 TOKENS = random_tokens(4, 9)
 BATCH = (TOKENS, np.ones(TOKENS.shape, bool))
@@ -253,12 +254,8 @@ def test_the_whole_way(tokenizer, tmp_path, run):
     words = ("--method", "reap > uniform > shape > least_squares", "--out", alike)
     run("prune", *calibration, "--ratio", "0.25", *words)
     assert load_model(alike).spec.uniform
-    run(
-        *("recover", "--model", pruned, "--dense", source, "--runs", runs, "--method.name", "full"),
-        *("--data.sources", f"text:{text}", "--data.length", "32", "--training.batch-size", "8"),
-        *("--training.microbatch", "4", "--training.warmup", "2", "--training.check-every", "2"),
-        *("--training.max-steps", "4", "--new-tokens", "0", *judged),
-    )
+    words = ("--method.name", "full", "--data.sources", f"text:{text}", *RECOVER)
+    run("recover", "--model", pruned, "--dense", source, "--runs", runs, *words)
     assert load_model(tmp_path / "runs" / "recover" / "model").spec == load_model(pruned).spec
     out = tmp_path / "hf"
     assert load_model(alike).constants.traits.architecture in run("export", alike, str(out), "--format", "hf")

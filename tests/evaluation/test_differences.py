@@ -195,11 +195,6 @@ def test_other_shapes_are_refused(a, b):
 
 
 class TestHolm:
-    def test_by_hand(self):
-        """Four tests: 0.005 · 4, 0.01 · 3, 0.03 · 2, and 0.04 · 1 raised to the one before it."""
-        np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-        assert holm([0.01, 0.04])[1] == 0.04, "Bonferroni's would be 0.08"
-
     def test_against_the_closed_test(self):
         """An adjusted p-value is the largest Bonferroni p-value of all sets of hypotheses with this one among them."""
         rng = np.random.default_rng(12)

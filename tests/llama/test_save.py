@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from saap_jax.llama import LayerWidths, load_keep, load_model, save_model
-from saap_jax.llama.files.layout import Tensor, model_tensors
-from saap_jax.llama.files.write import converted, new_output
+from saap_jax.llama.files.layout import model_tensors
+from saap_jax.llama.files.write import new_output
 from saap_jax.surgery.cut import cut
 from tests import helpers
 from tests.helpers import RELATIVES, random_model, relative
@@ -118,13 +118,6 @@ def test_widened_tensors_hold_the_model_and_zeros():
             )
     with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn.* or wider"):
         model_tensors(model, [LayerWidths(kv_heads=1, q_per_kv=2, mlp=6)] * 2)
-
-
-def test_conversion_beyond_the_range_is_refused():
-    tensor = Tensor("big", (2,), lambda: np.array([1.0, 1e5], np.float32))
-    assert converted(tensor, np.dtype(np.float32)).tolist() == [1.0, 1e5]
-    with pytest.raises(ValueError, match=r"big: holds values up to 1e\+05, beyond the range of float16"):
-        converted(tensor, np.dtype(np.float16))
 
 
 # --- outputs ---------------------------------------------------------------------------------------
