@@ -14,7 +14,6 @@ from saap_jax.estimation.observe import observe, score
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.export.hf import write_hf
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
-from saap_jax.llama.files.config import config_from_spec, spec_from_config
 from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import _norms_of_parts
@@ -186,27 +185,6 @@ def test_compensation_leaves_experts_and_sees_where_tokens_go(x64):
     subject = LlamaSubject(model)
     assert list(subject.unrepaired(LeastSquares(), keep)) == ["mlp"]
     assert subject.unrepaired(LeastSquares(), existing_units(model.segments)) == {}
-
-
-@pytest.mark.parametrize(
-    ("family", "change", "message"),
-    [
-        ("qwen3_moe", {"num_experts_per_tok": 9}, "expected num_experts_per_tok of at most 8 experts, got 9"),
-        ("qwen3_moe", {"num_local_experts": 4}, "expected one number of experts in num_experts and num_local"),
-        (
-            "qwen3_moe",
-            {"num_experts": None, "num_local_experts": None},
-            "expected num_experts to be a whole number .*, got None",
-        ),
-        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2 is not supported, expected 1"),
-        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers = .* is not supported"),
-    ],
-)
-def test_configs_that_are_refused(family, change, message):
-    config = config_from_spec(spec_of(family), "float32")
-    assert spec_from_config(config, "x") == spec_of(family)
-    with pytest.raises(ValueError, match=f"^x: {message}"):
-        spec_from_config(config | change, "x")
 
 
 def test_what_has_no_place_for_experts(tmp_path):
