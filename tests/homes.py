@@ -26,7 +26,7 @@ _SLOW = {
     "export/gguf": "a_gemma_whose",
     "jobs/ab": "TestOnARealComparison",
     "jobs/cards": "each_step",
-    "jobs/compare": "TestTheCache seeds_are candidates_are",
+    "jobs/compare": "TestTheCache candidates_are",
     "jobs/evaluate": "TestLimits::test_a_planted",
     "jobs/frontier": "",
     "jobs/full_disk": "at_every",
@@ -39,7 +39,6 @@ _SLOW = {
     "generation_equals_recomputation[qwen3_moe",
     "llama/generate": "logits_of_prompt_and_steps[fused logits_of_prompt_and_steps[runs-ragged "
     "logits_of_prompt_and_steps[runs-biases logits_of_prompt_and_steps[single-ragged stop_tokens",
-    "llama/goldens": "norm_epsilon",
     "llama/orbax": "the_teacher",
     "llama/model": "layers_without gates_an_example",
     "recovery/adapters": "groupwise_merges_exactly[4-4",

@@ -10,12 +10,10 @@ import pytest
 
 import saap_jax
 from saap_jax.data import Windows
-from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.observe import observe, score
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.export.hf import write_hf
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
-from saap_jax.llama.files.config import config_from_spec, spec_from_config
 from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import _norms_of_parts
@@ -31,6 +29,7 @@ from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut
 from tests.helpers import RELATIVES, forward, random_model, random_tokens, reference, relative
 from tests.helpers import spec_of as small_spec
+from tests.test_relatives import RECOVER
 
 TOKENS = random_tokens(4, 9)
 BATCH = (TOKENS, np.ones(TOKENS.shape, bool))
@@ -188,46 +187,8 @@ def test_compensation_leaves_experts_and_sees_where_tokens_go(x64):
     assert subject.unrepaired(LeastSquares(), existing_units(model.segments)) == {}
 
 
-@pytest.mark.slow
-def test_ablation_routes_again(x64):
-    model = relative("mixtral", dtype=np.float64)
-    found = LlamaSubject(model).ablate(Windows(*BATCH), [Unit("mlp", 0, number) for number in range(6)], batch_size=4)
-    for unit, change in found.items():
-        keep = existing_units(model.segments)
-        keep["mlp"][0, unit.number] = False
-        losses = [
-            float(next_token_losses(each, jnp.asarray(TOKENS), jnp.asarray(BATCH[1]))[0].sum())
-            for each in (cut(model, keep), model)
-        ]
-        assert change == pytest.approx((losses[0] - losses[1]) / BATCH[1][:, 1:].sum(), abs=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("family", "change", "message"),
-    [
-        ("qwen3_moe", {"num_experts_per_tok": 9}, "expected num_experts_per_tok of at most 8 experts, got 9"),
-        ("qwen3_moe", {"num_local_experts": 4}, "expected one number of experts in num_experts and num_local"),
-        (
-            "qwen3_moe",
-            {"num_experts": None, "num_local_experts": None},
-            "expected num_experts to be a whole number .*, got None",
-        ),
-        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2 is not supported, expected 1"),
-        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers = .* is not supported"),
-    ],
-)
-def test_configs_that_are_refused(family, change, message):
-    config = config_from_spec(spec_of(family), "float32")
-    assert spec_from_config(config, "x") == spec_of(family)
-    with pytest.raises(ValueError, match=f"^x: {message}"):
-        spec_from_config(config | change, "x")
-
-
 def test_what_has_no_place_for_experts(tmp_path):
     model = random_model(spec_of("qwen3_moe"))
-    for form in ("padded", "ragged"):
-        with pytest.raises(ValueError, match=f"format {form}: expected a model without experts, got a qwen3_moe"):
-            write_hf(model, tmp_path, form, np.dtype(np.float32))
     for method in ("lora", "groupwise"):
         with pytest.raises(ValueError, match="matrices: expected those of attention in a qwen3_moe, got gate"):
             METHODS[method]().prepare(model, jax.random.key(0))
@@ -271,12 +232,8 @@ def test_the_whole_way(tokenizer, tmp_path, run):
     words = ("--method", "reap > uniform > shape > least_squares", "--out", alike)
     run("prune", *calibration, "--ratio", "0.25", *words)
     assert load_model(alike).spec.uniform
-    run(
-        *("recover", "--model", pruned, "--dense", source, "--runs", runs, "--method.name", "full"),
-        *("--data.sources", f"text:{text}", "--data.length", "32", "--training.batch-size", "8"),
-        *("--training.microbatch", "4", "--training.warmup", "2", "--training.check-every", "2"),
-        *("--training.max-steps", "4", "--new-tokens", "0", *judged),
-    )
+    words = ("--method.name", "full", "--data.sources", f"text:{text}", *RECOVER)
+    run("recover", "--model", pruned, "--dense", source, "--runs", runs, *words)
     assert load_model(tmp_path / "runs" / "recover" / "model").spec == load_model(pruned).spec
     out = tmp_path / "hf"
     assert load_model(alike).constants.traits.architecture in run("export", alike, str(out), "--format", "hf")

@@ -103,13 +103,3 @@ def export_all(source, pruned, quantised, family, tmp_path, run) -> None:
     out = str(tmp_path / "quantised")
     form = "padded" if family == "gemma3_text" else "ragged"
     assert "dequantised" in run("export", quantised, out, "--format", form, "--dequantize")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", RELATIVES)
-def test_discover_and_plan(family, tokenizer, tmp_path, run):
-    source = directory_of(family, tokenizer, tmp_path)
-    text = run("discover", source)
-    assert ("attention/query_bias" in text) == (family == "qwen2")
-    assert "query_norm" not in text, "it belongs to no unit"
-    assert "--mesh.data 1" in run("plan", f"{source}/config.json", "gpu:h100:1", "--task", "evaluate")

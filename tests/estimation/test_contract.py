@@ -7,16 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import ESTIMATORS, STATISTICS, make_estimator, observe, score, union_of_needs
+from saap_jax.estimation import ESTIMATORS, make_estimator, observe, score, union_of_needs
 from saap_jax.llama.segments import existing_units
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, length_mask, permuted, random_model, random_tokens, spec_of
 
-SKIPPED: dict[str, str] = {}
-"""Name -> reason, of estimators that need a statistic which `observe` does not provide."""
 BY_INDEX: dict[str, tuple[str, ...]] = {"random": STRUCTURES, "gate_hessian": ("mlp",)}
 """Name -> structures, of estimators that draw a random number for each unit by its index."""
-NAMES = [name for name in ESTIMATORS if name not in SKIPPED]
+NAMES = list(ESTIMATORS)
 
 made = functools.cache(make_estimator)  # one formula compiles once a shape
 TOKENS = random_tokens(4, 8)
@@ -63,13 +61,6 @@ def assert_close(actual, expected, order=None, structures=STRUCTURES) -> None:
 
 def nearly_equal(first, second) -> bool:
     return all(np.allclose(first[n], second[n], rtol=1e-3, atol=0, equal_nan=True) for n in STRUCTURES)
-
-
-def test_only_what_no_pass_provides_is_skipped():
-    for name, reason in SKIPPED.items():
-        assert reason
-        assert not make_estimator(name).needs <= set(STATISTICS.values()), f"{name} can be tested: do not skip it"
-    assert set(ESTIMATORS) == set(NAMES) | set(SKIPPED)
 
 
 @pytest.mark.slow

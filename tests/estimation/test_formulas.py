@@ -89,14 +89,6 @@ def test_formulas_on_weights(toy, name, reduction):
     assert same == (reduction == "sum"), "sum is the default, and others differ"
 
 
-def test_without_second_order_it_is_taylor_element(toy):
-    zeros = jax.tree.map(jnp.zeros_like, toy[1].values[SQUARED_WEIGHT_GRADIENT])
-    first = toy[0], toy[1]._replace(values=toy[1].values | {SQUARED_WEIGHT_GRADIENT: zeros})
-    plain = scores_of("taylor_element", toy)["mlp"]
-    np.testing.assert_allclose(scores_of("taylor_element_second", first)["mlp"], plain, rtol=1e-12)
-    assert not np.allclose(scores_of("taylor_element_second", toy)["mlp"], plain, rtol=1e-3)
-
-
 def test_taylor_element_within_layers_is_the_sum_over_all_their_matrices(toy):
     actual, each = scores_of("taylor_element(within='layer')", toy), scores_of("taylor_element", toy)
     for layer in range(len(each["mlp"])):

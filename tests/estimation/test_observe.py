@@ -86,28 +86,6 @@ def test_gate_gradients_are_those_of_each_example(make):
     assert not np.allclose(together["mlp"][0], together["mlp"][1], rtol=1e-2)
 
 
-@pytest.mark.slow
-def test_gate_gradients_equal_finite_differences(x64):
-    model = dense_model(dtype=np.float64)
-    seen = observe(model, batched(), THREE).of(GATE_GRADIENT)
-    step, ones = 1e-5, jax.tree.map(lambda g: g.astype(jnp.float64), ones_gates(model.segments))
-    for name in STRUCTURES:
-        size = ones[name].size
-        moves = jnp.concatenate([jnp.eye(size), -jnp.eye(size)]).reshape(2 * size, *ones[name].shape) * step
-        gates = {n: jnp.broadcast_to(g[None], (2 * size, *g.shape)) for n, g in ones.items()}
-        gates[name] = gates[name] + moves
-        repeated = [jnp.repeat(jnp.asarray(x[1:2]), 2 * size, axis=0) for x in (TOKENS, MASK)]
-        up, down = np.split(np.asarray(losses_of(model, *repeated, gates)) / (LENGTHS[1] - 1), 2)
-        np.testing.assert_allclose(seen[name][1].ravel(), (up - down) / (2 * step), rtol=1e-5, atol=1e-8)
-
-
-@pytest.mark.slow
-def test_rematerialisation_changes_no_statistic():
-    full, none = (observe(dense_model(), batched(), THREE, remat=remat).values for remat in ("full", "none"))
-    assert_trees_close(observe(dense_model(), batched(), THREE).values, full)
-    assert_trees_close(none, full)
-
-
 def weight_products(model, gradient, path: str, axis: int) -> np.ndarray:
     """Return Σ w ∂w over each unit's part of one matrix, [layers, units]."""
     pairs = zip(model.segments, gradient.segments, strict=True)

@@ -60,11 +60,6 @@ def test_a_name_given_twice_is_refused():
         make_estimators([])
 
 
-def test_one_estimator_with_two_options_is_two():
-    names = ["taylor_element", "taylor_element(reduction='max')", 'taylor_element(reduction="last")']
-    assert list(make_estimators(names)) == names
-
-
 def test_every_name_is_made_with_its_defaults():
     for name in ESTIMATORS:
         assert make_estimator(f" {name}() ").needs == make_estimator(name).needs <= set(STATISTICS.values())

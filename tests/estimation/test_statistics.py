@@ -12,7 +12,7 @@ import pytest
 import saap_jax
 from saap_jax.data import Windows
 from saap_jax.estimation import GATE_GRADIENT, STATISTICS, load_statistics, observe, save_statistics, storage
-from saap_jax.estimation.base import Statistic, like_units, mean_over
+from saap_jax.estimation.base import Statistic, mean_over
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, length_mask, random_model, random_tokens, spec_of
 
@@ -68,19 +68,6 @@ def test_it_is_stored(plugin, tmp_path):
     read = load_statistics(path, model, known=[largest])
     jax.tree.map(np.testing.assert_array_equal, read, whole)
     assert set(load_statistics(path, model).values) == {GATE_GRADIENT}, "what nobody knows is left alone"
-
-
-@pytest.mark.slow
-def test_what_is_not_finite_of_it_is_named():
-    infinite = Statistic(
-        name="infinite_gates",
-        init=lambda model, plan: like_units(model),
-        source="gates",
-        contribute=lambda gates: jax.tree.map(lambda g: jnp.sum(jnp.where(g == 0, 0, jnp.inf), axis=0), gates),
-        accumulation=mean_over("examples"),
-    )
-    with pytest.raises(ValueError, match=r"the infinite gates of attention layer 0 unit 0 is not finite;"):
-        observe(dense_model(), BATCHES, frozenset({infinite}))
 
 
 def test_names_are_unlike():

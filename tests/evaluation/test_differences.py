@@ -195,11 +195,6 @@ def test_other_shapes_are_refused(a, b):
 
 
 class TestHolm:
-    def test_by_hand(self):
-        """Four tests: 0.005 · 4, 0.01 · 3, 0.03 · 2, and 0.04 · 1 raised to the one before it."""
-        np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-        assert holm([0.01, 0.04])[1] == 0.04, "Bonferroni's would be 0.08"
-
     def test_against_the_closed_test(self):
         """An adjusted p-value is the largest Bonferroni p-value of all sets of hypotheses with this one among them."""
         rng = np.random.default_rng(12)
@@ -209,12 +204,7 @@ class TestHolm:
             closed = [max(min(1, len(s) * min(p[j] for j in s)) for s in subsets if i in s) for i in range(m)]
             np.testing.assert_allclose(holm(p), closed, rtol=1e-12)
 
-    def test_monotone_capped_and_nan(self):
-        p = np.sort(np.random.default_rng(13).random(50))
-        adjusted = holm(p)
-        assert (np.diff(adjusted) >= 0).all()
-        assert adjusted.max() == 1
-        assert (adjusted >= p).all()
+    def test_nan_and_nothing(self):
         np.testing.assert_array_equal(holm([np.nan, 0.01, 0.02]), [np.nan, 0.02, 0.02])
         assert np.isnan(holm([np.nan, np.nan])).all()
         assert holm([]).shape == (0,)

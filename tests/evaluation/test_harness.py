@@ -36,16 +36,23 @@ def write_yaml(directory, name: str, path, fields: dict, metrics, kind: str = "m
     (directory / f"{name}.yaml").write_text(text)
 
 
+CHOICES = {"doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "gold"}
+CONTEXTS = {"doc_to_text": "gold", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
+
+
+def write_tasks(directory, choices: list[dict], contexts: list[dict]) -> None:
+    """Write items, and the tasks of the harness that read them."""
+    path = write_lines(directory / "mine_choices.jsonl", choices)
+    write_yaml(directory, "mine_choices", path, CHOICES, ("acc", "acc_norm"))
+    path = write_lines(directory / "mine_contexts.jsonl", contexts)
+    write_yaml(directory, "mine_contexts", path, CONTEXTS, ("acc",))
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """Local files, and the tasks of the harness that read the same files."""
     directory = tmp_path_factory.mktemp("tasks")
-    path = write_lines(directory / "mine_choices.jsonl", choice_lines())
-    fields = {"doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "gold"}
-    write_yaml(directory, "mine_choices", path, fields, ("acc", "acc_norm"))
-    path = write_lines(directory / "mine_contexts.jsonl", context_lines())
-    fields = {"doc_to_text": "gold", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
-    write_yaml(directory, "mine_contexts", path, fields, ("acc",))
+    write_tasks(directory, choice_lines(), context_lines())
     lines = [{"question": question, "answer": "the"} for question in ("the cat sat on", "and the dog", "the log")]
     path = write_lines(directory / "mine_answers.jsonl", lines)
     fields = {"doc_to_text": "question", "doc_to_target": "answer"}
@@ -236,8 +243,7 @@ class TestRefused:
             harness.run_harness_tasks(model, ["mine_choices"], task_path=str(directory / "none"))
 
     def test_no_data(self, harness, model, directory):
-        fields = {"doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "gold"}
-        write_yaml(directory, "mine_missing", directory / "none.jsonl", fields, ("acc",))
+        write_yaml(directory, "mine_missing", directory / "none.jsonl", CHOICES, ("acc",))
         with pytest.raises(ValueError, match="tasks mine_missing: the harness failed"):
             harness.run_harness_tasks(model, ["mine_missing"], task_path=str(directory))
 

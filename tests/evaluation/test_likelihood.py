@@ -71,17 +71,6 @@ def test_a_continuation_counts_whole_and_in_order():
     assert len({round(each.log_likelihood, 4) for each in (first, swapped, other)}) == 3
 
 
-@pytest.mark.slow
-def test_what_is_greedy():
-    """A continuation that greedy decoding makes is greedy, one with another last token is not."""
-    model, tokens = dense_model(), [3, 1, 2]
-    for _ in range(4):
-        tokens.append(int(forward(model, np.asarray([tokens]))[0, -1].argmax()))
-    good = Request(tuple(tokens[:3]), tuple(tokens[3:]))
-    bad = Request(good.context, (*good.continuation[:-1], (good.continuation[-1] + 1) % VOCAB))
-    assert [each.greedy for each in log_likelihoods(model, [good, bad])] == [True, False]
-
-
 def test_long_requests_lose_tokens_on_the_left():
     from saap_jax.llama import Constants
 

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from saap_jax.llama import load_model, save_model
-from tests.evaluation.items import choice_lines, context_lines, write_lines
-from tests.evaluation.test_harness import requests_of, write_yaml
+from saap_jax.llama import load_tokenizer, save_model
+from tests.evaluation.items import choice_lines, context_lines
+from tests.evaluation.test_harness import requests_of, write_tasks
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 
@@ -25,17 +25,12 @@ TEXTS = [
 def directory(tmp_path_factory):
     os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     directory = tmp_path_factory.mktemp("tasks")
-    path = write_lines(directory / "mine_choices.jsonl", choice_lines(20))
-    fields = {"doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "gold"}
-    write_yaml(directory, "mine_choices", path, fields, ("acc", "acc_norm"))
-    path = write_lines(directory / "mine_contexts.jsonl", context_lines(12))
-    fields = {"doc_to_text": "gold", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
-    write_yaml(directory, "mine_contexts", path, fields, ("acc",))
+    write_tasks(directory, choice_lines(20), context_lines(12))
     return directory
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both(smollm2, smollm2_tokenizer, tmp_path_factory):
     """Our adapter and theirs, of one directory of SmolLM2."""
     pytest.importorskip("torch")
     pytest.importorskip("lm_eval")
@@ -44,10 +39,8 @@ def both(tmp_path_factory):
     from transformers import LlamaForCausalLM
 
     from saap_jax.evaluation.harness import HarnessModel
-    from saap_jax.llama import load_tokenizer
 
-    tokenizer = load_tokenizer("smollm2-135m")
-    path = save_model(load_model("smollm2-135m"), tmp_path_factory.mktemp("model") / "smol", tokenizer=tokenizer)
+    path = save_model(smollm2, tmp_path_factory.mktemp("model") / "smol", tokenizer=smollm2_tokenizer)
     model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
     theirs = hf.HFLM(pretrained=model, tokenizer=load_tokenizer(path), batch_size=4, max_length=2048, device="cpu")
     return HarnessModel(str(path)), theirs

@@ -68,11 +68,6 @@ def test_speed_ups_are_ratios_of_the_same_round(programs):
     assert (same.prefill, same.step, same.measured_step.median) == (1, 1, 1)
 
 
-def test_a_workload_beyond_the_positions_is_refused(models):
-    with pytest.raises(ValueError, match="2040 tokens and 9 new ones make 2049, more than the model's 2048 positions"):
-        compile_programs(models[0], Workload(1, 2040, 9))
-
-
 # --- the command -------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,6 @@ from saap_jax.llama import Constants, load_tokenizer
 from saap_jax.llama.files.tokenizer import NORMALIZERS, PRE_TOKENIZERS
 from tests.export.models import spec_of
 from tests.helpers import random_model
-from tests.llama.conftest import smollm2_tokenizer  # noqa: F401  a fixture
 
 TEXTS = [
     "the cat sat on the mat, 1234 times; DON'T 'S it's",

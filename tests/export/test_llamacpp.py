@@ -19,7 +19,7 @@ from saap_jax.surgery.cut import cut
 from tests.export.models import MIXTURES, PLAIN, SPECS, spec_of, written
 from tests.export.test_contract import ALL, refusal
 from tests.export.test_gguf_vocabulary import TEXTS, trained
-from tests.helpers import forward, random_model
+from tests.helpers import forward, random_keep, random_model
 
 pytestmark = pytest.mark.llamacpp
 llama_cpp = pytest.importorskip("llama_cpp_py_sync")
@@ -138,24 +138,19 @@ def test_tokenizers_agree(pre, bos, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
+def sources(smollm2, smollm2_tokenizer, tmp_path_factory):
     """SmolLM2 whole, and cut to layers of different widths, two of them without heads and two without channels."""
-    try:
-        model, tokenizer = load_model("smollm2-135m"), load_tokenizer("smollm2-135m")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    random = np.random.default_rng(0)
-    keep = {name: units & (random.random(units.shape) < 0.95) for name, units in existing_units(model.segments).items()}
+    keep = random_keep(existing_units(smollm2.segments), 0.95)
     keep["attention"][[5, 7]] = False
     keep["mlp"][[6, 29]] = False
     directory = tmp_path_factory.mktemp("smollm2") / "cut"
-    return {"dense": "smollm2-135m", "cut": str(save_model(cut(model, keep), directory, tokenizer=tokenizer))}
+    return {"dense": "smollm2-135m", "cut": str(save_model(cut(smollm2, keep), directory, tokenizer=smollm2_tokenizer))}
 
 
 @pytest.mark.parametrize("name", ["dense", "cut"])
-def test_real_model(name, smollm2, tmp_path):
+def test_real_model(name, sources, tmp_path):
     """32 greedy tokens are those of our model, and text is split alike."""
-    source = smollm2[name]
+    source = sources[name]
     exported = export_model(ExportConfig(model=source, out=str(tmp_path / "x.gguf"), format="gguf"))
     assert exported.kind == ("GGUF, architecture llama" if name == "dense" else "GGUF, architecture deci")
     model, tokenizer = load_model(source), load_tokenizer(source)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from saap_jax.export.hf import write_hf
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama import load_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
 from tests.export.models import EMPTY, RELATIVES, SPECS, spec_of
 from tests.export.test_contract import ALL, refusal
-from tests.helpers import forward, random_model
+from tests.helpers import forward, random_keep, random_model
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("modules_cache")]
 torch = pytest.importorskip("torch")
@@ -141,18 +141,13 @@ def test_without_trust_it_is_refused(tmp_path):
         LlamaForCausalLM.from_pretrained(plain)
 
 
-def test_real_model(tmp_path):
+def test_real_model(smollm2, smollm2_tokenizer, tmp_path):
     """SmolLM2 with layers cut to different widths, one without heads, one without channels."""
     from transformers import AutoTokenizer
 
-    try:
-        model, tokenizer = load_model("smollm2-135m"), load_tokenizer("smollm2-135m")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    random = np.random.default_rng(0)
-    keep = {name: units & (random.random(units.shape) < 0.95) for name, units in existing_units(model.segments).items()}
+    keep = random_keep(existing_units(smollm2.segments), 0.95)
     keep["attention"][0] = keep["mlp"][9] = False
-    pruned = cut(model, keep)
+    pruned, tokenizer = cut(smollm2, keep), smollm2_tokenizer
     ids = np.asarray([tokenizer.encode("The capital of France is")], np.int32)
     for form in ("ragged", "padded"):
         theirs = load_torch(exported(pruned, tmp_path / form, form, tokenizer))

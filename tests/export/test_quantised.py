@@ -10,7 +10,7 @@ from saap_jax.cli import main
 from saap_jax.config.use import ExportConfig
 from saap_jax.jobs import export
 from saap_jax.jobs.export import export_model
-from saap_jax.llama import load_model, load_tokenizer, save_model
+from saap_jax.llama import load_model, save_model
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.recovery import AdapterParam, groupwise, quantize
 from tests.export.models import spec_of, written
@@ -154,20 +154,16 @@ class TestInLlamaCpp:
         other = expected_logits(model, TOKENS[::-1])
         assert np.sqrt(np.mean((got - other) ** 2)) > 0.5 * expected.std()
 
-    def test_greedy_tokens_of_a_merged_model(self, tmp_path):
+    def test_greedy_tokens_of_a_merged_model(self, smollm2, smollm2_tokenizer, tmp_path):
         """32 tokens of SmolLM2 with adapters merged, in 4 bits, are those that our own decoding makes."""
         from saap_jax.llama.generate import Sampling, generate
         from tests.export.test_llamacpp import last_logits, opened
 
-        try:
-            model, tokenizer = load_model("smollm2-135m"), load_tokenizer("smollm2-135m")
-        except FileNotFoundError as error:
-            pytest.skip(str(error))
         method = groupwise(rank=2, scale=0.02, rounding="nearest")
-        model = method.merge(trained(method.prepare(model, jax.random.key(0)), AdapterParam))
-        source = save_model(model, tmp_path / "merged", tokenizer=tokenizer)
+        model = method.merge(trained(method.prepare(smollm2, jax.random.key(0)), AdapterParam))
+        source = save_model(model, tmp_path / "merged", tokenizer=smollm2_tokenizer)
         export_model(ExportConfig(model=str(source), out=str(tmp_path / "x.gguf"), format="gguf"))
-        prompt = tokenizer.encode("The capital of France is")
+        prompt = smollm2_tokenizer.encode("The capital of France is")
         tokens = list(prompt)
         with opened(tmp_path / "x.gguf") as runtime:
             past = runtime._eval_tokens(prompt, 0)

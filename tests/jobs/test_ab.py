@@ -52,10 +52,6 @@ class TestAb:
             assert row["ppl_a"] / row["ppl_b"] == pytest.approx(1.02)
             assert (row["win_rate"], row["sure"], row["windows"]) == (0, True, 24)
 
-    def test_the_same_is_exactly_0(self, capsys, run, no_model):
-        assert main.main(["ab", f"{run}:wanda@0.2", f"{run}:wanda@0.2"]) == 0
-        assert capsys.readouterr().out.count("A and B are the same: the difference is exactly 0") == 2
-
     def test_seeds_are_paired(self, tmp_path, no_model):
         three = fake_run(tmp_path / "three", seeds=(2, 0, 1), shift=0.1)
         against_dense = ab.ab(AbConfig(a=f"{three}:wanda@0.2", b=f"{three}:dense"))

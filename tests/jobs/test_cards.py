@@ -10,8 +10,9 @@ from saap_jax.cli import main
 from saap_jax.llama.files.sources import source_of
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
+from tests.jobs.test_table import SMALL
 
-CALIBRATION = ("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2")
+CALIBRATION = SMALL[:6]
 
 
 @pytest.fixture(scope="module")

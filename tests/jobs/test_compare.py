@@ -17,7 +17,6 @@ from saap_jax.estimation.observe import observe_step
 from saap_jax.evaluation.perplexity import candidates_step, loss_step
 from saap_jax.jobs import candidates, compare, prune
 from saap_jax.llama.files.load import load_keep
-from saap_jax.llama.segments import masks
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.subjects.llama import scenarios_of, texts_of
@@ -105,12 +104,6 @@ def test_a_cut_model_that_differs_from_the_masked_one_is_an_error(config, tmp_pa
 
 
 class TestTheCache:
-    def test_a_finished_run_is_shown_at_once(self, config, run, monkeypatch):
-        monkeypatch.setattr("saap_jax.jobs.job.open_subject", lambda *_, **__: pytest.fail("loaded a model"))
-        before = run.path.joinpath("metrics.jsonl").read_bytes()
-        assert compare.compare(config).candidates() == run.candidates()
-        assert run.path.joinpath("metrics.jsonl").read_bytes() == before
-
     def test_another_run_does_only_what_is_new(self, config, run, monkeypatch):
         """In one directory of runs neither scores nor losses are made twice; another option is another thing."""
         monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("scored again"))
@@ -199,19 +192,3 @@ def test_what_compare_ranks_is_what_prune_makes(config, run, tmp_path, variant):
         ppl != pytest.approx(saap_jax.perplexity(saap_jax.cut(model, keep), texts[OUT]), rel=1e-5)
         or variant != REPAIRED
     )
-
-
-def test_seeds_are_other_texts(config, tmp_path):
-    other = dataclasses.replace(
-        config, runs=str(tmp_path), methods=("gate_fisher",), seeds=(0, 3), ratios=(0.5,), best_ratio=0.5
-    )
-    run = compare.compare(other)
-    assert [row["candidate"] for row in run.candidates()] == ["gate_fisher,seed=0@0.5", "gate_fisher,seed=3@0.5"]
-    model, *_ = model_and_text(config)
-    for row in run.candidates():
-        calibration = dataclasses.replace(config.calibration, seed=row["seed"])
-        windows = scenarios_of(calibration, saap_jax.load_tokenizer(config.model.name))
-        state = saap_jax.run_chain(model, "gate_fisher", windows, 0.5, batch_size=2)
-        assert masks(state.keep)["mlp"].sum(axis=1).tolist() == row["kept"]["mlp"]
-    first, second = (row["keep"] for row in run.candidates())
-    assert first != second

@@ -14,11 +14,7 @@ from pathlib import Path
 import pytest
 
 from saap_jax.cli import main
-
-SMALL = [
-    *("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2"),
-    *("--evaluation.windows", "2", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
-]
+from tests.jobs.test_table import SMALL
 
 
 def commands(model: str, place: Path) -> dict[str, list[str]]:

@@ -81,7 +81,6 @@ def test_killed_it_goes_on_to_the_same_end(name, tiny_model_directory, tmp_path,
     [
         ("frontier --methods magnitude --ratios 0.2 0.4 0.6 --max-ppl-increase 20%", "largest ratio within +20 %"),
         ("sensitivity --method magnitude --fractions 0.25 0.5", "25 % of the units of one place"),
-        ("compare --methods magnitude --ratios 0.2 --new-tokens 0", "out = ppl@16 builtin:descriptions"),
     ],
 )
 def test_what_is_shown(words, said, tiny_model_directory, tmp_path, capsys):

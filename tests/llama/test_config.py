@@ -189,6 +189,8 @@ def test_windows_and_layers_apart(family, change, window, apart):
 
 
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+WHOLE = PUBLISHED | {"llama": LLAMA, "qwen3_moe": FEWEST["qwen3_moe"] | {"model_type": "qwen3_moe"}}
+"""What is taken before something in it is changed."""
 
 
 @pytest.mark.parametrize(
@@ -238,15 +240,20 @@ LONGROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] 
         ("qwen3", {"layer_types": [SLIDING] * 3}, "expected a sliding_window beside layer_types of sliding_attention"),
         ("qwen3", {"attention_bias": True}, "attention_bias = True is not supported"),
         ("qwen3", {"num_experts": 8}, "unknown attributes num_experts"),
+        ("qwen3_moe", {"num_experts_per_tok": 9}, "expected num_experts_per_tok of at most 4 experts, got 9"),
+        ("qwen3_moe", {"num_local_experts": 5}, "expected one number of experts in num_experts and num_local"),
+        ("qwen3_moe", {"num_experts": None}, "expected num_experts to be a whole number from"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2 is not supported, expected 1"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers = [0] is not supported"),
         ("mistral", {"layer_types": [SLIDING] * 3}, "unknown attributes layer_types"),
         ("phi3", {"rope_scaling": LONGROPE}, "rope type 'longrope' is not supported, expected default"),
         ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor = 0.75 is not supported"),
     ],
 )
 def test_refusals(family, change, message):
-    config = LLAMA if family == "llama" else PUBLISHED[family]
+    assert spec_from_config(WHOLE[family], "here")
     with pytest.raises(ValueError, match=r"^here: ") as error:
-        spec_from_config(config | change, "here")
+        spec_from_config(WHOLE[family] | change, "here")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
-from tests.llama.conftest import random_model
+from tests.helpers import random_model
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 

@@ -83,16 +83,6 @@ def test_bfloat16_norm_and_softmax_are_float32():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [dense_model, ragged_model])
-def test_no_gates_are_gates_of_one(make):
-    model = make()
-    ones = ones_gates(model.segments)
-    np.testing.assert_allclose(logits(model), logits(model, gates=ones), rtol=0, atol=1e-6)
-    half = jax.tree.map(lambda g: g / 2, ones)
-    assert differ(logits(model), logits(model, gates=half))
-
-
-@pytest.mark.slow
 def test_gates_in_a_ragged_models_padding_change_nothing():
     model = ragged_model()
     gates = {name: jnp.asarray(units, jnp.float32) for name, units in existing_units(model.segments).items()}

@@ -5,15 +5,12 @@ import json
 import runpy
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
+from saap_jax.llama import load_model, save_model
 from saap_jax.llama.generate import Sampling, generate
-from saap_jax.llama.segments import existing_units
-from saap_jax.surgery.cut import cut
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 torch = pytest.importorskip("torch")
@@ -60,16 +57,6 @@ def test_both_ways_of_llama(tiny_model, heads, tied, rope, tmp_path):
     if (heads, tied) == ("gqa", False):
         back = load_torch(save_model(ours, tmp_path / "ours"))
         np.testing.assert_allclose(ours(ROWS), torch_logits(back, ROWS), rtol=0, atol=1e-5)
-
-
-def test_transformers_refuses_per_layer_widths(tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    layers = (LayerWidths(kv_heads=2, q_per_kv=2, mlp=8), LayerWidths(kv_heads=1, q_per_kv=2, mlp=8))
-    spec = LlamaSpec(vocab=32, embed=16, head_dim=4, layers=layers, tied=True)
-    directory = save_model(random_llama(spec, jax.random.key(0)), tmp_path / "cut")
-    with pytest.raises(ValueError, match="saap_llama"):
-        AutoModelForCausalLM.from_pretrained(directory)
 
 
 # --- relatives -------------------------------------------------------------------------------------
@@ -188,18 +175,3 @@ def test_text_of_a_real_model(smollm2, smollm2_tokenizer, tmp_path):
             )
         assert made == whole[0, len(prompt) :].tolist()
     assert len({tuple(row) for row in ours}) == len(PROMPTS)
-
-
-def test_text_of_a_cut_model(smollm2, tmp_path):
-    """A model whose layers were all cut alike, which transformers can read."""
-    keep = existing_units(smollm2.segments)
-    keep["attention"][:, 1] = False
-    keep["mlp"][:, ::3] = False
-    pruned = cut(smollm2, keep)
-    theirs = load_torch(save_model(pruned, tmp_path / "model"))
-    prompt = np.random.default_rng(0).integers(0, 49152, 40).tolist()
-    with torch.inference_mode():
-        whole = theirs.generate(
-            torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False, eos_token_id=None
-        )
-    assert generate(pruned, [prompt], max_new_tokens=24, sampling=Sampling(stop_tokens=())) == [whole[0, 40:].tolist()]

@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from saap_jax.llama import LayerWidths, load_keep, load_model, save_model
-from saap_jax.llama.files.layout import Tensor, model_tensors
-from saap_jax.llama.files.write import converted, new_output
+from saap_jax.llama.files.layout import model_tensors
+from saap_jax.llama.files.write import new_output
 from saap_jax.surgery.cut import cut
 from tests import helpers
-from tests.helpers import RELATIVES, relative
-from tests.llama.conftest import assert_same, random_model, spec_of
+from tests.helpers import RELATIVES, random_model, relative
+from tests.llama.conftest import assert_same, spec_of
 
 DENSE = spec_of((2, 12), (2, 12))
 CUT = spec_of((2, 12), (1, 12), (1, 12), (0, 0), (2, 4), tied=True)
@@ -31,7 +31,7 @@ def written(model, directory, **options):
 @pytest.mark.parametrize("spec", [DENSE, CUT, BIASED], ids=["dense", "cut", "biased"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_round_trip_is_bitwise(spec, dtype, tmp_path):
-    model = random_model(spec, dtype)
+    model = random_model(spec, dtype=dtype)
     first = save_model(model, tmp_path / "first")
     loaded = load_model(first, dtype)
     assert_same(loaded, model)
@@ -54,7 +54,7 @@ def test_relatives_come_back(family, widths, tmp_path):
 def test_cut_and_compensated_relatives_come_back(tmp_path):
     """Of a Qwen2 with output biases, those of query, key and value are its own: nothing drops or refuses them."""
     spec = helpers.spec_of((2, 6), (2, 6), output_biases=True, constants=RELATIVES["qwen2"])
-    biased = helpers.random_model(spec)
+    biased = random_model(spec)
     assert_same(load_model(save_model(biased, tmp_path / "biased")), biased)
     keep = {"attention": np.array([[True, False], [True, True], [False, True]]), "mlp": np.ones((3, 6), bool)}
     pruned = cut(relative("qwen2", *[(2, 6)] * 3), keep)
@@ -118,13 +118,6 @@ def test_widened_tensors_hold_the_model_and_zeros():
             )
     with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn.* or wider"):
         model_tensors(model, [LayerWidths(kv_heads=1, q_per_kv=2, mlp=6)] * 2)
-
-
-def test_conversion_beyond_the_range_is_refused():
-    tensor = Tensor("big", (2,), lambda: np.array([1.0, 1e5], np.float32))
-    assert converted(tensor, np.dtype(np.float32)).tolist() == [1.0, 1e5]
-    with pytest.raises(ValueError, match=r"big: holds values up to 1e\+05, beyond the range of float16"):
-        converted(tensor, np.dtype(np.float16))
 
 
 # --- outputs ---------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 
 from saap_jax.llama import load_tokenizer, save_model
 from saap_jax.llama.files import tokenizer as tokenizer_module
-from tests.llama.conftest import random_model, spec_of
+from tests.helpers import random_model
+from tests.llama.conftest import spec_of
 
 TEXTS = [
     "In 2024 it cost 1234.56, or 07/11.",

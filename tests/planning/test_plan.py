@@ -223,8 +223,6 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["llama-9b"], "model: expected one of"),
-        (["llama-7b", "v9-8"], "target: expected KIND:SHAPE"),
         (["a", "b", "c"], "expected [MODEL] [TARGET] first"),
         (["--mesh.fsdp", "3", "--target", "gpu:h100:8"], "mesh: expected"),
     ],

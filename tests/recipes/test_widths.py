@@ -16,6 +16,7 @@ from saap_jax.steps.chain import parse
 from saap_jax.steps.run import Runner
 from saap_jax.subjects.llama import LlamaSubject
 from tests.helpers import layers_of, random_model, random_tokens, reference, spec_of
+from tests.steps.test_run import Memory
 
 LAYERS, KV_HEADS, CHANNELS = 5, 2, 32
 TOKENS = random_tokens(6, 12, seed=1)
@@ -141,19 +142,6 @@ def test_two_ssp(model, activations, ratio, attentions):
             tries[layer] = window_losses(model, [(TOKENS, MASK)], masks(tried)).mean, tried
         now = min(tries.values(), key=lambda each: each[0])[1]
     np.testing.assert_array_equal(keep["attention"], now["attention"])
-
-
-class Memory:
-    """A cache that is a dictionary."""
-
-    def __init__(self) -> None:
-        self.arrays: dict = {}
-
-    def load(self, key: str):
-        return self.arrays.get(key)
-
-    def save(self, key: str, arrays) -> None:
-        self.arrays[key] = dict(arrays)
 
 
 @pytest.mark.slow

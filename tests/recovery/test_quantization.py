@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_jax.cli import main
 from saap_jax.llama import load_model, quantized, save_model
 from saap_jax.llama.product import product
 from saap_jax.llama.quantized import Quantized, dequantized, pack, quantization_of, unpack
@@ -225,17 +224,3 @@ class TestSaving:
             for name, each in (("plain", model), ("quantised", quantize(model, group_size=8)))
         ]
         assert [config["model_type"] for config in configs] == ["llama", "saap_llama"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [("prune", "--out", "out", "--ratio", "0.2"), ("compare",)], ids=lambda c: c[0])
-def test_pruning_commands_say_one_line(command, tiny_model_directory, tokenizer, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_model(quantize(load_model(tiny_model_directory), group_size=8), "quantised", tokenizer=tokenizer)
-    (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the log " * 40)
-    words = ["--model.name", "quantised", "--calibration.scenarios", "text:text.txt", "--calibration.examples", "8"]
-    words += ["--calibration.length", "8", "--calibration.batch-size", "2"]
-    assert main.main([*command, *words]) == 2
-    error = capsys.readouterr().err
-    assert "plain floats, got Quantized" in error
-    assert error.count("\n") == 1

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from saap_jax.steps.score.stability import (
     fluctuation_of,
@@ -21,12 +19,6 @@ class TestFluctuation:
     def test_is_std_over_mean_of_the_examples(self):
         got = fluctuation_of(one([[[1.0, 2.0]], [[3.0, 2.0]]]))["mlp"]
         np.testing.assert_array_equal(got, [[0.5, 0.0]])
-
-    def test_is_free_of_units(self):
-        values = np.random.default_rng(0).uniform(1, 2, (5, 3, 4))
-        large = fluctuation_of(one(values * 1e9))["mlp"]
-        np.testing.assert_allclose(large, fluctuation_of(one(values))["mlp"], rtol=1e-12)
-        assert np.abs(large - fluctuation_of(one(values + 1))["mlp"]).max() > 1e-2
 
     @pytest.mark.parametrize("value", [0.0, 0.1, 1e-20])
     def test_is_exactly_zero_where_all_examples_agree(self, value):
@@ -61,15 +53,6 @@ class TestIndicator:
 
 
 class TestStabilised:
-    @given(st.integers(0, 1000), st.sampled_from([-2.0, -0.25, 0.25, 2.0]))
-    @settings(max_examples=30, deadline=None, derandomize=True)
-    def test_ranks_as_the_log_of_the_score_plus_weighted_indicator(self, seed, weight):
-        rng = np.random.default_rng(seed)
-        scores, indicator = rng.lognormal(0, 2, (3, 5)), rng.normal(size=(3, 5))
-        wanted = np.log(scores) + weight * indicator
-        got = np.log(np.asarray(stabilised(one(scores), one(indicator), weight)["mlp"]))
-        np.testing.assert_allclose(got - got[0, 0], wanted - wanted[0, 0], rtol=1e-9, atol=1e-9)
-
     def test_neither_zero_scores_nor_large_weights_are_a_problem(self):
         got = stabilised(one([[0.0, 1.0, np.nan]]), one([[0.0, 40.0, np.nan]]), 100.0)["mlp"]
         np.testing.assert_array_equal(got, [[0.0, 1.0, np.nan]])

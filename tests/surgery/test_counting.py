@@ -11,6 +11,7 @@ from tests.helpers import dense_model, ragged_model, random_model, spec_of
 
 MODELS = {
     "grouped": lambda: random_model(spec_of((2, 10), (3, 7), (0, 5), q_per_kv=3)),
+    "mqa": lambda: dense_model("mqa", tied=True),
     "ragged": ragged_model,
     "biases": lambda: dense_model(output_biases=True),
 }

@@ -1,7 +1,6 @@
 """The commands on a traced model: scenarios, seeds, grids, steps on the way, resuming, and what each command finds."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,9 @@ from saap_jax.config import (
     MeshConfig,
     ModelConfig,
     PruneConfig,
-    ScoreConfig,
     for_factory,
 )
 from saap_jax.jobs import compare, fidelity
-from saap_jax.jobs.score import score_run
 from saap_jax.report.pages.fidelity import correlations
 from saap_jax.runs.scores import read_changes
 from saap_jax.trace.problem import Problem
@@ -134,19 +131,6 @@ def test_fidelity_of_the_oracle_to_itself_is_one(factory, tmp_path):
     assert found["ablation", "pooled"] == pytest.approx(1)
     assert found["random", "pooled"] < 0.9, "negative control"
     assert {row.scope for row in rows} == {*exact, "pooled"}
-
-
-@pytest.mark.slow
-def test_kept_statistics_score_as_a_pass_does(factory, tmp_path):
-    names = ("gate_hessian", "fisher", "gate_taylor", "taylor_element")
-    options = {"runs": str(tmp_path), "estimators": names}
-    first, _ = score_run(for_factory(ScoreConfig, factory, name="first", **options))
-    options["estimators"] = (SAAP, "gate_fisher", "gate_hessian")
-    again = score_run(for_factory(ScoreConfig, factory, name="again", from_run=str(first.path), **options))[1]
-    fresh = score_run(for_factory(ScoreConfig, factory, name="fresh", **options))[1]
-    for scenario, name in itertools.product(("a", "b"), again.estimators):
-        for structure, values in again.scenarios[scenario][name].items():
-            np.testing.assert_allclose(values, fresh.scenarios[scenario][name][structure], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.slow
