@@ -295,9 +295,14 @@ def places(columns: Sequence[tuple[str, str]]) -> str:
 
     >>> places([("A", "20 %"), ("A", "50 %"), ("B", "50 %")])
     '20 and 50 % on A, 50 % on B'
+    >>> places([("A", "20 %"), ("B", "20 %")])
+    '20 % on A and B'
     """
-    of = {text: [share for each, share in columns if each == text] for text, _ in columns}
-    return ", ".join(f"{' and '.join(shares).replace(' % and', ' and')} on {text}" for text, shares in of.items())
+    shares = {
+        text: " and ".join(s for each, s in columns if each == text).replace(" % and", " and") for text, _ in columns
+    }
+    of = {share: " and ".join(text for text in shares if shares[text] == share) for share in shares.values()}
+    return ", ".join(f"{share} on {texts}" for share, texts in of.items())
 
 
 def faster(group: Group) -> dict[str, list[str]]:
