@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ MIXED = "-our-repair"
 SEEDS, FEWEST_SEEDS, FARTHEST, SHOWN = (3, 4, 5, 6, 7), 3, 4, 8
 """Seeds of a row, and the fewest that are shown; times the lowest perplexity that are drawn; rows that are listed."""
 BEGIN, END = "<!-- arena: made by experiments/arena.py report -->", "<!-- /arena -->"
-STEPS = "![perplexity after each step of our methods, with 95 % intervals, both models](arena/steps.svg)"
+STEPS = "![perplexity after each step of our methods, with 95 % intervals](arena/steps.svg)"
 FIGURE = "![perplexity of the lowest methods, ours in red; processor minutes where known]({}arena/front.svg)"
 
 Result = dict[str, Any]
@@ -443,21 +443,34 @@ def readme_block(found: Sequence[Group]) -> str:
     return "\n".join([FIGURE.format("docs/"), "", " ".join(answer(found)), how, "", *said])
 
 
+def panels(
+    found: Sequence[Group], of: Callable[[Group, float], list[Any]], width: float, height: float
+) -> tuple[Figure, list[tuple[Any, Group, float, list[Any]]]]:
+    """Make a figure of what `of` finds of models and ratios: a model a column, a ratio a row, no axes for nothing."""
+    there = [(group, ratio, some) for group in found for ratio in group.lines if (some := of(group, ratio))]
+    columns, rows = dict.fromkeys(group.title for group, *_ in there), sorted({ratio for _, ratio, _ in there})
+    figure = Figure(figsize=(width * len(columns), height * len(rows)), layout="constrained")
+    place = {title: number for number, title in enumerate(columns, 1)}
+    made = []
+    for group, ratio, some in there:
+        axis = figure.add_subplot(len(rows), len(columns), rows.index(ratio) * len(columns) + place[group.title])
+        axis.set_title(f"{group.title}, {percent(ratio)}")
+        made.append((axis, group, ratio, some))
+    return figure, made
+
+
 def draw(found: Sequence[Group], path: Path) -> None:
     """Draw perplexity against processor minutes: a model a column, a ratio a row; what is on no front is grey.
 
     Where one of the lowest rows is not timed, they stand one below the other.
     """
-    ratios = sorted({ratio for group in found for ratio in group.lines})
-    figure = Figure(figsize=(4.2 * len(found), 2.8 * len(ratios)), layout="constrained")
-    axes = figure.subplots(len(ratios), len(found), squeeze=False)
-    for axis, ratio, group in ((axes[i][j], r, g) for i, r in enumerate(ratios) for j, g in enumerate(found)):
+    figure, made = panels(found, lambda group, ratio: group.of(ratio, "ours", "published"), 4.2, 2.8)
+    for axis, group, _, there in made:
         text, lowest, front = next(iter(group.dense)), math.inf, [(math.nan, math.nan)]
-        timed = [line for line in group.of(ratio, "ours", "published") if line.minutes > 0]
+        timed = [line for line in there if line.minutes > 0]
         values = {line.name: group.log_perplexity(line, text) for line in timed}
         near = [line for line in timed if values[line.name] <= min(values.values()) + math.log(FARTHEST)]
-        axis.set_title(f"{group.title}, {percent(ratio)}")
-        first = group.of(ratio, "ours", "published")[:SHOWN]
+        first = there[:SHOWN]
         if not all(line.minutes > 0 for line in first):
             dots(axis, group, {line.name: line for line in first})
             continue
@@ -481,12 +494,12 @@ def draw(found: Sequence[Group], path: Path) -> None:
 
 def draw_steps(found: Sequence[Group], path: Path) -> None:
     """Draw the perplexity after each step of ours: a model a column, a ratio a row."""
-    ratios, kinds = sorted({ratio for group in found for ratio in group.lines}), {"part", "ours"}
-    figure = Figure(figsize=(5.6 * len(found), 2.2 * len(ratios)), layout="constrained")
-    axes = figure.subplots(len(ratios), len(found), squeeze=False)
-    for axis, ratio, group in ((axes[i][j], r, g) for i, r in enumerate(ratios) for j, g in enumerate(found)):
-        ours = [own for own in paths(group, ratio) if {line.kind for line, _ in own} <= kinds]
-        axis.set_title(f"{group.title}, {percent(ratio)}")
+
+    def ours_of(group: Group, ratio: float) -> list[Any]:
+        return [own for own in paths(group, ratio) if {line.kind for line, _ in own} <= {"part", "ours"}]
+
+    figure, made = panels(found, ours_of, 5.6, 2.2)
+    for axis, group, _, ours in made:
         dots(axis, group, {
             f"{own[-1][0].name}: {'+ ' * bool(at)}{', '.join(re.findall('`([a-z_]+)', added))}": line
             for own in sorted(ours, key=len) for at, (line, added) in enumerate(own)
