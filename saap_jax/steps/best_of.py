@@ -11,7 +11,8 @@ from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.subjects.base import Examples, Subject
 
 EVERY = 5
-"""Of the windows one in so many is held out: another number than repairs go by, which hold some out of the rest."""
+"""Of the windows one in so many is held out: another number than repairs go by, which hold some out of the rest.
+Of fewer it is the last one."""
 
 
 @step("best_of")
@@ -89,10 +90,12 @@ def _held_out(on: Context) -> tuple[dict[str, Examples], Examples]:
     """
     fit, judge = {}, []
     for name, examples in on.scenarios.items():
-        held = np.arange(on.dense.count(examples)[0]) % EVERY == EVERY - 1
+        windows = on.dense.count(examples)[0]
+        every = max(2, min(EVERY, windows))
+        held = np.arange(windows) % every == every - 1
         fit[name] = on.dense.blanked(examples, held)
         judge.append(on.dense.rows(examples, held))
     judged = on.dense.join(judge)
     if not on.dense.count(judged)[0]:
-        raise ValueError(f"best_of: expected {EVERY} windows of calibration text or more, to hold one out, got fewer")
+        raise ValueError("best_of: expected two windows of calibration text or more, to hold one out, got one")
     return fit, judged

@@ -116,7 +116,16 @@ def test_a_ratio_that_one_chain_cannot_meet_is_refused_before_any_time_is_spent(
     runner(LlamaSubject(dense_model())).check(chain, [0.2])
 
 
-def test_too_few_windows_are_refused():
-    text = {"text": Windows(TOKENS[:4], np.ones((4, 8), bool))}
-    with pytest.raises(ValueError, match="expected 5 windows"):
-        runner(LlamaSubject(dense_model()), text).run(parse("best_of(magnitude, wanda)"), 0.4)
+def test_of_few_windows_the_last_one_judges_and_one_window_is_refused(x64):
+    subject, chain, told = LlamaSubject(dense_model(dtype=np.float64)), parse(f"best_of({', '.join(CHAINS)})"), []
+    for last in TOKENS[3:5]:
+        few = Windows(np.stack([*TOKENS[:3], last]), np.ones((4, 8), bool))
+        told.append(runner(subject, {"text": few}).run(chain, 0.5).told["judged"])
+    state = runner(subject).run(parse(CHAINS[0]), 0.5)
+    gates = {name: units.astype(np.float64) for name, units in state.keep.items()}
+    expected = plain_divergence(subject.model, subject.model, gates, [(TOKENS[3:4], np.ones((1, 8), bool))])
+    assert told[0][0] == pytest.approx(expected, rel=1e-6)
+    assert told[1][0] != pytest.approx(expected, rel=1e-6), "control"
+    one = {"text": Windows(TOKENS[:1], np.ones((1, 8), bool))}
+    with pytest.raises(ValueError, match="expected two windows"):
+        runner(subject, one).run(chain, 0.4)
