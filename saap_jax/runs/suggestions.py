@@ -75,9 +75,10 @@ def _more_of_it(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
         return []
     known = [int(seed) for seed in run["seeds"]["calibration"]]
     seeds = [*known, *(seed for seed in range(3) if seed not in known)][:3]
+    apart = f"{abs(figures[1] - figures[0]):.2g} in {scale_of(run['metrics'][0]['name']).noun}"
     return [
         _suggest(
-            f"One seed does not say how much the difference of {abs(figures[1] - figures[0]):.2g} between "
+            f"One seed does not say how much the difference of {apart} between "
             f"{found[0].label} and {found[1].label} at {100 * found[0].asked:g} % owes to the text that was drawn.",
             "the spread over seeds becomes known; one seed has measured none",
             compare_command(run, "seeds", {"seeds": seeds}),
