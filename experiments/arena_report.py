@@ -24,7 +24,7 @@ matplotlib.rcParams["svg.hashsalt"] = "arena"  # the same figure is the same fil
 PROJECT = Path(__file__).parent.parent
 DOCS = PROJECT / "docs"
 MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"}
-OURS = ("fast", "default", "best")
+OURS = ("fast", "default", "best", "homogeneous")
 CONTENDERS = ("modegpt-mlp", "llm-pruner-param-second", "slimgpt", "fasp-mlp", "osscar", "ziplm")
 """Published rows that come first, since they end the evaluation of others early; also their variants."""
 MIXED = "-our-repair"

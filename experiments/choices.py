@@ -30,7 +30,7 @@ SCORE = "fused(fisher, leverage, wanda)"
 LIMITS = "within(protect=(0.13, -0.07), attention=0.25, attention_from=0.3)"
 WHOLE = "within(max_ratio={attention: 0})"
 MORE, FRESH = "self_calibration(96, beside=True)", "self_calibration(96, seed=1)"
-ALIKE, REST = "within({}multiple_of={{mlp: 32}})", f"{MORE} > least_squares > {FRESH} > scales(12, rate=0.03)"
+REST = f"{MORE} > least_squares > {FRESH} > scales(12, rate=0.03)"
 CHOSEN = f"{SCORE} > {LIMITS} > uniform"
 ROWS = {
     "fast": RECIPES["fast"].chain,
@@ -69,8 +69,8 @@ ROWS = {
     "text: its own beside C4, then scales on more": f"{CHOSEN} > {MORE} > least_squares > {FRESH} > scales(24)",
     "… 12 steps at three times the rate": f"{CHOSEN} > {MORE} > least_squares > {FRESH} > scales(12, rate=0.03)",
     "… 24 steps at three times the rate": f"{CHOSEN} > {MORE} > least_squares > {FRESH} > scales(24, rate=0.03)",
-    "layers all alike: no head goes": f"{SCORE} > {ALIKE.format('max_ratio={attention: 0}, ')} > uniform > {REST}",
-    "layers all alike: a shape that is searched": f"{SCORE} > {ALIKE.format('')} > uniform > shape > {REST}",
+    "layers all alike: no head goes": RECIPES["homogeneous"].chain,
+    "layers all alike: a searched shape": f"{SCORE} > within(multiple_of={{mlp: 32}}) > uniform > shape > {REST}",
     "default": RECIPES["default"].chain,
     "modegpt-mlp": RECIPES["modegpt-mlp"].chain,
     "fasp-mlp": RECIPES["fasp-mlp"].chain,

@@ -5,6 +5,7 @@ from saap_jax.recipes.base import Recipe
 _FUSED = "fused(fisher, leverage, wanda) > within(protect=(0.13, -0.07), attention=0.25, attention_from=0.3) > uniform"
 _LEVERAGE = "leverage > within(max_ratio={attention: 0}) > uniform"
 _CHOICE = f"best_of({_FUSED} > least_squares, {_LEVERAGE} > least_squares)"
+_REPAIR = "self_calibration(96, beside=True) > least_squares > self_calibration(64, seed=1) > scales(12, rate=0.03)"
 _TEXT = "32 windows of 128 tokens"
 
 RECIPES = {
@@ -15,10 +16,7 @@ RECIPES = {
     ),
     "default": Recipe(
         title="The better of two ways to choose, least squares on text of the model's own, scales on more of it",
-        chain=(
-            f"{_CHOICE} > self_calibration(96, beside=True) > least_squares > self_calibration(64, seed=1) "
-            "> scales(12, rate=0.03)"
-        ),
+        chain=f"{_CHOICE} > {_REPAIR}",
         calibration=_TEXT,
     ),
     "best": Recipe(
@@ -26,6 +24,14 @@ RECIPES = {
         chain=(
             f"{_CHOICE} > self_calibration(96) > learn(48) > self_calibration(224, seed=1, beside=True) "
             "> least_squares > self_calibration(224, seed=2) > scales(96, rate=0.03)"
+        ),
+        calibration=_TEXT,
+    ),
+    "homogeneous": Recipe(
+        title="Layers that are all alike, as plain checkpoints and servers want them, repaired as `default` is",
+        chain=(
+            "fused(fisher, leverage, wanda) > within(max_ratio={attention: 0}, multiple_of={mlp: 32}) > uniform "
+            f"> {_REPAIR}"
         ),
         calibration=_TEXT,
     ),
