@@ -20,10 +20,10 @@ Of fewer it is the last one."""
 class BestOf(Step):
     """Run several chains and keep the one that comes closest to the unpruned model on held-out calibration text.
 
-    Each chain runs on the text without every fifth window, and is judged on these by the mean of
-    KL(p_unpruned ‖ p_pruned) over their tokens. The winner runs once more, on all of the text; where a repair in closed
-    form stands behind this step, without the repairs at its own end. So k chains take as long as k + 1 of them at most.
-    Scores come from the one pass over all of the text, which serves all chains.
+    Each chain runs on the text without every fifth window (of fewer, without the last), and is judged on these by the
+    mean of KL(p_unpruned ‖ p_pruned) over their tokens. The winner runs once more, on all of the text; where a repair
+    in closed form stands behind this step, without the repairs at its own end. So k chains take as long as k + 1 of
+    them at most. Scores come from the one pass over all of the text, which serves all chains.
     """
 
     kind = "allocation"
