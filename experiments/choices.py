@@ -45,6 +45,12 @@ ROWS = {
     "limits: heads go as channels do": f"{SCORE} > within(protect=(0.13, -0.07)) > uniform > least_squares",
     "limits: none, no head goes": f"{SCORE} > {WHOLE} > uniform > least_squares",
     "leverage, limits: none, no head goes": f"leverage > {WHOLE} > uniform > least_squares",
+    "the closer of fast's choice and leverage, unrepaired": (
+        f"best_of({CHOSEN}, leverage > {WHOLE} > uniform) > least_squares"
+    ),
+    "the closer of fast's choice and leverage, repaired": (
+        f"best_of({CHOSEN} > least_squares, leverage > {WHOLE} > uniform > least_squares)"
+    ),
     "shares by softmax of block influence, leverage layer by layer": (
         f"block_influence(granularity=layer) > {WHOLE} > softmax(0.1) > layerwise(leverage) > least_squares"
     ),
