@@ -59,10 +59,10 @@ def enter(config: EnterConfig, *, track: Track = quiet) -> Path:
     windows = subject.rows(windows, slice(int(hidden), None, 2))
     with step(track, "evaluate the unpruned model"):
         dense = run_losses(subject, windows, subject.existing, ROWS).means
-    runs = [(ratio, seed) for ratio in config.ratios for seed in seeds]
     found: dict[str, list[Any]] = {f"{ratio:g}": [] for ratio in config.ratios}
-    for ratio, seed in track("prune and judge", runs, len(runs)):
-        found[f"{ratio:g}"].append(_pruned(subject, chain, ratio, seed, config, windows, track))
+    for seed in track("prune and judge", seeds, len(seeds)):
+        for ratio, judged in zip(found, _pruned(subject, chain, seed, config, windows, track), strict=True):
+            found[ratio].append(judged)
     entry: Entry = {
         "name": path.stem,
         "idea": " ".join((given.get("__doc__") or "").partition("\n\n")[0].split()),
@@ -98,9 +98,11 @@ def method_of(path: Path) -> tuple[dict[str, Any], Chain]:
 
 
 def _pruned(
-    subject: LlamaSubject, chain: Chain, ratio: float, seed: int, config: EnterConfig, windows: Any, track: Track
-) -> dict[str, Any]:
-    """Prune by a chain, count the time of all processors, and judge what is left.
+    subject: LlamaSubject, chain: Chain, seed: int, config: EnterConfig, windows: Any, track: Track
+) -> Iterator[dict[str, Any]]:
+    """Prune by a chain to each ratio, count the time of all processors, and judge what is left.
+
+    One pass scores for all ratios; its time counts for each of them.
 
     Raises:
         ValueError: fewer parameters went than were asked for.
@@ -108,20 +110,30 @@ def _pruned(
     text = subject.scenarios(
         CalibrationConfig(scenarios=(config.calibration,), examples=EXAMPLES, length=LENGTH, seed=seed)
     )
-    began = os.times()
+    start = _processor_seconds()
     runner = Runner(subject, text, [chain], Passes(ROWS, track=track))
-    runner.check(chain, [ratio])
-    state = runner.run(chain, ratio)
-    assert isinstance(state.subject, LlamaSubject)
-    jax.block_until_ready(state.subject.model)
-    seconds = sum(os.times()[:4]) - sum(began[:4])  # of this process and of those that it started
-    removed = subject.removed(state.keep)
-    if removed < ratio * subject.prunable or state.subject.parameters > subject.parameters:
-        raise ValueError(
-            f"{chain.name}: expected {ratio:.0%} of the prunable parameters gone, got {removed / subject.prunable:.1%}"
-        )
-    losses = run_losses(state.subject, windows, state.keep, ROWS).means
-    return {"losses": losses.tolist(), "minutes": seconds / 60, "parameters": subject.parameters - removed}
+    runner.check(chain, config.ratios)
+    runner.first()
+    scored = _processor_seconds()
+    for ratio in config.ratios:
+        began = _processor_seconds()
+        state = runner.run(chain, ratio)
+        assert isinstance(state.subject, LlamaSubject)
+        jax.block_until_ready(state.subject.model)
+        seconds = scored - start + _processor_seconds() - began
+        removed = subject.removed(state.keep)
+        if removed < ratio * subject.prunable or state.subject.parameters > subject.parameters:
+            raise ValueError(
+                f"{chain.name}: expected {ratio:.0%} of the prunable parameters gone, "
+                f"got {removed / subject.prunable:.1%}"
+            )
+        losses = run_losses(state.subject, windows, state.keep, ROWS).means
+        yield {"losses": losses.tolist(), "minutes": seconds / 60, "parameters": subject.parameters - removed}
+
+
+def _processor_seconds() -> float:
+    """Read the processor time of this process and of those that it started, in seconds."""
+    return sum(os.times()[:4])
 
 
 def shown(config: EnterConfig, written: Path) -> Iterator[Any]:
