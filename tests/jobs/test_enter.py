@@ -1,5 +1,6 @@
 """Entries for the leaderboard: what a file's method is judged by, what is refused, and who stands where."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def small(tiny_model_directory, monkeypatch):
 def test_an_entry_has_the_losses_of_the_cut_model_and_judges_see_other_windows(small, tmp_path, run):
     path = tmp_path / "mine.py"
     path.write_text(MINE)
-    told = run("enter", str(path), "--ratios", "0.5")
+    told = run("enter", str(path), "--ratios", "0.2", "0.5")
     run("enter", str(path), "--ratios", "0.5", "--judge", "7", "--seeds", "2")
     assert "mine" in told
     assert "unpruned" in told
@@ -64,13 +65,14 @@ def test_an_entry_has_the_losses_of_the_cut_model_and_judges_see_other_windows(s
     for each, first in ((entry, 0), (judged, 1)):
         windows = whole._replace(tokens=whole.tokens[first::2], mask=whole.mask[first::2])
         np.testing.assert_allclose(each["dense"], window_losses(model, pairs(windows, 8)).means, rtol=1e-5)
-        for seed, made in zip(each["seeds"], each["ratios"]["0.5"], strict=True):
-            text = calibration_windows("builtin:reference", words, 8, 16, seed)
-            state = saap_jax.run_chain(model, entry["chain"].replace("mine.py", str(path)), text, 0.5)
+        for (ratio, all_of), number in itertools.product(each["ratios"].items(), range(len(each["seeds"]))):
+            made, text = all_of[number], calibration_windows("builtin:reference", words, 8, 16, each["seeds"][number])
+            state = saap_jax.run_chain(model, entry["chain"].replace("mine.py", str(path)), text, float(ratio))
             cut = saap_jax.cut(state.subject.model, state.keep)
             np.testing.assert_allclose(made["losses"], window_losses(cut, pairs(windows, 8)).means, rtol=1e-4)
             assert made["parameters"] == saap_jax.count_parameters(cut)
             assert made["minutes"] > 0
+    assert (list(entry["ratios"]), list(judged["ratios"])) == (["0.2", "0.5"], ["0.5"])
     assert abs(np.subtract(entry["dense"], judged["dense"])).max() > 1e-3, "control: the windows are other ones"
 
 
