@@ -4,18 +4,18 @@ from saap_jax.recipes.base import Recipe
 
 _FUSED = "fused(fisher, leverage, wanda) > within(protect=(0.13, -0.07), attention=0.25, attention_from=0.3) > uniform"
 _LEVERAGE = "leverage > within(max_ratio={attention: 0}) > uniform"
-_CHOICE = f"best_of({_FUSED} > least_squares, {_LEVERAGE} > least_squares)"
+_CHOICE = f"best_of({_FUSED}, {_LEVERAGE})"
 _REPAIR = "self_calibration(96, beside=True) > least_squares > self_calibration(64, seed=1) > scales(12, rate=0.03)"
 _TEXT = "32 windows of 128 tokens"
 
 RECIPES = {
     "fast": Recipe(
-        title="The closer of two ways to choose, least squares on what it leaves",
-        chain=f"best_of({_FUSED}, {_LEVERAGE}) > least_squares",
+        title="The closer of two ways to choose, then least squares",
+        chain=f"{_CHOICE} > least_squares",
         calibration=_TEXT,
     ),
     "default": Recipe(
-        title="The better of two ways to choose, least squares on text of the model's own, scales on more of it",
+        title="The closer of two ways to choose, least squares on text of the model's own, scales on more of it",
         chain=f"{_CHOICE} > {_REPAIR}",
         calibration=_TEXT,
     ),
