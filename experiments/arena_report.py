@@ -49,6 +49,8 @@ PROTOCOL = """\
   from its paper. All see the same windows of 128 tokens of C4, drawn with the seed, and lose the same share of the
   prunable parameters (attention and MLP); *removed* is what really went, *heads* are KV heads with all their query
   heads. float32. `default` and `best` have the unpruned model write more text, which begins as those windows do.
+- Rows of `default` and of its steps that ran before 2026-12-01 chose behind least squares. Today's choice, before any
+  repair, takes the same way on each of their seeds (`fast` was run again), so they are rows of today's chain.
 - Judged by ppl@128 on 128 windows of WikiText-2 (raw test) and of Penn Treebank (valid): one of each of 128 stretches
   of equal length, drawn with a fixed seed. Nothing of ours was chosen on these texts, but for two older constants:
   how many layers are protected, and that heads go from 30 % on only. A row that is 12 % above the
