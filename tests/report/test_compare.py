@@ -98,11 +98,12 @@ class TestRows:
         lines = two(50.0, 70.0)
         losses = lines[1].pop("losses")
         lines[1] |= {"windows": 12, "seen": {name: [*each[:12], *[None] * 12] for name, each in losses.items()}}
-        race = {"ratio": 0.2, "metric": OUT, "left": ["a"], "windows": {"a": 24, "b": 12}}
+        race = {"ratio": 0.2, "metric": OUT, "left": ["a"], "windows": {"a": 12, "b": 12}}
         race |= {"budget": 24, "evaluated": 36, "keep_sets": 2}
         run = fake.fields() | {"race": [race]}
         table = comparison_table(run, lines)
         assert cells(table)[2][:3] == ["b", "~70.00", "~70.00"]
+        assert [row["windows"] for row in rows_of(table)] == ["", "24", "12"]
         wanted = paired_difference(*(np.array([each[OUT][:12]]) for each in (losses, lines[0]["losses"])))
         assert [float(rows_of(table)[2][end]) for end in ("low_out", "high_out")] == pytest.approx(wanted.percent[1:])
         notes = " ".join(table.notes)

@@ -97,14 +97,14 @@ def comparison_table(run: RunRecord, candidates: Sequence[records.Row]) -> Table
                  note=f"Δ: how far the {scale.noun} is above that of the best of its ratio")
           for each in compared),
     ]  # fmt: skip
-    raced = {(race["ratio"], label): count for race in run.get("race", []) for label, count in race["windows"].items()}
+    every = {race["ratio"]: race["budget"] for race in run.get("race", [])}
     found = []
     for row in rows:
         dense = row.candidate == DENSE
         one = {"candidate": row.candidate, "variant": row.label, "seeds": row.seeds, "best": row.best, "tied": row.tied,
                "mark": "best" if row.best else DENSE if dense else "", "ratio_asked": None if dense else row.asked,
                "ratio_actual": row.actual, "parameters": row.parameters, "raced": row.raced,
-               "windows": raced.get((row.asked, row.label))}  # fmt: skip
+               "windows": row.raced or every.get(row.asked)}  # fmt: skip
         for domain in DOMAINS:
             one |= {f"{name}_{domain}": getattr(row, f"{name}_{domain}") for name in ("ppl", "spread")}
             if other := row.against.get(names.get(domain, "")):
