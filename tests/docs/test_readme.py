@@ -26,6 +26,12 @@ def found(file: str, pattern: str) -> list[str]:
     return sorted(found, key=lambda each: [int(part) if part.isdigit() else 0 for part in each.split(".")])
 
 
+def entries(page: str) -> dict[str, list[str]]:
+    """Read a table of the leaderboard: perplexity, minutes, date, commit and author of each method."""
+    rows = [line.replace("\\", "").split(" | ") for line in re.findall(r"^\| (.+) \|$", page, re.M)]
+    return {row[0].split()[0]: [*row[1:3], *row[4:]] for row in rows[2:]}
+
+
 def held() -> list[str]:
     """Return the sayings of README that have a number, made of the numbers of their sources."""
     pythons, jaxes = found("pyproject.toml", r"Python :: (3\.\d+)"), found("requirements.lock", r"^jax==(\d+\.\d+)")
@@ -36,7 +42,9 @@ def held() -> list[str]:
     estimator = re.findall(r"```python\n(.*?)```", (PROJECT / "docs/new_estimator.md").read_text(), re.S)[0]
     lines = len([line for line in estimator.split("\n") if line])
     methods = load_config("quickstart", CompareConfig).methods
-    *_, leads = found("docs/leaderboard.md", r"^\| fast \\\* \| (\d+\.\d+ \(.*?\))")
+    page = (PROJECT / "docs/leaderboard.md").read_text()
+    half, fifth = map(entries, page.split("**20 %"))
+    shares = re.findall(r"^\*\*(\d+ %) of the", page, re.M)
     return [
         f"on {WORDS[int(cores)]} cores",
         f"{WORDS[len(methods)]} methods on a real model: {minutes + round(seconds / 60)} minutes",
@@ -46,8 +54,12 @@ def held() -> list[str]:
         f"from {resolve('smollm2-135m').stem[-3]} bits",
         f"on {WORDS[int(devices)]} forced devices and on {WORDS[int(processes)]} processes",
         f"in {WORDS[(lines + 9) // 10 * 10]} lines",
-        f"in at most {WORDS[int(MINUTES)]} processor minutes",
-        leads,
+        f"with {WORDS[int(MINUTES)]} processor minutes a model (unpruned: {half.pop('unpruned')[0].split()[0]})",
+        f"| {' | '.join(shares)} | minutes",
+        *(
+            f"| {row[0]} | {fifth[at][0]} | {row[1]}, {fifth[at][1]} | {' | '.join(row[2:])} |"
+            for at, row in half.items()
+        ),
         f"[arXiv:{found('CITATION.cff', 'arXiv:([0-9.]+)')[0]}]",
     ]
 
