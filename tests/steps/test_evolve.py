@@ -149,6 +149,36 @@ def test_budget_and_limits_are_those_of_the_allocation(ratio, limits, allocation
             assert last.min() >= units / 2
 
 
+def test_what_stays_is_no_worse_than_what_was_chosen_whatever_the_scores(small):
+    """The start keeps other units than the scores would, and is better than any that they order."""
+
+    class Ordered(Counted):
+        def judge(self, keep) -> float:
+            return super().judge(keep) - 100 * keep["mlp"][:, 0].all()
+
+    objective, within = Ordered(), Within(min_keep=0)
+    start = start_of(small, 0.4, Uniform(), within)
+    start.scores["mlp"][:, 0] = -1.0
+    done = refined(small, start._replace(keep=learnt_of(start.keep)), EVOLVE, objective, 0.4)
+    assert done.told["divergences"][0] == objective.judge(learnt_of(start.keep)) < done.told["divergences"][1]
+    assert done.keep["mlp"][:, 0].all()
+
+
+def learnt_of(keep):
+    """Keep the first units of each layer, as many as before."""
+    return {name: np.arange(units.shape[1]) < units.sum(axis=1, keepdims=True) for name, units in keep.items()}
+
+
+def test_layers_that_lost_what_the_limits_do_not_say_stay_as_they_are(small):
+    start = start_of(small, 0.4, Uniform(), Within())
+    keep = {name: units.copy() for name, units in start.keep.items()}
+    keep["mlp"][1] = False  # one unit stays by the limits, as behind `attentions` and `shape` none does
+    done = refined(small, start._replace(keep=keep), EVOLVE, Counted(), 0.4)
+    assert small.removed(done.keep) == small.removed(keep)
+    assert not done.keep["mlp"][1].any()
+    assert done.keep["mlp"].sum(axis=1).tolist() != keep["mlp"].sum(axis=1).tolist(), "control"
+
+
 def test_limits_that_layers_share_and_units_without_scores_are_refused(small):
     text = Windows(*(np.concatenate(parts) for parts in zip(*batches_of(), strict=True)))
     for chain, said in (

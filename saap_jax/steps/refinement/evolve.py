@@ -85,7 +85,9 @@ class Evolve(Step):
                  for name, each in scores_of_all(state, self).items()}  # fmt: skip
         unchanged = first_prunable(state.keep, existing, within)
         objective = state.subject.objective(on.text, on.batch_size, on.dense, first=unchanged)
-        levels = {(name, layer): each for name, all_of in levels_of(existing, within).items()
+        gone = {name: (existing[name] & ~kept).sum(axis=1) for name, kept in state.keep.items()}
+        levels = {(name, layer): each if gone[name][layer] in each else gone[name][[layer]]  # else nothing moves there
+                  for name, all_of in levels_of(existing, within).items()
                   for layer, each in enumerate(all_of)}  # fmt: skip
         moves = _Moves(levels, state.subject.costs, existing, self.quantum)
 
@@ -95,16 +97,15 @@ class Evolve(Step):
                 keep[name][layer, order[name][layer, : levels[name, layer][level]]] = False
             return keep
 
-        gone = {name: (existing[name] & ~kept).sum(axis=1) for name, kept in state.keep.items()}
         first = {(name, layer): int(np.searchsorted(each, gone[name][layer])) for (name, layer), each in levels.items()}
         best, random = first, np.random.default_rng(0)
         for _ in on.progress("evolve how much each layer loses")(range(self.generations)):
             children = [moves.child(best, random) for _ in range(self.offspring)]
             best = _selected(best, children, self, lambda at, part: objective.value(keep_of(at), part),
                              objective.parts, random)  # fmt: skip
-        judged = [objective.judge(keep_of(at)) for at in (first, best)]
-        kept = keep_of(best) if judged[1] < judged[0] else state.keep
-        return state._replace(keep=kept).tell(divergences=judged)
+        outcome = keep_of(best)
+        judged = [objective.judge(keep) for keep in (state.keep, outcome)]
+        return state._replace(keep=outcome if judged[1] < judged[0] else state.keep).tell(divergences=judged)
 
 
 def _selected(
