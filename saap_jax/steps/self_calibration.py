@@ -54,4 +54,5 @@ class SelfCalibration(Step):
         if (written := on.known.get(self.text)) is None:
             given = on.dense.join([*on.scenarios.values()])
             written = on.known[self.text] = on.dense.continued(given, self.windows, self.prompt, **how)
-        return state._replace(text={**(on.scenarios if self.beside else {}), self.name: written})
+        text = {**(on.scenarios if self.beside else {}), self.name: written}
+        return state._replace(text=text, ready=None)  # a repair that is done is not of this text

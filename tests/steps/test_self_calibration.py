@@ -87,6 +87,18 @@ def test_steps_behind_go_by_what_was_written_and_scores_do_not():
     assert [*again.text] == ["self_calibration"]
 
 
+def test_a_repair_that_is_done_is_done_again_on_what_was_written():
+    subject = LlamaSubject(dense_model(layers=3, mlp=8))
+    text = {"text": Windows(*(np.concatenate([each, each]) for each in TEXT["text"]))}
+    before, found, done = (run(f"wanda > uniform > layerwise{behind}", subject, text)
+                           for behind in ("", f" > {MANY} > least_squares", " > least_squares"))  # fmt: skip
+    assert same(dict(found.keep), dict(done.keep))
+    on = Context(dense=subject, scenarios=found.text, ratio=0.3, final=0.3, batch_size=2)
+    repair, start = parse("wanda > uniform > least_squares").steps[-1], before._replace(keep=found.keep)
+    assert same(repair(start, on, lambda state, ratio: state).subject.model, found.subject.model)
+    assert not same(done.subject.model, found.subject.model), "control"
+
+
 def test_a_text_is_written_once_for_all_ratios_and_by_the_unpruned_model():
     subject = Written(dense_model(mlp=8))
     runner, chain = Runner(subject, TEXT, (), Passes(2)), parse(f"wanda > uniform > least_squares > {MANY} > bias")
