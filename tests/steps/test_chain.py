@@ -228,6 +228,10 @@ OPTIONS = {
         ("fused(wanda)", "fused: expected two or more estimators, each once, got wanda"),
         ("fused(wanda, magnitude, wanda)", "each once, got wanda, magnitude, wanda"),
         ("fused(method=x)", "fused.method: expected one of closed_form, learned, sampling, got 'x'"),
+        (
+            "fused(attention='wanda+fisher')",
+            "fused.attention: expected one estimator, or fused for the same, got wanda+fisher",
+        ),
         ("fused(scope=x)", "fused.scope: expected one of global, structure, layer, got 'x'"),
         ("block_ablation(granularity='unit')", "granularity: expected 'sub_block' or 'layer', got 'unit'"),
         ("perturbation(masks=1)", "perturbation: masks: expected at least 2, got 1"),

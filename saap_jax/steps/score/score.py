@@ -145,6 +145,8 @@ class Fused(Score):
     def __post_init__(self) -> None:
         if len(set(self.estimators)) < max(2, len(self.estimators)):
             raise ValueError(f"fused: expected two or more estimators, each once, got {', '.join(self.estimators)}")
+        if len(fusion_members(self.attention)) > 1:
+            raise ValueError(f"fused.attention: expected one estimator, or fused for the same, got {self.attention}")
         super().__post_init__()
 
     @property
