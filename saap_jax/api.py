@@ -112,15 +112,13 @@ def select_units(
     subject, steps = subject_of(model), steps_of(method)
     keep = subject.existing if gone is None else {name: units & ~gone[name] for name, units in subject.existing.items()}
     state = State(subject, keep, Within())
-    if isinstance(scores, Calibrated):
-        names = scores.estimators
-        if estimator is None and len(names) > 1:
-            raise ValueError(f"estimator: expected one of {', '.join(names)}, got none; name one")
-        if (name := estimator or names[0]) not in names:
-            raise ValueError(f"estimator: expected one of {', '.join(names)}, got {name!r}")
-        state = state._replace(scored=scores, label=name, scores=scores.scores(name))
-    else:
-        state = state._replace(scores=scores)
+    scored = scores if isinstance(scores, Calibrated) else Calibrated({"": {estimator or "": scores}}, {}, {})
+    names = scored.estimators
+    if estimator is None and len(names) > 1:
+        raise ValueError(f"estimator: expected one of {', '.join(names)}, got none; name one")
+    if (name := estimator or names[0]) not in names:
+        raise ValueError(f"estimator: expected one of {', '.join(names)}, got {name!r}")
+    state = state._replace(scored=scored, label=name, scores=scored.scores(name))
     for at, step in enumerate(steps):
         if step.kind in ("refinement", "repair", "text") or step.drives or isinstance(step, Score):
             raise ValueError(f"method: expected steps that read no text, got {step.text}; call run_chain")

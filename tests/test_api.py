@@ -92,6 +92,8 @@ def test_what_was_scored_is_searched_with_its_stability(model, windows):
         ("uniform > rounds(0.1)", "expected steps that read no text, got rounds"),
         ("uniform > bias", "expected steps that read no text, got bias"),
         ("wanda > uniform", "expected steps that read no text, got wanda"),
+        ("stable > uniform", "stable: expected a stability indicator over two examples or more, got none"),
+        ("stable(over=scenarios) > uniform", "expects two or more calibration scenarios, got 1"),
     ],
 )
 def test_steps_that_read_text_are_no_selection(model, windows, method, said):
