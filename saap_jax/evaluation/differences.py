@@ -187,19 +187,24 @@ def differences_against(
 
 def half_widths(units: Float[np.ndarray, "variants seeds units"], others: int) -> Float[np.ndarray, "variants"]:
     """Compute half the width of each mean's interval, NaN of fewer than `FEWEST` units, or of what is not finite."""
-    from scipy.special import stdtrit
-
-    seeds, count = units.shape[1:]
+    count = units.shape[2]
     known = np.isfinite(units).all(axis=(1, 2))
     halves, means = np.full(len(units), np.nan), units[known]
     if count < FEWEST:
         return halves
-    halves[known] = boundary(count, threshold(others)) * means.mean(axis=1).std(axis=1, ddof=1) / math.sqrt(count)
-    if seeds > 1:
-        quantile = float(stdtrit(seeds - 1, 1 - LEVEL / (2 * max(others, 1))))
-        by_seed = means.mean(axis=2).std(axis=1, ddof=1) / math.sqrt(seeds)
-        halves[known] = np.maximum(halves[known], quantile * by_seed)
+    by_unit = boundary(count, threshold(others)) * means.mean(axis=1).std(axis=1, ddof=1) / math.sqrt(count)
+    halves[known] = np.maximum(by_unit, student(means.mean(axis=2), others))
     return halves
+
+
+def student(means: Float[np.ndarray, "*variants seeds"], others: int) -> Float[np.ndarray, "*variants"]:
+    """Compute half the width of Student's interval of the means of seeds; 0 of one seed, which tells nothing."""
+    from scipy.special import stdtrit
+
+    if (seeds := means.shape[-1]) < 2:
+        return np.zeros(means.shape[:-1])
+    quantile = float(stdtrit(seeds - 1, 1 - LEVEL / (2 * max(others, 1))))
+    return np.asarray(quantile * means.std(axis=-1, ddof=1) / math.sqrt(seeds))
 
 
 ALL = "all tasks"
@@ -214,7 +219,8 @@ def paired_tasks(a: Outcomes, b: Outcomes, *, others: int = 1) -> dict[str, Diff
     """Compare the accuracies of two models on each task and, of two tasks or more, over all of them.
 
     Units are items, in the interval of `evidence`. Tasks are not drawn: `ALL` speaks of these tasks and of no others,
-    each of which counts the same; its interval is as of so many items as the smallest of them has.
+    each of which counts the same; its interval is as of so many items as the smallest of them has, and no narrower than
+    Student's of the means of seeds, which may help or harm all tasks alike.
 
     Args:
         others: how many a model is compared with.
@@ -229,19 +235,20 @@ def paired_tasks(a: Outcomes, b: Outcomes, *, others: int = 1) -> dict[str, Diff
             "paired_tasks: expected the same tasks of both models, [seeds, items] of one item or more, twice the same, "
             f"got {shapes} of A and tasks {[*b]} of B"
         )
-    found = {}
+    found, by_seed = {}, []
     for task in a:
         points = 100 * (np.asarray(a[task], np.float64) - np.asarray(b[task], np.float64))
         value, half = float(points.mean()), float(half_widths(points[None], others)[0])
         wins = 0.5 + value / 200
         found[task] = Difference(value, value - half, value + half, wins, windows=points.shape[1], scale=ACCURACY)
+        by_seed.append(points.mean(axis=1))
     if len(a) > 1:
         each = [*found.values()]
         value, wins = (float(np.mean([one[place] for one in each])) for place in (0, 3))
         fewest = min(one.windows for one in each)
         reach = [boundary(fewest, threshold(others)) / boundary(one.windows, threshold(others)) * (one.high - one.value)
                  for one in each] if fewest >= FEWEST else [math.nan]  # fmt: skip
-        half = math.hypot(*reach) / len(each)
+        half = float(np.maximum(math.hypot(*reach) / len(each), student(np.mean(by_seed, axis=0), others)))
         found[ALL] = Difference(value, value - half, value + half, wins, windows=fewest, scale=ACCURACY)
     return found
 

@@ -246,6 +246,17 @@ def test_over_all_tasks_of_one_size_it_is_as_of_their_means():
     assert found[ALL].high - found[ALL].value == pytest.approx(math.hypot(*halves) / 2)
 
 
+def test_over_all_tasks_it_is_no_narrower_than_students_of_the_seeds():
+    """A seed that helps one task helps all of them: more tasks do not tell more of seeds."""
+    b = {task: outcomes(400, seeds=3, share=0.5, seed=at) for at, task in enumerate("tuvw")}
+    a = {task: each | (np.arange(400) % 20 < np.array([[0], [2], [4]])) for task, each in b.items()}
+    means = np.mean([100.0 * (a[task] ^ b[task]).mean(axis=1) for task in a], axis=0)
+    half = stats.t(2).ppf(0.975) * means.std(ddof=1) / 3**0.5
+    found = paired_tasks(a, b)
+    assert found[ALL].high - found[ALL].value == pytest.approx(half)
+    assert half > math.hypot(*(found[task].high - found[task].value for task in a)) / 4, "control: tasks by themselves"
+
+
 @pytest.mark.slow
 def test_the_interval_of_points_covers_the_truth():
     rng, covered = np.random.default_rng(10), 0
