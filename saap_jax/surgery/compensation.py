@@ -125,7 +125,7 @@ def corrected_in_turn(
         idle = repair is not None and repair.alone and bool(at.kept.all())
         if same or idle or at.routed is not None:  # experts are never corrected: see `LlamaSubject.unrepaired`
             pruned = after = [advance(whole, stream.dense) for stream in streams]
-            if through and not same:
+            if through and not (same and dense is None):  # the unpruned one may write otherwise
                 pruned = [advance(at.masked(), stream.pruned, gates=at.routed) for stream in streams]
             streams = [Stream(*each) for each in zip(after, pruned, strict=True)]
             yield at, at.old, None

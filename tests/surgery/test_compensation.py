@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saap_jax.llama.passes import run_layers
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.steps.repair.output import Bias, LeastSquares
 from saap_jax.surgery.compensation import compensate
@@ -222,6 +223,20 @@ def test_a_whole_model_is_left_as_it_is(config):
     new = compensate(model, existing_units(model.segments), batches_of(), config)
     assert not new.corrections
     np.testing.assert_array_equal(forward(new.model, TOKENS), forward(model, TOKENS))
+
+
+def test_what_was_changed_in_front_of_all_pruned_units_is_made_up_for(x64):
+    """Behind a bias of the last sub-block the mean of the stream is what it is in the unpruned model."""
+    model, batches = dense_model(dtype=np.float64), batches_of()
+    keep = existing_units(model.segments)
+    keep["mlp"][1, :3] = False
+    before = changed(model, "segments/0/mlp/down", lambda down: down.at[0].multiply(0.5))
+    done = compensate(before, keep, batches, Bias(tokens="equal"), dense=model).model
+    tokens, mask = (np.concatenate(part) for part in zip(*batches, strict=True))
+    means = [run_layers(each, each.embedded(jnp.asarray(tokens)), 0, 2, gates)[mask].mean(axis=0)
+             for each, gates in ((model, None), (done, masks(keep)))]  # fmt: skip
+    np.testing.assert_allclose(*means, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(done.segments[0].mlp.down[...][0], before.segments[0].mlp.down[...][0])
 
 
 @pytest.mark.slow
