@@ -408,6 +408,16 @@ def test_what_is_gone_goes_first_and_its_scores_are_not_read(seed, method):
         assert same(problem.chosen(share, method), keep)
 
 
+def test_shares_by_scores_do_not_read_those_of_what_is_gone():
+    problem, method = drawn(0, channels=40, missing=False), "softmax(0.5)"
+    gone = {name: ~kept for name, kept in problem.chosen(0.2, "uniform").items()}
+    kept = []
+    for known in (np.nan, 99.0):
+        problem.scores = {name: np.where(gone[name], known, each) for name, each in problem.scores.items()}
+        kept.append(problem.chosen(0.5, method, gone))
+    assert same(*kept)
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.6])
 def test_of_whole_layers_those_of_the_lowest_mean_go(seed, ratio):

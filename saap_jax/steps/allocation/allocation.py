@@ -205,7 +205,7 @@ def _kept(
         if limits.whole_layers and any(limits.layer(n).min_keep or limits.layer(n).max_ratio < 1 for n in STRUCTURES):
             raise ValueError("within.whole_layers: expected min_keep 0 and max_ratio 1 of attention and mlp")
     present = existing if gone is None else {name: units & ~gone[name] for name, units in existing.items()}
-    priority = allocation.priority(checked("scores", scores, present))
+    priority = allocation.priority(scores := checked("scores", scores, present))
     if allocation.by == "score_per_parameter":
         priority = {name: values / costs[name][:, None] for name, values in priority.items()}
     if gone is not None:  # what is gone goes first
