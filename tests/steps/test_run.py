@@ -94,6 +94,33 @@ def test_rounds_repair_and_observe_the_repaired_model(subject):
     assert np.abs(weights[0] - weights[1]).max() > 1e-4, "control: repaired once"
 
 
+def test_each_round_begins_with_the_limits_and_the_text_of_the_first(subject, monkeypatch):
+    """What stands behind an allocation or a repair is not for it, in the second round neither."""
+    plain = runner(subject).run(parse("wanda > uniform > rounds(0.2)"), 0.39)
+    assert same(runner(subject).run(parse("wanda > uniform > within(multiple_of=4) > rounds(0.2)"), 0.39).keep,
+                plain.keep)  # fmt: skip
+    repaired, texts = LlamaSubject.repaired, []
+    monkeypatch.setattr(LlamaSubject, "repaired", lambda self, keep, text, *given, **options: (
+        texts.append(text), repaired(self, keep, text, *given, **options))[1])  # fmt: skip
+    runner(subject).run(parse("wanda > uniform > bias > self_calibration(8, 2) > rounds(0.2)"), 0.39)
+    assert len(texts) == 2
+    assert all((text.tokens == TOKENS).all() for text in texts)
+
+
+def test_whole_attentions_go_by_the_text_before_them_and_meet_the_ratio(subject, monkeypatch):
+    losses, texts = LlamaSubject.losses, []
+    monkeypatch.setattr(LlamaSubject, "losses", lambda self, text, *given, **options: (
+        texts.append(text), losses(self, text, *given, **options))[1])  # fmt: skip
+    early = "magnitude > within(max_ratio={attention: 0}) > uniform"
+    made = runner(subject).run(parse(f"{early} > self_calibration(6, 2) > attentions"), 0.5)
+    assert meets(subject, made.keep, 0.5)
+    (written,) = made.text.values()
+    assert texts
+    assert all((text.tokens == written.tokens).all() for text in texts)
+    with pytest.raises(ValueError, match="attentions: expected a chain before it that leaves attention alone, got one"):
+        runner(subject).run(parse("magnitude > global > attentions"), 0.6)
+
+
 def test_a_round_that_a_large_block_has_made_needless_is_left_out(subject):
     made = runner(subject).run(parse("wanda > within(depth=True, min_keep=0) > global(by=score) > rounds(0.01)"), 0.3)
     assert meets(subject, made.keep, 0.3)

@@ -7,6 +7,7 @@ import numpy as np
 
 from saap_jax.config.checks import Natural, check_positive
 from saap_jax.runtime.progress import Passes
+from saap_jax.steps.allocation.allocation import meets
 from saap_jax.steps.base import Before, Context, Extent, State, Step, step
 from saap_jax.steps.limits import protected
 from saap_jax.steps.score.oracles import mean_losses
@@ -49,7 +50,7 @@ class Attentions(Step):
             raise ValueError(
                 f"attentions: expected at least {count} that may go, got {free.sum()}; protect fewer layers"
             )
-        text = subject.rows(on.text, slice(self.examples or None))
+        text = subject.rows(dataclasses.replace(on, instead=state.text).text, slice(self.examples or None))
         gone = on.store.load().get("gone", np.zeros(0, np.int64)).tolist()
         for _ in on.progress("remove attentions")(range(count - len(gone))):
             tried = [layer for layer in np.flatnonzero(free).tolist() if layer not in gone]
@@ -57,7 +58,12 @@ class Attentions(Step):
             losses = mean_losses(subject, text, keeps, Passes(on.batch_size), "")
             gone.append(tried[int(np.argmin(losses))])
             on.store.save({"gone": np.array(gone)})
-        return state._replace(keep=without(state.keep, gone))
+        if not meets(subject, keep := without(state.keep, gone), on.ratio):
+            raise ValueError(
+                "attentions: expected a chain before it that leaves attention alone, got one that removes some of what "
+                "goes whole; put within(max_ratio={attention: 0}) before its allocation"
+            )
+        return state._replace(keep=keep)
 
 
 def without(keep: dict[str, np.ndarray], layers: list[int]) -> dict[str, np.ndarray]:
