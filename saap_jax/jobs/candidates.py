@@ -61,7 +61,7 @@ def cache_of(run: RunDirectory) -> FileCache:
 
 def key_of(subject: Subject, scenarios: Mapping[str, Examples]) -> str:
     """Digest a model, its calibration text, and what computes."""
-    return digest(computed_by(), subject.digests(), {name: digest_of(text) for name, text in scenarios.items()})
+    return digest(computed_by(), subject.digests(), [[name, digest_of(text)] for name, text in scenarios.items()])
 
 
 def runner_of(

@@ -16,7 +16,7 @@ from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.timing import Times, Workload, compile_programs
 from saap_jax.jobs import prune
 from saap_jax.jobs import targets as module
-from saap_jax.jobs.candidates import runner_of
+from saap_jax.jobs.candidates import key_of, runner_of
 from saap_jax.jobs.targets import (
     Costs,
     LatencyTable,
@@ -81,6 +81,14 @@ def test_of_little_text_microbatches_are_split(windows, size):
         )
         with refused:
             runner.check(chains[0], [0.2])
+
+
+def test_what_is_kept_is_of_scenarios_in_their_order():
+    """Which microbatches are held out depends on it."""
+    subject, one, other = LlamaSubject(dense_model()), *(
+        Windows(np.full((4, 8), token, np.int32), np.ones((4, 8), bool)) for token in (1, 2))  # fmt: skip
+    assert key_of(subject, {"a": one, "b": other}) == key_of(subject, {"a": one, "b": other})
+    assert key_of(subject, {"a": one, "b": other}) != key_of(subject, {"b": other, "a": one})
 
 
 @pytest.mark.parametrize("options", [
