@@ -78,8 +78,8 @@ class Learn(Step):
     steps: Natural = 72
     """Steps of training, each on a microbatch of the calibration text; 0: what was chosen stays."""
     rate: Annotated[float, check_positive] = 0.03
-    """How far a unit of typical gradient moves in the first step; what is kept and what is gone begin 0.5 apart. Falls
-    to 0 as a cosine."""
+    """How far a unit of typical gradient moves in a step, with `momentum` a tenth of it in the first one; what is kept
+    and what is gone begin 0.5 apart. Falls to 0 as a cosine."""
     rule: LearnRule = "momentum"
     """How derivatives of gates move what a unit is worth: `momentum`, a parameter and by one scale for all units;
     `sigmoid`, by Adam on the logit of a probability, which is the worth; or `soft`, by Adam on gates that are no 0 or 1
