@@ -68,13 +68,12 @@ class BestOf(Step):
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Take the outcome of the chain that has the lowest divergence."""
         assert on.run is not None
-        (fit, judge), chains = _held_out(on), self.chains
+        (fit, judge, tokens), chains = _held_out(on), self.chains
         judged = on.store.load().get("judged", np.zeros(0)).tolist()
         for chain in on.progress("choose between chains")(chains[len(judged) :]):
             tried = on.run(chain, fit)
-            judged.append(
-                float(on.dense.divergences(judge, tried.keep, tried.subject, batch_size=on.batch_size).mean())
-            )
+            found = on.dense.divergences(judge, tried.keep, tried.subject, batch_size=on.batch_size)
+            judged.append(float(np.average(found, weights=tokens)))
             on.store.save({"judged": np.array(judged)})
         best = chains[int(np.argmin(np.where(np.isnan(judged), np.inf, judged)))]
         steps = best.steps[: best.choosing] if self.ahead(on.behind) else best.steps
@@ -82,20 +81,21 @@ class BestOf(Step):
         return on.run(winner, on.scenarios).tell(judged=judged, chosen=best.name)
 
 
-def _held_out(on: Context) -> tuple[dict[str, Examples], Examples]:
-    """Split the text: all windows with those blanked that are held out, and these.
+def _held_out(on: Context) -> tuple[dict[str, Examples], Examples, np.ndarray]:
+    """Split the text: all windows with those blanked that are held out; these, and the tokens of each.
 
     Raises:
         ValueError: too few windows.
     """
-    fit, judge = {}, []
+    fit, judge, counts = {}, [], []
     for name, examples in on.scenarios.items():
-        windows = on.dense.count(examples)[0]
-        every = max(2, min(EVERY, windows))
-        held = np.arange(windows) % every == every - 1
+        windows = [on.dense.rows(examples, slice(at, at + 1)) for at in range(on.dense.count(examples)[0])]
+        tokens = np.array([on.dense.count(each)[1] for each in windows])
+        left = np.cumsum(tokens > 0)  # a choice around this one may have blanked some
+        held = (tokens > 0) & (left % max(2, min(EVERY, left[-1])) == 0)
         fit[name] = on.dense.blanked(examples, held)
         judge.append(on.dense.rows(examples, held))
-    judged = on.dense.join(judge)
-    if not on.dense.count(judged)[0]:
+        counts.append(tokens[held])
+    if not any(map(len, counts)):
         raise ValueError("best_of: expected two windows of calibration text or more, to hold one out, got one")
-    return fit, judged
+    return fit, on.dense.join(judge), np.concatenate(counts)

@@ -29,6 +29,7 @@ from saap_jax.recipes import RECIPES
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
 from saap_jax.steps.allocation.allocation import Allocation
 from saap_jax.steps.allocation.allocations import Uniform
+from saap_jax.steps.allocation.rounds import Rounds
 from saap_jax.steps.base import STEPS, Extent, Step, find_step
 from saap_jax.steps.limits import Within
 from saap_jax.steps.repair.output import OutputRepair
@@ -167,6 +168,8 @@ def _whole(steps: list[Step], name: str) -> Chain:
     if any(each.begins for each in steps[1:]):
         raise ValueError(f"chain {name!r}: expected best_of first, got it behind {steps[0].text}")
     if first is not None and first.begins:
+        if any(isinstance(each, Rounds) for each in steps):
+            raise ValueError(f"chain {name!r}: expected rounds in the chains of best_of, got them behind it")
         return Chain(tuple(steps), name)
     if not isinstance(first, Score):
         raise ValueError(

@@ -102,6 +102,7 @@ def test_steps_behind_go_on_from_the_winner_and_know_what_chains_ask_for():
         ("best_of()", "got none"),
         ("best_of(wanda, wand)", "did you mean 'wanda'"),
         ("magnitude > best_of(wanda, magnitude)", "expected best_of first, got it behind magnitude"),
+        ("best_of(wanda, magnitude) > rounds(0.1)", "expected rounds in the chains of best_of, got them behind it"),
     ],
 )
 def test_what_is_no_choice_is_refused(text, said):
@@ -114,6 +115,28 @@ def test_a_ratio_that_one_chain_cannot_meet_is_refused_before_any_time_is_spent(
     with pytest.raises(ValueError, match="cannot be removed"):
         runner(LlamaSubject(dense_model())).check(chain, [0.6])
     runner(LlamaSubject(dense_model())).check(chain, [0.2])
+
+
+def test_windows_count_by_their_tokens(x64):
+    subject, mask = LlamaSubject(dense_model(dtype=np.float64)), np.ones(TOKENS.shape, bool)
+    mask[4, 2:] = mask[9, 5:] = False
+    chains, text = expand([CHAINS[0], CHAINS[2]]), {"text": Windows(TOKENS, mask)}
+    told = runner(subject, text).run(parse(f"best_of({CHAINS[0]}, {CHAINS[2]})"), 0.5).told["judged"]
+    for each, found in zip(chains, told, strict=True):
+        gates = {name: units.astype(np.float64) for name, units in runner(subject, text).run(each, 0.5).keep.items()}
+        expected = plain_divergence(subject.model, subject.model, gates, [(TOKENS[HELD], mask[HELD])])
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_choice_within_a_choice_is_judged_on_what_the_outer_one_left(monkeypatch):
+    subject, judges = LlamaSubject(dense_model()), []
+    found = LlamaSubject.divergences
+    monkeypatch.setattr(LlamaSubject, "divergences", lambda self, text, *given, **options: (
+        judges.append(text.tokens), found(self, text, *given, **options))[1])  # fmt: skip
+    runner(subject).run(parse(f"best_of(best_of({CHAINS[0]}, random), {CHAINS[2]})"), 0.5)
+    left = TOKENS[~HELD][np.arange(16) % EVERY == EVERY - 1]
+    assert all((tokens == left).all() for tokens in judges[:2])
+    assert (judges[2] == TOKENS[HELD]).all()
 
 
 def test_of_few_windows_the_last_one_judges_and_one_window_is_refused(x64):
