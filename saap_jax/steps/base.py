@@ -126,8 +126,8 @@ class Context:
     track: Track = quiet
     observe: Callable[[Any, State, bool], Any] | None = None
     """Scores a state by a step: `steps.run.Runner`."""
-    run: Callable[[Any, Mapping[str, Examples]], State] | None = None
-    """Runs another chain to `ratio` on a text of the shape of `scenarios`."""
+    run: Callable[[Any, Mapping[str, Examples], int], State] | None = None
+    """Runs so many steps of another chain to `ratio` on a text of the shape of `scenarios`."""
     store: Store = dataclasses.field(default_factory=Store)
     """What the step can go on from."""
     known: dict[str, Any] = dataclasses.field(default_factory=dict)

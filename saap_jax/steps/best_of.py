@@ -71,14 +71,13 @@ class BestOf(Step):
         (fit, judge, tokens), chains = _held_out(on), self.chains
         judged = on.store.load().get("judged", np.zeros(0)).tolist()
         for chain in on.progress("choose between chains")(chains[len(judged) :]):
-            tried = on.run(chain, fit)
+            tried = on.run(chain, fit, len(chain.steps))
             found = on.dense.divergences(judge, tried.keep, tried.subject, batch_size=on.batch_size)
             judged.append(float(np.average(found, weights=tokens)))
             on.store.save({"judged": np.array(judged)})
         best = chains[int(np.argmin(np.where(np.isnan(judged), np.inf, judged)))]
-        steps = best.steps[: best.choosing] if self.ahead(on.behind) else best.steps
-        winner = dataclasses.replace(best, steps=steps)
-        return on.run(winner, on.scenarios).tell(judged=judged, chosen=best.name)
+        end = best.choosing if self.ahead(on.behind) else len(best.steps)
+        return on.run(best, on.scenarios, end).tell(judged=judged, chosen=best.name)
 
 
 def _held_out(on: Context) -> tuple[dict[str, Examples], Examples, np.ndarray]:

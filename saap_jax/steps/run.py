@@ -162,7 +162,7 @@ class Runner:
         on = Context(
             dense=self.subject, scenarios=self.text, instead=state.text, ratio=ratio, final=final, behind=behind,
             known=self._known, batch_size=self.passes.batch_size, track=self.passes.track, observe=self._observe,
-            run=lambda chain, text: self.fitted_on(text).run(chain, ratio),
+            run=lambda chain, text, end: self.fitted_on(text)._to(chain, end, ratio),
             store=Store(self.cache, digest(key, "training")),
         )  # fmt: skip
         kept = Store(self.cache, key)

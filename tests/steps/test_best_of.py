@@ -117,6 +117,16 @@ def test_a_ratio_that_one_chain_cannot_meet_is_refused_before_any_time_is_spent(
     runner(LlamaSubject(dense_model())).check(chain, [0.2])
 
 
+def test_what_chooses_behind_repaired_layers_does_so_without_the_repairs_at_the_end_too():
+    subject = LlamaSubject(dense_model(layers=4, mlp=12))
+    chain = "wanda > within(max_ratio={attention: 0}) > uniform > layerwise(obs) > least_squares"
+    state = runner(subject).run(parse(f"best_of({chain}, random > global) > bias"), 0.3)
+    assert state.told["chosen"] == chain
+    assert same(dict(state.keep), dict(runner(subject).choose(parse(chain), 0.3).keep))
+    plain = runner(subject).run(parse(chain.rpartition(" > ")[0]), 0.3)
+    assert not same(dict(state.keep), dict(plain.keep)), "control: on layers that are not repaired"
+
+
 def test_windows_count_by_their_tokens(x64):
     subject, mask = LlamaSubject(dense_model(dtype=np.float64)), np.ones(TOKENS.shape, bool)
     mask[4, 2:] = mask[9, 5:] = False
