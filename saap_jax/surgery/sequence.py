@@ -91,7 +91,8 @@ def chosen_in_sequence(
         units, row = int(existing[at.structure][at.layer].sum()), new[at.structure][at.layer]
         kept = int(row.sum())
         scores = np.asarray(_scores(at.old.weight, sums.gram, sums.weight, jnp.int32(kept), rule=rule, units=units))
-        first = np.argsort(-scores, kind="stable")[:kept]
+        writes = np.asarray(at.old.weight != 0).reshape(units, -1).any(axis=1)  # what a repair took out does not
+        first = np.argsort(-np.where(writes, scores, -np.inf), kind="stable")[:kept]
         row[:] = np.isin(np.arange(len(row)), first)
         return np.repeat(row[:units], len(at.kept) // units)
 

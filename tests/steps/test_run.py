@@ -121,6 +121,13 @@ def test_whole_attentions_go_by_the_text_before_them_and_meet_the_ratio(subject,
         runner(subject).run(parse("magnitude > global > attentions"), 0.6)
 
 
+@pytest.mark.parametrize("chain", ["least_squares > layerwise", "bias > layerwise > rounds(0.2)"])
+def test_no_unit_comes_back_whose_weights_a_repair_has_taken_out(subject, chain):
+    made = runner(subject).run(parse(f"magnitude > uniform > {chain}"), 0.4)
+    rows = np.asarray(made.subject.model.segments[0].mlp.down[...])
+    assert (rows != 0).any(axis=2)[made.keep["mlp"]].all()
+
+
 def test_a_round_that_a_large_block_has_made_needless_is_left_out(subject):
     made = runner(subject).run(parse("wanda > within(depth=True, min_keep=0) > global(by=score) > rounds(0.01)"), 0.3)
     assert meets(subject, made.keep, 0.3)
