@@ -198,7 +198,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
                 }
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: brackets in brackets
         pass
-    raise ValueError(f"estimator: expected NAME or NAME(option=value, …), got {text[:200]!r}")
+    raise ValueError(f"estimator: expected NAME or NAME(option=value, …), and > between steps, got {text[:200]!r}")
 
 
 def _called(name: str, factory: Callable[..., Made], options: dict[str, Any]) -> Made:

@@ -116,9 +116,7 @@ def chain(*steps: Step | str) -> Chain:
     Raises:
         ValueError: a text that names several chains or none, or steps that cannot stand so.
     """
-    found: list[Step] = []
-    for each in steps:
-        found += [each] if isinstance(each, Step) else steps_of(each)
+    found = [one for each in steps for one in ([each] if isinstance(each, Step) else steps_of(each))]
     return _whole(found, " > ".join(each if isinstance(each, str) else each.text for each in steps))
 
 
@@ -162,23 +160,29 @@ def _whole(steps: list[Step], name: str) -> Chain:
     """Return a chain with an allocation.
 
     Raises:
-        ValueError: no score at the beginning.
+        ValueError: no score at the beginning, or a step that changes nothing where it stands.
     """
     first = next((each for each in steps if each.kind != "limits"), None)
     if any(each.begins for each in steps[1:]):
         raise ValueError(f"chain {name!r}: expected best_of first, got it behind {steps[0].text}")
-    if first is not None and first.begins:
-        if any(isinstance(each, Rounds) for each in steps):
-            raise ValueError(f"chain {name!r}: expected rounds in the chains of best_of, got them behind it")
-        return Chain(tuple(steps), name)
-    if not isinstance(first, Score):
+    begun = first is not None and first.begins
+    if begun and any(isinstance(each, Rounds) for each in steps):
+        raise ValueError(f"chain {name!r}: expected rounds in the chains of best_of, got them behind it")
+    if not (begun or isinstance(first, Score)):
         raise ValueError(
             f"chain {name!r}: expected a score first, such as wanda, got {first.name if first else 'nothing'}"
         )
     early = [*itertools.takewhile(lambda each: each.kind in ("score", "limits"), steps)]
     rest = steps[len(early) :]
-    if not (rest and isinstance(rest[0], Allocation)):
+    if not (begun or (rest and isinstance(rest[0], Allocation))):
         rest = [Uniform(), *rest]
+    last = max(at for at, each in enumerate(rest) if each.kind in ("allocation", "refinement"))
+    idle = [each for each in early if isinstance(each, Score)][:-1]
+    idle += [each for each in rest[1:] if isinstance(each, Allocation)]
+    idle += [each for each in rest[last:] if each.kind in ("score", "limits")]
+    if idle:
+        said = "expected one score and limits, then one allocation, then other steps"
+        raise ValueError(f"chain {name!r}: {said}, got {idle[0].text}, which changes nothing there")
     return Chain((*early, *rest), name)
 
 
@@ -303,10 +307,9 @@ def _score(segment: str) -> Score:
         return Score(segment)
     except ValueError as error:
         name = segment.partition("(")[0].strip()
-        known = [*STEPS, *ESTIMATORS, *ORACLES, *RECIPES, *packaged()]
         if names_file(segment) or not str(error).startswith("unknown estimator") or set("+/") & set(name):
             raise
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(name, [*STEPS, *ESTIMATORS, *ORACLES, *RECIPES, *packaged()], 1, cutoff=0.0)
         raise ValueError(
             f"unknown step {name!r}; did you mean {near[0]!r}? `saap methods` lists steps, estimators and recipes"
         ) from None

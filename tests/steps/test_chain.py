@@ -82,7 +82,7 @@ def test_what_a_text_stands_for(text, steps):
     ("text", "allocation", "at"),
     [("wanda", "uniform", 1), ("wanda > least_squares", "uniform", 1), ("wanda > within(min_keep=0)", "uniform", 2),
      ("fused > stable > bias", "uniform", 2), ("wanda > rounds(0.2)", "uniform", 1), ("wanda > learn(3)", "uniform", 1),
-     ("wanda > log > bias", "log", 1), ("wanda > learn(3) > within(min_keep=0)", "uniform", 1)],
+     ("wanda > log > bias", "log", 1), ("wanda > learn(3) > within(min_keep=0) > learn(3)", "uniform", 1)],
 )  # fmt: skip
 def test_uniform_follows_where_no_allocation_does(text, allocation, at):
     assert parse(text).steps[at].name == allocation
@@ -208,6 +208,11 @@ OPTIONS = {
         ("wanda > {uniform,log", "brackets in pairs"),
         ("uniform > wanda", "chain 'uniform > wanda': expected a score first, such as wanda, got uniform"),
         ("within(min_keep=0)", "expected a score first, such as wanda, got nothing"),
+        ("wanda uniform", "expected NAME or NAME(option=value, …), and > between steps, got 'wanda uniform'"),
+        ("wanda > fisher > uniform", "then other steps, got wanda, which changes nothing there"),
+        ("wanda > least_squares > global", "then other steps, got global, which changes nothing there"),
+        ("wanda > within(protect=(0,)) > uniform > within(min_keep=2) > bias", "got within(min_keep=2), which changes"),
+        ("best_of(wanda, fisher) > global", "then other steps, got global, which changes nothing there"),
         ("wanda > unifrm", "unknown step 'unifrm'; did you mean 'uniform'?"),
         ("wnda", "unknown step 'wnda'; did you mean 'wanda'?"),
         ("wanda+magnitud", "unknown estimator 'magnitud'"),
