@@ -135,8 +135,9 @@ def parse(name: str, command: Command, words: list[str]) -> Call:
     parts += [(each.__name__.lower(), Annotated[each, tyro.conf.arg(name="")], each()) for each in command.options]
     arguments = dataclasses.make_dataclass("Arguments", parts, kw_only=True)
     prog = f"saap {name} {command.first.replace('--', '').upper()}" if HELP & {*words} else f"saap {name}"
+    about = str(kind.__doc__).partition(">>>")[0]
     try:
-        found = tyro.cli(arguments, args=[*given, *words[end:]], prog=prog, description=kind.__doc__, compact_help=True)
+        found = tyro.cli(arguments, args=[*given, *words[end:]], prog=prog, description=about, compact_help=True)
         said = {type(each): each for each in vars(found).values()}
         options, cluster = said.get(RunOptions), said.get(Distributed, Distributed()).cluster
         instead = said.get(Foretold) or said.get(Written)
@@ -166,11 +167,8 @@ def _first(name: str, command: Command, kind: type, words: list[str]) -> tuple[l
     from saap_jax.config.method import is_factory
 
     plain = "--model" in command.first  # a field of its own; elsewhere only a factory may be named so
-    names = [
-        word
-        for word in words
-        if (not _is_config(word) if plain else is_factory(word) and not {">", ","} & {*word})  # no step of a chain
-    ]
+    names = [each for each in words
+             if (not _is_config(each) if plain else is_factory(each) and not {">", ","} & {*each})]  # fmt: skip
     files = [word for word in words if word not in names]
     chains = [word for word in files if not _is_config(word)] if "--methods" in command.first else []
     files = [word for word in files if word not in chains]
@@ -199,7 +197,7 @@ def load_config(path: str, kind: type) -> Any:
     """
     from saap_jax.config.packaged import find_file
 
-    file = find_file(path, "configuration: expected a Python file")
+    file = find_file(path, "configuration: expected a Python file (model and method are options: --model, --method)")
     try:
         config = run_file(file).get("CONFIG")
         if not isinstance(config, kind):

@@ -22,7 +22,7 @@ from saap_jax.recipes import RECIPES
 
 SAME = (
     ("model", "model.name"),
-    ("methods", "method", "recipes", "recipe"),
+    ("methods", "method", "method.name", "recipes", "recipe"),
     ("ratio", "ratios"),
     ("seeds", "seed", "calibration.seed"),
 )
@@ -144,7 +144,8 @@ def _check_chain(text: str) -> None:
         known = (*steps_and_estimators(), "none")
         if word in known or any(importlib.metadata.entry_points(group=group, name=word) for group in groups):
             continue
-        near = difflib.get_close_matches(word, [*known, *packaged()], 1, cutoff=0.0)
+        near = repr(difflib.get_close_matches(word, [*known, *packaged()], 1, cutoff=0.0)[0])
+        meant = f"--model {text}" if text in PACKAGED_MODELS or Path(text).exists() else near
         raise ValueError(
-            f"unknown step {word!r}; did you mean {near[0]!r}? `saap methods` lists steps, estimators and recipes"
+            f"unknown step {word!r}; did you mean {meant}? `saap methods` lists steps, estimators and recipes"
         )

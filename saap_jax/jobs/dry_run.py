@@ -7,6 +7,7 @@ from saap_jax.jobs.candidates import runner_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.runtime.mesh import layout_of_job
 from saap_jax.runtime.progress import Passes, Track, quiet, step
+from saap_jax.runtime.remote import exists
 from saap_jax.runtime.words import plural
 from saap_jax.steps.chain import expand
 from saap_jax.subjects.llama import open_subject
@@ -28,6 +29,9 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
         ValueError: what the job would refuse.
     """
     alone = isinstance(config, PruneConfig)
+    where = config.out if isinstance(config, PruneConfig) else f"{config.runs}/{config.name}"
+    if alone and exists(where):
+        raise ValueError(f"out: expected a directory that does not exist yet, found {where}; choose another --out")
     chains = expand([config.chain] if alone else config.methods)
     ratios, seeds = ([config.ratio or 0.2], [0]) if alone else (config.ratios, config.seeds_drawn)
     with step(track, "load the model, and time a microbatch"):
@@ -52,7 +56,6 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
     tokens = text * (SCORING * len(seeds) + passes) + judged * (1 + candidates + 2 * cuts)
     ratio = config.cut_ratio if isinstance(config, CompareConfig) else ratios[0]
     disk = cuts * whole.bytes * (1 - ratio * subject.prunable / subject.parameters)
-    where = config.out if alone else f"{config.runs}/{config.name}"
     kinds = ((len(chains), "method"), (len(ratios), "ratio"), (len(seeds), "seed"), (candidates, "candidate"))
     passes += SCORING * len(seeds)
     return [
@@ -69,10 +72,6 @@ def _time(seconds: float) -> str:
     >>> _time(42.0), _time(200.0), _time(10_000.0)
     ('42 s', '3.3 min', '2.8 h')
     """
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.1f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -97,12 +97,10 @@ def export_model(config: ExportConfig, *, track: Track = quiet) -> Exported:
     """
     for name in ("model", "out"):
         if not getattr(config, name):
-            raise ValueError(
-                f"{name}: expected a path, got nothing; say saap export MODEL OUT --format {config.format}"
-            )
+            raise ValueError(f"{name}: expected a path, got none; say saap export MODEL OUT --format {config.format}")
     source, teacher = resolve(config.model), resolve(config.teacher) if config.teacher else None
-    if config.format == "gguf" and Path(config.out).suffix != ".gguf":
-        raise ValueError(f"out: expected a file name that ends in .gguf for format gguf, got {config.out}")
+    if (config.format == "gguf") != (Path(config.out).suffix == ".gguf"):
+        raise ValueError(f"out: expected a name.gguf for format gguf alone, got {config.out} for {config.format}")
     with staged(config.out) as out:
         return _export(config, source, teacher, out.expanduser(), track)
 

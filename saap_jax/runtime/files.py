@@ -212,6 +212,8 @@ def held(path: Path, what: str) -> Iterator[None]:
 
 def _take(lock: Path, what: str, stack: contextlib.ExitStack) -> None:
     for parent in (*reversed(lock.parent.parents), lock.parent):
+        if parent.is_file():
+            raise ValueError(f"{what}: expected a directory at {parent}, found a file; choose another place")
         if not parent.exists():
             parent.mkdir(exist_ok=True)
             stack.callback(_remove_empty, parent)

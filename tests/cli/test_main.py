@@ -92,6 +92,7 @@ def test_help_of_a_command(name, capsys):
         assert dataclasses.is_dataclass(field.type) or f"--{field.name.replace('_', '-')}" in short
     assert set(re.findall(r"--[a-z][\w.-]*", short)) <= set(re.findall(r"--[a-z][\w.-]*", whole)) | {"--help-verbose"}
     assert len(whole) > len(short) or name == "recipes"
+    assert ">>>" not in whole
     assert callable(imported(f"jobs.{name}:{command.job}"))
 
 
@@ -155,6 +156,8 @@ class TestBadInput:
         [
             ("compare --recipe fats", "unknown step 'fats'; did you mean 'fast'?"),
             ("compare none.py", "found none at none.py"),
+            ("prune tiny --ratio 0.2", "(model and method are options: --model, --method), found none at tiny"),
+            ("score --model tiny --runs short.txt", "short.txt, found a file; choose another place"),
             ("compare quickstart learned", "at most one"),
             ("recover a b", "at most one"),
             ("compare --resume", "--resume expected a run at runs/compare, found none"),

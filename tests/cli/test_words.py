@@ -8,7 +8,7 @@ import pytest
 from saap_jax.cli import main
 from saap_jax.cli.arguments import load_config, parse
 from saap_jax.cli.words import check_names, options_of, steps_and_estimators
-from saap_jax.config import CompareConfig
+from saap_jax.config import CompareConfig, MethodConfig
 from saap_jax.config.method import PACKAGED_MODELS
 from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.llama.files.sources import PACKAGED
@@ -34,6 +34,7 @@ def test_names_in_the_sources_are_those_that_are_registered():
         ("prune", "--methods wanda --ratios 0.3", "method", "wanda"),
         ("score", "--estimators wanda", "estimators", ("wanda",)),
         ("recover", "--model.name a/b", "model", "a/b"),
+        ("recover", "a/b --method lora", "method", MethodConfig(name="lora")),
         ("compare", "--no-race --model a/b", "race", False),
     ],
 )
@@ -49,6 +50,7 @@ def test_options_are_known_by_each_of_their_names(command, words, field, value):
         ("compare quikstart", "'quickstart'"),
         ("score --estimators 'wnda+fisher'", "'wanda'"),
         ("compare --model smolm2-135m", "smollm2-135m"),
+        ("compare smollm2-135m", "--model smollm2-135m"),
         ("prune --ratio 0.2 --calibration.scenarios builtin:referense", "builtin:reference"),
         ("compare --estimators wanda", "--methods"),
     ],

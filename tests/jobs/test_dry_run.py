@@ -22,6 +22,8 @@ def test_a_dry_run_says_what_is_done_and_leaves_nothing(words, tiny_model_direct
     assert "time: about" in text
     assert "disk: about" in text
     assert not [*tmp_path.iterdir()]
+    assert main.main([*words.split(), "--model", str(tiny_model_directory), *SMALL, "--dry-run", "--out", "."]) == 2
+    assert ("found .; choose another --out" in capsys.readouterr().err) == words.startswith("prune"), "control"
 
 
 @pytest.mark.parametrize(

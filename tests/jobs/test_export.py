@@ -130,7 +130,8 @@ class TestCommand:
         [
             (["{source}", "{tmp}/x", "--anyway"], "anyway: expected format tunix beside it"),
             (["{source}", "{tmp}/x"], "choose --format padded (a plain model with zeros"),
-            (["{source}", "{tmp}/x", "--format", "gguf"], "expected a file name that ends in .gguf"),
+            (["{source}", "{tmp}/x", "--format", "gguf"], "expected a name.gguf for format gguf alone"),
+            (["{source}", "{tmp}/x.gguf"], "expected a name.gguf for format gguf alone, got "),
             (["{source}", "{tmp}/x", "--format", "padded", "--dtype", "q8_0"], "q8_0 is a type of GGUF"),
             (["{source}", "{source}", "--format", "ragged"], "exists already and is never overwritten"),
             (["{tmp}/none", "{tmp}/x", "--format", "ragged"], "no such file or directory"),
@@ -138,8 +139,8 @@ class TestCommand:
                 ["{uniform}", "{tmp}/x", "--format", "tunix"],
                 "Tunix turns heads of llama3 by a rotary base of 1,000,000",
             ),
-            (["{source}"], "out: expected a path, got nothing"),
-            ([], "model: expected a path, got nothing"),
+            (["{source}"], "out: expected a path, got none"),
+            ([], "model: expected a path, got none"),
             (["{source}", "a", "b"], "expected MODEL OUT first"),
         ],
     )
