@@ -174,6 +174,6 @@ def check_group_size(spec: LlamaSpec, bits: int, group_size: int, matrices: tupl
             if matrix in matrices and units * each % group_size:
                 raise ValueError(
                     f"group_size: layer {layer} has {units} x {each} inputs of {matrix}, no multiple of {group_size}; "
-                    f"prune within(multiple_of={{{structure}: {math.lcm(group_size, each) // each}}}), or leave "
-                    f"{matrix} out of the matrices"
+                    f"prune within(multiple_of={{{structure}: {math.lcm(group_size, each) // each}}}), leave "
+                    f"{matrix} out of the matrices, or take plain adapters, --method.name lora"
                 )
