@@ -49,7 +49,6 @@ from saap_jax.surgery.cut import cut
 
 _OWN = ("sources", "dtype", "windows", "drawn", "length", "bos", "batch_size")
 
-
 Texts = dict[str, tuple[str, int, int]]
 """{metric: (source, tokens a window, windows or 0 for all)}."""
 
@@ -167,10 +166,10 @@ def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple
     new = [model for model in (a, b) if model.run is None]
     known = [(model, each) for model in (a, b) if (each := text_digests(model))]
     _check_texts(known)
+    config, texts = _setting_of(config, a, b)
     if not new and a.tokenizer == b.tokenizer:
         return recorded_losses(a), recorded_losses(b)
     found = {model.text: recorded_losses(model) for model in (a, b) if model.run is not None}
-    config, texts = _setting_of(config, a, b)
     windows: dict[str, dict[str, Windows]] = {}
     for name in dict.fromkeys((a.tokenizer, b.tokenizer)):
         tokenizer = load_tokenizer(name)

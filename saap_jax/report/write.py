@@ -111,6 +111,8 @@ def write_reports(
                   for ending in ("svg", "png", "pdf")}  # fmt: skip
     for each in files:
         marks = (b"saap_jax",) if each.suffix in (".svg", ".png", ".pdf") else _MARKS
+        if each.parent.is_file():
+            raise ValueError(f"{each.parent}: expected a directory, found a file; name another place")
         if each.exists() and not overwrite and not (each.is_file() and any(m in each.read_bytes() for m in marks)):
             raise ValueError(f"{each} is no report of saap; pass --overwrite to replace it, or name another place")
     for each, content in files.items():
@@ -136,8 +138,7 @@ def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", 
     Raises:
         FileNotFoundError, ValueError: the directory holds no readable run.
     """
-    path, rows = Path(run_dir), []
-    run = read_run(path)
+    path, rows, run = Path(run_dir), [], read_run(run_dir)
     command = run.get("command", "").split()  # of a run that has not come far enough to record its kind
     kind = run.get("kind") or (command[1] if len(command) > 1 else "compare")
     with reading(path, f"a run of kind {kind}"):

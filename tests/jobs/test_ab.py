@@ -51,6 +51,8 @@ class TestAb:
             assert row["percent"]["value"] == pytest.approx(2)
             assert row["ppl_a"] / row["ppl_b"] == pytest.approx(1.02)
             assert (row["win_rate"], row["sure"], row["windows"]) == (0, True, 24)
+        line = refused(capsys, ["ab", f"{run}:wanda@0.2", f"{run}:dense", "--windows", "7"])
+        assert "text, type and batch size of its run are taken, got 7; leave it out" in line
 
     def test_seeds_are_paired(self, tmp_path, no_model):
         three = fake_run(tmp_path / "three", seeds=(2, 0, 1), shift=0.1)

@@ -52,6 +52,10 @@ class TestOneRun:
             (tmp_path / name).unlink()
         with pytest.raises(ValueError, match=r"expected a file that ends in \.html"):
             write_reports([run.path], tmp_path / "page.pdf")
+        before = sorted(run.path.iterdir())
+        with pytest.raises(ValueError, match=r"run.json: expected a directory, found a file; name another place"):
+            write_reports([run.path], figures=run.path / "run.json")
+        assert sorted(run.path.iterdir()) == before, "nothing is half written"
         with pytest.raises(ValueError, match="expected at least one run directory"):
             write_reports([])
 
