@@ -131,6 +131,30 @@ class TestRows:
         assert one[fake.METRICS[0]][:3] == pytest.approx(wanted[:3])
 
 
+class TestWords:
+    def test_of_two_that_are_equal_none_is_called_best(self):
+        first = fake.candidate("a", 0.2, (50.0, 50.0))
+        same = first | {"candidate": "b@0.2", "variant": "b"}
+        for more, said in (
+            ([], "a has the lowest perplexity out of domain, 50.00 (dense 34.70), level with b."),
+            ([90.0], "a has the lowest perplexity out of domain, 50.00 (dense 34.70), level with b."),
+            ([50.001], "a has the lowest perplexity out of domain, 50.00 (dense 34.70), and 2 others cannot be told "
+                       "apart from it: b, c."),
+        ):  # fmt: skip
+            lines = [first, same, *(fake.candidate("c", 0.2, (ppl, ppl)) for ppl in more)]
+            assert summary(fake.fields(), comparison_rows(fake.fields(), lines))[0] == f"At 20 % asked, {said}"
+
+    def test_how_far_a_loss_below_zero_is_below_another(self):
+        lines = [
+            {"candidate": f"{name}@0.2", "variant": name, "ratio_asked": 0.2, "ratio_actual": 0.2,
+             "ppl": {"loss test": loss}, "losses": {"loss test": [loss + 0.01 * n * scale for n in range(-4, 5)]}}
+            for name, loss, scale in (("a", -2.0, 1.0), ("b", -1.0, 2.0))
+        ]  # fmt: skip
+        run = {"metrics": [{"name": "loss test", "domain": "in"}]}
+        said = "At 20 % asked, a is best in domain with loss -2, 100.0 % below b."
+        assert summary(run, comparison_rows(run, lines)) == [said]
+
+
 class TestPage:
     def test_sections(self, run):
         view = read_view(run.path)

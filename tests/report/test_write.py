@@ -80,12 +80,22 @@ class TestSeveralRuns:
         best, runs = [block for block in overview["Overview"].blocks if isinstance(block, Table)]
         assert [row[0] for row in cells(best)] == ["a/x", "a/x", "b/x", "b/x", *[views[2].name] * 2]
         assert len(cells(runs)) == 3
+        assert [row[-1] for row in cells(best)] == ["0"] * 6, "all others were told apart from the lowest"
         drawn = joint_curves(views)
         assert len(drawn) == 2, "in and out of domain"
         for text, curves in drawn.items():
             assert "24 windows" in text
             assert [curve.name for curve in curves] == ["a/x", "b/x"], "the third has another text"
         assert len([b for b in leaves(overview["Best perplexity against ratio"].blocks) if isinstance(b, Figure)]) == 2
+
+    def test_how_many_are_tied_with_the_best(self, tmp_path):
+        near = [fake.candidate(name, 0.2, (ppl, ppl)) for name, ppl in (("a", 50.0), ("b", 50.001), ("c", 90.0))]
+        near.append(near[0] | {"candidate": "d@0.2", "variant": "d"})
+        few = [{**line, "losses": {name: each[:7] for name, each in line["losses"].items()}} for line in near]
+        paths = [fake.kept_run(tmp_path / name, lines).path for name, lines in (("near", near), ("few", few))]
+        (section, *_) = overview_sections(read_views(paths))
+        best = next(block for block in section.blocks if isinstance(block, Table))
+        assert [[row[0], row[-1]] for row in cells(best)] == [["few", "-"], ["near", "2"]][::-1]
 
     @pytest.mark.slow
     def test_a_page_of_few_is_open_and_of_many_closed_and_small(self, three, tmp_path):

@@ -181,15 +181,16 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, scale: Scal
     first, *others = sorted(known, key=lambda row: (row.raced > 0, figures[row.label], row.label))
     value = format_figure(figures[first.label], scale)
     value += f" (dense {format_figure(dense, scale)})" if math.isfinite(dense) else ""
-    if others and all(row.against and not row.tied for row in others) and not untested(group):
+    if others and all(row.against and not (row.tied or row.best) for row in others) and not untested(group):
         lead = f"{first.named} is best {DOMAINS[domain]} with {scale.noun} {value}"
     else:
         lead = f"{first.named} has the lowest {scale.noun} {DOMAINS[domain]}, {value}"
-    if tied := [row.named for row in others if row.tied]:
+    if any(row.tied for row in others):
+        tied = [row.named for row in others if row.tied or row.best]
         return f"{lead}, and {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}."
     if others:
         second, most = others[0], figures[others[0].label]
-        gap = 100 * (1 - figures[first.label] / most) if most else 0.0
+        gap = 100 * (most - figures[first.label]) / abs(most) if most else 0.0
         lead += f", {gap:,.1f} % below {second.named}" if gap >= 0.05 else f", level with {second.named}"
     return f"{lead}."
 

@@ -76,14 +76,14 @@ def _best_blocks(views: Sequence[View]) -> list[Block]:
         dense = next((row[f"ppl_{domain}"] for row in view.rows if row["candidate"] == DENSE), math.nan)
         best = {row["ratio_asked"]: row for row in reversed(view.rows) if row["best"]}
         for asked, row in reversed(best.items()):
-            others = [each for each in view.rows if each["ratio_asked"] == asked and not each["best"]]
-            tested = any(not math.isnan(each.get("p", math.nan)) for each in others)
+            others = [each for each in view.rows if each["ratio_asked"] == asked and each is not row]
+            tested = any(not math.isnan(each.get(f"low_{domain}", math.nan)) for each in others)
             ppl = row[f"ppl_{domain}"]
             rows.append({"run": view.name, "variant": row["variant"], "text": evaluated(view, domain),
                          "ratio_asked": asked, "ppl": ppl, "scale": figure_of(view.run),
                          "spread": row[f"spread_{domain}"], "dense": dense,
                          "times": ppl / dense if dense > 0 else math.nan,
-                         "ties": sum(each["tied"] for each in others) if tested else None})  # fmt: skip
+                         "ties": sum(each["tied"] or each["best"] for each in others) if tested else None})  # fmt: skip
     if not rows:
         return []
     texts = list(dict.fromkeys(row["text"] for row in rows))
