@@ -4,7 +4,9 @@ import time
 
 from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig
 from saap_jax.jobs.candidates import runner_of
-from saap_jax.jobs.job import lengths_of
+from saap_jax.jobs.job import check, lengths_of
+from saap_jax.jobs.judged import texts_of
+from saap_jax.jobs.score import calibration_of
 from saap_jax.runtime.mesh import layout_of_job
 from saap_jax.runtime.progress import Passes, Track, quiet, step
 from saap_jax.runtime.remote import exists
@@ -29,16 +31,19 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
         ValueError: what the job would refuse.
     """
     alone = isinstance(config, PruneConfig)
-    where = config.out if isinstance(config, PruneConfig) else f"{config.runs}/{config.name}"
+    where = config.out if alone else f"{config.runs}/{config.name}"
     if alone and exists(where):
         raise ValueError(f"out: expected a directory that does not exist yet, found {where}; choose another --out")
+    of_run = alone and config.from_run
+    calibration = calibration_of(config.from_run, config.model.name) if of_run else config.calibration
+    size = calibration.batch_size
     chains = expand([config.chain] if alone else config.methods)
     ratios, seeds = ([config.ratio or 0.2], [0]) if alone else (config.ratios, config.seeds_drawn)
     with step(track, "load the model, and time a microbatch"):
-        layout = layout_of_job(config.mesh, **{"calibration.batch_size": config.calibration.batch_size})
+        layout = layout_of_job(config.mesh, **{"calibration.batch_size": size}) if alone else check(config)
         subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
-        scenarios, texts = subject.scenarios(config.calibration), subject.texts(config.evaluation)
-        size = config.calibration.batch_size
+        scenarios = subject.scenarios(calibration)
+        texts = texts_of(config, subject, calibration.scenarios) if alone else subject.texts(config.evaluation)
         runner = runner_of(subject, scenarios, chains, Passes(size, config.remat))
         for chain in chains:
             runner.check(chain, [] if alone and config.targets.asked else ratios)
@@ -53,7 +58,7 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
     passes = sum(chain.passes(runner.extent, ratio) for chain in chains for ratio in ratios) * candidates
     passes /= len(chains) * len(ratios)
     cuts = 1 if alone or (isinstance(config, CompareConfig) and config.cut) else 0
-    tokens = text * (SCORING * len(seeds) + passes) + judged * (1 + candidates + 2 * cuts)
+    tokens = text * (SCORING * len(seeds) + passes) + judged * (1 + candidates + 2 * cuts * (not alone))
     ratio = config.cut_ratio if isinstance(config, CompareConfig) else ratios[0]
     disk = cuts * whole.bytes * (1 - ratio * subject.prunable / subject.parameters)
     kinds = ((len(chains), "method"), (len(ratios), "ratio"), (len(seeds), "seed"), (candidates, "candidate"))

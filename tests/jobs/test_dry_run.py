@@ -26,6 +26,30 @@ def test_a_dry_run_says_what_is_done_and_leaves_nothing(words, tiny_model_direct
     assert ("found .; choose another --out" in capsys.readouterr().err) == words.startswith("prune"), "control"
 
 
+def test_a_dry_run_reads_the_texts_that_the_job_reads_and_refuses_what_it_refuses(
+    tiny_model_directory, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text("The cat sat on a mat, and there was a dog. " * 99)
+
+    def told(words: str) -> str:
+        code = main.main([*words.split(), "--model", str(tiny_model_directory), *SMALL[6:], "--dry-run"])
+        said = capsys.readouterr()
+        assert code == 2 * bool(said.err)
+        return said.out + said.err
+
+    small, prune = " ".join(SMALL[:6]), "prune --method magnitude --ratio 0.2"
+    for command in ("compare --methods magnitude", "frontier --methods magnitude", prune):
+        both = f"{small} --calibration.scenarios text:t.txt --evaluation.in-domain text:t.txt"
+        assert "calibrate on one text and evaluate on another" in told(f"{command} {both}")
+    assert "0 tokens of evaluation" in told(f"{prune} {small} --no-judge --evaluation.in-domain text:gone.txt")
+    kept = "--calibration.examples 5 --calibration.length 16 --calibration.batch-size 2 --name kept --estimators wanda"
+    assert main.main(["score", "--model", str(tiny_model_directory), *kept.split()]) == 0
+    capsys.readouterr()
+    assert "over 80 tokens of calibration" in told(f"{prune} --from-run runs/kept")
+    assert "found no run.json in gone" in told(f"{prune} --from-run gone")
+
+
 @pytest.mark.parametrize(
     ("words", "rows"),
     [
