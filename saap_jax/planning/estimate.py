@@ -132,7 +132,12 @@ def _state(
     if config.task == "evaluate":
         return 0.0, 0.0, 0.0, 1
     if config.task == "recover":
-        adapters = 16 * len(spec.layers) * (11 * spec.embed + 3 * spec.layers[0].mlp)
+        method, embed, both = method_of(config, spec), spec.embed, not spec.constants.traits.experts
+        group = method.group_size if config.method == "groupwise" else 1  # inputs, of which an adapter sees one number
+        units = [(w.kv_heads * spec.head_dim, w.kv_heads * w.q_per_kv * spec.head_dim, both * w.mlp)
+                 for w in spec.layers]  # fmt: skip
+        seen = sum((3 + 2 * both) * embed + heads + mlp for _, heads, mlp in units) / group
+        adapters = method.rank * (seen + sum((1 + both) * embed + heads + 2 * kv + 2 * mlp for kv, heads, mlp in units))
         trained = count if config.method == "full" else adapters
         return 4 * trained / shards, 0.0, 12 * trained / shards, 1
     needs = union_of_needs(make_estimator(name) for name in config.estimators)

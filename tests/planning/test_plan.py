@@ -265,5 +265,6 @@ def test_a_mixture_recovers_by_its_attention(method):
         paths = [
             jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(trained)
         ]
+        assert estimate(config, spec, (1, 1, 1), 1, "full").state == 12 * sum(x.size for x in jax.tree.leaves(trained))
         adapted[name] = {part for path in paths for part in path.split("/") if part in MATRICES}
     assert adapted == {"mixture": {"query", "key", "value", "output"}, "plain": set(MATRICES)}
