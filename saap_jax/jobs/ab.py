@@ -77,7 +77,8 @@ def ab(config: AbConfig, *, track: Track = quiet) -> Comparison:
     if config.max_accuracy_drop is not None:
         checks += [check_difference(row.name, row.difference, config.max_accuracy_drop) for row in comparison.tasks]
     if config.max_size or run:
-        checks += _check_costs(config, a, b, names, track)
+        with attending(config.attention):
+            checks += _check_costs(config, a, b, names, track)
     comparison = comparison._replace(checks=tuple(checks))
     if config.json:
         write_atomically(Path(config.json), comparison_json(comparison))

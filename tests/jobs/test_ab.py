@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from saap_jax.config.use import AbConfig, EvaluateConfig
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.jobs import ab
 from saap_jax.jobs.evaluate import evaluate
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama import attention, load_model, load_tokenizer
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from tests.cli.test_main import refused
 from tests.fake_runs import METRICS, fake_run
@@ -183,6 +184,24 @@ class TestLimits:
         for name in ("dense", "wanda@0.2"):
             same = ["ab", f"{run}:{name}", f"{run}:{name}", "--max-ppl-increase", "0%", "--max-size", "100%"]
             assert main.main(same) == 0, "identical models hold limits of nothing"
+
+    def test_models_are_timed_with_the_attention_that_was_asked_for(self, tmp_path, tiny_model_directory, monkeypatch):
+        paths, run = [], fake_run(tmp_path / "run", model=str(tiny_model_directory))
+
+        def timed(models, tokens, repeats):
+            jax.eval_shape(lambda tokens: models[0](tokens), tokens)
+            return 1.0, 1.0
+
+        def told(name, of):
+            monkeypatch.setattr(attention, name, lambda *inputs: [paths.append(name), of(*inputs)][1])
+
+        told("plain", attention.plain)
+        told("in_blocks", attention.in_blocks)
+        monkeypatch.setattr(ab, "forward_seconds", timed)
+        for asked, taken in (("auto", "plain"), ("blocks", "in_blocks")):
+            paths.clear()
+            assert ab.ab(AbConfig(a=f"{run}:dense", b=f"{run}:dense", max_latency="100%", attention=asked)).held
+            assert paths[0] == taken
 
     @pytest.mark.slow
     def test_models_are_measured(self, capsys, tiny_model_directory, pruned):
