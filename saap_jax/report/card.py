@@ -50,7 +50,8 @@ def card(origin: Origin, name: str) -> str:
     from huggingface_hub import ModelCardData
 
     base, loader, steps = origin["base"], origin["loader"], origin["steps"]
-    pruned = any(step["kind"] in ("prune", "compare") for step in steps)
+    kinds = {step["kind"] for step in steps}
+    pruned = bool(kinds & {"prune", "compare"})
     metadata = ModelCardData(
         base_model=base.get("repository"),
         library_name="transformers" if loader in ("transformers", "remote_code") else "saap_jax",
@@ -62,6 +63,7 @@ def card(origin: Origin, name: str) -> str:
     )
     whole, (sentence, code) = base.get("repository") or base["name"], _USE[loader]
     what = "pruned: whole units went, so that its arrays are smaller" if pruned else "in other files"
+    what = "fine-tuned" if not pruned and "recover" in kinds else what
     blocks: list[Block] = [*said(f"{name} is {whole}, {what}. Made with saap_jax, in {plural(len(steps), 'step')}.")]
     if steps:
         before, after = steps[0]["parameters"][0], steps[-1]["parameters"][1]

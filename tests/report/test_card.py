@@ -50,6 +50,20 @@ def test_a_card_says_what_is_on_record(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kind", "said", "tags"),
+    [
+        ("prune", "pruned: whole", ["pruned"]),
+        ("recover", "fine-tuned. Made", []),
+        ("export", "in other files. Made", []),
+    ],
+)
+def test_what_was_done_to_it(kind, said, tags, tmp_path):
+    text = card(origin(step={"kind": kind}), "small")
+    assert f"small is org/dense, {said}" in text
+    assert metadata(text, tmp_path)["tags"] == [*tags, "saap_jax"]
+
+
+@pytest.mark.parametrize(
     ("loader", "library", "code"),
     [
         ("transformers", "transformers", "from_pretrained(DIRECTORY)"),
