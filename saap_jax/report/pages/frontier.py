@@ -48,7 +48,7 @@ def summary(run: RunRecord, found: Sequence[Found]) -> str:
     )
     if tied:
         text += f", from which cannot be told apart {some(tied)}"
-    if not tested:
+    if not tested and len(found) > 1:
         return f"{text}. Whether another goes as far is not known: {untested(found)}."
     return f"{text}."
 
