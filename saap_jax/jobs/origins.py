@@ -138,9 +138,10 @@ def calibration_text(config: CalibrationConfig, traced: bool) -> str:
 
     >>> calibration_text(CalibrationConfig(), False)
     '32 windows of 128 tokens of builtin:reference, seed 0'
+    >>> calibration_text(CalibrationConfig(scenarios=("a", "b"), examples=8), True)
+    '8 examples of each of a, b, seed 0'
     """
-    texts = ", ".join(config.scenarios)
+    texts = "each of " * (len(config.scenarios) > 1) + ", ".join(config.scenarios)
     if traced:
         return f"{config.examples or 'all'} examples of {texts or 'each calibration set'}, seed {config.seed}"
-    each = "each of " if len(config.scenarios) > 1 else ""
-    return f"{config.examples} windows of {config.length} tokens of {each}{texts}, seed {config.seed}"
+    return f"{config.examples} windows of {config.length} tokens of {texts}, seed {config.seed}"

@@ -144,6 +144,13 @@ class TestWords:
             lines = [first, same, *(fake.candidate("c", 0.2, (ppl, ppl)) for ppl in more)]
             assert summary(fake.fields(), comparison_rows(fake.fields(), lines))[0] == f"At 20 % asked, {said}"
 
+    def test_the_protocol_says_that_windows_are_of_each_text(self):
+        for texts, said in ((["a"], "on 32 windows of 128 tokens of a, seed 0;"),
+                            (["a", "b"], "on 32 windows of 128 tokens of each of a, b, seed 0;")):  # fmt: skip
+            calibration = {"scenarios": texts, "examples": 32, "length": 128}
+            run = fake.fields() | {"config": fake.CONFIG | {"calibration": calibration}}
+            assert any(said in note for note in comparison_table(run, two(50.0, 60.0)).notes)
+
     def test_how_far_a_loss_below_zero_is_below_another(self):
         lines = [
             {"candidate": f"{name}@0.2", "variant": name, "ratio_asked": 0.2, "ratio_actual": 0.2,

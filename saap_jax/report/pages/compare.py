@@ -232,7 +232,8 @@ def _protocol(run: RunRecord) -> list[str]:
     if not (evaluation and calibration and losses and "prunable_parameters" in model):
         return []
     windows = " and ".join(f"{count:,}" for count in sorted({len(values) for values in losses.values()}))
-    text = ", ".join(calibration.get("scenarios", ())) or "all sets"
+    texts = calibration.get("scenarios", ())
+    text = "each of " * (len(texts) > 1) + ", ".join(texts) or "all sets"
     seeds = run.get("seeds", {}).get("calibration", ())
     traced = "structures" in run
     kind = "examples" if traced else "windows"
