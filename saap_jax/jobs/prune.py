@@ -1,7 +1,9 @@
 """One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
 
+import contextlib
 import shlex
 import time
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +14,8 @@ from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import directory_bytes
-from saap_jax.export.widths import width_note
+from saap_jax.export.hf import Form, check_form
+from saap_jax.export.widths import uniform_widths, width_note
 from saap_jax.jobs import origins, targets
 from saap_jax.jobs.candidates import runner_of
 from saap_jax.jobs.job import lengths_of
@@ -157,8 +160,12 @@ def further_of(config: PruneConfig, spec: LlamaSpec) -> list[str]:
         check_group_size(spec, usual.bits, usual.group_size, matrices)
     except ValueError:
         recover += " --method.name lora"
-    fits = "hf" if len({*spec.layers}) == 1 else "padded"
-    return [f"ab {out} {dense}", recover, *([] if mixture else [f"export {out} {out}-hf --format {fits}"])]
+    fits: list[str] = []
+    for form in typing.get_args(Form):
+        with contextlib.suppress(ValueError):
+            check_form(spec, form)
+            fits += [form] if form != "padded" or uniform_widths(spec) else []
+    return [f"ab {out} {dense}", recover, *(f"export {out} {out}-hf --format {form}" for form in fits[:1])]
 
 
 def size_rows(

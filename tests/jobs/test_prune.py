@@ -27,7 +27,7 @@ from saap_jax.jobs.targets import (
     targets_of,
     workload_of,
 )
-from saap_jax.llama import LayerWidths, LlamaSpec
+from saap_jax.llama import Constants, LayerWidths, LlamaSpec
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.segments import existing_units
 from saap_jax.runtime.progress import Passes
@@ -243,3 +243,18 @@ def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
     assert not (tmp_path / "out" / "targets.json").exists()
     quick = prune.prune(dataclasses.replace(config, method="fast", out=str(tmp_path / "fast")))
     assert all(each.corrected <= each.error for each in quick.told["corrections"]), "on the text that is given"
+
+
+@pytest.mark.parametrize(
+    ("widths", "fields", "form"),
+    [
+        ([(2, 8), (2, 8)], {}, "hf"), ([(3, 8), (3, 8)], {}, "padded"), ([(2, 8), (1, 8)], {}, "padded"),
+        ([(3, 8), (3, 8)], {"embed": 6}, "hf"), ([(5, 8), (5, 8)], {"embed": 4}, "ragged"),
+        ([(2, 8), (1, 8)], {"output_biases": True, "constants": Constants(family="qwen2")}, "ragged"),
+    ],
+)  # fmt: skip
+def test_the_export_that_is_proposed_holds_the_model(widths, fields, form):
+    layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=1, mlp=mlp) for heads, mlp in widths)
+    spec = LlamaSpec(**{"vocab": 24, "embed": 16, "head_dim": 4, "layers": layers, "tied": True} | fields)
+    *_, line = prune.further_of(PruneConfig(ratio=0.2), spec)
+    assert line == f"export models/pruned models/pruned-hf --format {form}"
