@@ -76,22 +76,24 @@ def in_turns(
 ) -> tuple[tuple[WindowLosses, WindowLosses], tuple[list[float], list[float]]]:
     """Evaluate the unpruned and the cut model in turns, `rows` windows at once; take each one's seconds of each turn.
 
-    The first turn, which compiles, is not timed; where there are fewer than three, windows come again.
+    The first turn, which compiles, is not timed, nor is one of fewer windows, which is another program; where there are
+    fewer than three others, windows come again.
 
     Args:
         most: turns of the unpruned model; None: all.
     """
     count = subject.count(text)[0]
     parts = [subject.rows(text, slice(first, first + rows)) for first in range(0, count, rows)]
+    timed = max(alike := max(1, count // rows), TURNS)
     found: list[list[WindowLosses]] = [[], []]
     taken: list[list[float]] = [[], []]
-    for turn, part in enumerate([*parts, *parts[:1] * (TURNS - len(parts))]):
+    for turn, part in enumerate([*parts[:alike], *parts[:1] * (timed - alike), *parts[alike:]]):
         for place, model in enumerate((whole, cut)):
             if place or most is None or turn < most:
                 start = time.perf_counter()
                 losses = model.losses(part, rows)
-                taken[place] += [time.perf_counter() - start] if turn else []
-                found[place] += [losses] if turn < len(parts) else []
+                taken[place] += [time.perf_counter() - start] if 0 < turn < timed else []
+                found[place] += [] if alike <= turn < timed else [losses]
     dense, pruned = (WindowLosses(*map(np.concatenate, zip(*each, strict=True))) for each in found)
     before, after = taken
     return (dense, pruned), (before, after)

@@ -83,9 +83,13 @@ def test_the_change_has_its_interval_and_too_few_windows_none():
     assert not any("interval" in said for _, said in judged.judged_rows(judged.Judged(few, times, 100)))
 
 
-@pytest.mark.parametrize(("count", "most", "turns"), [(9, None, (3, 3)), (9, 2, (2, 3)), (3, None, (3, 3))])
-def test_both_models_take_turns_and_every_window_counts_once(count, most, turns):
-    text, order = np.arange(count, dtype=float), []
+@pytest.mark.parametrize(
+    ("count", "most", "turns"),
+    [(9, None, (4, 4)), (9, 2, (2, 4)), (3, None, (3, 3)), (12, None, (3, 3)), (14, 3, (3, 4))],
+)
+def test_both_models_take_turns_and_every_window_counts_once(count, most, turns, monkeypatch):
+    text, order, clock = np.arange(count, dtype=float), [], [0]
+    monkeypatch.setattr(judged, "time", SimpleNamespace(perf_counter=lambda: sum(clock)))
 
     class Model:
         def __init__(self, name: str) -> None:
@@ -93,6 +97,7 @@ def test_both_models_take_turns_and_every_window_counts_once(count, most, turns)
 
         def losses(self, part, rows):
             order.append(self.name)
+            clock.append(len(part))
             return WindowLosses(part * 2, np.full(len(part), 2))
 
     subject = SimpleNamespace(count=lambda text: (len(text), 0), rows=lambda text, chosen: text[chosen])
@@ -101,7 +106,8 @@ def test_both_models_take_turns_and_every_window_counts_once(count, most, turns)
     assert dense.means.tolist() == text[: len(dense.means)].tolist()
     assert (order.count("dense"), order.count("cut")) == turns
     assert order[:4] == ["dense", "cut"] * 2
-    assert min(map(min, seconds)) >= 0
+    assert [len(each) for each in seconds] == [min(2, (most or 3) - 1), 2]
+    assert {*seconds[0], *seconds[1]} == {min(count, 4)}, "a pass over fewer windows is another program"
 
 
 @pytest.mark.slow
