@@ -33,6 +33,7 @@ from saap_jax.report.blocks import Code, text_table
 from saap_jax.runtime.errors import read_object
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.remote import staged
+from saap_jax.runtime.words import plural
 from saap_jax.structures import count_parameters
 
 TUNIX, MAXTEXT = "tunix.json", "maxtext.yml"
@@ -128,7 +129,7 @@ def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path,
         if config.format not in ("ragged", "gguf"):
             layers, written = len(written.spec.layers), without_empty_layers(written)
             if gone := layers - len(written.spec.layers):
-                notes.append(f"{gone} layers without heads and channels, which compute nothing, are left out")
+                notes.append(f"left out, computing nothing: {plural(gone, 'layer')} without heads and channels")
         positions = context_of(model.constants) if config.format == "gguf" else model.constants.max_positions
         tokens = sample_tokens(tokenizer, model.spec.vocab, positions)
         beside = None if teacher is None else load_model(teacher)

@@ -111,7 +111,8 @@ def recovered(config: RecoverConfig, run: RunRecord) -> OriginStep:
         "method": " ".join([config.method.name, *options(dataclasses.asdict(config.method), MethodConfig())]),
         "text": f"{', '.join(config.data.sources)}: {plural(data['rows'], 'row')} of {config.data.length} tokens, "
         f"seed {config.data.seed}",
-        "training": f"{plural(training['steps'], 'step')} of {training['rows']} rows, seed {config.training.seed}",
+        "training": f"{plural(training['steps'], 'step')} of {plural(training['rows'], 'row')}, "
+        f"seed {config.training.seed}",
         "learned from": config.dense if config.training.distillation or config.training.hidden else "",
     }
     return {

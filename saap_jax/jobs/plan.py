@@ -70,7 +70,7 @@ def shown(config: PlanConfig, result: Record) -> list[Block]:
     said = (
         f"A step of {record['batch']} x {config.length} tokens takes {record['step_seconds']:.3f} s at least, bound by "
         f"{bound}: {record['tokens_per_second']:,.0f} tokens/s ({how}).",
-        f"{record['steps'] * record['batch']} rows in {record['steps']} steps: {record['total_seconds']:.0f} s, "
+        f"{plural(config.examples, 'row')} in {plural(record['steps'], 'step')}: {record['total_seconds']:.0f} s, "
         f"{record['chip_hours']:.3f} chip-hours. Real programs reach 40 to 60 % of the peak rates taken here.",
         f"Settings: {settings_of(record)}",
     )

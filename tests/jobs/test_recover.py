@@ -27,6 +27,7 @@ from saap_jax.jobs.origins import NAMES
 from saap_jax.llama import load_model
 from saap_jax.llama.quantized import Quantized
 from saap_jax.recovery import loop
+from saap_jax.report.pages.recover import recovery_table, summary
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
 from tests.cli.test_main import refused
@@ -238,3 +239,16 @@ def test_killed_at_any_moment_it_ends_with_the_same_model(options, tmp_path):
     losses = [[row["loss"] for row in read_candidates(path.parent.parent)[0]] for path in names]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 16
+
+
+def test_one_of_a_thing_is_not_several():
+    data = {"documents": 1, "rows": 1, "filled": 1.0, "predicted": 1, "held_out_rows": 1, "cut": 1, "left_out": 1}
+    training = {"trained": 2, "best_step": None, "steps": 1, "rows": 1}
+    run = {"data": data, "training": training, "config": {"data": {"length": 16}, "method": {"name": "full"}}}
+    run |= {"model": {"parameters": 9}, "before": {"ppl": {}}}
+    text, _ = summary(run)
+    assert text == (
+        "text: 1 document in 1 row of 16 tokens, 100.0 % filled; 1 token to predict an epoch; 1 row held out; "
+        "1 response cut, 1 piece without a token to predict left out"
+    )
+    assert recovery_table(run).title == "full, 1 step of 1 row"

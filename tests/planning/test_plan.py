@@ -268,3 +268,10 @@ def test_a_mixture_recovers_by_its_attention(method):
         assert estimate(config, spec, (1, 1, 1), 1, "full").state == 12 * sum(x.size for x in jax.tree.leaves(trained))
         adapted[name] = {part for path in paths for part in path.split("/") if part in MATRICES}
     assert adapted == {"mixture": {"query", "key", "value", "output"}, "plain": set(MATRICES)}
+
+
+def test_a_plan_says_how_many_rows_there_are(capsys):
+    for examples, said in ((1, "1 row in 1 step:"), (10, "10 rows in 3 steps:")):
+        words = ["llama-7b", "gpu:h200:1", "--task", "evaluate", "--batch", "4", "--examples", str(examples)]
+        assert main(["plan", *words]) == 0
+        assert said in " ".join(capsys.readouterr().out.split())

@@ -66,7 +66,9 @@ def recovery_table(run: RunRecord) -> Table:
           for each in metrics(run)),
     ]  # fmt: skip
     config, training = run.get("config", {}), run.get("training")
-    title = f"{config['method']['name']}, {training['steps']} steps of {training['rows']} rows" if training else ""
+    title = ""
+    if training:
+        title = f"{config['method']['name']}, {plural(training['steps'], 'step')} of {plural(training['rows'], 'row')}"
     notes = [f"in brackets behind a perplexity: change from the {VARIANTS['before']} model"]
     notes += [f"decoding: median of {rounds} rounds in turns (slowest to fastest)"] if timed else []
     return Table(title, columns, rows, notes, "recovery")
@@ -77,10 +79,11 @@ def summary(run: RunRecord) -> list[str]:
     data, training = run["data"], run["training"]
     tokens, held = run["config"]["data"]["length"], data["held_out_rows"]
     lines = [
-        f"text: {plural(data['documents'], 'document')} in {data['rows']:,} rows of {tokens} tokens, "
+        f"text: {plural(data['documents'], 'document')} in {plural(data['rows'], 'row')} of {tokens} tokens, "
         f"{format_percent(data['filled'])} % filled; "
-        f"{data['predicted']:,} tokens to predict an epoch; {held:,} rows held out; {data['cut']:,} responses cut, "
-        f"{data['left_out']:,} pieces without a token to predict left out"
+        f"{plural(data['predicted'], 'token')} to predict an epoch; {plural(held, 'row')} held out; "
+        f"{plural(data['cut'], 'response')} cut, "
+        f"{plural(data['left_out'], 'piece')} without a token to predict left out"
     ]
     trained = f"{training['trained']:,} numbers trained, of a model of {run['model']['parameters']:,}"
     if training["best_step"] is None:
