@@ -100,8 +100,8 @@ def changes_of(run: RunRecord, candidates: Sequence[Row]) -> list[Change]:
         average = total / removed if total > 0 else math.nan
         relative = change / row["removed"] / average if row["removed"] else math.nan
         place = (row["layer"], row["structure"], row["asked"], row["actual"], row["removed"])
-        percent = (difference.scale.percent(change, dense), *difference.percent[1:])
-        changes.append(Change(*place, change, *percent, average, relative))
+        value, low, high = (scale.percent(end, dense) for end in (change, difference.low, difference.high))
+        changes.append(Change(*place, change, value, low, high, average, relative))
     return changes
 
 

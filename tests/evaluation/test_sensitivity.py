@@ -48,3 +48,17 @@ def test_places_that_cost_the_same_are_tied():
         row["losses"] = {METRIC: (np.array(rows[0]["losses"][METRIC]) + 1e-3 * np.sin(np.arange(WINDOWS))).tolist()}
     changes = changes_of(record, rows)
     assert all(each.tied for each in as_costly(record, rows, changes[0], changes[1:]))
+
+
+def test_percent_of_a_race_are_of_the_whole_text():
+    """The interval about the value: both are beside the unpruned model's loss on all windows."""
+    record, rows = run_of([("a", 0), ("b", 0), ("c", 0), ("d", 0)], traced=True)
+    dense = np.array(record["dense"]["losses"][METRIC])
+    few = np.argsort(dense)[:12]
+    losses = np.full(WINDOWS, None)
+    losses[few] = np.array(rows[0].pop("losses")[METRIC])[few]
+    rows[0] |= {"windows": 12, "seen": {METRIC: losses.tolist()}}
+    change = next(each for each in changes_of(record, rows) if each.structure == "a")
+    assert change.low < change.percent < change.high
+    assert change.percent == pytest.approx(100 * change.nats / dense.mean())
+    assert change.percent == pytest.approx((change.low + change.high) / 2)
