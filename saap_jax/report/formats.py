@@ -162,7 +162,7 @@ def format_hundredths(value: Number) -> str:
 def format_usd(value: Number) -> str:
     """Write US dollars, small amounts with two digits.
 
-    >>> format_usd(0.00423), format_usd(12.3), format_usd(0.0)
-    ('$0.0042', '$12.30', '$0.00')
+    >>> format_usd(0.00423), format_usd(12.3), format_usd(0.0), format_usd(0.0999)
+    ('$0.0042', '$12.30', '$0.00', '$0.10')
     """
-    return f"${value:,.2f}" if value == 0 or value >= 0.1 else f"${value:.2g}"
+    return f"${value:,.2f}" if value == 0 or value >= 0.0995 else f"${value:.2g}"

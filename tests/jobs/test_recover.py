@@ -252,3 +252,13 @@ def test_one_of_a_thing_is_not_several():
         "1 response cut, 1 piece without a token to predict left out"
     )
     assert recovery_table(run).title == "full, 1 step of 1 row"
+
+
+@pytest.mark.parametrize(
+    ("first", "end"), [(3.0, "at first 3.0000"), (2.0, "at first 2.0000, which no step came below")]
+)
+def test_a_training_that_did_not_help_is_called_so(first, end):
+    data = {"documents": 1, "rows": 1, "filled": 1.0, "predicted": 1, "held_out_rows": 1, "cut": 1, "left_out": 1}
+    training = {"trained": 2, "best_step": 4, "steps": 5, "stopped": False, "best_loss": 2.5, "first_loss": first}
+    run = {"data": data, "training": training, "config": {"data": {"length": 16}}, "model": {"parameters": 9}}
+    assert summary(run)[1].endswith(f"the held-out loss was lowest: 2.5000, {end}")

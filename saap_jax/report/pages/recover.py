@@ -91,9 +91,10 @@ def summary(run: RunRecord) -> list[str]:
         lines.append(f"{trained}; the model is that of step {training['steps']}, the last one: {why}")
     else:
         stopped = " (stopped: no lower held-out loss came)" if training["stopped"] else ""
+        worse = ", which no step came below" if training["best_loss"] >= training["first_loss"] else ""
         lines.append(
             f"{trained}; the model is that of step {training['best_step']} of {training['steps']}{stopped}, where the "
-            f"held-out loss was lowest: {training['best_loss']:.4f}, at first {training['first_loss']:.4f}"
+            f"held-out loss was lowest: {training['best_loss']:.4f}, at first {training['first_loss']:.4f}{worse}"
         )
     return [*lines, *changes(run)]
 
