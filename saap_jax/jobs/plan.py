@@ -6,7 +6,7 @@ from pathlib import Path
 from saap_jax.config.use import PlanConfig
 from saap_jax.planning.chips import GIB, target_of, targets
 from saap_jax.planning.models import spec_of
-from saap_jax.planning.plan import Record, plan_one, search, settings_of
+from saap_jax.planning.plan import ROOM, Record, plan_one, search, settings_of
 from saap_jax.report.blocks import Block, Words, text_table
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
@@ -43,9 +43,10 @@ def shown(config: PlanConfig, result: Record) -> list[Block]:
         largest = tried[-1]["target"] if tried else "none, by arithmetic"
         return [Words(f"{config.model} does not fit any {kind} machine: the largest that was tried is {largest}.")]
     if not record["fits"]:
+        share, allowed = (1.0, "") if record["source"] == "compiled" else (ROOM, " that arithmetic allows")
         said = (
             f"{config.task} of {config.model} does not fit {record['target']}: it needs {record['overrun'] / GIB:.1f} "
-            f"GiB more than the {record['memory'] / GIB:.1f} GiB of a device."
+            f"GiB more than the {share * record['memory'] / GIB:.1f} GiB of a device{allowed}."
         )
         return [*map(Words, (said, *record["remedies"], "Or let --search find a machine."))]
     mesh = " x ".join(f"{axis} {size}" for axis, size in record["mesh"].items() if size > 1) or "one device"

@@ -36,6 +36,9 @@ ROWS = (1, 2, 4, 8)
 SLACK = 1.3
 """How far above the memory an estimate may be for its program to be compiled all the same."""
 
+ROOM = 0.92
+"""Share of the memory that an estimate may take where nothing is compiled."""
+
 TRIES = 3
 """Programs that are compiled for each machine, before the next larger one is tried."""
 
@@ -94,7 +97,7 @@ def plan_one(
             "flops": guess.flops,
             "moved": guess.memory_bytes,
             "sent": {"all": guess.sent},
-            "overrun": guess.peak - 0.92 * target.memory,
+            "overrun": guess.peak - ROOM * target.memory,
         }
     record["fits"] = record["overrun"] <= 0
     if record["fits"]:
