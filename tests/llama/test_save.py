@@ -3,6 +3,7 @@
 import json
 import os
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,6 +83,13 @@ def test_dtype_converts(tmp_path):
     with pytest.raises(ValueError, match="dtype: expected float64, float32"):
         save_model(model, tmp_path / "other", dtype="int8")
     assert os.listdir(tmp_path) == ["half"]
+
+
+@pytest.mark.parametrize("own", [jnp.float32, jnp.bfloat16])
+def test_values_beyond_a_dtype_are_refused(own, tmp_path):
+    model = jax.tree.map(lambda leaf: (leaf * 1e6).astype(own), random_model(DENSE))
+    with pytest.raises(ValueError, match="beyond the range of float16"):
+        save_model(model, tmp_path / "half", dtype="float16")
 
 
 def test_keep_round_trip(tmp_path):

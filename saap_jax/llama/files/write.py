@@ -130,8 +130,8 @@ def converted(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
 def _fitted(values: np.ndarray, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     with np.errstate(over="ignore"):
         result = np.ascontiguousarray(values, dtype)
-    narrower = np.dtype(values.dtype).itemsize > dtype.itemsize
-    if narrower and result.size and np.isinf([result.min(), result.max()]).any() and np.isfinite(values).all():
+    narrower = values.dtype != dtype and result.size  # of two types of 16 bits either may be
+    if narrower and np.isinf([result.min(), result.max()]).any() and np.isfinite(values).all():
         raise ValueError(
             f"{tensor.name}: holds values up to {np.abs(values).max():.3g}, beyond the range of {dtype.name}; "
             "choose float32 or bfloat16"
