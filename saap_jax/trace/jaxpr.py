@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
@@ -27,6 +28,13 @@ def opened(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
     Since jax 0.12 there is one type for both.
     """
     return (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
+
+
+def constants_of(program: Any) -> list[Any]:
+    """List the arrays that a program holds, and those inside it."""
+    jaxpr, constants = opened(program)
+    inside = (each for eqn in jaxpr.eqns for each in jax.tree.leaves([*eqn.params.values()]))
+    return [*constants, *(x for each in inside if isinstance(each, ClosedJaxpr | Jaxpr) for x in constants_of(each))]
 
 
 def alive(program: ClosedJaxpr) -> ClosedJaxpr:

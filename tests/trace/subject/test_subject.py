@@ -73,14 +73,15 @@ def run(config):
 
 
 def test_a_digest_is_of_all_that_a_figure_depends_on():
-    """Of parameters, program and loss, and of arrays that the last two hold."""
+    """Of parameters, program and loss, and of arrays that the last two hold, also inside a compiled part."""
     x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
 
-    def digests(scale=1.0, power=2, weight=1.0):
+    def digests(scale=1.0, power=2, weight=1.0, inner=1.0):
         params = {"up": jnp.full((3, 5), weight), "down": jnp.ones((5, 2))}
-        held = jnp.full((2,), scale)
+        held, own = jnp.full((2,), scale), jnp.full((2,), inner)
+        compiled = jax.jit(lambda outputs: outputs * own[None])
         problem = Problem(
-            function=lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"] * held[None],
+            function=lambda params, x: compiled(jax.nn.relu(x @ params["up"]) @ params["down"] * held[None]),
             params=params,
             loss=lambda outputs, targets: (jnp.abs(outputs - targets - held[None]) ** power).mean(),
             calibration=(x, y),
@@ -94,6 +95,7 @@ def test_a_digest_is_of_all_that_a_figure_depends_on():
         ({"scale": 2.0}, {"program", "loss"}),
         ({"power": 1}, {"loss"}),
         ({"weight": 2.0}, {"parameters"}),
+        ({"inner": 2.0}, {"program"}),
     ):
         other = digests(**changes)
         assert {name for name in first if other[name] != first[name]} == differ
