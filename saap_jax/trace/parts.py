@@ -151,6 +151,7 @@ def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         if axis in numbers.operand_batching_dims:
             continue
         one = axis in numbers.start_index_map and size == 1
+        notes.shifts += [(node, row) for row in batch if one]
         taken = notes.lost(node, 1, "lookup", "gather") if one else _taken(notes, node, size, eqn)
         if axis not in numbers.collapsed_slice_dims:
             window.append(taken)
@@ -170,6 +171,7 @@ def scatter(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     for axis in range(len(operand)):
         if axis in numbers.inserted_window_dims:
             notes.axes.pin(operand[axis], "lookup", eqn.primitive.name)
+            notes.shifts += [(operand[axis], row) for row in rows]
         elif axis not in numbers.operand_batching_dims:
             operand[axis] = _written(notes, operand[axis], next(columns), eqn)
     return [tuple(operand)]

@@ -55,6 +55,8 @@ class Notes:
     """Axes of sums of two arrays that depend on the inputs, as residual connections are."""
     moved: list[int] = dataclasses.field(default_factory=list)
     """Axes along which values change their position."""
+    shifts: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    """An axis and the one that took its place: values change their position where these two are united later."""
     unknown: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
     """Operations without a rule, and where."""
     active: tuple[bool, ...] = ()
@@ -71,7 +73,8 @@ class Notes:
     def lost(self, node: int, size: int, kind: str, detail: str) -> int:
         """Say that an axis keeps its size, and make another one of what is left of it, which keeps its own."""
         self.axes.pin(node, kind, detail)
-        return self.axes.pinned(size, kind, detail)
+        self.shifts.append((node, self.axes.pinned(size, kind, detail)))
+        return self.shifts[-1][1]
 
     def equate(self, first: int, second: int) -> int:
         """Say that two axes have the same size; return the more telling node."""

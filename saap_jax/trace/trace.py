@@ -304,6 +304,7 @@ def _find_companions(follower: Follower, layouts: dict[str, Layout], found: dict
     """
     axes = follower.notes.axes
     moved = {atom for node in follower.notes.moved for atom in axes.atoms(node)}
+    moved |= {atom for old, new in follower.notes.shifts for atom in {*axes.atoms(old)} & {*axes.atoms(new)}}
     beside: dict[int, frozenset[int]] = {}
     resolved: dict[tuple[frozenset[int], frozenset[int]], None] = {}
     for layout, loops in follower.seen:

@@ -225,6 +225,33 @@ def test_units_that_meet_those_of_another_copy_are_chosen_once(equation, copied)
     assert [(s.units, s.copied) for s in traced.prunable] == [(4, ()), (6, copied)]
 
 
+SHIFTS = {
+    "gather": lambda h: jnp.take(h, np.array([1, 2, 3, 0]), axis=1),
+    "scatter": lambda h: jnp.zeros_like(h).at[:, np.array([1, 2, 3, 0])].set(h),
+    "pool": lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (1, 3, 1), (1, 1, 1), "SAME"),
+    "pad": lambda h: lax.pad(h, 0.0, ((0, 0, 0), (1, -1, 0), (0, 0, 0))),
+    "none": jnp.sin,
+}
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_units_that_are_added_to_those_of_another_copy_are_chosen_once(name):
+    """Experts whose activations are moved along the experts, and added to what was there; control: not moved."""
+
+    def function(params, x):
+        h = jnp.einsum("bd,edf->bef", x, params["up"]) * jnp.arange(1.0, 5.0)[None, :, None]
+        return jnp.einsum("bef,efd->bd", h + SHIFTS[name](h), params["down"])
+
+    random = np.random.default_rng(0)
+    params = {"up": random.normal(size=(4, 3, 6)), "down": random.normal(size=(4, 6, 3))}
+    params, x = jax.tree.map(jnp.float32, params), jnp.asarray(random.normal(size=(BATCH, 3)), jnp.float32)
+    traced = trace(function, params, x)
+    (structure,) = traced.prunable
+    assert structure.copied == ((4,) if name == "none" else ())
+    every = np.broadcast_to(np.arange(6), (*structure.copied, 6))
+    masked_as_cut(traced, {structure.name: random.permuted(every, axis=-1) > 1}, params, x)
+
+
 def test_joined_widths_stay_apart():
     def function(params, x):
         return jnp.concatenate([x @ params["a"], x @ params["b"]], -1) @ params["down"]
