@@ -144,7 +144,9 @@ def _opened(directory: Path) -> Checkpoint:
                 kind = "bytes (U8)" if name.endswith(PACKED) else "floating point"
                 raise ValueError(f"{file}: {some([name])} is stored as {view.get_dtype()}, expected {kind}")
             shapes[name] = tuple(view.get_shape())
+    groups = groups_of(spec, content["model_type"])
     known = {name.removesuffix(PACKED) + "weight" if name.endswith(PACKED) else name for name in shapes}
+    known |= {name for group in groups for name in group.ours}
     absent = {name: np.ones(shape, np.float32) for name, shape in unread(spec).items() if name not in known}
     checkpoint = Checkpoint(
         str(directory),
@@ -156,7 +158,7 @@ def _opened(directory: Path) -> Checkpoint:
     )
     if spec.output_biases and content["model_type"] == spec.constants.family:
         _drop_zero_biases(checkpoint)
-    return regrouped(checkpoint, groups_of(spec, content["model_type"]))
+    return regrouped(checkpoint, groups)
 
 
 def _drop_zero_biases(checkpoint: Checkpoint) -> None:
