@@ -183,7 +183,7 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
     if constants.experts_per_token is not None:
         own |= {"expert_count": layers[0].mlp, "expert_used_count": constants.experts_per_token}
     if constants.traits.gguf.windows and arch == constants.traits.gguf.architecture:
-        own["attention.sliding_window"] = (constants.apart or constants).sliding_window or constants.max_positions
+        own["attention.sliding_window"] = (constants.apart or constants).sliding_window or constants.positions
     own |= {key: values if arch == "deci" else values[0] for key, values in widths.items()}
     if scaling is not None and scaling.kind == "linear":
         own |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling.factor)}

@@ -10,6 +10,7 @@ import pytest
 from saap_jax.export import gguf_file
 from saap_jax.export.gguf_file import architecture_of
 from saap_jax.llama import Constants, load_model
+from saap_jax.llama.spec import RopeScaling
 from saap_jax.recovery.quantization import quantize
 from tests.export.models import (
     EMPTY,
@@ -178,6 +179,17 @@ def test_another_bias_would_show(tmp_path):
     other = changed(model, "segments/0/attention/value_bias", lambda value: value.at[0, 0, 0].add(1.0))
     written(other, tmp_path / "x.gguf")
     assert np.abs(forward(load_model(tmp_path / "x.gguf"), TOKENS) - forward(model, TOKENS)).max() > 1e-2
+
+
+@pytest.mark.parametrize("window", [40, None])
+def test_windows_of_gemma_are_kept_among_scaled_positions(window, tmp_path):
+    """Those as long as any text are none: of 32 positions times 8, such of 256."""
+    constants, scaling = gemma(7), RopeScaling(kind="linear", factor=8.0)
+    apart = dataclasses.replace(constants.apart, sliding_window=window)
+    constants = dataclasses.replace(constants, apart=apart, rope_scaling=scaling, max_positions=32)
+    model = random_model(spec_of(*[(1, 2, 4)] * 7, constants=constants, tied=True))
+    written(model, tmp_path / "x.gguf")
+    assert load_model(tmp_path / "x.gguf").constants == constants
 
 
 def test_a_gemma_whose_scores_llama_cpp_scales_otherwise_is_refused(tmp_path):

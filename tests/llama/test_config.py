@@ -143,6 +143,7 @@ ON = {"use_sliding_window": True, "sliding_window": 16, "max_position_embeddings
 ROPES = {FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}
 ROPES |= {SLIDING: {"rope_type": "default", "rope_theta": 5e3}}
 GEMMA = {"sliding_window": 32768}
+SCALED = {"max_position_embeddings": 32, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}
 
 
 @pytest.mark.parametrize(
@@ -162,6 +163,8 @@ GEMMA = {"sliding_window": 32768}
         ),
         ("mistral", {"sliding_window": None}, None, None),
         ("mistral", {"sliding_window": 32768}, None, None),
+        ("mistral", SCALED | {"sliding_window": 63}, 63, None),
+        ("mistral", SCALED | {"sliding_window": 64}, None, None),
         ("phi3", {"sliding_window": 5}, 5, None),
         ("gemma3_text", GEMMA, None, Apart(layers=(0, 2))),
         ("gemma3_text", GEMMA | {"rope_local_base_freq": 1e6}, None, None),
@@ -284,6 +287,7 @@ SCALINGS = (RopeScaling(kind="linear", factor=2.5), RopeScaling(kind="llama3", f
 CONSTANTS = [dataclasses.replace(OTHER, rope_scaling=scaling) for scaling in SCALINGS]
 CONSTANTS += [dataclasses.replace(OTHER, eos_tokens=ends) for ends in ((), (2,), (2, 3))]
 CONSTANTS += [each for relative in RELATIVES.values() for each in windows_of(relative)]
+CONSTANTS += windows_of(dataclasses.replace(RELATIVES["gemma3_text"], rope_scaling=SCALINGS[0]))
 
 
 @pytest.mark.parametrize("widths", [((2, 8), (2, 8)), ((2, 8), (1, 8)), ((2, 8), (0, 0)), ((0, 8), (0, 8)), ((2, 0),)])

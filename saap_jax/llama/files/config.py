@@ -237,7 +237,8 @@ def _sights(config: Values, family: Family, layers: int) -> dict[str, Any]:
     windowed = _local_layers(config, family, window, layers)
     if windowed and window is None and local is None:
         raise ValueError(f"{config.where}: expected a sliding_window beside layer_types of {_SLIDING}, got null")
-    if window is not None and window >= config["max_position_embeddings"]:
+    positions = Constants(max_positions=config["max_position_embeddings"], rope_scaling=scaling).positions
+    if window is not None and window >= positions:
         window = None  # as long as any text
     if not windowed or (own == main and window is None):
         return main
@@ -397,7 +398,7 @@ def _sight_keys(constants: Constants, family: Family, layers: int) -> dict[str, 
     local = apart.layers if apart is not None else range(layers if constants.sliding_window is not None else 0)
     window = constants.sliding_window if apart is None else apart.sliding_window
     if family.full_every and window is None:  # transformers wants a number
-        window = constants.max_positions if local else family.defaults["sliding_window"]
+        window = constants.positions if local else family.defaults["sliding_window"]
     keys: dict[str, Any] = {"sliding_window": window} if family.windowed or window is not None else {}
     if family.window_switch:
         keys = {"use_sliding_window": bool(local), **keys, "max_window_layers": 0 if local else layers}

@@ -354,7 +354,8 @@ def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
             f"{found.where}: a gemma3 of {layers} layers (27B) divides its scores by another number than the size of a "
             "head, which the file does not say; load the Hugging Face directory of this model instead"
         )
-    window = None if window is None or window >= found["context_length"] else window
+    positions = Constants(max_positions=found["context_length"], rope_scaling=scaling).positions
+    window = None if window is None or window >= positions else window
     local = all_but_each(family.full_every, layers)
     own: dict[str, Any] = {"rope_theta": _number(found.get("rope.freq_base_swa", family.local_theta))}
     own |= {"sliding_window": window, "rope_scaling": None}
