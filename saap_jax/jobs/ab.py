@@ -210,11 +210,13 @@ def _setting_of(config: AbConfig, a: Reference, b: Reference) -> tuple[AbConfig,
             f"{changed[0]}: beside {run.text} the text, type and batch size of its run are taken, got "
             f"{getattr(config, changed[0])!r}; leave it out"
         )
-    evaluation = run.record.get("config", {}).get("evaluation")
+    with reading(f"{run.text}: run.json", "a run of saap compare"):
+        evaluation = run.record.get("config", {}).get("evaluation")
+        metrics = [metric["name"] for metric in run.record.get("metrics", ())]
     if not isinstance(evaluation, dict) or not {"windows", "batch_size"} <= evaluation.keys():
         raise ValueError(f"{run.text}: expected a run of saap compare, found no config.evaluation in its run.json")
     texts = {}
-    for metric in (metric["name"] for metric in run.record.get("metrics", ())):
+    for metric in metrics:
         match = re.fullmatch(r"ppl@(\d+) (.+)", metric)
         if not match:
             raise ValueError(f"{run.text}: expected a metric such as {metric_name(128, 'SOURCE')}, got {metric!r}")
