@@ -214,6 +214,10 @@ class Step:
         """Find the step behind it on which it depends, if any."""
         return None
 
+    def asks(self, subject: Subject, ratio: float) -> float:
+        """Say how much of the prunable parameters the chain before it is to remove, where `ratio` is to be gone."""
+        return ratio
+
     def passes(self, before: float, text: Extent, ratio: float) -> float:
         """Estimate how many forward passes over the text a chain takes up to this step.
 

@@ -17,7 +17,7 @@ from saap_jax.estimation.registry import code_of
 from saap_jax.runtime import progress
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Passes
-from saap_jax.steps.allocation.allocation import Allocation, choose, most_removable
+from saap_jax.steps.allocation.allocation import Allocation, choose, impossible, most_removable
 from saap_jax.steps.base import Context, Extent, State, Step, Store
 from saap_jax.steps.chain import Chain, limits_of
 from saap_jax.steps.limits import Within
@@ -115,21 +115,34 @@ class Runner:
     def check(self, chain: Chain, ratios: Sequence[float]) -> None:
         """Raise ValueError for what can be known to fail before any time is spent."""
         chain.check(self.subject, self.extent)
+        asked = [self._asked(chain, ratio) for ratio in ratios]
+        for ratio, rest in zip(ratios, asked, strict=True):
+            if rest != ratio and ratio > (top := self.most_removable(chain)):
+                raise impossible(ratio, top)
         if inner := [each for step in chain.steps for each in step.inner]:
             for each in inner:
-                self.check(each, ratios)
+                self.check(each, asked)
             return
         allocation = next(each for each in chain.steps if isinstance(each, Allocation))
         equal: Scores = {name: np.ones(units.shape) for name, units in self.subject.existing.items()}
-        for ratio in ratios:
+        for ratio in asked:
             choose(self.subject, equal, ratio, allocation, limits_of(chain))
 
     def most_removable(self, chain: Chain) -> float:
         """Find the largest ratio that a chain can meet whatever the scores, rounded down to four decimals."""
         if inner := [each for step in chain.steps for each in step.inner]:
-            return min(map(self.most_removable, inner))
-        allocation = next(each for each in chain.steps if isinstance(each, Allocation))
-        return most_removable(self.subject, allocation, limits_of(chain))
+            top = min(map(self.most_removable, inner))
+        else:
+            allocation = next(each for each in chain.steps if isinstance(each, Allocation))
+            top = most_removable(self.subject, allocation, limits_of(chain))
+        ratios = (share / 10_000 for share in range(9_999, -1, -1))
+        return next(ratio for ratio in ratios if self._asked(chain, ratio) <= top)
+
+    def _asked(self, chain: Chain, ratio: float) -> float:
+        """Say how much of what is to be gone the first allocation of a chain is asked for."""
+        for each in reversed(chain.steps):
+            ratio = each.asks(self.subject, ratio)
+        return ratio
 
     # --- steps
 

@@ -121,6 +121,16 @@ def test_whole_attentions_go_by_the_text_before_them_and_meet_the_ratio(subject,
         runner(subject).run(parse("magnitude > global > attentions"), 0.6)
 
 
+def test_what_whole_attentions_leave_is_what_the_chain_before_them_is_checked_for(subject):
+    chain = parse("magnitude > within(max_ratio={attention: 0}) > uniform > attentions")
+    top = runner(subject).most_removable(chain)
+    assert runner(subject).most_removable(parse(chain.name.rpartition(" >")[0])) < top < 1
+    runner(subject).check(chain, [top])
+    assert meets(subject, runner(subject).run(chain, top).keep, top)
+    with pytest.raises(ValueError, match=f"the largest possible ratio is {top:.4f}"):
+        runner(subject).check(chain, [top + 0.01])
+
+
 @pytest.mark.parametrize("chain", ["least_squares > layerwise", "bias > layerwise > rounds(0.2)"])
 def test_no_unit_comes_back_whose_weights_a_repair_has_taken_out(subject, chain):
     made = runner(subject).run(parse(f"magnitude > uniform > {chain}"), 0.4)

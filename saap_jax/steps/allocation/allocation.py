@@ -135,7 +135,7 @@ def choose(
         return chosen(ratio)
     top = _largest_ratio(subject, allocation, limits)
     if not meets(subject, (most := chosen(top)).keep, ratio):
-        raise _impossible(ratio, int(most.actual * 10_000) / 10_000)
+        raise impossible(ratio, int(most.actual * 10_000) / 10_000)
     if _parameters(subject) == subject.prunable:  # no matrix is of two structures
         return chosen(min(ratio, top))
     if meets(subject, (least := chosen(0.0)).keep, ratio):
@@ -219,7 +219,7 @@ def _kept(
     groups, blocks, budgets = _divided(subject, ranked, allocation, limits, scores, target)
     if target > (most := most_of(blocks, budgets)):
         top = _largest_ratio(subject, allocation, asked) if asked is not limits else most * 10_000 // total / 10_000
-        raise _impossible(ratio, top)
+        raise impossible(ratio, top)
     removed = blocks.rows(taken(blocks, allocation.key(blocks), budgets, target))
     keep = {name: units.copy() for name, units in existing.items()}
     for number in np.unique(removed.group):
@@ -233,7 +233,8 @@ def _kept(
     return keep if gone is None else {name: kept & ~gone[name] for name, kept in keep.items()}
 
 
-def _impossible(ratio: float, top: float) -> ValueError:
+def impossible(ratio: float, top: float) -> ValueError:
+    """Say that a ratio cannot be met, and which can."""
     return ValueError(
         f"ratio: {ratio:.4g} of the prunable parameters cannot be removed; the largest possible ratio is {top:.4f} "
         "under min_keep, max_ratio, protect, multiple_of and attention of `within`: relax one of them"

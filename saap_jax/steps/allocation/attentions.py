@@ -12,6 +12,7 @@ from saap_jax.steps.base import Before, Context, Extent, State, Step, step
 from saap_jax.steps.limits import protected
 from saap_jax.steps.score.oracles import mean_losses
 from saap_jax.subjects.base import Subject
+from saap_jax.types import Keep
 
 
 @step("attentions")
@@ -36,15 +37,24 @@ class Attentions(Step):
         """Raise ValueError for a model that does not tell attention and MLP apart."""
         subject.check_objective(self.name)
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
-        """Run the chain to what attentions leave of the ratio, then remove them."""
-        subject, there = state.subject, state.subject.existing["attention"].any(axis=1)
+    def asks(self, subject: Subject, ratio: float) -> float:
+        """Leave out what the attentions come to."""
+        return self._shared(subject, subject.existing, ratio)[1]
+
+    def _shared(self, subject: Subject, keep: Keep, ratio: float) -> tuple[int, float]:
+        """Say how many attentions go beside those that are gone, and which ratio they leave to the chain before."""
+        there, left = subject.existing["attention"].any(axis=1), keep["attention"].any(axis=1)
         sizes = {name: units.sum(axis=1) * subject.costs[name] for name, units in subject.existing.items()}
         exponent = sizes["mlp"].sum() / max(self.balance * sizes["attention"].sum(), 1)
-        left = state.keep["attention"].any(axis=1)
-        count = max(round(int(there.sum()) * on.ratio**exponent) - int((there & ~left).sum()), 0)
+        count = max(round(int(there.sum()) * ratio**exponent) - int((there & ~left).sum()), 0)
         attentions = np.sort(sizes["attention"][left])[:count].sum() / subject.prunable
-        state = before(state, max(on.ratio - float(attentions), 0.0))
+        return count, max(ratio - float(attentions), 0.0)
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Run the chain to what attentions leave of the ratio, then remove them."""
+        subject, left = state.subject, state.keep["attention"].any(axis=1)
+        count, rest = self._shared(subject, state.keep, on.ratio)
+        state = before(state, rest)
         free = np.asarray(left & ~protected(state.limits.protect, len(state.keep["attention"])))
         if count > free.sum():
             raise ValueError(
@@ -66,7 +76,7 @@ class Attentions(Step):
         return state._replace(keep=keep)
 
 
-def without(keep: dict[str, np.ndarray], layers: list[int]) -> dict[str, np.ndarray]:
+def without(keep: Keep, layers: list[int]) -> Keep:
     """Mask the attentions of some layers."""
     stays = ~np.isin(np.arange(len(keep["attention"])), layers)
     return {**keep, "attention": keep["attention"] & stays[:, None]}
