@@ -137,7 +137,13 @@ def parse(name: str, command: Command, words: list[str]) -> Call:
     prog = f"saap {name} {command.first.replace('--', '').upper()}" if HELP & {*words} else f"saap {name}"
     about = str(kind.__doc__).partition(">>>")[0]
     try:
-        found = tyro.cli(arguments, args=[*given, *words[end:]], prog=prog, description=about, compact_help=True)
+        found, left = tyro.cli(
+            arguments, args=[*given, *words[end:]], prog=prog, description=about, compact_help=True,
+            return_unknown_args=True,
+        )  # fmt: skip
+        if left:
+            first, words = command.first.replace("--", "").upper(), " ".join(left)
+            raise ValueError(f"expected options, and before them {first}, got {words} in their place")
         said = {type(each): each for each in vars(found).values()}
         options, cluster = said.get(RunOptions), said.get(Distributed, Distributed()).cluster
         instead = said.get(Foretold) or said.get(Written)

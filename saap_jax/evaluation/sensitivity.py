@@ -59,10 +59,16 @@ class Cost(NamedTuple):
     """Change of the mean loss at each share, nats a token."""
 
     def at(self, fraction: float) -> float:
-        """Read the change at a share, by lines between what was measured, the last of which goes on."""
+        """Read the change at a share, by lines between what was measured, the last of which goes on.
+
+        >>> Cost(2, np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, np.inf])).at(0.5)
+        1.0
+        """
         after = int(np.clip(np.searchsorted(self.fractions, fraction), 1, len(self.fractions) - 1))
         low, high = self.fractions[after - 1 : after + 1]
         share = (fraction - low) / (high - low)
+        if share in (0, 1):  # beside a loss that is infinite too
+            return float(self.nats[after - 1 + int(share)])
         return float((1 - share) * self.nats[after - 1] + share * self.nats[after])
 
 
