@@ -243,17 +243,18 @@ def normal_step(
         whole: what writes in the unpruned model.
         rows: the coordinates that the sums are of.
     """
-    active = activations(model, at, stream.dense)
-    written, post = active @ whole.weight, post_norm_of(model, at)
-    after = stream.dense + post_normed(written + whole.bias[None, None], post, model.constants)
+    active, bias = activations(model, at, stream.dense), whole.bias[None, None]
+    written, post = active @ whole.weight + bias, post_norm_of(model, at)
+    after = stream.dense + post_normed(written, post, model.constants)
     active = active[..., rows]
     if walk.through:
         active = activations(model, at, stream.pruned, rows=rows)
         if post is None:
-            written = after - stream.pruned - writer_of(model, at).bias[None, None]
+            written = after - stream.pruned
         if walk.repair is not None:
-            own = activations(model, at, stream.pruned) @ whole.weight  # compiled only where a target looks at it
+            own = activations(model, at, stream.pruned) @ whole.weight + bias  # compiled only if a target looks at it
             written = walk.repair.target(own, written if post is None else own)
+    written = written - writer_of(model, at).bias[None, None]  # perhaps of a repair before
     a, target, behind = wide(active), wide(written), wide(after)
     weights = mask.astype(behind.dtype) if walk.equal else token_weights(behind, mask, model.constants.norm_eps)
     product, mean, weight = gram_sums(a, weights)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saap_jax.llama import Constants
 from saap_jax.llama.passes import run_layers
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.steps.repair.output import Bias, LeastSquares
@@ -21,7 +22,7 @@ from saap_jax.surgery.corrections import (
     rows_of,
 )
 from saap_jax.types import STRUCTURES
-from tests.helpers import changed, dense_model, forward, random_keep, random_tokens
+from tests.helpers import RELATIVES, changed, dense_model, forward, random_keep, random_model, random_tokens, spec_of
 
 LEAST = LeastSquares(damping=1e-6, blend=1.0)
 BIAS = Bias()
@@ -237,6 +238,18 @@ def test_what_was_changed_in_front_of_all_pruned_units_is_made_up_for(x64):
              for each, gates in ((model, None), (done, masks(keep)))]  # fmt: skip
     np.testing.assert_allclose(*means, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(done.segments[0].mlp.down[...][0], before.segments[0].mlp.down[...][0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_bias_that_a_repair_added_counts_once(family, x64):
+    """As in rounds: a second repair of the same units finds nothing that lacks."""
+    spec = spec_of((2, 6), (2, 6), constants=RELATIVES.get(family, Constants()))
+    model, repair = random_model(spec, dtype=np.float64), Bias(propagate="dense" if family == "llama" else "pruned")
+    keep = random_keep(existing_units(model.segments), 0.5, seed=1)
+    once = compensate(model, keep, batches_of(), repair).model
+    twice = compensate(once, keep, batches_of(), repair, dense=model).model
+    np.testing.assert_allclose(*(each.segments[0].mlp.down_bias[...] for each in (twice, once)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.slow
