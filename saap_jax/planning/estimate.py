@@ -73,8 +73,8 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     if config.task == "recover" and config.method == "groupwise":  # integers, and of a group a scale and an offset
         method, of_attention = method_of(config, spec), [2 * (kv + heads) for kv, heads, _ in layers]
         packed = sum(matrices) if "up" in method.matrices else spec.embed * spec.head_dim * sum(of_attention)
-        parameters -= packed * (width - method.bits / 8 - 8 / method.group_size)
-    gradient, squares, state, objectives = _state(config, spec, count, sum(matrices), shards)
+        parameters -= packed * (width - tensor * (method.bits / 8 + 8 / method.group_size))  # whole along tensor
+    gradient, squares, state, objectives = _state(config, spec, count, sum(matrices), fsdp, tensor)
     working = [tokens * width * (2 * spec.head_dim * (kv + heads) + 3 * mlp) / tensor for kv, heads, mlp in layers]
     of_device = [rows * max(heads / tensor, 1) for _, heads, _ in layers]
     scores = [heads * config.length**2 * 6 for heads in of_device]
@@ -125,10 +125,10 @@ def method_of(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:
 
 
 def _state(
-    config: PlanConfig, spec: LlamaSpec, count: int, matrices: int, shards: int
+    config: PlanConfig, spec: LlamaSpec, count: int, matrices: int, fsdp: int, tensor: int
 ) -> tuple[float, float, float, int]:
     """The bytes of a gradient, of squared gradients, and of what is carried from step to step; passes for scores."""
-    width = 2 if config.dtype == "bfloat16" else 4
+    width, shards = 2 if config.dtype == "bfloat16" else 4, fsdp * tensor
     if config.task == "evaluate":
         return 0.0, 0.0, 0.0, 1
     if config.task == "recover":
@@ -137,9 +137,9 @@ def _state(
         units = [(w.kv_heads * spec.head_dim, w.kv_heads * w.q_per_kv * spec.head_dim, both * w.mlp)
                  for w in spec.layers]  # fmt: skip
         seen = sum((3 + 2 * both) * embed + heads + mlp for _, heads, mlp in units) / group
-        adapters = method.rank * (seen + sum((1 + both) * embed + heads + 2 * kv + 2 * mlp for kv, heads, mlp in units))
-        trained = count if config.method == "full" else adapters
-        return 4 * trained / shards, 0.0, 12 * trained / shards, 1
+        written = sum((1 + both) * embed + heads + 2 * kv + 2 * mlp for kv, heads, mlp in units)
+        trained = count / shards if config.method == "full" else method.rank * (seen + written / fsdp)  # outputs alone
+        return 4 * trained, 0.0, 12 * trained, 1
     needs = union_of_needs(make_estimator(name) for name in config.estimators)
     sources = [need.source for need in needs]
     squared, first = sources.count("squares"), sources.count("weights")

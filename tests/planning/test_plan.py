@@ -12,17 +12,18 @@ import jax.numpy as jnp
 import pytest
 
 from saap_jax.cli.main import main
-from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.mesh import MESH_AXES, MeshConfig
 from saap_jax.config.use import PlanConfig
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec
 from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.quantized import MATRICES
 from saap_jax.planning.chips import CHIPS, GIB, target_of, targets
+from saap_jax.planning.count import shard_bytes
 from saap_jax.planning.estimate import estimate, meshes
 from saap_jax.planning.models import KNOWN, spec_of
 from saap_jax.planning.plan import LIBTPU, overrun_of, plan_one, remedies, search, settings_of, work_of_device
 from saap_jax.planning.programs import program_of
-from saap_jax.runtime.mesh import layout_of
+from saap_jax.runtime.mesh import RULES, Layout, layout_of
 from saap_jax.structures import count_parameters
 
 SEVEN = spec_of("llama-2-7b")
@@ -270,6 +271,17 @@ def test_a_mixture_recovers_by_its_attention(method):
         assert estimate(config, spec, (1, 1, 1), 1, "full").state == 12 * sum(x.size for x in jax.tree.leaves(trained))
         adapted[name] = {part for path in paths for part in path.split("/") if part in MATRICES}
     assert adapted == {"mixture": {"query", "key", "value", "output"}, "plain": set(MATRICES)}
+
+
+@pytest.mark.parametrize("method", ["lora", "groupwise"])
+def test_recovery_holds_what_its_arrays_take(method):
+    """Of adapters and of quantised matrices the outputs are spread over fsdp, and nothing over tensor."""
+    mesh, config = (1, 4, 2), PlanConfig(task="recover", method=method)
+    layout = Layout(jax.sharding.AbstractMesh(mesh, MESH_AXES), RULES)
+    program, guess = program_of(config, SEVEN, layout, 4, "full"), estimate(config, SEVEN, mesh, 4, "full")
+    trained, frozen = program.parameters
+    assert guess.parameters == pytest.approx(shard_bytes(frozen), rel=1e-3)
+    assert guess.state == pytest.approx(shard_bytes((trained, program.state)), rel=1e-3)
 
 
 def test_a_plan_says_how_many_rows_there_are(capsys):
