@@ -159,7 +159,12 @@ def test_llama3_factors_in_a_file(pair, theta, scaling):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope.scale_linear": 4.0}]
+    "fields",
+    [
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+        {"rope.scaling.factor": 4.0},
+        {"rope.scale_linear": 4.0},
+    ],
 )
 def test_linear_scaling(pair, fields):
     _, tensors, path = pair

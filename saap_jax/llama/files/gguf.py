@@ -338,7 +338,7 @@ def _spec(found: Values, file: GgufFile, architecture: str, name: str) -> LlamaS
 
 def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
     """Read the positions of layers: rotary base and scaling, window, and the layers apart from the rest."""
-    kind = found.get("rope.scaling.type", "linear" if "rope.scale_linear" in found else "none")
+    kind = found.get("rope.scaling.type", "linear")  # as llama.cpp has it, which divides by a factor that stands alone
     if kind not in ("none", "linear"):
         key = f"{found.prefix}rope.scaling.type"
         raise ValueError(f"{found.where}: {key} = {shown(kind)} is not supported, expected 'none' or 'linear'")
