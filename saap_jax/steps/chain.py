@@ -329,15 +329,17 @@ def _options(segment: str, kind: type[Step], text: str) -> dict[str, Any]:
         call = ast.parse(f"_({text})", mode="eval").body
         assert isinstance(call, ast.Call)
         given = [_value(node) for node in call.args]
-        named = {str(keyword.arg): _value(keyword.value) for keyword in call.keywords if keyword.arg}
-    except (SyntaxError, ValueError, AssertionError):
+        named = [(str(keyword.arg), _value(keyword.value)) for keyword in call.keywords]
+    except (SyntaxError, ValueError, TypeError, ArithmeticError, AssertionError):
         raise ValueError(f"{segment!r}: expected NAME or NAME(option=value, …)") from None
     free = [field for field in fields if not field.kw_only]
     if given and free and str(free[0].type).startswith("tuple") and not isinstance(given[0], tuple):
         given = [tuple(given)]
     if len(given) > len(free):
         raise ValueError(f"{segment!r}: {kind.name} takes {len(free)} options without a name, got {len(given)}")
-    options = {field.name: value for field, value in zip(free, given, strict=False)} | named
+    pairs = [*zip([field.name for field in free], given, strict=False), *named]
+    if len(options := dict(pairs)) < len(pairs):
+        raise ValueError(f"{segment!r}: expected each option of {kind.name} once, got one twice")
     known = [field.name for field in fields]
     if unknown := next((name for name in options if name not in known), None):
         near = difflib.get_close_matches(unknown, known, n=1)
