@@ -81,8 +81,11 @@ def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> lis
     added = {"bos": encoded[:1] == [ids["bos"]], "eos": encoded[-1:] == [ids["eos"]]}
     pairs += [(f"tokenizer.ggml.add_{key}_token", value, (Kind.BOOL,)) for key, value in added.items()]
     pairs.append(("tokenizer.ggml.add_space_prefix", False, (Kind.BOOL,)))
-    if isinstance(tokenizer.chat_template, str):
-        pairs.append(("tokenizer.chat_template", tokenizer.chat_template, (Kind.STRING,)))
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name
+        template = template.get("default")
+    if isinstance(template, str):
+        pairs.append(("tokenizer.chat_template", template, (Kind.STRING,)))
     return pairs
 
 

@@ -74,6 +74,12 @@ def test_round_trip(pre, ends, tmp_path):
     assert (rebuilt.bos_token, rebuilt.eos_token) == (tokenizer.bos_token, tokenizer.eos_token)
 
 
+def test_of_several_chat_templates_the_default_one_is_written():
+    tokenizer = trained("gpt-2")
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    assert pairs_of(tokenizer)["tokenizer.chat_template"] == "{{ messages }}"
+
+
 def test_the_pre_tokenizers_differ():
     """Negative control: with another name, text comes out otherwise."""
     ids = [trained(pre).backend_tokenizer.pre_tokenizer.pre_tokenize_str("it's 1234 IT'S") for pre in PRE_TOKENIZERS]
