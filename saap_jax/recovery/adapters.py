@@ -75,11 +75,20 @@ def adapted(
     """Put an adapter beside each named matrix, which computes what the given one does: B is zero.
 
     A is uniform in ±1/√n, n the numbers that the adapter sees of an input, as in LoRA's own code; float32 both.
+
+    Raises:
+        ValueError: matrices of experts, adapters that are there already, or a quantised matrix with other groups, whose
+            zero points could not take the adapter.
     """
     check_no_experts(model.spec, matrices)
     every = [getattr(getattr(segment, MATRICES[name]), name) for segment in model.segments for name in matrices]
     if any(isinstance(matrix, Adapted) for matrix in every):
         raise ValueError("model: expected one without adapters, got one that has them; merge them first")
+    for size in {matrix.group_size for matrix in every if isinstance(matrix, Quantized)} - {group_size}:
+        raise ValueError(
+            f"model: expected adapters over groups of {size} inputs beside matrices that are quantised in those, got "
+            f"{group_size or 1}; dequantise it first (`dequantized`)"
+        )
     shapes = [(each.shape[0], inputs_and_outputs(each)[0] // (group_size or 1), rank) for each in every]
     # One draw, cut up on the host: a draw for each shape would compile a program for each.
     flat = np.asarray(jax.random.uniform(key, (sum(map(math.prod, shapes)),), jnp.float32, -1.0, 1.0))
@@ -100,9 +109,6 @@ def merged(model: Llama) -> Llama:
 
     A quantised matrix takes what a group's adapter adds into its offset, m' = m + (η/r)(A·B)/s, which is
     β' = β − (η/r)(A·B)/(s·α): the integers, the scales and the size stay as they are.
-
-    Raises:
-        ValueError: an adapter over single inputs beside a quantised matrix, which its zero points cannot take.
     """
 
     def merge(matrix: Weight) -> Weight:
@@ -111,13 +117,7 @@ def merged(model: Llama) -> Llama:
         base = matrix.base
         if not isinstance(base, Quantized):
             return param(matrix.axes, matrix.dense())
-        size = matrix.group_size
-        if size is None or size != base.group_size:
-            raise ValueError(
-                f"merge: expected an adapter over groups of {base.group_size} inputs beside a matrix quantised in "
-                f"those, got {size or 1}; dequantise the model first (`dequantized`)"
-            )
-        change = matrix.factor / size * jnp.einsum("ljr,lro->ljo", matrix.a[...], matrix.b[...])
+        change = matrix.factor / base.group_size * jnp.einsum("ljr,lro->ljo", matrix.a[...], matrix.b[...])
         arrays = (base.packed[...], base.scale[...], base.offset[...] + change)
         return Quantized(base.axes, base.sizes, base.bits, base.group_size, arrays)
 

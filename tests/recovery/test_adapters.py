@@ -11,7 +11,7 @@ from saap_jax.llama.generate import Sampling, generate
 from saap_jax.llama.product import inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, Quantized, quantization_of
 from saap_jax.recovery import METHODS, AdapterParam, groupwise, lora, quantize
-from saap_jax.recovery.adapters import Adapted, adapted, merged
+from saap_jax.recovery.adapters import Adapted, merged
 from saap_jax.structures import count_parameters
 from tests.helpers import forward, random_tokens
 from tests.recovery.models import constant_groups, pruned_model, trained
@@ -143,10 +143,10 @@ def test_lora_and_then_quantised():
 
 
 def test_single_inputs_do_not_merge_into_groups():
+    """Which is said before anything is trained."""
     quantised = quantize(pruned_model(), group_size=8)
-    learned = adapted(quantised, KEY, rank=2, scale=2.0, matrices=("down",))
-    with pytest.raises(ValueError, match="merge: expected an adapter over groups of 8 inputs .* got 1"):
-        merged(learned)
+    with pytest.raises(ValueError, match="model: expected adapters over groups of 8 inputs .* got 1"):
+        lora(rank=2, matrices=("down",)).prepare(quantised, KEY)
 
 
 @pytest.mark.slow
