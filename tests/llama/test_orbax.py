@@ -25,6 +25,8 @@ SCALED = dataclasses.replace(UNIFORM, constants=Constants(rope_scaling=PUBLISHED
 OF_MAXTEXT = {"llama": UNIFORM, "tied": PLAIN["tied"], "scaled": SCALED, "qwen3": RELATIVES["qwen3-uniform"]}
 OF_TUNIX: dict[str, LlamaSpec] = {name: RELATIVES[f"{name}-uniform"] for name in ("qwen2", "qwen3", "mistral")}
 OF_TUNIX |= {"llama": UNIFORM, "tied": PLAIN["tied"], "gemma3": GEMMA}
+ALONE = tuple(dataclasses.replace(each, q_per_kv=1) for each in GEMMA.layers)
+OF_TUNIX["gemma3-alone"] = dataclasses.replace(GEMMA, layers=ALONE)
 
 
 def changed(spec: LlamaSpec, **constants) -> LlamaSpec:
@@ -180,9 +182,12 @@ def _layer(segment: Any, at: int) -> dict[str, Any]:
     mlp = {f"{name}_proj": {"kernel": getattr(segment.mlp, name)[...][at]} for name in ("gate", "up", "down")}
     before, behind = segment.attention_norm[...][at], segment.mlp_norm[...][at]
     if segment.mlp_post_norm is not None:
+        inputs = {"q_einsum": {"w": query.transpose(1, 0, 2)}}
+        inputs |= {"kv_einsum": {"w": np.stack([key, value]).transpose(0, 2, 1, 3)}}
+        if query.shape == key.shape:
+            inputs = {"qkv_einsum": {"w": np.stack([query, key, value]).transpose(0, 2, 1, 3)}}
         attention: dict[str, Any] = {
-            "q_einsum": {"w": query.transpose(1, 0, 2)},
-            "kv_einsum": {"w": np.stack([key, value]).transpose(0, 2, 1, 3)},
+            **inputs,
             "attn_vec_einsum": {"w": output},
             "_query_norm": {"scale": own["query_norm"]},
             "_key_norm": {"scale": own["key_norm"]},

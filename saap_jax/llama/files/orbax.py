@@ -250,9 +250,9 @@ _TUNIX = {
 def _of_tunix(arrays: Arrays, item: Path) -> dict[str, np.ndarray]:
     """Return the Hugging Face tensors of Tunix's arrays."""
     tensors, apart = {}, dict[str, np.ndarray]()
-    for name, array in arrays.items():  # keys and values of Gemma are one array
-        kinds = "kv" if name.endswith("kv_einsum/w") else ""
-        apart |= {name.replace("kv_", f"{each}_"): array[at] for at, each in enumerate(kinds)} or {name: array}
+    for name, array in arrays.items():  # keys and values of Gemma are one array, and as many queries with them
+        kinds = found[1] if (found := re.search("(q?kv)_einsum/w$", name)) else ""
+        apart |= {name.replace(f"{kinds}_", f"{each}_"): array[at] for at, each in enumerate(kinds)} or {name: array}
     for name, array in apart.items():
         layer = re.fullmatch(r"layers/(\d{1,6})/(.+)", name)
         known = _TUNIX.get(layer[2] if layer else name)
