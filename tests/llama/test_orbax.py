@@ -254,6 +254,11 @@ def test_what_tunix_computes_otherwise_is_said(spec, said):
     assert any(said in each for each in departures(spec)) if said else departures(spec) == ()
 
 
+def test_a_window_as_long_as_any_text_is_a_number_for_tunix():
+    long = changed(GEMMA, apart=dataclasses.replace(GEMMA.constants.apart, sliding_window=None))
+    assert configuration(long)["config"]["sliding_window_size"] == long.constants.positions
+
+
 def test_what_tunix_has_no_model_for_is_refused():
     for spec, message in (
         (spec_of((2, 2, 24), (1, 2, 24)), "expected layers of equal widths, which is all that Tunix knows"),

@@ -149,7 +149,8 @@ def configuration(spec: LlamaSpec) -> dict[str, Any]:
     if known.module == "gemma3":
         arguments |= {"num_embed": spec.vocab, "global_base_frequency": _whole(constants.rope_theta)}
         if apart is not None:
-            arguments |= {"sliding_window_size": apart.sliding_window, "local_base_frequency": _whole(apart.rope_theta)}
+            window = apart.sliding_window or constants.positions  # Tunix wants a number
+            arguments |= {"sliding_window_size": window, "local_base_frequency": _whole(apart.rope_theta)}
     else:
         arguments |= {"vocab_size": spec.vocab, "rope_theta": _whole(constants.rope_theta)}
         arguments |= {"norm_eps": constants.norm_eps, known.tied: spec.tied}
