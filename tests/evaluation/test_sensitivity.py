@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation.sensitivity import as_costly, changes_of
-from saap_jax.report.formats import TIED
+from saap_jax.report.formats import BEST, TIED
 from saap_jax.report.pages.sensitivity import extreme_table, marks_of
 
 METRIC, WINDOWS, COSTS = "loss held_out", 24, (1.0, 0.5, 0.1, 0.01)
@@ -37,7 +37,7 @@ def test_places_are_told_apart_by_what_they_are_compared_with(traced):
     changes = sorted(changes_of(record, rows), key=lambda change: -change.nats)
     assert [change.relative for change in changes] == pytest.approx(np.array(COSTS) / np.mean(COSTS), rel=0.2)
     assert all(each.sure for each in as_costly(record, rows, changes[0], changes[1:]))
-    assert TIED not in marks_of(record, rows).values()
+    assert TIED not in marks_of(record, rows, changes).values()
     notes = " ".join(extreme_table(record, rows).notes)
     assert f"beside that of {'all structures' if traced else 'all layers of the structure'} together" in notes
 
@@ -48,6 +48,17 @@ def test_places_that_cost_the_same_are_tied():
         row["losses"] = {METRIC: (np.array(rows[0]["losses"][METRIC]) + 1e-3 * np.sin(np.arange(WINDOWS))).tolist()}
     changes = changes_of(record, rows)
     assert all(each.tied for each in as_costly(record, rows, changes[0], changes[1:]))
+
+
+def test_places_are_marked_where_there_are_no_intervals_and_no_average():
+    record, rows = run_of([("mlp", place) for place in range(4)], traced=False)
+    for losses in (record["dense"]["losses"], *(row["losses"] for row in rows)):
+        losses[METRIC] = losses[METRIC][:5]
+    for row, sign in zip(rows, (1, -1, 1, -4), strict=True):
+        row["losses"][METRIC] = (np.array(record["dense"]["losses"][METRIC]) + sign).tolist()
+    assert all(np.isnan([change.low, change.relative]).all() for change in changes_of(record, rows))
+    table = extreme_table(record, rows)
+    assert [row["sign"] for row in table.rows] == [BEST, "", "", BEST]
 
 
 def test_percent_of_a_race_are_of_the_whole_text():

@@ -218,11 +218,13 @@ class TestSensitivity:
     def test_what_costs_as_much_as_the_dearest_is_tied_with_it(self, planted):
         """Layers 4 and 5 cost the same and the most, by noise alone one of them more; all others cost less."""
         run = planted(times({("mlp", 4): 20.0, ("mlp", 5): 20.0}), noise=0.003)
-        marks = {(each.layer, each.structure): mark for each, mark in marks_of(run.record, run.candidates()).items()}
+        changes = changes_of(run.record, run.candidates())
+        found = marks_of(run.record, run.candidates(), changes)
+        marks = {(each.layer, each.structure): mark for each, mark in found.items()}
         assert sorted(marks[layer, "mlp"] for layer in (4, 5)) == ["*", "\N{ALMOST EQUAL TO}"]
-        most, _ = extremes(changes_of(run.record, run.candidates()), 0.2)
+        most, _ = extremes(changes, 0.2)
         assert not {(c.layer, c.structure) for c in most[2:]} & marks.keys()
-        for change in changes_of(run.record, run.candidates()):
+        for change in changes:
             assert change.low <= change.percent <= change.high
 
 

@@ -54,11 +54,10 @@ def extremes(changes: Sequence[Change], ratio: float) -> tuple[list[Change], lis
     return shown[:many], shown[max(many, len(shown) - EXTREMES) :]
 
 
-def marks_of(run: RunRecord, candidates: Sequence[Row]) -> dict[Change, str]:
-    """Mark what costs most and what costs least, and places on its side that may cost as much."""
-    changes, marks = changes_of(run, candidates), {}
+def marks_of(run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change]) -> dict[Change, str]:
+    """Mark what costs most and what costs least of these changes, and places on its side that may cost as much."""
+    marks, shown = {}, nearest_share(changes, run["config"]["ratio"])
     most, least = extremes(changes, run["config"]["ratio"])
-    shown = nearest_share(changes, run["config"]["ratio"])
     for side in (most, least[::-1]):
         if side:
             first, others = side[0], [change for change in shown if change != side[0]]
@@ -72,7 +71,7 @@ def extreme_table(run: RunRecord, candidates: Sequence[Row]) -> Table:
     changes = changes_of(run, candidates)
     most, least = extremes(changes, run["config"]["ratio"])
     title = f"{100 * most[0].asked:g} % of the units of one place: what costs most, and what least"
-    table = _table(title, run, candidates, [*most, *least], marks_of(run, candidates))
+    table = _table(title, run, candidates, [*most, *least], marks_of(run, candidates, changes))
     return table._replace(notes=_notes(run, candidates, changes))
 
 
