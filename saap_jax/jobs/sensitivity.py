@@ -155,7 +155,7 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
         made = candidate_of(dataclasses.replace(each, name=f"{method.name},{kind}"), ratio, seed, told=False)
         evaluator.add(made.name, evaluator.runners[seed].choose(made.chain, ratio).keep)
         names[kind] = made.name
-        about[made.name] = {"variant": made.chain.name, "chain": made.chain.written, "ratio_asked": ratio}
+        about[made.name] = made.about
     evaluator.measure(list(about), about, doing="evaluate what could be suggested")
     return [
         {"kind": kind, "changes": option, "chain": chains[kind].written, "candidate": names[kind],

@@ -17,7 +17,7 @@ from saap_jax.evaluation.sensitivity import changes_of
 from saap_jax.jobs import compare, sensitivity
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units, masks
-from saap_jax.runs.commands import compare_command
+from saap_jax.runs.commands import compare_command, prune_command
 from saap_jax.runs.scores import read_scores
 from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import LlamaSubject, texts_of
@@ -107,6 +107,13 @@ class TestCandidates:
 
 
 class TestTrials:
+    def test_a_trial_has_a_command_that_prunes_so(self, run):
+        """As `saap ab` names it where a limit needs a model that can be run."""
+        (row, *_) = [row for row in run.candidates() if "layer" not in row]
+        words = shlex.split(prune_command(run.record, row))
+        assert words[words.index("--ratio") + 1] == "0.15"
+        assert parse("prune", COMMANDS["prune"], words[2:])[0].method == row["chain"]
+
     @pytest.mark.slow
     @pytest.mark.parametrize("rounds", ["", " > rounds(every=0.1)"])
     def test_a_comparison_by_the_command_measures_what_the_suggestion_claims(self, config, tmp_path, rounds):
