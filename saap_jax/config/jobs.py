@@ -255,9 +255,9 @@ class SensitivityConfig(JudgingConfig):
 
     name: RunName = "sensitivity"
     """Name of the run, a directory below `runs`."""
-    method: str = QUICK
-    """A chain, or a recipe: the score that it begins with says which units of a layer go first, its limits and its
-    allocation how `ratio` is spread now, and what suggestions would change."""
+    method: str = "wanda"
+    """A chain, or a recipe, that does not begin with `best_of`, as `fast` does: its score says which units of a layer
+    go first, its limits and its allocation how `ratio` is spread now, and what suggestions would change."""
     fractions: Annotated[tuple[float, ...], _check_fractions] = (0.1, 0.2, 0.3, 0.5)
     """Shares of a layer's units to remove, rounded up to whole units; 1 removes the whole structure from the layer. The
     text out of the calibration domain, where there is one, says what a removal costs."""

@@ -38,6 +38,11 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
         ValueError: bad input, or a ratio that the method cannot meet.
     """
     method, layout = parse(config.method), check(config)
+    if (first := method.steps[0]).begins:
+        raise ValueError(
+            f"method: expected a chain that scores units once, got {method.name}, which chooses between chains; name "
+            f"one of them, such as '{first.inner[0].written}'"
+        )
 
     def work(run: RunDirectory) -> None:
         material = load(config, run, layout, track)

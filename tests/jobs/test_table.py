@@ -80,7 +80,7 @@ def test_killed_it_goes_on_to_the_same_end(name, tiny_model_directory, tmp_path,
     ("words", "said"),
     [
         ("frontier --methods magnitude --ratios 0.2 0.4 0.6 --max-ppl-increase 20%", "largest ratio within +20 %"),
-        ("sensitivity --method magnitude --fractions 0.25 0.5", "25 % of the units of one place"),
+        ("sensitivity --fractions 0.25 0.5", "25 % of the units of one place"),
     ],
 )
 def test_what_is_shown(words, said, tiny_model_directory, tmp_path, capsys):
@@ -90,7 +90,7 @@ def test_what_is_shown(words, said, tiny_model_directory, tmp_path, capsys):
         assert main.main(command) == 0
         text = capsys.readouterr().out
         assert said in text
-        assert "magnitude" in text or "saap compare" in text
+        assert "magnitude" in text or "wanda" in text
         assert "report.html" in text
 
 
@@ -108,6 +108,7 @@ def test_what_is_shown(words, said, tiny_model_directory, tmp_path, capsys):
             "sensitivity --method magnitude>within(attention=0.0,multiple_of={mlp:4096})>uniform",
             "ratio: expected at most 0.0000",
         ),
+        ("sensitivity --method fast", "method: expected a chain that scores units once, got fast, which chooses"),
         ("sensitivity --method magnitude>within(protect=(2,))", "protect: expected layers in [-2, 2) of this model"),
         ("compare --methods wanda>within(protect=(0,1))", "largest possible ratio is 0"),
         ("compare --methods wandaa", "unknown step 'wandaa'; did you mean 'wanda'"),
