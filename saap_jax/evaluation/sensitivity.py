@@ -91,9 +91,9 @@ def changes_of(run: RunRecord, candidates: Sequence[Row]) -> list[Change]:
     losses = [losses_of(row, metric) for row in rows]
     nats = [_change(each, whole) for each in losses]
     differences: list[Difference] = []
-    scale = scale_of(metric)
-    for each in losses:
-        differences.append(paired_difference(each.values[None, each.seen], whole[None, each.seen], scale=scale))
+    scale, articles = scale_of(metric), run.get("articles", {}).get(metric, ())
+    for values, seen in losses:
+        differences.append(paired_difference(values[None, seen], whole[None, seen], scale=scale, articles=articles))
     totals: dict[tuple[str, float], list[float]] = {}
     for row, change in zip(rows, nats, strict=True):
         total = totals.setdefault((row.get("among", row["structure"]), row["asked"]), [0.0, 0.0])
@@ -132,7 +132,8 @@ def as_costly(run: RunRecord, candidates: Sequence[Row], first: Change, others: 
         costs.append(((losses - dense) / scale, seen))
     (base, own), *rest = costs
     pairs = ((each[None, own & seen], base[None, own & seen]) for each, seen in rest)
-    return [paired_difference(*pair, others=len(rest)) for pair in pairs]
+    articles = run.get("articles", {}).get(metric, ())
+    return [paired_difference(*pair, others=len(rest), articles=articles) for pair in pairs]
 
 
 def _change(losses: Losses, dense: Float[np.ndarray, "windows"]) -> float:

@@ -171,4 +171,5 @@ def _difference(run: RunRecord, row: Row, base: Row) -> Difference:
     """Subtract another candidate's loss on the judged text."""
     metric = judged_metric(run)
     losses, other = (np.asarray(each["losses"][metric], np.float64)[None] for each in (row, base))
-    return paired_difference(losses, other, others=len(run["trials"]), scale=scale_of(metric))
+    articles = run.get("articles", {}).get(metric, ())
+    return paired_difference(losses, other, others=len(run["trials"]), scale=scale_of(metric), articles=articles)

@@ -6,6 +6,7 @@ import pytest
 from saap_jax.evaluation.sensitivity import as_costly, changes_of
 from saap_jax.report.formats import BEST, TIED
 from saap_jax.report.pages.sensitivity import extreme_table, marks_of
+from saap_jax.runs import suggestions
 
 METRIC, WINDOWS, COSTS = "loss held_out", 24, (1.0, 0.5, 0.1, 0.01)
 
@@ -48,6 +49,17 @@ def test_places_that_cost_the_same_are_tied():
         row["losses"] = {METRIC: (np.array(rows[0]["losses"][METRIC]) + 1e-3 * np.sin(np.arange(WINDOWS))).tolist()}
     changes = changes_of(record, rows)
     assert all(each.tied for each in as_costly(record, rows, changes[0], changes[1:]))
+
+
+def test_articles_are_the_units_where_a_run_knows_them():
+    """In all that is said of places and of what was tried, as `saap ab` says it of the same."""
+    record, rows = run_of([("mlp", place) for place in range(4)], traced=False)
+    by_window, record["trials"] = changes_of(record, rows), [{}]
+    record["articles"] = {METRIC: [window // 2 for window in range(WINDOWS)]}
+    changes = changes_of(record, rows)
+    assert all(one.low != other.low for one, other in zip(changes, by_window, strict=True))
+    assert {each.windows for each in as_costly(record, rows, changes[0], changes[1:])} == {WINDOWS // 2}
+    assert suggestions._difference(record, *rows[:2]).windows == WINDOWS // 2
 
 
 def test_places_are_marked_where_there_are_no_intervals_and_no_average():
