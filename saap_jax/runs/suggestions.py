@@ -68,6 +68,8 @@ def _more_of_it(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     if len(figures) < 2:
         return []
     if 0 < (windows := min(row.windows for row in found)) < FEWEST:
+        if windows < (run["config"]["evaluation"]["windows"] or math.inf):
+            return []  # the text has no more
         said = f"{plural(windows, 'window')} of evaluation text cannot tell variants apart, which takes {FEWEST}"
         command = compare_command(run, "windows", {"evaluation": {"windows": MORE_WINDOWS}})
         return [_suggest(f"{said}: evaluate on more.", "intervals and tests, which this run has none of", command)]

@@ -254,6 +254,8 @@ def test_of_few_windows_more_are_suggested():
     run, rows = compared({"taylor_element": (50.0, 51.0, 49.0), "wanda": (50.1, 51.0, 49.1), "fisher": (80.0,) * 3})
     assert suggestions_of(run, rows) == [], "control"
     short = [row | {"losses": {name: each[:5] for name, each in row["losses"].items()}} for row in rows]
+    assert suggestions_of(run, short) == [], "as many as the text has"
+    run["config"]["evaluation"]["windows"] = 5
     (found,) = suggestions_of(run, short)
     assert found["text"].startswith("5 windows of evaluation text cannot tell variants apart, which takes 8")
     assert following(found["command"]).evaluation.windows == 24
