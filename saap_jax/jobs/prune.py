@@ -152,7 +152,7 @@ def notes_on(cut: Any) -> list[str]:
 
 def further_of(config: PruneConfig, spec: LlamaSpec) -> list[str]:
     """List commands that compare, recover and export what was pruned, with adapters that its widths suit."""
-    out, dense, usual = shlex.quote(config.out), shlex.quote(config.model.name), MethodConfig()
+    out, dense, usual = shlex.quote(config.out.rstrip("/")), shlex.quote(config.model.name), MethodConfig()
     mixture = spec.constants.traits.experts
     matrices = ("query", "key", "value", "output") if mixture else usual.matrices
     recover = f"recover {out} --dense {dense}" + f" --method.matrices {' '.join(matrices)}" * mixture

@@ -256,5 +256,5 @@ def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
 def test_the_export_that_is_proposed_holds_the_model(widths, fields, form):
     layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=1, mlp=mlp) for heads, mlp in widths)
     spec = LlamaSpec(**{"vocab": 24, "embed": 16, "head_dim": 4, "layers": layers, "tied": True} | fields)
-    *_, line = prune.further_of(PruneConfig(ratio=0.2), spec)
+    *_, line = prune.further_of(PruneConfig(ratio=0.2, out="models/pruned/"), spec)
     assert line == f"export models/pruned models/pruned-hf --format {form}"
