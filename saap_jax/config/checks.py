@@ -149,7 +149,7 @@ def check_run_name(name: str, value: str) -> None:
 def check_ratios(name: str, value: Any) -> None:
     """Raise ValueError unless there is a number in [0, 1), or several, each once."""
     ratios = value if isinstance(value, tuple | list) else (value,)
-    check_several(name, tuple(ratios))
+    check_several(name, [f"{ratio:g}" for ratio in ratios])  # as names of candidates tell them
     for ratio in ratios:
         if not 0 <= ratio < 1:
             numbers = "a number" if len(ratios) == 1 else "numbers"

@@ -244,7 +244,7 @@ class FidelityConfig(JobConfig):
 
 
 def _check_fractions(name: str, values: Any) -> None:
-    check_several(name, values)
+    check_several(name, [f"{fraction:g}" for fraction in values])
     if not all(0 < fraction <= 1 for fraction in values):
         raise ValueError(f"{name}: expected numbers in (0, 1], got {list(values)}{meant(*values)}")
 

@@ -41,6 +41,8 @@ from saap_jax.steps.chain import parse
             lambda: c.ScoreConfig(calibration=o.CalibrationConfig(scenarios=())),
             "expected at least one text source, got none",
         ),
+        (lambda: c.CompareConfig(ratios=(0.3333333, 0.3333334)), "ratios: .* each once, got 0.333333, 0.333333"),
+        (lambda: c.SensitivityConfig(fractions=(0.3333333, 0.3333334)), "fractions: .* each once, got 0.333333, 0.33"),
         (lambda: o.EvaluationConfig(batch_size=0), "evaluation.batch_size: expected at least 1, got 0"),
         (
             lambda: o.EvaluationConfig(in_domain="a.txt", out_of_domain="a.txt"),
