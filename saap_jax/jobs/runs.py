@@ -26,7 +26,8 @@ def list_runs(config: RunsConfig, *, track: Track = quiet) -> list[Any]:
         ValueError: a run that another process writes.
     """
     root = Path(config.runs)
-    paths = [Path(name) if (Path(name) / "run.json").is_file() else root / name for name in dict.fromkeys(config.names)]
+    paths = [Path(name) if (Path(name) / "run.json").is_file() else root / name for name in config.names]
+    paths = [*dict.fromkeys(paths)]
     if config.delete:
         for path in paths:  # first of all, so that none goes where one is named wrongly
             if path.name != CACHE:

@@ -123,7 +123,7 @@ def test_compare(options, capsys, tmp_path):
     assert "Best variants" in capsys.readouterr().out
     (tmp_path / "runs" / "compare-2" / "mine.txt").touch()
     assert "no run.json in" in refused(capsys, ["runs", "compare-2", "gone", *where, "--delete"])
-    assert main.main(["runs", "compare-2", "compare-2", *where, "--delete"]) == 0
+    assert main.main(["runs", "compare-2", str(tmp_path / "runs" / "compare-2"), *where, "--delete"]) == 0
     assert [path.name for path in (tmp_path / "runs" / "compare-2").iterdir()] == ["mine.txt"]
     capsys.readouterr()
     assert main.main(["runs", *where]) == 0
@@ -160,7 +160,7 @@ class TestBadInput:
             ("score --model tiny --runs short.txt", "short.txt, found a file; choose another place"),
             ("compare quickstart learned", "at most one"),
             ("recover a b", "at most one"),
-            ("compare --model tiny wanda", "before them [MODULE:FACTORY] [CONFIG] [METHODS ...], got wanda in their place"),
+            ("compare --model tiny wanda", "before them [MODULE:FACTORY] [CONFIG] [METHODS ...], got wanda in"),
             ("compare --resume", "--resume expected a run at runs/compare, found none"),
             ("compare --resume --overwrite", "got both"),
             ("compare --model.name none", "none"),
