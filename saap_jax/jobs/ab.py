@@ -148,12 +148,11 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
             f"{b.text}; evaluate both on the same"
         )
     domains = {metric["name"]: metric.get("domain", "") for metric in (a if a.run else b).record.get("metrics", ())}
-    rows = []
+    known, rows = {**b.record.get("articles", {}), **a.record.get("articles", {})}, []  # no raced run has any
     for metric, of_a in losses_a.items():
         windows = counts[0][metric]
         both = [np.broadcast_to(losses, (seeds, windows)) for losses in (of_a, losses_b[metric])]
-        articles = (a if a.run else b).record.get("articles", {}).get(metric, ())
-        difference = paired_difference(*both, others=max(a.others, b.others), articles=articles)
+        difference = paired_difference(*both, others=max(a.others, b.others), articles=known.get(metric, ()))
         of_a, of_b = (PERPLEXITY.value(float(losses.mean())) for losses in both)
         rows.append(Compared(metric, domains.get(metric, ""), windows, (of_a, of_b), difference))
     return Comparison(a.text, b.text, seeds, max(a.others, b.others), tuple(rows))

@@ -76,6 +76,16 @@ class TestAb:
         one, other = f"{three}:wanda, seed 1@0.2", f"{others}:wanda, seed 3@0.2"
         assert main.main(["ab", one, other]) == 0, "single candidates are compared whatever their seeds"
 
+    def test_articles_are_the_units_whichever_run_knows_them(self, tmp_path, no_model):
+        """A raced run has none on record."""
+        plain, raced = (fake_run(tmp_path / name, seeds=(0, 1)) for name in ("plain", "raced"))
+        articles = {"articles": {metric: [window // 2 for window in range(24)] for metric in METRICS}}
+        (plain / "run.json").write_text(json.dumps(json.loads((plain / "run.json").read_text()) | articles))
+        names = [f"{plain}:wanda, seed 1@0.2", f"{raced}:wanda, seed 0@0.2"]
+        (first, second) = (ab.ab(AbConfig(a=a, b=b)).metrics[0].difference for a, b in (names, names[::-1]))
+        assert (first.windows, first.low, first.high) == pytest.approx((second.windows, -second.high, -second.low))
+        assert first.windows == 12
+
     def test_two_models(self, capsys, tiny_model_directory, pruned):
         a, b = str(tiny_model_directory), str(pruned)
         assert main.main(["ab", a, a, *TEXT]) == 0
