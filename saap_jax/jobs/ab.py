@@ -204,7 +204,7 @@ def _setting_of(config: AbConfig, a: Reference, b: Reference) -> tuple[AbConfig,
         texts = {metric_name(length, source): (source, length, windows) for source in config.sources}
         return config, texts
     default = AbConfig()
-    if changed := [name for name in _OWN if getattr(config, name) != getattr(default, name)]:
+    if changed := [name for name in _OWN if getattr(config, name) not in (getattr(default, name), ())]:
         raise ValueError(
             f"{changed[0]}: beside {run.text} the text, type and batch size of its run are taken, got "
             f"{getattr(config, changed[0])!r}; leave it out"

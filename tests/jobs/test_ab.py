@@ -237,6 +237,11 @@ class TestLimits:
         (run / "best").symlink_to(pruned)
         assert main.main(["ab", f"{run}:wanda@0.2", *words]) == 0, "the best was cut"
 
+    def test_bytes_are_held_without_a_text(self, run, monkeypatch):
+        monkeypatch.setattr(ab, "compare_tasks", lambda *_: ())
+        words = ["ab", f"{run}:wanda@0.2", f"{run}:dense", "--sources", "--tasks", "boolq"]
+        assert [main.main([*words, "--max-size", size]) for size in ("85%", "75%")] == [0, 1]
+
     def test_not_finite_is_broken(self, run, capsys):
         directory = RunDirectory(run, json.loads((run / "run.json").read_text()))
         row = directory.candidates()[0]
