@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from saap_jax.runs.cache import FileCache
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run, write_scalars
 from saap_jax.runtime import digests, files
 from saap_jax.runtime.digests import computed_by, git_commit, provenance
@@ -238,6 +239,21 @@ def test_tensorboard_has_stages_candidates_and_steps_once_however_often_written(
     assert {("candidates/ppl_16", 1, 12.5), ("training/loss", 3, 0.5), ("tokens/score", 0, 64.0)} < {*found}
     assert "training/norm" not in [tag for tag, *_ in found]
     assert len(found) == len({*found})
+
+
+def test_two_jobs_may_keep_the_same_at_once(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def meanwhile(file):
+        monkeypatch.setattr(os, "fsync", real)
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+        FileCache(tmp_path).keep("key", [1, 2])
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    FileCache(tmp_path).keep("key", [1])
+    assert FileCache(tmp_path).value("key") == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["key.json"]
 
 
 def test_what_is_kept_is_of_one_state_of_all_sources(tmp_path, monkeypatch):
