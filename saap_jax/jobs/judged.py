@@ -74,7 +74,7 @@ def judge(subject: Subject, cut: Any, texts: Mapping[str, Examples], rows: int, 
 def in_turns(
     subject: Subject, whole: Any, cut: Any, text: Examples, rows: int, most: int | None = None
 ) -> tuple[tuple[WindowLosses, WindowLosses], tuple[list[float], list[float]]]:
-    """Evaluate the unpruned and the cut model in turns, `rows` windows at once; take each one's seconds of each turn.
+    """Evaluate the unpruned and the cut model in turns, `rows` windows at once; take the seconds of turns of both.
 
     The first turn, which compiles, is not timed, nor is one of fewer windows, which is another program; where there are
     fewer than three others, windows come again.
@@ -92,7 +92,7 @@ def in_turns(
             if place or most is None or turn < most:
                 start = time.perf_counter()
                 losses = model.losses(part, rows)
-                taken[place] += [time.perf_counter() - start] if 0 < turn < timed else []
+                taken[place] += [time.perf_counter() - start] if 0 < turn < (most or timed) else []
                 found[place] += [] if alike <= turn < timed else [losses]
     dense, pruned = (WindowLosses(*map(np.concatenate, zip(*each, strict=True))) for each in found)
     before, after = taken

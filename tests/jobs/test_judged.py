@@ -85,7 +85,7 @@ def test_the_change_has_its_interval_and_too_few_windows_none():
 
 @pytest.mark.parametrize(
     ("count", "most", "turns"),
-    [(9, None, (4, 4)), (9, 2, (2, 4)), (3, None, (3, 3)), (12, None, (3, 3)), (14, 3, (3, 4))],
+    [(9, None, (4, 4)), (9, 2, (2, 4)), (3, None, (3, 3)), (12, None, (3, 3)), (14, 3, (3, 4)), (18, 3, (3, 5))],
 )
 def test_both_models_take_turns_and_every_window_counts_once(count, most, turns, monkeypatch):
     text, order, clock = np.arange(count, dtype=float), [], [0]
@@ -106,7 +106,7 @@ def test_both_models_take_turns_and_every_window_counts_once(count, most, turns,
     assert dense.means.tolist() == text[: len(dense.means)].tolist()
     assert (order.count("dense"), order.count("cut")) == turns
     assert order[:4] == ["dense", "cut"] * 2
-    assert [len(each) for each in seconds] == [min(2, (most or 3) - 1), 2]
+    assert [len(each) for each in seconds] == [min(2, (most or 3) - 1)] * 2, "in the same turns"
     assert {*seconds[0], *seconds[1]} == {min(count, 4)}, "a pass over fewer windows is another program"
 
 
