@@ -61,10 +61,16 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
             with run.stage("load"), step(track, "load the model"):
                 subject = open_subject(config.model, layout=layout)
             check_scores(scores, subject)
+            digests, observed = subject.digests(), source.get("inputs", {})
+            if other := [name for name, now in digests.items() if observed.get(name, now) != now]:
+                raise ValueError(
+                    f"from_run: {config.from_run} observed another {other[0]} of {config.model.name} than is there "
+                    "now, or of another type; bring back what it was, or score on text"
+                )
             with run.stage("score"), step(track, "score the statistics"):
                 calibrated = rescored(config.from_run, subject, scores)
             about = source.get("scenarios", {})
-            run.begin(subject.digests())
+            run.begin(digests)
             run.update(**subject.structures_record())
             save_scores(run, calibrated)
         else:

@@ -192,6 +192,9 @@ def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
         score_run(dataclasses.replace(again, name="b", from_run=str(run.path)))
     with pytest.raises(ValueError, match="observed the model .*tiny, got smollm2-135m"):
         score_run(dataclasses.replace(again, name="c", model=ModelConfig()))
+    other = dataclasses.replace(again.model, dtype="bfloat16")
+    with pytest.raises(ValueError, match="small observed another model of .*tiny than is there now, or of"):
+        score_run(dataclasses.replace(again, name="d", model=other, estimators=("gate_fisher",)))
 
 
 @pytest.mark.slow
