@@ -250,14 +250,14 @@ def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) ->
     Raises:
         ValueError: no such task, one without a metric to compare, or a model that cannot be had.
     """
-    tasks = find_tasks(config)
+    tasks, dtype = find_tasks(config), next((each.model["dtype"] for each in (a, b) if each.run), config.dtype)
 
     def score(reference: Reference) -> list[tuple[TaskResult, ...]]:
         tokenizer, progress = load_tokenizer(reference.tokenizer), scoring(track, reference.text)
         with attending(config.attention):
             return [
                 run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=progress)
-                for model in models_of(reference, config.dtype)
+                for model in models_of(reference, dtype)
             ]
 
     of_a = score(a)

@@ -14,6 +14,7 @@ from saap_jax.cli import main
 from saap_jax.config.packaged import packaged
 from saap_jax.config.use import AbConfig, EvaluateConfig
 from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.evaluation.task_results import TaskResult
 from saap_jax.jobs import ab
 from saap_jax.jobs.evaluate import evaluate
 from saap_jax.llama import attention, load_model, load_tokenizer
@@ -85,6 +86,18 @@ class TestAb:
         (first, second) = (ab.ab(AbConfig(a=a, b=b)).metrics[0].difference for a, b in (names, names[::-1]))
         assert (first.windows, first.low, first.high) == pytest.approx((second.windows, -second.high, -second.low))
         assert first.windows == 12
+
+    def test_tasks_are_of_models_of_the_runs_type(self, run, monkeypatch):
+        file, dtypes = run / "run.json", []
+        record = json.loads(file.read_text())
+        record["config"]["model"]["dtype"] = "bfloat16"
+        file.write_text(json.dumps(record))
+        result = TaskResult("boolq", "a file", ("1", "2"), {"acc": np.array([1.0, 0.0])})
+        monkeypatch.setattr(ab, "load_model", lambda name, dtype: dtypes.append(dtype))
+        for name, found in (("load_tokenizer", None), ("find_tasks", None), ("run_named", (result,))):
+            monkeypatch.setattr(ab, name, lambda *_, found=found, **__: found)
+        ab.ab(AbConfig(a="mine", b=f"{run}:dense", sources=(), tasks=("boolq",)))
+        assert dtypes == ["bfloat16", "bfloat16"]
 
     def test_two_models(self, capsys, tiny_model_directory, pruned):
         a, b = str(tiny_model_directory), str(pruned)
