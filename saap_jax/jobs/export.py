@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,7 +213,7 @@ def _write(
         return f"{model.constants.traits.architecture} for {about['module']}", added, trainers.departures(model.spec)
     if config.format in TRAVELS:
         how = {"ragged": "load it in transformers with trust_remote_code=True"}
-        how |= {"nas": f"serve it with vllm serve {config.out} --trust-remote-code"}
+        how |= {"nas": f"serve it with vllm serve {shlex.quote(config.out)} --trust-remote-code"}
         notes = tuple(filter(None, (how[config.format], width_note(model.spec))))
         return TRAVELS[config.format]["architectures"][0], added, notes
     return model.constants.traits.architecture, added, ()
@@ -236,7 +237,8 @@ def _write_maxtext(
             if tokenizer is not None:
                 write_tokenizer(tokenizer, directory)
     (place / MAXTEXT).write_text(settings, encoding="utf-8")
-    launch = f"python3 -m maxtext.trainers.post_train.distillation.train_distill {config.out}/{MAXTEXT}"
+    launch = "python3 -m maxtext.trainers.post_train.distillation.train_distill "
+    launch += shlex.quote(f"{config.out}/{MAXTEXT}")
     notes = (f"distil with {launch} run_name=NAME base_output_directory=DIR, and what names your text",)
     if teacher is None:
         notes += (f"{MAXTEXT} lacks its teacher: export again with --teacher and the unpruned model",)

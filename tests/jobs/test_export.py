@@ -125,6 +125,11 @@ class TestCommand:
         assert "7 matrices are F16: their rows are no multiple of 32" in text
         assert "architecture deci" in text
 
+    def test_a_command_to_copy_holds_whatever_the_directory_is_called(self, source, capsys, tmp_path):
+        out = tmp_path / "my model"
+        assert main.main(["export", str(source(UNIFORM, tokenizer=None)), str(out), "--format", "nas"]) == 0
+        assert f"vllm serve '{out}' --trust-remote-code" in capsys.readouterr().out
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [
