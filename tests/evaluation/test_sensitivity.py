@@ -73,6 +73,13 @@ def test_places_are_marked_where_there_are_no_intervals_and_no_average():
     assert [row["sign"] for row in table.rows] == [BEST, "", "", BEST]
 
 
+def test_a_loss_that_is_no_number_leaves_the_others_in_their_order():
+    record, rows = run_of([("mlp", place) for place in range(4)], traced=False)
+    for row, cost in zip(rows, (0.01, np.nan, 1.0, 0.5), strict=True):
+        row["losses"] = {METRIC: (np.array(record["dense"]["losses"][METRIC]) + cost).tolist()}
+    assert [row["layer"] for row in extreme_table(record, rows).rows] == [1, 2, 3, 0]
+
+
 def test_percent_of_a_race_are_of_the_whole_text():
     """The interval about the value: both are beside the unpruned model's loss on all windows."""
     record, rows = run_of([("a", 0), ("b", 0), ("c", 0), ("d", 0)], traced=True)

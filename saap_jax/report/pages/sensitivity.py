@@ -45,11 +45,11 @@ def extremes(changes: Sequence[Change], ratio: float) -> tuple[list[Change], lis
     """Choose the places that cost most and least a parameter when the share nearest to a ratio goes.
 
     Places are ordered by their cost beside the average, or by their cost itself where an average is
-    not above 0; no place is on both sides.
+    not above 0; no place is on both sides. A loss that is not a number costs most.
     """
     shown = nearest_share(changes, ratio)
     several = not any(math.isnan(change.relative) for change in shown)
-    shown.sort(key=lambda change: -(change.relative if several else change.nats))
+    shown.sort(key=lambda change: -np.nan_to_num(change.relative if several else change.nats, nan=np.inf))
     many = min(EXTREMES, (len(shown) + 1) // 2)
     return shown[:many], shown[max(many, len(shown) - EXTREMES) :]
 
