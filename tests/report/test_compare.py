@@ -94,6 +94,11 @@ class TestRows:
         each = rows_of(candidate_table(fake.fields(), lines))
         assert sorted((row["seed"], row[OUT]) for row in each[1:]) == [("0", "50.0"), ("1", "52.0"), ("2", "57.0")]
 
+    def test_of_a_seed_that_is_infinite_there_is_no_spread(self):
+        """Nor a warning of numpy's in front of the table."""
+        lines = [fake.candidate("a", 0.2, (40.0, ppl), seed) for seed, ppl in enumerate((50.0, math.inf))]
+        assert cells(comparison_table(fake.fields(), lines))[1][1:3] == ["40.00 ± 0.00", "inf"]
+
     def test_who_left_a_race_is_judged_by_the_windows_that_it_took(self):
         lines = two(50.0, 70.0)
         losses = lines[1].pop("losses")
