@@ -32,7 +32,10 @@ RECIPES = {
             "within(depth=True, whole_layers=True, min_keep=0, protect=(0.13, -0.07)) > global(by=score)"
         ),
         calibration=_TEXT,
-        deviations=(_FOUR_AND_TWO,),
+        deviations=(
+            _FOUR_AND_TWO,
+            "Norms are left out of the sum; in the code's scores of LLaMA-2-7B they are 1 % of it.",
+        ),
     ),
     "sleb": Recipe(
         title="SLEB: the layer whose removal raises the loss least goes, again and again; the first and the last stay",

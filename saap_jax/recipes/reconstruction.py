@@ -2,6 +2,9 @@
 
 from saap_jax.recipes.base import GROUPED, Recipe, refitted
 
+_SIXTEEN = "Sixteen coordinates, or one head, go at once; {}."
+_HEADS = "Heads that go are rounded down to whole ones, and channels make up for it; the code {}."
+
 _OSSCAR = Recipe(
     title="OSSCAR: greedy removal by optimal brain surgeon, then swaps while the error of the output falls",
     paper="arXiv:2403.12983",
@@ -10,6 +13,9 @@ _OSSCAR = Recipe(
     deviations=(
         "Units are swapped one by one, out by the least cost and in by the most gain, an eighth as many as there "
         "are at most; the paper's search swaps several at a time.",
+        _SIXTEEN.format("by default of the code, ten channels or two heads"),
+        _HEADS.format("rounds down those that stay"),
+        "The MLP of a layer is looked at behind its pruned attention; the code looks at both and then prunes both.",
         GROUPED,
     ),
 )
@@ -21,6 +27,8 @@ _SLIMGPT = Recipe(
     deviations=(
         "The first layer loses nothing and the share grows with log(layer + 1); the paper starts at a share that "
         "is set by hand.",
+        _SIXTEEN.format("the code takes 64 to 1,024 channels"),
+        _HEADS.format("rounds to the nearest number, and has the same share for the MLP"),
         GROUPED,
     ),
 )
@@ -44,7 +52,7 @@ RECIPES = {
         "osscar",
         _OSSCAR,
         0.01,
-        "The ridge is 0.01 of the mean of the diagonal; what the paper's is, is not known here.",
+        "The ridge is 0.01 of the mean of the diagonal, as by default of the code.",
     ),
     **refitted("slimgpt", _SLIMGPT, 0.01, "The ridge is 0.01 of the mean of the diagonal, as in the code."),
     **refitted(
