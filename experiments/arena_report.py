@@ -25,7 +25,7 @@ PROJECT = Path(__file__).parent.parent
 DOCS = PROJECT / "docs"
 MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"}
 OURS = ("fast", "default", "best", "homogeneous")
-CONTENDERS = ("modegpt-mlp", "llm-pruner-param-second", "slimgpt", "fasp-mlp", "osscar", "ziplm")
+CONTENDERS = ("modegpt-mlp", "llm-pruner-param-second", "slimgpt", "fasp-mlp", "osscar", "ziplm-no-search")
 """Published rows that come first, since they end the evaluation of others early; also their variants."""
 MIXED = "-our-repair"
 """Our repair of a published choice."""

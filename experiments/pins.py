@@ -44,7 +44,7 @@ ALL = (
     "default evopress fasp-mlp fasp-mlp-our-repair flap gisp grasprune llm-pruner-param-first "
     "llm-pruner-param-mix llm-pruner-param-second llm-pruner-vectorize minitron modegpt-mlp "
     "modegpt-mlp-our-repair osscar osscar-our-repair saap saap-stable-goes shortened-llama-ppl "
-    "shortened-llama-taylor shortgpt sleb slimgpt slimgpt-our-repair two-ssp wanda-sp ziplm"
+    "shortened-llama-taylor shortgpt sleb slimgpt slimgpt-our-repair two-ssp wanda-sp ziplm-no-search"
 )
 """The estimators of the quickstart, and every recipe."""
 PROTECTED = " ".join(f"'{name} = {name} > within(protect=(0.13, -0.07)) > uniform'" for name in ALL.split()[:8])

@@ -87,8 +87,8 @@ def obs(*, greedy: bool = True, block: int = 16, damping: float = 0.01) -> Estim
 
     `greedy` takes units out one after another, the cheapest first: after each `block` of coordinates (one unit at
     least) the output matrix is fitted again and H⁻¹ downdated, so that what stands in for what has gone gets dearer.
-    The score is then the cost when the unit goes, or a hair above that of the one before it if that was higher, so that
-    scores keep the order.
+    The score is then the cost when the unit goes, the mean of its block; scores keep the order in which units go, and
+    those of a sub-block add up to the cost of removing all of it.
 
     Sources: ZipLM, SlimGPT and OSSCAR, see above. Deviation: H is that of the unpruned model in every layer, where
     these prune layer by layer and look at each through the ones that were pruned before it.
@@ -168,32 +168,46 @@ def greedy_costs(
     ridge: Float[Array, ""],
     block: int = 1,
 ) -> Float[Array, "units"]:
-    """The cost of each unit when it goes, those of the lowest costs first, `block` coordinates at a time."""
+    """Share out what removing units costs, those of the lowest costs first, `block` coordinates at a time.
+
+    Units that go at once have the mean of what they cost together, which is more than each would cost alone. Where a
+    block costs less a unit than one before it, they have the mean of both, so that the sum is the cost of removing all.
+    """
     units, coordinates, embed = weight.shape
     at_once = min(max(block // coordinates, 1), units)
 
-    def remove(state: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
-        matrix, inverse, gone, scores, last = state
+    def remove(state: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+        matrix, inverse, gone = state
         costs = jnp.where(gone, jnp.inf, _costs(matrix, inverse, gone))
         chosen = jnp.argsort(costs)[:at_once]
         new = ~gone[chosen]
-        after = last * (1 + jnp.finfo(last.dtype).eps * jnp.arange(1, at_once + 1, dtype=last.dtype))
-        raised = jax.lax.cummax(jnp.maximum(jnp.where(new, costs[chosen], 0), after))
         rows = (chosen[:, None] * coordinates + jnp.arange(coordinates)[None]).reshape(-1)
         real = jnp.repeat(new, coordinates)
         inner = jnp.where(real[:, None] & real[None], inverse[rows][:, rows], jnp.eye(len(rows), dtype=inverse.dtype))
         outer, flat = inverse[:, rows], matrix.reshape(-1, embed)
         both = jnp.linalg.solve(inner, jnp.concatenate([flat[rows], outer.T], axis=1))
+        cost = 0.5 * jnp.sum(flat[rows] * both[:, :embed])
         flat, inverse = flat - outer @ both[:, :embed], inverse - outer @ both[:, embed:]
         inverse = inverse.at[rows].set(0).at[:, rows].set(0)
         matrix = flat.at[rows].set(0).reshape(weight.shape)
-        scores = scores.at[chosen].set(jnp.where(new, raised, scores[chosen]))
-        return (matrix, inverse, gone.at[chosen].set(True), scores, jnp.max(jnp.where(new, raised, last))), None
+        made = jnp.where(new, chosen, units), cost, jnp.sum(new, dtype=cost.dtype)
+        return (matrix, inverse, gone.at[chosen].set(True)), made
 
-    nothing = jnp.zeros(units, weight.dtype)
-    start = (weight, _inverse(moment, ridge), jnp.zeros(units, bool), nothing, jnp.zeros((), weight.dtype))
-    (*_, scores, _), _ = jax.lax.scan(remove, start, length=-(-units // at_once))
-    return scores
+    start = (weight, _inverse(moment, ridge), jnp.zeros(units, bool))
+    _, (chosen, costs, counts) = jax.lax.scan(remove, start, length=-(-units // at_once))
+    hair = 1 + jnp.finfo(weight.dtype).eps * jnp.arange(chosen.size, dtype=weight.dtype).reshape(chosen.shape)
+    scores = _ascending(costs, counts)[:, None] * hair
+    return jnp.zeros(units, weight.dtype).at[chosen].set(scores, mode="drop")
+
+
+def _ascending(sums: Float[Array, "parts"], counts: Float[Array, "parts"]) -> Float[Array, "parts"]:
+    """Take the mean of each part, and one mean of neighbours that descend: max over i ≤ k of min over j ≥ k of the mean
+    from i to j (isotonic regression)."""
+    above = jnp.concatenate([jnp.zeros((2, 1), sums.dtype), jnp.cumsum(jnp.stack([sums, counts]), axis=1)], axis=1)
+    total, count = above[:, None, 1:] - above[:, :-1, None]  # from i to j
+    from_to = jnp.where(count > 0, total / count, jnp.inf)
+    least = jax.lax.cummin(from_to, axis=1, reverse=True)  # of j ≥ k
+    return jnp.diag(jax.lax.cummax(least, axis=0))
 
 
 def swapped(

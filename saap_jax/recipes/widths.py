@@ -3,7 +3,7 @@
 from saap_jax.recipes.base import Recipe
 
 RECIPES = {
-    "ziplm": Recipe(
+    "ziplm-no-search": Recipe(
         title="ZipLM, at once: widths of all layers by errors relative to those of removing everything, then refitted",
         paper="arXiv:2302.04089",
         chain=(
@@ -15,9 +15,9 @@ RECIPES = {
             "The budget is of parameters, where the paper has a table of times.",
             "Every width is possible, where the paper has some and solves by dynamic programming: with costs that grow "
             "from unit to unit, taking the least error a parameter is its optimum, but for the last block.",
-            "Each sub-block's error counts alike; the paper searches weights of them by the loss of the pruned model.",
-            "Sixteen coordinates go at once, and an error is the sum of what each would cost alone: too little, where "
-            "they stand in for each other. In the code one goes at a time, and errors are measured.",
+            "Each sub-block's error counts alike, hence the name; the paper searches weights of them by the loss of "
+            "the pruned model, at random.",
+            "Sixteen channels go at once; in the code one goes at a time, and errors are measured.",
             "The damping of the refit is relative to each coordinate's energy, that of the errors to their mean; the "
             "code damps only what cannot be inverted.",
         ),

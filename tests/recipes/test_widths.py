@@ -89,7 +89,7 @@ def least_error(places: dict, size: int) -> np.ndarray:
 def test_ziplm(model, activations):
     """In each sub-block the surgeon's first go, and as many that the sum of relative errors is the least there is."""
     subject = LlamaSubject(model)
-    chain = RECIPES["ziplm"].chain.replace("obs >", "obs(block=1) >")  # one after another, as the reference
+    chain = RECIPES["ziplm-no-search"].chain.replace("obs >", "obs(block=1) >")  # one after another, as the reference
     orders, places = {}, {}
     for layer, (weights, seen) in enumerate(zip(layers_of(model), activations, strict=True)):
         for name, matrix in (
