@@ -98,6 +98,10 @@ def crossed(
     return Crossed(value, (by_seeds, by_articles), freedoms, len(of))
 
 
+FAR = 1000.0
+"""Per cent from which on a difference is said as a factor."""
+
+
 class Verdict(NamedTuple):
     """What may be said of A beside one of its rivals."""
 
@@ -120,6 +124,8 @@ class Verdict(NamedTuple):
             return "not finite"
         if self.sure:
             return "surely lower" if self.difference.value < 0 else "surely higher"
+        if self.seen >= FAR:
+            return f"not told apart, differences below a factor of {1 + self.seen / 100:.2g} cannot be seen"
         return f"not told apart, differences below {self.seen:.{decimals_of(self.seen)}f} % cannot be seen"
 
 
