@@ -15,7 +15,7 @@ NIGHTLY: tuple[str, ...] = tuple(
 _SLOW = {
     "estimation/hessian": "TestAgainstTheFullHessian::test_attention_is_exact_whatever_the_batches[cut_model",
     "estimation/observe": "one_compilation",
-    "estimation/reconstruction": "blocks_go a_single_cost",
+    "estimation/reconstruction": "costs_of_blocks a_single_cost",
     "estimation/registry": "the_how_to",
     "estimation/squares": "sums_of_narrow",
     "estimation/storage": "statistics_of_somebody",
