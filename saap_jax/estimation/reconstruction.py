@@ -87,7 +87,7 @@ def obs(*, greedy: bool = True, block: int = 16, damping: float = 0.01) -> Estim
 
     `greedy` takes units out one after another, the cheapest first: after each `block` of coordinates (one unit at
     least) the output matrix is fitted again and H⁻¹ downdated, so that what stands in for what has gone gets dearer.
-    The score is then the cost when the unit goes, the mean of its block; scores keep the order in which units go, and
+    The score is then the unit's part of what its block costs when it goes; scores keep the order in which units go, and
     those of a sub-block add up to the cost of removing all of it.
 
     Sources: ZipLM, SlimGPT and OSSCAR, see above. Deviation: H is that of the unpruned model in every layer, where
@@ -170,8 +170,8 @@ def greedy_costs(
 ) -> Float[Array, "units"]:
     """Share out what removing units costs, those of the lowest costs first, `block` coordinates at a time.
 
-    Units that go at once have the mean of what they cost together, which is more than each would cost alone. Where a
-    block costs less a unit than one before it, they have the mean of both, so that the sum is the cost of removing all.
+    Units that go at once share what they cost together, as what each would cost alone is to the others. Neighbours that
+    would descend have their mean, so that scores keep the order, and add up to the cost of removing all.
     """
     units, coordinates, embed = weight.shape
     at_once = min(max(block // coordinates, 1), units)
@@ -186,28 +186,29 @@ def greedy_costs(
         inner = jnp.where(real[:, None] & real[None], inverse[rows][:, rows], jnp.eye(len(rows), dtype=inverse.dtype))
         outer, flat = inverse[:, rows], matrix.reshape(-1, embed)
         both = jnp.linalg.solve(inner, jnp.concatenate([flat[rows], outer.T], axis=1))
-        cost = 0.5 * jnp.sum(flat[rows] * both[:, :embed])
+        alone = jnp.where(new, costs[chosen], 0)
+        together = 0.5 * jnp.sum(flat[rows] * both[:, :embed])
+        shared = together * alone / jnp.maximum(jnp.sum(alone), jnp.finfo(alone.dtype).tiny)
         flat, inverse = flat - outer @ both[:, :embed], inverse - outer @ both[:, embed:]
         inverse = inverse.at[rows].set(0).at[:, rows].set(0)
         matrix = flat.at[rows].set(0).reshape(weight.shape)
-        made = jnp.where(new, chosen, units), cost, jnp.sum(new, dtype=cost.dtype)
-        return (matrix, inverse, gone.at[chosen].set(True)), made
+        return (matrix, inverse, gone.at[chosen].set(True)), (chosen, shared)
 
     start = (weight, _inverse(moment, ridge), jnp.zeros(units, bool))
-    _, (chosen, costs, counts) = jax.lax.scan(remove, start, length=-(-units // at_once))
-    hair = 1 + jnp.finfo(weight.dtype).eps * jnp.arange(chosen.size, dtype=weight.dtype).reshape(chosen.shape)
-    scores = _ascending(costs, counts)[:, None] * hair
-    return jnp.zeros(units, weight.dtype).at[chosen].set(scores, mode="drop")
+    _, made = jax.lax.scan(remove, start, length=-(-units // at_once))
+    order, shared = (each.reshape(-1)[:units] for each in made)  # behind them, of the last block, what was gone
+    hair = 1 + jnp.finfo(weight.dtype).eps * jnp.arange(units, dtype=weight.dtype)
+    return jnp.zeros(units, weight.dtype).at[order].set(_ascending(shared) * hair)
 
 
-def _ascending(sums: Float[Array, "parts"], counts: Float[Array, "parts"]) -> Float[Array, "parts"]:
-    """Take the mean of each part, and one mean of neighbours that descend: max over i ≤ k of min over j ≥ k of the mean
-    from i to j (isotonic regression)."""
-    above = jnp.concatenate([jnp.zeros((2, 1), sums.dtype), jnp.cumsum(jnp.stack([sums, counts]), axis=1)], axis=1)
-    total, count = above[:, None, 1:] - above[:, :-1, None]  # from i to j
-    from_to = jnp.where(count > 0, total / count, jnp.inf)
-    least = jax.lax.cummin(from_to, axis=1, reverse=True)  # of j ≥ k
-    return jnp.diag(jax.lax.cummax(least, axis=0))
+def _ascending(values: Float[Array, "values"]) -> Float[Array, "values"]:
+    """Give neighbours that descend their mean: max over i ≤ k of min over j ≥ k of the mean from i to j (isotonic
+    regression)."""
+    ends = jnp.arange(1, len(values) + 1)
+    total = jnp.concatenate([jnp.zeros(1, values.dtype), jnp.cumsum(values)])
+    count = (ends[None] - ends[:, None] + 1).astype(values.dtype)
+    mean = jnp.where(count > 0, (total[None, 1:] - total[:-1, None]) / count, jnp.inf)  # from i to j
+    return jnp.diag(jax.lax.cummax(jax.lax.cummin(mean, axis=1, reverse=True), axis=0))
 
 
 def swapped(
