@@ -142,8 +142,8 @@ def parse(name: str, command: Command, words: list[str]) -> Call:
             return_unknown_args=True,
         )  # fmt: skip
         if left:
-            first, words = command.first.replace("--", "").upper(), " ".join(left)
-            raise ValueError(f"expected options, and before them {first}, got {words} in their place")
+            first, got = command.first.replace("--", "").upper(), " ".join(left)
+            raise ValueError(f"expected options, and before them {first}, got {got} in their place")
         said = {type(each): each for each in vars(found).values()}
         options, cluster = said.get(RunOptions), said.get(Distributed, Distributed()).cluster
         instead = said.get(Foretold) or said.get(Written)
