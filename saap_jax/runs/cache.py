@@ -6,7 +6,6 @@ again. One process of a job writes, all read.
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,6 +59,4 @@ class FileCache:
     def _write(self, name: str, content: bytes) -> None:
         if is_primary():
             self.path.mkdir(parents=True, exist_ok=True)
-            own = self.path / f".{name}.{os.getpid()}"  # another job may keep the same at this moment
-            write_atomically(own, content)
-            own.replace(self.path / name)
+            write_atomically(self.path / name, content)

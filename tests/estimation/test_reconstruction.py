@@ -5,8 +5,9 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import isotonic_regression
 
-from saap_jax.estimation.reconstruction import greedy_costs, leverages, single_costs, swapped
+from saap_jax.estimation.reconstruction import _ascending, greedy_costs, leverages, single_costs, swapped
 from tests.in_sequence import swapped_by_hand
 
 
@@ -106,6 +107,12 @@ def test_costs_of_blocks_add_up_to_that_of_removing_all(problem, block):
     together, _ = fitted(flat, moment, ridge, first.tolist())
     assert scores[first].sum() <= together * (1 + 1e-9), "as much, or shared with dearer ones behind"
     assert len(set(scores.tolist())) == 12
+
+
+def test_values_that_descend_are_an_isotonic_regression(x64):
+    values = np.random.default_rng(0).standard_normal(40) + np.linspace(0, 2, 40)
+    assert (np.diff(values) < 0).any(), "control: they descend"
+    np.testing.assert_allclose(np.asarray(_ascending(jnp.asarray(values))), isotonic_regression(values).x, rtol=1e-9)
 
 
 def test_leverage_is_the_diagonal_of_the_ridge_projection(problem):
