@@ -6,6 +6,7 @@ again. One process of a job writes, all read.
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,4 +60,6 @@ class FileCache:
     def _write(self, name: str, content: bytes) -> None:
         if is_primary():
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / name, content)
+            own = self.path / f".{name}.{os.getpid()}"  # another job may keep the same at this moment
+            write_atomically(own, content)
+            own.replace(self.path / name)

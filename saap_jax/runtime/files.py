@@ -134,7 +134,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     if not is_primary():
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # another job may write the same at this moment
+    partial = path.with_name(f".{path.name}.partial")
     try:
         with _named(path), open(partial, "wb") as file:
             file.write(content)
