@@ -131,9 +131,12 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
     outcome = _train(config, run, training, track)
     with run.stage("merge"), step(track, "merge and save"):
         recovered = cast(method.merge(join(outcome.trained, training.frozen)), config.dtype)
-        if not broadcast(out.exists):
+        own = model_digest(recovered) if broadcast(out.exists) else None
+        if own is None:
             save_model(recovered, out, tokenizer=tokenizer, keep=keep)
         recovered = load_model(out, config.dtype, layout=layout)
+        if own not in (None, model_digest(recovered)):  # another run may have written it since a kill
+            raise ValueError(f"out: expected the model of this run at {out}, found another; move that away")
     with run.stage("evaluate"), step(track, "evaluate the recovered model"):
         run.update(after=measure(recovered))
     if config.new_tokens:

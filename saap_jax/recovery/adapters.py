@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from saap_jax.llama.model import Llama, param
 from saap_jax.llama.product import Matrix, Weight, inputs_and_outputs, product
-from saap_jax.llama.quantized import MATRICES, Quantized, with_matrices
+from saap_jax.llama.quantized import MATRICES, Quantized, quantization_of, with_matrices
 from saap_jax.recovery.quantization import Rounding, check_no_experts, quantize
 
 
@@ -143,8 +143,16 @@ class Method(NamedTuple):
 
 
 def full() -> Method:
-    """Train every parameter."""
-    return Method("full", lambda model, key: model, nnx.Param, lambda model: model)
+    """Train every parameter of a model in floats."""
+
+    def prepare(model: Llama, key: Array) -> Llama:
+        if quantization_of(model) is not None:
+            raise ValueError(
+                "model: expected floats, since all are trained, got quantised matrices; dequantise them"
+            )
+        return model
+
+    return Method("full", prepare, nnx.Param, lambda model: model)
 
 
 def lora(*, rank: int = 8, scale: float = 16.0, matrices: tuple[str, ...] = ALL) -> Method:

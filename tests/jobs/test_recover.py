@@ -241,6 +241,22 @@ def test_killed_at_any_moment_it_ends_with_the_same_model(options, tmp_path):
     assert len(losses[0]) == 16
 
 
+@pytest.mark.slow
+def test_what_another_run_wrote_meanwhile_is_not_taken_for_its_own(options, tiny_model_directory, capsys, tmp_path):
+    out = tmp_path / "out"
+    own = [*options, "--training.max-steps", "3", "--name", "one", "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "save_model", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main.main(["recover", *own]) == 130
+    capsys.readouterr()
+    shutil.copytree(tiny_model_directory, out)
+    assert f"expected the model of this run at {out}, found another" in refused(capsys, ["recover", *own, "--resume"])
+    shutil.rmtree(out)
+    assert main.main(["recover", *own, "--resume"]) == 0
+    run = read_run(tmp_path / "runs" / "one")
+    assert run["after"]["ppl"] != run["before"]["ppl"]
+
+
 def test_one_of_a_thing_is_not_several():
     data = {"documents": 1, "rows": 1, "filled": 1.0, "predicted": 1, "held_out_rows": 1, "cut": 1, "left_out": 1}
     training = {"trained": 2, "best_step": None, "steps": 1, "rows": 1}

@@ -11,7 +11,7 @@ from saap_jax.llama.generate import Sampling, generate
 from saap_jax.llama.product import inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, Quantized, quantization_of
 from saap_jax.recovery import METHODS, AdapterParam, groupwise, lora, quantize
-from saap_jax.recovery.adapters import Adapted, merged
+from saap_jax.recovery.adapters import Adapted, full, merged
 from saap_jax.structures import count_parameters
 from tests.helpers import forward, random_tokens
 from tests.recovery.models import constant_groups, pruned_model, trained
@@ -142,11 +142,13 @@ def test_lora_and_then_quantised():
     assert errors[0] < 0.05 * errors[1]
 
 
-def test_single_inputs_do_not_merge_into_groups():
+def test_what_a_quantised_model_cannot_take_is_refused():
     """Which is said before anything is trained."""
     quantised = quantize(pruned_model(), group_size=8)
     with pytest.raises(ValueError, match="model: expected adapters over groups of 8 inputs .* got 1"):
         lora(rank=2, matrices=("down",)).prepare(quantised, KEY)
+    with pytest.raises(ValueError, match="model: expected floats, since all are trained"):
+        full().prepare(quantised, KEY)
 
 
 @pytest.mark.slow

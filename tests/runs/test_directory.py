@@ -78,7 +78,8 @@ class TestOpen:
     def test_takes_a_directory_that_was_killed_before_its_first_record(self, path):
         RunDirectory.open(path, CONFIG).begin()
         os.rename(path / "run.json", path / ".run.json.partial")
-        assert (again := RunDirectory.open(path, CONFIG)).candidates() == []
+        again = RunDirectory.open(path, CONFIG)
+        assert again.candidates() == []
         again.begin()
         assert os.listdir(path) == ["run.json"], "what the kill left is written over"
 
