@@ -147,9 +147,7 @@ def full() -> Method:
 
     def prepare(model: Llama, key: Array) -> Llama:
         if quantization_of(model) is not None:
-            raise ValueError(
-                "model: expected floats, since all are trained, got quantised matrices; dequantise them"
-            )
+            raise ValueError("model: expected floats, since all are trained, got quantised matrices; dequantise them")
         return model
 
     return Method("full", prepare, nnx.Param, lambda model: model)
