@@ -326,7 +326,7 @@ def faster(group: Group) -> dict[str, list[str]]:
 def answer(found: Sequence[Group]) -> list[str]:
     """Say of each model which row is lowest where, and which are surely; and what `default` is above."""
     said = []
-    for group in (each for group in found for each in (group, trained(group)) if each.lines):
+    for group in (each for one in found for each in (one, trained(one)) if each.lines):
         rows_of = {r: group.of(r, "ours", "published") for r in group.lines}
         of = {(t, percent(r)): group.lowest(lines, t) for t in group.dense for r, lines in rows_of.items()}
         names = dict.fromkeys(line.name for line in of.values() if line)

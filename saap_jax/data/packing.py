@@ -75,7 +75,7 @@ def read_pieces(sources: Sequence[str], tokenizer: Any, *, length: int, template
             found = [response_piece(name, prompt, response, end, length)]
             cut += len(prompt) + len(response) + 1 > length and bool(found[0].targets.any())
         else:
-            found = list(text_pieces(name, tokenize(document.text, tokenizer), length))
+            found = list(text_pieces(name, tokenize(document.text, tokenizer), length, begin))
         whole = [piece for piece in found if piece.targets.any()]
         left_out += len(found) - len(whole)
         pieces += whole
@@ -84,10 +84,15 @@ def read_pieces(sources: Sequence[str], tokenizer: Any, *, length: int, template
     return Pieces(tuple(pieces), len(documents), cut, left_out)
 
 
-def text_pieces(name: str, tokens: Int32[np.ndarray, " tokens"], length: int) -> Iterator[Piece]:
-    """Cut a document into pieces of `length` tokens, the last one shorter; all but the first token are targets."""
-    for start in range(0, len(tokens), length):
-        piece = tokens[start : start + length]
+def text_pieces(
+    name: str, tokens: Int32[np.ndarray, " tokens"], length: int, begin: Sequence[int] = ()
+) -> Iterator[Piece]:
+    """Cut a document into pieces of `length` tokens, the last one shorter; all but the first token are targets.
+
+    Each begins with `begin`, as windows of evaluation do.
+    """
+    for start in range(0, len(tokens), size := length - len(begin)):
+        piece = np.asarray([*begin, *tokens[start : start + size]], np.int32)
         yield Piece(f"{name} from {start}", piece, np.arange(len(piece)) > 0)
 
 

@@ -100,4 +100,7 @@ def test_pieces_of_text_hold_every_token_once_and_a_first_token_is_never_a_targe
     pieces = list(text_pieces("a", tokens, 4))
     np.testing.assert_array_equal(np.concatenate([piece.tokens for piece in pieces]), tokens)
     assert [piece.targets.tolist() for piece in pieces] == [[False] + [True] * 3] * 2 + [[False, True]]
+    begun = list(text_pieces("a", tokens, 4, [77]))
+    assert [piece.tokens.tolist() for piece in begun] == [[77, 0, 1, 2], [77, 3, 4, 5], [77, 6, 7, 8], [77, 9]]
+    assert not any(piece.targets[0] for piece in begun)
     assert response_piece("a", [], [5, 6], 9, 8).targets.tolist() == [False, True, True]
