@@ -72,6 +72,17 @@ def test_duplicate_of_a_tied_embedding(saved):
     refuse(checkpoint.write(), "lm_head.weight differs")
 
 
+def test_what_ends_a_text_is_read_where_transformers_reads_it(saved):
+    checkpoint = saved(GQA)
+    configured(eos_token_id=2)(checkpoint)
+    place = checkpoint.directory / "generation_config.json"
+    for said, ends in (({}, (2,)), ({"eos_token_id": None}, (2,)), ({"eos_token_id": [2, 7]}, (2, 7))):
+        place.write_text(json.dumps(said | {"temperature": 0.6}))
+        assert load_model(checkpoint.directory).constants.eos_tokens == ends
+    place.write_text('{"eos_token_id": "end"}')
+    refuse(checkpoint.directory, f"{place}: ", "eos_token_id", "'end'")
+
+
 def changed(name, change, dtype=np.float32):
     """Return what changes a tensor of a checkpoint; None takes it away."""
 

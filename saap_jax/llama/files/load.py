@@ -128,6 +128,9 @@ def _opened(directory: Path) -> Checkpoint:
         return found
     config = directory / "config.json"
     content = read_object(config)
+    if (generation := directory / "generation_config.json").is_file():  # as transformers: a chat may end otherwise
+        said = checked(read_object(generation), {"eos_token_id": "token*"}, str(generation))
+        content |= {key: value for key, value in said.items() if key == "eos_token_id"}
     spec = spec_from_config(content, str(config))
     shapes, homes = {}, {}
     for file in _tensor_files(directory):
