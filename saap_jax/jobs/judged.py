@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.config.jobs import PruneConfig
+from saap_jax.config.method import EvaluationConfig
 from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import format_figure, scale_of
@@ -38,6 +39,8 @@ class Judged(NamedTuple):
     """Of forward passes in the same rounds, before and after."""
     tokens: int
     """Of that pass."""
+    articles: Mapping[str, list[int]]
+    """The number of the article of each window, by metric."""
 
 
 def texts_of(config: PruneConfig, subject: Subject, calibrated_on: tuple[str, ...]) -> dict[str, Examples]:
@@ -53,11 +56,13 @@ def texts_of(config: PruneConfig, subject: Subject, calibrated_on: tuple[str, ..
     return subject.texts(config.evaluation)
 
 
-def judge(subject: Subject, cut: Any, texts: Mapping[str, Examples], rows: int, track: Track = quiet) -> Judged | None:
-    """Measure the unpruned and the pruned model on texts, `rows` windows at once; None where there is no text."""
+def judge(
+    config: EvaluationConfig, subject: Subject, cut: Any, texts: Mapping[str, Examples], track: Track = quiet
+) -> Judged | None:
+    """Measure the unpruned and the pruned model on the texts of a configuration; None where there is none."""
     if not texts:
         return None
-    whole = subject.whole()
+    whole, rows = subject.whole(), config.batch_size
     with step(track, "judge the unpruned and the pruned model"):
         (first, text), *others = texts.items()
         both, seconds = in_turns(subject, whole, cut, text, rows)
@@ -68,7 +73,7 @@ def judge(subject: Subject, cut: Any, texts: Mapping[str, Examples], rows: int, 
                 "ppl": {metric: scale_of(metric).value(each.mean) for metric, each in losses.items()},
                 "losses": {metric: each.means.tolist() for metric, each in losses.items()},
             }
-    return Judged(models, seconds, math.prod(subject.shape(text, rows)))
+    return Judged(models, seconds, math.prod(subject.shape(text, rows)), subject.articles(config))
 
 
 def in_turns(
@@ -102,7 +107,7 @@ def in_turns(
 def judged_rows(judged: Judged) -> list[tuple[str, str]]:
     """Write what was measured as rows: each perplexity with its interval, and the change with its own."""
     found = []
-    figures = {(each["model"], each["metric"]): each for each in figures_of(judged.models)}
+    figures = {(each["model"], each["metric"]): each for each in figures_of(judged.models, judged.articles)}
     for metric in judged.models[DENSE]["ppl"]:
         said = []
         for name in (DENSE, PRUNED):
@@ -114,7 +119,8 @@ def judged_rows(judged: Judged) -> list[tuple[str, str]]:
             said.append(format_figure(figure["value"], scale) + f" ({ends})" * bool(ends))
         found.append((metric, f"{said[0]} -> {said[1]}"))
         losses = (np.array([judged.models[name]["losses"][metric]]) for name in (PRUNED, DENSE))
-        value, low, high = paired_difference(*losses, scale=scale_of(metric)).percent
+        articles = judged.articles.get(metric, ())
+        value, low, high = paired_difference(*losses, scale=scale_of(metric), articles=articles).percent
         if not math.isnan(low):
             found.append(("", f"{signed(value, 1)} % ({signed(low, 1)} to {signed(high, 1)} %, 95 % interval)"))
     before, after, change = format_times(*judged.seconds)

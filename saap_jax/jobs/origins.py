@@ -99,7 +99,7 @@ def chosen(config: CompareConfig, run: RunRecord, row: Row, parameters: int) -> 
         "parameters": (run["model"]["parameters"], parameters),
         "ratio": (row["ratio_asked"], row["ratio_actual"]),
         "facts": facts,
-        "figures": figures_of({"dense": run["dense"], "pruned": row}),
+        "figures": figures_of({"dense": run["dense"], "pruned": row}, run.get("articles", {})),
     }
 
 
@@ -121,7 +121,7 @@ def recovered(config: RecoverConfig, run: RunRecord) -> OriginStep:
         "model": config.model,
         "parameters": (run["before"]["parameters"], run["after"]["parameters"]),
         "facts": facts,
-        "figures": figures_of(models),
+        "figures": figures_of(models, run.get("articles", {})),
         "written": run.get("written", []),
     }
 

@@ -119,7 +119,7 @@ def _prune(
     if costs is not None and isinstance(cut, CutLlama) and isinstance(subject, LlamaSubject):
         reached = targets.reached_by(cut.model, subject.model, costs, asked, track)
         about = {"targets.json": targets.targets_record(reached, costs)}
-    judged = judge(subject, cut, texts, config.evaluation.batch_size, track)
+    judged = judge(config.evaluation, subject, cut, texts, track)
     texts_written = written_by(subject, cut, state, NEW_TOKENS, track) if judged else []
     losses: Mapping[str, float] = {}
     with step(track, "cut, check and save"):
@@ -129,7 +129,7 @@ def _prune(
                      "ratio": selection.actual, "held_out_loss": losses}  # fmt: skip
         made = origins.pruned(config, chain.written, calibration, selection, (subject.parameters, cut.parameters))
         if judged is not None:
-            made["figures"] = figures_of(judged.models)
+            made["figures"] = figures_of(judged.models, judged.articles)
         if texts_written:
             made["written"] = texts_written
         cut.save(out, selection.keep, about, further=origins.files_of(origin, made, cut, out.name))

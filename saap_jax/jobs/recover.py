@@ -17,6 +17,7 @@ from saap_jax.config.checks import is_remote
 from saap_jax.config.recover import MethodConfig, RecoverConfig
 from saap_jax.data import Windows, check_disjoint, pairs
 from saap_jax.data.packing import Pieces, Rows, pack, read_pieces, rows_fed, split_pieces
+from saap_jax.data.windows import window_articles
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
@@ -116,7 +117,9 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
         | ({} if dense is None else {"dense model": model_digest(dense)})
         | {"training text": training.about["digest of the text"]}
     )
-    run.update(**_about(config, text, training, model))
+    run.update(
+        **_about(config, text, training, model), articles=texts_of(config.evaluation, tokenizer, window_articles)
+    )
     if out == run.path / "model":
         run.claim("model")  # so that --overwrite removes it
     measure = functools.partial(measured, texts=texts, batch_size=config.evaluation.batch_size)

@@ -4,7 +4,7 @@ Model cards are made of it, see `report.card`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Required, TypedDict
 
@@ -99,11 +99,14 @@ def read_origin(directory: Path) -> Origin | None:
         return Origin(schema=SCHEMA, base=content["base"], loader=content["loader"], steps=content["steps"])
 
 
-def figures_of(models: Mapping[str, Measured]) -> list[Measurement]:
+def figures_of(models: Mapping[str, Measured], articles: Mapping[str, Sequence[int]]) -> list[Measurement]:
     """List the finite figures that were measured of models, by what they are called, with their 95 % intervals.
 
     The interval is that of `evidence`, of the windows whose losses are on record; there is none of fewer than `FEWEST`,
     nor where the figure is not that of these windows, as in a race.
+
+    Args:
+        articles: the number of the article of each window by metric, see `by_article`; nothing where it is not known.
     """
     figures: list[Measurement] = []
     for model, measured in models.items():
@@ -115,7 +118,9 @@ def figures_of(models: Mapping[str, Measured]) -> list[Measurement]:
             scale, losses = scale_of(metric), np.asarray(measured.get("losses", {}).get(metric, ()), np.float64)
             if losses.size and math.isclose(scale.value(float(losses.mean())), value, rel_tol=_SAME):
                 figure["windows"] = losses.size
-                _, low, high, *_ = paired_difference(losses[None], np.zeros((1, losses.size)))
+                _, low, high, *_ = paired_difference(
+                    losses[None], np.zeros((1, losses.size)), articles=articles.get(metric, ())
+                )
                 if not math.isnan(low):
                     figure.update(low=scale.value(low), high=scale.value(high))
     return figures

@@ -75,12 +75,16 @@ def test_the_change_has_its_interval_and_too_few_windows_none():
         for key, each in ((judged.DENSE, dense), (judged.PRUNED, worse))
     }
     times = [0.2, 0.2, 0.2], [0.1, 0.12, 0.1]
-    rows = judged.judged_rows(judged.Judged(models, times, 100))
-    value, low, high = paired_difference(worse[None], dense[None]).percent
-    assert rows[1] == ("", f"{value:+.1f} % ({low:+.1f} to {high:+.1f} %, 95 % interval)")
+    found = set()
+    for articles in ([], [0, 0, 1, 1, 2, 2, *range(3, 9)]):
+        rows = judged.judged_rows(judged.Judged(models, times, 100, {name: articles}))
+        value, low, high = paired_difference(worse[None], dense[None], articles=articles).percent
+        assert rows[1] == ("", f"{value:+.1f} % ({low:+.1f} to {high:+.1f} %, 95 % interval)")
+        found.add(tuple(rows[:2]))
+    assert len(found) == 2, "control"
     assert rows[-1][1] == "200.0 -> 100.0, −50.0 % (−50.0 to −40.0 %, 3 rounds)"
     few = {key: {"ppl": each["ppl"], "losses": {name: each["losses"][name][:4]}} for key, each in models.items()}
-    assert not any("interval" in said for _, said in judged.judged_rows(judged.Judged(few, times, 100)))
+    assert not any("interval" in said for _, said in judged.judged_rows(judged.Judged(few, times, 100, {})))
 
 
 @pytest.mark.parametrize(

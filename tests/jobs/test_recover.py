@@ -58,6 +58,7 @@ def test_recover(options, capsys, tmp_path):
     assert "decoding (tokens a second)" not in text
     run = read_run(tmp_path / "runs" / "recover")
     assert (run["kind"], run["status"]) == ("recover", "finished")
+    assert {name: len(each) for name, each in run["articles"].items()} == {each["name"]: 3 for each in run["metrics"]}
     assert run["before"]["ppl"] == run["dense"]["ppl"]
     training = run["training"]
     assert training["first_loss"] > 5

@@ -108,12 +108,13 @@ def test_odd_names_are_shown_and_do_nothing(tmp_path):
 def test_intervals_are_those_of_the_mean_over_the_windows():
     rng = np.random.default_rng(0)
     losses = rng.normal(3, 0.5, 24)
-    (figure,) = figures_of(
-        {"pruned": {"ppl": {"ppl@16 x": float(np.exp(losses.mean()))}, "losses": {"ppl@16 x": losses.tolist()}}}
-    )
-    half = boundary(24, threshold(1)) * losses.std(ddof=1) / math.sqrt(24)
-    assert figure["high"] / figure["value"] == pytest.approx(math.exp(half))
-    assert figure["value"] / figure["low"] == pytest.approx(math.exp(half))
+    measured = {"ppl": {"ppl@16 x": float(np.exp(losses.mean()))}, "losses": {"ppl@16 x": losses.tolist()}}
+    pairs = {"ppl@16 x": np.repeat(range(12), 2).tolist()}
+    for units, articles in ((losses.reshape(12, 2).mean(1), pairs), (losses, {})):
+        (figure,) = figures_of({"pruned": measured}, articles)
+        half = boundary(len(units), threshold(1)) * units.std(ddof=1) / math.sqrt(len(units))
+        assert figure["high"] / figure["value"] == pytest.approx(math.exp(half))
+        assert figure["value"] / figure["low"] == pytest.approx(math.exp(half))
     assert figure["high"] / figure["low"] > 1.2, "control: wide against the tolerance"
     text = card(origin(step={"figures": [figure]}), "small")
     assert f"| {figure['value']:.2f} | {figure['low']:.2f} to {figure['high']:.2f} | 24 |" in text
@@ -130,7 +131,7 @@ def test_intervals_are_those_of_the_mean_over_the_windows():
 )
 def test_without_an_interval(ppl, losses, windows):
     models = {"dense": {"ppl": {"ppl@16 x": ppl, "ppl@16 y": np.inf}, "losses": {"ppl@16 x": losses}}}
-    (figure,) = figures_of(models)  # one that is not finite is left out
+    (figure,) = figures_of(models, {})  # one that is not finite is left out
     assert "low" not in figure
     assert figure.get("windows") == windows
     assert "95 %" in card(origin(step={"figures": [figure]}), "small")

@@ -113,7 +113,8 @@ def changes(run: RunRecord) -> list[str]:
                 figures = [number(run[which]["ppl"].get(name)) for which in (key, "after")]
                 said, losses = format_relative(*figures), run[key].get("losses", {}).get(name, ())
                 if after and len(after) == len(losses) and all(map(math.isfinite, figures)):
-                    found = paired_difference(*(np.array([each], np.float64) for each in (after, losses)))
+                    pair = (np.array([each], np.float64) for each in (after, losses))
+                    found = paired_difference(*pair, articles=run.get("articles", {}).get(name, ()))
                     said = found.numbers + f", {TIED} not to be told apart," * found.tied
                 parts.append(f"{said} against {of} ({format_ppl(figures[0])})")
         if parts:
