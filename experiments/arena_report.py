@@ -233,6 +233,15 @@ def difference(verdict: Verdict) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f}), {verdict.said}"
 
 
+def listed(words: Sequence[str]) -> str:
+    """Join words as a sentence does.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
 def folded(shown: str, text: str) -> str:
     """Fold a text under a figure or a name, within a cell."""
     return f"<details><summary>{shown}</summary>{text}</details>" if text else shown
@@ -299,27 +308,28 @@ def places(columns: Sequence[tuple[str, str]]) -> str:
 
     >>> places([("A", "20 %"), ("A", "50 %"), ("B", "50 %")])
     '20 and 50 % on A, 50 % on B'
-    >>> places([("A", "20 %"), ("B", "20 %")])
-    '20 % on A and B'
+    >>> places([("A", "20 %"), ("B", "20 %"), ("A", "35 %"), ("B", "35 %"), ("A", "50 %"), ("B", "50 %")])
+    '20, 35 and 50 % on A and B'
     """
-    shares = {
-        text: " and ".join(s for each, s in columns if each == text).replace(" % and", " and") for text, _ in columns
-    }
-    of = {share: " and ".join(text for text in shares if shares[text] == share) for share in shares.values()}
+    shares: dict[str, list[str]] = {}
+    for text, share in columns:
+        shares.setdefault(text, []).append(share)
+    joined = {text: listed(some).replace(" %", "", len(some) - 1) for text, some in shares.items()}
+    of = {share: listed([text for text in joined if joined[text] == share]) for share in joined.values()}
     return ", ".join(f"{share} on {texts}" for share, texts in of.items())
 
 
 def faster(group: Group) -> dict[str, list[str]]:
-    """List, by column whose rows are all timed, the published rows as fast as `default` or faster and surely lower."""
+    """List, by column, the published rows surely below `default` that are as fast or faster, where all are timed."""
     said: dict[str, list[str]] = {}
     for ratio in group.lines:
         default, published = group.named(ratio, "default"), group.of(ratio, "published")
-        if default and all(line.minutes > 0 for line in (default, *published)):
-            for text in group.dense:
-                judged = group.against(default, published, text)
-                some = [line.name for line in published if line.minutes <= default.minutes]
+        for text in group.dense if default else ():
+            judged = group.against(default, published, text)
+            lower = [line for line in published if judged[line.name].said == "surely higher"]
+            if all(line.minutes > 0 for line in (*lower, *[default] * bool(lower))):
                 column = f"{group.title}, {percent(ratio)}, {text}"
-                said[column] = [name for name in some if judged[name].said == "surely higher"]
+                said[column] = [line.name for line in lower if line.minutes <= default.minutes]
     return said
 
 
@@ -337,10 +347,8 @@ def answer(found: Sequence[Group]) -> list[str]:
             if sure := [f"`{name}` at {where}" for name, where in surely_below(group, kind, other).items()]:
                 said.append(f"Surely below every {side} ({many}): {'; '.join(sure)}.")
     if columns := [names for group in found for names in faster(group).values()]:
-        said.append(
-            f"In {sum(map(bool, columns))} of {len(columns)} columns `default` is surely above a published row that "
-            "takes as long or less."
-        )
+        above = f"In {sum(map(bool, columns)) or 'none'} of the {len(columns)} columns `default` is surely above"
+        said.append(f"{above} a published row that takes as long or less.")
     if left := [title for title in MODELS.values() if title not in {group.title for group in found}]:
         said.append(f"**{', '.join(left)}** has no rows yet.")
     return [*said, "*Surely* is at 5 %, beside all of them together."]
@@ -410,7 +418,7 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     above = [f"- {column}: {', '.join(names)}" for group in first for column, names in faster(group).items() if names]
     said += appendix(
         "What is surely below `default` and takes no longer",
-        above or ["Nothing." if any(map(faster, first)) else "Not every row is timed yet."],
+        above or ["Nothing." if any(map(faster, first)) else "The rows that are surely below it are not timed yet."],
     )
     said += appendix("What each step adds", [STEPS, "", *(line for group in found for line in ablation(group))])
     said += appendix("Protocol", [PROTOCOL, *(line for group in found for line in about(group))])
