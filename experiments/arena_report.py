@@ -452,7 +452,7 @@ def readme_block(found: Sequence[Group]) -> str:
         f"Figures are ppl@128, calibrated on {found[0].examples} windows of C4, with {seeds} of {len(SEEDS)} seeds a "
         "row; `~` marks those of some of the windows. [All methods, and how it was measured](docs/arena.md)."
     )
-    return "\n".join([FIGURE.format("docs/"), "", " ".join(answer(found)), how, "", *said])
+    return "\n".join([FIGURE.format("docs/"), "", " ".join([*answer(found), how]), "", *said])
 
 
 def panels(
