@@ -482,7 +482,7 @@ def draw(found: Sequence[Group], path: Path) -> None:
     """
     figure, made = panels(found, lambda group, ratio: group.of(ratio, "ours", "published"), 4.2, 2.8)
     for axis, group, _, there in made:
-        text, lowest, front = next(iter(group.dense)), math.inf, [(math.nan, math.nan)]
+        text = next(iter(group.dense))
         timed = [line for line in there if line.minutes > 0]
         values = {line.name: group.log_perplexity(line, text) for line in timed}
         near = [line for line in timed if values[line.name] <= min(values.values()) + math.log(FARTHEST)]
@@ -490,19 +490,22 @@ def draw(found: Sequence[Group], path: Path) -> None:
         if not all(line.minutes > 0 for line in first):
             dots(axis, group, {line.name: line for line in first})
             continue
-        for line in sorted(near, key=lambda line: line.minutes):
+        ordered = sorted(near, key=lambda line: line.minutes)
+        front = [
+            line for at, line in enumerate(ordered) if all(values[line.name] < values[o.name] for o in ordered[:at])
+        ]
+        apart = [a for a, b in itertools.pairwise(front) if b.minutes > 1.1 * a.minutes] + front[-1:]
+        for line in ordered:
             half, ours = group.beside(line, None, text).half(), line.kind == "ours"
             middle, low, high = (math.exp(values[line.name] + sign * half) for sign in (0, -1, 1))
-            colour = "tab:red" if ours else "tab:blue" if middle < lowest or line.name == "saap" else "0.75"
+            colour = "tab:red" if ours else "tab:blue" if line in front or line.name == "saap" else "0.75"
             axis.errorbar(line.minutes, middle, yerr=[[middle - low], [high - middle]], fmt="o", ms=4, color=colour)
-            if colour != "0.75":
+            if ours or line in apart or line.name == "saap":
                 axis.annotate(line.name, (line.minutes, middle), (5, 3), textcoords="offset points", color=colour)
-            if middle < lowest:
-                lowest = middle
-                front.append((line.minutes, middle))
-        axis.step(*np.array(front).T, where="post", color="0.7", linewidth=1)
+        steps = np.array([(line.minutes, math.exp(values[line.name])) for line in front])
+        axis.step(*steps.T, where="post", color="0.7", linewidth=1)
         axis.set(xscale="log", xlabel="processor minutes", ylabel=f"{text} ppl@128")
-        axis.margins(x=0.3)
+        axis.margins(x=0.4)
         axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
         logarithmic(axis)
     figure.savefig(path, metadata={"Date": None})
