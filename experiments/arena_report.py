@@ -70,7 +70,7 @@ PROTOCOL = """\
   in it; *GiB* the most memory held meanwhile; both of the last seed, on which each row scored by itself.
 - *+ LoRA* is after 64 steps of LoRA of rank 8 on all matrices, merged. A step has four rows of 256 tokens of C4 and of
   Alpaca's instructions, in the same order for all rows of a seed, at a rate of 0.003; the language loss alone is
-  lowered. Such a row is evaluated on as many windows as before.
+  lowered. Such a row is evaluated on as many windows as before. A row that has none was not trained.
 - Rows named `-our-repair` choose as published and are repaired as ours are. They count as neither.
 """
 
@@ -354,7 +354,7 @@ def answer(found: Sequence[Group]) -> list[str]:
         said.append(f"{above} a published row that takes as long or less.")
     if left := [title for title in MODELS.values() if title not in {group.title for group in found}]:
         said.append(f"**{', '.join(left)}** has no rows yet.")
-    return [*said, "*Surely* is at 5 %, beside all of them together; in brackets, how many there are."]
+    return [*said, "*Surely* is at 5 %, beside all of them together; in brackets, how many were run."]
 
 
 def paths(group: Group, ratio: float) -> list[list[tuple[Line, str]]]:

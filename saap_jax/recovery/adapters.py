@@ -147,7 +147,9 @@ def full() -> Method:
 
     def prepare(model: Llama, key: Array) -> Llama:
         if quantization_of(model) is not None:
-            raise ValueError("model: expected floats, since all are trained, got quantised matrices; dequantise them")
+            raise ValueError(
+                "model: expected floats, since all are trained, got quantised matrices; dequantise it first (`dequantized`)"
+            )
         return model
 
     return Method("full", prepare, nnx.Param, lambda model: model)
