@@ -148,7 +148,8 @@ def full() -> Method:
     def prepare(model: Llama, key: Array) -> Llama:
         if quantization_of(model) is not None:
             raise ValueError(
-                "model: expected floats, since all are trained, got quantised matrices; dequantise it first (`dequantized`)"
+                "model: expected floats, since all are trained, got quantised matrices; dequantise it first "
+                "(`dequantized`)"
             )
         return model
 
