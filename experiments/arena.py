@@ -11,7 +11,7 @@ the first 32 windows of each text, in a random order that is always the same; wh
 docs/arena, by a digest of chain, code of steps, model and text: the same command goes on, and a kill loses a row at a
 ratio. With the last seed, when all programs are compiled, a row has a runner and scores of its own, so that time and
 memory are its own; the smaller model takes turns with the unpruned one in a forward pass.
-`--after lora` trains the named rows for 64 steps and evaluates them again; `--tasks` adds 500 items of each task.
+`--after lora` trains the named rows for 64 steps and evaluates them again; `--tasks` adds 200 items of each task.
 `report` makes docs/arena.md, its figure and the block of README.md of these files.
 """
 
@@ -65,7 +65,8 @@ BEYOND = math.log(1.12)
 STRETCHES = 32
 """Units of a text without articles: neighbouring windows, longer together than its articles are."""
 STEPS = 64
-TASKS = ("arc_easy", "boolq", "hellaswag", "piqa", "winogrande")
+TASKS, ITEMS = ("arc_easy", "boolq", "hellaswag", "piqa", "winogrande"), 200
+"""Tasks, and how many items of each."""
 
 
 class Setting(NamedTuple):
@@ -216,6 +217,8 @@ class Arena:
             if of.get("key") != key or (tasks and "tasks" not in of):
                 left.append((chain, ratio, name, key))
         shared = self._runner([chain for chain, *_ in left], self.cache, key_of(self.subject, self.text))
+        if tasks and left and "tasks" not in self.found:
+            self.keep(tasks=answered(self.subject))
         for chain, ratio, name, key in left:
             if after or tasks:
                 row = self._further(shared.run(chain, ratio), name, key, after, tasks)
@@ -276,11 +279,15 @@ class Arena:
             ends = {text: math.inf if all_of else -math.inf for text, all_of in whole.items()}
             row["after"] = {"key": key, "steps": STEPS, **self.judge.judged(subject, subject.existing, ends)}
         if tasks:
-            there = [read_task(task, place, 500) for task in TASKS if (place := find_task(task))]
-            found = run_tasks(subject.model, subject.words, there)
-            of = row["after"] if after else row
-            of["tasks"] = {each.task: "".join(str(int(right)) for right in each.values["acc"]) for each in found}
+            (row["after"] if after else row)["tasks"] = answered(subject)
         return row
+
+
+def answered(subject: Any) -> dict[str, str]:
+    """Run a model on tasks: by task, a 1 for each item that it answers rightly, or a 0."""
+    there = [read_task(task, place, ITEMS) for task in TASKS if (place := find_task(task))]
+    found = run_tasks(subject.model, subject.words, there)
+    return {each.task: "".join(str(int(right)) for right in each.values["acc"]) for each in found}
 
 
 def trained(subject: LlamaSubject, seed: int, setting: Setting) -> Llama:

@@ -27,6 +27,12 @@ MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"
 OURS = ("fast", "default", "best", "homogeneous")
 CONTENDERS = ("modegpt-mlp", "llm-pruner-param-second", "slimgpt", "fasp-mlp", "osscar", "ziplm-no-search")
 """Published rows that come first, since they end the evaluation of others early; also their variants."""
+FEWER = {
+    "sleb-8-windows": ("sleb", "layer)", "layer, examples=8)"),
+    "blockpruner-8-windows": ("blockpruner", "block_ablation", "block_ablation(examples=8)"),
+    "gisp-28-steps": ("gisp", "/112", "/28"),
+}
+"""Rows in the place of recipes that would take hours: name, and what of the chain is replaced by what."""
 MIXED = "-our-repair"
 """Our repair of a published choice."""
 SEEDS, FEWEST_SEEDS, FARTHEST, SHOWN = (3, 4, 5, 6, 7), 3, 4, 8
@@ -64,13 +70,16 @@ PROTOCOL = """\
   intervals are not widened for that.
 - Ours stand beside the lowest published row, which was chosen after the fact, and published rows beside `default`.
 - *KL* is KL(p_unpruned ‖ p) in nats a token, *words* the share of places whose likeliest word changes, both on the
-  first 32 windows of each text; *tasks* the mean accuracy on the first 500 items of each task, ± 95 %. *Forward* is
-  the time of a forward pass of 8 windows in per cent of the unpruned model's, median of five in turns. *Minutes* are
-  processor time, of all cores together, of scoring, choosing and repairing; compiling, loading and evaluating are not
-  in it; *GiB* the most memory held meanwhile; both of the last seed, on which each row scored by itself.
+  first 32 windows of each text. *Tasks* is the mean accuracy on the first 200 items of each of ARC easy, BoolQ,
+  HellaSwag, PIQA and WinoGrande, ± 95 % of items, and of seeds where there are several. *Forward* is the time of a
+  forward pass of 8 windows in per cent of the unpruned model's, median of five in turns. *Minutes* are processor time,
+  of all cores together, of scoring, choosing and repairing; compiling, loading and evaluating are not in it; *GiB* the
+  most memory held meanwhile; both of the last seed, on which each row scored by itself.
 - *+ LoRA* is after 64 steps of LoRA of rank 8 on all matrices, merged. A step has four rows of 256 tokens of C4 and of
   Alpaca's instructions, in the same order for all rows of a seed, at a rate of 0.003; the language loss alone is
   lowered. Such a row is evaluated on as many windows as before. A row that has none was not trained.
+- A row named `-8-windows` looks at that many of the windows only, and `-28-steps` says what it says: its recipe would
+  take hours here.
 - Rows named `-our-repair` choose as published and are repaired as ours are. They count as neither.
 """
 
@@ -87,6 +96,7 @@ class Row(NamedTuple):
 def rows() -> dict[str, Row]:
     """List the rows, contenders first: recipes that can be run, ours behind what they begin with that is a method."""
     there = {name: each.chain for name, each in RECIPES.items() if not each.missing}
+    there |= {name: there.pop(of).replace(*change) for name, (of, *change) in FEWER.items()}
     ours = [name for name in OURS if name in there]
     first = [name for name in there if name.startswith(CONTENDERS)]
     kinds = {name: "mixed" if name.endswith(MIXED) else "published" for name in there if name not in ours}
@@ -133,16 +143,24 @@ class Line(NamedTuple):
         """Processor minutes, where it ran by itself."""
         return (self.mean("scoring") + self.mean("seconds")) / 60
 
-    @property
-    def accuracy(self) -> str:
-        """The mean accuracy on tasks with its interval, of random seeds and items."""
-        if not (known := self.values("tasks")):
-            return "–"
-        right = [np.array([[*map(int, each[task])] for each in known], float) for task in known[0]]
-        items = sum(each.mean(0).var(ddof=1) / each.shape[1] for each in right) / len(right) ** 2
-        means = np.mean([each.mean(1) for each in right], axis=0)
-        error = math.sqrt(items + (means.var(ddof=1) / len(means) if len(means) > 1 else 0.0))
-        return f"{100 * means.mean():.1f} ± {196 * error:.1f}"
+    def accuracy(self, dense: Mapping[str, str]) -> str:
+        """The mean accuracy on tasks with its interval; folded, what it is from the unpruned model's."""
+        known = self.values("tasks")
+        apart = f"from unpruned: {accuracy(known, dense)}; {len(known)} seed{'s' * (len(known) > 1)}" if known else ""
+        return folded(accuracy(known), apart)
+
+
+def accuracy(known: Sequence[Mapping[str, str]], dense: Mapping[str, str] | None = None) -> str:
+    """The mean accuracy on tasks, or its difference from the unpruned model's, per cent, ± 95 % of items and seeds."""
+    if not known:
+        return "–"
+    right = [np.array([[*map(int, each[task])] for each in known], float) for task in known[0]]
+    if dense:
+        right = [each - [*map(int, dense[task])] for each, task in zip(right, known[0], strict=True)]
+    items = sum(each.mean(0).var(ddof=1) / each.shape[1] for each in right) / len(right) ** 2
+    means = np.mean([each.mean(1) for each in right], axis=0)
+    error = math.sqrt(items + (means.var(ddof=1) / len(means) if len(means) > 1 else 0.0))
+    return f"{100 * means.mean():{'+' if dense else ''}.1f} ± {196 * error:.1f}"
 
 
 class Group(NamedTuple):
@@ -155,6 +173,10 @@ class Group(NamedTuple):
     articles: dict[str, np.ndarray]
     lines: dict[float, list[Line]]
     failed: dict[str, str]
+    tasks: dict[str, str]
+    """The unpruned model's answers."""
+    few: list[tuple[float, Line]]
+    """Rows of fewer than `FEWEST_SEEDS` seeds, with their ratios."""
 
     def log_perplexity(self, line: Line, text: str) -> float:
         """The unpruned model's on all windows, and the mean difference from it on those evaluated, over the seeds."""
@@ -204,20 +226,23 @@ def groups(docs: Path) -> list[Group]:
 
 
 def read_group(docs: Path, model: str, examples: int, known: Mapping[str, Row]) -> Group:
-    """Read the files of a model; rows of fewer than `FEWEST_SEEDS` seeds are left out."""
+    """Read the files of a model; rows of fewer than `FEWEST_SEEDS` seeds stand apart."""
     files = sorted((docs / "arena").glob(f"claims-{model}-{examples}-*.json"))
     of_seed = {path.stem.rpartition("-")[2]: json.loads(path.read_text()) for path in files}
-    first, lines = next(iter(of_seed.values())), dict[float, list[Line]]()
+    first, lines, few = next(iter(of_seed.values())), dict[float, list[Line]](), list[tuple[float, Line]]()
     failed = {key: row["failed"] for each in of_seed.values() for key, row in each["rows"].items() if "failed" in row}
     for key in sorted({key for each in of_seed.values() for key in each["rows"]}):
         name, _, ratio = key.rpartition("@")
         found = {seed: each["rows"][key] for seed, each in of_seed.items() if "losses" in each["rows"].get(key, {})}
+        kind = known[name].kind if name in known else "part" if "[" in name else "published"
         if len(found) >= FEWEST_SEEDS:
-            kind = known[name].kind if name in known else "part" if "[" in name else "published"
             lines.setdefault(float(ratio), []).append(Line(name, kind, found))
+        elif found:
+            few.append((float(ratio), Line(name, kind, found)))
     dense, articles = ({text: np.array(each) for text, each in first[what].items()} for what in ("dense", "articles"))
     title, lines = MODELS.get(model, model), dict(sorted(lines.items()))
-    return Group(title, examples, tuple(of_seed), dense, articles, lines, failed)
+    tasks = next((each["tasks"] for each in of_seed.values() if "tasks" in each), {})
+    return Group(title, examples, tuple(of_seed), dense, articles, lines, failed, tasks, few)
 
 
 # --- words -----------------------------------------------------------------------------------------
@@ -263,7 +288,8 @@ def table(found: Sequence[Group]) -> list[str]:
     for group in found:
         title = f"{group.title}, {group.examples} windows" if several else group.title
         dense = (f"{math.exp(group.dense[text].mean()):.1f}" for text in texts)
-        said.append(written("unpruned", title, "0", *dense, "0.00", "–", "100", "0.0", "–"))
+        right = accuracy([group.tasks] if group.tasks else [])
+        said.append(written("unpruned", title, "0", *dense, "0.00", right, "100", "0.0", "–"))
         for some, after in ((group, ""), (trained(group), " + LoRA")):
             said += [line for ratio in some.lines for line in rows_at(some, ratio, title, after)]
     return said
@@ -289,7 +315,7 @@ def rows_at(group: Group, ratio: float, title: str, after: str) -> list[str]:
         more += f"{100 * line.mean('changed'):.0f} % of the likeliest words change; {len(line.found)} seeds"
         name = folded(f"<b>{line.name}{after}</b>" if line.kind == "ours" else f"{line.name}{after}", more)
         figures = [folded(group.perplexity(line, t), said.get((line.name, t), "")) for t in group.dense]
-        numbers = [f"{line.mean('kl'):.2f}", line.accuracy, f"{100 * line.mean('forward'):.0f}"]
+        numbers = [f"{line.mean('kl'):.2f}", line.accuracy(group.tasks), f"{100 * line.mean('forward'):.0f}"]
         numbers += [f"{line.minutes:.1f}", f"{line.mean('gib'):.1f}"]
         made.append(written(name, title, f"{100 * ratio:.0f}", *figures, *numbers))
     return made
@@ -407,6 +433,16 @@ def about(group: Group) -> list[str]:
     return said + [f"- `{key}` could not be pruned: {why}" for key, why in group.failed.items()]
 
 
+def too_few(found: Sequence[Group], name: str) -> str:
+    """Say what is known of a row that is not run on enough seeds."""
+    said = [
+        f"{' / '.join(group.perplexity(line, text) for text in group.dense)} at {percent(ratio)} of {group.title} "
+        f"(seed{'s' * (len(line.found) > 1)} {listed([*line.found])})"
+        for group in found for ratio, line in group.few if line.name == name
+    ]  # fmt: skip
+    return "; ".join(said) + ", too few seeds to be judged" if said else f"not run on {FEWEST_SEEDS} seeds"
+
+
 def appendix(title: str, lines: Sequence[str]) -> list[str]:
     """Make a section that is folded."""
     return [f"## {title}", "", "<details><summary>Show</summary>", "", *lines, "", "</details>", ""]
@@ -426,8 +462,9 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     said += appendix("What each step adds", [STEPS, "", *(line for group in found for line in ablation(group))])
     said += appendix("Protocol", [PROTOCOL, *(line for group in found for line in about(group))])
     tried = {line.name for group in found for lines in group.lines.values() for line in lines}
-    missing = [f"- `{name}`: not run on {FEWEST_SEEDS} seeds" for name, each in rows().items()
+    missing = [f"- `{name}`: {too_few(found, name)}" for name, each in rows().items()
                if each.kind not in ("part", "floor") and name not in tried]  # fmt: skip
+    missing += [f"- `{of}`: `{name}` is run in its place" for name, (of, *_) in FEWER.items()]
     missing += [f"- `{name}` cannot be run here: {each.missing}" for name, each in RECIPES.items() if each.missing]
     return "\n".join([*said, *appendix("What has no row", missing)]).rstrip() + "\n", readme_block(first)
 

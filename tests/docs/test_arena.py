@@ -100,6 +100,18 @@ def test_what_a_file_has(ran, setting):
     after = before["after"]
     assert np.mean(after["losses"][text]) < np.mean(before["losses"][text])
     assert re.fullmatch("[01]{4}", after["tasks"]["boolq"])
+    assert {each["tasks"]["boolq"] for each in found} <= {"1010", "0101"}, "unpruned; its choice is always the same"
+
+
+def test_accuracy_by_hand():
+    """Of two tasks of two items, and two seeds; by item, differences from the unpruned model."""
+    known, dense = [{"a": "10", "b": "11"}, {"a": "10", "b": "01"}], {"a": "11", "b": "11"}
+    seeds, items = np.var([0.75, 0.5], ddof=1) / 2, (np.var([1, 0], ddof=1) + np.var([0.5, 1], ddof=1)) / 2 / 4
+    error = 196 * np.sqrt(seeds + items)
+    assert made.accuracy(known) == f"62.5 ± {error:.1f}"
+    assert made.accuracy(known, dense) == f"-37.5 ± {error:.1f}"
+    assert made.accuracy(known[:1], known[0]) == "+0.0 ± 0.0"
+    assert made.accuracy([]) == "–"
 
 
 def test_figures_are_those_of_the_formulas(setting, model):
@@ -167,6 +179,8 @@ def test_the_page_says_what_the_files_say(written):
     assert page.index("<details>") > page.index("front.svg") > page.index("surely"), "answer, figure, table"
     assert "| repair: `least_squares` |" in page
     assert "- `nothing@0.5` could not be pruned: " in page
+    assert re.search(r"\| ~?[\d.]+ \| ~?[\d.]+ \| 0.00 \| [\d.]+ ± [\d.]+ \| 100 \|", page), "unpruned, with tasks"
+    assert "- `fast`: not run on 2 seeds" in page
     assert len(readme.read_text().split(made.BEGIN)[1].split("\n")) <= 14
     for path in (docs / "arena.md", readme):  # control: any digit of a table or sentence of the arena
         whole = path.read_text()
@@ -177,6 +191,14 @@ def test_the_page_says_what_the_files_say(written):
             assert made.differing(docs, readme), whole[place - 30 : place + 10]
         path.write_text(whole)
     assert made.differing(docs, readme) == []
+
+
+def test_rows_of_few_seeds_are_told_apart(ran, monkeypatch):
+    losses = np.array([each["rows"]["flap@0.5"]["losses"]["WikiText-2"] for each in files(ran)])
+    for fewest, said in ((2, "not run on 2 seeds"), (3, f"{np.exp(losses.mean()):.1f} / ")):
+        monkeypatch.setattr(made, "FEWEST_SEEDS", fewest)
+        assert made.too_few([made.read_group(ran, "tiny", 4, made.rows())], "flap").startswith(said)
+    assert made.pages(ran) is None, "no row has enough seeds"
 
 
 def test_readme_and_page_are_those_of_the_files():
@@ -190,6 +212,9 @@ def test_there_is_a_place_in_the_readme_and_a_row_for_each_recipe():
     known = made.rows()
     assert {name for name, each in known.items() if each.kind in ("ours", "published")} >= {"default", "saap", "flap"}
     assert known["default"].kind == "ours"
+    for name, (of, *_) in made.FEWER.items():
+        assert known[name].chain != made.RECIPES[of].chain, "what is replaced is there"
+        arena.Chain(arena.expand([known[name].chain])[0].steps, name)
     assert known["saap"].kind == "published"
     names, parts = [*known], [name for name, each in known.items() if each.kind == "part"]
     assert parts, "control"
