@@ -6,6 +6,7 @@ units, and an equation that holds a size gets the new one. Sizes that entered as
 scale of attention scores) stay those of the dense model, as they do when units are masked.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -131,15 +132,24 @@ def _dividing(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
 def smaller(traced: Traced, keep: Mapping[str, KeptUnits]) -> Callable[..., Any]:
     """Make `function(params, *inputs)` for parameters that `keep_units` cut by the same keep-sets.
 
+    A custom derivative (`jax.custom_vjp`, `jax.custom_jvp`) stays where all arrays in its call keep their sizes. Others
+    hold dense sizes: there the derivative is that of the call's program.
+
     Raises:
         ValueError: a name that is no structure of the program; in the function: parameters that do not fit together.
     """
     missing = keep.keys() - traced.atoms.keys()
     if missing:
         raise ValueError(f"keep: expected names of structures {sorted(traced.atoms)}, got {sorted(missing)}")
-    removed, tree = _removed(traced, keep), jax.tree.structure(traced.results)
+    removed, tree, axes = _removed(traced, keep), jax.tree.structure(traced.results), traced.follower.notes.axes
+    nodes = {path: itertools.chain(*layouts) for path, layouts in traced.follower.layouts.items()}
+    resized = [path for path, some in nodes.items() if any(axes.resized(n, removed) != axes.size(n) for n in some)]
+    around = {path[:end] for path in resized for end in range(1, len(path) + 1)}
 
-    def resize(path: Path, eqn: JaxprEqn, values: Sequence[Any]) -> dict[str, Any]:
+    def resize(path: Path, eqn: JaxprEqn, values: Sequence[Any]) -> dict[str, Any] | None:
+        given = zip(values, eqn.invars, strict=True)
+        if path not in around and all(value.shape == shape_of(atom) for value, atom in given):
+            return None
         return _resized(traced, removed, path, eqn, values)
 
     def function(params: Any, *inputs: Any) -> Any:
@@ -160,7 +170,7 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
         parameters["shape"] = outs[0]
     elif name == "reshape":
         parameters["new_sizes"] = outs[0]
-    elif name == "random_bits":
+    elif name in ("random_bits", "random_split"):
         parameters["shape"] = outs[0][len(outs[0]) - len(parameters["shape"]) :]
     elif name in ("dynamic_slice", "gather"):
         sizes = list(zip(values[0].shape, shape_of(eqn.invars[0]), parameters["slice_sizes"], strict=True))

@@ -71,8 +71,8 @@ class Changes:
     gates: Placed = ()
     taps: Sequence[Tap] = ()
     """Operands whose values are wanted."""
-    resize: Callable[[Path, JaxprEqn, Sequence[Any]], dict[str, Any]] | None = None
-    """Makes the parameters of an equation for operands of other shapes."""
+    resize: Callable[[Path, JaxprEqn, Sequence[Any]], dict[str, Any] | None] | None = None
+    """Makes the parameters of an equation for operands of other shapes; None where it and what is in it have none."""
 
     def inside(self, path: Path) -> "Changes":
         """Choose the changes at or below a place."""
@@ -101,13 +101,12 @@ def evaluate(program: Any, inputs: Sequence[Any], path: Path, changes: Changes) 
                 values[gate.operand] = multiply(values[gate.operand], gate, along, gate_values)
         found |= {tap: values[tap[1]] for tap in inside.taps if tap[0] == here}
         nested = _NESTED.get(eqn.primitive.name)
-        if nested and (changes.resize or any(place != here for place in places if place[len(path)] == number)):
+        parameters = changes.resize(here, eqn, values) if changes.resize else None
+        if nested and (parameters is not None or any(p != here for p in places if p[len(path)] == number)):
             results, more = nested(eqn, values, here, inside)
             found |= more
         else:
-            parameters = eqn.primitive.get_bind_params(eqn.params)
-            if changes.resize:
-                parameters = changes.resize(here, eqn, values)
+            parameters = eqn.primitive.get_bind_params(eqn.params) if parameters is None else parameters
             results = eqn.primitive.bind(*values, **parameters)
             results = results if eqn.primitive.multiple_results else [results]
         known.update(zip(eqn.outvars, results, strict=True))
@@ -140,10 +139,13 @@ def multiply(operand: Array, gate: Gate, along: tuple[Any, ...], values: Array) 
         spread = jnp.transpose(jnp.take(padded, units, axis=-1), np.argsort(axes).tolist())
         spread = spread.reshape([operand.shape[axis] if axis in axes else 1 for axis in range(operand.ndim)])
         if gate.neutral is not None:
-            neutral = gate.neutral
-            if jnp.issubdtype(operand.dtype, jnp.integer) and np.isinf(neutral):
-                neutral = jnp.iinfo(operand.dtype).max if neutral > 0 else jnp.iinfo(operand.dtype).min
-            operand = jnp.where(spread == 0, jnp.asarray(neutral).astype(operand.dtype), operand)
+            neutral: Any = gate.neutral
+            if operand.dtype == bool:
+                neutral = neutral not in (0, -np.inf)
+            elif jnp.issubdtype(operand.dtype, jnp.integer):
+                ends = jnp.iinfo(operand.dtype)
+                neutral = (ends.max if neutral > 0 else ends.min) if np.isinf(neutral) else int(neutral)
+            operand = jnp.where(spread == 0, np.asarray(neutral).astype(operand.dtype), operand)
             continue
         if jnp.issubdtype(operand.dtype, jnp.inexact):
             operand = jnp.where((spread == 0) & ~jnp.isfinite(operand), jnp.zeros((), operand.dtype), operand)
@@ -184,6 +186,7 @@ def _scan(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> tup
 
 
 def _while(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> tuple[list[Any], Found]:
+    """Go on while the condition holds; below `vmap` it is one for each row, and rows that are done stay as they are."""
     first = eqn.params["cond_nconsts"]
     last = first + eqn.params["body_nconsts"]
 
@@ -192,7 +195,15 @@ def _while(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> tu
         return lambda carry: evaluate(eqn.params[name], [*constants, *carry], path, changes.inside(path))[0]
 
     condition, body = part(0, "cond_jaxpr", values[:first]), part(1, "body_jaxpr", values[first:last])
-    return jax.lax.while_loop(lambda carry: condition(carry)[0], body, values[last:]), {}
+
+    def turn(carry: list[Any]) -> list[Any]:
+        going, after = condition(carry)[0], body(carry)
+        if not going.ndim:
+            return after
+        spread = [going.reshape(going.shape + (1,) * (each.ndim - going.ndim)) for each in carry]
+        return [jnp.where(*each) for each in zip(spread, after, carry, strict=True)]
+
+    return jax.lax.while_loop(lambda carry: jnp.any(condition(carry)[0]), turn, values[last:]), {}
 
 
 def _cond(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> tuple[list[Any], Found]:

@@ -142,7 +142,9 @@ class Follower:
         """Lay out an array that is neither parameter nor input: each axis keeps its size."""
         shape = tuple(getattr(value, "shape", ()))
         detail = f"an array of shape {shape}"
-        return Value(tuple(self.notes.axes.pinned(int(size), "constant", detail) for size in shape), False)
+        made = Value(tuple(self.notes.axes.pinned(int(size), "constant", detail) for size in shape), False)
+        self.seen[made.layout, ()] = None
+        return made
 
     def run(
         self, program: Any, inputs: Sequence[Value], parent: Equation | None = None, branch: int = 0

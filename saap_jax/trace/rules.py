@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jax.extend.core import JaxprEqn
 
 from saap_jax.trace.axes import ONE, Axes, Pin
-from saap_jax.trace.jaxpr import shape_of
+from saap_jax.trace.jaxpr import dtype_of, shape_of
 
 Layout = tuple[int, ...]
 """The node of each axis of an array."""
@@ -204,6 +204,8 @@ def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
             notes.contract(ins[0][axis], (axis,), ins)
         if name.startswith("arg"):
             notes.numbers(0, ins[0][axis], "order", name)
+            if dtype_of(eqn.invars[0]).name == "bool":
+                notes.axes.pin(ins[0][axis], "order", f"{name} of truths, none of which is below all")
     return [tuple(node for axis, node in enumerate(ins[0]) if axis not in axes)]
 
 

@@ -30,10 +30,10 @@ from saap_jax.trace.rules import Acting, Layout
 T = TypeVar("T")
 
 NEUTRAL: dict[str, float] = {
-    "reduce_max": -math.inf, "reduce_min": math.inf, "reduce_prod": 1.0, "reduce_and": 1.0, "reduce_or": 0.0,
+    "reduce_max": -math.inf, "reduce_min": math.inf, "reduce_prod": 1.0, "reduce_and": -1.0, "reduce_or": 0.0,
     "top_k": -math.inf, "argmax": -math.inf, "argmin": math.inf,
 }  # fmt: skip
-"""What changes nothing in a statistic over units; a sum is a contraction, which gates multiply."""
+"""What changes nothing in a statistic over units (-1: all bits); a sum is a contraction, which gates multiply."""
 
 CHOICES = frozenset({"top_k", "argmax", "argmin"})
 """Reductions that choose among units."""

@@ -309,6 +309,14 @@ def test_round_trip(widths, biases):
         assert "auto_map" not in config
 
 
+def test_fewer_experts_than_a_token_asks_for_are_written_by_layer():
+    for constants in (each for each in CONSTANTS if each.traits.experts):
+        layers = (LayerWidths(kv_heads=2, q_per_kv=2, mlp=1, channels=5),) * 2
+        spec = LlamaSpec(vocab=7, embed=8, head_dim=4, layers=layers, tied=True, constants=constants)
+        assert constants.experts_per_token > 1
+        assert spec_from_config(config_from_spec(spec, "float32"), "x") == spec
+
+
 LISTS = {"num_key_value_heads": [2, 1], "query_heads_per_kv_head": [2, 2], "per_layer_config": None}
 """Sizes of layers as versions before `per_layer_config` wrote them."""
 

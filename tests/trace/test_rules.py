@@ -12,6 +12,7 @@ import pytest
 from jax import lax
 
 from saap_jax.trace.axes import Axes, Place
+from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import trace
@@ -47,6 +48,18 @@ def looped(h):
     return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, h))[1]
 
 
+def looped_by_row(h):
+    def row(r):
+        return r * lax.while_loop(lambda c: c < jnp.sum(r), lambda c: c + 0.5, 0.0)
+
+    return jax.vmap(row)(h)
+
+
+def keyed(h):
+    keys = jax.random.split(key(), h.shape[1])
+    return jax.vmap(lambda k, column: column * jax.random.normal(k), (0, 1), 1)(keys, h)
+
+
 def cached(h):
     return jax.lax.dynamic_update_slice(jnp.zeros((BATCH + 3, h.shape[1])), h, (1, 0))[:BATCH]
 
@@ -65,6 +78,7 @@ PRUNABLE = {
     "jit": jax.jit(jnp.tanh),
     "checkpoint": jax.checkpoint(jnp.tanh),
     "while": looped,
+    "while of each row": looped_by_row,
     "cond": lambda h: jax.lax.cond(True, jnp.sin, jnp.cos, h),
     "switch": lambda h: jax.lax.switch(1, [jnp.sin, jnp.cos, jnp.tanh], h),
     "scan carry": lambda h: jax.lax.scan(lambda c, _: (c + 1, None), h, length=3)[0],
@@ -73,6 +87,7 @@ PRUNABLE = {
     "map": lambda h: jax.lax.map(jnp.sin, h),
     "vmap": lambda h: jax.vmap(lambda row: row * row.shape[0])(h),
     "dropout": dropped,
+    "keys": keyed,
     "clip": lambda h: jnp.clip(h, -1.0, 1.0),
     "normalised": lambda h: h / jnp.linalg.norm(h, axis=-1, keepdims=True),
     "softmax": lambda h: jax.nn.softmax(h, -1),
@@ -106,6 +121,8 @@ PRUNABLE = {
     "prod": beside(lambda h: h.prod(-1)),
     "any": beside(lambda h: (h > 1).any(-1)),
     "all": beside(lambda h: (h > -1).all(-1)),
+    "largest truth": beside(lambda h: lax.reduce_max(h > 1, (1,))),
+    "bits of all": beside(lambda h: lax.reduce_and(jnp.round(4 * h).astype(jnp.int32) | 8, (1,))),
     "largest integer": beside(lambda h: jnp.round(10 * h).astype(jnp.int32).max(-1)),
     # numbers that are filled into the shape of units: the cut once asked a Python number for its shape
     "jnp.full": lambda h: jnp.full(h.shape, 2.0) + h,
@@ -126,6 +143,7 @@ PINNED = {
     "two sorts": (lambda h: jax.lax.sort((h, h), num_keys=1)[1], "order"),
     "argsort": (lambda h: jnp.argsort(h, -1).astype(jnp.float32), "order"),
     "argmax": (lambda h: h + jnp.argmax(h, -1, keepdims=True).astype(jnp.float32), "order"),
+    "argmax of truths": (lambda h: h + jax.nn.one_hot(jnp.argmax(h > 0.3, -1), h.shape[1]), "order"),
     "places of the largest": (lambda h: h + jax.lax.top_k(h, 2)[1][:, -1:].astype(jnp.float32), "order"),
     "flip": (lambda h: h[:, ::-1], "order"),
     "roll": (lambda h: jnp.roll(h, 1, -1), "split"),
@@ -170,9 +188,9 @@ def test_the_hidden_width_is_prunable(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(PRUNABLE.keys() - {"dropout"}))
+@pytest.mark.parametrize("name", sorted(PRUNABLE.keys() - {"dropout", "keys"}))
 def test_masked_is_cut_and_gates_of_one_change_nothing(name):
-    """A smaller program draws other random numbers, so dropout stays out. Controls: the dense model has others."""
+    """A smaller program draws other random numbers, so two stay out. Controls: the dense model has others."""
     function, shapes, traced, (structure,) = hidden(PRUNABLE[name])
     random = np.random.default_rng(0)
     params = {path: jnp.asarray(random.normal(size=leaf.shape), jnp.float32) for path, leaf in shapes.items()}
@@ -230,6 +248,9 @@ SHIFTS = {
     "scatter": lambda h: jnp.zeros_like(h).at[:, np.array([1, 2, 3, 0])].set(h),
     "pool": lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (1, 3, 1), (1, 1, 1), "SAME"),
     "pad": lambda h: lax.pad(h, 0.0, ((0, 0, 0), (1, -1, 0), (0, 0, 0))),
+    "constant": lambda h: jnp.einsum(
+        "bef,eg->bgf", h, np.float32([[1, 2, 0, 0], [0, 1, 2, 0], [3, 0, 1, 0], [0, 0, 1, 1]])
+    ),
     "none": jnp.sin,
 }
 
@@ -250,6 +271,21 @@ def test_units_that_are_added_to_those_of_another_copy_are_chosen_once(name):
     assert structure.copied == ((4,) if name == "none" else ())
     every = np.broadcast_to(np.arange(6), (*structure.copied, 6))
     masked_as_cut(traced, {structure.name: random.permuted(every, axis=-1) > 1}, params, x)
+
+
+def test_a_custom_derivative_without_units_is_the_smaller_programs_too():
+    def function(params, x):
+        return jnp.sum(passed(jnp.sin(x @ params["up"]) @ params["down"]) ** 2)
+
+    random = np.random.default_rng(0)
+    params = {"up": jnp.float32(random.normal(size=(3, 6))), "down": jnp.float32(random.normal(size=(6, 2)))}
+    traced, x = trace(function, params, floats(BATCH, 3)), jnp.float32(random.normal(size=(BATCH, 3)))
+    keep = {traced.prunable[0].name: np.arange(6) > 1}
+    less = keep_units(traced, keep, params)
+    own, of_smaller = (jax.grad(each)(less, x) for each in (function, smaller(traced, keep)))
+    np.testing.assert_allclose(of_smaller["up"], own["up"], rtol=1e-5)
+    true = jax.grad(lambda p, x: jnp.sum((2 * (jnp.sin(x @ p["up"]) @ p["down"])) ** 2))(less, x)
+    np.testing.assert_allclose(true["up"], 2 * own["up"], rtol=1e-5, err_msg="control: the derivative is a custom one")
 
 
 def test_joined_widths_stay_apart():

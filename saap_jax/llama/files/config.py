@@ -137,7 +137,7 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
     if "num_key_value_heads" in config or not family.groups_said:  # else as many as query heads
         given.setdefault("num_key_value_heads", config.get("num_attention_heads"))
     found = checked(defaults | given, _FIELDS, where)
-    embed, layers = found["hidden_size"], _widths(found, family)
+    embed, layers = found["hidden_size"], _widths(found, family, by_layer)
     if "head_dim" not in found:
         heads = layers[0].kv_heads * layers[0].q_per_kv
         if not heads or embed % heads:
@@ -194,7 +194,7 @@ def _refuse_unsupported(config: dict[str, Any], where: str, family: Family) -> N
             raise ValueError(f"{where}: {key} = {shown(config[key])} is not supported, expected {values[-1]!r}")
 
 
-def _widths(found: Values, family: Family) -> tuple[LayerWidths, ...]:
+def _widths(found: Values, family: Family, by_layer: bool) -> tuple[LayerWidths, ...]:
     """Read the widths of all layers, of lists or of one number for all."""
     layers, where, mixture = found["num_hidden_layers"], found.where, family.mixture
 
@@ -211,9 +211,9 @@ def _widths(found: Values, family: Family) -> tuple[LayerWidths, ...]:
         if any(count != next(iter(said.values())) for count in said.values()):
             raise ValueError(f"{where}: expected one number of experts in {' and '.join(said)}, got others")
         experts = each(next(iter(said)))
-        if isinstance(most := next(iter(said.values())), int) and found["num_experts_per_tok"] > most:
-            got = found["num_experts_per_tok"]
-            raise ValueError(f"{where}: expected num_experts_per_tok of at most {most} experts, got {got}")
+        most, asked = next(iter(said.values())), found["num_experts_per_tok"]
+        if not by_layer and isinstance(most, int) and asked > most:
+            raise ValueError(f"{where}: expected num_experts_per_tok of at most {most} experts, got {asked}")
         inner = [{"mlp": n, "channels": width} for n, width in zip(experts, each(mixture.channels), strict=True)]
     widths = []
     for layer, (queries, keys, group, units) in enumerate(zip(heads, kv_heads, groups, inner, strict=True)):
