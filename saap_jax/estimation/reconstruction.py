@@ -151,8 +151,9 @@ def _by_layer(formula: Callable[..., Array], params: Weights, moments: dict[str,
 def leverages(
     weight: Float[Array, "units coordinates embed"], moment: Float[Array, "all all"], ridge: Float[Array, ""]
 ) -> Float[Array, "units"]:
-    """Σ_c [G (G + λ I)⁻¹]_cc = Σ_c (1 - λ [(G + λ I)⁻¹]_cc)."""
-    return jnp.sum(1 - ridge * jnp.diag(_inverse(moment, ridge)).reshape(weight.shape[:2]), axis=1)
+    """Σ_c [G (G + λ I)⁻¹]_cc = Σ_c (1 - λ [(G + λ I)⁻¹]_cc), of which rounding may leave less than 0 of what is 0."""
+    each = jnp.maximum(1 - ridge * jnp.diag(_inverse(moment, ridge)), 0)
+    return jnp.sum(each.reshape(weight.shape[:2]), axis=1)
 
 
 def single_costs(

@@ -30,8 +30,8 @@ RECIPES = {
     "homogeneous": Recipe(
         title="Layers that are all alike, as plain checkpoints and servers want them, repaired as `default` is",
         chain=(
-            "fused(fisher, leverage, wanda) > within(max_ratio={attention: 0}, multiple_of={mlp: 32}) > uniform "
-            f"> {_REPAIR}"
+            "fused(fisher, leverage, wanda) > within(max_ratio={attention: 0}, multiple_of={mlp: 32}) > "
+            f"uniform(alike=True) > {_REPAIR}"
         ),
         calibration=_TEXT,
     ),

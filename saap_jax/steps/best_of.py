@@ -91,7 +91,8 @@ def _held_out(on: Context) -> tuple[dict[str, Examples], Examples, np.ndarray]:
         windows = [on.dense.rows(examples, slice(at, at + 1)) for at in range(on.dense.count(examples)[0])]
         tokens = np.array([on.dense.count(each)[1] for each in windows])
         left = np.cumsum(tokens > 0)  # a choice around this one may have blanked some
-        held = (tokens > 0) & (left % max(2, min(EVERY, left[-1])) == 0)
+        every = max(2, min(EVERY, left[-1]))  # of windows one at a time, steps that judge hold out the last of four
+        held = (tokens > 0) & (left % every == (every - 1 if on.batch_size == 1 else 0))
         fit[name] = on.dense.blanked(examples, held)
         judge.append(on.dense.rows(examples, held))
         counts.append(tokens[held])

@@ -34,7 +34,7 @@ from saap_jax.steps.base import STEPS, Extent, Step, find_step
 from saap_jax.steps.limits import Within
 from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.steps.score.oracles import ORACLES
-from saap_jax.steps.score.score import Score
+from saap_jax.steps.score.score import Scenarios, Score
 from saap_jax.subjects.base import Subject
 from saap_jax.types import Keep
 
@@ -178,7 +178,9 @@ def _whole(steps: list[Step], name: str) -> Chain:
         rest = [Uniform(), *rest]
     last = max(at for at, each in enumerate(rest) if each.kind in ("allocation", "refinement"))
     idle = [each for each in early if isinstance(each, Score)][:-1]
-    idle += [each for each in rest[1:] if isinstance(each, Allocation)]
+    turned = max((at for at, each in enumerate(early) if isinstance(each, Scenarios)), default=0)  # begins with scores
+    idle += [each for each in early[:turned] if each.kind == "score" and not isinstance(each, Score)]
+    idle += [each for each in rest[1:] if isinstance(each, (Allocation, Score))]
     idle += [each for each in rest[last:] if each.kind in ("score", "limits")]
     if idle:
         said = "expected one score and limits, then one allocation, then other steps"

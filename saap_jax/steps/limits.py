@@ -44,7 +44,7 @@ class Within(Step):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if wrong := [layer for layer in self.protect if not (float(layer).is_integer() or -1 < layer < 1)]:
+        if wrong := [layer for layer in self.protect if isinstance(layer, float) and not -1 < layer < 1]:
             raise ValueError(
                 f"within.protect: expected numbers of layers, or shares of them in (-1, 1), got {wrong[0]}"
             )
@@ -131,16 +131,16 @@ def protected(protect: Sequence[int | float], layers: int) -> np.ndarray:
     """
     found = np.zeros(layers, bool)
     for layer in protect:
-        if not float(layer).is_integer():
+        if isinstance(layer, float):
             count = round(abs(layer) * layers)
-            found[slice(count) if layer > 0 else slice(layers - count, None)] = True
+            found[slice(count) if layer >= 0 else slice(layers - count, None)] = True
             continue
         if not -layers <= layer < layers:
             raise ValueError(
                 f"within.protect: expected layers in [-{layers}, {layers}) of this model, got {layer}; say which of "
                 "its layers are left alone, or () for none"
             )
-        found[int(layer)] = True
+        found[layer] = True
     return found
 
 

@@ -115,6 +115,17 @@ def test_values_that_descend_are_an_isotonic_regression(x64):
     np.testing.assert_allclose(np.asarray(_ascending(jnp.asarray(values))), isotonic_regression(values).x, rtol=1e-9)
 
 
+def test_no_leverage_is_below_zero():
+    """Of units that are never active, in float32, whose exact leverage is 0."""
+    random = np.random.default_rng(0)
+    for ridge in np.geomspace(1e-3, 1e2, 40):
+        active = np.float32(random.standard_normal((40, 12))) * (np.arange(12) < 7)
+        moment = jnp.asarray(active.T @ active / 40)
+        found = np.asarray(leverages(jnp.zeros((12, 1, 5), jnp.float32), moment, jnp.float32(ridge)))
+        assert (found >= 0).all()
+        assert found[7:].max() < 1e-5 < found[:7].min(), "control"
+
+
 def test_leverage_is_the_diagonal_of_the_ridge_projection(problem):
     weight, moment, ridge, _ = problem
     projection = moment @ np.linalg.inv(moment + ridge * np.eye(12))

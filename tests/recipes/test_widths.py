@@ -41,6 +41,18 @@ def kept(model, method: str, ratio: float, store: Store = Store()):
     return Runner(LlamaSubject(model), text, [chain], Passes(1), store=store).choose(chain, ratio).keep
 
 
+# --- ours, alike ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.15, 0.3])
+def test_homogeneous_leaves_all_layers_alike(ratio):
+    """At ratios at which a step of 32 channels of each layer is too much."""
+    keep = kept(random_model(spec_of(*[(KV_HEADS, 160)] * LAYERS)), "homogeneous", ratio)
+    assert keep["attention"].all()
+    (width,) = {*keep["mlp"].sum(1).tolist()}
+    assert width % 32 == 0
+
+
 # --- ZipLM -----------------------------------------------------------------------------------------
 
 

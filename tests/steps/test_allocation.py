@@ -377,6 +377,18 @@ def test_a_share_of_the_layers_is_left_alone():
         by_hand = np.isin(np.arange(depth), [*range(first), *range(depth - last, depth)])
         np.testing.assert_array_equal(protected((0.13, -0.07), depth), by_hand)
     np.testing.assert_array_equal(protected((0.5, 17), 18).nonzero()[0], [*range(9), 17])
+    assert not protected((0.0, -0.0), 18).any()
+
+
+def test_alike_leaves_layers_of_one_shape_alike():
+    """At ratios that whole blocks do not meet; control: otherwise some layers are a block wider, never one narrower."""
+    problem = drawn(0, layers=6, heads=3, channels=40, missing=False)
+    for ratio in (0.1, 0.23, 0.4):
+        limits = "within(max_ratio={attention: 0}, multiple_of={mlp: 8})"
+        (width,) = {*problem.chosen(ratio, f"{limits} > uniform(alike=True)")["mlp"].sum(1).tolist()}
+        others = {*problem.chosen(ratio, f"{limits} > uniform")["mlp"].sum(1).tolist()}
+        assert width in others
+        assert others == {width, width + 8}
 
 
 def test_a_single_unit_a_layer_leaves_all_to_the_mlp():

@@ -127,6 +127,17 @@ def test_what_chooses_behind_repaired_layers_does_so_without_the_repairs_at_the_
     assert not same(dict(state.keep), dict(plain.keep)), "control: on layers that are not repaired"
 
 
+def test_windows_one_at_a_time_leave_text_to_steps_that_judge():
+    """Of four microbatches of a window, learning holds out the last."""
+    text = {"text": Windows(TOKENS[:4], np.ones((4, 8), bool))}
+    one = Runner(LlamaSubject(dense_model()), text, (), Passes(1), store=Store(Memory(), "key"))
+    told = one.run(parse("best_of(wanda > uniform > learn(3), magnitude > uniform)"), 0.4).told
+    assert min(told["judged"]) > 0
+    held = [each["judged"] for each in one.cache.held.values() if "judged" in each]
+    assert len(held) >= 2, "of the choice, and of learning in it"
+    assert all((each > 0).all() for each in held), "of some tokens"
+
+
 def test_windows_count_by_their_tokens(x64):
     subject, mask = LlamaSubject(dense_model(dtype=np.float64)), np.ones(TOKENS.shape, bool)
     mask[4, 2:] = mask[9, 5:] = False

@@ -19,7 +19,7 @@ elsewhere.
 Equal keys: the cheaper block first, then attention before MLP (the structure that comes first), then the lower layer.
 The solver takes blocks until its budget is met, then gives back, last taken first, what the surplus covers; when all
 budgets are met, what they removed too much together is given back too, a block of the budget that is furthest exceeded
-first.
+first (not by `uniform(alike=True)`).
 
 How good is that? Scores of at least 0 a parameter, or equal costs: the score removed is at most that of the optimum
 plus that of one block, the one that crosses the budget (the blocks before it are a fractional optimum of the knapsack);
@@ -52,7 +52,7 @@ class Selection(NamedTuple):
     asked: float
     """Share of the prunable parameters that was to be removed."""
     actual: float
-    """Share that is removed: at least `asked`, by less than one block more."""
+    """Share that is removed: at least `asked`, by less than one block more (of each layer, with `alike`)."""
     removed: int
     """Parameters removed."""
 
@@ -81,6 +81,8 @@ class Allocation(Step):
     floor: bool = dataclasses.field(default=False, init=False, repr=False)
     """Whether a layer loses no more of attention, whose units are few, than its share, rounded down to whole units; the
     rest of what it loses comes from the MLP, as far as that has it."""
+    alike: bool = dataclasses.field(default=False, init=False, repr=False)
+    """Whether no budget gives back what all have removed too much together, so that equal layers stay equal."""
 
     def shares(self, size: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Share the removal out over the layers, together 1.
@@ -220,7 +222,7 @@ def _kept(
     if target > (most := most_of(blocks, budgets)):
         top = _largest_ratio(subject, allocation, asked) if asked is not limits else most * 10_000 // total / 10_000
         raise impossible(ratio, top)
-    removed = blocks.rows(taken(blocks, allocation.key(blocks), budgets, target))
+    removed = blocks.rows(taken(blocks, allocation.key(blocks), budgets, target, allocation.alike))
     keep = {name: units.copy() for name, units in existing.items()}
     for number in np.unique(removed.group):
         stop, (name, rows) = removed.stop[removed.group == number].max(), groups[number]

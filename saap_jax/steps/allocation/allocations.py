@@ -17,6 +17,8 @@ class Uniform(Allocation):
 
     floor: bool = False
     """Round attention down to whole units, and make up for it by MLP channels."""
+    alike: bool = False
+    """Leave layers of one shape alike: round what each loses up to whole blocks, and give nothing of it back."""
 
     def shares(self, size: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return shares in proportion to the parameters."""

@@ -70,8 +70,8 @@ def blocks_of(
     return Blocks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def taken(blocks: Blocks, key: np.ndarray, budgets: Budgets, target: int) -> np.ndarray:
-    """Take the rows of the blocks of the lowest key of each budget."""
+def taken(blocks: Blocks, key: np.ndarray, budgets: Budgets, target: int, alike: bool) -> np.ndarray:
+    """Take the rows of the blocks of the lowest key of each budget; `alike`: each budget's, whatever is too much."""
     parts, levels = [], []
     for rows, share in budgets:
         due = math.ceil(target * share * (1 - SLACK))
@@ -79,7 +79,7 @@ def taken(blocks: Blocks, key: np.ndarray, budgets: Budgets, target: int) -> np.
         levels.append(np.cumsum(blocks.cost[parts[-1]]) / max(due, 1))
     # who is furthest above its budget gives back first, of equals the last: equal layers keep at most two widths
     found = np.concatenate(parts)[np.argsort(np.concatenate(levels), kind="stable")]
-    return found[needed(blocks.rows(found), target)]
+    return found if alike else found[needed(blocks.rows(found), target)]
 
 
 def greedy(blocks: Blocks, key: np.ndarray, target: int) -> np.ndarray:

@@ -16,8 +16,8 @@ class Rounds(Step):
     """Run the chain before it at every multiple of a share, each time on what the last time left.
 
     A score tells what a unit matters to the model as it is. Once others are gone, what is left matters more, and not
-    all of it equally: so the model is observed again. Removed units stay removed. Each round costs what the steps
-    before it cost.
+    all of it equally: so the model is observed again. Allocations leave removed units removed; a refinement may take
+    another unit in the place of one. Each round costs what the steps before it cost.
     """
 
     kind = "allocation"
