@@ -148,6 +148,7 @@ def _work(name: str, call: Call) -> int:
         if call.dry_run:
             result, job = imported("jobs.dry_run:dry_run")(config, track=track), None
         elif options:
+            interrupts.goes_on()
             config, result = _run_of_its_own(getattr(job, COMMANDS[name].job), call, track)
         else:
             result = getattr(job, COMMANDS[name].job)(config, track=track)

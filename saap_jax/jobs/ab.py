@@ -18,6 +18,7 @@ from saap_jax.config.checks import check_values, read_bound, read_percent
 from saap_jax.config.packaged import find_file
 from saap_jax.config.use import LIMITS, AbConfig
 from saap_jax.data import Windows, evaluation_windows, pairs
+from saap_jax.data.windows import window_articles
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.differences import (
     ALL,
@@ -139,7 +140,7 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
         )
     if not config.sources:
         return Comparison(a.text, b.text, seeds, max(a.others, b.others), ())
-    losses_a, losses_b = _losses(config, a, b, track)
+    losses_a, losses_b, known = _losses(config, a, b, track)
     counts = [{metric: each.shape[1] for metric, each in losses.items()} for losses in (losses_a, losses_b)]
     if counts[0] != counts[1]:
         said = [", ".join(f"{count} windows of {metric}" for metric, count in each.items()) for each in counts]
@@ -148,7 +149,7 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
             f"{b.text}; evaluate both on the same"
         )
     domains = {metric["name"]: metric.get("domain", "") for metric in (a if a.run else b).record.get("metrics", ())}
-    known, rows = {**b.record.get("articles", {}), **a.record.get("articles", {})}, []  # no raced run has any
+    rows = []
     for metric, of_a in losses_a.items():
         windows = counts[0][metric]
         both = [np.broadcast_to(losses, (seeds, windows)) for losses in (of_a, losses_b[metric])]
@@ -161,18 +162,25 @@ def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comp
 # --- losses, on record or new --------------------------------------------------------------------
 
 
-def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple[Losses, Losses]:
-    """Read or measure the losses of both; two models of runs with the same tokenizer load nothing."""
+def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple[Losses, Losses, dict[str, list[int]]]:
+    """Read or measure the losses of both, and tell the articles of windows; two models of runs with the same tokenizer
+    load nothing."""
     new = [model for model in (a, b) if model.run is None]
     known = [(model, each) for model in (a, b) if (each := text_digests(model))]
     _check_texts(known)
     config, texts = _setting_of(config, a, b)
+    articles = {**b.record.get("articles", {}), **a.record.get("articles", {})}  # no raced run has any
     if not new and a.tokenizer == b.tokenizer:
-        return recorded_losses(a), recorded_losses(b)
+        return recorded_losses(a), recorded_losses(b), articles
     found = {model.text: recorded_losses(model) for model in (a, b) if model.run is not None}
     windows: dict[str, dict[str, Windows]] = {}
     for name in dict.fromkeys((a.tokenizer, b.tokenizer)):
         tokenizer = load_tokenizer(name)
+        if a.run is None and b.run is None:
+            articles = {
+                metric: window_articles(source, tokenizer, length, count or None, bos=config.bos, drawn=config.drawn)
+                for metric, (source, length, count) in texts.items()
+            }
         windows[name] = {
             metric: evaluation_windows(source, tokenizer, length, count or None, bos=config.bos, drawn=config.drawn)
             for metric, (source, length, count) in texts.items()
@@ -193,7 +201,7 @@ def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple
             for metric, text in windows[name].items():
                 losses = window_losses(model, pairs(text, config.batch_size))
                 found[name][metric] = (losses.sums / losses.counts)[None]
-    return found[a.text], found[b.text]
+    return found[a.text], found[b.text], articles
 
 
 def _setting_of(config: AbConfig, a: Reference, b: Reference) -> tuple[AbConfig, Texts]:

@@ -107,6 +107,7 @@ class Evaluator:
             seed: runner_of(subject, scenarios, chains, passes, self.cache)
             for seed, scenarios in material.calibration.items()
         }
+        self.chains = chains
         self.batch_size, self.at_once = config.evaluation.batch_size, config.evaluation.candidates_at_once
         self.rows = {name: self.subject.count(text)[0] for name, text in texts.items()}
         self.judging = [*texts][:2][-1]
@@ -123,7 +124,9 @@ class Evaluator:
         """Record what a run is of, what on, and what its metrics mean (the one of the calibration domain first); score
         what all chains ask for on the text of each seed, and keep the scores of the first."""
         run, subject, material = self.run, self.subject, self.material
-        run.begin(material.inputs)
+        chains, any_of = self.chains, next(iter(self.runners.values()))
+        codes = {name: code for chain in chains for name, code in any_of.codes(chain.steps).items()}
+        run.begin(material.inputs | {f"code of {name}": code for name, code in codes.items()})
         run.update(
             kind=kind,
             **provenance(),

@@ -5,6 +5,7 @@ are for the workflow that judges, which also draws other calibration texts.
 """
 
 import datetime
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +21,15 @@ from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.report.leaderboard import DENSE, EXAMPLES, JUDGED, Entry, leaderboard, read_entries
 from saap_jax.runtime.digests import digest_of, git_commit, versions
 from saap_jax.runtime.errors import reading
-from saap_jax.runtime.files import encoded, run_file, write_atomically
+from saap_jax.runtime.files import encoded, read_json, run_file, write_atomically
 from saap_jax.runtime.progress import Passes, Track, quiet, step
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.run import Runner
 from saap_jax.subjects.base import run_losses
 from saap_jax.subjects.llama import LlamaSubject, open_subject
 
+SAME = ("chain", "code", "versions", "text", "seeds", "judged", DENSE)
+"""What an entry of before has to have in common with this one so that its other ratios stay."""
 MODEL, LENGTH, WINDOWS, ROWS = "smollm2-135m", 128, 96, 8
 """The model; tokens a window, windows that are evaluated, and windows a microbatch."""
 
@@ -68,6 +71,7 @@ def enter(config: EnterConfig, *, track: Track = quiet) -> Path:
         "idea": " ".join((given.get("__doc__") or "").partition("\n\n")[0].split()),
         "author": str(given.get("AUTHOR", "")),
         "chain": chain.written.replace(f"{path}:", f"{path.name}:"),
+        "code": hashlib.sha256(path.read_bytes()).hexdigest(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": git_commit(path.resolve().parent),
         "versions": versions(),
@@ -79,7 +83,11 @@ def enter(config: EnterConfig, *, track: Track = quiet) -> Path:
     }
     place = path.parent / JUDGED if hidden else path.parent
     place.mkdir(exist_ok=True)
-    write_atomically(written := place / f"{path.stem}.json", encoded(entry) + b"\n")
+    written = place / f"{path.stem}.json"
+    before = read_json(written) if written.is_file() else {}
+    if all(before.get(name) == entry[name] for name in SAME):
+        entry["ratios"] = before["ratios"] | found
+    write_atomically(written, encoded(entry) + b"\n")
     return written
 
 

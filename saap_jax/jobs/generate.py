@@ -36,8 +36,10 @@ def generate(config: GenerateConfig, *, track: Track = quiet) -> Iterator[str]:
         try:
             yield texts[0]
             yield from (piece for _, piece in pieces)
-        finally:  # what is said of an error begins on a line of its own
+        except (Exception, KeyboardInterrupt):  # what is said of it begins on a line of its own
             yield "\n"
+            raise
+        yield "\n"
         return
     for row, piece in pieces:
         texts[row] += piece

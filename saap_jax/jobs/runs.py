@@ -1,6 +1,6 @@
 """`saap runs`: the runs of a directory, what they found beside each other, and an end to them."""
 
-import shutil
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ from saap_jax.report.blocks import View, Words, text_table
 from saap_jax.report.formats import format_mebibytes
 from saap_jax.report.pages.common import figure_of, seconds_of
 from saap_jax.report.pages.several import overview_sections
-from saap_jax.report.write import read_views
+from saap_jax.report.write import read_view, read_views
+from saap_jax.runs.cache import FileCache
 from saap_jax.runs.directory import delete_run, read_run
 from saap_jax.runs.standing import DENSE, primary_domain
 from saap_jax.runtime.files import held
@@ -30,19 +31,23 @@ def list_runs(config: RunsConfig, *, track: Track = quiet) -> list[Any]:
     paths = [*dict.fromkeys(paths)]
     if config.delete:
         for path in paths:  # first of all, so that none goes where one is named wrongly
-            if path.name != CACHE:
+            if path.name != CACHE or not path.is_dir():
                 read_run(path)
         return [_deleted(path) for path in paths]
     paths = paths or sorted(each.parent for each in root.glob("*/run.json"))
     if not paths:
         return [f"no runs in {root}; saap compare quickstart makes one"]
-    views = read_views(paths)
-    lines = [_line(path, view) for path, view in zip(paths, views, strict=True)]
+    views = dict(zip(paths, read_views(paths), strict=True)) if config.names else {}
+    for path in [] if config.names else paths:  # one that is damaged does not hide the others
+        with contextlib.suppress(ValueError, OSError):
+            views[path] = read_view(path, name=path.name)
+    damaged = ("", "unreadable", "", "", "")
+    lines = [_line(path, views[path]) if path in views else (path.name, *damaged, _size(path)) for path in paths]
     if not config.names and (root / CACHE).is_dir():
         lines.append((CACHE, "what they share", "", "", "", "", _size(root / CACHE)))
     header = ("run", "kind", "status", "began", "lowest", "seconds", "MiB")
     table = text_table("", header, lines, words=5)
-    return [table, *overview_sections(views)] if config.names else [table]
+    return [table, *overview_sections([*views.values()])] if config.names else [table]
 
 
 def _line(path: Path, view: View) -> tuple[str, ...]:
@@ -64,7 +69,7 @@ def _size(path: Path) -> str:
 def _deleted(path: Path) -> Words:
     with held(path, f"the run {path}"):
         if path.name == CACHE:
-            shutil.rmtree(path)
+            FileCache(path).clear()
         else:
             delete_run(path)
     return Words(f"deleted {path}" + (", but for what no command wrote" if path.exists() else ""))

@@ -35,12 +35,14 @@ def read_entries(directory: Path) -> list[Entry]:
     """Read the entries of a directory.
 
     Raises:
-        ValueError: a file that is none.
+        ValueError: a damaged entry; a file of something else is left out.
     """
     entries = []
     for path in sorted(directory.glob("*.json")):
         with reading(path, "an entry of the leaderboard; write it anew with saap enter"):
             entry = read_json(path)
+            if not isinstance(entry, dict) or "ratios" not in entry:
+                continue
             for runs in entry["ratios"].values():
                 shape = np.shape([run["losses"] for run in runs])
                 if shape != (len(entry["seeds"]), len(entry[DENSE])):

@@ -7,6 +7,7 @@ again. One process of a job writes, all read.
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,6 +53,14 @@ class FileCache:
         content = json.dumps(value).encode()
         self._values[key] = json.loads(content)
         self._write(f"{key}.json", content)
+
+    def clear(self) -> None:
+        """Delete what is kept, and no other file; the directory with it where nothing else is there."""
+        for file in self.path.iterdir():
+            if re.fullmatch(r"\.?[0-9a-f]{64}\.(npz|json).*", file.name):
+                file.unlink()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def _read(self, name: str) -> bytes:
         path = self.path / name

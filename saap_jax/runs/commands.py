@@ -17,6 +17,7 @@ from saap_jax.config.jobs import (
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.recipes import RECIPES
 from saap_jax.runs.records import Row, RunRecord
+from saap_jax.steps.chain import parse
 
 RUNS = {
     CompareConfig: "compare",
@@ -88,7 +89,8 @@ def prune_command(run: RunRecord, row: Row) -> str:
     """Write the `saap prune` for a candidate, a line of `metrics.jsonl`, of a comparison or a frontier."""
     config: dict[str, Any] = dict(run["config"])
     config["calibration"] = {**config["calibration"], "seed": row["seed"]}
-    method = row["variant"] if row["variant"] in RECIPES else row["chain"]
+    chain = row["chain"]
+    method = row["variant"] if row["variant"] in RECIPES and parse(row["variant"]).written == chain else chain
     config |= {"method": method, "ratio": row["ratio_asked"]}
     return " ".join(["saap prune", *options(config, PruneConfig())])
 

@@ -312,7 +312,11 @@ def _remove_outputs(path: Path) -> None:
     """Remove what the run of a directory wrote, by its record, and what killed processes left there."""
     if not (path / "run.json").exists():
         return
-    record = read_json(path / "run.json")
+    try:
+        record = read_json(path / "run.json")
+    except ValueError:
+        record = None
+    record = record if isinstance(record, dict) else {}  # damaged, or none of ours
     named = [name for name in record.get("files", []) if Path(name).name == name and name not in ("", ".", "..")]
     # killed half-way, it is no finished run
     write_atomically(path / "run.json", encoded(record | {"status": "running"}))

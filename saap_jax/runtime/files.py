@@ -16,6 +16,7 @@ import os
 import platform
 import runpy
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -125,6 +126,14 @@ def check_target(name: str, path: str) -> None:
     """Raise ValueError, before any work, where a file cannot be written; an empty path stands for none."""
     if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
         raise ValueError(f"{name}: expected a file in a directory that exists, got {path}; make the directory first")
+    if path and is_primary():
+        try:
+            with tempfile.TemporaryFile(dir=Path(path).parent):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"{name}: expected a directory that can be written to, got {path}: {error.strerror}"
+            ) from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -39,6 +39,7 @@ class _State:
     received: int | None = None
     raising = True
     said = False
+    kept = False
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -80,11 +81,17 @@ def received() -> bool:
     return _State.received is not None
 
 
+def goes_on() -> None:
+    """Say that from now on what is finished is kept."""
+    _State.kept = True
+
+
 def interruption() -> tuple[str, int]:
     """Say that the work was interrupted, in one line, with the exit code; then nobody else says it."""
     _State.said = True
     number = _State.received or signal.SIGINT
-    return f"{SIGNALS[number]}; what was finished is kept, and the same command goes on from there", 128 + number
+    kept = "; what was finished is kept, and the same command goes on from there" * _State.kept
+    return SIGNALS[number] + kept, 128 + number
 
 
 def _raise(number: int, _: FrameType | None) -> None:

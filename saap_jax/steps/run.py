@@ -230,6 +230,17 @@ class Runner:
                 asked[label].save(packed(part))
         return put_together([self._parts[store.key] for store in asked.values()], [*self.scenarios])
 
+    def codes(self, steps: Sequence[Step]) -> dict[str, str]:
+        """Digest the files of the estimators and steps that are not the package's, by what they are called."""
+        found = {}
+        for each in steps:
+            found |= {each.text: code_digest(type(each), each.source)}
+            members = each.members(tuple(self.subject.existing)) if isinstance(each, Score) else ()
+            found |= {member: code_of(member) for member in members}
+            for chain in each.inner:
+                found |= self.codes(chain.steps)
+        return {name: code for name, code in found.items() if code}
+
     def _code(self, score: Score) -> list[str]:
         """Digest the code of estimators that are not the package's."""
         members = score.members(tuple(self.subject.existing))

@@ -126,10 +126,24 @@ def test_compare(options, capsys, tmp_path):
     assert main.main(["runs", "compare-2", str(tmp_path / "runs" / "compare-2"), *where, "--delete"]) == 0
     assert [path.name for path in (tmp_path / "runs" / "compare-2").iterdir()] == ["mine.txt"]
     capsys.readouterr()
+    (damaged := tmp_path / "runs" / "damaged" / "run.json").parent.mkdir()
+    damaged.write_text("[]")
     assert main.main(["runs", *where]) == 0
     said = capsys.readouterr().out
     assert ".cache" in said
     assert "compare-2" not in said
+    assert "unreadable" in said, "and the others are there"
+    assert main.main(["compare", *options, *COMPARE, "--recipes", "wanda", "--name", "damaged", "--overwrite"]) == 0
+    for cache in (tmp_path / "runs" / ".cache", tmp_path / ".cache"):
+        cache.mkdir(exist_ok=True)
+        (cache / "mine.txt").touch()
+        assert main.main(["runs", str(cache), "--delete"]) == 0
+        assert [path.name for path in cache.iterdir()] == ["mine.txt"], "what no command wrote stays"
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(capsys, tiny_model_directory):
+    words = ["evaluate", str(tiny_model_directory), "--sources", "builtin:reference", "--json", "/proc/figures.json"]
+    assert "json: expected a directory that can be written to, got /proc/figures.json" in refused(capsys, words)
 
 
 class TestBadInput:

@@ -87,6 +87,21 @@ class TestAb:
         assert (first.windows, first.low, first.high) == pytest.approx((second.windows, -second.high, -second.low))
         assert first.windows == 12
 
+    def test_articles_are_the_units_of_models_that_are_loaded(self, tiny_model_directory, pruned, tmp_path):
+        texts = [
+            " ".join(["the cat sat on the mat and the dog sat on the log"] * many) for many in (3, 5, 4, 6, 3, 4, 5, 3)
+        ]
+        (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in texts))
+        asked = AbConfig(
+            a=str(pruned),
+            b=str(tiny_model_directory),
+            sources=(f"jsonl:{tmp_path}/docs.jsonl#text",),
+            length=16,
+            windows=0,
+        )
+        (found,) = ab.ab(asked).metrics
+        assert (found.difference.windows, found.size > 16) == (8, True)
+
     def test_tasks_are_of_models_of_the_runs_type(self, run, monkeypatch):
         file, dtypes = run / "run.json", []
         record = json.loads(file.read_text())

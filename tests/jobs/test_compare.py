@@ -163,6 +163,36 @@ class TestTheCache:
         assert first == second
 
 
+ESTIMATOR = """
+import jax.numpy as jnp
+from saap_jax.estimation import ACTIVATION_MOMENTS, Estimator
+from saap_jax.estimation.base import score_writers
+
+def energy():
+    def score(statistics, params):
+        square = statistics.of(ACTIVATION_MOMENTS).square
+        return score_writers(lambda w, s: {sign} * jnp.einsum("lucd,luc->lu", jnp.square(w), s), params, square)
+
+    return Estimator(needs=frozenset({{ACTIVATION_MOMENTS}}), score=score)
+"""
+
+
+def test_a_run_goes_on_with_the_estimators_that_it_was_begun_with_alone(config, tmp_path):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    path, runs = tmp_path / "mine.py", str(tmp_path / "runs")
+    path.write_text(ESTIMATOR.format(sign=1))
+    asked = dataclasses.replace(config, runs=runs, methods=(f"{path}:energy", "magnitude"), cut=False)
+    with mock.patch.object(candidates.Evaluator, "save_keeps", killed), pytest.raises(KeyboardInterrupt):
+        compare.compare(asked)
+    path.write_text(ESTIMATOR.format(sign=-1))
+    with pytest.raises(ValueError, match="on something else than is there now, by the digests of: code of .*mine.py"):
+        compare.compare(asked)
+    path.write_text(ESTIMATOR.format(sign=1))
+    assert compare.compare(asked).finished, "control"
+
+
 def test_overlapping_texts_are_refused(config, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat. " * 200)

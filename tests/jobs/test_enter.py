@@ -53,7 +53,9 @@ def small(tiny_model_directory, monkeypatch):
 def test_an_entry_has_the_losses_of_the_cut_model_and_judges_see_other_windows(small, tmp_path, run):
     path = tmp_path / "mine.py"
     path.write_text(MINE)
-    told = run("enter", str(path), "--ratios", "0.2", "0.5")
+    (tmp_path / "package.json").write_text('{"name": "of something else"}')
+    run("enter", str(path), "--ratios", "0.2")
+    told = run("enter", str(path), "--ratios", "0.5")
     run("enter", str(path), "--ratios", "0.5", "--judge", "7", "--seeds", "2")
     assert "mine" in told
     assert "unpruned" in told
@@ -74,6 +76,9 @@ def test_an_entry_has_the_losses_of_the_cut_model_and_judges_see_other_windows(s
             assert made["minutes"] > 0
     assert (list(entry["ratios"]), list(judged["ratios"])) == (["0.2", "0.5"], ["0.5"])
     assert abs(np.subtract(entry["dense"], judged["dense"])).max() > 1e-3, "control: the windows are other ones"
+    path.write_text(MINE + "\n")
+    run("enter", str(path), "--ratios", "0.5")
+    assert [*json.loads((tmp_path / "mine.json").read_text())["ratios"]] == ["0.5"], "of other code"
 
 
 WRONG = {

@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from saap_jax.cli import main
+from saap_jax.config.use import GenerateConfig
+from saap_jax.jobs import generate as job
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.generate import Sampling, generate
 from tests.cli.test_main import refused
@@ -37,6 +39,13 @@ def test_on_a_terminal_the_prompt_comes_first(words, capsys, monkeypatch, tiny_m
     assert capsys.readouterr().out == f"the cat{first}\n"
     assert main.main([*words, "the cat", "on", *SHORT]) == 0
     assert capsys.readouterr().out == f"--- 1\nthe cat{first}\n--- 2\non{second}\n"
+
+
+def test_a_reader_who_goes_away_is_no_error(tiny_model_directory):
+    config = GenerateConfig(model=str(tiny_model_directory), prompts=("the cat",), new_tokens=6)
+    texts = job.generate(config)
+    next(texts)
+    texts.close()  # as after a broken pipe; a generator that yields once more raises RuntimeError
 
 
 def test_standard_input(words, capsys, monkeypatch, tiny_model_directory):

@@ -13,17 +13,20 @@ from saap_jax.config.method import EvaluationConfig
 from saap_jax.jobs.prune import further_of
 from saap_jax.recovery import check_group_size
 from saap_jax.runs.commands import compare_command, prune_command
+from saap_jax.steps.chain import chain
 from tests.export.models import spec_of
 
 CHAIN = "wanda > uniform > least_squares"
 
 
-@pytest.mark.parametrize("variant", [CHAIN, "mine"])
+@pytest.mark.parametrize("variant", [CHAIN, "mine", "best"])  # of which the last is a recipe's name too
 def test_a_candidate_is_pruned_as_it_was_compared(variant):
     row = {"variant": variant, "chain": CHAIN, "seed": 3, "ratio_asked": 0.3}
     words = shlex.split(prune_command({"config": dataclasses.asdict(CompareConfig())}, row))
     read, *_ = parse("prune", COMMANDS["prune"], words[2:])
     assert (read.method, read.ratio, read.calibration.seed) == (CHAIN, 0.3, 3)
+    recipe = {"variant": "flap", "chain": chain("flap").written, "seed": 0, "ratio_asked": 0.3}
+    assert "--method flap " in prune_command({"config": dataclasses.asdict(CompareConfig())}, recipe), "control"
 
 
 @pytest.mark.parametrize(("mlp", "method"), [(32, "groupwise"), (33, "lora")])
