@@ -207,7 +207,7 @@ def fluctuation(*, standardize: bool = False, attention_power: Literal[1, 2] = 2
     """Score a unit by Var(a) · ‖W_out‖², summed over its coordinates.
 
     With `standardize` the coordinates of each layer and structure get mean 0 and deviation 1 first, and their mean is
-    the score: what FLAP ranks over all layers (allocation `global`, `rank_by="score"`). Such scores have either sign.
+    the score: what FLAP ranks over all layers (`global(by=score)`). Such scores have either sign.
     Before that, FLAP's code squares the metric of attention's coordinates, which the paper does not say:
     `attention_power` 2, or 1 without. It is not read without `standardize`; of a traced model, heads are meant.
 

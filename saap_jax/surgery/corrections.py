@@ -218,8 +218,8 @@ def corrected(
     """Return the new output matrix, the new bias, the damping, and the errors before and after on held-out text.
 
     Args:
-        sums: of `kept_rows`, over the text that the correction is made from; and over other text, that chooses the
-            damping, or None.
+        sums: of `kept_rows`, over the text that the correction is first made from; and over the held-out text that
+            judges it, or None.
     """
     fit, held = sums
     (rows, real), nothing = map(jnp.asarray, kept_rows(kept)), jnp.zeros(weight.shape[1], fit.gram.dtype)
