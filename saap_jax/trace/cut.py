@@ -148,7 +148,7 @@ def smaller(traced: Traced, keep: Mapping[str, KeptUnits]) -> Callable[..., Any]
 
     def resize(path: Path, eqn: JaxprEqn, values: Sequence[Any]) -> dict[str, Any] | None:
         given = zip(values, eqn.invars, strict=True)
-        if path not in around and all(value.shape == shape_of(atom) for value, atom in given):
+        if path not in around and all(np.shape(value) == shape_of(atom) for value, atom in given):
             return None
         return _resized(traced, removed, path, eqn, values)
 

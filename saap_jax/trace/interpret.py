@@ -195,13 +195,13 @@ def _while(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> tu
         return lambda carry: evaluate(eqn.params[name], [*constants, *carry], path, changes.inside(path))[0]
 
     condition, body = part(0, "cond_jaxpr", values[:first]), part(1, "body_jaxpr", values[first:last])
+    if not eqn.params["cond_jaxpr"].out_avals[0].shape:
+        return jax.lax.while_loop(lambda carry: condition(carry)[0], body, values[last:]), {}
 
     def turn(carry: list[Any]) -> list[Any]:
-        going, after = condition(carry)[0], body(carry)
-        if not going.ndim:
-            return after
+        going = condition(carry)[0]
         spread = [going.reshape(going.shape + (1,) * (each.ndim - going.ndim)) for each in carry]
-        return [jnp.where(*each) for each in zip(spread, after, carry, strict=True)]
+        return [jnp.where(*each) for each in zip(spread, body(carry), carry, strict=True)]
 
     return jax.lax.while_loop(lambda carry: jnp.any(condition(carry)[0]), turn, values[last:]), {}
 
