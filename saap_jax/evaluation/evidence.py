@@ -72,18 +72,21 @@ def log_evidence(t: float | Float[np.ndarray, "*pairs"], count: int) -> Float[np
 
 
 def by_article(values: Float[np.ndarray, "*rows windows"], articles: Sequence[int]) -> Float[np.ndarray, "*rows units"]:
-    """Add up the windows of each article, since neighbouring windows say less than others do.
+    """Make a value of each article, since neighbouring windows say less than others do.
 
-    Sums are divided by the mean number of windows of an article, so that their mean is that of the windows. Windows are
-    the units where articles are not known, or fewer than `FEWEST`.
+    Their mean m is that of the n windows. An article's value is m and what it adds to m: the sum of its windows less m,
+    over the mean number of windows of an article. So the number of its windows is its weight and adds no spread (the
+    linearised ratio estimator of cluster sampling). Windows are the units where articles are not known, or fewer than
+    `FEWEST`.
 
     Args:
         articles: the number of the article of each window, those of an article side by side.
 
-    >>> by_article(np.ones(9), [0, 0, *range(1, 8)]).round(2).tolist()
-    [1.78, 0.89, 0.89, 0.89, 0.89, 0.89, 0.89, 0.89]
+    >>> by_article(np.array([1.0, 3, 2, 2, 2, 2, 2, 2, 2]), [0, 0, *range(1, 8)]).tolist()
+    [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     """
     starts = np.flatnonzero(np.diff(articles, prepend=-1)) if len(articles) else []
     if len(starts) < FEWEST:
         return values
-    return np.add.reduceat(values, starts, axis=-1) * (len(starts) / values.shape[-1])
+    mean = values.mean(axis=-1, keepdims=True)
+    return mean + np.add.reduceat(values - mean, starts, axis=-1) * (len(starts) / values.shape[-1])

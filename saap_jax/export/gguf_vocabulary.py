@@ -71,6 +71,7 @@ def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> lis
     ids = {key: getattr(tokenizer, f"{role}_token_id") for role, key in _ROLES.items()}
     ids["bos"] = ids["bos"] if constants.bos_token is None else constants.bos_token
     ends = constants.eos_tokens or tuple(token for token in (ids["eos"],) if token is not None)
+    ends = sorted(ends, key=lambda token: token != ids["eos"])  # the tokenizer's own stays what it calls its end
     ids |= dict(zip(("eos", "eot", "eom"), ends, strict=False))
     pairs += [
         (f"tokenizer.ggml.{key}_token_id", token, (Kind.UINT32,))

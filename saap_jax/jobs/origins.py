@@ -106,13 +106,15 @@ def chosen(config: CompareConfig, run: RunRecord, row: Row, parameters: int) -> 
 def recovered(config: RecoverConfig, run: RunRecord) -> OriginStep:
     """Write the step of `saap recover`, whose record has what was measured of all models."""
     training, data = run["training"], run["data"]
+    method = {name: value for name, value in dataclasses.asdict(config.method).items() if name != "name"}
     models: Mapping[str, Measured] = {label: run[key] for key, label in NAMES.items() if key in run}
+    best = None if training["best_step"] == training["steps"] else training["best_step"]
     facts = {
-        "method": " ".join([config.method.name, *options(dataclasses.asdict(config.method), MethodConfig())]),
+        "method": " ".join([config.method.name, *options(method, MethodConfig())]),
         "text": f"{', '.join(config.data.sources)}: {plural(data['rows'], 'row')} of {config.data.length} tokens, "
         f"seed {config.data.seed}",
         "training": f"{plural(training['steps'], 'step')} of {plural(training['rows'], 'row')}, "
-        f"seed {config.training.seed}",
+        f"seed {config.training.seed}" + (f"; the model is that of step {best}" if best else ""),
         "learned from": config.dense if config.training.distillation or config.training.hidden else "",
     }
     return {

@@ -266,14 +266,16 @@ class TextOutput:
     of a stop string. The pieces together are the decoded text up to the first stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = (), behind: Sequence[int] = ()) -> None:
+        """Take what a row is decoded by, where it ends, and the token that it goes on from, if any."""
         self.text = ""
         """All that was returned so far."""
         self.stopped = False
         """True once a stop string came."""
         self._tokenizer, self._stops = tokenizer, tuple(stop_strings)
-        self._tokens: list[int] = []
-        self._first, self._read = 0, 0  # tokens before `_first` are done with; those before `_read` were returned
+        self._tokens = [*behind]
+        # tokens before `_first` are done with; those before `_read` were returned
+        self._first, self._read = 0, len(behind)
         self._held = ""
 
     def push(self, token: int) -> str:
@@ -342,8 +344,14 @@ def stream_texts(
     if "" in stop_strings:
         raise ValueError("stop: expected strings of one character or more, got an empty one")
     rows = [encode_chat(tokenizer, prompt) if chat else encode_prompt(tokenizer, prompt) for prompt in prompts]
-    outputs = [TextOutput(tokenizer, stop_strings) for _ in rows]
-    tokens = stream(model, rows, finished=lambda row, _: outputs[row].stopped, **options)
+    outputs = [TextOutput(tokenizer, stop_strings, row[-1:]) for row in rows]
+    special = {str(each): number for number, each in tokenizer.added_tokens_decoder.items() if each.special}
+    ends = {special[text] for text in stop_strings if text in special}  # which are not printed, so no text has them
+
+    def finished(row: int, tokens: Sequence[int]) -> bool:
+        return outputs[row].stopped or not ends.isdisjoint(tokens)
+
+    tokens = stream(model, rows, finished=finished, **options)
 
     def pieces() -> Iterator[tuple[int, str]]:
         for row, token in tokens:

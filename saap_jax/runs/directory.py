@@ -49,7 +49,7 @@ SCHEMA = 1
 
 _FIXED = ("metrics.jsonl", "report.html", "report.md", "report.csv")
 _STAGE = ("seconds", "compile_seconds", "compiles", "peak_host_gib", "peak_device_gib", "tokens", "tokens_per_second")
-_TRAINING = ("loss", "held_out", "divergence", "norm", "learning_rate", "tokens_per_second")
+_TRAINING = ("loss", "held_out", "divergence", "distance", "norm", "learning_rate", "tokens_per_second")
 
 
 class OtherRunError(ValueError):

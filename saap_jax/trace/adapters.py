@@ -65,10 +65,10 @@ def from_nnx(model: nnx.Module, *, call: Callable[..., Any] | None = None, **giv
     own, _, _ = nnx.split(model, _is_weight, ...)
 
     def function(params: Any, *inputs: Any) -> Any:
-        built = nnx.merge(graph, params, rest)
+        built = nnx.clone(nnx.merge(graph, params, rest))  # of variables that a call may change, as rngs are
         return call(built, *inputs) if call else built(*inputs)
 
-    return _posed(function, params, given, lambda params: nnx.merge(own, params, rest))
+    return _posed(function, params, given, lambda params: nnx.clone(nnx.merge(own, params, rest)))
 
 
 def from_linen(module: linen.Module, variables: Any, **given: Unpack[Given]) -> Problem:

@@ -80,9 +80,21 @@ def test_windows_of_an_article_are_one_unit():
     assert wrong[1] > 40, "negative control"
     sizes = np.repeat(np.arange(9), [1, 2, 3, 1, 2, 3, 1, 2, 5])
     d = random.normal(size=(1, 20))
-    found, sums = paired_difference(d, np.zeros((1, 20)), articles=sizes.tolist()), np.bincount(sizes, d[0]) * 9 / 20
+    found, rest = paired_difference(d, np.zeros((1, 20)), articles=sizes.tolist()), d[0] - d.mean()
     assert (found.value, found.windows) == (pytest.approx(d.mean()), 9)
-    assert found.low == pytest.approx(sums.mean() - ours(sums[None])[0])
+    assert found.low == pytest.approx(d.mean() - ours(np.bincount(sizes, rest)[None] * 9 / 20)[0])
+
+
+def test_articles_of_other_lengths_are_no_spread():
+    """A large difference that all windows share is sure, and the interval holds the truth as often as it says."""
+    random, sizes = np.random.default_rng(1), [2, 9, 2, 2, 1, 1, 1, 1, 5, 3, 12, 1]
+    articles, wrong, sure = np.repeat(np.arange(len(sizes)), sizes), 0, 0
+    for _ in range(300):
+        d = (0.3 + random.normal(0, 0.05, len(sizes))[articles] + random.normal(0, 0.1, sum(sizes)))[None]
+        found = paired_difference(d, np.zeros_like(d), articles=articles.tolist())
+        wrong, sure = wrong + (not found.low <= 0.3 <= found.high), sure + found.sure
+    assert wrong <= 15
+    assert sure == 300, "sums of articles, whose spread is that of their lengths, left most of them open"
 
 
 def test_intervals_are_corrected_for_how_many_are_compared():

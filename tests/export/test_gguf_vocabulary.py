@@ -92,6 +92,9 @@ def test_ids_and_types():
     pairs = pairs_of(tokenizer, len(tokenizer) + 2, constants)
     ids = {key: pairs[f"tokenizer.ggml.{key}_token_id"] for key in ("bos", "eos", "eot", "eom")}
     assert ids == {"bos": 5, "eos": 7, "eot": 8, "eom": 9}
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(9)  # as Llama 3's, whose model names another end first
+    named = pairs_of(tokenizer, len(tokenizer) + 2, constants)
+    assert [named[f"tokenizer.ggml.{key}_token_id"] for key in ("eos", "eot", "eom")] == [9, 7, 8]
     tokens, types = pairs["tokenizer.ggml.tokens"], pairs["tokenizer.ggml.token_type"]
     assert tokens[-2:] == [f"[PAD{len(tokenizer)}]", f"[PAD{len(tokenizer) + 1}]"]
     assert types[:2] == [gguf.TokenType.CONTROL] * 2

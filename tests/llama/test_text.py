@@ -1,12 +1,14 @@
 """Text as it comes: whole characters only, stop strings never shown, no second BOS."""
 
+import copy
+
 import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from saap_jax.data.chat import encode_chat
 from saap_jax.llama import LayerWidths, LlamaSpec
-from saap_jax.llama.generate import Sampling, TextOutput, encode_prompt, generate, stream_texts
+from saap_jax.llama.generate import Sampling, TextOutput, encode_prompt, generate, stream, stream_texts
 from tests.helpers import random_model
 
 TEXT = "naïve café — 東京 🙂👩‍👩‍👧 the cat\n\nsat on the mat"
@@ -41,6 +43,23 @@ def test_a_decoder_that_drops_the_first_space():
     words = PreTrainedTokenizerFast(tokenizer_object=backend)
     assert pieces_of(words, [0, 1, 2, 0]) == ["the", " cat", "s", " the", ""]
     assert "".join(words.decode([token]) for token in [0, 1, 2, 0]) == "thecatsthe"
+    behind = TextOutput(words, [" cat"], [0])  # of a prompt whose last token that is
+    assert [behind.push(1), behind.finish(), behind.stopped] == ["", "", True]
+
+
+def test_a_special_token_stops_as_a_text_does(tokenizer, model):
+    """It is never printed, so it is looked for among the tokens."""
+    words, count = copy.deepcopy(tokenizer), len(tokenizer)
+    options = {"max_new_tokens": 12, "sampling": Sampling(temperature=1.5, seed=3)}
+    (plain,) = joined(stream_texts(model, words, ["the"], **options), 1)
+    drawn = [token for _, token in stream(model, [words.encode("the")], **options)]
+    assert len(set(drawn)) > 2, "control"
+    special = words.convert_ids_to_tokens(drawn[2])
+    words.add_special_tokens({"additional_special_tokens": [special]})
+    assert len(words) == count
+    (stopped,) = joined(stream_texts(model, words, ["the"], stop_strings=[special], **options), 1)
+    assert plain.startswith(stopped)
+    assert len(stopped) < len(plain)
 
 
 def test_bytes_that_never_become_a_character_are_shown_at_the_end(tokenizer):

@@ -22,7 +22,7 @@ from saap_jax.estimation.base import wide
 from saap_jax.runtime.mesh import Layout
 from saap_jax.trace.cut import keep_units, kept_shapes, smaller
 from saap_jax.trace.interpret import gated, tapped
-from saap_jax.trace.own_code import Verdict, compared, tolerance_of, verdicts
+from saap_jax.trace.own_code import Verdict, compared, nearby, tolerance_of, verdicts
 from saap_jax.trace.problem import Examples, Problem, count_examples
 from saap_jax.trace.program import Tap
 from saap_jax.trace.trace import CHOICES, Traced, TracedStructure, trace
@@ -154,7 +154,7 @@ def traced_problem(
 
 def _check_batches(problem: Problem) -> None:
     """Refuse a function of which the outputs of two examples are not those of each, one after the other."""
-    both = [problem.row(problem.first_set, index)[0] for index in (0, min(1, count_examples(problem.first_set) - 1))]
+    both = _two_examples(problem)
     together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *both)
     run = jax.jit(problem.function)
     joint, *alone = (jax.tree.leaves(run(problem.params, *problem.inputs(inputs))) for inputs in (together, *both))
@@ -171,6 +171,16 @@ def _check_batches(problem: Problem) -> None:
                 "Problem.function: expected the outputs of an example to be the same whatever else is in its batch, "
                 "got others (statistics of the batch, random numbers, or values that are not finite?)"
             )
+
+
+def _two_examples(problem: Problem) -> list[Any]:
+    """Find the inputs of the first example, and of the first that differs from it; of one near it where none does."""
+    first, *_ = problem.row(problem.first_set, 0)
+    for index in range(1, count_examples(problem.first_set)):
+        other, *_ = problem.row(problem.first_set, index)
+        if not all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(other))):
+            return [first, other]
+    return [first, nearby(first)]
 
 
 # --- examples --------------------------------------------------------------------------------------
@@ -212,6 +222,8 @@ def batches(
     examples: Examples, size: int, layout: Layout | None = None
 ) -> Iterator[tuple[Examples, Float[np.ndarray, "batch"]]]:
     """Yield batches of one size, and the weight of each row: 0 of the last example, repeated to fill the last one."""
+    if not (isinstance(size, int | np.integer) and size > 0):
+        raise ValueError(f"batch_size: expected a whole number of at least 1, got {size}")
     count = count_examples(examples)
     size = min(size, count)
     for start in range(0, count, size):

@@ -96,6 +96,30 @@ def test_prune_returns_a_module_and_its_widths():
     assert len(repr(pruned)) < 300
 
 
+class Recurrent(nnx.Module):
+    def __init__(self, rngs):
+        self.rnn, self.out = nnx.RNN(nnx.GRUCell(3, 10, rngs=rngs)), nnx.Linear(10, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.rnn(x))
+
+
+def test_a_module_that_draws_and_one_that_is_trained_afterwards():
+    """A recurrent layer draws its first carry; what is made of the outcome shares no variable with its parameters."""
+    x = drawn(6, 5, 3)
+    given = {"loss": square, "calibration": (x, x), "held_out": (x, x), "ratio": 0.2}
+    drawing = saap_jax.prune(Recurrent(nnx.Rngs(0)), refused=True, **given)
+    assert drawing.losses["cut"] == pytest.approx(drawing.losses["masked"], rel=1e-4)
+    layers = nnx.Linear(3, 6, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(6, 3, rngs=nnx.Rngs(1))
+    pruned = saap_jax.prune(nnx.Sequential(*layers), **given)
+    before = pruned.function(pruned.params, x)
+    np.testing.assert_allclose(pruned.model(x), before, rtol=1e-4, atol=1e-5)
+    pruned.model.layers[2].kernel[...] *= 0
+    np.testing.assert_array_equal(pruned.function(pruned.params, x), before)
+    with pytest.raises(ValueError, match="batch_size: expected a whole number of at least 1, got -1"):
+        saap_jax.prune(nnx.Sequential(*layers), batch_size=-1, **given)
+
+
 class Encoder(linen.Module):
     @linen.compact
     def __call__(self, x, train: bool):

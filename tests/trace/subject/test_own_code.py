@@ -1,6 +1,7 @@
 """What the model's own code makes of smaller parameters decides what is pruned by default; names may be patterns."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,7 @@ def test_heads_that_the_code_mixes_are_told():
     """Four heads of width 4: without one, 12 columns are four heads of width 3 to the code, which raises nothing."""
     said = found(lambda p, x: attention(4, p, x), WEIGHTS)
     assert said["heads", 4].verdict == "differs"
-    assert "of the largest" in str(said["heads", 4])
+    assert "of the spread of outputs" in str(said["heads", 4])
     assert said["head width", 4].verdict == "takes"
 
 
@@ -54,6 +55,19 @@ def test_zeros_hide_no_difference():
     """A matrix that begins with zeros makes all outputs equal; the values that are tried are others."""
     weights = WEIGHTS | {"out": jnp.zeros((16, 3))}
     assert found(lambda p, x: attention(4, p, x), weights)["heads", 4].verdict == "differs"
+
+
+@pytest.mark.parametrize("bias", [0.0, 300.0])
+def test_an_example_of_zeros_and_a_large_bias_hide_no_difference(bias):
+    """Without a bias all outputs of an example of zeros are 0; what all outputs share says nothing of the rest."""
+    weights = WEIGHTS | {"bias": jnp.full(3, bias)}
+
+    def function(heads, p, x):
+        return attention(heads or p["query"].shape[1] // 4, p, x, -1 if heads else 4) + p["bias"][None, None]
+
+    said = {heads: found(functools.partial(function, heads), weights, X * float(bias > 0)) for heads in (4, 0)}
+    assert said[4]["heads", 4].verdict == "differs"
+    assert said[0]["heads", 4].verdict == "takes", "control"
 
 
 def test_a_size_that_is_used_as_a_value_gives_other_outputs():

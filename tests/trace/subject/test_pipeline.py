@@ -142,6 +142,10 @@ def test_a_model_that_mixes_its_examples_is_refused():
     centred = dataclasses.replace(problem, function=lambda p, x: problem.function(p, x - x.mean(0, keepdims=True)))
     with pytest.raises(ValueError, match="the same whatever else is in its batch"):
         subject_of(centred)
+    x, y = problem.first_set
+    alike = dataclasses.replace(centred, calibration=(jnp.concatenate([x[:1], x]), jnp.concatenate([y[:1], y])))
+    with pytest.raises(ValueError, match="the same whatever else is in its batch"):
+        subject_of(alike)
 
 
 def checked(**fields):
