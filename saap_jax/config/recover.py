@@ -71,7 +71,7 @@ class TrainingTextConfig(Checked):
     held_out: Share = 0.05
     """Share of the pieces that is not trained on: it says which checkpoint is the best, and when to stop."""
     held_out_rows: Positive = 64
-    """The most rows that are held out."""
+    """The most rows of what is held out that are measured; the rest is not trained on either."""
     seed: Seed = 0
     """Seed of the order of the text."""
 

@@ -175,8 +175,11 @@ def bootstrap_layers(
     defined = every[np.isfinite(every)]
     if not len(defined):
         return NONE
-    drawn = defined[random.integers(len(defined), size=(resamples, len(defined)))]
-    return Resampled(float(np.mean(defined)), np.mean(drawn, axis=1), len(defined))
+    mean = float(np.mean(defined))
+    drawn = every[random.integers(len(every), size=(resamples, len(every)))]  # the same layers for all estimators
+    known = np.isfinite(drawn)
+    means = np.where(known, drawn, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    return Resampled(mean, np.where(known.any(axis=1), means, mean), len(defined))
 
 
 def _measured(estimator: str, scores: Scores, measured: dict[str, np.ndarray]) -> Float[np.ndarray, "units"]:

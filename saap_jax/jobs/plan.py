@@ -68,11 +68,12 @@ def shown(config: PlanConfig, result: Record) -> list[Block]:
     how = "compiled for it" if record["source"] == "compiled" else "by arithmetic alone, nothing was compiled"
     how += f"; assumed: {record['assumed']}" if record.get("assumed") else ""
     bound = {"compute": "operations", "memory": "memory traffic", "links": "the links"}[record["bound"]]
+    peaks = "the peak rates taken here" + ", which are those of bfloat16" * (config.dtype == "float32")
     said = (
         f"A step of {record['batch']} x {config.length} tokens takes {record['step_seconds']:.3f} s at least, bound by "
         f"{bound}: {record['tokens_per_second']:,.0f} tokens/s ({how}).",
         f"{plural(config.examples, 'row')} in {plural(record['steps'], 'step')}: {record['total_seconds']:.0f} s, "
-        f"{record['chip_hours']:.3f} chip-hours. Real programs reach 40 to 60 % of the peak rates taken here.",
+        f"{record['chip_hours']:.3f} chip-hours. Real programs reach 40 to 60 % of {peaks}.",
         f"Settings: {settings_of(record)}",
     )
     return [

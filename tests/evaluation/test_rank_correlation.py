@@ -65,8 +65,20 @@ class TestCorrelations:
         b = np.array([30.0, 20, 10, 1, 2, 3, 4, 0])
         found = bootstrap_layers(a, b, layers, 50, np.random.default_rng(0))
         assert (found.value, found.size) == (0, 2), "of a layer -1, of another 1, of one none"
-        assert set(found.drawn) == {-1, 0, 1}
+        assert set(np.round(found.drawn, 3)) == {-1, -0.333, 0, 0.333, 1}
         assert ours(a, b) < 0
+
+    def test_estimators_see_the_same_resamples_of_layers(self):
+        """One of which says nothing in a layer, beside one that is better wherever both say something."""
+        random = np.random.default_rng(0)
+        layers, truth = np.repeat(np.arange(12), 10), random.normal(size=120)
+        better, worse = truth + random.normal(size=120), truth + 3 * random.normal(size=120)
+        whole = bootstrap_layers(worse, truth, layers, 500, np.random.default_rng(1)).drawn
+        partly = bootstrap_layers(np.where(layers == 6, 1.0, worse), truth, layers, 500, np.random.default_rng(1)).drawn
+        other = bootstrap_layers(better, truth, layers, 500, np.random.default_rng(1)).drawn
+        assert np.corrcoef(whole, partly)[0, 1] > 0.9
+        assert abs(np.corrcoef(whole, bootstrap_layers(worse, truth, layers, 500, random).drawn)[0, 1]) < 0.2, "control"
+        assert (other > partly).mean() > 0.99
 
 
 class TestIntervals:
