@@ -42,10 +42,11 @@ progress_console.quiet = True
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `tests/homes.py` lists."""
+    """Mark what `tests/homes.py` lists; a test of minutes comes first, so that no process waits for it at the end."""
     for item in items:
         for mark in marks_of(item.nodeid, {each.name for each in item.iter_markers()}):
             item.add_marker(mark)
+    items.sort(key=lambda item: "test_kills" not in item.nodeid)
 
 
 MOST_MAPS = 10_000
