@@ -78,8 +78,8 @@ PROTOCOL = """\
 - *+ LoRA* is after 64 steps of LoRA of rank 8 on all matrices, merged. A step has four rows of 256 tokens of C4 and of
   Alpaca's instructions, in the same order for all rows of a seed, at a rate of 0.003; the language loss alone is
   lowered. Such a row is evaluated on as many windows as before. A row that has none was not trained.
-- A row named `-8-windows` looks at that many of the windows only, and `-28-steps` says what it says: its recipe would
-  take hours here.
+- A row named `-8-windows` looks at eight of the windows only. One named `-28-steps` goes in 28 steps instead of 112.
+  Their recipes would take hours here.
 - Rows named `-our-repair` choose as published and are repaired as ours are. They count as neither.
 """
 
@@ -464,7 +464,7 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     tried = {line.name for group in found for lines in group.lines.values() for line in lines}
     missing = [f"- `{name}`: {too_few(found, name)}" for name, each in rows().items()
                if each.kind not in ("part", "floor") and name not in tried]  # fmt: skip
-    missing += [f"- `{of}`: `{name}` is run in its place" for name, (of, *_) in FEWER.items()]
+    missing += [f"- `{of}`: `{name}` stands in its place" for name, (of, *_) in FEWER.items()]
     missing += [f"- `{name}` cannot be run here: {each.missing}" for name, each in RECIPES.items() if each.missing]
     return "\n".join([*said, *appendix("What has no row", missing)]).rstrip() + "\n", readme_block(first)
 

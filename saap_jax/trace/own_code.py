@@ -83,9 +83,9 @@ def retrace(function: Callable[..., Any], traced: Traced, structure: TracedStruc
 
 
 def compared(own: Any, cut: Any) -> Verdict:
-    """Compare outputs of the own code with those of the cut program, relative to how far an array is from its mean.
-
-    What all outputs have in common, such as a large bias, says nothing of the rest; a few of its roundings are allowed.
+    """Compare outputs of the own code with those of the cut program, relative to the largest of an array, and to how
+    far it is from its mean: what all outputs have in common, such as a large bias, may hide no difference but eight of
+    its roundings.
     """
     apart, near = 0.0, TOLERANCE
     for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(cut), strict=True):
@@ -98,10 +98,10 @@ def compared(own: Any, cut: Any) -> Verdict:
         one, other = one[~wild], other[~wild]
         largest = np.abs(other).max(initial=0)
         spread = np.abs(other - other.mean()).max() if other.size else 0.0
-        rounding = 64 * float(jnp.finfo(dtype).eps) * largest if jnp.issubdtype(dtype, jnp.inexact) else 0.0
-        differing = max(float(np.abs(one - other).max(initial=0)) - rounding, 0.0)
-        apart = max(apart, differing / (spread or largest or 1))
-    return Verdict("takes") if apart <= near else Verdict("differs", f"by up to {apart:.1%} of the spread of outputs")
+        rounding = 8 * float(jnp.finfo(dtype).eps) * largest if jnp.issubdtype(dtype, jnp.inexact) else 0.0
+        differing = float(np.abs(one - other).max(initial=0))
+        apart = max(apart, differing / (largest or 1), (differing - rounding) / (spread or largest or 1))
+    return Verdict("takes") if apart <= near else Verdict("differs", f"by up to {apart:.1%} of the outputs")
 
 
 def tolerance_of(dtype: Any) -> float:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.trace.own_code import verdicts
+from saap_jax.trace.own_code import compared, verdicts
 from saap_jax.trace.subject import subject_of
 from saap_jax.trace.trace import by_name, trace
 from tests.models_for_tracing import attend
@@ -40,7 +40,7 @@ def test_heads_that_the_code_mixes_are_told():
     """Four heads of width 4: without one, 12 columns are four heads of width 3 to the code, which raises nothing."""
     said = found(lambda p, x: attention(4, p, x), WEIGHTS)
     assert said["heads", 4].verdict == "differs"
-    assert "of the spread of outputs" in str(said["heads", 4])
+    assert "of the outputs" in str(said["heads", 4])
     assert said["head width", 4].verdict == "takes"
 
 
@@ -68,6 +68,13 @@ def test_an_example_of_zeros_and_a_large_bias_hide_no_difference(bias):
     said = {heads: found(functools.partial(function, heads), weights, X * float(bias > 0)) for heads in (4, 0)}
     assert said[4]["heads", 4].verdict == "differs"
     assert said[0]["heads", 4].verdict == "takes", "control"
+
+
+def test_a_coarse_type_hides_no_more_than_its_tolerance():
+    own = jnp.asarray([1.0, -1.0, 0.5, 0.25], jnp.bfloat16)
+    assert compared(own, own * 1.03).verdict == "takes"
+    assert compared(own, own * 1.2).verdict == "differs"
+    assert compared(own + 300, own + 302).verdict == "takes", "a rounding of 300 is 2"
 
 
 def test_a_size_that_is_used_as_a_value_gives_other_outputs():
