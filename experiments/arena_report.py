@@ -321,31 +321,43 @@ def rows_at(group: Group, ratio: float, title: str, after: str) -> list[str]:
     return made
 
 
-def surely_below(group: Group, kind: str, other: str) -> dict[str, str]:
-    """Tell in which columns rows of a kind are surely below every row of the other: `{name: columns}`."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for text, ratio in itertools.product(group.dense, group.lines):
-        for line in group.of(ratio, kind):
-            judged = group.against(line, group.of(ratio, other), text).values()
-            if judged and all(each.said == "surely lower" for each in judged):
-                found.setdefault(line.name, []).append((text, percent(ratio)))
-    return {name: places(columns) for name, columns in found.items()}
+class Column(NamedTuple):
+    """A model, a share that went, and a text."""
+
+    group: Group
+    ratio: float
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.group.title} at {percent(self.ratio)} on {self.text}"
+
+    def lowest(self) -> list[str]:
+        """Name the lowest row."""
+        line = self.group.lowest(self.group.of(self.ratio, "ours", "published"), self.text)
+        return [line.name] if line else []
+
+    def surely_below(self, kind: str, other: str) -> list[str]:
+        """Name the rows of a kind that are surely below every row of the other."""
+        others = self.group.of(self.ratio, other)
+        judged = {line.name: self.group.against(line, others, self.text) for line in self.group.of(self.ratio, kind)}
+        return [
+            n for n, found in judged.items() if found and {each.said for each in found.values()} == {"surely lower"}
+        ]
 
 
-def places(columns: Sequence[tuple[str, str]]) -> str:
-    """Write columns, pairs of a text and a share, by text.
+def counted(names_of: Mapping[str, Sequence[str]]) -> str:
+    """Say in how many columns each name is; where that is in nearly all, also in which it is not.
 
-    >>> places([("A", "20 %"), ("A", "50 %"), ("B", "50 %")])
-    '20 and 50 % on A, 50 % on B'
-    >>> places([("A", "20 %"), ("B", "20 %"), ("A", "35 %"), ("B", "35 %"), ("A", "50 %"), ("B", "50 %")])
-    '20, 35 and 50 % on A and B'
+    >>> counted({"A at 20 %": ["a"], "B at 20 %": ["a", "b"], "A at 50 %": ["a"], "B at 50 %": ["c"]})
+    '`a` in 3 of 4 columns (not B at 50 %), `b` in 1 and `c` in 1'
     """
-    shares: dict[str, list[str]] = {}
-    for text, share in columns:
-        shares.setdefault(text, []).append(share)
-    joined = {text: listed(some).replace(" %", "", len(some) - 1) for text, some in shares.items()}
-    of = {share: listed([text for text in joined if joined[text] == share]) for share in joined.values()}
-    return ", ".join(f"{share} on {texts}" for share, texts in of.items())
+    said, of = [], f" of {len(names_of)} columns"
+    for name in dict.fromkeys(itertools.chain.from_iterable(names_of.values())):
+        without = [column for column, names in names_of.items() if name not in names]
+        few = f" (not {listed(without)})" if 0 < 4 * len(without) <= len(names_of) else ""
+        said.append(f"`{name}` in {len(names_of) - len(without)}{of}{few}")
+        of = ""
+    return listed(said)
 
 
 def faster(group: Group) -> dict[str, list[str]]:
@@ -363,24 +375,24 @@ def faster(group: Group) -> dict[str, list[str]]:
 
 
 def answer(found: Sequence[Group]) -> list[str]:
-    """Say of each model which row is lowest where, and which are surely; and what `default` is above."""
+    """Say in how many columns which row is lowest, and surely; and what `default` is above."""
     said = []
-    for group in (each for one in found for each in (one, trained(one)) if each.lines):
-        rows_of = {r: group.of(r, "ours", "published") for r in group.lines}
-        of = {(t, percent(r)): group.lowest(lines, t) for t in group.dense for r, lines in rows_of.items()}
-        names = dict.fromkeys(line.name for line in of.values() if line)
-        lowest = (f"`{n}` at {places([at for at, line in of.items() if line and line.name == n])}" for n in names)
-        said.append(f"Lowest on **{group.title}**: {'; '.join(lowest)}.")
+    for after, some in (("", found), ("After LoRA. ", [trained(group) for group in found])):
+        columns = [Column(group, ratio, text) for group in some for ratio in group.lines for text in group.dense]
+        if columns:
+            said.append(f"{after}Lowest: {counted({str(each): each.lowest() for each in columns})}.")
         for kind, other, side in (("ours", "published", "published row"), ("published", "ours", "row of ours")):
-            many = listed([*dict.fromkeys(str(len(group.of(ratio, other))) for ratio in group.lines)])
-            if sure := [f"`{name}` at {where}" for name, where in surely_below(group, kind, other).items()]:
-                said.append(f"Surely below every {side} ({many}): {'; '.join(sure)}.")
-    if columns := [names for group in found for names in faster(group).values()]:
-        above = f"In {sum(map(bool, columns)) or 'none'} of the {len(columns)} columns `default` is surely above"
+            sure = {str(each): each.surely_below(kind, other) for each in columns}
+            if any(sure.values()):
+                many = sorted({len(each.group.of(each.ratio, other)) for each in columns})
+                them = " to ".join(map(str, dict.fromkeys((many[0], many[-1]))))
+                said.append(f"Surely below every {side} ({them} of them): {counted(sure)}.")
+    if judged := [names for group in found for names in faster(group).values()]:
+        above = f"In {sum(map(bool, judged)) or 'none'} of {len(judged)} columns `default` is surely above"
         said.append(f"{above} a published row that takes as long or less.")
     if left := [title for title in MODELS.values() if title not in {group.title for group in found}]:
         said.append(f"**{', '.join(left)}** has no rows yet.")
-    return [*said, "*Surely* is at 5 %, beside all of them together; in brackets, how many were run."]
+    return [*said, "A column is a model, a share that went and a text. *Surely* is at 5 %, beside all rows together."]
 
 
 def paths(group: Group, ratio: float) -> list[list[tuple[Line, str]]]:

@@ -175,7 +175,7 @@ def test_the_page_says_what_the_files_say(written):
     assert (head[3], figure[1]) == ("WikiText-2", f"{np.exp(losses.mean()):.1f}")
     assert re.match(r"[+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\), ", figure[2])
     assert len([cells for cells in lines if "<b>default + LoRA</b>" in cells[0]]) == 1
-    assert " after LoRA**: `default` at 20 % on WikiText-2 and Penn Treebank." in page
+    assert "After LoRA. Lowest: `default` in 2 of 2 columns." in page
     assert page.index("<details>") > page.index("front.svg") > page.index("surely"), "answer, figure, table"
     assert "| repair: `least_squares` |" in page
     assert "- `nothing@0.5` could not be pruned: " in page
