@@ -106,6 +106,7 @@ def test_intervals_cover_what_they_say_and_those_of_windows_do_not():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "how",
     [

@@ -66,7 +66,7 @@ class TestAgainstTheFullHessian:
         ("make", "size"),
         [
             (cut_model, 2),
-            pytest.param(dense_model, 1, marks=pytest.mark.slow),
+            pytest.param(dense_model, 1, marks=[pytest.mark.slow, pytest.mark.nightly]),
         ],
     )
     def test_attention_is_exact_whatever_the_batches(self, x64, make, size):

@@ -219,6 +219,7 @@ def killed_after(words: list[str], run: Path, lines: int, wait: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_at_any_moment_it_ends_with_the_same_model(options, tmp_path):
     """kill -9 before the first checkpoint, after and while one is written, and at the end: the same bytes."""
     steps = ["--training.max-steps", "16", "--training.epochs", "8", "--training.check-every", "3"]

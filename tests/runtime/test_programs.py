@@ -86,6 +86,7 @@ def test_a_value_is_made_once_where_programs_are_kept_and_each_time_where_they_a
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_second_process_compiles_nothing_and_a_damaged_or_other_program_is_compiled(tiny_model_directory, tmp_path):
     """The table is the same, whether programs are compiled or read."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
