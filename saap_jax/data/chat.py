@@ -33,6 +33,15 @@ def conversation(tokenizer: Any, messages: list[dict[str, str]], **options: Any)
         return text
 
 
+def white_space_before(tokenizer: Any, said: str, answer: str) -> str:
+    """Find the white space that the chat template writes between a prompt and its answer: of Llama 2 a blank."""
+    turns = [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
+    prompt = conversation(tokenizer, turns[:1], add_generation_prompt=True)
+    behind = conversation(tokenizer, turns).removeprefix(prompt)
+    between = behind[: max(behind.find(answer), 0)]
+    return between if between.isspace() else ""
+
+
 def check_text(name: str, text: str) -> None:
     """Raise ValueError for halves of characters, as which words of a command line that are no UTF-8 come."""
     try:

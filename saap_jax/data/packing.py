@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from saap_jax.data.chat import Exchange, encode_chat
+from saap_jax.data.chat import Exchange, encode_chat, white_space_before
 from saap_jax.data.sources import parse_source, read_exchanges, read_texts
 from saap_jax.data.windows import beginning, tokenize
 
@@ -111,13 +111,23 @@ def encode_exchange(
     Text of the data is spelled out, never read as a special token, in Alpaca's template. A chat template writes special
     tokens itself, so that none is added.
 
+    The response has the tokens that it has behind the last token of the prompt, as generation decodes it: SentencePiece
+    puts a blank before a text of its own.
+
     Raises:
         ValueError: the tokenizer has no chat template, or one that fails.
     """
-    response = tokenize(exchange.response, tokenizer).tolist()
+    response = exchange.response
     if template == "alpaca":
-        return [*begin, *tokenize(exchange.prompt, tokenizer).tolist()], response
-    return encode_chat(tokenizer, exchange.said), response
+        prompt = [*begin, *tokenize(exchange.prompt, tokenizer).tolist()]
+    else:
+        prompt = encode_chat(tokenizer, exchange.said)
+        response = white_space_before(tokenizer, exchange.said, response) + response
+    last = tokenizer.decode(prompt[-1:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    before, whole = (tokenize(text, tokenizer).tolist() for text in (last, last + response))
+    if whole[: len(before)] != before:  # they have a token in common
+        return prompt, tokenize(response, tokenizer).tolist()
+    return prompt, whole[len(before) :]
 
 
 def split_pieces(pieces: Sequence[Piece], share: float) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:

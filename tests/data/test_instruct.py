@@ -4,9 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from saap_jax.data.chat import exchange_of
 from saap_jax.data.packing import encode_exchange, read_pieces, response_piece, text_pieces
+from saap_jax.llama.generate import TextOutput
 
 ALPACA = {"instruction": "Add the numbers.", "input": "1 and 2", "output": "3"}
 DOLLY = {"instruction": "Say hello.", "context": "", "response": "hello", "category": "open_qa"}
@@ -93,6 +96,40 @@ def test_a_chat_template_writes_its_own_special_tokens_once(tokenizer, monkeypat
     assert prompt.count(tokenizer.eos_token_id) == 2
     assert tokenizer.decode(prompt) == "<|endoftext|>user:Add the numbers.\n\n1 and 2<|endoftext|>assistant:"
     assert tokenizer.decode(response) == "3"
+
+
+def sentence_pieces(template: str | None) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that puts a blank before every text, as those of Llama 2 and Mistral do."""
+    (exchange,) = exchanges(DOLLY)
+    letters = sorted(set(exchange.prompt.replace(" ", "▁") + "[/INST]<s>▁"))
+    backend = Tokenizer(models.Unigram([(each, -9.0) for each in letters] + [("hello", -1.0), ("▁hello", -1.0)], 0))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=template)
+
+
+SAID, ANSWER = "{{ messages[0].content }}", "{{ messages[1].content }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "behind", "answer"),
+    [
+        (None, "\n", "hello"),
+        (f"[INST] {SAID} [/INST]{{% if messages[1:] %}} {ANSWER}", "]", " hello"),
+        (f"{SAID}{{{{ bos_token }}}}{{% if messages[1:] %}}{ANSWER}", "<s>", "hello"),
+        (f"{SAID}\n{{% if messages[1:] %}}<s> {ANSWER}", "\n", "hello"),
+    ],
+    ids=["alpaca", "blank of the template", "behind a special token", "more than a blank"],
+)
+def test_a_response_goes_on_from_its_prompt(template, behind, answer):
+    """No blank that a tokenizer has before a text alone; what generation prints of the tokens is the response."""
+    words, (exchange,) = sentence_pieces(template), exchanges(DOLLY)
+    prompt, response = encode_exchange(exchange, words, "chat" if template else "alpaca", [])
+    assert words.decode(prompt).endswith(behind)
+    output = TextOutput(words, behind=prompt[-1:])
+    assert "".join([*map(output.push, response), output.finish()]) == answer
+    assert words.tokenize("hello") == ["▁hello"]
+    assert words.convert_ids_to_tokens(response) == (["hello"] if behind == "\n" else ["▁hello"])
 
 
 def test_pieces_of_text_hold_every_token_once_and_a_first_token_is_never_a_target():
