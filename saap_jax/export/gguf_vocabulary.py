@@ -10,12 +10,13 @@ from gguf import TokenType
 
 from saap_jax.llama.files.gguf import open_gguf_file
 from saap_jax.llama.files.tokenizer import Tokenizer, pre_tokenizer_name
-from saap_jax.llama.spec import Constants
+from saap_jax.llama.spec import Constants, some
 
 Pair = tuple[str, Any, tuple[Kind, ...]]
 """Key, value and type of an entry; of an array, its type and that of its items."""
 
 _ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+_ENDS = ("eos", "eot", "eom")
 
 
 def copied_vocabulary(path: Path) -> list[Pair]:
@@ -70,9 +71,7 @@ def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> lis
         pairs.append(("tokenizer.ggml.merges", [" ".join(pair) for pair in merges], (Kind.ARRAY, Kind.STRING)))
     ids = {key: getattr(tokenizer, f"{role}_token_id") for role, key in _ROLES.items()}
     ids["bos"] = ids["bos"] if constants.bos_token is None else constants.bos_token
-    ends = constants.eos_tokens or tuple(token for token in (ids["eos"],) if token is not None)
-    ends = sorted(ends, key=lambda token: token != ids["eos"])  # the tokenizer's own stays what it calls its end
-    ids |= dict(zip(("eos", "eot", "eom"), ends, strict=False))
+    ids |= dict(zip(_ENDS, _ends(tokenizer, constants), strict=False))
     pairs += [
         (f"tokenizer.ggml.{key}_token_id", token, (Kind.UINT32,))
         for key, token in ids.items()
@@ -88,6 +87,24 @@ def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> lis
     if isinstance(template, str):
         pairs.append(("tokenizer.chat_template", template, (Kind.STRING,)))
     return pairs
+
+
+def _ends(tokenizer: Tokenizer, constants: Constants) -> list[int]:
+    """List the end tokens, the tokenizer's own first: that stays what it calls its end."""
+    own = tokenizer.eos_token_id
+    return sorted(constants.eos_tokens or ([] if own is None else [own]), key=lambda token: token != own)
+
+
+def lost(tokenizer: Tokenizer, constants: Constants) -> tuple[str, ...]:
+    """List in sentences what of a tokenizer has no place in the metadata."""
+    ends = [str(token) for token in _ends(tokenizer, constants)[len(_ENDS) :]]
+    added = tokenizer.added_tokens_decoder.values()
+    blanks = [str(token) for token in added if token.lstrip or token.rstrip or token.single_word]
+    said = (
+        (ends, "GGUF names three end tokens, so tokens of these numbers end no text there"),
+        (blanks, "GGUF does not say which added tokens take blanks beside them or stand for whole words, as these do"),
+    )
+    return tuple(f"{sentence}: {some(names)}" for names, sentence in said if names)
 
 
 def _tokens(tokenizer: Tokenizer, vocab: int) -> tuple[list[str], list[int]]:

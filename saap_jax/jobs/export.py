@@ -17,7 +17,7 @@ from safetensors import safe_open
 from saap_jax.config.checks import is_remote
 from saap_jax.config.use import ExportConfig
 from saap_jax.export.gguf_file import context_of, write_gguf
-from saap_jax.export.gguf_vocabulary import copied_vocabulary, no_vocabulary, vocabulary_of
+from saap_jax.export.gguf_vocabulary import copied_vocabulary, lost, no_vocabulary, vocabulary_of
 from saap_jax.export.hf import TRAVELS, write_hf
 from saap_jax.export.widths import width_note, without_empty_layers
 from saap_jax.jobs import origins
@@ -179,14 +179,16 @@ def _write(
 ) -> tuple[str, int, tuple[str, ...]]:
     """Write one format; tell what it is called, the parameters added, and notes."""
     if config.format == "gguf":
-        vocabulary = no_vocabulary()
+        vocabulary, notes = no_vocabulary(), ()
         if source.is_file():
             vocabulary = copied_vocabulary(source)
         elif tokenizer is not None:
             vocabulary = vocabulary_of(tokenizer, model.spec.vocab, model.constants)
+            notes = lost(tokenizer, model.constants)
         name = Path(config.out).stem
         written = write_gguf(model, place, config.dtype, name=name, vocabulary=vocabulary)
-        notes = (f"{written.wider} matrices are F16: their rows are no multiple of 32",) if written.wider else ()
+        if written.wider:
+            notes += (f"{written.wider} matrices are F16: their rows are no multiple of 32",)
         if written.added and model.constants.traits.gguf.equal_layers:
             notes += (f"llama.cpp has only equal layers of {written.architecture}, so narrower ones got zeros",)
         if (positions := context_of(model.constants)) < model.constants.max_positions:

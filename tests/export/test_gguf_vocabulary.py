@@ -9,7 +9,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from saap_jax.export.gguf_file import write_gguf
-from saap_jax.export.gguf_vocabulary import vocabulary_of
+from saap_jax.export.gguf_vocabulary import lost, vocabulary_of
 from saap_jax.llama import Constants, load_tokenizer
 from saap_jax.llama.files.tokenizer import NORMALIZERS, PRE_TOKENIZERS
 from tests.export.models import spec_of
@@ -100,6 +100,17 @@ def test_ids_and_types():
     assert types[:2] == [gguf.TokenType.CONTROL] * 2
     assert types[-3:] == [gguf.TokenType.USER_DEFINED, gguf.TokenType.UNUSED, gguf.TokenType.UNUSED]
     assert pairs["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_what_has_no_place_in_the_file_is_said(tmp_path):
+    tokenizer, ends = trained("gpt-2"), Constants(eos_tokens=(1, 7, 8, 9))
+    assert lost(tokenizer, Constants(eos_tokens=ends.eos_tokens[:3])) == (), "control"
+    assert lost(tokenizer, ends)[0].endswith("end no text there: 9")
+    tokenizer.add_tokens([AddedToken("<|mask|>", lstrip=True, special=True, normalized=False)])
+    (said,) = lost(tokenizer, Constants())
+    assert said.endswith("stand for whole words, as these do: <|mask|>")
+    rebuilt = through_a_file(tokenizer, tmp_path / "x.gguf", len(tokenizer))
+    assert len(rebuilt.encode("the <|mask|>")) == len(tokenizer.encode("the <|mask|>")) + 1, "a blank"
 
 
 @pytest.mark.parametrize(
