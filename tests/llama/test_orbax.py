@@ -16,6 +16,7 @@ from saap_jax.jobs.export import export_model
 from saap_jax.llama import Constants, Llama, LlamaSpec, RopeScaling, load_model, save_model
 from saap_jax.llama.files.orbax import arrays_of, item_of, tensor_of, tree_of
 from saap_jax.llama.files.trainers import configuration, departures, overrides
+from saap_jax.llama.spec import Apart
 from tests.export.models import PLAIN, RELATIVES, UNIFORM, spec_of
 from tests.helpers import random_model
 
@@ -244,6 +245,11 @@ def test_paths_may_be_relative_and_an_export_says_what_configures_it(form, tmp_p
         (UNIFORM, "rotary base of 1,000,000, whatever its configuration says, and the model has 10,000"),
         (PLAIN["llama3"], "does not scale rotary frequencies of llama3"),
         (RELATIVES["mistral-uniform"], "has no sliding window in llama3: its logits are others beyond 9 tokens"),
+        (
+            changed(UNIFORM, family="qwen2", apart=Apart(layers=(1,), sliding_window=5)),
+            "no sliding window in qwen2: its logits are others beyond 5 tokens",
+        ),
+        (dataclasses.replace(GEMMA, tied=False), "predicts words of Gemma by their embeddings"),
         (RELATIVES["gemma3_text-uniform"], "has a window in all layers of Gemma but each sixth"),
         (changed(UNIFORM, rope_theta=1e6), None),
         (changed(UNIFORM, family="qwen2"), None),

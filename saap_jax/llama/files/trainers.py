@@ -165,7 +165,7 @@ def _whole(value: float) -> int | float:
 def departures(spec: LlamaSpec) -> tuple[str, ...]:
     """List in sentences where Tunix differs from the model; of a family that it has."""
     constants, apart, module = spec.constants, spec.constants.apart, TUNIX[spec.constants.family].module
-    gemma, window = module == "gemma3", constants.sliding_window
+    gemma, window = module == "gemma3", (apart or constants).sliding_window
     local = tuple(layer for layer in range(len(spec.layers)) if layer % 6 != 5)
     scalings = [constants.rope_scaling, None if apart is None else apart.rope_scaling]
     theta, eps = constants.rope_theta, constants.norm_eps
@@ -187,6 +187,7 @@ def departures(spec: LlamaSpec) -> tuple[str, ...]:
             gemma and (apart is None or apart.layers != local),
             "Tunix has a window in all layers of Gemma but each sixth, and the model in others",
         ),
+        (gemma and not spec.tied, "Tunix predicts words of Gemma by their embeddings, and the model by another matrix"),
         (gemma and eps != 1e-6, f"Tunix adds 1e-6 in the norms of Gemma, and the model {eps:g}"),
         (
             gemma and constants.query_scalar not in (None, spec.head_dim),
