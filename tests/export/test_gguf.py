@@ -146,11 +146,12 @@ def test_fused_rows_keep_their_order(tmp_path):
 
 
 def test_a_phi3_file_says_its_window(tmp_path):
-    """Published files have the key, which llama.cpp reads and leaves; here it counts."""
+    """Published files have the key, which llama.cpp reads and leaves; here it counts where it is shorter than texts."""
     model = random_model(RELATIVES["phi3-uniform"])
     written(model, tmp_path / "x.gguf")
-    rewritten(tmp_path / "x.gguf", tmp_path / "y.gguf", "phi3", {"attention.sliding_window": 5})
-    assert load_model(tmp_path / "y.gguf").constants.sliding_window == 5
+    for said, window in ((5, 5), (10, 10), (11, None), (5000, None)):
+        rewritten(tmp_path / "x.gguf", tmp_path / "y.gguf", "phi3", {"attention.sliding_window": said})
+        assert load_model(tmp_path / "y.gguf").constants.sliding_window == window
 
 
 @pytest.mark.slow

@@ -346,7 +346,9 @@ def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
     scaling = None if factor == 1 else RopeScaling(kind="linear", factor=factor)
     theta = _number(found.get("rope.freq_base", 10_000.0))  # as llama.cpp has it, of any architecture
     main: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling}
+    positions = Constants(max_positions=found["context_length"], rope_scaling=scaling).positions
     window = found.get("attention.sliding_window") or None
+    window = None if window is None or window >= positions else window
     if not family.gguf.windows:
         return main | {"sliding_window": window}
     if layers == 62:  # by which llama.cpp knows it
@@ -354,8 +356,6 @@ def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
             f"{found.where}: a gemma3 of {layers} layers (27B) divides its scores by another number than the size of a "
             "head, which the file does not say; load the Hugging Face directory of this model instead"
         )
-    positions = Constants(max_positions=found["context_length"], rope_scaling=scaling).positions
-    window = None if window is None or window >= positions else window
     local = all_but_each(family.full_every, layers)
     own: dict[str, Any] = {"rope_theta": _number(found.get("rope.freq_base_swa", family.local_theta))}
     own |= {"sliding_window": window, "rope_scaling": None}
