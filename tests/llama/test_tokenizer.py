@@ -136,9 +136,10 @@ def test_refusals(rebuilt, changes, message):
     assert message in str(error.value)
 
 
-def test_directories_without_a_tokenizer(tmp_path):
-    with pytest.raises(FileNotFoundError, match="it has no tokenizer"):
-        load_tokenizer(tmp_path)
+def test_models_without_a_tokenizer(rebuilt, tmp_path):
+    for load in (lambda: load_tokenizer(tmp_path), lambda: rebuilt(model="none"), lambda: rebuilt(model=None)):
+        with pytest.raises(FileNotFoundError, match="it has no tokenizer"):
+            load()
 
 
 def test_tokens_beyond_the_vocabulary(tokenizer, tmp_path):

@@ -157,6 +157,8 @@ def _from_gguf(path: Path) -> Tokenizer:
     given = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
     found = checked(given, _FIELDS, str(path), prefix)
     kind, pre = found.get("model"), found.get("pre")
+    if kind in (None, "none"):
+        raise FileNotFoundError(f"{path}: expected {prefix}model, found none; it has no tokenizer")
     pieces = kind == "llama" and fields.get("general.architecture") in SENTENCE_PIECES
     if kind != "gpt2" and not pieces:
         raise ValueError(f"{path}: {prefix}model = {shown(kind)} is not supported, expected 'gpt2' (byte-level BPE)")
