@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int32
 
 from saap_jax.data.sources import Part, join_texts, parse_source, read_texts
 from saap_jax.types import Bos
@@ -89,22 +89,19 @@ def random_windows(
     return stream[phase + slots[:, None] * length + np.arange(length)]
 
 
-def stratified_starts(size: int, examples: int, length: int, seed: int) -> Int64[np.ndarray, " examples"]:
-    """Draw the places of windows that are spread over a stream: one in each of `examples` stretches of equal length.
-
-    So whatever the stream is made of is met in proportion, up to one window. Deterministic in `seed` (Philox). The
-    stream has to have `examples` times `length` places.
-    """
-    ends = np.arange(examples + 1) * size // examples
-    return ends[:-1] + np.random.Generator(np.random.Philox(seed)).integers(np.diff(ends) - length, endpoint=True)
-
-
 def stratified_windows(
     stream: Int32[np.ndarray, " tokens"], examples: int, length: int, seed: int
 ) -> Int32[np.ndarray, "examples seq"]:
-    """Draw the windows of `stratified_starts`; ValueError when the stream is shorter than `examples` windows."""
+    """Draw windows that are spread over a stream: one in each of `examples` stretches of equal length.
+
+    So whatever the stream is made of is met in proportion, up to one window. Deterministic in `seed` (Philox). Raises
+    ValueError when the stream is shorter than `examples` windows.
+    """
     _check_long(stream, examples, length)
-    return stream[stratified_starts(stream.size, examples, length, seed)[:, None] + np.arange(length)]
+    ends = np.arange(examples + 1) * stream.size // examples
+    random = np.random.Generator(np.random.Philox(seed))
+    starts = ends[:-1] + random.integers(np.diff(ends) - length, endpoint=True)
+    return stream[starts[:, None] + np.arange(length)]
 
 
 def _check_long(stream: Int32[np.ndarray, " tokens"], examples: int, length: int) -> None:
@@ -128,13 +125,18 @@ def evaluation_windows(
     >>> evaluation_windows("builtin:descriptions", tokenizer, length=16, limit=4).tokens.shape
     (4, 16)
     """
+    return _windows(
+        source, "evaluation", tokenizer, length, bos, lambda text, size: _evaluated(text, size, limit, drawn)
+    )
 
-    def cut(text: np.ndarray, size: int) -> np.ndarray:
-        if drawn is None:
-            return consecutive_windows(text, size, limit)
-        return stratified_windows(text, limit or 0, size, drawn)
 
-    return _windows(source, "evaluation", tokenizer, length, bos, cut)
+def _evaluated(
+    stream: Int32[np.ndarray, " tokens"], length: int, limit: int | None, drawn: int | None
+) -> Int32[np.ndarray, "examples seq"]:
+    """Cut the windows of an evaluation: the first ones, or with a seed those that are drawn."""
+    if drawn is None:
+        return consecutive_windows(stream, length, limit)
+    return stratified_windows(stream, limit or 0, length, drawn)
 
 
 def window_articles(
@@ -153,10 +155,8 @@ def window_articles(
     plain: Any = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     places = np.array(tokenizer(text, return_offsets_mapping=True, **plain)["offset_mapping"])[:, 0]
     size = length - len(beginning(tokenizer, bos))
-    starts = np.arange(0, len(places) - size + 1, size)[:limit]
-    if drawn is not None:
-        starts = stratified_starts(len(places), limit or 0, size, drawn)
-    return np.searchsorted(heads, places[starts + size // 2], side="right").tolist()
+    middles = _evaluated(np.arange(len(places), dtype=np.int32), size, limit, drawn)[:, size // 2]
+    return np.searchsorted(heads, places[middles], side="right").tolist()
 
 
 def calibration_windows(
