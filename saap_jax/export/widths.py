@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from saap_jax.llama.model import DecoderLayer, Llama
+from saap_jax.llama.model import DecoderLayer, Llama, abstract_llama
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import LayerWidths, LlamaSpec
 
@@ -135,13 +135,9 @@ def nas_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
 
 def added_parameters(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
     """Count the parameters, all zero, that widening a model to `layers` adds."""
-
-    def prunable(layers: Sequence[LayerWidths]) -> int:
-        heads = sum(2 * layer.kv_heads * (1 + layer.q_per_kv) for layer in layers)
-        biases = sum(layer.kv_heads * (2 + layer.q_per_kv) for layer in layers) * spec.head_dim * spec.input_biases
-        return spec.embed * (heads * spec.head_dim + 3 * sum(layer.mlp_channels for layer in layers)) + biases
-
-    return prunable(layers) - prunable(spec.layers)
+    wide = dataclasses.replace(spec, layers=tuple(layers))
+    most, own = (sum(leaf.size for leaf in jax.tree.leaves(abstract_llama(each))) for each in (wide, spec))
+    return most - own
 
 
 def without_empty_layers(model: Llama) -> Llama:
