@@ -46,11 +46,6 @@ _TYPES = {
 
 _FILE_TYPES = {name: kinds[1] for name, kinds in _TYPES.items()} | {"q4_1": gguf.LlamaFileType.MOSTLY_Q4_1}
 
-_BLOCKS = np.dtype(np.uint8)
-"""Type of the rows of a matrix that comes as blocks of Q4_1."""
-
-_FLOAT16 = np.dtype(np.float16)
-
 
 class WrittenGguf(NamedTuple):
     """What is in a GGUF file that was written."""
@@ -216,7 +211,7 @@ def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
 def _type_of(tensor: Tensor, dtype: str) -> Type:
     if len(tensor.shape) == 1 or tensor.name.endswith("ffn_gate_inp.weight"):
         return Type.F32  # as llama.cpp's own converter stores norms and routers
-    if tensor.dtype == _BLOCKS:
+    if tensor.dtype == np.uint8:  # rows of blocks, see `gguf_tensors`
         return Type.Q4_1
     kind = _TYPES[dtype][0]
     return Type.F16 if kind == Type.Q8_0 and tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] else kind
@@ -225,10 +220,8 @@ def _type_of(tensor: Tensor, dtype: str) -> Type:
 def _stored(tensor: Tensor, kind: Type) -> np.ndarray:
     if kind == Type.Q4_1:
         return tensor.read()
-    if kind == Type.F16:
-        return converted(tensor, _FLOAT16)
-    values = converted(tensor, np.dtype(np.float32))
-    return values if kind == Type.F32 else gguf.quants.quantize(values, kind)
+    values = converted(tensor.read(), tensor.name, np.dtype(np.float16 if kind == Type.F16 else np.float32))
+    return values if kind in (Type.F16, Type.F32) else gguf.quants.quantize(values, kind)
 
 
 # --- matrices of 4 bits ----------------------------------------------------------------------------

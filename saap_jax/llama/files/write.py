@@ -116,24 +116,20 @@ def write_tensors(
         for tensor in within("tensors", tensors):
             for values in (tensor.read(),) if tensor.pieces is None else tensor.pieces():
                 if file is not None:
-                    file.write(_fitted(values, tensor, tensor.dtype or dtype).reshape(-1).view(np.uint8).data)
+                    file.write(converted(values, tensor.name, tensor.dtype or dtype).reshape(-1).view(np.uint8).data)
         if file is not None:
             file.flush()
             os.fsync(file.fileno())
 
 
-def converted(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
-    """Read a tensor, contiguous, in another dtype; `ValueError` where a finite value would become infinite."""
-    return _fitted(tensor.read(), tensor, dtype)
-
-
-def _fitted(values: np.ndarray, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+def converted(values: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
+    """Convert the values of a tensor, contiguous; `ValueError` where a finite one would become infinite."""
     with np.errstate(over="ignore"):
         result = np.ascontiguousarray(values, dtype)
     narrower = values.dtype != dtype and result.size  # of two types of 16 bits either may be
     if narrower and np.isinf([result.min(), result.max()]).any() and np.isfinite(values).all():
         raise ValueError(
-            f"{tensor.name}: holds values up to {np.abs(values).max():.3g}, beyond the range of {dtype.name}; "
+            f"{name}: holds values up to {np.abs(values).max():.3g}, beyond the range of {dtype.name}; "
             "choose float32 or bfloat16"
         )
     return result
