@@ -215,30 +215,18 @@ def padded_rows(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]
     }
 
 
-class _Source:
-    """Rows by number, as grain takes them; `row` is that number."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows.tokens)
-
-    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
-        return {name: value[index] for name, value in self._rows.arrays().items()} | {"row": np.array(index, np.int32)}
-
-    def __repr__(self) -> str:
-        return f"{len(self)} packed rows"
-
-
 def feed(rows: Rows, *, batch_size: int, epochs: int, seed: int) -> grain.DatasetIterator:
-    """Iterate over batches of `batch_size` rows, `{field: [batch, seq]}` with `row: [batch]`.
+    """Iterate over batches of `batch_size` rows, `{field: [batch, seq]}` with `row: [batch]`, the number of each.
 
     All rows come once an epoch, in an order drawn from seed and epoch; batches run on from one epoch to the next, and
     only the last can be short, where it is filled with padding. `get_state` and `set_state` keep and restore the place.
     """
-    batches = grain.MapDataset.source(_Source(rows)).shuffle(seed=seed).repeat(epochs).batch(batch_size)
-    filled = batches.map(lambda batch: padded_rows(batch, batch_size))
+
+    def take(row: int) -> dict[str, np.ndarray]:
+        return {name: value[row] for name, value in rows.arrays().items()} | {"row": np.array(row, np.int32)}
+
+    order = grain.MapDataset.range(len(rows.tokens)).shuffle(seed=seed).repeat(epochs)
+    filled = order.map(take).batch(batch_size).map(lambda batch: padded_rows(batch, batch_size))
     return iter(filled.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
