@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from saap_jax.data.sources import Part, join_texts, parse_source, read_texts
+from saap_jax.data.sources import join_texts, parse_source, read_texts
 from saap_jax.types import Bos
 
 _HEADING = re.compile(r"(?m)^ = [^=\n]+ = $")
+
+Cut = Callable[[np.ndarray, int], np.ndarray]
+"""Cuts windows of a length from a stream."""
 
 
 class Windows(NamedTuple):
@@ -125,18 +128,15 @@ def evaluation_windows(
     >>> evaluation_windows("builtin:descriptions", tokenizer, length=16, limit=4).tokens.shape
     (4, 16)
     """
-    return _windows(
-        source, "evaluation", tokenizer, length, bos, lambda text, size: _evaluated(text, size, limit, drawn)
-    )
+    tokens = tokenize(join_texts(read_texts(source, "evaluation")), tokenizer)
+    return _windows(source, tokens, tokenizer, length, bos, _evaluated(limit, drawn))
 
 
-def _evaluated(
-    stream: Int32[np.ndarray, " tokens"], length: int, limit: int | None, drawn: int | None
-) -> Int32[np.ndarray, "examples seq"]:
-    """Cut the windows of an evaluation: the first ones, or with a seed those that are drawn."""
+def _evaluated(limit: int | None, drawn: int | None) -> Cut:
+    """Make what cuts the windows of an evaluation: the first ones, or with a seed those that are drawn."""
     if drawn is None:
-        return consecutive_windows(stream, length, limit)
-    return stratified_windows(stream, limit or 0, length, drawn)
+        return lambda stream, length: consecutive_windows(stream, length, limit)
+    return lambda stream, length: stratified_windows(stream, limit or 0, length, drawn)
 
 
 def window_articles(
@@ -154,8 +154,9 @@ def window_articles(
         return []
     plain: Any = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     places = np.array(tokenizer(text, return_offsets_mapping=True, **plain)["offset_mapping"])[:, 0]
-    size = length - len(beginning(tokenizer, bos))
-    middles = _evaluated(np.arange(len(places), dtype=np.int32), size, limit, drawn)[:, size // 2]
+    numbers, begun = np.arange(len(places), dtype=np.int32), len(beginning(tokenizer, bos))
+    windows = _windows(source, numbers, tokenizer, length, bos, _evaluated(limit, drawn))
+    middles = windows.tokens[:, begun + (length - begun) // 2]
     return np.searchsorted(heads, places[middles], side="right").tolist()
 
 
@@ -169,18 +170,19 @@ def calibration_windows(
     >>> calibration_windows("builtin:descriptions", tokenizer, examples=4, length=16, seed=0).tokens.shape
     (4, 16)
     """
+    tokens = tokenize(join_texts(read_texts(source, "calibration")), tokenizer)
     return _windows(
-        source, "calibration", tokenizer, length, bos, lambda text, size: random_windows(text, examples, size, seed)
+        source, tokens, tokenizer, length, bos, lambda stream, size: random_windows(stream, examples, size, seed)
     )
 
 
 def _windows(
-    source: str, part: Part, tokenizer: Any, length: int, bos: Bos, cut: Callable[[np.ndarray, int], np.ndarray]
+    source: str, stream: Int32[np.ndarray, " tokens"], tokenizer: Any, length: int, bos: Bos, cut: Cut
 ) -> Windows:
+    """Cut windows of a stream, each with what it begins with in front."""
     begin = beginning(tokenizer, bos)
-    tokens = tokenize(join_texts(read_texts(source, part)), tokenizer)
     try:
-        text = cut(tokens, length - len(begin))
+        text = cut(stream, length - len(begin))
     except ValueError as error:
         raise ValueError(f"data source {source!r}: {error}") from None
     tokens = np.pad(text, ((0, 0), (len(begin), 0)), constant_values=begin[0]) if begin else text

@@ -85,8 +85,9 @@ def test_drawn_windows_meet_all_articles_in_proportion(tokenizer, tmp_path):
     shares = np.array([whole.count(word) for word in words]) / len(whole)
     np.testing.assert_allclose(of_articles(drawn=0), shares, atol=1 / count)
     assert np.abs(of_articles() - shares).max() > 4 / count, "control"
-    with pytest.raises(ValueError, match=f"^data source '{source}': expected at least .* tokens for 9000 x 8, got "):
-        evaluation_windows(source, tokenizer, 9, 9000, drawn=0, bos="always")
+    for cut in (evaluation_windows, window_articles):
+        with pytest.raises(ValueError, match=f"^data source '{source}': expected at least .* for 9000 x 8, got "):
+            cut(source, tokenizer, 9, 9000, drawn=0, bos="always")
     for how in ({}, {"drawn": 0}, {"drawn": 0, "bos": "always"}):
         rows = evaluation_windows(source, tokenizer, 9, count, **how).tokens
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
