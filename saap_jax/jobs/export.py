@@ -246,7 +246,7 @@ def _write_maxtext(
         notes += (f"{MAXTEXT} lacks its teacher: export again with --teacher and the unpruned model",)
     elif len(teacher.spec.layers) != len(model.spec.layers):
         notes += ("whole layers went, so MaxText can compare logits, but not features of layers: leave distill_beta 0",)
-    return f"MaxText, decoder block {orbax.BLOCKS[model.constants.family].name}", 0, notes
+    return f"MaxText, decoder block {orbax.BLOCKS[model.constants.family]}", 0, notes
 
 
 def sample_tokens(tokenizer: Tokenizer | None, vocab: int, max_positions: int) -> Int[np.ndarray, "1 seq"]:

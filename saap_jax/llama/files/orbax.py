@@ -11,7 +11,7 @@ a head apart. Layouts are those of MaxText 0.2.5 (`checkpoint_conversion/utils/p
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
@@ -21,6 +21,7 @@ from saap_jax.llama.files.layout import EMBEDDING, UNEMBEDDING, Checkpoint, mode
 from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.runtime.errors import read_object, reading
+from saap_jax.runtime.gather import leaves_by_path
 
 ITEMS, PARAMETERS = "items", "model_params"
 """Names of the items that hold parameters: of MaxText, and of Tunix and MaxText's distillation."""
@@ -81,28 +82,14 @@ def arrays_of(item: Path) -> dict[str, np.ndarray]:
         tree = getattr(getattr(tree, "item_metadata", tree), "tree", tree)
         wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         tree = reader.restore(place, args=ocp.args.PyTreeRestore(restore_args=wanted))
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
-    return {name.removesuffix("/value"): array for name, array in named.items()}
+    return {path: np.asarray(leaf) for path, leaf in leaves_by_path(tree).items()}
 
 
 # --- MaxText ---------------------------------------------------------------------------------------
 
 
-class Block(NamedTuple):
-    """A decoder block of MaxText."""
-
-    name: str
-    scaled: bool
-    """Queries are stored over the root of a head's size."""
-
-
-BLOCKS: Mapping[str, Block] = {
-    "llama": Block("llama2", True),
-    "mistral": Block("llama2", True),
-    "qwen3": Block("qwen3", False),
-}
-"""Our family -> the block that computes it."""
+BLOCKS: Mapping[str, str] = {"llama": "llama2", "mistral": "llama2", "qwen3": "qwen3"}
+"""Our family -> the decoder block of MaxText that computes it."""
 
 _WHOLE = {
     "token_embedder/embedding": EMBEDDING,
@@ -157,6 +144,11 @@ def _turned(name: str, spec: LlamaSpec) -> bool:
     return spec.constants.rope_scaling is not None and ("query/" in name or "key/" in name)
 
 
+def _scaled(name: str, spec: LlamaSpec) -> bool:
+    """Say whether MaxText stores these heads over the root of their size."""
+    return BLOCKS[spec.constants.family] == "llama2" and "query/" in name
+
+
 def _kernel(name: str, tensor: np.ndarray, spec: LlamaSpec) -> np.ndarray:
     """Return a Hugging Face tensor `[outputs, inputs]` as an array of a layer."""
     if tensor.ndim == 1:
@@ -167,15 +159,14 @@ def _kernel(name: str, tensor: np.ndarray, spec: LlamaSpec) -> np.ndarray:
         return tensor.T
     heads = tensor.T.reshape(spec.embed, -1, spec.head_dim)
     heads = interleaved(heads) if _turned(name, spec) else heads
-    scaled = BLOCKS[spec.constants.family].scaled and "query/" in name
-    return heads * np.asarray(spec.head_dim**-0.5, heads.dtype) if scaled else heads
+    return heads * np.asarray(spec.head_dim**-0.5, heads.dtype) if _scaled(name, spec) else heads
 
 
 def tensor_of(name: str, layer: np.ndarray, spec: LlamaSpec) -> np.ndarray:
     """Undo `_kernel`."""
     if _turned(name, spec):
         layer = np.concatenate([layer[..., ::2], layer[..., 1::2]], axis=-1)
-    if BLOCKS[spec.constants.family].scaled and "query/" in name:
+    if _scaled(name, spec):
         layer = layer.astype(np.float32) * np.float32(layer.shape[-1] ** 0.5)  # rounded once, where it is stored
     return _stored(layer, heads_first=name.endswith("out/kernel"))
 
@@ -214,7 +205,7 @@ def _of_maxtext(arrays: Arrays, spec: LlamaSpec, item: Path, bare: bool) -> dict
             continue
         found = re.fullmatch(r"decoder/layers(?:_(\d{1,6}))?/(.+)", inner)
         if found is None or found[2] not in _LAYER:
-            blocks = ", ".join(sorted({each.name for each in BLOCKS.values()}))
+            blocks = ", ".join(dict.fromkeys(BLOCKS.values()))
             raise ValueError(f"{item}: expected arrays of the blocks {blocks} of MaxText, got {inner!r}")
         layers = np.moveaxis(array, 1, 0) if found[1] is None else array[None]
         for number, layer in enumerate(layers, int(found[1] or 0)):

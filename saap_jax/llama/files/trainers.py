@@ -42,7 +42,7 @@ def overrides(spec: LlamaSpec) -> dict[str, Any]:
             raise ValueError(f"format maxtext: expected {expected}, got {got}")
     said: dict[str, Any] = {
         "model_name": "default",
-        "decoder_block": BLOCKS[constants.family].name,
+        "decoder_block": BLOCKS[constants.family],
         "base_emb_dim": spec.embed,
         "base_num_query_heads": first.kv_heads * first.q_per_kv,
         "base_num_kv_heads": first.kv_heads,
