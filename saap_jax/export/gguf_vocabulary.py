@@ -9,13 +9,12 @@ from gguf import GGUFValueType as Kind
 from gguf import TokenType
 
 from saap_jax.llama.files.gguf import open_gguf_file
-from saap_jax.llama.files.tokenizer import Tokenizer, pre_tokenizer_name
+from saap_jax.llama.files.tokenizer import ROLES, Tokenizer, pre_tokenizer_name
 from saap_jax.llama.spec import Constants, some
 
 Pair = tuple[str, Any, tuple[Kind, ...]]
 """Key, value and type of an entry; of an array, its type and that of its items."""
 
-_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 _ENDS = ("eos", "eot", "eom")
 
 
@@ -69,7 +68,7 @@ def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> lis
         pairs.append(("tokenizer.ggml.scores", scores, (Kind.ARRAY, Kind.FLOAT32)))
     elif merges:  # a GGUF array has at least one item
         pairs.append(("tokenizer.ggml.merges", [" ".join(pair) for pair in merges], (Kind.ARRAY, Kind.STRING)))
-    ids = {key: getattr(tokenizer, f"{role}_token_id") for role, key in _ROLES.items()}
+    ids = {key: getattr(tokenizer, f"{role}_id") for role, key in ROLES.items()}
     ids["bos"] = ids["bos"] if constants.bos_token is None else constants.bos_token
     ids |= dict(zip(_ENDS, _ends(tokenizer, constants), strict=False))
     pairs += [

@@ -146,7 +146,8 @@ def _transformers() -> Any:
 
 
 _FIELDS = {"tokens": "a text*", "token_type": "an integer*", "scores": "a number*", "merges": "a text*"}
-_ROLES = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+ROLES = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+"""What transformers calls a token -> what GGUF does."""
 
 
 def _from_gguf(path: Path) -> Tokenizer:
@@ -178,7 +179,7 @@ def _from_gguf(path: Path) -> Tokenizer:
     if "token_embd.weight" in file.tensors:
         _check_ids(vocabulary, file.shape("token_embd.weight")[0], path)
     named = {}
-    for role, key in _ROLES.items():
+    for role, key in ROLES.items():
         if (index := found.get(f"{key}_token_id")) is not None:
             if type(index) is not int or not 0 <= index < len(tokens):
                 raise ValueError(
