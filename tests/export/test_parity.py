@@ -14,6 +14,7 @@ from saap_jax.surgery.cut import cut
 from tests.export.models import EMPTY, RELATIVES, SPECS, spec_of
 from tests.export.test_contract import ALL, refusal
 from tests.helpers import forward, random_keep, random_model
+from tests.llama.test_parity import load_torch, torch_logits
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("modules_cache")]
 torch = pytest.importorskip("torch")
@@ -25,25 +26,6 @@ def exported(model, directory, form, tokenizer=None):
     directory.mkdir()
     write_hf(model, directory, form, np.dtype(np.float32), tokenizer=tokenizer)
     return directory
-
-
-def load_torch(directory, attention="sdpa"):
-    from transformers import AutoModelForCausalLM
-
-    model, report = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=torch.float32,
-        attn_implementation=attention,
-        trust_remote_code=True,
-        output_loading_info=True,
-    )
-    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
-    return model.eval()
-
-
-def torch_logits(model, tokens):
-    with torch.no_grad():
-        return model(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
 
 
 def greedy(model, tokens, new):

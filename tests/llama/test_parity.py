@@ -18,16 +18,15 @@ torch = pytest.importorskip("torch")
 
 def torch_logits(model, tokens):
     with torch.no_grad():
-        return model(torch.tensor(np.asarray(tokens))).logits.numpy()
+        return model(torch.tensor(np.asarray(tokens), dtype=torch.long)).logits.numpy()
 
 
-def load_torch(directory):
-    """Load what we saved: no key is missing, unexpected or read as a default."""
+def load_torch(directory, attention="sdpa"):
+    """Load what we wrote, its own code if it has some: no key is missing, unexpected or read as a default."""
     from transformers import AutoModelForCausalLM
 
-    model, report = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
+    options = {"attn_implementation": attention, "trust_remote_code": True, "output_loading_info": True}
+    model, report = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **options)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     return model.eval()
 
@@ -55,7 +54,7 @@ def test_both_ways_of_llama(tiny_model, heads, tied, rope, tmp_path):
     np.testing.assert_allclose(ours(ROWS), expected, rtol=0, atol=1e-5)
     assert np.abs(ours(ROWS[:, ::-1]) - expected).max() > 0.1
     if (heads, tied) == ("gqa", False):
-        back = load_torch(save_model(ours, tmp_path / "ours"))
+        back = load_torch(save_model(ours, tmp_path / "ours"), "eager")
         np.testing.assert_allclose(ours(ROWS), torch_logits(back, ROWS), rtol=0, atol=1e-5)
 
 
@@ -136,7 +135,7 @@ def test_both_ways(name, tmp_path):
     assert np.abs(got - torch_logits(theirs, TOKENS[:, ::-1].copy())).max() > 0.1
     config = json.loads((save_model(ours, tmp_path / "ours") / "config.json").read_text())
     assert config["model_type"] == family
-    back = load_torch(tmp_path / "ours")
+    back = load_torch(tmp_path / "ours", "eager")
     assert type(back) is type(theirs)
     np.testing.assert_allclose(torch_logits(back, TOKENS), got, rtol=0, atol=near)
 
@@ -149,7 +148,7 @@ NEW = 48
 
 def test_text_of_a_real_model(smollm2, smollm2_tokenizer, tmp_path):
     """Ours in one batch with padding on the left, theirs one prompt at a time."""
-    theirs = load_torch(save_model(smollm2, tmp_path / "model"))
+    theirs = load_torch(save_model(smollm2, tmp_path / "model"), "eager")
     prompts = [smollm2_tokenizer.encode(text) for text in PROMPTS]
     ours = generate(smollm2, prompts, max_new_tokens=NEW, sampling=Sampling(stop_tokens=()))
     for prompt, made in zip(prompts, ours, strict=True):
