@@ -42,6 +42,12 @@ class Within(Step):
     whole_layers: bool = False
     """With `depth`: attention and MLP of a layer go together."""
 
+    def __new__(cls, **given: Any) -> "Within":
+        """Note which options are given, so that one which is as usual holds against `within` before it."""
+        made = super().__new__(cls)
+        object.__setattr__(made, "_given", frozenset(given))
+        return made
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if wrong := [layer for layer in self.protect if isinstance(layer, float) and not -1 < layer < 1]:
@@ -57,6 +63,11 @@ class Within(Step):
             raise ValueError(f"within.attention_from: expected attention beside it, got {self.attention_from} alone")
         if self.whole_layers and not self.depth:
             raise ValueError("within.whole_layers: expected depth beside it, got depth False")
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The options that are given."""
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name in self._given}
 
     @property
     def looks_ahead(self) -> bool:
@@ -80,7 +91,7 @@ class Within(Step):
 
     def check_traced(self) -> None:
         """Raise ValueError for what only attention and MLP of layers have."""
-        for name, value in self.said.items():
+        for name, value in super().said.items():
             if name not in ("min_keep", "max_ratio", "multiple_of"):
                 raise ValueError(
                     f"within.{name}: is for attention and MLP of layers, which a traced model does not tell apart, got "

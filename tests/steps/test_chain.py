@@ -114,6 +114,9 @@ def test_what_a_chain_tells_of_itself():
     assert (str(made), made.repairs, made.choosing, made.scores) == ("mine", True, 5, (Fused(),))
     assert made.written == "fused > within(min_keep=0) > within(protect=(0,)) > uniform > learn(steps=3) > bias"
     assert limits_of(made) == Within(min_keep=0, protect=(0,))
+    again = parse(f"{made.written} > within(protect=()) > learn(3)")
+    assert limits_of(again) == Within(min_keep=0), "what is as usual holds too, where it is said"
+    assert limits_of(parse(again.written)) == limits_of(again)
     assert parse("flap").written == parse(RECIPES["flap"].chain).written
     assert not parse("wanda > uniform").repairs
     assert [each.text for each in steps_of("uniform > none > bias")] == ["uniform", "bias"]
