@@ -5,13 +5,14 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import (
     Estimator,
     Plan,
     Point,
     Statistic,
+    Statistics,
     estimator_of,
     like_units,
     mean_over,
@@ -66,26 +67,33 @@ MULTIPLES: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
 """Multiples of the layer's RMS at which usage is counted, so that each of them can be scored from one pass."""
 
 
-def used(activation: Float[Array, "batch seq units coordinates"], multiple: float) -> Bool[Array, "batch seq units"]:
-    """Say where r_u > multiple · √(mean_v r_v²), with r_u = √(mean_c a_{u,c}²) on one token.
+def used(
+    activation: Float[Array, "batch seq units coordinates"], multiple: float, gates: Float[Array, "*batch units"]
+) -> Bool[Array, "batch seq units"]:
+    """Say where r_u > multiple · √(mean_v r_v²), with r_u = √(mean_c a_{u,c}²) on one token, v those that are there.
 
     r_u is |a_u| for a channel, and the RMS of its coordinates for an attention unit; the right side is the RMS of the
     structure's whole activation in the layer on the same token. A token is compared with itself only, so neither the
     batch nor the rest of the text matters.
     """
     square = jnp.mean(jnp.square(activation), axis=-1)
-    return square > multiple**2 * jnp.mean(square, axis=-1, keepdims=True)
+    more = gates.shape[-1] / jnp.maximum(jnp.sum(gates != 0, axis=-1), 1).astype(square.dtype)
+    return square > multiple**2 * (jnp.mean(square, axis=-1, keepdims=True) * more.reshape(-1, 1, 1))
+
+
+def _usage(point: Point) -> dict[str, Int[Array, "units multiples"]]:
+    if point.name not in STRUCTURES:
+        return {}
+    activation, gates = point.units(point.name), point.gates(point.name)
+    each = (used(activation, multiple, gates) & point.mask[..., None] for multiple in MULTIPLES)
+    return {point.name: jnp.stack([jnp.sum(one, axis=(0, 1)) for one in each], axis=-1)}
 
 
 ACTIVATION_USAGE = Statistic(
     name="activation_usage",
     init=lambda model, plan: like_units(model, after=dict.fromkeys(STRUCTURES, len(MULTIPLES))),
     source="activations",
-    observe=_of_units(
-        lambda values, mask: jnp.stack(
-            [jnp.sum(used(values, multiple) & mask[..., None], axis=(0, 1)) for multiple in MULTIPLES], axis=-1
-        )
-    ),
+    observe=_usage,
     accumulation=mean_over("seen"),
 )
 """Share of tokens on which a unit stands out, {structure: [layers, units, multiples]}: see `used`."""
@@ -232,9 +240,12 @@ def fluctuation(*, standardize: bool = False, attention_power: Literal[1, 2] = 2
 
         return formula
 
-    def score(moments: Moments, params: Weights) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
+        moments, there = statistics.of(ACTIVATION_MOMENTS), statistics.there(params)
         if not standardize:
             return score_writers(lambda *given: jnp.sum(metric(*given), axis=-1), params, *moments)
+        moments = [{name: jnp.where(units[..., None], each[name], jnp.nan) for name, units in there.items()}
+                   for each in moments]  # fmt: skip
         scores = score_writers(standardized(1), params, *moments)
         heads = {"attention"}
         if isinstance(params, TracedWeights):
@@ -244,7 +255,7 @@ def fluctuation(*, standardize: bool = False, attention_power: Literal[1, 2] = 2
             scores |= {name: powered[name] for name in heads & scores.keys()}
         return scores
 
-    return estimator_of(ACTIVATION_MOMENTS, score)
+    return Estimator(frozenset({ACTIVATION_MOMENTS}), score)
 
 
 def activation_norm(*, tokens: Literal["mean", "l2"] = "l2", examples: Literal["mean", "l2"] = "mean") -> Estimator:

@@ -79,6 +79,10 @@ class Point(NamedTuple):
         batch, seq, units, *rest = self.layer[structure].shape
         return self.layer[structure].reshape(batch, seq, units, math.prod(rest))
 
+    def gates(self, structure: str) -> Float[Array, "*batch units"]:
+        """Show at which gates the layer is observed: 0 of units that have gone."""
+        return self.layer[f"{structure}_gates"]
+
 
 class Accumulation(NamedTuple):
     """How an array of a statistic grows: `mean_over`, `ROWS`, or another."""
@@ -161,6 +165,8 @@ class Statistics(NamedTuple):
     losses: Float[Array, "examples"]
     """Mean loss of each example, in nats a token."""
     values: dict[Statistic, Any]
+    gates: Gates | None = None
+    """At which the model was observed, `[layers, units]` a structure; None: all 1."""
 
     @property
     def seen(self) -> Int[Array, ""]:
@@ -176,6 +182,11 @@ class Statistics(NamedTuple):
                 "name it in the estimator's `needs`"
             )
         return self.values[statistic]
+
+    def there(self, weights: Weights) -> dict[str, Bool[Array | np.ndarray, "layers units"]]:
+        """Say which units were there: formulas that compare units with each other leave the others out."""
+        exist = units_of(weights)
+        return exist if self.gates is None else {name: units & (self.gates[name] != 0) for name, units in exist.items()}
 
 
 class Estimator(NamedTuple):

@@ -128,7 +128,8 @@ def hessian_step(
         return product(one_hot)["attention"][layer, index]
 
     def probe(number: Int[Array, ""]) -> Gates:
-        signs = {n: s for n, s in random_signs(curvature.seed, number, gates).items() if n in total.probed}
+        signs = random_signs(curvature.seed, number, gates)
+        signs = {name: jnp.where(gates[name] != 0, signs[name], 0) for name in total.probed}
         products = product({**zeros, **signs})
         return {name: sign * products[name] for name, sign in signs.items()}
 

@@ -36,7 +36,7 @@ from saap_jax.llama.segments import join_segments, ones_gates, segment_bounds
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched, first_not_finite, leaves_by_path
 from saap_jax.runtime.mesh import Places, held, mesh_of, places_of, settled, shard
-from saap_jax.structures.weights import Weights, units_of
+from saap_jax.structures.weights import Weights
 from saap_jax.types import STRUCTURES, Gates, Objective, Remat, Scores
 
 
@@ -72,11 +72,11 @@ def observe(
         if known.setdefault(need.name, need) != need:
             raise ValueError(f"needs: expected statistics of different names, got {need.name!r} twice; rename yours")
     size = len(batches[0][0])
-    gates = ones_gates(model.segments) if gates is None else gates
     plan = Plan(size * len(batches), curvature)
     state = {need: need.init(model, plan) for need in sorted(needs)}
     losses = jnp.zeros(plan.examples, statistics_dtype(model))
-    state, losses, gates = settled((state, losses, gates), mesh_of(model))
+    at = ones_gates(model.segments) if gates is None else gates
+    state, losses, at = settled((state, losses, at), mesh_of(model))
     apart = {need: state.pop(need) for need in sorted(needs) if need.step}
     places = places_of((state, losses))  # once: jax spells those of a result otherwise
     places_apart = {need: places_of(total) for need, total in apart.items()}
@@ -84,17 +84,17 @@ def observe(
     for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
         batch = shard(tokens, model), shard(mask, model)
         with on_mesh_of(model):
-            at = (*batch, jnp.asarray(index * size, jnp.int32))
-            state, losses = observe_step(model, state, losses, at, gates, remat=remat, places=places)
+            place = (*batch, jnp.asarray(index * size, jnp.int32))
+            state, losses = observe_step(model, state, losses, place, at, remat=remat, places=places)
             for need, total in apart.items():
                 options = {"curvature": curvature, "remat": remat, "places": places_apart[need]}
-                apart[need] = need.step(model, total, batch, gates, **options) if need.step else total
+                apart[need] = need.step(model, total, batch, at, **options) if need.step else total
         jax.block_until_ready(before)  # one step behind: this one runs while the host gets the next one ready
         before = losses
     state |= apart
     masks = np.concatenate([mask for _, mask in batches])
     examples, tokens = int(masks.any(axis=1).sum()), int(masks[:, 1:].sum())
-    counts = Statistics(jnp.asarray(examples), jnp.asarray(tokens), losses[:examples], {})
+    counts = Statistics(jnp.asarray(examples), jnp.asarray(tokens), losses[:examples], {}, gates and at)
     for need in sorted(needs):
         finish = need.accumulation.finish
         counts.values[need] = jax.tree.map(lambda total, finish=finish: finish(total, counts), state.pop(need))
@@ -194,9 +194,9 @@ def score(estimators: dict[str, Estimator], statistics: Statistics, model: Weigh
     """
     values = score_step(statistics, model, formulas=tuple(e.score for e in estimators.values()))
     scores = {name: jax.tree.map(fetched, value) for name, value in zip(estimators, values, strict=True)}
-    exists = units_of(model)
+    there = {name: fetched(units) for name, units in statistics.there(model).items()}
     for name, by_structure in scores.items():
-        for structure, units in exists.items():
+        for structure, units in there.items():
             wrong = np.argwhere(units & ~np.isfinite(by_structure[structure]))
             if len(wrong):
                 layer, unit = wrong[0]
@@ -218,10 +218,12 @@ def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"]) -> Obs
     None where no activation is needed. Nothing of it is differentiated.
     """
     of_activations = sorted(need for need in needs if need.source == "activations")
-    layer: dict[str, Array] = {}  # the points of a layer come one after the other in the same trace
+    layer: dict[str, Array] = {}  # the points of a layer come one after the other in the same trace, gates first
 
     def observe(point: str, activation: Array) -> dict[Statistic, Mapping[str, Any]]:
         layer[point] = wide(jax.lax.stop_gradient(activation))
+        if point.endswith("_gates"):
+            return {}
         return {need: need.observe(Point(point, layer, mask)) for need in of_activations}
 
     return observe if of_activations else None

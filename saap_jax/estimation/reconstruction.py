@@ -8,7 +8,6 @@ W ← W - (H⁻¹)_:S [(H⁻¹)_SS]⁻¹ W_S. Source: the optimal brain surgeon 
 2 to 4, SlimGPT (arXiv:2412.18110), OSSCAR (arXiv:2403.12983), which then swaps units while the cost falls (`swapped`).
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -23,7 +22,7 @@ from saap_jax.estimation.base import (
     Plan,
     Point,
     Statistic,
-    estimator_of,
+    Statistics,
     mean_over,
     output_matrices,
     statistics_dtype,
@@ -99,8 +98,10 @@ def obs(*, greedy: bool = True, block: int = 16, damping: float = 0.01) -> Estim
     check_at_least("obs: block", block, 1)
     _check_damping("obs", damping)
 
-    formula = functools.partial(greedy_costs, block=block) if greedy else single_costs
-    return estimator_of(SECOND_MOMENT, lambda moments, params: _by_layer(formula, params, moments, damping))
+    def formula(weight: Array, moment: Array, ridge: Array, gone: Array) -> Float[Array, "units"]:
+        return greedy_costs(weight, moment, ridge, gone, block) if greedy else single_costs(weight, moment, ridge)
+
+    return _by_layer(formula, damping)
 
 
 def leverage(*, damping: float = 0.01) -> Estimator:
@@ -114,7 +115,7 @@ def leverage(*, damping: float = 0.01) -> Estimator:
         ValueError: a damping that is not positive.
     """
     _check_damping("leverage", damping)
-    return estimator_of(SECOND_MOMENT, lambda moments, params: _by_layer(leverages, params, moments, damping))
+    return _by_layer(lambda weight, moment, ridge, _: leverages(weight, moment, ridge), damping)
 
 
 def _check_damping(name: str, damping: float) -> None:
@@ -122,30 +123,36 @@ def _check_damping(name: str, damping: float) -> None:
         raise ValueError(f"{name}: expected damping above 0, got {damping}")
 
 
-def _by_layer(formula: Callable[..., Array], params: Weights, moments: dict[str, Array], damping: float) -> Scores:
-    """Score each sub-block of each layer by `formula(weight [units, coordinates, embed], G, λ) -> [units]`.
+def _by_layer(formula: Callable[..., Array], damping: float) -> Estimator:
+    """Score each sub-block of each layer by `formula(weight [units, coordinates, embed], G, λ, gone) -> [units]`.
 
-    Raises:
-        ValueError: a traced model, whose second moments are not observed.
+    Units that have gone count for no part of λ. A traced model, whose second moments are not observed, is refused.
     """
-    if isinstance(params, TracedWeights):
-        raise ValueError("estimator: expected a model of ours, whose second moments are observed, got a traced one")
 
-    def of_layer(layer: tuple[Array, Array]) -> Array:
-        matrix, product = layer
+    def of_layer(layer: tuple[Array, Array, Array]) -> Array:
+        matrix, product, gone = layer
+        left = jnp.maximum(jnp.sum(~gone), 1).astype(product.dtype)
         with jax.default_matmul_precision("highest"):
-            return formula(matrix.astype(product.dtype), product, damping * jnp.mean(jnp.diag(product)))
+            ridge = damping * jnp.mean(jnp.diag(product)) * (len(gone) / left)
+            return formula(matrix.astype(product.dtype), product, ridge, gone)
 
-    scores = {}
-    for name, matrices in output_matrices(params).items():
-        pieces = []
-        for place, weight in matrices:
-            layers, units, coordinates, _ = weight.shape
-            count = units * coordinates
-            own = moments[name][place, :count, :count]
-            pieces.append(jax.lax.map(of_layer, (weight, own)) if count else jnp.zeros((layers, 0), own.dtype))
-        scores[name] = join_segments(pieces, fill=jnp.nan)
-    return scores
+    def score(statistics: Statistics, params: Weights) -> Scores:
+        if isinstance(params, TracedWeights):
+            raise ValueError("estimator: expected a model of ours, whose second moments are observed, got a traced one")
+        moments, there = statistics.of(SECOND_MOMENT), statistics.there(params)
+        scores = {}
+        for name, matrices in output_matrices(params).items():
+            pieces = []
+            for place, weight in matrices:
+                layers, units, coordinates, _ = weight.shape
+                count = units * coordinates
+                own, gone = moments[name][place, :count, :count], ~jnp.asarray(there[name])[place, :units]
+                zeros = jnp.zeros((layers, 0), own.dtype)
+                pieces.append(jax.lax.map(of_layer, (weight, own, gone)) if count else zeros)
+            scores[name] = join_segments(pieces, fill=jnp.nan)
+        return scores
+
+    return Estimator(frozenset({SECOND_MOMENT}), score)
 
 
 def leverages(
@@ -167,9 +174,12 @@ def greedy_costs(
     weight: Float[Array, "units coordinates embed"],
     moment: Float[Array, "all all"],
     ridge: Float[Array, ""],
+    gone: Bool[Array, "units"] | None = None,
     block: int = 1,
 ) -> Float[Array, "units"]:
     """Share out what removing units costs, those of the lowest costs first, `block` coordinates at a time.
+
+    Units that have `gone` before, of which `moment` knows nothing, have no part in it.
 
     Units that go at once share what they cost together, as what each would cost alone is to the others. Neighbours that
     would descend have their mean, so that scores keep the order, and add up to the cost of removing all.
@@ -193,13 +203,17 @@ def greedy_costs(
         flat, inverse = flat - outer @ both[:, :embed], inverse - outer @ both[:, embed:]
         inverse = inverse.at[rows].set(0).at[:, rows].set(0)
         matrix = flat.at[rows].set(0).reshape(weight.shape)
-        return (matrix, inverse, gone.at[chosen].set(True)), (chosen, shared)
+        return (matrix, inverse, gone.at[chosen].set(True)), (chosen, jnp.where(new, shared, jnp.inf), new)
 
-    start = (weight, _inverse(moment, ridge), jnp.zeros(units, bool))
+    gone = jnp.zeros(units, bool) if gone is None else gone
+    rows = jnp.repeat(gone, coordinates)
+    inverse = jnp.where(rows[:, None] | rows[None], 0, _inverse(moment, ridge))
+    start = (jnp.where(gone[:, None, None], 0, weight), inverse, gone)
     _, made = jax.lax.scan(remove, start, length=-(-units // at_once))
-    order, shared = (each.reshape(-1)[:units] for each in made)  # behind them, of the last block, what was gone
+    order, shared, new = (each.reshape(-1)[:units] for each in made)  # what was gone comes last
     hair = 1 + jnp.finfo(weight.dtype).eps * jnp.arange(units, dtype=weight.dtype)
-    return jnp.zeros(units, weight.dtype).at[order].set(_ascending(shared) * hair)
+    costs = jnp.zeros(units, weight.dtype)
+    return costs.at[jnp.where(new, order, units)].set(_ascending(shared) * hair, mode="drop")
 
 
 def _ascending(values: Float[Array, "values"]) -> Float[Array, "values"]:

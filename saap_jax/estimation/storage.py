@@ -35,7 +35,12 @@ def save_statistics(path: str | Path, statistics: Statistics, *, only: frozenset
 
     `only` leaves the others out: weight gradients take as much space as the model. One layer of a statistic at a time
     is held beside the statistics. Of several processes of a job, all have to call this, and the first one writes.
+
+    Raises:
+        ValueError: statistics of a model with masked units, which a file does not name.
     """
+    if statistics.gates is not None:
+        raise ValueError("save_statistics: expected statistics of a whole model, got them of one observed at gates")
 
     def tensor(name: str, leaf: Any) -> Tensor:
         def pieces() -> Iterator[np.ndarray]:

@@ -42,7 +42,8 @@ Observe = Callable[[str, Array], Any]
 Points: `attention` [batch, seq, kv_heads, q_per_kv, head_dim] and `mlp` [batch, seq, mlp], of a mixture [batch, seq,
 experts, channels], the gated activations that enter the output projections; `attention_in`, `attention_out`, `mlp_in`,
 `mlp_out` [batch, seq, embed], the residual stream before and after each sub-block; `attention_norms`, `mlp_norms`
-[batch, seq, units], the L2 norm of what each unit writes.
+[batch, seq, units], the L2 norm of what each unit writes. Before them, where there are gates, `attention_gates` and
+`mlp_gates`, of the layer's units.
 """
 
 
@@ -251,6 +252,7 @@ def decode(
     points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
     writers = {"attention": layer.attention.output, "mlp": layer.mlp.down}
     points |= {f"{name}_norms": written_norms(points[name], matrix) for name, matrix in writers.items()}
+    points = {f"{name}_gates": each for name, each in (gates or {}).items()} | points
     return z, {point: observe(point, activation) for point, activation in points.items()}
 
 

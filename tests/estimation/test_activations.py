@@ -97,7 +97,9 @@ def test_used_by_hand(x64):
         (heads, 1.42, [False, False]),
         (0 * channels, 0.5, [False] * 4),
     ):
-        assert used(activation, multiple)[0, 0].tolist() == expected
+        assert used(activation, multiple, jnp.ones(activation.shape[2]))[0, 0].tolist() == expected
+    alone = used(heads, 1.4, jnp.asarray([1.0, 0.0]))[0, 0].tolist()
+    assert alone == [False, False], "where the second has gone, the first has the root mean square of all"
 
 
 @pytest.mark.slow

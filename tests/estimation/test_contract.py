@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from saap_jax.estimation import ESTIMATORS, make_estimator, observe, score, union_of_needs
-from saap_jax.llama.segments import existing_units
+from saap_jax.llama.segments import existing_units, masks
+from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
-from tests.helpers import dense_model, length_mask, permuted, random_model, random_tokens, spec_of
+from tests.helpers import dense_model, length_mask, permuted, random_keep, random_model, random_tokens, spec_of
 
 BY_INDEX: dict[str, tuple[str, ...]] = {"random": STRUCTURES, "gate_hessian": ("mlp",)}
 """Name -> structures, of estimators that draw a random number for each unit by its index."""
 NAMES = list(ESTIMATORS)
+COMPARING = ("obs", "obs(greedy=False)", "obs(block=5)", "leverage", "fluctuation(standardize=True)")
+"""Those whose formulas compare units of a layer with each other."""
 
 made = functools.cache(make_estimator)  # one formula compiles once a shape
 TOKENS = random_tokens(4, 8)
@@ -112,6 +115,41 @@ def test_units_in_another_order_have_their_scores_in_that_order(name):
         assert_close(reordered, plain, order, (structure,))
     one_a_layer = all(np.ptp(plain[structure], axis=1).max() == 0 for structure in STRUCTURES)
     assert one_a_layer or not nearly_equal(reordered, plain)
+
+
+@functools.cache
+def masked_and_cut():
+    """Return a keep-set, and a masked model and the cut one, each with what one pass shows; in double precision."""
+    model = dense_model(mlp=24, dtype=np.float64)
+    keep = random_keep(existing_units(model.segments), 0.6, seed=1)
+    pruned, needs = cut(model, keep), union_of_needs(made(name) for name in NAMES)
+    seen, small = observe(model, batched(4), needs, gates=masks(keep)), observe(pruned, batched(4), needs)
+    return keep, (model, seen), (pruned, small)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in NAMES if name not in ("random", *COMPARING)),
+        *COMPARING,
+        "taylor_element(within='layer')",
+        "activation_frequency(multiple=0.5)",
+    ],
+)
+def test_units_of_a_masked_model_have_the_scores_of_the_cut_one(name, x64):
+    """Those that have gone count for nothing where units are compared with each other."""
+    keep, masked, pruned = masked_and_cut()
+    scores, expected = scores_of(name, *masked), scores_of(name, *pruned)
+    compared = scores_of(name, masked[0], masked[1]._replace(gates=None))
+
+    def same(scores, structure: str) -> bool:
+        pairs = zip(scores[structure], keep[structure], expected[structure], strict=True)
+        return all(np.allclose(row[kept], want[: kept.sum()], rtol=1e-6, atol=1e-12) for row, kept, want in pairs)
+
+    structures = set(STRUCTURES) - set(BY_INDEX.get(name, ()))
+    assert all(same(scores, structure) for structure in structures)
+    assert all(same(compared, structure) for structure in structures) == (name not in COMPARING), "control"
 
 
 BATCHINGS = {"smaller batches, padding rows": batched(3), "padding rows and tokens": batched(6, extra=2)}

@@ -19,7 +19,8 @@ from saap_jax.estimation import (
 )
 from saap_jax.estimation.hessian import random_signs
 from saap_jax.llama.loss import next_token_losses
-from saap_jax.llama.segments import existing_units, ones_gates
+from saap_jax.llama.segments import existing_units, masks, ones_gates
+from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, length_mask, losses_of, random_model, random_tokens, spec_of
 
@@ -112,6 +113,20 @@ class TestAgainstTheFullHessian:
             error = ((means - np.diag(block)) ** 2).mean()
             assert error == pytest.approx(theory.mean() / probes, rel=0.25)
         assert np.abs(probed.mean(axis=0) - np.diag(block)).max() < 5 * np.sqrt(theory.max() / 512)
+
+    @pytest.mark.slow
+    def test_probes_of_a_masked_model_are_those_of_the_cut_one(self, x64):
+        """With the same signs: gates that are closed are not probed."""
+        kept = np.array([[1, 1, 0, 1, 0, 1], [0, 1, 1, 1, 1, 0]], bool)
+        keep = {"attention": np.ones((2, 2), bool), "mlp": kept}
+        model, curvature = dense_model(dtype=np.float64), Curvature(probes=1)
+        _, hessian, ranges = full_hessian(lambda dtype: cut(model, keep))
+        seen = observe(model, [(TOKENS, MASK)], NEED, gates=masks(keep), curvature=curvature).of(GATE_HESSIAN)
+        z = np.asarray(random_signs(0, jnp.asarray(0), seen.gradient)["mlp"])[kept]
+        probed = np.asarray(seen.probed["mlp"][0])
+        expected = z * (hessian[ranges["mlp"], ranges["mlp"]] @ z)
+        np.testing.assert_allclose(probed[kept], expected, rtol=1e-9, atol=1e-12)
+        assert not probed[~kept].any()
 
 
 class TestOptions:

@@ -206,9 +206,3 @@ def test_a_masked_model_is_observed_as_the_cut_one(x64):
             for tree, like in zip(seen, (model, pruned), strict=True)
         )
         assert_trees_close(cut(filled, keep), expected, rtol=1e-7, atol=1e-12)
-    formulas = {name: make_estimator(name) for name in ("taylor_element_second", "gate_fisher")}
-    for name, scores in score(formulas, masked, model).items():
-        for structure in STRUCTURES:
-            expected = score(formulas, small, pruned)[name][structure]
-            for row, kept, want in zip(scores[structure], keep[structure], expected, strict=True):
-                np.testing.assert_allclose(row[kept], want[: kept.sum()], rtol=1e-6, atol=1e-14, err_msg=name)

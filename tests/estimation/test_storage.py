@@ -86,7 +86,9 @@ def test_statistics_of_somebody_else_are_left_alone(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    """Another model, other tensors, metadata that say something else, numbers that are not finite."""
+    """A masked model, another one, other tensors, other metadata, numbers that are not finite."""
+    with pytest.raises(ValueError, match="expected statistics of a whole model"):
+        save_statistics(tmp_path / "masked", observed("probes", FEW)._replace(gates={}))
     path, name = save_statistics(tmp_path / "s", observed("probes", FEW)), "gate_gradient/mlp"
     with pytest.raises(ValueError, match=r"s: expected tensor .* of shape .* for this model, got .*; load it with"):
         load_statistics(path, dense_model())

@@ -103,7 +103,8 @@ def observe(
         if place := first_not_finite(value):
             raise ValueError(f"calibration: the {statistic.name.replace('_', ' ')} of {place} is not finite; {advice}")
     values = jax.tree.map(jnp.asarray, observed)
-    return Statistics(jnp.asarray(count), jnp.asarray(count), jnp.asarray(losses), values)
+    at = None if keep is None else gates
+    return Statistics(jnp.asarray(count), jnp.asarray(count), jnp.asarray(losses), values, at)
 
 
 def members(subject: TracedProblem) -> dict[str, Any]:
@@ -143,6 +144,7 @@ def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvat
 
         def probe(number: Array) -> Gates:
             signs = random_signs(curvature.seed, number, ones, tuple(ones))
+            signs = {name: jnp.where(ones[name] != 0, sign, 0) for name, sign in signs.items()}
             products = jax.jvp(jax.grad(of_gates), (ones,), (signs,))[1]
             return {name: sign * products[name] for name, sign in signs.items()}
 
@@ -176,7 +178,7 @@ def _activation_sums(subject: TracedProblem, needs: frozenset[Statistic]) -> Cal
         moments: dict[str, list[list[Array]]] = {}
         usage: dict[str, Any] = {}
         for structure, own in acting.items():
-            moments[structure.name], shares = [], []
+            moments[structure.name], shares, there = [], [], gates[structure.name]
             for place in own:
                 at, active = place.places(structure), rows[place.tap]
                 parts = [active, jnp.square(active)]
@@ -186,7 +188,9 @@ def _activation_sums(subject: TracedProblem, needs: frozenset[Statistic]) -> Cal
                 moments[structure.name].append([mean.reshape(-1)[at] for mean in means])
                 flat = jnp.swapaxes(active, 1, 2).reshape(active.shape[0], active.shape[2], -1)
                 units = jnp.swapaxes(flat[:, :, at], 1, 2)  # [batch, copies, rows, units, coordinates]
-                each = [jax.vmap(lambda u, m=m: used(u, m))(units).astype(active.dtype).mean(2) for m in MULTIPLES]
+                each = [
+                    jax.vmap(used, (0, None, None))(units, m, there).astype(active.dtype).mean(2) for m in MULTIPLES
+                ]
                 shares.append(jnp.einsum("b,bcum->cum", weights.astype(active.dtype), jnp.stack(each, axis=-1)))
             usage[structure.name] = sum(shares) / len(own)
         return {need: {ACTIVATION_MOMENTS: moments, ACTIVATION_USAGE: usage}[need] for need in needs & ACTIVATIONS}
