@@ -134,7 +134,8 @@ def _by_layer(formula: Callable[..., Array], damping: float) -> Estimator:
         left = jnp.maximum(jnp.sum(~gone), 1).astype(product.dtype)
         with jax.default_matmul_precision("highest"):
             ridge = damping * jnp.mean(jnp.diag(product)) * (len(gone) / left)
-            return formula(matrix.astype(product.dtype), product, ridge, gone)
+            scores = formula(matrix.astype(product.dtype), product, ridge, gone)
+        return jnp.where(ridge > 0, scores, 0)  # nobody misses what is never active
 
     def score(statistics: Statistics, params: Weights) -> Scores:
         if isinstance(params, TracedWeights):

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from scipy.optimize import isotonic_regression
 
+from saap_jax.estimation import SECOND_MOMENT, make_estimator
+from saap_jax.estimation.base import Statistics
 from saap_jax.estimation.reconstruction import _ascending, greedy_costs, leverages, single_costs, swapped
+from tests.helpers import dense_model
 from tests.in_sequence import swapped_by_hand
 
 
@@ -131,3 +134,13 @@ def test_leverage_is_the_diagonal_of_the_ridge_projection(problem):
     projection = moment @ np.linalg.inv(moment + ridge * np.eye(12))
     got = np.asarray(leverages(*map(jnp.asarray, (weight, moment, ridge))))
     np.testing.assert_allclose(got, np.diag(projection).reshape(6, 2).sum(1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["leverage", "obs", "obs(greedy=False)"])
+def test_units_of_a_layer_that_is_never_active_are_worth_nothing(name):
+    sizes = {"attention": 16, "mlp": 6}
+    moments = {name: jnp.stack([jnp.eye(size), jnp.zeros((size, size))]) for name, size in sizes.items()}
+    statistics = Statistics(jnp.asarray(1), jnp.asarray(9), jnp.zeros(1), {SECOND_MOMENT: moments})
+    for values in make_estimator(name).score(statistics, dense_model()).values():
+        assert (values[0] > 0).all(), "control"
+        assert not values[1].any()
