@@ -9,10 +9,11 @@ import numpy as np
 from saap_jax.steps.base import Before, Context, Extent, State, Step, step
 from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.subjects.base import Examples, Subject
+from saap_jax.types import HELD_OUT
 
 EVERY = 5
 """Of the windows one in so many is held out: another number than repairs go by, which hold some out of the rest.
-Of fewer it is the last one."""
+Of fewer it is the last one. Where no text would be left of what steps hold out themselves, it is the one before."""
 
 
 @step("best_of")
@@ -91,8 +92,10 @@ def _held_out(on: Context) -> tuple[dict[str, Examples], Examples, np.ndarray]:
         windows = [on.dense.rows(examples, slice(at, at + 1)) for at in range(on.dense.count(examples)[0])]
         tokens = np.array([on.dense.count(each)[1] for each in windows])
         left = np.cumsum(tokens > 0)  # a choice around this one may have blanked some
-        every = max(2, min(EVERY, left[-1]))  # of windows one at a time, steps that judge hold out the last of four
-        held = (tokens > 0) & (left % every == (every - 1 if on.batch_size == 1 else 0))
+        every, real = max(2, min(EVERY, left[-1])), tokens > 0
+        ways = [real & (left % every == rest) for rest in ([every - 1, 0] if on.batch_size == 1 else [0, every - 1])]
+        judging = real & (np.arange(len(real)) // on.batch_size % HELD_OUT == HELD_OUT - 1)  # by steps in the chains
+        held = next((way for way in ways if (judging & ~way).any()), ways[0])
         fit[name] = on.dense.blanked(examples, held)
         judge.append(on.dense.rows(examples, held))
         counts.append(tokens[held])

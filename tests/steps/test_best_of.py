@@ -127,10 +127,11 @@ def test_what_chooses_behind_repaired_layers_does_so_without_the_repairs_at_the_
     assert not same(dict(state.keep), dict(plain.keep)), "control: on layers that are not repaired"
 
 
-def test_windows_one_at_a_time_leave_text_to_steps_that_judge():
-    """Of four microbatches of a window, learning holds out the last."""
-    text = {"text": Windows(TOKENS[:4], np.ones((4, 8), bool))}
-    one = Runner(LlamaSubject(dense_model()), text, (), Passes(1), store=Store(Memory(), "key"))
+@pytest.mark.parametrize(("windows", "batch_size"), [(4, 1), (5, 1), (10, 3)])
+def test_some_text_is_left_to_steps_that_judge(windows, batch_size):
+    """Of four microbatches learning holds out the last, in which there is a single window; of five the fourth."""
+    text = {"text": Windows(TOKENS[:windows], np.ones((windows, 8), bool))}
+    one = Runner(LlamaSubject(dense_model()), text, (), Passes(batch_size), store=Store(Memory(), "key"))
     told = one.run(parse("best_of(wanda > uniform > learn(3), magnitude > uniform)"), 0.4).told
     assert min(told["judged"]) > 0
     held = [each["judged"] for each in one.cache.held.values() if "judged" in each]
