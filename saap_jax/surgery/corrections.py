@@ -61,14 +61,6 @@ class Walk(NamedTuple):
     """Tokens count alike."""
 
 
-def resisting(
-    gram: Float[Array, "coordinates coordinates"], kept: Bool[Array, "coordinates"], ridge: Ridge
-) -> Float[Array, "coordinates"]:
-    """Return the diagonal of D: that of G_KK, or its mean, in the rows that are kept; 0 in the others."""
-    energy = jnp.diag(gram)
-    return jnp.where(kept, energy if ridge == "coordinate" else jnp.mean(energy, where=kept), 0)
-
-
 @functools.partial(jax.jit, static_argnames=("ridge",))
 def least_squares(
     normal: Normal,
@@ -79,11 +71,13 @@ def least_squares(
 ) -> Float[Array, "coordinates embed"]:
     """Compute W' = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]) in the rows that are kept, and 0 in the others.
 
-    `damping` is δ: 0 is plain least squares, and with a growing one W' becomes W[K].
+    `damping` is δ: 0 is plain least squares, and with a growing one W' becomes W[K]. D has the diagonal of G_KK, or its
+    mean.
     """
     both = kept[:, None] & kept[None, :]
     gram = jnp.where(both, normal.gram, 0)
-    energy = resisting(gram, kept, ridge)
+    energy = jnp.diag(gram)
+    energy = jnp.where(kept, energy if ridge == "coordinate" else jnp.mean(energy, where=kept), 0)
     system = gram + jnp.diag(jnp.where(energy > 0, damping.astype(gram.dtype) * energy, 1))
     start = jnp.where(kept[:, None], weight, 0)
     rest = jnp.where(kept[:, None], normal.cross - gram @ start, 0)
@@ -197,13 +191,12 @@ class Repair:
         return lacking
 
 
-def check_microbatches(what: str, count: int, otherwise: str = "") -> None:
+def check_microbatches(what: str, count: int) -> None:
     """Raise ValueError where there are too few microbatches of calibration text to hold some out."""
     if count < HELD_OUT:
         raise ValueError(
             f"{what}: expected at least {HELD_OUT} microbatches of calibration text to hold every {HELD_OUT}th out, "
             f"got {count}; give more calibration.examples, a smaller calibration.batch_size"
-            f"{f', or {otherwise}' if otherwise else ''}"
         )
 
 

@@ -56,11 +56,11 @@ def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", 
 
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         present = _present(subject, keep, "block_ablation")
-        blocks = []
-        for layer in range(len(present[STRUCTURES[0]])):
+        blocks, layers = [], np.arange(len(present[STRUCTURES[0]]))[:, None]
+        for layer in range(len(layers)):
             there = tuple(name for name in STRUCTURES if present[name][layer].any())
             names = [(name,) for name in there] if granularity == "sub_block" else [there] * bool(there)
-            blocks += [{name: _row(present[name], layer) for name in each} for each in names]
+            blocks += [{name: present[name] & (layers == layer) for name in each} for each in names]
         keeps = [present | {name: present[name] & ~units for name, units in block.items()} for block in blocks]
         base, *means = mean_losses(subject, few(subject, examples), [present, *keeps], passes, "remove single blocks")
         scores: Scores = {name: np.full(present[name].shape, np.nan) for name in STRUCTURES}
@@ -159,11 +159,6 @@ def _present(subject: Subject, keep: Keep | None, name: str) -> Keep:
     if not set(STRUCTURES) <= subject.existing.keys():
         raise ValueError(f"estimator {name!r}: is of attention and MLP of layers, which a traced model does not have")
     return {each: units if keep is None else keep[each] for each, units in subject.existing.items()}
-
-
-def _row(units: np.ndarray, layer: int) -> np.ndarray:
-    """Return the units of one layer as `[layers, units]`."""
-    return units & (np.arange(len(units)) == layer)[:, None]
 
 
 def _masked(present: Keep, share: float, random: np.random.Generator) -> Keep:
