@@ -39,18 +39,3 @@ def test_counts_are_those_of_the_cut_model(name):
         assert removed > 0
         assert (subject.parameters - removed, subject.prunable - removed) == (count_parameters(small), left)
     assert subject.removed(subject.existing) == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_a_unit_costs_what_the_cut_model_lacks_without_it(name):
-    model = MODELS[name]()
-    keep, costs = drawn(model, 5), LlamaSubject(model).costs
-    before = prunable_parameters(discover(cut(model, keep)))
-    for structure, units in keep.items():
-        for layer, row in enumerate(units):
-            for unit in np.flatnonzero(row)[:1]:
-                less = {part: kept.copy() for part, kept in keep.items()}
-                less[structure][layer, unit] = False
-                after = prunable_parameters(discover(cut(model, less)))
-                assert before - after == costs[structure][layer], (structure, layer)
