@@ -183,7 +183,7 @@ class Statistics(NamedTuple):
             )
         return self.values[statistic]
 
-    def there(self, weights: Weights) -> dict[str, Bool[Array | np.ndarray, "layers units"]]:
+    def there(self, weights: Weights) -> Mapping[str, Bool[Array | np.ndarray, "layers units"]]:
         """Say which units were there: formulas that compare units with each other leave the others out."""
         exist = units_of(weights)
         return exist if self.gates is None else {name: units & (self.gates[name] != 0) for name, units in exist.items()}

@@ -6,7 +6,7 @@ The one step of this kind is `within`. What it says holds for all allocations an
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class Within(Step):
     """Say what may go: what is left alone, floors and widths, and how much of what goes is attention."""
 
     kind = "limits"
+    _given: ClassVar[frozenset[str]] = frozenset()
 
     protect: tuple[int | float, ...] = ()
     """Layers left alone; negative numbers count from the end. A share is of the layers: 0.13 leaves the first 13 % of
