@@ -1,9 +1,13 @@
 """Reading jaxprs: shapes, and the programs inside equations. Only this module knows how jax's versions differ."""
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
@@ -30,11 +34,37 @@ def opened(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
     return (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
 
 
+def programs_in(program: Any) -> Iterator[Any]:
+    """Yield a program, and those inside it."""
+    yield program
+    for each in jax.tree.leaves([[*eqn.params.values()] for eqn in opened(program)[0].eqns]):
+        if isinstance(each, ClosedJaxpr | Jaxpr):
+            yield from programs_in(each)
+
+
 def constants_of(program: Any) -> list[Any]:
     """List the arrays that a program holds, and those inside it."""
-    jaxpr, constants = opened(program)
-    inside = (each for eqn in jaxpr.eqns for each in jax.tree.leaves([*eqn.params.values()]))
-    return [*constants, *(x for each in inside if isinstance(each, ClosedJaxpr | Jaxpr) for x in constants_of(each))]
+    return [value for each in programs_in(program) for value in opened(each)[1]]
+
+
+def derivatives_of(program: Any) -> list[ClosedJaxpr]:
+    """Trace the derivative of each call that brings its own; of that, the program's text has no more than a name."""
+    found = []
+    for eqn in (eqn for each in programs_in(program) for eqn in opened(each)[0].eqns):
+        if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call"):
+            continue
+
+        def pulled(*operands: Any, eqn: JaxprEqn = eqn) -> list[Any]:
+            run = functools.partial(eqn.primitive.bind, **eqn.primitive.get_bind_params(eqn.params))
+            results, pull = jax.vjp(run, *operands)
+            floats = [jnp.issubdtype(each.dtype, jnp.inexact) for each in results]
+            ones = [jnp.ones_like(each) if real else np.zeros(each.shape, jax.dtypes.float0)
+                    for each, real in zip(results, floats, strict=True)]  # fmt: skip
+            return [each for each in pull(ones) if each.dtype != jax.dtypes.float0]
+
+        with contextlib.suppress(Exception):  # of a rule that fails nothing is ever computed
+            found.append(jax.make_jaxpr(pulled)(*(jax.ShapeDtypeStruct(shape_of(v), dtype_of(v)) for v in eqn.invars)))
+    return found
 
 
 def alive(program: ClosedJaxpr) -> ClosedJaxpr:

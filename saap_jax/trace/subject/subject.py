@@ -22,7 +22,7 @@ from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout
 from saap_jax.structures.weights import TracedWeights
 from saap_jax.subjects.base import Progress, Subject, silent
-from saap_jax.trace.jaxpr import constants_of
+from saap_jax.trace.jaxpr import constants_of, derivatives_of
 from saap_jax.trace.listing import coupling_record
 from saap_jax.trace.problem import Examples, Problem, count_examples
 from saap_jax.trace.subject import compensation, saved
@@ -298,8 +298,9 @@ def subject_of(
 
 
 def _program_digest(program: Any) -> str:
-    """Digest a closed jaxpr, its text and the arrays that it holds."""
-    held = [value if hasattr(value, "dtype") else np.asarray(value) for value in constants_of(program)]
+    """Digest a closed jaxpr: its text, the arrays that it holds, and the derivatives that it defines."""
+    parts = [program, *derivatives_of(program)]
+    held = [value if hasattr(value, "dtype") else np.asarray(value) for each in parts for value in constants_of(each)]
     held = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in held]
-    text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
+    text = re.sub(r"0x[0-9a-f]+", "", ";".join(str(each.jaxpr) for each in parts))
     return hashlib.sha256(f"{text};{digest_of(held)}".encode()).hexdigest()

@@ -73,13 +73,25 @@ def run(config):
 
 
 def test_a_digest_is_of_all_that_a_figure_depends_on():
-    """Of parameters, program and loss, and of arrays that the last two hold, also inside a compiled part."""
+    """Of parameters, program and loss, of arrays that the last two hold, also inside a compiled part, and of the
+    derivatives that they define, which are no part of their text."""
     x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
 
-    def digests(scale=1.0, power=2, weight=1.0, inner=1.0):
+    def digests(scale=1.0, power=2, weight=1.0, inner=1.0, backward=1.0, tangent=1.0):
         params = {"up": jnp.full((3, 5), weight), "down": jnp.ones((5, 2))}
         held, own = jnp.full((2,), scale), jnp.full((2,), inner)
-        compiled = jax.jit(lambda outputs: outputs * own[None])
+
+        @jax.custom_vjp
+        def passed(x, number):
+            return x, number
+
+        @jax.custom_jvp
+        def rounded(x):
+            return jnp.round(x)
+
+        passed.defvjp(lambda x, number: ((x, number), None), lambda _, g: (backward * g[0], None))
+        rounded.defjvp(lambda x, t: (rounded(*x), tangent * t[0]))
+        compiled = jax.jit(lambda outputs: rounded(passed(outputs * own[None], 1)[0]))
         problem = Problem(
             function=lambda params, x: compiled(jax.nn.relu(x @ params["up"]) @ params["down"] * held[None]),
             params=params,
@@ -87,7 +99,7 @@ def test_a_digest_is_of_all_that_a_figure_depends_on():
             calibration=(x, y),
             held_out=(x, y),
         )
-        return subject_of(problem).digests()
+        return subject_of(problem, refused=True).digests()
 
     first = digests()
     assert digests() == first
@@ -96,6 +108,8 @@ def test_a_digest_is_of_all_that_a_figure_depends_on():
         ({"power": 1}, {"loss"}),
         ({"weight": 2.0}, {"parameters"}),
         ({"inner": 2.0}, {"program"}),
+        ({"backward": 2.0}, {"program"}),
+        ({"tangent": 2.0}, {"program"}),
     ):
         other = digests(**changes)
         assert {name for name in first if other[name] != first[name]} == differ
