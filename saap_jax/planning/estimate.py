@@ -1,7 +1,8 @@
 """By arithmetic alone: what a step holds and does. Ranks what is worth compiling, and answers where no compiler can.
 
 P parameters of `width` bytes on `shards` = fsdp · tensor devices; n tokens a device; E the width of the residual
-stream. What is held beside parameters and state:
+stream. A recovery holds the model as it was loaded, and what it trains in float32 with the optimiser's moments (state);
+`groupwise` the quantised model too. What is held beside parameters and state:
 
     a gradient of the weights, split like the parameters; for scoring, of the matrices of the layers alone
     the residual stream in front of every layer, n · E; without rematerialisation all activations of every layer
@@ -70,7 +71,8 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     matrices = [spec.embed * (spec.head_dim * (2 * kv + 2 * heads) + 3 * mlp) for kv, heads, mlp in layers]
     embeddings = spec.vocab * spec.embed * (1 if spec.tied else 2)
     count, parameters = sum(matrices) + embeddings, (sum(matrices) + embeddings) * width
-    if config.task == "recover" and config.method == "groupwise":  # integers, and of a group a scale and an offset
+    loaded = parameters if config.task == "recover" and config.method == "groupwise" else 0
+    if loaded:  # beside it integers, and of a group a scale and an offset
         method, of_attention = method_of(config, spec), [2 * (kv + heads) for kv, heads, _ in layers]
         packed = sum(matrices) if "up" in method.matrices else spec.embed * spec.head_dim * sum(of_attention)
         parameters -= packed * (width - tensor * (method.bits / 8 + 8 / method.group_size))  # whole along tensor
@@ -113,7 +115,7 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     if data > 1:
         sent += 2 * (data - 1) / data * (gradient + squares)
     moved = passes * (weights + moved) + 2 * (gradient + squares)
-    return Estimate(parameters / shards, state, temporaries, flops, moved, sent)
+    return Estimate((parameters + loaded) / shards, state, temporaries, flops, moved, sent)
 
 
 def method_of(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:

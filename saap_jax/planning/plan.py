@@ -118,15 +118,12 @@ def compiled(
     with jax.set_mesh(layout.mesh), attending(config.attention, tpu=True):
         traced = program.trace()
         lowered = traced.lower()
-    found: Record = {
-        "source": "compiled",
-        "bytes": {"parameters": shard_bytes(program.parameters), "state": shard_bytes(program.state)},
-        **work_of_device(traced.jaxpr, spec, mesh),
-    }
     about = (target.topology, devices[0].client.platform_version, lowered.as_text(), computed_by())
-    told = remembered(about, lambda: told_by(lowered, target, guess))
-    found["bytes"] |= told.pop("bytes", {})
-    return found | told
+    told, beside = remembered(about, lambda: told_by(lowered, target, guess)), shard_bytes(program.beside)
+    held = {"parameters": shard_bytes(program.parameters) + beside, "state": shard_bytes(program.state)}
+    held |= {name: size + beside * (name == "peak") for name, size in told.get("bytes", {}).items()}
+    work = work_of_device(traced.jaxpr, spec, mesh)
+    return {"source": "compiled", **work, **told, "bytes": held, "overrun": told["overrun"] + beside}
 
 
 def told_by(lowered: Any, target: Machine, guess: Estimate) -> Record:

@@ -37,6 +37,8 @@ class Program(NamedTuple):
     """What is carried from step to step: statistics, or what is trained and the optimiser's moments."""
     tokens: int
     """Tokens that one run of the program reads."""
+    beside: Any = ()
+    """What the job holds meanwhile and the program does not read: of a recovery, the model as it was loaded."""
 
 
 def program_of(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
@@ -68,6 +70,7 @@ def program_of(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, 
 def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
     method = method_of(config, spec)
     model, trainable, group = abstract_llama(spec, jnp.dtype(config.dtype)), nnx.Param, None
+    beside = () if config.method == "lora" else placed(model, layout)  # LoRA's adapters are beside these very arrays
     if config.method == "groupwise":
         group = method.group_size
         model = abstract_quantized(model, Quantization(method.bits, group, method.matrices), "model")
@@ -91,7 +94,7 @@ def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, re
     def trace() -> Any:
         return train_step.trace(state, frozen, rows, objective=objective, schedule=schedule)
 
-    return Program(trace, (trained, frozen.parameters), moments, batch * config.length)
+    return Program(trace, (trained, frozen.parameters), moments, batch * config.length, beside)
 
 
 def placed(tree: Any, layout: Layout) -> Any:

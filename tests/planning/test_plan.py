@@ -17,6 +17,7 @@ from saap_jax.config.use import PlanConfig
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec
 from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.quantized import MATRICES
+from saap_jax.planning import plan
 from saap_jax.planning.chips import CHIPS, GIB, target_of, targets
 from saap_jax.planning.count import shard_bytes
 from saap_jax.planning.estimate import estimate, meshes
@@ -273,15 +274,37 @@ def test_a_mixture_recovers_by_its_attention(method):
     assert adapted == {"mixture": {"query", "key", "value", "output"}, "plain": set(MATRICES)}
 
 
-@pytest.mark.parametrize("method", ["lora", "groupwise"])
+@pytest.mark.parametrize("method", ["lora", "groupwise", "full"])
 def test_recovery_holds_what_its_arrays_take(method):
-    """Of adapters and of quantised matrices the outputs are spread over fsdp, and nothing over tensor."""
+    """Of adapters and of quantised matrices the outputs are spread over fsdp, and nothing over tensor.
+
+    The model as it was loaded is held too; LoRA trains beside it.
+    """
     mesh, config = (1, 4, 2), PlanConfig(task="recover", method=method)
     layout = Layout(jax.sharding.AbstractMesh(mesh, MESH_AXES), RULES)
     program, guess = program_of(config, SEVEN, layout, 4, "full"), estimate(config, SEVEN, mesh, 4, "full")
     trained, frozen = program.parameters
-    assert guess.parameters == pytest.approx(shard_bytes(frozen), rel=1e-3)
+    assert guess.parameters == pytest.approx(shard_bytes((frozen, program.beside)), rel=1e-3)
     assert guess.state == pytest.approx(shard_bytes((trained, program.state)), rel=1e-3)
+    assert guess.parameters > 2 * count_parameters(abstract_llama(SEVEN, jnp.bfloat16)) / 8 * 0.999
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_compiled_plan_counts_the_model_that_was_loaded(method, fits, monkeypatch):
+    """The training trains a copy, in float32, of which the program's own memory has no more."""
+    told = {"bytes": {"temporaries": 10, "peak": 100}, "overrun": -5} if fits else {"overrun": 5}
+    monkeypatch.setattr(plan, "_devices", lambda target: jax.devices()[:1])
+    monkeypatch.setattr(plan, "remembered", lambda about, make: told)
+    spec = LlamaSpec(vocab=24, embed=8, head_dim=8, layers=(LayerWidths(kv_heads=1, q_per_kv=1, mlp=4),), tied=True)
+    config = PlanConfig(task="recover", method=method, length=8, attention="plain")
+    one = (1, 1, 1)
+    guess = estimate(config, spec, one, 1, "full")
+    found = plan.compiled(config, spec, target_of("v5e-1"), one, 1, "full", guess)
+    loaded = 2 * (24 * 8 + 4 * 8 * 8 + 3 * 8 * 4 + 3 * 8) if method == "full" else 0
+    assert found["overrun"] == told["overrun"] + loaded
+    assert found["bytes"].get("peak", 100 + loaded) == 100 + loaded
+    assert found["bytes"]["temporaries"] == 10 if fits else "temporaries" not in found["bytes"]
 
 
 def test_a_plan_says_how_many_rows_there_are(capsys):
