@@ -146,7 +146,8 @@ class LlamaSubject(Subject):
         return ablate(self.model, pairs(examples, batch_size), units, **options)
 
     def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
-        if not self.model.constants.traits.experts or (keep is not None and keep["mlp"].all()):
+        kept = keep is not None and np.array_equal(keep["mlp"], self.existing["mlp"])
+        if kept or not self.model.constants.traits.experts:
             return {}
         return {"mlp": "tokens of an expert that goes are routed to others, whose weights are left as they are"}
 
