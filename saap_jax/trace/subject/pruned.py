@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.chain import Chain, parse
@@ -134,12 +135,17 @@ def checked_losses(subject: TracedSubject, keep: Keep, cut: CutTraced, batch_siz
     that were cut, compensated or not.
 
     Raises:
-        ValueError: the cut model's is not that of the masked one, but for rounding.
+        ValueError: one that is not finite, or the cut model's is not that of the masked one, but for rounding.
     """
     examples = next(iter(subject.problem.held_out_sets.values()))
     (dense,) = subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
     (masked,) = cut.subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
     losses = {"dense": dense[0].mean, "masked": masked[1].mean, "cut": cut.losses(examples, batch_size).mean}
+    if not np.isfinite([losses["dense"], losses["masked"]]).all():
+        raise ValueError(
+            f"held_out: expected finite losses, got {losses['dense']:.6g} of the model and {losses['masked']:.6g} of "
+            "the pruned one; check the parameters, the examples and the loss"
+        )
     if not abs(losses["cut"] - losses["masked"]) <= subject.tolerance * max(abs(losses["masked"]), 1e-6):
         raise ValueError(
             f"expected the cut model to have the masked one's held-out loss of {losses['masked']:.6g} within "

@@ -163,6 +163,9 @@ def test_what_cannot_be_pruned_is_said():
         trace(lambda params, x: x @ params["a/b"] @ params["a"]["b"], params, drawn(1, 3))
     with pytest.raises(ValueError, match="expected nothing more beside a Problem, got loss"):
         saap_jax.prune(stacked(), loss=square)
+    inputs, targets = stacked().held_out
+    with pytest.raises(ValueError, match="held_out: expected finite losses, got nan of the model"):
+        saap_jax.prune(dataclasses.replace(stacked(), held_out=(inputs, targets * jnp.nan)))
 
 
 # --- quantised ------------------------------------------------------------------------------------
