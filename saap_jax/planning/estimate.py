@@ -5,7 +5,8 @@ stream. A recovery holds the model as it was loaded, and what it trains in float
 `groupwise` the quantised model too. What is held beside parameters and state:
 
     a gradient of the weights, split like the parameters; for scoring, of the matrices of the layers alone
-    the residual stream in front of every layer, n · E; without rematerialisation all activations of every layer
+    where anything is differentiated, the residual stream in front of every layer, n · E; without rematerialisation all
+        activations of every layer
     the activations of one layer, of long rows with a block of their scores alone (as if there were no kernel), its
     gathered weights twice, logits and their gradient in float32
 
@@ -14,16 +15,23 @@ Sent: with `fsdp`, all weights gathered in the forward and again in the backward
 device is as one of a model that has its part of the experts, and the sum behind a mixture is over more devices.
 """
 
+import functools
 import itertools
 import math
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from saap_jax.config.recover import MethodConfig
 from saap_jax.config.use import PlanConfig
+from saap_jax.estimation.base import Plan, Statistic
 from saap_jax.estimation.observe import union_of_needs
+from saap_jax.estimation.reconstruction import SECOND_MOMENT
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.llama.attention import block_of, whole
 from saap_jax.llama.loss import LOGITS
+from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning.chips import Machine
 from saap_jax.types import Remat
@@ -76,7 +84,8 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
         method, of_attention = method_of(config, spec), [2 * (kv + heads) for kv, heads, _ in layers]
         packed = sum(matrices) if "up" in method.matrices else spec.embed * spec.head_dim * sum(of_attention)
         parameters -= packed * (width - tensor * (method.bits / 8 + 8 / method.group_size))  # whole along tensor
-    gradient, squares, state, objectives = _state(config, spec, count, sum(matrices), fsdp, tensor)
+    gradient, squares, state = _state(config, spec, count, sum(matrices), fsdp, tensor)
+    backward, passes = passes_of(config, remat)
     working = [tokens * width * (2 * spec.head_dim * (kv + heads) + 3 * mlp) / tensor for kv, heads, mlp in layers]
     of_device = [rows * max(heads / tensor, 1) for _, heads, _ in layers]
     scores = [heads * config.length**2 * 6 for heads in of_device]
@@ -84,7 +93,6 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     if not whole(config.attention, config.length):
         at_once = [block_of(config.length, math.ceil(heads)) for heads in of_device]
         scores = [heads * queries * config.length * 6 for heads, queries in zip(of_device, at_once, strict=True)]
-    backward = config.task != "evaluate"
     held = [sum(each) for each in zip(working, scores, strict=True)]
     kept = {"none": sum(held), "dots": 0.7 * sum(held), "full": 0.0}[remat] if backward else 0.0
     logits = tokens * spec.vocab / tensor * 4
@@ -97,15 +105,13 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
         + min(logits, LOGITS) * (2.5 if backward else 1.5)
         + (3 * spec.embed * max(mlp for *_, mlp in layers) / tensor * 4 if squares else 0)
     )
-    passes = ((4 if remat == "full" else 3) if backward else 1) * objectives
-    if config.task == "recover" and config.method != "full":
-        passes -= 1  # weights that are not trained have no gradient
     projections = passes + (backward and logits > LOGITS)  # in chunks, made again by the backward pass
     if config.task == "score" and gradient:
         projections -= 1  # the embedding has no gradient
+    grams = whole_bytes(needs_of(config) & {SECOND_MOMENT}, spec, 0) / 4 if config.task == "score" else 0
     attention = sum(4 * heads * spec.head_dim * config.length for _, heads, _ in layers)
     once = 2 * sum(matrices) + attention
-    flops = tokens / tensor * (passes * once + projections * 2 * spec.vocab * spec.embed)
+    flops = tokens / tensor * (passes * once + projections * 2 * spec.vocab * spec.embed + 2 * grams)
     weights = parameters / tensor
     sent = 0.0
     if fsdp > 1:
@@ -118,6 +124,35 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     return Estimate((parameters + loaded) / shards, state, temporaries, flops, moved, sent)
 
 
+def needs_of(config: PlanConfig) -> frozenset[Statistic]:
+    """Collect what the estimators need of the text.
+
+    Raises:
+        ValueError: an estimator whose passes are its own, such as `gate_hessian`.
+    """
+    needs = union_of_needs(make_estimator(name) for name in config.estimators)
+    if apart := ", ".join(need.name for need in sorted(needs) if need.step):
+        raise ValueError(f"estimators: expected none that needs {apart}, whose passes are not planned for")
+    return needs
+
+
+def passes_of(config: PlanConfig, remat: Remat) -> tuple[bool, int]:
+    """Tell whether anything is differentiated, and how often a layer's products are computed, the forward pass too.
+
+    A backward pass computes them once for the gradients of activations, and once more for those of weights, where
+    these are wanted. Each objective has passes of its own.
+    """
+    if config.task == "evaluate":
+        return False, 1
+    backward = [1 + (config.method == "full")]
+    if config.task == "score":
+        sources: dict[str, set[str]] = {"loss": set()}
+        for need in needs_of(config):
+            sources.setdefault(need.objective, set()).add(need.source)
+        backward = [2 if each & {"weights", "squares"} else int("gates" in each) for each in sources.values() if each]
+    return any(backward), sum(1 + each + (each > 0 and remat == "full") for each in backward or [0])
+
+
 def method_of(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:
     """The method of a recovery by its defaults; of a mixture with the matrices of attention, the only ones that
     can have adapters or be quantised there."""
@@ -128,11 +163,11 @@ def method_of(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:
 
 def _state(
     config: PlanConfig, spec: LlamaSpec, count: int, matrices: int, fsdp: int, tensor: int
-) -> tuple[float, float, float, int]:
-    """The bytes of a gradient, of squared gradients, and of what is carried from step to step; passes for scores."""
+) -> tuple[float, float, float]:
+    """The bytes of a gradient, of squared gradients, and of what is carried from step to step."""
     width, shards = 2 if config.dtype == "bfloat16" else 4, fsdp * tensor
     if config.task == "evaluate":
-        return 0.0, 0.0, 0.0, 1
+        return 0.0, 0.0, 0.0
     if config.task == "recover":
         method, embed, both = method_of(config, spec), spec.embed, not spec.constants.traits.experts
         group = method.group_size if config.method == "groupwise" else 1  # inputs, of which an adapter sees one number
@@ -141,15 +176,21 @@ def _state(
         seen = sum((3 + 2 * both) * embed + heads + mlp for _, heads, mlp in units) / group
         written = sum((1 + both) * embed + heads + 2 * kv + 2 * mlp for kv, heads, mlp in units)
         trained = count / shards if config.method == "full" else method.rank * (seen + written / fsdp)  # outputs alone
-        return 4 * trained, 0.0, 12 * trained, 1
-    needs = union_of_needs(make_estimator(name) for name in config.estimators)
+        return 4 * trained, 0.0, 12 * trained
+    needs = needs_of(config)
     sources = [need.source for need in needs]
     squared, first = sources.count("squares"), sources.count("weights")
-    units = sum(w.kv_heads + w.mlp for w in spec.layers)
-    gates = 4 * config.examples * units * sources.count("gates")
-    state = 4 * matrices * (first + squared) / shards + gates
-    passes = max(len({need.objective for need in needs}), 1)  # each objective has its own
-    return (width * matrices / shards if first or squared else 0.0), 4 * matrices * squared / shards, state, passes
+    state = 4 * matrices * (first + squared) / shards + whole_bytes(needs, spec, config.examples)
+    return (width * matrices / shards if first or squared else 0.0), 4 * matrices * squared / shards, state
+
+
+@functools.cache
+def whole_bytes(needs: frozenset[Statistic], spec: LlamaSpec, examples: int) -> int:
+    """Count the bytes of statistics of activations and of gates, which every device holds whole."""
+    model, plan = abstract_llama(spec, jnp.dtype("float32")), Plan(examples)
+    some = [need for need in needs if need.source in ("activations", "gates")]
+    shapes = [jax.eval_shape(lambda model, need=need: need.init(model, plan), model) for need in some]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def meshes(devices: int, spec: LlamaSpec) -> list[Mesh]:

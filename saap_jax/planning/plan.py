@@ -21,7 +21,7 @@ from saap_jax.llama.attention import attending, whole
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning.chips import GIB, Machine, targets
 from saap_jax.planning.count import Collectives, collectives_of, shard_bytes, work_of
-from saap_jax.planning.estimate import Estimate, Mesh, estimate, meshes
+from saap_jax.planning.estimate import Estimate, Mesh, estimate, meshes, passes_of
 from saap_jax.planning.programs import of_experts, program_of, weight_sizes
 from saap_jax.runtime.digests import computed_by
 from saap_jax.runtime.mesh import check_experts, layout_of, mesh_sizes
@@ -268,7 +268,7 @@ class Way(NamedTuple):
 
 def ways(config: PlanConfig, spec: LlamaSpec, target: Machine) -> list[Way]:
     """List the ways that may fit by arithmetic, from the fastest a token."""
-    remats: tuple[Remat, ...] = ("none", "dots", "full") if config.task != "evaluate" else ("none",)
+    remats: tuple[Remat, ...] = ("none", "dots", "full") if passes_of(config, "none")[0] else ("none",)
     found = []
     for mesh, rows, remat in itertools.product(meshes(target.devices, spec), ROWS, remats):
         batch = rows * mesh[0] * mesh[1]

@@ -12,14 +12,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from saap_jax.config.mesh import BATCH
 from saap_jax.config.use import PlanConfig
 from saap_jax.estimation.base import Plan
-from saap_jax.estimation.observe import observe_step, union_of_needs
-from saap_jax.estimation.registry import make_estimator
+from saap_jax.estimation.observe import observe_step
 from saap_jax.evaluation.perplexity import loss_step
 from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.quantized import Quantization, abstract_quantized
 from saap_jax.llama.segments import existing_units
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.planning.estimate import method_of
+from saap_jax.planning.estimate import method_of, needs_of
 from saap_jax.recovery.adapters import AdapterParam, adapted
 from saap_jax.recovery.objective import Objective, Packed
 from saap_jax.recovery.train import Schedule, TrainingState, optimizer_of, split, train_step
@@ -51,9 +50,7 @@ def program_of(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, 
     tokens, mask = (_batch(layout, (batch, config.length), kind) for kind in (jnp.int32, jnp.bool_))
     if config.task == "evaluate":
         return Program(lambda: loss_step.trace(model, tokens, mask, gates), model, {}, read)
-    needs = union_of_needs(make_estimator(name) for name in config.estimators)
-    if apart := ", ".join(need.name for need in sorted(needs) if need.step):
-        raise ValueError(f"estimators: expected none that needs {apart}, whose passes are not planned for")
+    needs = needs_of(config)
     examples = -(-config.examples // batch) * batch
     state = {
         need: placed(jax.eval_shape(lambda model, need=need: need.init(model, Plan(examples)), plain), layout)

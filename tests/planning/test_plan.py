@@ -253,6 +253,26 @@ def test_long_rows_hold_some_of_their_scores(capsys):
         assert ("--attention auto: saves about" in said) is proposed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("estimator", ["magnitude", "wanda", "obs", "gate_fisher", "taylor_element_second"])
+def test_arithmetic_counts_what_the_program_does(estimator, remat):
+    """Where nothing is differentiated there is no backward pass, and where gates are, none of weights."""
+    widths = LayerWidths(kv_heads=4, q_per_kv=2, mlp=768)
+    spec = LlamaSpec(vocab=512, embed=256, head_dim=32, layers=(widths,) * 2, tied=True)
+    config = PlanConfig(estimators=(estimator,), length=64, examples=4, attention="plain", remat=remat)
+    program = program_of(config, spec, layout_of(MeshConfig(), jax.devices()[:1]), 4, remat)
+    guess = estimate(config, spec, (1, 1, 1), 4, remat)
+    assert guess.flops == pytest.approx(work_of_device(program.trace().jaxpr, spec, (1, 1, 1))["flops"], rel=0.15)
+    assert guess.state == pytest.approx(shard_bytes(program.state), rel=1e-3)
+
+
+def test_estimators_with_passes_of_their_own_are_not_planned_for():
+    config = PlanConfig(estimators=("gate_hessian",))
+    with pytest.raises(ValueError, match="expected none that needs gate_hessian, whose passes are not planned for"):
+        plan_one(config, SEVEN, target_of("gpu:h100:8"), None, 0, "full")
+
+
 @pytest.mark.parametrize("method", ["lora", "groupwise"])
 def test_a_mixture_recovers_by_its_attention(method):
     """As the command does, which refuses adapters of experts; those of another model are beside all matrices."""
@@ -289,8 +309,7 @@ def test_recovery_holds_what_its_arrays_take(method):
     assert guess.parameters > 2 * count_parameters(abstract_llama(SEVEN, jnp.bfloat16)) / 8 * 0.999
 
 
-@pytest.mark.parametrize("fits", [True, False])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(("method", "fits"), [("lora", True), ("full", True), ("full", False)])
 def test_a_compiled_plan_counts_the_model_that_was_loaded(method, fits, monkeypatch):
     """The training trains a copy, in float32, of which the program's own memory has no more."""
     told = {"bytes": {"temporaries": 10, "peak": 100}, "overrun": -5} if fits else {"overrun": 5}
