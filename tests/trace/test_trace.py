@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
-from saap_jax.llama.attention import sight_of
-from saap_jax.llama.model import decode
 from saap_jax.structures import discover, parameters_by_path
 from saap_jax.trace.listing import describe
 from saap_jax.trace.own_code import retrace
@@ -138,25 +136,6 @@ def test_the_axis_names_of_llama_are_found(kind):
     ]
     assert {reason.kind for reason in rotated.pinned} == {"constant"}
     assert {structure.name for structure in traced.prunable} == expected
-
-
-def test_unrolled_layers_have_the_structures_of_scanned_ones():
-    model = dense_model("gqa", layers=3, mlp=7)
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), model.segments[0])
-
-    def function(layers, tokens):
-        x = model.embedding[...][tokens]
-        for layer in layers:
-            x, _ = decode(layer, x, None, sight_of(tokens.shape[1], 4, model.constants), model.constants)
-        return x
-
-    scanned = trace(lambda model, tokens: model(tokens), model, TOKENS).prunable
-    unrolled = trace(function, [one] * 3, TOKENS)
-    assert not unrolled.unknown
-    expected = {(s.units, s.parameters_per_unit) for s in scanned if s.copies > 1}
-    assert len(unrolled.prunable) == 3 * len(expected)
-    assert {(s.units, s.parameters_per_unit) for s in unrolled.prunable} == expected
-    assert all(len(s.gates) == 1 for s in unrolled.prunable)
 
 
 @pytest.mark.parametrize("length", [6, 600])
