@@ -119,7 +119,8 @@ def arrays_file(arrays: Mapping[str, Any], name: str) -> bytes:
 
 def cache() -> Path:
     """Name the directory of files that are made of others, `$XDG_CACHE_HOME/saap_jax` or `~/.cache/saap_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saap_jax"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "saap_jax"
 
 
 def check_target(name: str, path: str) -> None:

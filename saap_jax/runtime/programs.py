@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from saap_jax.runtime.files import write_atomically
+from saap_jax.runtime.files import cache, write_atomically
 
 MOST = 2 * 2**30
 """Bytes of programs that are kept: when a command begins, those go that were not used for longest."""
@@ -37,8 +37,7 @@ def keep_programs(words: Sequence[str] = ()) -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or any(word.startswith("--distributed") for word in words):
         return
     with contextlib.suppress(OSError, RuntimeError):  # no place to write, no home
-        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        kept = (base if base.is_absolute() else Path.home() / ".cache") / "saap_jax" / "programs"
+        kept = cache() / "programs"
         # Programs for a CPU are cut into parts for its cores, which is no part of the name that jax gives them.
         folder = kept / os.environ.get("NPROC", str(cores()))
         folder.mkdir(parents=True, exist_ok=True)
