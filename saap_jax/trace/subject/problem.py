@@ -58,10 +58,9 @@ class TracedProblem:
         """The contractions with parameters that carry the structures' units onward."""
         return writers_of(self.traced, self.structures)
 
-    @functools.cached_property
-    def acting(self) -> Callable[[str], tuple[Contraction, ...]]:
-        """Where the units of a structure act, by name; found when it is first asked for."""
-        return lambda name: self.writers.acting(name)
+    def acting(self, name: str) -> tuple[Contraction, ...]:
+        """Find where the units of a structure act."""
+        return self.writers.acting(name)
 
     @property
     def tolerance(self) -> float:
