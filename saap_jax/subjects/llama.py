@@ -32,6 +32,7 @@ from saap_jax.surgery.cut import cut
 from saap_jax.surgery.divergence import Divergence, folded, row_divergences
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.trace.listing import coupling_record, traced_model
+from saap_jax.trace.own_code import tolerance_of
 from saap_jax.trace.problem import Problem, made_problem
 from saap_jax.trace.subject import subject_of as traced_subject
 from saap_jax.types import STRUCTURES, Keep, Scores, WindowLosses
@@ -65,7 +66,7 @@ class LlamaSubject(Subject):
 
     @property
     def tolerance(self) -> float:
-        return 1e-3
+        return tolerance_of(self.model.embedding.dtype)
 
     @functools.cached_property
     def existing(self) -> Keep:

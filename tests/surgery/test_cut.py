@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from saap_jax.data import calibration_windows, evaluation_windows
+from saap_jax.data import Windows, calibration_windows, evaluation_windows
 from saap_jax.estimation import make_estimators, observe, score
+from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.stages import Stage, measuring
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global, Uniform
 from saap_jax.steps.limits import Within
+from saap_jax.subjects.base import run_losses
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
@@ -178,6 +180,21 @@ def test_real_model_masked_equals_cut_in_float32(smollm2, smollm2_tokenizer):
     assert (masked.argmax(-1) == pruned.argmax(-1)).all()
     swapped = {name: np.roll(kept, 1, axis=1) for name, kept in keep.items()}
     assert np.abs(np.asarray(masked - forward(model, tokens, masks(swapped)))).max() > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "far"), [("float32", False), ("bfloat16", True)])
+def test_masked_and_cut_are_within_the_tolerance_of_their_type(dtype, far):
+    """In bfloat16 roundings alone put their perplexities more than 0.1 % apart."""
+    layers = (LayerWidths(kv_heads=4, q_per_kv=1, mlp=512),) * 8
+    model = random_llama(LlamaSpec(vocab=64, embed=128, head_dim=16, layers=layers, tied=True), jax.random.key(0))
+    subject = LlamaSubject(jax.tree.map(lambda x: x.astype(dtype), model))
+    text = Windows(np.random.default_rng(0).integers(0, 64, (4, 16), np.int32), np.ones((4, 16), bool))
+    keep = {name: units.copy() for name, units in subject.existing.items()}
+    keep["mlp"][:, ::3] = keep["attention"][:, 0] = False
+    masked, small = run_losses(subject, text, keep, 2).perplexity, subject.cut(keep).losses(text, 2).perplexity
+    assert abs(small / masked - 1) <= subject.tolerance
+    assert (abs(small / masked - 1) > 1e-3) == far
 
 
 def test_what_lies_on_the_host_is_cut_without_a_program():
