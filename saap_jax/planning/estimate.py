@@ -124,6 +124,7 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     return Estimate((parameters + loaded) / shards, state, temporaries, flops, moved, sent)
 
 
+@functools.cache
 def needs_of(config: PlanConfig) -> frozenset[Statistic]:
     """Collect what the estimators need of the text.
 
@@ -146,10 +147,10 @@ def passes_of(config: PlanConfig, remat: Remat) -> tuple[bool, int]:
         return False, 1
     backward = [1 + (config.method == "full")]
     if config.task == "score":
-        sources: dict[str, set[str]] = {"loss": set()}
+        sources: dict[str, set[str]] = {}
         for need in needs_of(config):
             sources.setdefault(need.objective, set()).add(need.source)
-        backward = [2 if each & {"weights", "squares"} else int("gates" in each) for each in sources.values() if each]
+        backward = [2 if each & {"weights", "squares"} else int("gates" in each) for each in sources.values()]
     return any(backward), sum(1 + each + (each > 0 and remat == "full") for each in backward or [0])
 
 
