@@ -65,10 +65,13 @@ def parse_source(source: str) -> Source:
     Source(format='jsonl', path='web/c4.jsonl', field='text')
     >>> parse_source("notes.md")
     Source(format='text', path='notes.md', field='')
+    >>> parse_source("c#4.jsonl"), parse_source("c#4.jsonl#raw").field
+    (Source(format='jsonl', path='c#4.jsonl', field='text'), 'raw')
     """
     kind, colon, path = source.partition(":")
     if not colon:
-        kind, path = _SUFFIXES.get(Path(source.partition("#")[0]).suffix, ""), source
+        file = source if Path(source).suffix in _SUFFIXES else source.rpartition("#")[0]
+        kind, path = _SUFFIXES.get(Path(file).suffix, ""), source
     if not path or (kind not in (*FORMATS, "tfds") and not (kind == "builtin" and path in BUILTIN)):
         known = {name: f"builtin:{name}" for name in BUILTIN}
         known |= {name: name for name in known.values()} | {name: f"{name}:PATH" for name in FORMATS}
@@ -80,7 +83,7 @@ def parse_source(source: str) -> Source:
         )
     if kind not in ("jsonl", "tfds"):
         return Source(kind, path)
-    path, _, field = path.partition("#")
+    path, _, field = path.rpartition("#") if "#" in path and not path.endswith(".jsonl") else (path, "", "")
     if kind == "tfds":
         tfds_source.parse_reference(source, path)
     return Source(kind, path, field or "text")

@@ -24,6 +24,10 @@ def paragraphs(documents):
 
 def test_a_source_is_a_format_and_a_path():
     assert parse_source("a/b.jsonl#output") == ("jsonl", "a/b.jsonl", "output")
+    assert (
+        parse_source("a#b.jsonl#output") == parse_source("jsonl:a#b.jsonl#output") == ("jsonl", "a#b.jsonl", "output")
+    )
+    assert parse_source("a#b.txt") == ("text", "a#b.txt", "")
     assert parse_source("text:a:b.rst") == ("text", "a:b.rst", "")
     assert parse_source("tfds:c4/en:3.0.1@train[:1%]") == ("tfds", "c4/en:3.0.1@train[:1%]", "text")
 
