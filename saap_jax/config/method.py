@@ -5,6 +5,7 @@ JSON values only, refused early, the value named. What is done on them is said b
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
@@ -19,14 +20,14 @@ PACKAGED_MODELS = ("smollm2-135m", "gemma3-270m")
 
 
 def is_factory(name: str) -> bool:
-    """Say whether a name is `MODULE:FACTORY` or `FILE.py:FACTORY`.
+    """Say whether a name is `MODULE:FACTORY` or `FILE.py:FACTORY`, and nothing that lies here.
 
     >>> is_factory("mine.py:problem"), is_factory("package.models:make"), is_factory("smollm2-135m")
     (True, True, False)
     >>> is_factory("gs://bucket/model:v1")
     False
     """
-    return re.fullmatch(r".+:[A-Za-z_]\w*", name) is not None and "://" not in name
+    return bool(re.fullmatch(r".+:[A-Za-z_]\w*", name)) and "://" not in name and not Path(name).exists()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

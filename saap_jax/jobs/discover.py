@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from saap_jax.config.checks import is_remote
+from saap_jax.config.method import is_factory
 from saap_jax.config.use import DiscoverConfig
 from saap_jax.llama import load_model
 from saap_jax.report.blocks import Code
@@ -19,7 +19,7 @@ def discover(config: DiscoverConfig, *, track: Track = quiet) -> list[Any]:
     """Find the structures, draw them if that is asked for, and return what is to be shown."""
     check_target("--drawing", config.drawing)
     found: list[Any]
-    if ":" in config.model and not is_remote(config.model):
+    if is_factory(config.model):
         traced, verdicts = traced_factory(config.model)
         found = [*traced_tables(config.model, traced, verdicts), *([Code("", describe(traced))] * config.details)]
     else:
