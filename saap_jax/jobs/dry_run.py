@@ -34,8 +34,7 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
     where = config.out if alone else f"{config.runs}/{config.name}"
     if alone and exists(where):
         raise ValueError(f"out: expected a directory that does not exist yet, found {where}; choose another --out")
-    run = config.from_run if alone else ""
-    calibration = calibration_of(run, config.model.name) if run else config.calibration
+    calibration = calibration_of(config) if alone else config.calibration
     size = calibration.batch_size
     chains = expand([config.chain] if alone else config.methods)
     ratios, seeds = ([config.ratio or 0.2], [0]) if alone else (config.ratios, config.seeds_drawn)

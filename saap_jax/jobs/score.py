@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from saap_jax.config.jobs import USUAL, ScoreConfig
+from saap_jax.config.jobs import USUAL, PruneConfig, ScoreConfig
 from saap_jax.config.method import CalibrationConfig
 from saap_jax.jobs.job import check, load, run_job
 from saap_jax.report.pages.score import find_patterns, fusion_table, pattern_table, rank_table
@@ -108,15 +108,29 @@ def source_run(path: str, model: str) -> RunRecord:
     return record
 
 
-def calibration_of(path: str, model: str) -> CalibrationConfig:
-    """Tell on which text a run's scores were made: of several seeds, the first."""
+def calibration_of(config: PruneConfig) -> CalibrationConfig:
+    """Tell on which text a model is pruned: with `from_run` that of the run's scores, of several seeds the first.
+
+    Raises:
+        ValueError: no run of the model, or one on other text than is asked for beside it.
+    """
+    path, model, asked = config.from_run, config.model.name, config.calibration
+    if not path:
+        return asked
     record = source_run(path, model)
     with reading(f"{path}/run.json", "the fields of a calibration"):
         if record["config"].get("from_run"):
             record = source_run(str(record["config"]["from_run"]), model)
         calibration = record["config"]["calibration"]
         known = CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
-        return dataclasses.replace(known, seed=record.get("seeds", {}).get("calibration", [known.seed])[0])
+        known = dataclasses.replace(known, seed=record.get("seeds", {}).get("calibration", [known.seed])[0])
+    for name, value in vars(known).items():
+        if getattr(asked, name) not in (value, getattr(CalibrationConfig(), name)):
+            raise ValueError(
+                f"calibration.{name}: expected {value}, as {path} has it, beside from_run, got {getattr(asked, name)}; "
+                "leave it out, or prune without --from-run"
+            )
+    return known
 
 
 def shown(config: ScoreConfig, result: tuple[RunDirectory, Calibrated]) -> Iterator[Any]:

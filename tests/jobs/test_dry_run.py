@@ -47,6 +47,9 @@ def test_a_dry_run_reads_the_texts_that_the_job_reads_and_refuses_what_it_refuse
     assert main.main(["score", "--model", str(tiny_model_directory), *kept.split()]) == 0
     capsys.readouterr()
     assert "over 80 tokens of calibration" in told(f"{prune} --from-run runs/kept")
+    assert "over 80 tokens of calibration" in told(f"{prune} --from-run runs/kept {' '.join(kept.split()[:6])}")
+    said = told(f"{prune} --from-run runs/kept --calibration.examples 6")
+    assert "calibration.examples: expected 5, as runs/kept has it, beside from_run, got 6; leave it out" in said
     assert "found no run.json in gone" in told(f"{prune} --from-run gone")
 
 
