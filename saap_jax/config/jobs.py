@@ -135,6 +135,11 @@ class CompareConfig(SweepConfig):
             raise ValueError(
                 f"best_ratio: expected one of ratios {list(self.ratios)}, got {self.best_ratio}{meant(self.best_ratio)}"
             )
+        if self.new_tokens and not self.cut:
+            raise ValueError(
+                f"new_tokens: expected --cut beside it, since a cut model writes, got {self.new_tokens} without; give "
+                "--cut, or --new-tokens 0"
+            )
 
     @property
     def cut_ratio(self) -> float:

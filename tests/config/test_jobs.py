@@ -27,6 +27,7 @@ from saap_jax.steps.chain import parse
         (lambda: c.PruneConfig(ratio=30.0), "got 30.0; did you mean 0.3?"),
         (lambda: c.CompareConfig(ratios=(20.0, 50.0)), r"got 20.0; did you mean 0.2 0.5\?"),
         (lambda: c.CompareConfig(best_ratio=50.0), r"got 50.0; did you mean 0.5\?"),
+        (lambda: c.CompareConfig(new_tokens=64), "new_tokens: expected --cut beside it, .* got 64 without"),
         (lambda: o.CalibrationConfig(seed=2**32), r"calibration.seed: expected a number in \[0, 2\^32\)"),
         (lambda: c.CompareConfig(seeds=(0, -1)), r"seeds: expected a number in"),
         (lambda: parse("wanda > uniform > rounds(10.0)"), r"rounds.every: .* got 10.0; did you mean 0.1\?"),
@@ -74,6 +75,13 @@ def test_refused(make, message):
 )  # fmt: skip
 def test_the_ratio_of_the_cut_model_follows_from_the_ratios(ratios, given, cut):
     assert c.CompareConfig(ratios=ratios, best_ratio=given).cut_ratio == cut
+
+
+def test_a_directory_that_lies_here_is_no_factory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert o.ModelConfig(name="models:small").traced
+    (tmp_path / "models:small").mkdir()
+    assert not o.ModelConfig(name="models:small").traced
 
 
 @pytest.mark.parametrize(
