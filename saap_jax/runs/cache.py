@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,9 +56,14 @@ class FileCache:
         self._write(f"{key}.json", content)
 
     def clear(self) -> None:
-        """Delete what is kept, and no other file; the directory with it where nothing else is there."""
+        """Delete what is kept, with cut models and what killed processes left, and no other file; the directory with it
+        where nothing else is there."""
         for file in self.path.iterdir():
-            if re.fullmatch(r"\.?[0-9a-f]{64}\.(npz|json).*", file.name):
+            if not re.fullmatch(r"\.*[0-9a-f]{64}(\.(npz|json).*|\.partial)?", file.name):
+                continue
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
                 file.unlink()
         if not any(self.path.iterdir()):
             self.path.rmdir()

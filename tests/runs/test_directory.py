@@ -259,6 +259,22 @@ def test_two_jobs_may_keep_the_same_at_once(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["key.json"]
 
 
+def test_the_cache_is_cleared_of_all_that_commands_leave_there(tmp_path):
+    """Cut models, and halves of files and models, of killed processes too."""
+    cache, (one, other, third) = FileCache(tmp_path / ".cache"), (letter * 64 for letter in "abc")
+    for name in (
+        f"{one}/model.safetensors",
+        f".{other}.partial/x",
+        f"..{third}.json.7.partial",
+        f"{one}.npz",
+        "mine.npz",
+    ):
+        (cache.path / name).parent.mkdir(exist_ok=True, parents=True)
+        (cache.path / name).touch()
+    cache.clear()
+    assert [path.name for path in cache.path.iterdir()] == ["mine.npz"]
+
+
 def test_what_is_kept_is_of_one_state_of_all_sources(tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(digests, "_HOME", tmp_path)
