@@ -113,7 +113,7 @@ def _pruned(
     One pass scores for all ratios; its time counts for each of them.
 
     Raises:
-        ValueError: fewer parameters went than were asked for.
+        ValueError: fewer parameters went than were asked for, or some were added.
     """
     text = subject.scenarios(
         CalibrationConfig(scenarios=(config.calibration,), examples=EXAMPLES, length=LENGTH, seed=seed)
@@ -130,10 +130,12 @@ def _pruned(
         jax.block_until_ready(state.subject.model)
         seconds = scored - start + _processor_seconds() - began
         removed = subject.removed(state.keep)
-        if removed < ratio * subject.prunable or state.subject.parameters > subject.parameters:
+        if removed < ratio * subject.prunable:
+            said = f"got {removed / subject.prunable:.1%}"
+            raise ValueError(f"{chain.name}: expected {ratio:.0%} of the prunable parameters gone, {said}")
+        if added := state.subject.parameters - subject.parameters:
             raise ValueError(
-                f"{chain.name}: expected {ratio:.0%} of the prunable parameters gone, "
-                f"got {removed / subject.prunable:.1%}"
+                f"{chain.name}: expected no parameters beside the model's, got {added:,} more, as of biases"
             )
         losses = run_losses(state.subject, windows, state.keep, ROWS).means
         yield {"losses": losses.tolist(), "minutes": seconds / 60, "parameters": subject.parameters - removed}

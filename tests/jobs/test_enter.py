@@ -85,6 +85,10 @@ WRONG = {
     "no method": ("CHAIN = 'wanda'", 'expected METHOD = "CHAIN", got none'),
     "a method of another kind": ("METHOD = 3", "got int"),
     "an unknown step": ("METHOD = 'wnda'", "did you mean 'wanda'"),
+    "biases": (
+        "METHOD = 'wanda > uniform > bias'",
+        "expected no parameters beside the model's, got 64 more, as of biases",
+    ),
     "code that fails": ("METHOD = 1 / 0", "division by zero"),
     "units that stay": (
         "import dataclasses\nimport saap_jax\n\n@saap_jax.step('all_stay')\n@dataclasses.dataclass(frozen=True)\n"
