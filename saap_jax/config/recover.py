@@ -16,6 +16,7 @@ from saap_jax.config.checks import (
     at_least,
     check_not_negative,
     check_positive,
+    check_ratios,
     check_several,
 )
 from saap_jax.config.mesh import MeshConfig
@@ -68,7 +69,7 @@ class TrainingTextConfig(Checked):
     """What leads to a response: the prompt of Alpaca, or the model's own chat template."""
     length: Length = 256
     """Tokens a row."""
-    held_out: Share = 0.05
+    held_out: Annotated[float, check_ratios] = 0.05
     """Share of the pieces that is not trained on: it says which checkpoint is the best, and when to stop."""
     held_out_rows: Positive = 64
     """The most rows of what is held out that are measured; the rest is not trained on either."""
