@@ -190,7 +190,8 @@ class Evaluator:
     def losses(
         self, names: Sequence[str], windows: Mapping[str, np.ndarray], doing: str, stage: Stage | None
     ) -> dict[str, Row]:
-        """Measure `losses` by metric and `seconds` of each candidate on some windows of each text."""
+        """Count `parameters`, and measure `losses` by metric and `seconds`, of each candidate on some windows of each
+        text."""
         firsts = {self.models[name]: name for name in reversed(names)}
         order = list(dict.fromkeys(self.models[name] for name in names))
         rows = {name: chosen.tolist() for name, chosen in windows.items()}
@@ -199,10 +200,11 @@ class Evaluator:
         text = self.subject.join([self.subject.rows(self.texts[n], c) for n, c in windows.items() if len(c)])
         tokens = self.subject.count(text)[1]
 
-        def keep(model: str, losses: WindowLosses, seconds: float) -> None:
+        def keep(model: str, losses: WindowLosses, seconds: float, subject: Subject, units: Keep) -> None:
             ends = np.cumsum([len(chosen) for chosen in windows.values()])[:-1]
             parts = {n: part.tolist() for n, part in zip(windows, np.split(losses.means, ends), strict=True)}
-            self.cache.keep(keys[model], {"losses": parts, "seconds": seconds})
+            parameters = subject.parameters - subject.removed(units)  # with biases that a repair has added
+            self.cache.keep(keys[model], {"parameters": parameters, "losses": parts, "seconds": seconds})
             found[model] = self.cache.value(keys[model])
             if stage is not None:
                 stage.tokens += tokens
@@ -219,7 +221,8 @@ class Evaluator:
         for model in self.track("repair and evaluate", changed, len(changed)) if changed else ():
             began, candidate = time.perf_counter(), self.asked[firsts[model]]
             state = self.state(candidate)
-            keep(model, run_losses(state.subject, text, state.keep, self.batch_size), time.perf_counter() - began)
+            losses = run_losses(state.subject, text, state.keep, self.batch_size)
+            keep(model, losses, time.perf_counter() - began, state.subject, state.keep)
             if firsts[model] in self.cuttable and mean(model) < lowest:
                 self.drop()
                 self.cut(firsts[model])
@@ -238,7 +241,7 @@ class Evaluator:
             seconds = (time.perf_counter() - began) / len(group)
             for number, losses in group.items():
                 if number not in done:
-                    keep(models[number], losses, seconds)
+                    keep(models[number], losses, seconds, self.subject, sets[number])
             began = time.perf_counter()
 
     # --- rows
@@ -250,24 +253,18 @@ class Evaluator:
         windows = {name: np.arange(rows) for name, rows in self.rows.items()}
         found, rows = self.losses(names, windows, doing, stage), {}
         for name in names:
-            measured = {
-                "ppl": {n: figure(n, np.asarray(values)) for n, values in found[name]["losses"].items()},
-                "losses": found[name]["losses"], "seconds": found[name]["seconds"],
-            }  # fmt: skip
-            rows[name] = self.record(name, about.get(name, {}), measured)
+            ppl = {metric: figure(metric, np.asarray(each)) for metric, each in found[name]["losses"].items()}
+            rows[name] = self.record(name, about.get(name, {}), {"ppl": ppl, **found[name]})
         return rows
 
     def record(self, name: str, about: Row, measured: Row) -> Row:
         """Add a record to the run, unless it holds the same, and return it."""
-        keep = self.keeps[name]
-        parameters = self.subject.parameters - self.subject.removed(keep)
         if name == DENSE:
-            row = {"parameters": parameters, **measured}
-            self.run.update(dense=row)
-            return row
+            self.run.update(dense=measured)
+            return measured
+        keep = self.keeps[name]
         row = {
-            "candidate": name, **about,
-            "ratio_actual": self.subject.removed(keep) / self.subject.prunable, "parameters": parameters,
+            "candidate": name, **about, "ratio_actual": self.subject.removed(keep) / self.subject.prunable,
             "kept": {structure: keep[structure].sum(axis=1).tolist() for structure in self.subject.existing},
             "keep": keep_digest(keep), "model": self.models[name], **measured,
         }  # fmt: skip

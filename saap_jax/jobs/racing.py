@@ -37,6 +37,7 @@ class Race:
         self.laps: dict[str, dict[str, list[float]]] = {}
         """By model and metric, losses of the windows in the order of the race."""
         self.seconds: dict[str, float] = {}
+        self.parameters: dict[str, int] = {}
 
     def run(
         self, fields: Sequence[Field], doing: str, stage: Stage | None, *, level: float = LEVEL, handicap: float = 0.0
@@ -77,6 +78,7 @@ class Race:
                     before = self.laps.get(model, {})
                     self.laps[model] = {name: [*before.get(name, []), *new] for name, new in lap["losses"].items()}
                     self.seconds[model] = self.seconds.get(model, 0.0) + lap["seconds"]
+                    self.parameters[model] = lap["parameters"]
 
     def _have(self, name: str) -> int:
         """Count the windows of the judging text that a candidate has been evaluated on."""
@@ -111,7 +113,7 @@ class Race:
             ppl[metric] = figure(metric, own) if len(values) == len(whole) else expected
         count, lists = self._have(name), {metric: values.tolist() for metric, values in losses.items()}
         rest = {"losses": lists} if count == self.rows else {"windows": count, "seen": lists}
-        return {"ppl": ppl, **rest, "seconds": self.seconds[model]}
+        return {"ppl": ppl, "parameters": self.parameters[model], **rest, "seconds": self.seconds[model]}
 
     def counted(self, names: Iterable[str]) -> Row:
         """Count what was evaluated of candidates: windows of the judging text, of how many, of how many keep-sets."""

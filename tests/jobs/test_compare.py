@@ -93,6 +93,17 @@ def test_the_best_is_cut_and_loads(config, run):
     assert best["ppl"][OUT] == pytest.approx(best["ppl_masked"][OUT], rel=1e-3)
 
 
+@pytest.mark.slow
+def test_parameters_and_bytes_are_those_of_the_cut_model(config, tmp_path):
+    """With the biases that a repair adds, and without what a file has beside the weights."""
+    changes = {"methods": ("random > uniform > bias",), "ratios": (0.5,), "best_ratio": 0.5}
+    run = compare.compare(dataclasses.replace(config, runs=str(tmp_path), **changes))
+    (row,), best, dense = run.candidates(), run.record["best"], run.record["dense"]["parameters"]
+    assert row["parameters"] == best["parameters"]
+    assert row["parameters"] > dense - row["ratio_actual"] * run.record["model"]["prunable_parameters"], "control"
+    assert (best["bytes"], best["dense_bytes"]) == (4 * best["parameters"], 4 * dense)
+
+
 def test_a_cut_model_that_differs_from_the_masked_one_is_an_error(config, tmp_path, monkeypatch):
     """Negative control of the check above: cutting other units than those that were masked does not pass."""
     other = dataclasses.replace(config, runs=str(tmp_path), methods=("wanda",), ratios=(0.5,), best_ratio=0.5)

@@ -70,7 +70,7 @@ def test_whole_rows_are_those_of_a_whole_evaluation(run, whole):
     assert rows.keys() == known.keys()
     assert any("windows" in row for row in rows.values())
     for name, row in rows.items():
-        assert row["keep"] == known[name]["keep"]
+        assert (row["keep"], row["parameters"]) == (known[name]["keep"], known[name]["parameters"])
         if "windows" in row:
             assert "losses" not in row
             assert row["windows"] < 40
