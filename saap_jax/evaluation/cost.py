@@ -15,7 +15,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -95,11 +94,6 @@ def program_bytes(memory: Any) -> int:
 def weight_bytes(model: Any) -> int:
     """Count the bytes of all parameters in memory; a tied unembedding counts once."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model))
-
-
-def directory_bytes(directory: Path, pattern: str = "*") -> int:
-    """Count the bytes of a directory's files that match a pattern."""
-    return sum(path.stat().st_size for path in directory.glob(pattern))
 
 
 def token_macs(model: Llama, context: int | float = 0, *, unembed: bool = True) -> int | float:

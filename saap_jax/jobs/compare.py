@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from saap_jax.config.jobs import CompareConfig
-from saap_jax.evaluation.cost import directory_bytes, read_prices, run_cost
+from saap_jax.evaluation.cost import read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs import origins
 from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of
@@ -153,7 +153,7 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
         best={
             "candidate": best.name,
             "parameters": loaded.parameters,
-            "bytes": broadcast(lambda: directory_bytes(directory, "*.safetensors")),
+            "bytes": loaded.bytes,
             "dense_bytes": whole.bytes,
             "forward_seconds": seconds,
             "dense_forward_seconds": dense_seconds,

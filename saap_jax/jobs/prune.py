@@ -13,7 +13,6 @@ import numpy as np
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.recover import MethodConfig
-from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.export.hf import Form, check_form
 from saap_jax.export.widths import uniform_widths, width_note
 from saap_jax.jobs import origins, targets
@@ -133,7 +132,7 @@ def _prune(
         if texts_written:
             made["written"] = texts_written
         cut.save(out, selection.keep, about, further=origins.files_of(origin, made, cut, out.name))
-    facts = size_rows(subject, cut, selection, losses, broadcast(lambda: directory_bytes(out, "*.safetensors")))
+    facts = size_rows(subject, cut, selection, losses)
     facts += told_rows(state.told, "matrices" if isinstance(subject, TracedSubject) else "sub-blocks")
     for doing, taken in zip(("choose units", "make up for what went"), np.diff(clock), strict=True):
         facts.append((f"seconds to {doing}", f"{taken:,.0f}"))
@@ -168,14 +167,12 @@ def further_of(config: PruneConfig, spec: LlamaSpec) -> list[str]:
     return [f"ab {out} {dense}", recover, *(f"export {out} {out}-hf --format {form}" for form in fits[:1])]
 
 
-def size_rows(
-    subject: Subject, cut: Any, selection: Selection, losses: Mapping[str, float], size: int
-) -> list[tuple[str, str]]:
-    """Write how much went; `size` are the bytes of the saved file, `losses` those of a traced model."""
+def size_rows(subject: Subject, cut: Any, selection: Selection, losses: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Write how much went; `losses` are those of a traced model."""
     rows = [
         ("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})"),
         ("parameters", f"{subject.parameters:,} -> {cut.parameters:,}"),
-        ("bytes of weights", f"{subject.whole().bytes:,} -> {size:,}"),
+        ("bytes of weights", f"{subject.whole().bytes:,} -> {cut.bytes:,}"),
     ]
     if not isinstance(subject, TracedSubject):
         return [*rows, ("segments of equal layers", str(cut.segments))]
