@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -129,8 +130,13 @@ def parse(name: str, command: Command, words: list[str]) -> Call:
     kind = imported(command.config)
     known = options_of(kind) | {name: value for each in command.options for name, value in options_of(each).items()}
     words = named_well(words, known)
-    end = next((place for place, word in enumerate(words) if word.startswith("-") and word != "-"), len(words))
+    end = next((place for place, word in enumerate(words) if re.match("--?[A-Za-z]", word)), len(words))
     default, given = _first(name, command, kind, words[:end])
+    asked = [*given, *words[end:]]
+    for option, hint in known.items():
+        twice = sum(word.partition("=")[0] == f"--{option}" for word in asked) > 1
+        if twice and (f"--{option}" in given or "tuple[" in str(hint)):  # of others the last one counts
+            raise ValueError(f"{name}: --{option}: expected once, with all its values behind it, got it twice")
     parts: list[Any] = [("config", Annotated[kind, tyro.conf.arg(name="")], *default)]
     parts += [(each.__name__.lower(), Annotated[each, tyro.conf.arg(name="")], each()) for each in command.options]
     arguments = dataclasses.make_dataclass("Arguments", parts, kw_only=True)
@@ -138,7 +144,7 @@ def parse(name: str, command: Command, words: list[str]) -> Call:
     about = str(kind.__doc__).partition(">>>")[0]
     try:
         found, left = tyro.cli(
-            arguments, args=[*given, *words[end:]], prog=prog, description=about, compact_help=True,
+            arguments, args=asked, prog=prog, description=about, compact_help=True,
             return_unknown_args=True,
         )  # fmt: skip
         if left:

@@ -1,5 +1,6 @@
 """Words of a command: names of one thing, lists with commas, and what is known to be wrong before jax is loaded."""
 
+import shlex
 import subprocess
 import sys
 
@@ -36,11 +37,19 @@ def test_names_in_the_sources_are_those_that_are_registered():
         ("recover", "--model.name a/b", "model", "a/b"),
         ("recover", "a/b --method lora", "method", MethodConfig(name="lora")),
         ("compare", "--no-race --model a/b", "race", False),
+        ("compare", "--name a --name b", "name", "b"),
+        ("generate", "model '- one' '-1 or two' --seed 3", "prompts", ("- one", "-1 or two")),
     ],
 )
 def test_options_are_known_by_each_of_their_names(command, words, field, value):
-    config = parse(command, main.COMMANDS[command], words.split()).config
+    config = parse(command, main.COMMANDS[command], shlex.split(words)).config
     assert getattr(config, field) == value
+
+
+@pytest.mark.parametrize("words", ["wanda --methods flap", "--method wanda --methods=flap", "--ratio 0.2 --ratios 0.3"])
+def test_what_takes_several_values_is_said_once(words):
+    with pytest.raises(ValueError, match=r"compare: --(methods|ratios): expected once, with all its values behind it"):
+        parse("compare", main.COMMANDS["compare"], words.split())
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,9 @@ def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, 
     file.write_text(
         "from saap_jax.config.recover import RecoverConfig\nCONFIG = RecoverConfig(name='mine', new_tokens=0)\n"
     )
-    words = ["recover", str(tiny_model_directory), str(file), *options[2:], "--training.max-steps", "3"]
-    words += ["--data.sources", f"instruct:{data}", "--data.length", "200", "--training.distillation", "0.5"]
+    more = [f"instruct:{data}" if word.startswith("text:") else word for word in options[2:]]
+    words = ["recover", str(tiny_model_directory), str(file), *more, "--training.max-steps", "3"]
+    words += ["--data.length", "200", "--training.distillation", "0.5"]
     assert main.main(words) == 0
     first = capsys.readouterr().out
     assert "30 documents" in first
@@ -181,7 +182,8 @@ def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, 
 def test_bad_input_is_one_line_and_leaves_nothing(options, words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    assert message in refused(capsys, ["recover", *options, *words])
+    at = options.index(words[0]) if words[0] in options else len(options)
+    assert message in refused(capsys, ["recover", *options[:at], *options[at + 2 :], *words])
     assert not (tmp_path / "runs").exists()
 
 

@@ -174,7 +174,7 @@ def numbers(tree, path: str = "") -> list[tuple[str, float]]:
 
 def test_four_processes_score(scored, tiny_model_directory, tmp_path):
     jobs = jobs_of(tiny_model_directory, tmp_path, ["--mesh.data", "2", "--mesh.fsdp", "-1"])
-    together(4, 1, [[*jobs[0], "--estimators", "gate_fisher"]], tmp_path)
+    together(4, 1, [[word for word in jobs[0] if word != "fisher"]], tmp_path)
     same_scores(tmp_path / "runs" / "score" / "scores.npz", scored / "runs" / "score" / "scores.npz")
 
 
