@@ -133,7 +133,7 @@ def _pruned(
         if removed < ratio * subject.prunable:
             said = f"got {removed / subject.prunable:.1%}"
             raise ValueError(f"{chain.name}: expected {ratio:.0%} of the prunable parameters gone, {said}")
-        if added := state.subject.parameters - subject.parameters:
+        if (added := state.subject.parameters - subject.parameters) > 0:
             raise ValueError(
                 f"{chain.name}: expected no parameters beside the model's, got {added:,} more, as of biases"
             )
