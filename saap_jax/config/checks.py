@@ -92,45 +92,36 @@ def _is(value: Any, hint: Any) -> bool:
 # --- checks --------------------------------------------------------------------------------------
 
 
-def at_least(least: int) -> Check:
-    """Make the check that a number, or each of several, is at least so large."""
+def number(said: str, holds: Callable[[Any], bool]) -> Check:
+    """Make the check that a number, or each of several, is one of those that `said` names and that hold."""
 
     def check(name: str, value: Any) -> None:
         for each in value if isinstance(value, tuple | list) else (value,):
-            check_at_least(name, each, least)
+            if not holds(each):
+                raise ValueError(f"{name}: expected {said}, got {each}{meant(float(each))}")
 
     return check
 
 
+def at_least(least: int) -> Check:
+    """Make the check that a number, or each of several, is at least so large."""
+    return number(f"at least {least}", lambda value: value >= least)
+
+
 def check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    at_least(least)(name, value)
 
 
-def check_seed(name: str, value: int) -> None:
-    if not 0 <= value < 2**32:
-        raise ValueError(f"{name}: expected a number in [0, 2^32), got {value}")
-
-
-def check_share(name: str, value: Any) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number in [0, 1], got {value}{meant(value)}")
+check_seed = number("a number in [0, 2^32)", lambda value: 0 <= value < 2**32)
+check_share = number("a number in [0, 1]", lambda value: 0 <= value <= 1)
+check_positive = number("a number above 0", lambda value: 0 < value < math.inf)
+check_not_negative = number("a number of at least 0", lambda value: 0 <= value < math.inf)
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
     """Raise ValueError unless `value` is one of the `choices`, a Literal."""
     if value not in get_args(choices):
         raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")
-
-
-def check_positive(name: str, value: Any) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a number above 0, got {value}")
-
-
-def check_not_negative(name: str, value: Any) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}: expected a number of at least 0, got {value}")
 
 
 def check_several(name: str, values: Any) -> None:

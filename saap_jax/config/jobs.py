@@ -18,6 +18,7 @@ from saap_jax.config.checks import (
     check_seed,
     check_several,
     meant,
+    number,
     read_percent,
 )
 from saap_jax.config.mesh import EXPERT, MeshConfig
@@ -69,12 +70,6 @@ class JobConfig(Checked):
             )
 
 
-def _check_seeds(name: str, values: Any) -> None:
-    check_several(name, values)
-    for value in values:
-        check_seed(name, value)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgingConfig(JobConfig):
     """What commands ask for that evaluate many candidates."""
@@ -98,7 +93,7 @@ class SweepConfig(JudgingConfig):
     methods: Names = USUAL
     """Chains, `"wanda > uniform > least_squares"` or `wanda,uniform,least_squares`, and recipes by name; braces
     stand for several: `"{wanda,fisher} > {uniform,global}"`. `saap methods` lists what there is."""
-    seeds: Annotated[tuple[int, ...], _check_seeds] = ()
+    seeds: Annotated[tuple[int, ...], check_several, check_seed] = ()
     """Seeds of the calibration text, in place of `calibration.seed`; one pass each. Three or more say how much a result
     depends on the text drawn."""
     ratios: Ratios = (0.2, 0.5)
@@ -149,11 +144,6 @@ class CompareConfig(SweepConfig):
         return 0.2 if 0.2 in self.ratios else min((ratio for ratio in self.ratios if ratio), default=0.0)
 
 
-def _check_tolerance(name: str, value: Any) -> None:
-    if not 0.0005 <= value < 1:
-        raise ValueError(f"{name}: expected a ratio in [0.0005, 1), got {value}{meant(value)}")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrontierConfig(SweepConfig):
     """Perplexity against ratio, and the largest ratio that still holds a limit, of each variant and seed."""
@@ -167,7 +157,7 @@ class FrontierConfig(SweepConfig):
     max_ppl_increase: Annotated[str, read_percent] = "10%"
     """How far the perplexity may be above the unpruned model's, on the text out of the calibration domain where there
     is one: a percentage with its sign."""
-    tolerance: Annotated[float, _check_tolerance] = 0.005
+    tolerance: Annotated[float, number("a ratio in [0.0005, 1)", lambda ratio: 0.0005 <= ratio < 1)] = 0.005
     """How exactly the largest ratio is found."""
     resamples: Positive = 1000
     """Bootstrap resamples of each interval."""

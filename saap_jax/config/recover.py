@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from saap_jax.config.checks import (
     Checked,
@@ -18,6 +18,7 @@ from saap_jax.config.checks import (
     check_positive,
     check_ratios,
     check_several,
+    number,
 )
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import EvaluationConfig, Length
@@ -26,11 +27,6 @@ from saap_jax.types import AttentionPath, Remat
 Matrix = Literal["query", "key", "value", "output", "gate", "up", "down"]
 Floor = Annotated[float, check_not_negative]
 Above = Annotated[float, check_positive]
-
-
-def _check_finite(name: str, value: Any) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +46,7 @@ class MethodConfig(Checked):
     """Of `groupwise`: `nearest`, or a `search` for the scales that round best."""
     rank: Positive = 8
     """Of adapters: r, their width."""
-    scale: Annotated[float, _check_finite] = 16.0
+    scale: Annotated[float, number("a finite number", math.isfinite)] = 16.0
     """Of adapters: η; they are multiplied by η/r."""
     matrices: Annotated[tuple[Matrix, ...], check_several] = ("query", "key", "value", "output", "gate", "up", "down")
     """Of adapters: the matrices that have one (with `groupwise`: that are quantised and have one)."""
