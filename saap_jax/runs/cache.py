@@ -4,13 +4,14 @@ Written under a temporary name and renamed, so a killed job leaves no half file.
 again. One process of a job writes, all read.
 """
 
+import contextlib
 import io
 import json
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,11 @@ class FileCache:
         """Keep the arrays of a key."""
         self._write(f"{key}.npz", arrays_file(arrays, key))
 
-    def value(self, key: str, make: Callable[[], Any] | None = None) -> Any:
-        """Read the JSON value of a key, made where it is not there yet; None without `make`."""
+    def value(self, key: str) -> Any:
+        """Read the JSON value of a key; None where there is none."""
         if key not in self._values:
-            try:
+            with contextlib.suppress(ValueError):
                 self._values[key] = json.loads(self._read(f"{key}.json"))
-            except ValueError:
-                if make is not None:
-                    self.keep(key, make())
         return self._values.get(key)
 
     def keep(self, key: str, value: Any) -> None:

@@ -1,7 +1,6 @@
 """The words to type for another run in the setting of one that is on record, with a few options changed."""
 
 import dataclasses
-import itertools
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -112,7 +111,6 @@ def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[s
         elif isinstance(usual, bool) and value != usual:
             words.append(f"--{name}" if value else f"--{prefix}no-{field.name}".replace("_", "-"))
         elif (tuple(value) if isinstance(usual, tuple) else value) != usual:
-            items = itertools.chain(*value.items()) if isinstance(usual, dict) else value
-            items = items if isinstance(usual, dict | tuple) else [value]
+            items = value if isinstance(usual, tuple) else [value]
             words += [f"--{name}", *(shlex.quote(str(item)) for item in items)]
     return words

@@ -11,9 +11,9 @@ Named = dict[str, float]
 Part = dict[str, Any]
 """An object whose fields are named where it is made."""
 
-Devices = Seeds = ModelRecord = Configuration = Cost = PerMillion = Part
+Devices = Seeds = ModelRecord = Configuration = Cost = Part
 Cut = Training = TrainingText = TracedStructure = Part
-Frontier = FrontierLine = Trial = RaceRecord = Part
+Frontier = Trial = RaceRecord = Part
 
 
 class Measured(TypedDict, total=False):
