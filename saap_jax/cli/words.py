@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import importlib.metadata
+import os
 import re
 import sys
 import typing
@@ -145,7 +146,7 @@ def _check_chain(text: str) -> None:
         if word in known or any(importlib.metadata.entry_points(group=group, name=word) for group in groups):
             continue
         near = repr(difflib.get_close_matches(word, [*known, *packaged()], 1, cutoff=0.0)[0])
-        meant = f"--model {text}" if text in PACKAGED_MODELS or Path(text).exists() else near
+        meant = f"--model {text}" if text in PACKAGED_MODELS or os.path.exists(text) else near
         raise ValueError(
             f"unknown step {word!r}; did you mean {meant}? `saap methods` lists steps, estimators and recipes"
         )

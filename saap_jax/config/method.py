@@ -4,8 +4,8 @@ JSON values only, refused early, the value named. What is done on them is said b
 """
 
 import dataclasses
+import os
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
@@ -27,7 +27,7 @@ def is_factory(name: str) -> bool:
     >>> is_factory("gs://bucket/model:v1")
     False
     """
-    return bool(re.fullmatch(r".+:[A-Za-z_]\w*", name)) and "://" not in name and not Path(name).exists()
+    return bool(re.fullmatch(r".+:[A-Za-z_]\w*", name)) and "://" not in name and not os.path.exists(name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@
 
 import contextlib
 import difflib
+import os
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, cast
@@ -73,14 +74,14 @@ def find(text: str) -> Reference:
     Raises:
         ValueError: a run without a candidate, or one that the run does not have.
     """
-    path = Path(text)
-    if (path / "run.json").is_file() and not (path / "config.json").is_file():
+    path = Path(text)  # of a long chain no name of a file: os.path says no then, where pathlib raises
+    if os.path.isfile(path / "run.json") and not (path / "config.json").is_file():
         example = next((row["candidate"] for row in read_candidates(path)[0]), DENSE)
         raise ValueError(f"{text} is a run: expected RUN:CANDIDATE or RUN:{DENSE}, such as {path}:{example}")
-    if path.exists() or ":" not in text or is_remote(text):
+    if os.path.exists(path) or ":" not in text or is_remote(text):
         return Reference(text)
     for place in (place for place, letter in enumerate(text) if letter == ":"):
-        if (Path(text[:place]) / "run.json").is_file():
+        if os.path.isfile(Path(text[:place]) / "run.json"):
             return _of_run(text, Path(text[:place]), text[place + 1 :])
     run = text.partition(":")[0]
     raise ValueError(f"{text}: expected a run directory before the colon, found no run.json in {run!r}; check the path")

@@ -79,6 +79,8 @@ def test_what_is_known_is_not_refused_by_its_name(known, monkeypatch):
     check_names(CompareConfig(methods=(known,)))
     with pytest.raises(ValueError, match="unknown step 'wnda'"):
         check_names(CompareConfig(methods=(known, "wnda")))
+    with pytest.raises(ValueError, match="unknown step 'wnda'"):
+        check_names(CompareConfig(methods=(f"{99 * 'wanda > '}wnda",)))
 
 
 @pytest.mark.parametrize("words", ["quickstart --ratio 0.3 --mesh.data -1", "mine.py:problem", "wanda,uniform"])

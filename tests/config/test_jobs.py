@@ -83,6 +83,7 @@ def test_a_directory_that_lies_here_is_no_factory(tmp_path, monkeypatch):
     assert o.ModelConfig(name="models:small").traced
     (tmp_path / "models:small").mkdir()
     assert not o.ModelConfig(name="models:small").traced
+    assert o.is_factory(f"{'long' * 99}.py:made"), "longer than names of files are"
 
 
 @pytest.mark.parametrize(

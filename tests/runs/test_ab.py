@@ -77,6 +77,8 @@ def test_what_stands_for_nothing(run, tmp_path):
             find(f"{run}:{name}")
     with pytest.raises(ValueError, match="expected one of the 4 models of .*run, such as"):
         find(f"{run}:x")
+    with pytest.raises(ValueError, match="expected one of the 4 models of .*run, such as"):
+        find(f"{run}:{' > '.join(99 * ['longer'])} than names of files@0.2")
     with pytest.raises(ValueError, match="found no run.json in .*none'; check the path"):
         find(f"{tmp_path}/none:wanda@0.2")
 
