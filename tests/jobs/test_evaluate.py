@@ -56,7 +56,6 @@ class TestEvaluate:
         words = ["evaluate", str(tiny_model_directory), "--tasks"]
         assert "found none at none.jsonl" in refused(capsys, [*words, "none.jsonl"])
         assert "tasks: expected each once" in refused(capsys, [*words, "choosing", "filling,choosing"])
-        assert "limit: expected at least 0, got -1" in refused(capsys, [*words, "choosing", "--limit", "-1"])
         assert "make the directory first" in refused(capsys, [*words, "choosing", "--json", str(tmp_path / "n" / "a")])
         assert "at least one source or task" in refused(capsys, ["evaluate", str(tiny_model_directory), "--sources"])
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

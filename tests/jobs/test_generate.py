@@ -58,12 +58,10 @@ def test_standard_input(words, capsys, monkeypatch, tiny_model_directory):
     ("more", "message"),
     [
         ([], "expected one or more texts"),
-        (["a", "--new-tokens", "0"], "new_tokens: expected at least 1, got 0"),
         (["a", "--new-tokens", "99999"], "more than the model's 2048 positions"),
         (["a", "--temperature", "-1"], "temperature: expected a number of at least 0 (0 is greedy), got -1.0"),
         (["a", "--top-p", "2"], "top_p: expected a probability in (0, 1], got 2.0"),
         (["a", "--top-k", "-2"], "top_k: expected at least 1"),
-        (["a", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
         (["a", "--chat"], "chat: expected a tokenizer with a chat template"),
         (["-"], "standard input"),
         (["a", "--stop", ""], "stop: expected strings of one character or more"),

@@ -103,7 +103,6 @@ def test_what_is_shown(words, said, tiny_model_directory, tmp_path, capsys):
         ("frontier --ratios 0.2 0.99", "ratios: expected at most 0.7"),
         ("frontier --methods gate_fischer", "did you mean 'gate_fisher'"),
         ("sensitivity --fractions 0.0 0.5", "fractions: expected numbers in (0, 1], got [0.0, 0.5]"),
-        ("sensitivity --fractions 0.5 0.5", "each once"),
         (
             "sensitivity --method magnitude>within(attention=0.0,multiple_of={mlp:4096})>uniform",
             "ratio: expected at most 0.0000",
@@ -111,11 +110,9 @@ def test_what_is_shown(words, said, tiny_model_directory, tmp_path, capsys):
         ("sensitivity --method fast", "method: expected a chain that scores units once, got fast, which chooses"),
         ("sensitivity --method magnitude>within(protect=(2,))", "protect: expected layers in [-2, 2) of this model"),
         ("compare --methods wanda>within(protect=(0,1))", "largest possible ratio is 0"),
-        ("compare --methods wandaa", "unknown step 'wandaa'; did you mean 'wanda'"),
         ("compare --methods wanda>learn", "learn: expected at"),
         ("compare --methods wanda>within(max_ratio={heads:0})", "within.max_ratio: expected some of attention, mlp"),
         ("compare --race --evaluation.windows 7", "evaluation.windows: expected at least 8 for a race, got 7"),
-        ("compare --race-margin -1", "race_margin: expected a number of at least 0, got -1"),
     ],
 )
 def test_refused_before_anything_is_scored(words, message, tiny_model_directory, tmp_path, capsys, monkeypatch):
