@@ -264,19 +264,7 @@ class Run(NamedTuple):
                 for layer, row in enumerate(values)
                 if len(there := row[~np.isnan(row)])
             ]
-        flat = [
-            {
-                place: each
-                for name, value in row.items()
-                for place, each in (
-                    [(f"{name}/{key}", one) for key, one in value.items()]
-                    if isinstance(value, Mapping)
-                    else [(name, value)]
-                )
-                if not isinstance(each, list | Mapping)
-            }
-            for row in measured
-        ]
+        flat = [*map(_flat, measured)]
         names = dict.fromkeys(name for row in flat for name in row)
         for row in flat:
             yield {name: row.get(name) for name in names}
@@ -284,6 +272,14 @@ class Run(NamedTuple):
     def __repr__(self) -> str:
         kind, status = self.record.get("kind", "run"), self.record.get("status")
         return f"Run({str(self.path)!r}, {kind}, {status}, {len(self.candidates)} candidates)"
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Put nested fields under `NAME/KEY`, and leave lists out."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        found |= {f"{name}/{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
+    return {name: value for name, value in found.items() if not isinstance(value, list | Mapping)}
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
