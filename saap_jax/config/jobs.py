@@ -182,8 +182,8 @@ class PruneConfig(JobConfig):
     """Share of the prunable parameters to remove, beside targets at least; without targets it has to be said."""
     targets: TargetsConfig = TargetsConfig()
     from_run: str = ""
-    """A run directory on whose text the model is pruned, by the scores that are kept beside it; empty: on
-    `calibration`."""
+    """A run directory on whose text the model is pruned, by the scores that are kept beside it; `calibration`, where
+    anything is said of it, has to be that of the run. Empty: on `calibration`."""
     judge: bool = True
     """Measure the perplexity and the speed of the unpruned and the pruned model at the end."""
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -12,7 +12,8 @@
 | `tfds:NAME@SPLIT#FIELD`   | text FIELD of a prepared TensorFlow data set's examples, see `tfds_source`         |
 
 A plain path that ends in .txt or .md means `text:`, one that ends in .jsonl (or .jsonl#FIELD) means `jsonl:`. A
-relative PATH that does not exist as given is looked up below the directory that the variable SAAP_DATA names.
+relative PATH that does not exist as given is looked up below the directory that the variable SAAP_DATA names. FIELD
+stands behind the last #; a path that ends in .jsonl has none.
 """
 
 import ast
