@@ -70,7 +70,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> PruneResult:
     """
     config.check_asked()
     chain = parse(config.chain)
-    calibration = calibration_of(config)
+    calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
     if layout is not None and (asked := targets.MEASURED & {*config.targets.asked}):
         raise ValueError(
@@ -172,7 +172,7 @@ def size_rows(subject: Subject, cut: Any, selection: Selection, losses: Mapping[
     rows = [
         ("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})"),
         ("parameters", f"{subject.parameters:,} -> {cut.parameters:,}"),
-        ("bytes of weights", f"{subject.whole().bytes:,} -> {cut.bytes:,}"),
+        ("bytes of weights in memory", f"{subject.whole().bytes:,} -> {cut.bytes:,}"),
     ]
     if not isinstance(subject, TracedSubject):
         return [*rows, ("segments of equal layers", str(cut.segments))]

@@ -25,7 +25,7 @@ class Measured(TypedDict, total=False):
     """Mean loss of each window, by metric."""
     parameters: int
     bytes: int
-    """Of the weights."""
+    """Of the weights, in memory."""
     seconds: float
     """Of the evaluation."""
     tokens_per_second: float

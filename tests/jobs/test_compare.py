@@ -14,6 +14,7 @@ from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.estimation.observe import observe_step
+from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import candidates_step, loss_step
 from saap_jax.jobs import candidates, compare, prune
 from saap_jax.llama.files.load import load_keep
@@ -86,7 +87,8 @@ def test_the_best_is_cut_and_loads(config, run):
     best = run.record["best"]
     at_ratio = [row for row in run.candidates() if row["ratio_asked"] == config.cut_ratio]
     assert best["ppl_masked"][OUT] == min(row["ppl"][OUT] for row in at_ratio)
-    loaded = saap_jax.load_model(run.path / "best")
+    loaded, dense = (saap_jax.load_model(each) for each in (run.path / "best", config.model.name))
+    assert (best["bytes"], best["dense_bytes"]) == (weight_bytes(loaded), weight_bytes(dense)), "both in memory"
     assert saap_jax.count_parameters(loaded) == best["parameters"] < run.record["dense"]["parameters"]
     winner = next(row for row in at_ratio if row["candidate"] == best["candidate"])
     assert load_keep(run.path / "best")["mlp"].sum(axis=1).tolist() == winner["kept"]["mlp"]

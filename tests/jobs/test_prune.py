@@ -240,6 +240,8 @@ def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
     assert len(pruned.told["scaled"]) > 1
     said = dict(pruned.rows)
     assert {"seconds to choose units", "seconds to make up for what went"} <= said.keys()
+    sizes = [weight_bytes(saap_jax.load_model(each)) for each in (tiny_model_directory, tmp_path / "out")]
+    assert said["bytes of weights in memory"] == "{:,} -> {:,}".format(*sizes)
     assert not (tmp_path / "out" / "targets.json").exists()
     quick = prune.prune(dataclasses.replace(config, method="fast", out=str(tmp_path / "fast")))
     assert all(each.corrected <= each.error for each in quick.told["corrections"]), "on the text that is given"

@@ -395,7 +395,7 @@ def _cut_rows(run: RunRecord) -> list[tuple[str, str, str, str]]:
     times = [("forward pass (ms)", *format_times(*best["turns"]))] if "turns" in best else []
     pairs: list[tuple[str, float, float, Any]] = [
         ("parameters (M)", number(dense.get("parameters")), number(best.get("parameters")), format_millions),
-        ("weights (MiB)", number(best.get("dense_bytes")), number(best.get("bytes")), format_mebibytes),
+        ("weights in memory (MiB)", number(best.get("dense_bytes")), number(best.get("bytes")), format_mebibytes),
     ]
     for metric in metrics(run):
         before, after = (number(record.get("ppl", {}).get(metric["name"])) for record in (dense, best))
