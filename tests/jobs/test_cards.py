@@ -7,6 +7,8 @@ import pytest
 from huggingface_hub.repocard import metadata_load
 
 from saap_jax.cli import main
+from saap_jax.config.recover import MethodConfig, RecoverConfig
+from saap_jax.jobs.origins import recovered
 from saap_jax.llama.files.sources import source_of
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
@@ -74,6 +76,21 @@ def test_the_best_of_a_comparison_has_figures_with_intervals(tiny_model_director
     assert "No perplexity" not in text
     assert "license: other" in text
     assert "do not say its licence" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"name": "lora", "rank": 4, "matrices": ("up", "down")}, "lora --rank 4 --matrices up down"),
+        ({"name": "groupwise"}, "groupwise"),
+    ],
+)
+def test_the_method_of_a_recovered_model_is_what_is_not_usual(method, said):
+    training, data, size = {"steps": 4, "best_step": 3, "rows": 8}, {"rows": 1}, {"parameters": 9}
+    run = {"training": training, "data": data, "before": size, "after": size}
+    facts = recovered(RecoverConfig(method=MethodConfig(**method)), run)["facts"]
+    assert (facts["method"], facts["learned from"]) == (said, "")
+    assert facts["training"] == "4 steps of 8 rows, seed 0; the model is that of step 3"
 
 
 @pytest.mark.parametrize(

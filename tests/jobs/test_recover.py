@@ -138,7 +138,7 @@ def test_the_dense_model_is_not_in_memory_when_its_top_logits_are_on_disk(option
 
 @pytest.mark.slow
 def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, tmp_path):
-    """On instruction data with distillation. A finished run is shown again."""
+    """On instruction data, beside the dense model's logits and hidden states. A finished run is shown again."""
     data = tmp_path / "data.jsonl"
     lines = [{"instruction": f"Count {n}.", "input": "", "output": f"{n} and {n}"} for n in range(30)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -148,13 +148,16 @@ def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, 
     )
     more = [f"instruct:{data}" if word.startswith("text:") else word for word in options[2:]]
     words = ["recover", str(tiny_model_directory), str(file), *more, "--training.max-steps", "3"]
-    words += ["--data.length", "200", "--training.distillation", "0.5"]
+    words += ["--data.length", "200", "--training.distillation", "0.5", "--training.hidden", "0.1"]
     assert main.main(words) == 0
     first = capsys.readouterr().out
     assert "30 documents" in first
     first_step, *_, last_step = read_candidates(tmp_path / "runs" / "mine")[0]
-    assert abs(first_step["divergence"]) < 1e-5  # the model is still the dense one
-    assert last_step["divergence"] > 1e-4
+    shown = {(tag, step): value for tag, step, value in scalars_in(tmp_path / "runs" / "mine" / "tensorboard")}
+    for name in ("divergence", "distance"):
+        assert abs(first_step[name]) < 1e-5  # the model is still the dense one
+        assert last_step[name] > 1e-4
+        assert shown[f"training/{name}", last_step["step"]] == pytest.approx(last_step[name])
     assert main.main([*words, "--resume"]) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == first.splitlines()[-3:]
 
