@@ -137,8 +137,10 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told]
             float(learning_rate_of(schedule)(step)), int((batch["segments"] > 0).sum()), time.perf_counter() - began,
         )  # fmt: skip
         step += 1
-        if step % plan.check_every == 0 or step == schedule.steps:
-            loss = held_out_loss(state.trained, training)
+        check = step % plan.check_every == 0 or step == schedule.steps
+        loss = held_out_loss(state.trained, training) if check else None
+        done(told._replace(held_out=loss))  # before the checkpoint, so that a kill leaves no step untold
+        if check:
             finite, best = loss is not None and math.isfinite(loss), progress["best_loss"]
             if finite and (best is None or loss < best):
                 progress |= {"best_step": step, "best_loss": loss, "waited": 0}
@@ -146,8 +148,6 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told]
                 progress |= {"waited": progress["waited"] + 1}
             progress |= {"iterator": batches.get_state()}
             checkpoints.save(state, progress, loss if finite else None)
-            told = told._replace(held_out=loss)
-        done(told)
     best, trained = progress["best_step"], state.trained
     if best is not None and best != step:
         checkpoints.wait()

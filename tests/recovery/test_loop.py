@@ -111,6 +111,18 @@ def test_the_best_parameters_are_returned_and_kept(tmp_path):
         assert checkpoints.steps == sorted({6, 9, outcome.best_step})
 
 
+def test_a_step_that_nobody_heard_of_is_made_again(tmp_path):
+    """As on a full disk, where the line of a step cannot be written: its checkpoint comes behind it."""
+
+    def deaf(told):
+        if told.step == 3:
+            raise KeyboardInterrupt
+
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(KeyboardInterrupt):
+        train(training_of(steps=6), checkpoints, done=deaf)
+    assert [step.step for step in run(tmp_path, training_of(steps=6))[1]] == [1, 2, 3, 4, 5, 6]
+
+
 def test_of_equal_losses_the_first_checkpoint_stays(tmp_path):
     """It is the best one for whoever reads it; where a later one is better, the first one goes."""
     state = start(training_of().initial, Schedule())
