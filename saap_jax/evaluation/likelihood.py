@@ -110,13 +110,13 @@ def encode(tokenizer: Tokenizer, text: str, *, special: bool | None = None) -> l
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
     """Tokenise a context, and what the continuation adds to it.
 
-    White space at the end of the context counts to the continuation, whose first token it begins. An empty context
-    stands for the token that begins texts; ValueError where there is none.
+    White space at the end of the context counts to the continuation, whose first token it begins. A context of nothing
+    else stands for the token that begins texts; ValueError where there is none.
 
     Source: `TemplateLM._encode_pair` and `HFLM.tok_encode` of lm-evaluation-harness 0.4.13.
     """
-    if not context:
-        tokens, prefix = encode(tokenizer, continuation, special=False), prefix_token(tokenizer)
+    if not context.rstrip():
+        tokens, prefix = encode(tokenizer, context + continuation, special=False), prefix_token(tokenizer)
         return Request((prefix,), tuple(tokens[1:] if tokens[:1] == [prefix] else tokens))
     before, whole = encode(tokenizer, context.rstrip()), encode(tokenizer, context + continuation)
     return Request(tuple(before), tuple(whole[len(before) :]))

@@ -82,6 +82,7 @@ def test_pairs(tokenizer):
     bos = tokenizer.bos_token_id
     assert encode_pair(tokenizer, "", "the") == Request((bos,), tuple(tokenizer.encode("the")))
     assert encode_pair(tokenizer, "", tokenizer.bos_token + "the") == Request((bos,), tuple(tokenizer.encode("the")))
+    assert encode_pair(tokenizer, " ", "the") == encode_pair(tokenizer, "", " the"), "a blank is no context"
     assert prefix_token(tokenizer) == bos
 
 
