@@ -8,9 +8,9 @@ from saap_jax.evaluation.differences import Check, Difference, decimals_of, verd
 from saap_jax.evaluation.resample import LEVEL, format_interval
 from saap_jax.evaluation.scales import format_ppl
 from saap_jax.report.blocks import Block, said, text_table
-from saap_jax.report.formats import VERDICT
+from saap_jax.report.formats import VERDICT, format_change
 from saap_jax.runtime.files import plain
-from saap_jax.runtime.words import MINUS, plural, signed
+from saap_jax.runtime.words import MINUS, plural
 
 
 class Compared(NamedTuple):
@@ -85,8 +85,14 @@ def comparison_blocks(comparison: Comparison) -> list[Block]:
     def line(one: Compared, name: str, form: Any) -> tuple[str, ...]:
         value, low, high = one.difference.percent
         digits = decimals_of(value)
-        interval = format_interval(low, high, lambda end: signed(end, digits)) or "n/a"
-        return (name, *map(form, one.values), signed(value, digits), interval, f"{100 * one.difference.win_rate:.1f}")
+        interval = format_interval(low, high, lambda end: format_change(end, digits)) or "n/a"
+        return (
+            name,
+            *map(form, one.values),
+            format_change(value, digits),
+            interval,
+            f"{100 * one.difference.win_rate:.1f}",
+        )
 
     texts = [
         line(one, f"{one.name} ({one.about})" if one.about else one.name, format_ppl) for one in comparison.metrics

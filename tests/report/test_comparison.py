@@ -29,6 +29,7 @@ def comparison() -> Comparison:
         Compared("ppl@128 builtin:reference", "in", 24, (30.0, 20.0), paired_difference(b + 0.4, b)),
         Compared("ppl@128 builtin:descriptions", "out", 24, (20.0, 20.0), paired_difference(b, b)),
         Compared("ppl@128 text:x[/]y.txt", "", 24, (math.inf, 20.0), paired_difference(c, b)),
+        Compared("ppl@128 text:z.txt", "", 24, (math.inf, math.inf), paired_difference(c, c)),
     ]
     return Comparison("runs/x:wanda [a]@0.2", "runs/x:dense", 1, 7, tuple(rows))
 
@@ -39,7 +40,8 @@ def test_table_and_sentences(comparison):
     for part in ("wanda [a]@0.2", "+49.2", "+49.2 to +49.2", "corrected for how many were compared: 7 others", "inf"):
         assert part in text
     assert "x[/]y" in text.replace("\n", "")
-    first, second, third = sentences(comparison)
+    assert "nan" not in text
+    first, second, third, _ = sentences(comparison)
     assert first == "ppl@128 builtin:reference: A has a higher perplexity than B by 49.2 % (49.2 to 49.2 %)"
     assert second.endswith("the difference is exactly 0")
     assert third.endswith("not finite")
@@ -71,7 +73,7 @@ def test_json(comparison):
     found = json.loads(comparison_json(comparison))
     assert found["a"] == comparison.a
     assert found["corrected_for"] == 7
-    first, second, third = found["metrics"]
+    first, second, third, _ = found["metrics"]
     assert first["percent"]["value"] == pytest.approx(100 * math.expm1(0.4))
     assert first["sure"]
     assert (second["nats"]["value"], second["win_rate"], second["sure"]) == (0, 0.5, False)
