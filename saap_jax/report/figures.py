@@ -222,14 +222,15 @@ def _ends(curves: Sequence[Curve], limit: Limit | None) -> tuple[float, float]:
     last = sorted(curve.points[-1][1] for curve in judged if math.isfinite(curve.points[-1][1]))
     if last and low > 0:
         high = min(high, 4 * last[(len(last) - 1) // 2])
-    return low, max(high, limit.value if limit else high, low + 0.06 * abs(low))
+    return low, max(high, limit.value if limit else high, low + (0.06 * abs(low) or 0.06))
 
 
 def learning_figure(
     name: str, title: str, curves: Mapping[str, Sequence[tuple[Number, Number]]], across: str, up: str
 ) -> Figure:
-    """Draw a line a name, of (step, value), with labels below and beside the axes."""
-    shown = dict([(each, points) for each, points in curves.items() if points][:MOST])
+    """Draw a line a name, of (step, value), the finite ones, with labels below and beside the axes."""
+    finite = {each: [point for point in points if math.isfinite(point[1])] for each, points in curves.items()}
+    shown = dict([(each, points) for each, points in finite.items() if points][:MOST])
     height = 2.6 + _LINE * _grey(shown)
 
     def paint(figure: Any) -> None:

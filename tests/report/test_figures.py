@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
+from saap_jax.evaluation.scales import LOSS
 from saap_jax.report.blocks import Figure
 from saap_jax.report.figures import (
     BASELINES,
@@ -16,6 +17,7 @@ from saap_jax.report.figures import (
     Limit,
     change_figure,
     inline,
+    learning_figure,
     line_style,
     painted,
     rank_figure,
@@ -73,6 +75,16 @@ class TestCurves:
         axis = painted(shown(ratio_figure("f", "t", [Curve("a", [(0.0, -2.0), (0.2, -1.5)])]))).axes[0]
         assert axis.get_yscale() == "linear"
         assert ratio_figure("f", "t", []) is None
+
+    def test_losses_that_are_all_zero_have_an_axis(self):
+        """With a warning of matplotlib's otherwise."""
+        axis = painted(shown(ratio_figure("f", "t", [Curve("a", [(0.0, 0.0), (0.2, 0.0)])], LOSS))).axes[0]
+        assert axis.get_ylim()[0] < 0 < axis.get_ylim()[1]
+
+    def test_what_is_not_finite_is_left_out_of_a_course(self):
+        figure = learning_figure("f", "t", {"a": [(0, 2.0), (1, math.nan)], "b": [(0, math.inf)]}, "step", "loss")
+        assert curves(figure) == {"a": [(0, 2.0)]}
+        assert saved(figure).startswith(b"<?xml")
 
     def test_long_and_odd_names_stay_text(self):
         names = ["wanda > " * 30, '<b>&"x"</b> $a_1$', "日本"]

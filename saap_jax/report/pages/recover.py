@@ -125,10 +125,10 @@ def changes(run: RunRecord) -> list[str]:
 
 
 def _course(steps: Sequence[Row]) -> Figure:
-    """Draw the losses of all steps, those that are finite."""
+    """Draw the losses of all steps."""
     ordered = sorted(steps, key=lambda row: row["step"])
     curves = {
-        name: [(row["step"], value) for row in ordered if math.isfinite(value := number(row.get(field)))]
+        name: [(row["step"], number(row.get(field))) for row in ordered]
         for field, name in (("loss", "training"), ("held_out", "held out"))
     }
     return learning_figure("training", "Loss of training", curves, "step", "loss (nats a token)")
