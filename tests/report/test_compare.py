@@ -12,7 +12,7 @@ from saap_jax.evaluation.differences import differences_against, paired_differen
 from saap_jax.jobs.ab import ab
 from saap_jax.report.blocks import Figure, Table, Words
 from saap_jax.report.figures import painted
-from saap_jax.report.pages.compare import candidate_table, comparison_table, summary
+from saap_jax.report.pages.compare import candidate_table, comparison_table, cut_tables, summary
 from saap_jax.report.render import table_csv
 from saap_jax.report.write import read_view, render_report
 from saap_jax.runs.standing import comparison_rows, leading
@@ -165,6 +165,14 @@ class TestWords:
         run = {"metrics": [{"name": "loss test", "domain": "in"}]}
         said = "At 20 % asked, a is best in domain with loss -2, 100.0 % below b."
         assert summary(run, comparison_rows(run, lines)) == [said]
+
+    def test_losses_of_zero_differ_by_nothing(self):
+        """As a share of wrong answers may be 0, of the masked and of the cut model."""
+        run = {"metrics": [{"name": "loss test", "domain": "in"}], "dense": {"ppl": {"loss test": 0.0}}}
+        for masked, said in ((0.0, "0.0e+00"), (1e-9, "1.0e-03")):
+            best = {"ppl": {"loss test": 0.0}, "ppl_masked": {"loss test": masked}}
+            (table,) = cut_tables({**run, "best": best})
+            assert table.notes == [f"Loss with masks instead of cuts differs by at most {said} (relative)."]
 
 
 class TestPage:

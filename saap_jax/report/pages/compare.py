@@ -382,7 +382,9 @@ def cut_tables(run: RunRecord) -> list[Block]:
     if "segments" in best:
         notes.append(f"Compiled as {plural(best['segments'], 'segment')} of neighbouring equal layers.")
     masked = best.get("ppl_masked", {})
-    if gaps := [abs(best["ppl"][name] / value - 1) for name, value in masked.items() if name in best.get("ppl", {})]:
+    gaps = [abs(ppl - masked[name]) / max(abs(masked[name]), 1e-6) for name, ppl in best.get("ppl", {}).items()
+            if name in masked]  # fmt: skip
+    if gaps:
         noun = figure_of(run).noun.capitalize()
         notes.append(f"{noun} with masks instead of cuts differs by at most {max(gaps):.1e} (relative).")
     title = f"cut model: {best.get('candidate', 'none')}"
