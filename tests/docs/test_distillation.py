@@ -50,5 +50,5 @@ def test_starts_and_arms(distillation, tmp_path, monkeypatch):
     page = (tmp_path / "distillation.md").read_text()
     headings = [line for line in page.splitlines() if line.startswith("#")]
     assert headings[1:] == ["## 4 steps, 256 tokens", "### From mask", "### From least squares", "### From scales"]
-    assert page.count("Against the same from least squares, 7 as seeds: by *language loss* WikiText-2 ") == 2
+    assert page.count("Against the same from least squares, seed 7: by *language loss* WikiText-2 ") == 2
     assert page.count("| all logits |") == 1
