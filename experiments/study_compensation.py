@@ -120,7 +120,7 @@ def print_tables(runs: Path) -> None:
     for arm in arms:
         print(f"| {arm} | " + " | ".join(perplexity(losses[arm, *column]) for column in columns) + " |")
     for base in ("none", "FLAP's bias"):
-        print(f"\nDifference from {base} in per cent (95 % interval, paired bootstrap over seeds and windows)\n")
+        print(f"\nDifference from {base} in per cent (95 % interval, that of `saap ab`)\n")
         print(
             "| compensation | " + " | ".join(f"{SHORT[s]} {r:.0%}" for s, r in columns) + " |\n|---" + "|---" * 4 + "|"
         )

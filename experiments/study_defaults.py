@@ -260,7 +260,7 @@ def print_differences(name: str, stage: Stage, runs: Path) -> None:
     """Print how much lower the perplexity of each arm is than that of each peer, with intervals."""
     _, found = results(name, stage, runs)
     columns = [(source, ratio) for source in stage.texts for ratio in RATIOS]
-    print("\nDifference of perplexity in per cent (95 % interval, paired bootstrap over seeds and windows)\n")
+    print("\nDifference of perplexity in per cent (95 % interval, that of `saap ab`)\n")
     print("| arm | against | WikiText-2 20% | WikiText-2 50% | PTB 20% | PTB 50% |\n|---|---|---|---|---|---|")
     ours = [arm for arm in stage.arms if arm not in PEERS and (arm, 0.5) in found]
     for arm in ours:

@@ -210,7 +210,7 @@ def print_tables(runs: Path, seeds: Sequence[int]) -> None:
         speeds = [measured.get(f"{arm}@{ratio:g}") for ratio in RATIOS]
         print(f"| {arm} | " + " | ".join([*cells, *("-" if each is None else f"{each:.1f}" for each in speeds)]) + " |")
     for base in (base for base in ("LoRA", "LoRA, then 4 bits") if base in whole):
-        print(f"\nDifference from {base} in per cent (95 % interval, paired bootstrap over seeds and windows)\n")
+        print(f"\nDifference from {base} in per cent (95 % interval, that of `saap ab`)\n")
         print("| arm | " + " | ".join(head[:4]) + " |\n|---" + "|---:" * 4 + "|")
         for arm in (arm for arm in whole if arm != base):
             print(f"| {arm} | " + " | ".join(in_percent(losses[arm, *c], losses[base, *c]) for c in columns) + " |")

@@ -23,9 +23,9 @@ def perplexity(losses: Sequence[Sequence[float]] | np.ndarray) -> str:
 
 
 def in_percent(losses: np.ndarray, base: np.ndarray) -> str:
-    """Return the difference of perplexity from a base in per cent, with its 95 % interval.
+    """Return the difference of perplexity from a base in per cent, with the 95 % interval of `saap ab`.
 
-    Paired bootstrap over seeds and windows; both are `[seeds, windows]`.
+    Both are `[seeds, windows]`.
     """
     value, low, high = paired_difference(losses, base).percent
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
