@@ -223,18 +223,9 @@ def paired_tasks(a: Outcomes, b: Outcomes, *, others: int = 1) -> dict[str, Diff
     Student's of the means of seeds, which may help or harm all tasks alike.
 
     Args:
+        a, b: the same tasks, items and seeds.
         others: how many a model is compared with.
-
-    Raises:
-        ValueError: not the same tasks, items and seeds of both models, or a task without items.
     """
-    shapes = {task: (a[task].shape, b[task].shape if task in b else None) for task in a}
-    seeds = {len(outcomes) for outcomes in a.values()}
-    if a.keys() != b.keys() or len(seeds) != 1 or any(of_a != of_b or 0 in of_a for of_a, of_b in shapes.values()):
-        raise ValueError(
-            "paired_tasks: expected the same tasks of both models, [seeds, items] of one item or more, twice the same, "
-            f"got {shapes} of A and tasks {[*b]} of B"
-        )
     found, by_seed = {}, []
     for task in a:
         points = 100 * (np.asarray(a[task], np.float64) - np.asarray(b[task], np.float64))

@@ -84,8 +84,6 @@ def log_likelihoods(
     Raises:
         ValueError: an empty context or continuation, or a continuation longer than the model's positions.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
     for batch in progress(batches_of(distinct_inputs(requests, model.constants.positions), batch_size)):
         *arrays, owner = lay_out(batch, requests)

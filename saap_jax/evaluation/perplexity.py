@@ -113,12 +113,7 @@ def candidate_losses(
         done: numbers that need no evaluation; a group of such only is left out.
         at_once: candidates in one group, filled up where there are fewer; changes speed and memory.
         progress: wraps the steps, each a batch of windows under a group of keep-sets, to show progress.
-
-    Raises:
-        ValueError: no window at all.
     """
-    if not batches:
-        raise ValueError("evaluation: expected at least one window, got none")
     whole_model = existing_units(model.segments)
     groups = [g for g in grouped(keeps, whole_model, at_once) if not set(g.members) <= set(done)]
     steps = progress([GroupBatch(group, number) for group in groups for number in range(len(batches))])
@@ -153,8 +148,6 @@ def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Candida
     >>> grouped(keeps, keeps[1], 2)
     [CandidateGroup(members=(0, 1), common=1), CandidateGroup(members=(2,), common=2)]
     """
-    if at_once < 1:
-        raise ValueError(f"at_once: expected at least 1, got {at_once}")
     if not keeps:
         return []
     whole, *layers = [np.concatenate([keep[name] for name in STRUCTURES], axis=1) for keep in (existing, *keeps)]

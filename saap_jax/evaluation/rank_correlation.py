@@ -60,7 +60,6 @@ def fidelity(
     *,
     windows: int = 0,
     resamples: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> list[Fidelity]:
     """Correlate every estimator with the exact changes, on the units where these are finite.
@@ -74,13 +73,10 @@ def fidelity(
         exact: {structure: [layers, units]}, NaN where a unit was not measured.
         windows: of how many windows of text the changes are; 0 where that is not known.
         resamples: at least; more where there are many estimators to be told apart.
-        level: probability that the interval is meant to cover the true value.
 
     Raises:
         ValueError: shapes that differ, or a score that is NaN where the change was measured.
     """
-    if not (resamples >= 1 and 0 < level < 1):
-        raise ValueError(f"fidelity: expected resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
     rows, resamples = [], resamples_for(len(scores) - 1, resamples)
     for scope in (*exact, "pooled"):
         names = tuple(exact) if scope == "pooled" else (scope,)
@@ -98,7 +94,7 @@ def fidelity(
             found[estimator] = own
         compared = [_against_highest({name: own[place] for name, own in found.items()}) for place in range(2)]
         rows += [
-            Fidelity(estimator, scope, name, len(truth), own.value, *own.interval(level), p_values[estimator], windows)
+            Fidelity(estimator, scope, name, len(truth), own.value, *own.interval, p_values[estimator], windows)
             for estimator, each in found.items()
             for name, own, p_values in zip(MEASURES, each, compared, strict=True)
         ]
@@ -113,10 +109,11 @@ class Resampled(NamedTuple):
     size: int
     """Units or layers that a resample is drawn from."""
 
-    def interval(self, level: float) -> tuple[float, float]:
+    @property
+    def interval(self) -> tuple[float, float]:
         """The percentile interval; resamples without a correlation (one unit only) are left out."""
         drawn = self.drawn[np.isfinite(self.drawn)] if math.isfinite(self.value) else np.empty(0)
-        low, high, _ = sureness(drawn, self.size, level).tolist()
+        low, high, _ = sureness(drawn, self.size).tolist()
         return low, high
 
 

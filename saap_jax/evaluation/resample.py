@@ -33,9 +33,6 @@ def holm(p_values: Float[np.ndarray, "tests"] | Sequence[float]) -> Float[np.nda
     The i-th smallest of m is multiplied by m - i + 1, made no smaller than the one before it, and capped at 1. NaN
     (nothing was tested) stays NaN and does not count among the m.
 
-    Raises:
-        ValueError: not one list, or a number outside [0, 1].
-
     Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6, 1979.
 
     >>> holm([0.01, 0.04, 0.03, 0.005]).round(3).tolist()
@@ -43,8 +40,6 @@ def holm(p_values: Float[np.ndarray, "tests"] | Sequence[float]) -> Float[np.nda
     """
     p = np.asarray(p_values, np.float64)
     known = np.flatnonzero(~np.isnan(p))
-    if p.ndim != 1 or (p[known] < 0).any() or (p[known] > 1).any():
-        raise ValueError(f"holm: expected one list of numbers in [0, 1] or NaN, got {p.tolist()}")
     order = known[np.argsort(p[known], kind="stable")]
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(order), 0, -1) * p[order]))
@@ -62,9 +57,7 @@ def resamples_for(tests: int, least: int = 10_000) -> int:
     return max(least, math.ceil(10 * tests / LEVEL))
 
 
-def sureness(
-    means: Float[np.ndarray, "*variants resamples"], count: int, level: float = 0.95
-) -> Float[np.ndarray, "3 *variants"]:
+def sureness(means: Float[np.ndarray, "*variants resamples"], count: int) -> Float[np.ndarray, "3 *variants"]:
     """Find the ends of the percentile interval of resampled means, and their two-sided p-value, see `FEWEST`.
 
     Args:
@@ -73,7 +66,7 @@ def sureness(
     if count < FEWEST or not means.shape[-1]:
         return np.full((3, *means.shape[:-1]), np.nan)
     tails = np.minimum((means <= 0).sum(axis=-1), (means >= 0).sum(axis=-1))
-    ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    ends = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2], axis=-1)
     return np.stack([*ends, np.minimum(1.0, 2 * (1 + tails) / (means.shape[-1] + 1))])
 
 

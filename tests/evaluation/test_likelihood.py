@@ -95,8 +95,6 @@ def test_long_requests_lose_tokens_on_the_left():
 def test_refused(request_, message):
     with pytest.raises(ValueError, match=message):
         log_likelihoods(dense_model(), [Request((1,), (1,)), request_])
-    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
-        log_likelihoods(dense_model(), [Request((1,), (1,))], batch_size=0)
 
 
 def test_many_choices_of_one_context():

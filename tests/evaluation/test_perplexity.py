@@ -180,9 +180,3 @@ def test_digests_differ_where_keep_sets_do():
     other["mlp"][3, 0] ^= True
     assert keep_digest(other) != keep_digest(KEEPS[0])
     assert keep_digest({"attention": KEEPS[0]["attention"], "mlp": KEEPS[0]["mlp"][:, :-1]}) != keep_digest(KEEPS[0])
-
-
-@pytest.mark.parametrize(("batches", "at_once", "message"), [([], 2, "one window"), (batched(5), 0, "at least 1")])
-def test_refused(batches, at_once, message):
-    with pytest.raises(ValueError, match=message):
-        list(candidate_losses(MODEL, batches, KEEPS, at_once=at_once))

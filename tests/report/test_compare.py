@@ -125,16 +125,6 @@ class TestRows:
         assert leading(rows, 2) == ["wanda > uniform > bias", "gate_fisher"]
         assert set(leading(rows, 99)) == set(fake.VARIANTS)
 
-    def test_against_is_of_each_text(self):
-        lines = fake.candidates()
-        rows = {row.candidate: row for row in comparison_rows(fake.fields(), lines)}
-        one = rows["gate_fisher@0.5"].against
-        assert one.keys() == set(fake.METRICS)
-        pair = [np.array([line["losses"][fake.METRICS[0]]]) for line in lines if line["candidate"] in
-                ("gate_fisher@0.5", "wanda > uniform > bias@0.5")]  # fmt: skip
-        wanted = paired_difference(*pair, others=5)
-        assert one[fake.METRICS[0]][:3] == pytest.approx(wanted[:3])
-
 
 class TestWords:
     def test_of_two_that_are_equal_none_is_called_best(self):
