@@ -63,7 +63,7 @@ def run_seed(
     """Do what the run directory of a seed does not hold yet."""
     run = RunDirectory.open(runs / f"compensation-{seed}", {"seed": seed, "method": parse(METHOD).written})
     calibration = saap_jax.calibration_windows(CALIBRATION, tokenizer, 32, LENGTH, seed)
-    keeps = chosen(run, model, calibration)
+    keeps = chosen(run, model, calibration, METHOD)
     done = {row["candidate"] for row in run.candidates()}
     if "dense" not in run.record:
         run.update(dense={source: evaluated(model, windows, None) for source, windows in texts.items()})
@@ -88,10 +88,10 @@ def run_seed(
     run.update(status="finished")
 
 
-def chosen(run: RunDirectory, model: Llama, calibration: Windows) -> dict[float, Keep]:
-    """Return which units are kept at each ratio, as the run holds them or by `METHOD`."""
+def chosen(run: RunDirectory, model: Llama, calibration: Windows, method: str) -> dict[float, Keep]:
+    """Return which units are kept at each ratio, as the run holds them or by a method."""
     if not (run.path / "keeps.npz").exists():
-        chain = parse(METHOD)
+        chain = parse(method)
         runner = Runner(subject_of(model), {"calibration": calibration}, [chain])
         keeps = {ratio: runner.choose(chain, ratio).keep for ratio in RATIOS}
         run.save_arrays("keeps", {f"{r}/{n}": kept for r, keep in keeps.items() for n, kept in keep.items()})

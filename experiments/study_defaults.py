@@ -206,8 +206,7 @@ def run_arms(
 
 def evaluated(model: Llama, windows: Windows, keep: dict | None) -> list[float]:
     """Return the mean loss of each window, in nats a token."""
-    losses = window_losses(model, pairs(windows, 8), None if keep is None else masks(keep))
-    return (losses.sums / losses.counts).tolist()
+    return window_losses(model, pairs(windows, 8), None if keep is None else masks(keep)).means.tolist()
 
 
 # --- reporting -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from study_compensation import chosen
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT
 from tables import in_percent, perplexity
 
@@ -42,10 +43,7 @@ from saap_jax.recovery.quantization import quantize
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.steps.chain import parse
-from saap_jax.steps.run import Runner
-from saap_jax.subjects.llama import subject_of
 from saap_jax.surgery.cut import cut
-from saap_jax.types import STRUCTURES, Keep
 
 SEEDS = (0, 1, 2)
 WINDOWS = 32
@@ -89,7 +87,7 @@ def run_seed(seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows],
         "windows": WINDOWS,
     }
     run = RunDirectory.open(runs / f"recovery-{seed}", config)
-    keeps = chosen(run, model, saap_jax.calibration_windows(CALIBRATION, tokenizer, 32, LENGTH, seed))
+    keeps = chosen(run, model, saap_jax.calibration_windows(CALIBRATION, tokenizer, 32, LENGTH, seed), METHOD)
     rows = rows_of(tokenizer, seed)
     if "dense" not in run.record:
         losses = evaluated(model, texts)
@@ -117,17 +115,6 @@ def perplexities(losses: dict[str, list[float]]) -> dict[str, float]:
 def directory_of(arm: Arm, ratio: float) -> str:
     """Return the name of the checkpoints of a training, which arms that differ in rounding afterwards share."""
     return f"checkpoints-{ratio:g}-{arm.method}" + (f"-{arm.bits}" if arm.method == "groupwise" else "")
-
-
-def chosen(run: RunDirectory, model: Llama, calibration: Windows | None) -> dict[float, Keep]:
-    """Return which units are kept at each ratio, as the run holds them or by `METHOD`."""
-    if calibration is not None and not (run.path / "keeps.npz").exists():
-        chain = parse(METHOD)
-        runner = Runner(subject_of(model), {"calibration": calibration}, [chain])
-        keeps = {ratio: runner.choose(chain, ratio).keep for ratio in RATIOS}
-        run.save_arrays("keeps", {f"{r}/{n}": kept for r, keep in keeps.items() for n, kept in keep.items()})
-    arrays = run.load_arrays("keeps")
-    return {ratio: {name: arrays[f"{ratio}/{name}"] for name in STRUCTURES} for ratio in RATIOS}
 
 
 def rows_of(tokenizer: Any, seed: int) -> Rows:
@@ -164,14 +151,15 @@ def recovered(arm: Arm, pruned: Llama, rows: Rows, seed: int, directory: Path) -
 def evaluated(model: Llama, texts: dict[str, Windows]) -> dict[str, list[float]]:
     """Return the mean loss of each window of each text."""
     losses = {source: window_losses(model, pairs(windows, 8)) for source, windows in texts.items()}
-    return {source: (each.sums / each.counts).tolist() for source, each in losses.items()}
+    return {source: each.means.tolist() for source, each in losses.items()}
 
 
 def measure_speeds(model: Llama, tokenizer: Any, runs: Path) -> None:
     """Time greedy decoding of what the arms made with the first seed, in turns; on an idle machine, after `run`."""
     seed = SEEDS[0]
     run = RunDirectory.open(runs / f"recovery-{seed}", read_run(runs / f"recovery-{seed}")["config"])
-    keeps, rows, speeds = chosen(run, model, None), rows_of(tokenizer, seed), {}
+    calibration = saap_jax.calibration_windows(CALIBRATION, tokenizer, 32, LENGTH, seed)
+    keeps, rows, speeds = chosen(run, model, calibration, METHOD), rows_of(tokenizer, seed), {}
     for ratio in RATIOS:
         pruned = cut(model, keeps[ratio])
         arms = [name for name in ARMS if f"{name}@{ratio:g}" in {row["candidate"] for row in run.candidates()}]

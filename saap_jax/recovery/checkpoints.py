@@ -107,12 +107,6 @@ class Checkpoints:
         """The step of the newest checkpoint that is whole; None if there is none."""
         return self._manager.latest_step()
 
-    @property
-    def steps(self) -> list[int]:
-        """The steps of all checkpoints that are kept."""
-        self.wait()
-        return sorted(self._manager.all_steps())
-
     def progress(self, step: int) -> dict[str, Any]:
         """Read the progress of a checkpoint.
 

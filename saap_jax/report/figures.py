@@ -253,6 +253,7 @@ def _grey(names: Iterable[str]) -> int:
 def _label(axis: Any, across: str, up: str) -> None:
     """Name the axes, lines in colour at their ends, none upon another, and grey ones in a legend below."""
     from matplotlib.colors import to_hex
+    from scipy.optimize import isotonic_regression
 
     axis.set_xlabel(across)
     axis.set_ylabel(up)
@@ -264,28 +265,15 @@ def _label(axis: Any, across: str, up: str) -> None:
     named, step = [line for line in lines if line not in grey], _LINE / inches
     ends = [axis.transAxes.inverted().transform(axis.transData.transform(line.get_xydata()[-1])) for line in named]
     order = sorted(range(len(named)), key=lambda place: ends[place][1])
-    places = np.array([ends[place][1] for place in order]) - step * np.arange(len(order))
-    for place, at in zip(order, _level(places) + step * np.arange(len(order)), strict=True):
+    apart = step * np.arange(len(order))
+    places = isotonic_regression(np.array([ends[place][1] for place in order]) - apart).x if order else apart
+    for place, at in zip(order, places + apart, strict=True):
         line, (x, y) = named[place], ends[place]
         arrow = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
         where = {"xycoords": "axes fraction", "xytext": (1.07, at), "arrowprops": arrow, "annotation_clip": False}
         label, _, found = line.get_label().partition(": ")
         text = short_name(label, _BESIDE) + f": {found}" * bool(found)
         axis.annotate(text, (x, y), va="center", fontsize=8, **where)
-
-
-def _level(values: np.ndarray) -> np.ndarray:
-    """Find the ascending numbers that are nearest to some (pool adjacent violators).
-
-    >>> _level(np.array([1.0, 3.0, 2.0, 5.0])).tolist()
-    [1.0, 2.5, 2.5, 5.0]
-    """
-    groups: list[list[float]] = []
-    for value in values:
-        groups.append([float(value)])
-        while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    return np.array([np.mean(group) for group in groups for _ in group])
 
 
 # --- maps --------------------------------------------------------------------------------------------

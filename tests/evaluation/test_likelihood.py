@@ -11,7 +11,7 @@ from tests.helpers import VOCAB, dense_model, forward, ragged_model, random_mode
 def alone(model, request: Request) -> tuple[float, bool]:
     """Score one request by the logits of its own sequence."""
     tokens = np.asarray([*request.context, *request.continuation])[-(model.constants.max_positions + 1) :]
-    padded = np.zeros((1, 64), np.int32)  # on the right, so that one program is enough
+    padded = np.zeros((1, 96), np.int32)  # on the right, so that one program is enough
     padded[0, : len(tokens) - 1] = tokens[:-1]
     logits = np.asarray(forward(model, padded), np.float64)[0, : len(tokens) - 1][-len(request.continuation) :]
     logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

@@ -11,7 +11,7 @@ from saap_jax.evaluation.task_results import TaskResult, compared_metric, result
 from saap_jax.evaluation.tasks import Item, Task, find_task, read_task, result_of, run_tasks
 from saap_jax.llama import load_model, load_tokenizer
 from tests.evaluation.items import choice_lines, context_lines, write_lines
-from tests.helpers import forward
+from tests.evaluation.test_likelihood import alone
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,8 @@ def tasks(tmp_path):
 
 def by_hand(model, tokenizer, context: str, continuation: str) -> float:
     """Score a text by its own forward pass; tokens are those that the continuation adds."""
-    tokens = tokenizer.encode(context + continuation)
-    start = len(tokenizer.encode(context.rstrip()))
-    padded = np.zeros((1, 96), np.int32)
-    padded[0, : len(tokens)] = tokens
-    logits = np.asarray(forward(model, padded), np.float64)[0]
-    logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    return sum(logs[place - 1, tokens[place]] for place in range(start, len(tokens)))
+    tokens, start = tokenizer.encode(context + continuation), len(tokenizer.encode(context.rstrip()))
+    return alone(model, Request((*tokens[:start],), (*tokens[start:],)))[0]
 
 
 def test_answers(tiny, tasks):

@@ -46,6 +46,11 @@ def run(directory, training, *, stop=None):
     return None, told
 
 
+def steps_in(checkpoints) -> list[int]:
+    checkpoints.wait()
+    return sorted(checkpoints._manager.all_steps())
+
+
 def same(one, other) -> bool:
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
@@ -108,7 +113,7 @@ def test_the_best_parameters_are_returned_and_kept(tmp_path):
     assert outcome.best_loss == checked[outcome.best_step]
     assert held_out_loss(outcome.trained, training) == pytest.approx(outcome.best_loss, abs=0)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps == sorted({6, 9, outcome.best_step})
+        assert steps_in(checkpoints) == sorted({6, 9, outcome.best_step})
 
 
 def test_a_step_that_nobody_heard_of_is_made_again(tmp_path):
@@ -130,7 +135,7 @@ def test_of_equal_losses_the_first_checkpoint_stays(tmp_path):
         with Checkpoints(tmp_path / place, keep=1) as checkpoints:
             for step, loss in enumerate(losses, 1):
                 checkpoints.save(state._replace(step=jnp.asarray(step, jnp.int32)), {}, loss)
-            assert checkpoints.steps == kept
+            assert steps_in(checkpoints) == kept
 
 
 def test_patience_ends_it(tmp_path):
@@ -155,7 +160,7 @@ def test_without_held_out_text_the_last_parameters_count(tmp_path):
     assert (outcome.best_step, outcome.best_loss, outcome.steps) == (None, None, 4)
     assert all(step.held_out is None for step in told)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps == [3, 4]
+        assert steps_in(checkpoints) == [3, 4]
         saved = checkpoints.read(4, start(training_of().initial, training_of().schedule))
     assert same(saved.trained, outcome.trained)
 

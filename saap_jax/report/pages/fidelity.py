@@ -1,5 +1,6 @@
 """What `saap fidelity` finds: how well each estimator ranks units by the exact effect of removing them."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -90,10 +91,7 @@ def fidelity_table(rows: Sequence[Fidelity], scope: str) -> Table:
     """Rank the estimators of one scope (`attention`, `mlp`, `pooled`); units of all layers are no layers' ranks."""
     ranked = ranking(rows, scope)
     measures = [measure for measure in MEASURES if scope != "pooled" or "layers" not in measure]
-
-    def correlation(value: float, low: float, high: float) -> str:
-        return with_interval(value, low, high, format_hundredths)
-
+    correlation = functools.partial(with_interval, form=format_hundredths)
     columns = [Column("estimator", ("estimator", "best", "tied"), marked, words=True)]
     for each in measures:
         head, fields = each.replace("_in_layers", " in layers").capitalize(), (each, f"{each}_low", f"{each}_high")

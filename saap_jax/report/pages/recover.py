@@ -1,5 +1,6 @@
 """What `saap recover` finds: before and after beside the dense model, and the course of the training."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -53,9 +54,7 @@ def recovery_table(run: RunRecord) -> Table:
         change = "" if base is None or value == base else f" ({format_relative(base, value)})"
         return format_ppl(number(value)) + change
 
-    def rate(value: float, low: float, high: float) -> str:
-        return with_interval(value, low, high, format_count)
-
+    rate = functools.partial(with_interval, form=format_count)
     timed, rounds = any(row["tokens_per_second"] for row in rows), run.get("config", {}).get("repeats")
     columns = [
         Column("model", ("model",), words=True),
