@@ -9,11 +9,11 @@ pass, which all units share, are left out.
 """
 
 import argparse
-import time
 from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from pass_cost import clocks
 
 import saap_jax
 from saap_jax.data import Windows
@@ -60,11 +60,6 @@ def main() -> None:
     print_row("all", sum(oracle.values()) / len(units), sum(whole.values()) / len(units))
     difference = max(abs(losses[unit] - dense - change) for unit, change in changes.items())
     print(f"changes from {min(changes.values()):.4f} to {max(changes.values()):.4f}, difference {difference:.1e}")
-
-
-def clocks() -> np.ndarray:
-    """Return wall seconds and CPU seconds of all threads, which other processes disturb less."""
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 def print_row(name: str, oracle: np.ndarray, whole: np.ndarray) -> None:

@@ -10,12 +10,12 @@ medians over the groups, and the largest difference from masks one by one. Compi
 
 import argparse
 import itertools
-import time
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pass_cost import clocks
 
 import saap_jax
 from saap_jax.evaluation.perplexity import GroupBatch, candidate_losses, candidates_step, loss_step, window_losses
@@ -88,11 +88,6 @@ def random_keeps(subject: LlamaSubject, count: int, ratio: float, whole: int) ->
                 keep[name][layer, random.permutation(sizes[name])[:kept]] = True
         found.append(keep)
     return found
-
-
-def clocks() -> np.ndarray:
-    """Return wall seconds and CPU seconds of all threads, which other processes disturb less."""
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ the ratio to 4 layers.
 """
 
 import argparse
+import functools
 import statistics
 import time
 
@@ -17,6 +18,7 @@ from saap_jax.config.jobs import USUAL
 from saap_jax.estimation import make_estimators, union_of_needs
 from saap_jax.estimation.base import Curvature, Plan
 from saap_jax.estimation.observe import observe_step
+from saap_jax.evaluation.cost import in_turns
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
 from saap_jax.llama.segments import ones_gates
 
@@ -28,13 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
-    seconds: dict[int, list[float]] = {depth: [] for depth in DEPTHS}
-    for turn in range(repeats + 1):
-        for depth in DEPTHS:
-            taken = compile_seconds(depth)
-            if turn:  # the first turn warms up
-                seconds[depth].append(taken)
-    medians = {depth: statistics.median(values) for depth, values in seconds.items()}
+    seconds = in_turns([functools.partial(compile_seconds, depth) for depth in DEPTHS], repeats)
+    medians = dict(zip(DEPTHS, map(statistics.median, seconds), strict=True))
     for depth, median in medians.items():
         print(f"{depth:3d} layers {median:6.2f} s  {median / medians[DEPTHS[0]]:.2f} x {DEPTHS[0]} layers")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import saap_jax
+from saap_jax.evaluation.cost import in_turns
 from saap_jax.evaluation.timing import Programs, Spread, Times, Workload, compile_programs, speed_up, spread, time_once
 from saap_jax.llama.generate import decoder_of
 
@@ -51,12 +52,7 @@ def main() -> None:
         print("transformers: left out, torch is not installed (pip install 'saap_jax[parity]')")
     else:
         runners["transformers"] = theirs
-    times: dict[str, list[Times]] = {name: [] for name in runners}
-    for turn in range(arguments.repeats + 1):
-        for name, run in runners.items():
-            taken = run()
-            if turn:  # the first round warms up
-                times[name].append(taken)
+    times = dict(zip(runners, in_turns([*runners.values()], arguments.repeats), strict=True))
     report(times, workload, ours, smaller)
 
 

@@ -8,12 +8,12 @@ the median time of a layer and bytes a second: of a whole matrix that XLA gives 
 """
 
 import argparse
-import statistics
-import time
+import functools
 
 import jax
 import jax.numpy as jnp
 
+from saap_jax.evaluation.cost import median_seconds
 from saap_jax.llama.decoder import Shared
 from saap_jax.llama.product import product
 
@@ -56,15 +56,10 @@ def main() -> None:
         size = 4 * 3 * arguments.embed * width
         layers = max(1, round(1e6 * arguments.megabytes / size))
         forms = {parts: mlps_of(arguments.embed, width, layers, parts) for parts in (1, arguments.parts)}
-        x, times = jnp.ones((1, 1, arguments.embed)), {parts: [] for parts in forms}
-        for turn in range(31):
-            for parts, mlps in forms.items():
-                start = time.perf_counter()
-                jax.block_until_ready(through(x, mlps))
-                if turn:  # the first round compiles
-                    times[parts].append(time.perf_counter() - start)
-        for parts, seconds in times.items():
-            each = statistics.median(seconds) / layers
+        x = jnp.ones((1, 1, arguments.embed))
+        times = median_seconds([functools.partial(through, x, mlps) for mlps in forms.values()], 30)
+        for parts, seconds in zip(forms, times, strict=True):
+            each = seconds / layers
             print(f"width {width:>5}, {parts} parts: {1e6 * each:.0f} us a layer, {size / each / 1e9:.1f} GB/s")
 
 

@@ -13,8 +13,9 @@ import argparse
 import multiprocessing
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from saap_jax.estimation import ESTIMATORS, make_estimators, observe, score, uni
 from saap_jax.estimation.base import Batch
 from saap_jax.llama import Llama
 
+Name = TypeVar("Name", int, str)
 ALONE = ("taylor_element_second",)
 TOGETHER = tuple(name for name in ESTIMATORS if name != "gate_hessian")
 
@@ -71,7 +73,7 @@ def measure(arguments: argparse.Namespace) -> np.ndarray:
     for made in sets:
         jobs.append(lambda made=made: score(made, statistics, model))
     seconds = take_turns(dict(enumerate(jobs)), arguments.repeats)
-    return np.stack([seconds[number] for number in range(4)]).reshape(2, 2, arguments.repeats, 2)
+    return np.stack([seconds[number][1:] for number in range(4)]).reshape(2, 2, arguments.repeats, 2)
 
 
 def load(arguments: argparse.Namespace) -> tuple[Llama, list[Batch]]:
@@ -93,21 +95,22 @@ def peak_memory(names: tuple[str, ...], arguments: argparse.Namespace) -> int:
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
-def take_turns(jobs: dict[int, Callable[[], object]], repeats: int) -> dict[int, np.ndarray]:
-    """Return each job's wall and CPU seconds, warm, [repeats, 2]; in turns, so that drift hits all jobs alike."""
-    for job in jobs.values():
-        jax.block_until_ready(job())
-    times: dict[int, list[np.ndarray]] = {number: [] for number in jobs}
-    for _ in range(repeats):
-        for number, job in jobs.items():
+def take_turns(jobs: Mapping[Name, Callable[[], object]], repeats: int) -> dict[Name, np.ndarray]:
+    """Return each job's wall and CPU seconds, `[1 + repeats, 2]`, the first of which compiles.
+
+    In turns, so that drift hits all jobs alike.
+    """
+    times: dict[Name, list[np.ndarray]] = {name: [] for name in jobs}
+    for _ in range(1 + repeats):
+        for name, job in jobs.items():
             start = clocks()
-            jax.block_until_ready(job())
-            times[number].append(clocks() - start)
-    return {number: np.stack(turns) for number, turns in times.items()}
+            jax.block_until_ready(jax.tree.leaves(job()))
+            times[name].append(clocks() - start)
+    return {name: np.stack(turns) for name, turns in times.items()}
 
 
 def clocks() -> np.ndarray:
-    """Return wall seconds and CPU seconds of all threads."""
+    """Return wall seconds and CPU seconds of all threads, which other processes disturb less."""
     return np.array([time.perf_counter(), time.process_time()])
 
 

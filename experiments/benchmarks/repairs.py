@@ -11,12 +11,12 @@ wall and CPU seconds (of all threads, which other processes disturb less), media
 """
 
 import argparse
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pass_cost import take_turns
 
 import saap_jax
 from saap_jax.data import pairs
@@ -85,17 +85,6 @@ def three_passes(model: Llama, keep: Keep, batches: list[Batch]) -> list[jax.Arr
     return streams
 
 
-def take_turns(jobs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
-    """Return each job's wall and CPU seconds, `[1 + repeats, 2]`; in turns, the first of which compiles."""
-    times: dict[str, list[np.ndarray]] = {name: [] for name in jobs}
-    for _ in range(1 + repeats):
-        for name, job in jobs.items():
-            start = clocks()
-            jax.block_until_ready(jax.tree.leaves(job()))
-            times[name].append(clocks() - start)
-    return {name: np.stack(turns) for name, turns in times.items()}
-
-
 def show(text: str, times: dict[str, np.ndarray]) -> None:
     """Print a row a job, cold and warm."""
     base = np.median(times[FORWARD][1:], axis=0)
@@ -107,11 +96,6 @@ def show(text: str, times: dict[str, np.ndarray]) -> None:
             f"{name:<28}"
             + "".join(f"{f'{w:.2f} ({c:.2f})':>{size}}" for (w, c), size in zip(cells, (20, 20, 24, 20), strict=True))
         )
-
-
-def clocks() -> np.ndarray:
-    """Return wall seconds and CPU seconds of all threads."""
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 if __name__ == "__main__":

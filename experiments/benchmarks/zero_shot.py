@@ -13,11 +13,11 @@ Prints tokens, seconds (wall and CPU) of both, in turns, medians, their ratio (l
 """
 
 import argparse
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pass_cost import clocks
 
 import saap_jax
 from saap_jax.config import TasksConfig
@@ -91,11 +91,6 @@ def describe(requests: list[Request], positions: int, batch_size: int) -> None:
     }
     for name, count in counts.items():
         print(f"{name:<34}{count:>10,}")
-
-
-def clocks() -> np.ndarray:
-    """Return wall seconds and CPU seconds of all threads, which other processes disturb less."""
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 if __name__ == "__main__":
