@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from saap_jax.evaluation.differences import ROUNDING
 from saap_jax.evaluation.evidence import boundary, log_evidence, threshold
-from saap_jax.evaluation.resample import FEWEST, LEVEL
+from saap_jax.evaluation.resample import LEVEL
 
 Ending = Literal["", "alone", "tied", "spent"]
 """Why a race ended: one is left, those that are left are as good as each other, or there are no more windows."""
@@ -51,18 +51,10 @@ def race(
     Args:
         losses: of each variant, in nats a token, `[seeds, windows]`: windows in the order of the race, as many as there
             are.
-        looks: after how many windows the race is looked at, ascending; the last is the budget.
+        looks: after how many windows the race is looked at, ascending from `FEWEST` on; the last is the budget.
         level: of the intervals.
         margin: nats a token that count as no difference; 0: a tie is never sure.
-
-    Raises:
-        ValueError: no variant, or looks that do not ascend from `FEWEST` windows on.
     """
-    if not losses or not looks or min(looks) < FEWEST or list(looks) != sorted(set(looks)):
-        raise ValueError(
-            f"race: expected variants and ascending looks from {FEWEST} windows on, got {len(losses)} variants and "
-            f"{list(looks)}"
-        )
     left, seen = [*range(len(losses))], np.zeros(len(losses), int)
     others, pairs = len(losses) - 1, len(losses) * (len(losses) - 1) // 2
     ending: Ending = "spent" if others else "alone"

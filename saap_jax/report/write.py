@@ -167,9 +167,6 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     parts = [path.resolve().parts for path in paths]
     lengths = range(1, max(map(len, parts)) + 1)
     length = next((n for n in lengths if len({part[-n:] for part in parts}) == len(set(parts))), 1)
-    names: list[str] = []
-    for part in parts:
-        name = "/".join(part[-length:])
-        again = sum(before == name or before.startswith(f"{name} (") for before in names)
-        names.append(f"{name} ({again + 1})" if again else name)
-    return names
+    names = ["/".join(part[-length:]) for part in parts]
+    again = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, again, strict=True)]

@@ -113,12 +113,6 @@ def test_who_leaves_is_surely_worse_by_the_interval_that_tables_show():
         assert {*left} == {0, 1, 2, 3} - surely
 
 
-@pytest.mark.parametrize("looks", [(), (4, 8), (16, 8), (8, 8)])
-def test_looks_that_are_none_are_refused(looks):
-    with pytest.raises(ValueError, match="race: expected variants and ascending looks from 8 windows on"):
-        race(losses_of([0, 0]), looks)
-
-
 # --- simulated -------------------------------------------------------------------------------------
 
 

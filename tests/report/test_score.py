@@ -38,12 +38,12 @@ class TestRankAgreement:
         scores = np.random.default_rng(0).integers(0, 9, (3, 40)).astype(float)  # with ties
         scores[0, 3], scores[1, 5] = NAN, INF
         exists = np.isfinite(scores).all(axis=0)
-        found = rank_agreement({name: units(*each) for name, each in zip("abc", scores, strict=True)}, "attention")
+        found = rank_agreement(scores)
         np.testing.assert_allclose(found, spearmanr(scores[:, exists], axis=1).statistic)
 
     @pytest.mark.parametrize("other", [(5.0, 5.0, 5.0), (NAN, 1.0, NAN), (NAN, NAN, NAN), ()], ids=str)
     def test_no_correlation_is_nan(self, other):
-        matrix = rank_agreement({"a": units(*(1.0, 2.0, 3.0)[: len(other)]), "b": units(*other)}, "attention")
+        matrix = rank_agreement([(1.0, 2.0, 3.0)[: len(other)], other])
         np.testing.assert_array_equal(matrix, [[1, NAN], [NAN, 1]])
 
 
@@ -103,16 +103,13 @@ class TestUnimportant:
     @pytest.mark.parametrize(("share", "units", "count"), [(0.29, 100, 29), (0.2, 15, 3), (0.7, 10, 7), (0.199, 10, 1)])
     def test_counts_without_rounding_errors(self, share, units, count):
         """Floats alone would miscount 0.29 · 100."""
-        assert unimportant({"mlp": np.arange(float(units))[None]}, share)["mlp"].sum() == count
+        assert unimportant(np.arange(float(units))[None], share).sum() == count
         assert int(0.29 * 100) == 28, "control"
 
-    def test_ties_go_by_layer_then_index_structures_apart_and_layers_together(self):
-        mask = unimportant({"mlp": np.array([[2.0, 1.0, 1.0], [1.0, 1.0, NAN]])}, 0.6)["mlp"]
+    def test_ties_go_by_layer_then_index_and_layers_together(self):
+        mask = unimportant(np.array([[2.0, 1.0, 1.0], [1.0, 1.0, NAN]]), 0.6)
         assert mask.tolist() == [[False, True, True], [True, False, False]]
-        scores = {"attention": np.array([[100.0, 200.0]]), "mlp": np.array([[1.0, 2.0], [8.0, 9.0]])}
-        masks = unimportant(scores, 0.5)
-        assert masks["attention"].tolist() == [[True, False]]
-        assert masks["mlp"].tolist() == [[True, True], [False, False]]
+        assert unimportant(np.array([[1.0, 2.0], [8.0, 9.0]]), 0.5).tolist() == [[True, True], [False, False]]
 
 
 class TestPatterns:
@@ -149,7 +146,7 @@ class TestPatterns:
     def test_equal_scenarios_agree_on_everything(self, share):
         one = drawn(1)["s0"]
         for name, part in patterns({"a": one, "b": one}, "i", "u", share).structures.items():
-            np.testing.assert_array_equal(part.consistent, unimportant(one["i"], share)[name])
+            np.testing.assert_array_equal(part.consistent, unimportant(one["i"][name], share))
             assert part.task_specific == 0
             assert part.agreement == pytest.approx({"a": 1.0, "b": 1.0})
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -19,7 +19,7 @@ from saap_jax.runs.records import Fused, RunRecord
 from saap_jax.runs.scores import ByScenario, read_scores
 from saap_jax.runtime.words import plural
 from saap_jax.steps.score.fusion import scope_parts
-from saap_jax.types import STRUCTURES, Keep, Scores
+from saap_jax.types import STRUCTURES, Scores
 
 _USAGE = re.compile(r"activation_frequency(\([^()]*\))?")
 _RANDOM = re.compile(r"random(\([^()]*\))?")
@@ -29,15 +29,15 @@ _RANDOM = re.compile(r"random(\([^()]*\))?")
 # --- what is computed ------------------------------------------------------------------------------
 
 
-def rank_agreement(scores: dict[str, Scores], structure: str) -> Float[np.ndarray, "estimators estimators"]:
-    """Compute Spearman's rank correlation between every two estimators over all units.
+def rank_agreement(scores: Iterable[Any]) -> Float[np.ndarray, "estimators estimators"]:
+    """Compute Spearman's rank correlation between every two arrays of scores, of the same units.
 
-    Units count that all estimators score with a finite number. NaN where there is no correlation: fewer than two units,
-    or all scores of an estimator equal.
+    Units count whose scores are all finite. NaN where there is no correlation: fewer than two units, or an array of
+    equal scores.
     """
     from scipy.stats import rankdata  # here and below: it takes longer than all else that reports import
 
-    columns = [np.asarray(by_structure[structure], np.float64).ravel() for by_structure in scores.values()]
+    columns = [np.asarray(each, np.float64).ravel() for each in scores]
     exists = np.all(np.isfinite(columns), axis=0)
     ranks = [rankdata(column[exists]) for column in columns]
     varies = [len(rank) > 0 and np.ptp(rank) > 0 for rank in ranks]
@@ -95,17 +95,16 @@ class Patterns(NamedTuple):
     structures: dict[str, StructurePatterns]
 
 
-def unimportant(scores: Scores, share: float) -> Keep:
-    """Mark the ⌊share · n⌋ lowest of each structure's n units, over all layers.
+def unimportant(scores: Float[np.ndarray, "_layers _units"], share: float) -> Bool[np.ndarray, "_layers _units"]:
+    """Mark the ⌊share · n⌋ lowest of a structure's n units, over all layers.
 
     Among equal scores lower layers and then lower indices come first. Where there is no unit (NaN), False.
 
-    >>> unimportant({"mlp": np.array([[3.0, 1.0], [np.nan, 2.0]])}, 0.67)["mlp"].tolist()
+    >>> unimportant(np.array([[3.0, 1.0], [np.nan, 2.0]]), 0.67).tolist()
     [[False, True], [False, True]]
     """
-    places = {name: _places(np.asarray(values, np.float64)) for name, values in scores.items()}
-    counts = {name: math.floor(Fraction(str(share)) * int(np.isfinite(each).sum())) for name, each in places.items()}
-    return {name: each < counts[name] for name, each in places.items()}  # NaN < x is False
+    places = _places(scores)
+    return places < math.floor(Fraction(str(share)) * int(np.isfinite(places).sum()))  # NaN < x is False
 
 
 def patterns(
@@ -125,13 +124,13 @@ def patterns(
     for name in next(iter(scores.values()))[importance]:
         important = {s: np.asarray(each[importance][name], np.float64) for s, each in scores.items()}
         used = {s: np.asarray(each[usage][name], np.float64) for s, each in scores.items()} if usage else {}
-        lowest = {s: unimportant({"": values}, share)[""] for s, values in important.items()}
+        lowest = {s: unimportant(values, share) for s, values in important.items()}
         exists = ~np.isnan(next(iter(important.values())))
         units = int(exists.sum())
         # by the same order as `lowest`, so that equal scenarios have no task-specific unit, whatever the share
         upper = {s: (_places(values) >= math.ceil(units / 2)) & ~lowest[s] for s, values in important.items()}
         pairs = itertools.permutations(important, 2)
-        between = rank_agreement({s: {"": values} for s, values in important.items()}, "")
+        between = rank_agreement(important.values())
         np.fill_diagonal(between, 0)
         means = between.sum(axis=1) / (len(important) - 1) if len(important) > 1 else [math.nan]
         structures[name] = StructurePatterns(
@@ -139,9 +138,7 @@ def patterns(
             lowest=int(next(iter(lowest.values())).sum()),
             usage={s: float(np.mean(f[exists])) if units else math.nan for s, f in used.items()},
             agreement=dict(zip(important, map(float, means), strict=True)),
-            usage_importance={
-                s: float(rank_agreement({"": {"": important[s]}, "usage": {"": f}}, "")[0, 1]) for s, f in used.items()
-            },
+            usage_importance={s: float(rank_agreement([important[s], f])[0, 1]) for s, f in used.items()},
             consistent=np.all(list(lowest.values()), axis=0),
             task_specific=int(np.any([upper[s] & lowest[t] for s, t in pairs] or [~exists & exists], axis=0).sum()),
         )
@@ -190,7 +187,7 @@ def summary(scores: ByScenario, found: Patterns | None) -> list[str]:
     sentences = [f"{what} in {plural(many, 'scenario')}: {', '.join(scores)}."]
     chosen = {name: values for name, values in by_estimator.items() if not _RANDOM.fullmatch(name)}
     for structure in first:
-        matrix = rank_agreement(chosen, structure)
+        matrix = rank_agreement(each[structure] for each in chosen.values())
         names, pairs = list(chosen), itertools.combinations(range(len(chosen)), 2)
         known = [(matrix[i, j], names[i], names[j]) for i, j in pairs if math.isfinite(matrix[i, j])]
         if len(known) > 1:
@@ -231,11 +228,9 @@ def rank_table(scores: dict[str, Scores], scenario: str | None = None) -> Table:
     """
     halves = all(set(STRUCTURES) <= set(by_structure) for by_structure in scores.values())
     if halves:
-        lower, upper = (rank_agreement(scores, structure) for structure in STRUCTURES)
+        lower, upper = (rank_agreement(each[name] for each in scores.values()) for name in STRUCTURES)
     else:
-        flat: dict[str, Scores] = {name: {"": np.concatenate([np.ravel(v) for v in each.values()])[None]}
-                                   for name, each in scores.items()}  # fmt: skip
-        lower = upper = rank_agreement(flat, "")
+        lower = upper = rank_agreement(np.concatenate([*map(np.ravel, each.values())]) for each in scores.values())
     cells = np.tril(lower, -1) + np.triu(upper, 1)
     rows: list[Row] = []
     for place, name in enumerate(scores):
