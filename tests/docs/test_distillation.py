@@ -1,13 +1,24 @@
-"""The ablation of distillation end to end on a tiny model: starts, arms, files and page."""
+"""The ablation of distillation end to end on a tiny model: starts, arms, files and page; pages of other experiments."""
 
 import importlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from saap_jax.steps.chain import parse
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("name", ["choices", "distillation", "scenarios"])
+def test_pages_are_those_of_their_files(name, tmp_path, monkeypatch):
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "DOCS", tmp_path, raising=False)
+    found = module.report() or (tmp_path / f"{name}.md").read_text()
+    assert found == (DOCS / f"{name}.md").read_text(), f"run experiments/{name}.py report"
 
 
 @pytest.fixture
