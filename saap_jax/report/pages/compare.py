@@ -204,11 +204,8 @@ def _legend(run: RunRecord, rows: Sequence[ComparisonRow], compared: Sequence[st
     if compared:
         lines.append(f"{VERDICT}{_units(run)}")
         of = "these pruned models on such text, not of methods on other calibration text"
-        of = (
-            f"methods over these {seeds} seeds: no interval is narrower than Student's of the seeds"
-            if seeds > 1
-            else of
-        )
+        if seeds > 1:
+            of = f"methods over these {seeds} seeds: no interval is narrower than Student's of the seeds"
         lines.append(f"{share_evaluated(*race)}verdicts are of {of}")
     if any(row.raced for row in rows):
         lines.append(f"{ESTIMATED} from the windows by which it was surely worse than another, beside the dense model")
