@@ -92,10 +92,11 @@ class TestSeveralRuns:
         near = [fake.candidate(name, 0.2, (ppl, ppl)) for name, ppl in (("a", 50.0), ("b", 50.001), ("c", 90.0))]
         near.append(near[0] | {"candidate": "d@0.2", "variant": "d"})
         few = [{**line, "losses": {name: each[:7] for name, each in line["losses"].items()}} for line in near]
-        paths = [fake.kept_run(tmp_path / name, lines).path for name, lines in (("near", near), ("few", few))]
+        paths = [fake.kept_run(tmp_path / "near", near).path, fake.kept_run(tmp_path / "few", few, dense={}).path]
         (section, *_) = overview_sections(read_views(paths))
         best = next(block for block in section.blocks if isinstance(block, Table))
-        assert [[row[0], row[-1]] for row in cells(best)] == [["few", "-"], ["near", "2"]][::-1]
+        assert [[row[0], row[-1]] for row in cells(best)] == [["near", "2"], ["few", "-"]]
+        assert [row[-3:-1] for row in cells(best)] == [["34.70", "1.44"], ["n/a", "-"]], "one is not on record"
 
     @pytest.mark.slow
     def test_a_page_of_few_is_open_and_of_many_closed_and_small(self, three, tmp_path):

@@ -82,7 +82,7 @@ def _best_blocks(views: Sequence[View]) -> list[Block]:
             rows.append({"run": view.name, "variant": row["variant"], "text": evaluated(view, domain),
                          "ratio_asked": asked, "ppl": ppl, "scale": figure_of(view.run),
                          "spread": row[f"spread_{domain}"], "dense": dense,
-                         "times": ppl / dense if dense > 0 else math.nan,
+                         "times": ppl / dense if dense > 0 else None,
                          "ties": sum(each["tied"] or each["best"] for each in others) if tested else None})  # fmt: skip
     if not rows:
         return []
