@@ -77,7 +77,9 @@ def test_a_loss_that_is_no_number_leaves_the_others_in_their_order():
     record, rows = run_of([("mlp", place) for place in range(4)], traced=False)
     for row, cost in zip(rows, (0.01, np.nan, 1.0, 0.5), strict=True):
         row["losses"] = {METRIC: (np.array(record["dense"]["losses"][METRIC]) + cost).tolist()}
-    assert [row["layer"] for row in extreme_table(record, rows).rows] == [1, 2, 3, 0]
+    table = extreme_table(record, rows)
+    assert [row["layer"] for row in table.rows] == [1, 2, 3, 0]
+    assert not [cell for cell in table.cells(table.rows[0]) if "nan" in cell]
 
 
 def test_percent_of_a_race_are_of_the_whole_text():

@@ -84,7 +84,7 @@ def _table(
         Column("structure", ("structure", "sign"), lambda name, sign: f"{name} {sign}".rstrip(), words=True),
         Column("removed %", ("actual", "asked"), lambda actual, _: f"{100 * actual:.1f}"),
         Column("parameters", ("removed",), "{:,}".format),
-        Column("nats" if scale.logarithmic else "loss", ("nats",), lambda nats: signed(nats, 4)),
+        Column("nats" if scale.logarithmic else "loss", ("nats",), lambda nats: format_change(nats, 4)),
         Column(f"{scale.short} %", ("percent",), format_change),
         Column("95 % interval", ("low", "high"), lambda low, high: format_interval(low, high, format_change) or "n/a"),
         Column("× average", ("relative", "average"), lambda times, _: format_hundredths(times)),
