@@ -21,6 +21,7 @@ from saap_jax.evaluation.differences import (
 )
 from saap_jax.evaluation.evidence import log_evidence, threshold
 from saap_jax.evaluation.resample import FEWEST, holm
+from tests.evaluation.test_race import differing
 
 
 @pytest.mark.parametrize("others", [1, 16])
@@ -37,10 +38,8 @@ def test_the_interval_is_what_neither_side_rejects(others):
 
 def missed(trials: int, looks, half, kind: str = "normal") -> float:
     """Count how often intervals that are looked at after so many windows miss the truth at some look."""
-    random, truth = np.random.default_rng(0), -0.1
-    draw = {"normal": random.standard_normal, "heavy": lambda size: random.standard_t(4, size),
-            "skewed": lambda size: random.exponential(1, size) - 1}[kind]  # fmt: skip
-    d = truth + draw((trials, max(looks)))
+    truth = -0.1
+    d = truth + differing(np.random.default_rng(0), kind, (trials, max(looks)))
     wrong = [np.abs(d[:, :n].mean(axis=1) - truth) > half(d[:, :n]) for n in looks]
     return float(np.any(wrong, axis=0).mean())
 
