@@ -135,7 +135,7 @@ def _by_layer(formula: Callable[..., Array], damping: float) -> Estimator:
         with jax.default_matmul_precision("highest"):
             ridge = damping * jnp.mean(jnp.diag(product)) * (len(gone) / left)
             scores = formula(matrix.astype(product.dtype), product, ridge, gone)
-        return jnp.where(ridge > 0, scores, 0)  # nobody misses what is never active
+        return jnp.where(ridge == 0, 0, scores)  # nobody misses what is never active
 
     def score(statistics: Statistics, params: Weights) -> Scores:
         if isinstance(params, TracedWeights):

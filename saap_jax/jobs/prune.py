@@ -70,7 +70,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> PruneResult:
     """
     config.check_asked()
     chain = parse(config.chain)
-    calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
+    calibration = calibration_of(config)
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
     if layout is not None and (asked := targets.MEASURED & {*config.targets.asked}):
         raise ValueError(

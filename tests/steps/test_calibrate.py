@@ -270,9 +270,10 @@ def test_a_calibration_of_other_fields_is_refused(score_config, kept, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     record["config"]["calibration"]["words"] = 3
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    assert calibration_of(str(kept[0].path), score_config.model.name) == score_config.calibration
+    asked = PruneConfig(model=score_config.model, from_run=str(kept[0].path), ratio=0.2)
+    assert calibration_of(asked) == score_config.calibration
     with pytest.raises(ValueError, match=r"run\.json: expected the fields of a calibration.*'words'"):
-        calibration_of(str(tmp_path / "run"), score_config.model.name)
+        calibration_of(dataclasses.replace(asked, from_run=str(tmp_path / "run")))
 
 
 def test_a_finished_run_is_not_scored_again(score_config, kept, monkeypatch):
