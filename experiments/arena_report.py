@@ -1,5 +1,6 @@
 """What docs/arena.md and README.md say of the arena: made of the files in docs/arena, and held against them."""
 
+import collections
 import functools
 import itertools
 import json
@@ -45,8 +46,8 @@ Result = dict[str, Any]
 """A file: `dense` and `articles` by text, in reading order, and `rows` by NAME@RATIO; or one row."""
 
 TITLE = "# The arena: published methods and ours"
-HINT = """Open a figure for its interval: how far a published row is from `default`, and ours from the lowest published
-row. Open a name for what else is known of it. On the site, click a head of the table to sort by it."""
+HINT = """Open a figure for its interval: how far a row is from `default`, and ours from the lowest published row.
+Open a name for what else is known of it. On the site, click a head of the table to sort by it."""
 PROTOCOL = """\
     SAAP_DATA=DATA python experiments/arena.py run [--model MODEL] [--examples 512] [--after lora] [--tasks]
     python experiments/arena.py report
@@ -68,7 +69,7 @@ PROTOCOL = """\
   steps of one. What cannot be seen is the half width of the interval at the level at which it tested last.
 - Of five planned seeds, those that are there were looked at as they came: SmolLM2 with three, four and then five. The
   intervals are not widened for that.
-- Ours stand beside the lowest published row, which was chosen after the fact, and published rows beside `default`.
+- Ours stand beside the lowest published row, which was chosen after the fact, and all rows beside `default`.
 - *KL* is KL(p_unpruned ‖ p) in nats a token, *words* the share of places whose likeliest word changes, both on the
   first 32 windows of each text. *Tasks* is the mean accuracy on the first 200 items of each of ARC easy, BoolQ,
   HellaSwag, PIQA and WinoGrande, ± 95 % of items, and of seeds where there are several. *Forward* is the time of a
@@ -297,24 +298,23 @@ def table(found: Sequence[Group]) -> list[str]:
 
 def rows_at(group: Group, ratio: float, title: str, after: str) -> list[str]:
     """Make the rows of a model at a ratio; what is seldom asked for, and intervals, are folded."""
-    published, default, said = group.of(ratio, "published"), group.named(ratio, "default"), {}
+    published, ours, default = group.of(ratio, "published"), group.of(ratio, "ours"), group.named(ratio, "default")
+    said = collections.defaultdict[tuple[str, str], list[str]](list)
     for text in group.dense:
-        if default:
-            found = verdicts([group.beside(line, default, text) for line in published])
-            said |= {
-                (line.name, text): f"from default: {difference(each)}"
-                for line, each in zip(published, found, strict=True)
-            }
         if best := group.lowest(published, text):
-            for line in group.of(ratio, "ours"):
+            for line in ours:
                 verdict = group.against(line, published, text)[best.name]
-                said[line.name, text] = f"from {best.name}: {difference(verdict)}"
+                said[line.name, text].append(f"from {best.name}: {difference(verdict)}")
+        for some in (published, *([line] for line in ours if line is not default)) if default else ():
+            found = verdicts([group.beside(line, default, text) for line in some])
+            for line, verdict in zip(some, found, strict=True):
+                said[line.name, text].append(f"from default: {difference(verdict)}")
     made = []
     for line in group.of(ratio, "ours", "published", "mixed", "floor"):
         more = f"{100 * line.mean('actual'):.1f} % removed, {line.mean('heads'):.0f} KV heads gone; "
         more += f"{100 * line.mean('changed'):.0f} % of the likeliest words change; {len(line.found)} seeds"
         name = folded(f"<b>{line.name}{after}</b>" if line.kind == "ours" else f"{line.name}{after}", more)
-        figures = [folded(group.perplexity(line, t), said.get((line.name, t), "")) for t in group.dense]
+        figures = [folded(group.perplexity(line, t), "; ".join(said[line.name, t])) for t in group.dense]
         numbers = [f"{line.mean('kl'):.2f}", line.accuracy(group.tasks), f"{100 * line.mean('forward'):.0f}"]
         numbers += [f"{line.minutes:.1f}", f"{line.mean('gib'):.1f}"]
         made.append(written(name, title, f"{100 * ratio:.0f}", *figures, *numbers))
