@@ -550,11 +550,12 @@ def draw(found: Sequence[Group], path: Path) -> None:
             colour = "tab:red" if ours else "tab:blue" if line in front or line.name == "saap" else "0.75"
             axis.errorbar(line.minutes, middle, yerr=[[middle - low], [high - middle]], fmt="o", ms=4, color=colour)
             if ours or line in apart or line.name == "saap":
-                axis.annotate(line.name, (line.minutes, middle), (5, 3), textcoords="offset points", color=colour)
+                beside = (5, -9 if ours else 3)  # so that names of neighbours do not meet
+                axis.annotate(line.name, (line.minutes, middle), beside, textcoords="offset points", color=colour)
         steps = np.array([(line.minutes, math.exp(values[line.name])) for line in front])
         axis.step(*steps.T, where="post", color="0.7", linewidth=1)
         axis.set(xscale="log", xlabel="processor minutes", ylabel=f"{text} ppl@128")
-        axis.margins(x=0.4)
+        axis.set_xlim(ordered[0].minutes / 2, 12 * ordered[-1].minutes)
         axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
         logarithmic(axis)
     figure.savefig(path, metadata={"Date": None})
