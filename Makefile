@@ -10,6 +10,8 @@ READY := .venv/.ready
 export PYTHONDONTWRITEBYTECODE :=
 
 ONE_EACH := tunix_llama or equinox_attention or haiku_transformer or penzai_llama or flaxmodels_gpt2 or keras_transformer
+# NPROC: threads of XLA, several a device, so that collectives never wait for each other (`forced` in tests/xla_flags.py).
+ON_EIGHT := NPROC=32 XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -n auto --dist worksteal
 IN_ZOO := KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo
 
 .PHONY: quickstart test types slow nightly environments newest oldest sharded tpu-plan eval parity llamacpp browser zoo zoo-smoke tunix maxtext gemma docs wheel hour judge leaderboard container lock clean
@@ -29,11 +31,12 @@ types: $(READY)  ## pyright, and the examples of docstrings
 	$(BIN)/pyright
 	$(BIN)/pytest -q -n auto --dist worksteal saap_jax
 
-slow: $(READY)  ## what guards a landing and takes longer: oracles, contracts, accidents of files, ten kills
+slow: $(READY)  ## what guards a landing and takes longer: oracles, contracts, accidents of files, kills
 	$(BIN)/pytest -q -n auto --dist worksteal -m "slow and not nightly" tests
 
-nightly: $(READY)  ## tests that take minutes and seldom fail alone
-	$(BIN)/pytest -q -n auto --dist worksteal -m nightly tests
+nightly: $(READY)  ## tests that take minutes, or seldom fail alone
+	$(BIN)/pytest -q -n auto --dist worksteal -m "nightly and not sharded" tests
+	$(ON_EIGHT) -m "nightly and sharded" tests
 
 # $(1) a Python, $(2) lock files: an environment of its own, beside whose `.ready` it lies.
 define environment
@@ -75,9 +78,8 @@ newest: .venv/newest/.ready  ## the newest Python of this machine, and the newes
 oldest: .venv/oldest/.ready  ## the oldest versions that pyproject.toml declares: the same
 	$(call in-versions,.venv/oldest)
 
-# NPROC: threads of XLA, several a device, so that collectives never wait for each other (`forced` in tests/xla_flags.py).
 sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU, and in several processes
-	NPROC=32 XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -n auto --dist worksteal -m sharded
+	$(ON_EIGHT) -m "sharded and not nightly"
 
 tpu-plan: .venv/tpu-plan/libtpu  ## programs compiled for TPUs that are not there; installs libtpu apart: beside it jax complains that there is no TPU
 	JAX_PLATFORMS=cpu PYTHONPATH=.venv/tpu-plan $(BIN)/pytest -q -n auto --dist worksteal -m tpuplan
