@@ -273,7 +273,8 @@ def _read(segment: str) -> Iterator[tuple[str, tuple[Step, ...]]]:
         return
     types = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     options = _options(segment, kind, call["options"] or "")
-    many = {name: value for name, value in options.items() if isinstance(value, tuple) and "tuple" not in types[name]}
+    many = {name: value for name, value in options.items()
+            if isinstance(value, tuple) and value and "tuple" not in types[name]}  # fmt: skip
     for values in itertools.product(*many.values()):
         chosen = {**options, **dict(zip(many, values, strict=True))}
         check_values(kind, chosen, f"{kind.name}.")

@@ -229,6 +229,7 @@ OPTIONS = {
         ("wanda > within(min_keep={{mlp: 1}: 2})", "expected NAME or NAME(option=value, …)"),
         ("wanda > rounds(**{'every': 0.2})", "unknown option 'None'; rounds takes every"),
         ("wanda > rounds(0.1, every=0.2)", "expected each option of rounds once, got one twice"),
+        ("wanda > learn(steps=())", "learn.steps: expected int, got ()"),
         ("wanda > learn(steps=few)", "learn.steps: expected int, got 'few'"),
         ("wanda > learn(rate='0.1')", "learn.rate: expected float, got '0.1'"),
         ("wanda > learn(rule=hard)", "learn.rule: expected one of momentum, sigmoid, soft, got 'hard'"),
