@@ -38,6 +38,7 @@ from saap_jax.steps.chain import Chain
 from saap_jax.steps.run import Runner
 from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.surgery.corrections import Repair
 from saap_jax.surgery.cut import pruned_spec
 
 ENOUGH = 256 * 2**20
@@ -262,10 +263,10 @@ def smallest(
     Found by bisection, since each target is met the better the more goes. Rounds on the way are run once.
 
     Raises:
-        ValueError: targets that do not hold at the largest ratio that the chain can meet, or a refinement or choice,
-            whose outcome has other widths than those that met them.
+        ValueError: targets that do not hold at the largest ratio that the chain can meet, or a refinement, whose
+            outcome has other widths than those that met them.
     """
-    if other := next((each for each in chain.steps if each.kind == "refinement" or each.begins), None):
+    if other := next((each for each in chain.every if each.kind == "refinement"), None):
         raise ValueError(
             f"targets: expected no {other.name} beside them: what comes of it has other widths than those that met "
             "them; leave one of the two out"
@@ -276,6 +277,8 @@ def smallest(
 
     assert isinstance(runner.subject, LlamaSubject)
     spec = runner.subject.model.spec
+    biases = spec.output_biases or any(isinstance(each, Repair) and each.biases for each in chain.every)
+    spec = dataclasses.replace(spec, output_biases=biases)  # what repairs add counts
 
     def missed(state: State) -> list[str]:
         found = costs.of(pruned_spec(spec, state.keep))

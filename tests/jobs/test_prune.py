@@ -105,6 +105,17 @@ def test_targets_hold_and_not_much_less_would_do(options):
     assert not all(target.holds(value[target.name]) for target in targets)
 
 
+@pytest.mark.parametrize("method", ["", "magnitude > uniform > bias"])
+def test_the_model_that_is_saved_meets_the_targets(method):
+    """Where no method is said, and where a repair adds parameters."""
+    config = PruneConfig(method=method, targets=TargetsConfig(parameters="80%"))
+    _, (target,), _, ratio, runner = smallest(dense_model(layers=4, mlp=64), config.targets, config.chain)
+    made = runner.run(parse(config.chain), ratio)
+    size = float(made.subject.cut(made.keep).parameters)
+    assert target.holds(size)
+    assert size > 0.95 * target.limit
+
+
 def test_in_rounds_the_model_is_observed_again_until_the_round_that_does_it(monkeypatch):
     model, observed = dense_model(layers=4, mlp=64), []
     calls = rounds.Rounds.__call__
@@ -132,8 +143,9 @@ def test_targets_out_of_reach_are_refused_with_what_can_be_reached():
     with pytest.raises(ValueError, match=r"targets: cannot be met by removing 0.00% .*parameters 70%"):
         smallest(model, TargetsConfig(parameters="70%"), "random > within(protect=(0.5, -0.5))")
     assert smallest(model, TargetsConfig(parameters="99%"), least=0.3)[3] == 0.3, "a ratio beside them is the least"
-    with pytest.raises(ValueError, match="targets: expected no learn beside them"):
-        smallest(model, TargetsConfig(parameters="70%"), "random > uniform > learn")
+    for chain in ("random > uniform > learn", "best_of(magnitude, random > learn)"):
+        with pytest.raises(ValueError, match="targets: expected no learn beside them"):
+            smallest(model, TargetsConfig(parameters="70%"), chain)
 
 
 @pytest.mark.slow
