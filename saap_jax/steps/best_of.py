@@ -92,7 +92,7 @@ def _held_out(on: Context) -> tuple[dict[str, Examples], Examples, np.ndarray]:
         windows = [on.dense.rows(examples, slice(at, at + 1)) for at in range(on.dense.count(examples)[0])]
         tokens = np.array([on.dense.count(each)[1] for each in windows])
         left = np.cumsum(tokens > 0)  # a choice around this one may have blanked some
-        every, real = max(2, min(EVERY, left[-1])), tokens > 0
+        every, real = max(2, min(EVERY, left[-1])), (tokens > 0) & (left[-1] > 1)
         ways = [real & (left % every == rest) for rest in ([every - 1, 0] if on.batch_size == 1 else [0, every - 1])]
         judging = real & (np.arange(len(real)) // on.batch_size % HELD_OUT == HELD_OUT - 1)  # by steps in the chains
         held = next((way for way in ways if (judging & ~way).any()), ways[0])

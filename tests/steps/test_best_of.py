@@ -172,5 +172,6 @@ def test_of_few_windows_the_last_one_judges_and_one_window_is_refused(x64):
     assert told[0][0] == pytest.approx(expected, rel=1e-6)
     assert told[1][0] != pytest.approx(expected, rel=1e-6), "control"
     one = {"text": Windows(TOKENS[:1], np.ones((1, 8), bool))}
-    with pytest.raises(ValueError, match="expected two windows"):
-        runner(subject, one).run(chain, 0.4)
+    for batch_size in (1, 4):
+        with pytest.raises(ValueError, match="expected two windows"):
+            Runner(subject, one, (), Passes(batch_size)).run(chain, 0.4)
