@@ -95,6 +95,8 @@ class Runner:
         self.steps |= {step.text: step for step in chain.scores}
         self.stable |= {step.text for at, step in enumerate(chain.steps, 1)
                         if isinstance(step, Score) and step.ahead(chain.steps[at:])}  # fmt: skip
+        for inner in (inner for step in chain.steps for inner in step.inner):
+            self._expect(inner)
 
     def _to(self, chain: Chain, end: int, ratio: float) -> State:
         self._expect(chain)

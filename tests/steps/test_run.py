@@ -176,6 +176,12 @@ def test_one_pass_serves_all_chains(subject):
     assert Counted.seen == 2 + len(TOKENS), "what nobody announced takes another pass"
 
 
+def test_one_pass_serves_the_chains_of_a_choice_too(subject):
+    chain = parse("best_of(gate_taylor > stable > global, magnitude)")
+    runner(subject, [chain]).run(chain, 0.2)
+    assert Counted.seen == 1 + len(TOKENS), "and one of each example, for `stable`"
+
+
 @pytest.mark.parametrize(("repair", "then"), [("none", ""), ("bias", ", before about 3 passes over the text")])
 def test_how_much_comes_behind_scoring_is_said(subject, repair, then):
     said, (chain,) = [], expand([f"wanda > uniform > {{{repair}}}"])
