@@ -55,17 +55,25 @@ def check_values(kind: type, values: Mapping[str, Any], place: str = "") -> None
     """
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     for name, value in values.items():
-        hint, checks = _hints(kind)[name], ()
-        if get_origin(hint) is Annotated:
-            hint, *checks = get_args(hint)
-            checks = [check for check in checks if callable(check)]  # others are tyro's
-        if not _is(value, hint):
-            if get_origin(hint) is Literal and isinstance(value, str):
-                check_choice(f"{place}{name}", value, hint)
-            expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            raise ValueError(f"{place}{name}: expected {expected}, got {shown(value)}")
-        for check in checks if value != defaults[name] else ():
-            check(f"{place}{name}", value)
+        hint = _hints(kind)[name]
+        if get_origin(hint) is Annotated and value == defaults[name]:
+            hint = get_args(hint)[0]
+        check_value(f"{place}{name}", value, hint)
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Raise ValueError for a value that is none of what a type says, and what `Annotated` adds to it."""
+    checks = ()
+    if get_origin(hint) is Annotated:
+        hint, *checks = get_args(hint)
+    if not _is(value, hint):
+        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        if get_origin(hint) is Literal:
+            expected = f"one of {', '.join(map(str, get_args(hint)))}"
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+    for check in checks:
+        if callable(check):  # others are tyro's
+            check(name, value)
 
 
 def _is(value: Any, hint: Any) -> bool:
@@ -86,18 +94,19 @@ def _is(value: Any, hint: Any) -> bool:
         return abs(value) < 2**53
     if hint in (int, bool, str):
         return type(value) is hint
-    return value is None if hint in (None, type(None)) else hint is Any or isinstance(value, hint)
+    return value is None if hint in (None, type(None)) else hint is Any or isinstance(value, origin or hint)
 
 
 # --- checks --------------------------------------------------------------------------------------
 
 
 def number(said: str, holds: Callable[[Any], bool]) -> Check:
-    """Make the check that a number, or each of several, is one of those that `said` names and that hold."""
+    """Make the check that a number, or each of several, is one of those that `said` names and that hold; None is."""
 
     def check(name: str, value: Any) -> None:
-        for each in value if isinstance(value, tuple | list) else (value,):
-            if not holds(each):
+        several = [*value.values()] if isinstance(value, Mapping) else value
+        for each in several if isinstance(several, tuple | list) else (several,):
+            if each is not None and not holds(each):
                 raise ValueError(f"{name}: expected {said}, got {each}{meant(float(each))}")
 
     return check
@@ -116,12 +125,6 @@ check_seed = number("a number in [0, 2^32)", lambda value: 0 <= value < 2**32)
 check_share = number("a number in [0, 1]", lambda value: 0 <= value <= 1)
 check_positive = number("a number above 0", lambda value: 0 < value < math.inf)
 check_not_negative = number("a number of at least 0", lambda value: 0 <= value < math.inf)
-
-
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise ValueError unless `value` is one of the `choices`, a Literal."""
-    if value not in get_args(choices):
-        raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def check_several(name: str, values: Any) -> None:

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.checks import check_seed
+from saap_jax.config.checks import Checked, Positive, Seed
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import existing_units, join_segments, segment_bounds
@@ -35,21 +35,16 @@ REDUCTIONS: dict[str, Callable[..., Array]] = {"sum": jnp.sum, "mean": jnp.mean,
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Curvature:
+class Curvature(Checked):
     """How the diagonal of the gate Hessian is observed."""
 
-    probes: int = 16
-    """Random sign vectors; the error of an estimated entry shrinks as 1/√probes."""
-    seed: int = 0
-    attention: str = "exact"
-    """`exact`: one Hessian-vector product an attention unit; `probes`: estimated like the channels."""
+    PLACE = "gate_hessian."
 
-    def __post_init__(self) -> None:
-        if self.probes < 1:
-            raise ValueError(f"gate_hessian: expected probes >= 1, got {self.probes}")
-        if self.attention not in ("exact", "probes"):
-            raise ValueError(f"gate_hessian: expected attention 'exact' or 'probes', got {self.attention!r}")
-        check_seed("gate_hessian: seed", self.seed)
+    probes: Positive = 16
+    """Random sign vectors; the error of an estimated entry shrinks as 1/√probes."""
+    seed: Seed = 0
+    attention: Literal["exact", "probes"] = "exact"
+    """`exact`: one Hessian-vector product an attention unit; `probes`: estimated like the channels."""
 
 
 class Plan(NamedTuple):

@@ -9,7 +9,7 @@ channels need anyway.
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ class GateHessian(NamedTuple):
     """z ⊙ Hz of each probe z, [probes, layers, units], whose mean estimates the diagonal; the other structures."""
 
 
-def gate_hessian(*, probes: int = 16, seed: int = 0, attention: str = "exact") -> Estimator:
+def gate_hessian(*, probes: int = 16, seed: int = 0, attention: Literal["exact", "probes"] = "exact") -> Estimator:
     """Score a unit by |∂ℒ/∂g_u - ½ (∂²ℒ/∂g²)_uu|, ℒ the mean loss over all tokens.
 
     The diagonal of the channels is Hutchinson's estimate, mean of z ⊙ Hz over `probes` random sign vectors z; its

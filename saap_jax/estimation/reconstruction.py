@@ -10,13 +10,14 @@ W ← W - (H⁻¹)_:S [(H⁻¹)_SS]⁻¹ W_S. Source: the optimal brain surgeon 
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float
 
-from saap_jax.config.checks import check_at_least
+from saap_jax.config.checks import Positive, check_positive
 from saap_jax.estimation.base import (
     Estimator,
     Plan,
@@ -31,6 +32,8 @@ from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_segments
 from saap_jax.structures.weights import TracedWeights, Weights
 from saap_jax.types import STRUCTURES, Scores
+
+Damping = Annotated[float, check_positive]
 
 FEWEST_SWAPS = 16
 """Of `swapped`, that are allowed however few units there are."""
@@ -81,7 +84,7 @@ SECOND_MOMENT = Statistic(
 """Mean of aᵀa over all tokens, {structure: [layers, coordinates, coordinates]}; coordinates of a unit in a row."""
 
 
-def obs(*, greedy: bool = True, block: int = 16, damping: float = 0.01) -> Estimator:
+def obs(*, greedy: bool = True, block: Positive = 16, damping: Damping = 0.01) -> Estimator:
     """Score a unit by ½ tr(W_Sᵀ [(H⁻¹)_SS]⁻¹ W_S), with H = mean aᵀa + λ I and λ = `damping` · mean of the diagonal.
 
     `greedy` takes units out one after another, the cheapest first: after each `block` of coordinates (one unit at
@@ -91,12 +94,7 @@ def obs(*, greedy: bool = True, block: int = 16, damping: float = 0.01) -> Estim
 
     Sources: ZipLM, SlimGPT and OSSCAR, see above. Deviation: H is that of the unpruned model in every layer, where
     these prune layer by layer and look at each through the ones that were pruned before it.
-
-    Raises:
-        ValueError: a block or a damping that is not positive.
     """
-    check_at_least("obs: block", block, 1)
-    _check_damping("obs", damping)
 
     def formula(weight: Array, moment: Array, ridge: Array, gone: Array) -> Float[Array, "units"]:
         return greedy_costs(weight, moment, ridge, gone, block) if greedy else single_costs(weight, moment, ridge)
@@ -104,23 +102,14 @@ def obs(*, greedy: bool = True, block: int = 16, damping: float = 0.01) -> Estim
     return _by_layer(formula, damping)
 
 
-def leverage(*, damping: float = 0.01) -> Estimator:
+def leverage(*, damping: Damping = 0.01) -> Estimator:
     """Score a unit by Σ_c [G (G + λ I)⁻¹]_cc over its coordinates, with G = mean aᵀa, λ = `damping` · mean diagonal.
 
     The ridge leverage of a coordinate says how badly the others stand in for it, whatever reads it.
 
     Source: MoDeGPT (arXiv:2408.09632), algorithm 1, for the MLP. Deviation: λ is relative to the diagonal.
-
-    Raises:
-        ValueError: a damping that is not positive.
     """
-    _check_damping("leverage", damping)
     return _by_layer(lambda weight, moment, ridge, _: leverages(weight, moment, ridge), damping)
-
-
-def _check_damping(name: str, damping: float) -> None:
-    if not (math.isfinite(damping) and damping > 0):
-        raise ValueError(f"{name}: expected damping above 0, got {damping}")
 
 
 def _by_layer(formula: Callable[..., Array], damping: float) -> Estimator:

@@ -13,8 +13,9 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
+from saap_jax.config.checks import check_value
 from saap_jax.estimation import activations, gates, hessian, reconstruction, squares, taylor
 from saap_jax.estimation.base import Estimator, Statistic
 from saap_jax.estimation.objectives import OBJECTIVES
@@ -202,13 +203,22 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _called(name: str, factory: Callable[..., Made], options: dict[str, Any]) -> Made:
-    known = inspect.signature(factory).parameters
+    try:
+        signature = inspect.signature(factory, eval_str=True)
+    except NameError:  # annotations with names that are there for type checkers alone
+        signature = inspect.signature(factory)
+    known = signature.parameters
     for option, value in options.items():
         if option not in known:
             takes = f"takes {', '.join(known)}" if known else "takes none"
             raise ValueError(f"estimator {name!r}: unknown hyper-parameter {option!r}; it {takes}")
-        if expected := _refused(value, known[option].annotation):
-            raise ValueError(f"estimator {name!r}: {option}: expected {expected}, got {value!r}")
+        kind = known[option].annotation
+        if kind is not inspect.Parameter.empty and not isinstance(kind, str):
+            check_value(f"estimator {name!r}: {option}", value, kind)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise ValueError(f"estimator {name!r}: {error}") from None
     try:
         return _made(factory, **options)
     except TypeError:  # an option that cannot be hashed
@@ -219,18 +229,3 @@ def _called(name: str, factory: Callable[..., Made], options: dict[str, Any]) ->
 def _made(factory: Callable[..., Made], **options: Hashable) -> Made:
     """Make an estimator once: its formula, made again, would be compiled again."""
     return factory(**options)
-
-
-def _refused(value: Any, kind: Any) -> str:
-    """Say what a hyper-parameter takes, where a value is none of it; what is not annotated takes all.
-
-    >>> _refused(3, Literal["sum", "max"]), _refused(3, int | float), _refused(3, bool)
-    ("'sum' or 'max'", '', 'bool')
-    """
-    kinds = get_args(kind) or (kind,)
-    if get_origin(kind) is Literal:
-        return "" if value in kinds else " or ".join(map(repr, kinds))
-    taken = (*kinds, int) if float in kinds else kinds
-    if inspect.Parameter.empty in kinds or type(value) in taken:
-        return ""
-    return " or ".join(sorted(each.__name__ for each in kinds))

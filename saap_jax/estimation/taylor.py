@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saap_jax.config.checks import check_seed
+from saap_jax.config.checks import Seed
 from saap_jax.estimation.base import (
     Estimator,
     Reduction,
@@ -42,9 +42,8 @@ WEIGHT_GRADIENT = Statistic(
 parameter has a single 0. A statistic of your own whose source is `weights` is shown the gradient of all parameters."""
 
 
-def random(*, seed: int = 0) -> Estimator:
+def random(*, seed: Seed = 0) -> Estimator:
     """Score each unit uniformly in [0, 1), independent of model and data: the floor of every comparison."""
-    check_seed("random: seed", seed)
 
     def score(statistics: Statistics, params: Weights) -> Scores:
         root = jax.random.key(seed)

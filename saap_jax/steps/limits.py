@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from saap_jax.config.checks import Share, check_at_least, check_share
+from saap_jax.config.checks import Share, at_least, check_share
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.types import Keep, Limits
 
@@ -31,12 +31,12 @@ class Within(Step):
     more attention units than `min_keep`, such as a single KV head, all comes from the MLP."""
     attention_from: Share = 0.0
     """Share of the prunable parameters up to which all comes from the MLP; `attention` is then of what goes beyond."""
-    min_keep: int | dict[str, int] = 1
+    min_keep: Annotated[int | dict[str, int], at_least(0)] = 1
     """Units that each layer (of a traced model, each copy of a structure) keeps at least; one number for all, or
     `{attention: 0, mlp: 1}`, of a traced model by name or pattern."""
-    max_ratio: float | dict[str, float] = 1.0
+    max_ratio: Annotated[float | dict[str, float], check_share] = 1.0
     """Largest share of a layer's units that may go; 0 leaves a structure alone."""
-    multiple_of: int | dict[str, int] = 1
+    multiple_of: Annotated[int | dict[str, int], at_least(1)] = 1
     """Kept widths of what is pruned are multiples of these, such as `{mlp: 128}`."""
     depth: bool = False
     """Remove whole sub-blocks: all units of a layer and structure or none. Needs `min_keep` 0 of that structure."""
@@ -55,11 +55,6 @@ class Within(Step):
             raise ValueError(
                 f"within.protect: expected numbers of layers, or shares of them in (-1, 1), got {wrong[0]}"
             )
-        for name, least in (("min_keep", 0), ("multiple_of", 1)):
-            for value in _values(getattr(self, name)):
-                check_at_least(f"within.{name}", value, least)
-        for value in _values(self.max_ratio):
-            check_share("within.max_ratio", value)
         if self.attention_from and self.attention is None:
             raise ValueError(f"within.attention_from: expected attention beside it, got {self.attention_from} alone")
         if self.whole_layers and not self.depth:
@@ -129,10 +124,6 @@ class Within(Step):
         if self.attention and (existing["attention"].sum(axis=1) <= least).all():
             return dataclasses.replace(self, attention=0.0, attention_from=0.0)
         return self
-
-
-def _values(value: Any) -> tuple[Any, ...]:
-    return () if value is None else tuple(value.values()) if isinstance(value, Mapping) else (value,)
 
 
 def protected(protect: Sequence[int | float], layers: int) -> np.ndarray:

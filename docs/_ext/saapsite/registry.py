@@ -119,6 +119,8 @@ def missing_rows(page: str) -> list[str]:
 
 
 def _taken(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{value!r}`" for value in typing.get_args(annotation))
     kinds = typing.get_args(annotation) or (annotation,)

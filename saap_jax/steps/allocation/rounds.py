@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+from typing import Annotated
 
 import numpy as np
 
-from saap_jax.config.checks import meant
+from saap_jax.config.checks import number
 from saap_jax.steps.allocation.allocation import meets
 from saap_jax.steps.base import Before, Context, Extent, State, Step, step
 
@@ -23,13 +24,8 @@ class Rounds(Step):
     kind = "allocation"
     drives = True
 
-    every: float = 0.1
+    every: Annotated[float, number("a share in [0.0001, 1)", lambda share: 0.0001 <= share < 1)] = 0.1
     """Share of the prunable parameters that goes in a round."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0001 <= self.every < 1:
-            raise ValueError(f"rounds.every: expected a share in [0.0001, 1), got {self.every}{meant(self.every)}")
 
     def passes(self, before: float, text: Extent, ratio: float) -> float:
         """Those of the steps before it in each round; scoring anew takes about four."""

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from saap_jax.config.checks import check_choice
 from saap_jax.types import Scores
 
 FusionMethod = Literal["closed_form", "learned", "sampling"]
@@ -120,8 +119,6 @@ def fuse(
     Deviation: the variance of `sampling` is divided by the mean. σ² stands under a score, so it has the unit of a score
     (as the closed form has); a bare variance has that unit squared, and the fusion would depend on the units.
     """
-    check_choice("fuse.method", method, FusionMethod)
-    check_choice("fuse.scope", scope, FusionScope)
     units = _units(scores, scope)
     rows = np.stack([units.pack(s) for s in scores.values()])
     means = units.mean(rows)

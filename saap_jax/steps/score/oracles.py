@@ -6,11 +6,11 @@ With `examples` each looks at the first so many of the examples only, in proport
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from saap_jax.config.checks import check_at_least, check_seed, check_share
+from saap_jax.config.checks import Seed, Share, at_least, check_positive
 from saap_jax.estimation.ablation import Unit, changes_to_scores
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import call_factory
@@ -21,15 +21,17 @@ from saap_jax.types import STRUCTURES, Keep, Scores
 ABLATION = "ablation"
 """The oracle that estimators are judged by."""
 
+Examined = Annotated[int | None, at_least(1)]
+"""How many of the examples are looked at, the first ones; None: all."""
 
 Oracle = Callable[[Subject, Examples, Keep | None, Passes], Scores]
 """(subject, examples, units that are still there or None for all, how) -> `[groups, units]` a structure, NaN where no
 unit is; larger = more important."""
 
 
-def ablation(*, examples: int | None = None) -> Oracle:
+def ablation(*, examples: Examined = None) -> Oracle:
     """Score a unit by the exact change of the loss when it goes by itself, see `estimation.ablation`."""
-    few = _first("ablation", examples)
+    few = _first(examples)
 
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         if keep is not None and any((units & ~keep[name]).any() for name, units in subject.existing.items()):
@@ -46,13 +48,13 @@ def ablation(*, examples: int | None = None) -> Oracle:
     return score
 
 
-def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", examples: int | None = None) -> Oracle:
+def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", examples: Examined = None) -> Oracle:
     """Score every unit by the change of the mean loss when its sub-block goes as a whole, or its layer.
 
     With `within(depth=True)` and rounds of less than a block's share, that is greedy removal of blocks: BlockPruner
     (arXiv:2406.10594) of sub-blocks, SLEB (arXiv:2402.09025) of layers.
     """
-    few = _first("block_ablation", examples)
+    few = _first(examples)
 
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         present = _present(subject, keep, "block_ablation")
@@ -73,7 +75,12 @@ def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", 
 
 
 def perturbation(
-    *, masks: int = 256, share: float = 0.1, ridge: float = 1.0, seed: int = 0, examples: int | None = None
+    *,
+    masks: Annotated[int, at_least(2)] = 256,
+    share: Share = 0.1,
+    ridge: Annotated[float, check_positive] = 1.0,
+    seed: Seed = 0,
+    examples: Examined = None,
 ) -> Oracle:
     """Score a unit by ridge regression of the mean loss on random masks, each without `share` of every layer's units.
 
@@ -82,16 +89,8 @@ def perturbation(
 
     Source: Bonsai (arXiv:2402.05406) section 3. Deviations: masks are drawn evenly, where Bonsai draws them by a prior
     from activations, and in one round unless `rounds` stand behind it.
-
-    Raises:
-        ValueError: fewer than two masks, or another number that is out of range.
     """
-    check_at_least("perturbation: masks", masks, 2)
-    check_share("perturbation: share", share)
-    check_seed("perturbation: seed", seed)
-    if not (np.isfinite(ridge) and ridge > 0):
-        raise ValueError(f"perturbation: expected ridge above 0, got {ridge}")
-    few = _first("perturbation", examples)
+    few = _first(examples)
 
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         present = _present(subject, keep, "perturbation")
@@ -147,11 +146,8 @@ def constant(scores: Scores, existing: Keep) -> Estimator:
     return Estimator(frozenset(), lambda statistics, weights: dict(filled))
 
 
-def _first(name: str, count: int | None) -> Callable[[Subject, Examples], Examples]:
+def _first(count: int | None) -> Callable[[Subject, Examples], Examples]:
     """Make a function that takes the first so many of the examples, or all where there are fewer or None is said."""
-    if count is None:
-        return lambda subject, examples: examples
-    check_at_least(f"{name}: examples", count, 1)
     return lambda subject, examples: subject.rows(examples, slice(count))
 
 

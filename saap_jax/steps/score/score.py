@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from saap_jax.config.checks import number
 from saap_jax.estimation import make_estimators
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import names_file
@@ -231,15 +232,10 @@ class Stable(Step):
 
     kind = "score"
 
-    weight: float = 0.25
+    weight: Annotated[float, number("a finite number", np.isfinite)] = 0.25
     """λ. Above 0 keeps what matters only sometimes; below 0 removes it."""
     over: Literal["examples", "scenarios"] = "examples"
     """What importance has to be stable over."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not np.isfinite(self.weight):
-            raise ValueError(f"stable.weight: expected a finite number, got {self.weight}")
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Weigh the scores."""

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Array, Float
 
-from saap_jax.config.checks import check_choice
+from saap_jax.config.checks import check_value
 from saap_jax.steps.score.fusion import PerExample
 from saap_jax.types import Scores
 
@@ -114,7 +114,7 @@ def reduce_scenarios(scenarios: dict[str, Scores], reduction: ScenarioReduction)
     - `min_rank`: the same free of units. With r the rank of a unit among the n of its structure in a scenario
       (1 = most important, equal scores share their mean rank), the score is (n + 1 - min r) / n over scenarios.
     """
-    check_choice("scenarios.reduction", reduction, ScenarioReduction)
+    check_value("scenarios.reduction", reduction, ScenarioReduction)
     reference = next(iter(scenarios.values()))
     reduced: Scores = {}
     for name in reference:
