@@ -24,7 +24,7 @@ from saap_jax.estimation.reconstruction import greedy_costs, leverages, swapped
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.compensation import Compensated, SubBlock, corrected_in_turn, gathered
-from saap_jax.surgery.corrections import Normal, Walk, check_microbatches
+from saap_jax.surgery.corrections import Normal, Walk
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import Keep
 
@@ -76,7 +76,7 @@ def chosen_in_sequence(
         dense: the unpruned model, where the model was repaired before.
 
     Raises:
-        ValueError: a keep-set of another model, experts, or too few batches to hold some out.
+        ValueError: a keep-set of another model, or experts.
     """
     check_keep(keep, model.segments)
     if model.constants.traits.experts:
@@ -84,7 +84,6 @@ def chosen_in_sequence(
             "layerwise: expected a model without experts, whose output matrices are never corrected, got a "
             f"{model.constants.family}"
         )
-    check_microbatches("layerwise", len(batches))
     existing, new = existing_units(model.segments), {name: units.copy() for name, units in keep.items()}
 
     def choose(at: SubBlock, sums: Normal) -> Bool[np.ndarray, "_"]:

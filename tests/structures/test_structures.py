@@ -1,36 +1,41 @@
 """Coupled structures: the members that LLaMA has, and counts that agree with cutting one unit."""
 
+import functools
+
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
 from saap_jax.llama import abstract_llama
 from saap_jax.llama.segments import existing_units
-from saap_jax.structures import (
-    count_parameters,
-    discover,
-    prunable_parameters,
-)
+from saap_jax.structures import count_parameters, discover, prunable_parameters
+from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
-from tests.helpers import HEADS, dense_model, ragged_model
+from tests.helpers import HEADS, dense_model, ragged_model, random_keep, relative
 
 MODELS = {
-    **{f"{heads}-{'tied' if tied else 'untied'}": (heads, tied) for heads in HEADS for tied in (True, False)},
-    "ragged": None,
-}
+    **{f"{heads}-{'tied' if tied else 'untied'}": functools.partial(dense_model, heads, tied=tied)
+       for heads in HEADS for tied in (True, False)},
+    "ragged": ragged_model,
+    "biases": functools.partial(relative, "qwen2", (2, 6), (1, 3)),
+    "output biases": functools.partial(dense_model, output_biases=True),
+}  # fmt: skip
 
 
 @pytest.fixture(params=MODELS)
 def model(request):
-    options = MODELS[request.param]
-    return ragged_model() if options is None else dense_model(options[0], tied=options[1])
+    return MODELS[request.param]()
 
 
-def test_prunable_parameters_equal_cutting_everything(model):
-    nothing = {name: np.zeros_like(units) for name, units in existing_units(model.segments).items()}
-    rest = cut(model, nothing)
-    assert prunable_parameters(discover(model)) == count_parameters(model) - count_parameters(rest)
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_counts_are_those_of_the_cut_model(model, share):
+    subject, keep = LlamaSubject(model), random_keep(existing_units(model.segments), share)
+    small, removed = cut(model, keep), subject.removed(keep)
+    assert 0 < removed <= subject.prunable
+    assert (removed == subject.prunable) == (not share)
+    assert subject.parameters - removed == count_parameters(small)
+    assert subject.prunable - removed == prunable_parameters(discover(small))
+    assert subject.removed(subject.existing) == 0
 
 
 def test_counts_by_hand():
