@@ -49,10 +49,6 @@ class TracedWeights:
         taken = jnp.take(moved, np.asarray(places, np.int32), axis=len(member.shared))
         return taken.reshape(structure.copies, structure.units, -1)
 
-    def coordinates(self, structure: TracedStructure) -> int:
-        """Count the coordinates that each unit of a structure has where its units act, all places together."""
-        return sum(each.places(structure).shape[-1] for each in self._acting(structure))
-
     def writing(self, structure: TracedStructure) -> Shaped[Array, "copies units coordinates out"]:
         """Show what each coordinate of a unit is multiplied with where its units act, all places side by side.
 
@@ -62,8 +58,10 @@ class TracedWeights:
         Raises:
             ValueError: a structure whose units act at no such place.
         """
-        parts = []
-        for each in self._acting(structure):
+        found, parts = self.acting(structure.name) if self.acting is not None else (), []
+        if not found:
+            raise ValueError(f"{structure.name}: expected a contraction at which its units act, found none")
+        for each in found:
             places = each.places(structure)
             matrix = jnp.ones((*places.shape, 1))
             if isinstance(each, Writer):
@@ -73,12 +71,6 @@ class TracedWeights:
         widest = max(part.shape[-1] for part in parts)
         filled = [jnp.pad(part, [(0, 0)] * 3 + [(0, widest - part.shape[-1])]) for part in parts]
         return jnp.concatenate(filled, axis=2)
-
-    def _acting(self, structure: TracedStructure) -> Sequence[Contraction]:
-        found = self.acting(structure.name) if self.acting is not None else ()
-        if not found:
-            raise ValueError(f"{structure.name}: expected a contraction at which its units act, found none")
-        return found
 
 
 Weights = Llama | TracedWeights

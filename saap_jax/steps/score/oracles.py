@@ -18,9 +18,6 @@ from saap_jax.runtime.progress import Passes
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import STRUCTURES, Keep, Scores
 
-ABLATION = "ablation"
-"""The oracle that estimators are judged by."""
-
 Examined = Annotated[int | None, at_least(1)]
 """How many of the examples are looked at, the first ones; None: all."""
 
@@ -113,7 +110,7 @@ def perturbation(
 
 
 ORACLES: dict[str, Callable[..., Oracle]] = {
-    ABLATION: ablation,
+    "ablation": ablation,
     "block_ablation": block_ablation,
     "perturbation": perturbation,
 }
