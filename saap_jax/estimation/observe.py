@@ -190,13 +190,17 @@ def score(estimators: dict[str, Estimator], statistics: Statistics, model: Weigh
     """Score every unit by every estimator; `{estimator: {structure: [layers, units]}}` as numpy arrays.
 
     Raises:
-        ValueError: a score that is not finite, with the estimator, the layer and the unit.
+        ValueError: scores of another shape, or one that is not finite, with the estimator, the layer and the unit.
     """
     values = score_step(statistics, model, formulas=tuple(e.score for e in estimators.values()))
     scores = {name: jax.tree.map(fetched, value) for name, value in zip(estimators, values, strict=True)}
     there = {name: fetched(units) for name, units in statistics.there(model).items()}
     for name, by_structure in scores.items():
         for structure, units in there.items():
+            if (shape := getattr(by_structure.get(structure), "shape", None)) != units.shape:
+                raise ValueError(
+                    f"estimator {name}: expected scores of {structure} of shape {units.shape}, got {shape or 'none'}"
+                )
             wrong = np.argwhere(units & ~np.isfinite(by_structure[structure]))
             if len(wrong):
                 layer, unit = wrong[0]

@@ -11,6 +11,7 @@ from saap_jax.estimation import (
     GATE_HESSIAN,
     SQUARED_WEIGHT_GRADIENT,
     WEIGHT_GRADIENT,
+    Estimator,
     make_estimator,
     observe,
     score,
@@ -143,6 +144,20 @@ def test_loss_that_is_not_finite_names_the_example():
     broken = changed(dense_model(), "segments/0/mlp/up", lambda w: w.at[1, 0, 2].set(jnp.nan))
     with pytest.raises(ValueError, match="estimator magnitude: 1 scores of structure mlp .* layer 1, unit 2"):
         score({"magnitude": make_estimator("magnitude")}, observe(broken, batched(), frozenset()), broken)
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (lambda scores: {"mlp": scores["mlp"]}, r"mine: expected scores of attention of shape \(2, 2\), got none"),
+        (lambda scores: scores | {"mlp": scores["mlp"][..., None]}, r"of mlp of shape \(2, 6\), got \(2, 6, 1\)"),
+    ],
+)
+def test_scores_of_another_shape_are_refused(left, said):
+    model, magnitude = dense_model(), make_estimator("magnitude")
+    mine = Estimator(frozenset(), lambda statistics, weights: left(magnitude.score(statistics, weights)))
+    with pytest.raises(ValueError, match=said):
+        score({"mine": mine}, observe(model, batched(), frozenset()), model)
 
 
 @pytest.mark.parametrize(
