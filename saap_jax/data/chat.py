@@ -9,13 +9,8 @@ def encode_chat(tokenizer: Any, said: str) -> list[int]:
     """Encode a chat in which the user said something and the assistant is to answer.
 
     The template writes special tokens itself, so the tokenizer must not add a BOS token a second time. Raises
-    `ValueError` as `conversation`, and where the tokenizer has no template.
+    `ValueError` as `conversation`.
     """
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "chat: expected a tokenizer with a chat template, got one without; leave --chat out, or take "
-            "data.template alpaca"
-        )
     check_text("prompt", said)
     text = conversation(tokenizer, [{"role": "user", "content": said}], add_generation_prompt=True)
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
@@ -25,21 +20,30 @@ def conversation(tokenizer: Any, messages: list[dict[str, str]], **options: Any)
     """Write messages as one text, by the chat template of a tokenizer: a program that runs in a sandbox.
 
     Raises:
-        ValueError: it fails on them, or what it makes is no text.
+        ValueError: there is none, it fails on them, or what it makes is no text.
     """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "chat: expected a tokenizer with a chat template, got one without; leave --chat out, or take "
+            "data.template alpaca"
+        )
     with reading(f"chat template of {tokenizer.name_or_path or 'the tokenizer'}", "one that takes this conversation"):
         text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
         check_text("chat template", text)
         return text
 
 
-def white_space_before(tokenizer: Any, said: str, answer: str) -> str:
-    """Find the white space that the chat template writes between a prompt and its answer: of Llama 2 a blank."""
-    turns = [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
+def around_answer(tokenizer: Any) -> tuple[str, int | None]:
+    """Find what the chat template writes around an answer: the white space before it, of Llama 2 a blank, and the
+    special token that ends it, of Gemma `<end_of_turn>`; where there is none, the end of text."""
+    asked, answer = "Is it so?", "So it is."
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     prompt = conversation(tokenizer, turns[:1], add_generation_prompt=True)
-    behind = conversation(tokenizer, turns).removeprefix(prompt)
-    between = behind[: max(behind.find(answer), 0)]
-    return between if between.isspace() else ""
+    before, _, behind = conversation(tokenizer, turns).removeprefix(prompt).rpartition(answer)
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    tokens = tokenizer.encode(behind, add_special_tokens=False)
+    end = next((token for token in tokens if token in special), tokenizer.eos_token_id)
+    return before if before.isspace() else "", end
 
 
 def check_text(name: str, text: str) -> None:

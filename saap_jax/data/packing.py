@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from saap_jax.data.chat import Exchange, encode_chat, white_space_before
+from saap_jax.data.chat import Exchange, around_answer, encode_chat
 from saap_jax.data.sources import parse_source, read_exchanges, read_texts
 from saap_jax.data.windows import beginning, tokenize
 
@@ -56,13 +56,14 @@ def read_pieces(sources: Sequence[str], tokenizer: Any, *, length: int, template
     Raises:
         ValueError: bad input, or nothing to predict in all of it.
     """
-    documents = []
+    documents, blank, end = [], "", tokenizer.eos_token_id
     for source in sources:
-        instruct = parse_source(source).format == "instruct"
+        if (instruct := parse_source(source).format == "instruct") and template == "chat":
+            blank, end = around_answer(tokenizer)
         documents += [(source, each) for each in (read_exchanges if instruct else read_texts)(source, "calibration")]
     order = np.random.Generator(np.random.Philox(seed)).permutation(len(documents))
     pieces, cut, left_out = [], 0, 0
-    begin, end = beginning(tokenizer), tokenizer.eos_token_id
+    begin = beginning(tokenizer)
     for source, document in (documents[place] for place in order):
         name = f"{source} {document.name}"
         if isinstance(document, Exchange):
@@ -71,7 +72,7 @@ def read_pieces(sources: Sequence[str], tokenizer: Any, *, length: int, template
                     f"data source {source!r}: expected a tokenizer with an end-of-text token, which ends a response, "
                     "got one without; give text sources, or name the token in tokenizer_config.json"
                 )
-            prompt, response = encode_exchange(document, tokenizer, template, begin)
+            prompt, response = encode_exchange(document, tokenizer, template, begin, blank)
             found = [response_piece(name, prompt, response, end, length)]
             cut += len(prompt) + len(response) + 1 > length and bool(found[0].targets.any())
         else:
@@ -104,7 +105,7 @@ def response_piece(name: str, prompt: Sequence[int], response: Sequence[int], en
 
 
 def encode_exchange(
-    exchange: Exchange, tokenizer: Any, template: Template, begin: Sequence[int]
+    exchange: Exchange, tokenizer: Any, template: Template, begin: Sequence[int], blank: str = ""
 ) -> tuple[list[int], list[int]]:
     """Tokenise prompt and response, as they come when a model answers; `begin` is what a text begins with.
 
@@ -114,6 +115,9 @@ def encode_exchange(
     The response has the tokens that it has behind the last token of the prompt, as generation decodes it: SentencePiece
     puts a blank before a text of its own.
 
+    Args:
+        blank: white space that the chat template writes before a response.
+
     Raises:
         ValueError: the tokenizer has no chat template, or one that fails.
     """
@@ -122,7 +126,7 @@ def encode_exchange(
         prompt = [*begin, *tokenize(exchange.prompt, tokenizer).tolist()]
     else:
         prompt = encode_chat(tokenizer, exchange.said)
-        response = white_space_before(tokenizer, exchange.said, response) + response
+        response = response and blank + response
     last = tokenizer.decode(prompt[-1:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     before, whole = (tokenize(text, tokenizer).tolist() for text in (last, last + response))
     if whole[: len(before)] != before:  # they have a token in common

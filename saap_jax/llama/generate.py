@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from saap_jax.data.chat import check_text, encode_chat
+from saap_jax.data.chat import around_answer, check_text, encode_chat
 from saap_jax.llama.decoder import Cache, Sampling, Settings, draw, empty_cache, extend, fused_layers, settings_of
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
@@ -333,7 +333,8 @@ def stream_texts(
     """Yield (row, piece of text) as it comes; the pieces of a row make its continuation, without its stop string.
 
     Args:
-        chat: take each prompt as what a user says, and give it to the model in its chat template.
+        chat: take each prompt as what a user says, and give it to the model in its chat template. What that writes
+            behind an answer ends a row, too.
         options: `max_new_tokens`, and perhaps `sampling` and `batch_size`, as of `stream`.
 
     Raises:
@@ -347,6 +348,7 @@ def stream_texts(
     outputs = [TextOutput(tokenizer, stop_strings, row[-1:]) for row in rows]
     special = {str(each): number for number, each in tokenizer.added_tokens_decoder.items() if each.special}
     ends = {special[text] for text in stop_strings if text in special}  # which are not printed, so no text has them
+    ends |= {around_answer(tokenizer)[1]} if chat else set()
 
     def finished(row: int, tokens: Sequence[int]) -> bool:
         return outputs[row].stopped or not ends.isdisjoint(tokens)

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from saap_jax.data.chat import exchange_of
+from saap_jax.data.chat import around_answer, exchange_of
 from saap_jax.data.packing import encode_exchange, read_pieces, response_piece, text_pieces
 from saap_jax.llama.generate import TextOutput
 
@@ -108,6 +108,25 @@ def sentence_pieces(template: str | None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=template)
 
 
+TURNS = "{% for m in messages %} {{ m.content }}<end_of_turn>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "end"), [(TURNS, "<end_of_turn>"), (TURNS.replace("<", "&lt;"), "</s>")], ids=["a token", "plain text"]
+)
+def test_a_response_ends_as_the_chat_template_ends_it(template, end, tmp_path):
+    """Of Gemma not by the end of text. An empty one is left out, whatever the template writes around it."""
+    words = sentence_pieces(template)
+    words.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]})
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(DOLLY | {"response": each}) + "\n" for each in ("hello", "")))
+    for template, expected in (("chat", end), ("alpaca", "</s>")):
+        found = read_pieces([f"instruct:{path}"], words, length=400, template=template, seed=0)
+        assert (len(found.pieces), found.left_out) == (1, 1)
+        assert words.convert_ids_to_tokens(int(found.pieces[0].tokens[-1])) == expected
+        assert found.pieces[0].targets[-1]
+
+
 SAID, ANSWER = "{{ messages[0].content }}", "{{ messages[1].content }}{% endif %}"
 
 
@@ -124,7 +143,8 @@ SAID, ANSWER = "{{ messages[0].content }}", "{{ messages[1].content }}{% endif %
 def test_a_response_goes_on_from_its_prompt(template, behind, answer):
     """No blank that a tokenizer has before a text alone; what generation prints of the tokens is the response."""
     words, (exchange,) = sentence_pieces(template), exchanges(DOLLY)
-    prompt, response = encode_exchange(exchange, words, "chat" if template else "alpaca", [])
+    blank = around_answer(words)[0] if template else ""
+    prompt, response = encode_exchange(exchange, words, "chat" if template else "alpaca", [], blank)
     assert words.decode(prompt).endswith(behind)
     output = TextOutput(words, behind=prompt[-1:])
     assert "".join([*map(output.push, response), output.finish()]) == answer

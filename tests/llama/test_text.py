@@ -60,6 +60,9 @@ def test_a_special_token_stops_as_a_text_does(tokenizer, model):
     (stopped,) = joined(stream_texts(model, words, ["the"], stop_strings=[special], **options), 1)
     assert plain.startswith(stopped)
     assert len(stopped) < len(plain)
+    words.chat_template = "{% for m in messages %}{{ m.content }}{% if loop.last and messages[1:] %}" + special
+    words.chat_template += "{% endif %}{% endfor %}"  # a chat ends where its template ends an answer
+    assert joined(stream_texts(model, words, ["the"], chat=True, **options), 1) == [stopped]
 
 
 def test_bytes_that_never_become_a_character_are_shown_at_the_end(tokenizer):
