@@ -167,7 +167,7 @@ def _words(text: str) -> str:
 def _find(source: str, path: str) -> Path:
     """Find the file: the path as given, or below SAAP_DATA."""
     root = os.environ.get("SAAP_DATA")
-    for candidate in (Path(path), *([Path(root) / path] if root else [])):
+    for candidate in (Path(os.path.expanduser(path)), *([Path(root) / path] if root else [])):
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(

@@ -146,6 +146,10 @@ def test_relative_paths_are_looked_up_below_saap_data(tmp_path, monkeypatch):
     (tmp_path / "here" / "sub" / "a.txt").write_text("nearer")
     monkeypatch.chdir(tmp_path / "here")
     assert read_texts("sub/a.txt")[0].text == "nearer"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_texts("text:~/sub/a.txt")[0].text == "found"
+    with pytest.raises(FileNotFoundError, match="expected a file ~nobody/a.txt"):
+        read_texts("text:~nobody/a.txt")
 
 
 def test_the_same_text_is_refused_on_both_sides(tmp_path):
