@@ -123,17 +123,18 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
     if out == run.path / "model":
         run.claim("model")  # so that --overwrite removes it
     measure = functools.partial(measured, texts=texts, batch_size=config.evaluation.batch_size)
+    models = {name: each for name, each in (("dense", dense), ("before", model)) if each is not None}
     with run.stage("evaluate"):
-        for name, each in (("dense", dense), ("before", model)):
-            if each is not None and name not in run.record:
-                with step(track, f"evaluate the {origins.NAMES[name]} model"):
-                    run.update(**{name: measure(each)})
+        for name in (name for name in models if name not in run.record):
+            with step(track, f"evaluate the {origins.NAMES[name]} model"):
+                run.update(**{name: measure(models[name])})
     if dense is not None and config.training.top_k_logits:
         training = _with_top_k(config, run, training, dense, track)
-        dense = None  # the training does without it
+    del model, dense, models  # of which the training has what it needs
     outcome = _train(config, run, training, track)
     with run.stage("merge"), step(track, "merge and save"):
         recovered = cast(method.merge(join(outcome.trained, training.frozen)), config.dtype)
+        del outcome, training
         own = model_digest(recovered) if broadcast(out.exists) else None
         if own is None:
             save_model(recovered, out, tokenizer=tokenizer, keep=keep)
@@ -143,9 +144,9 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
     with run.stage("evaluate"), step(track, "evaluate the recovered model"):
         run.update(after=measure(recovered))
     if config.new_tokens:
-        if dense is None and config.dense:  # given up for the training
-            dense = load_model(config.dense, config.dtype)
-        _decode(config, run, {"dense": dense, "before": model, "after": recovered}, tokenizer, track)
+        names = {"dense": config.dense, "before": config.model}
+        models = {name: load_model(place, config.dtype) for name, place in names.items() if place}
+        _decode(config, run, models | {"after": recovered}, tokenizer, track)
     made = origins.recovered(config, run.record)
     write_further(origins.files_of(origin, made, recovered, config.name), out)
     if is_remote(config.out) and is_primary():
@@ -336,23 +337,22 @@ def measured(model: Llama, texts: dict[str, Windows], batch_size: int) -> dict[s
 
 
 def _decode(
-    config: RecoverConfig, run: RunDirectory, models: dict[str, Llama | None], tokenizer: Tokenizer, track: Track
+    config: RecoverConfig, run: RunDirectory, models: dict[str, Llama], tokenizer: Tokenizer, track: Track
 ) -> None:
     """Keep what the models write, and how fast they decode, in turns: median, least and most."""
-    present = {name: model for name, model in models.items() if model is not None}
     with run.stage("write"):
-        named = {origins.NAMES[name]: model for name, model in present.items()}
+        named = {origins.NAMES[name]: model for name, model in models.items()}
         run.update(written=written(named, tokenizer, NEW_TOKENS, track))
     workload = Workload(1, config.evaluation.length, config.new_tokens)
     with run.stage("time"):
         programs = [
             compile_programs(decoder_of(model), workload)
-            for model in track("compile the models", present.values(), len(present))
+            for model in track("compile the models", models.values(), len(models))
         ]
         times = time_in_turns(
             programs, config.repeats, progress=lambda turns: track("time the models", turns, len(turns))
         )
-        for name, each in zip(present, times, strict=True):
+        for name, each in zip(models, times, strict=True):
             rates = spread(workload.batch / one.step for one in each)
             run.update(
                 **{name: run.record[name] | {"tokens_per_second": rates.median, "slowest_and_fastest": rates[1:]}}

@@ -84,11 +84,33 @@ def test_recover(options, capsys, tmp_path):
     assert "| recovered |" in card
 
 
+@pytest.fixture
+def there(monkeypatch) -> list[list[bool]]:
+    """Which of the models that were loaded have their matrices in memory when a training begins."""
+    loaded: list[weakref.ref] = []
+    there: list[list[bool]] = []
+
+    def load(*words, **more):
+        model = load_model(*words, **more)
+        loaded.append(weakref.ref(jax.tree.leaves(model.segments[0].mlp)[0]))
+        return model
+
+    def train(training, checkpoints, **more):
+        gc.collect()
+        there.append([each() is not None for each in loaded])
+        return loop.train(training, checkpoints, **more)
+
+    monkeypatch.setattr(job, "load_model", load)
+    monkeypatch.setattr(job, "train", train)
+    return there
+
+
 @pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "groupwise"])
-def test_adapters_end_in_a_model_without_them(method, options, capsys, tmp_path):
+def test_adapters_end_in_a_model_without_them(method, options, there, capsys, tmp_path):
     """What is saved is the merged model: the one that the last held-out loss was measured on, quantised or not."""
     words = ["--method.name", method, *(("--method.group-size", "8") if method == "groupwise" else ())]
     assert main.main(["recover", *options, *words, "--training.learning-rate", "0.05"]) == 0
+    assert there == [[method == "lora", False]]  # neither floats that were quantised nor the dense model
     run = read_run(tmp_path / "runs" / "recover")
     assert run["training"]["best_loss"] < 0.9 * run["training"]["first_loss"]
     made, base = load_model(tmp_path / "runs" / "recover" / "model"), load_model(options[1])
@@ -101,25 +123,11 @@ def test_adapters_end_in_a_model_without_them(method, options, capsys, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_dense_model_is_not_in_memory_when_its_top_logits_are_on_disk(options, capsys, tmp_path, monkeypatch):
+def test_the_dense_model_is_not_in_memory_when_its_top_logits_are_on_disk(
+    options, there, capsys, tmp_path, monkeypatch
+):
     """What was loaded second is gone when the training begins; what is trained is not."""
-    loaded: list[weakref.ref] = []
-    there: list[list[bool]] = []
-
-    def load(*words, **more):
-        model = load_model(*words, **more)
-        loaded.append(weakref.ref(jax.tree.leaves(model)[0]))
-        return model
-
-    def train(training, checkpoints, **more):
-        gc.collect()
-        there.append([each() is not None for each in loaded])
-        assert training.frozen.teacher is None
-        return loop.train(training, checkpoints, **more)
-
     write: list[list[str]] = []
-    monkeypatch.setattr(job, "load_model", load)
-    monkeypatch.setattr(job, "train", train)
     monkeypatch.setattr(job, "written", lambda models, *_: write.append(sorted(models)) or [])
     monkeypatch.setattr(job, "time_in_turns", lambda programs, *_, **__: [[] for _ in programs])
     monkeypatch.setattr(job, "compile_programs", lambda *_: None)
