@@ -178,18 +178,16 @@ class Rows(NamedTuple):
         return int(self.targets.sum())
 
 
-def pack(pieces: Sequence[Piece], length: int, *, together: bool = True) -> Rows:
+def pack(pieces: Sequence[Piece], length: int) -> Rows:
     """Put each piece into the first of the newest rows that has room for it (first fit), or into a row of its own.
 
-    Args:
-        length: tokens a row; no piece is longer.
-        together: False gives each piece a row of its own.
+    Rows have `length` tokens; no piece is longer.
     """
     rows: list[list[Piece]] = []
     room = np.zeros(len(pieces), np.int64)
     for piece in pieces:
         size = len(piece.tokens)
-        oldest = max(0, len(rows) - OPEN) if together else len(rows)
+        oldest = max(0, len(rows) - OPEN)
         fits = np.flatnonzero(room[oldest : len(rows)] >= size)
         place = oldest + int(fits[0]) if len(fits) else len(rows)
         if place == len(rows):

@@ -16,7 +16,7 @@ import numpy as np
 from saap_jax.config.checks import is_remote
 from saap_jax.config.recover import MethodConfig, RecoverConfig
 from saap_jax.data import Windows, check_disjoint, pairs
-from saap_jax.data.packing import Pieces, Rows, pack, read_pieces, rows_fed, split_pieces
+from saap_jax.data.packing import Pieces, Rows, count_batches, pack, read_pieces, rows_fed, split_pieces
 from saap_jax.data.windows import window_articles
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
@@ -32,7 +32,7 @@ from saap_jax.llama.files.write import check_widths, write_further
 from saap_jax.llama.generate import decoder_of
 from saap_jax.recovery.adapters import METHODS, Method
 from saap_jax.recovery.checkpoints import Checkpoints
-from saap_jax.recovery.loop import Outcome, Told, Training, held_out_loss, steps_of, train
+from saap_jax.recovery.loop import Outcome, Told, Training, held_out_loss, train
 from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.top_k import KeptLogits, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
@@ -189,7 +189,8 @@ def training_of(
         ValueError: the rows make no more steps than the warm-up has.
     """
     options, rows = config.training, text.rows
-    steps = steps_of(rows, batch_size=options.batch_size, epochs=options.epochs, most=options.max_steps)
+    steps = count_batches(rows, batch_size=options.batch_size, epochs=options.epochs)
+    steps = min(steps, options.max_steps or steps)
     warmup = min(WARMUP, steps // 10) if options.warmup is None else options.warmup
     if steps <= warmup:
         raise ValueError(

@@ -214,11 +214,9 @@ class Llama(nnx.Module):
         """The matrix that hidden states are projected on: the embedding where that is tied, else `[embed, vocab]`."""
         return gathered(self.embedding if self.unembedding is None else self.unembedding)[...]
 
-    def __call__(
-        self, tokens: Int[Array, "batch seq"], gates: Gates | None = None, *, remat: Remat = "none"
-    ) -> Float[Array, "batch seq vocab"]:
+    def __call__(self, tokens: Int[Array, "batch seq"], gates: Gates | None = None) -> Float[Array, "batch seq vocab"]:
         """Return next-token logits. Padding goes on the right: attention is causal, so it changes nothing before it."""
-        return self.logits(self.hidden(tokens, gates, remat=remat)[0])
+        return self.logits(self.hidden(tokens, gates)[0])
 
 
 def projected(hidden: Hidden, words: Array, tied: bool) -> Float[Array, "batch seq vocab"]:

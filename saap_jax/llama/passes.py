@@ -23,7 +23,7 @@ from saap_jax.llama.product import Matrix, added
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.llama.spec import Constants
 from saap_jax.runtime.constraints import in_force
-from saap_jax.types import PRUNABLE_AXES, Gates, LayerGates, Remat
+from saap_jax.types import PRUNABLE_AXES, Gates, LayerGates
 
 PARTS = 8
 """Parts of a layer's units, one of which `decode_kept` computes at a time: the finer, the less is computed in vain, and
@@ -131,17 +131,8 @@ def _taken(block: Any, units: Int[Array, "some"]) -> Any:
 
 
 def packed_hidden(
-    model: Llama, tokens: Places, positions: Places, segments: Places, *, remat: Remat = "none"
-) -> Hidden:
-    """Return the normalised last hidden states of packed rows; `positions` are those of tokens within their texts."""
+    model: Llama, tokens: Places, positions: Places, segments: Places, **options: Any
+) -> tuple[Hidden, list[Any]]:
+    """Run packed rows as `Llama.hidden` does, with its options; `positions` are those of tokens within their texts."""
     sight = sight_of(tokens.shape[1], model.head_dim, model.constants, positions=positions, segments=segments)
-    return model.hidden(tokens, sight=sight, remat=remat)[0]
-
-
-def packed_streams(
-    model: Llama, tokens: Places, positions: Places, segments: Places, *, remat: Remat = "none"
-) -> tuple[Hidden, Float[Array, "layers batch seq embed"]]:
-    """Compute the last hidden states of packed documents, as `packed_hidden`, and the stream behind each layer."""
-    sight = sight_of(tokens.shape[1], model.head_dim, model.constants, positions=positions, segments=segments)
-    hidden, streams = model.hidden(tokens, sight=sight, remat=remat, streams=True)
-    return hidden, jnp.concatenate(streams)
+    return model.hidden(tokens, sight=sight, **options)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from saap_jax.config.recover import TrainingConfig
-from saap_jax.data.packing import Rows, count_batches, feed, padded_rows
+from saap_jax.data.packing import Rows, feed, padded_rows
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.top_k import KeptLogits
@@ -86,12 +86,6 @@ class Training(NamedTuple):
     """What identifies the training, for its checkpoints: plain values, equal ones in a training that goes on."""
     top: KeptLogits | None = None
     """The teacher's likeliest tokens on disk, which stand for a teacher."""
-
-
-def steps_of(rows: Rows, *, batch_size: int, epochs: int, most: int) -> int:
-    """Count the steps of a training; `most` 0 stands for no bound."""
-    steps = count_batches(rows, batch_size=batch_size, epochs=epochs)
-    return min(steps, most) if most else steps
 
 
 def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told], None] = lambda step: None) -> Outcome:

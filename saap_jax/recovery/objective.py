@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama, at_least_float32
-from saap_jax.llama.passes import packed_hidden, packed_streams
+from saap_jax.llama.passes import packed_hidden
 from saap_jax.types import Remat
 
 
@@ -136,10 +136,9 @@ def total_of(sums: LossSums, objective: Objective) -> Float[Array, ""]:
 def _states(
     model: Llama, rows: Packed, objective: Objective
 ) -> tuple[Float[Array, "batch seq embed"], Float[Array, "layers batch seq embed"] | None]:
-    places = rows.tokens, rows.positions, rows.segments
-    if objective.hidden:
-        return packed_streams(model, *places, remat=objective.remat)
-    return packed_hidden(model, *places, remat=objective.remat), None
+    options: Any = {"remat": objective.remat, "streams": bool(objective.hidden)}
+    hidden, streams = packed_hidden(model, rows.tokens, rows.positions, rows.segments, **options)
+    return hidden, jnp.concatenate(streams) if objective.hidden else None
 
 
 def _distance(

@@ -168,7 +168,7 @@ def top_k_of(teacher: Llama, rows: Packed, *, k: int, objective: Objective) -> T
     The logits of all positions are in memory at once only where they are few, see `over_positions`.
     """
     model = cast(teacher, objective.compute)
-    hidden = packed_hidden(model, rows.tokens, rows.positions, rows.segments)
+    hidden, _ = packed_hidden(model, rows.tokens, rows.positions, rows.segments)
 
     def of_tokens(hidden: Array) -> TopK:
         logits = model.logits(hidden) / objective.temperature

@@ -23,10 +23,10 @@ def pieces_of(sizes) -> list[Piece]:
 sizes = st.lists(st.integers(2, LENGTH), min_size=1, max_size=30)
 
 
-@given(sizes=sizes, together=st.booleans())
-def test_every_piece_is_somewhere_whole(sizes, together):
+@given(sizes=sizes)
+def test_every_piece_is_somewhere_whole(sizes):
     pieces = pieces_of(sizes)
-    rows = pack(pieces, LENGTH, together=together)
+    rows = pack(pieces, LENGTH)
     found = {}
     for row in range(len(rows.tokens)):
         for segment in range(1, rows.segments[row].max() + 1):
@@ -41,14 +41,11 @@ def test_every_piece_is_somewhere_whole(sizes, together):
     assert rows.predicted == sum(piece.targets.sum() for piece in pieces)
     assert (rows.segments > 0).sum() == sum(sizes)
     assert not rows.targets[rows.segments < 0].any()
-    if not together:
-        assert len(rows.tokens) == len(pieces)
 
 
 def test_first_fit_fills_rows():
     rows = pack(pieces_of([5, 6, 3, 2]), LENGTH)
     assert rows.names == (("piece 1", "piece 3"), ("piece 2", "piece 4"))
-    assert len(pack(pieces_of([5, 6, 3, 2]), LENGTH, together=False).tokens) == 4
 
 
 def test_the_held_out_pieces_are_others():

@@ -182,7 +182,7 @@ def packed(path: str, family: str):
 
     def loss(model):
         with attending(path):
-            return jnp.sum(packed_hidden(model, tokens, positions, segments) ** 2)
+            return jnp.sum(packed_hidden(model, tokens, positions, segments)[0] ** 2)
 
     return jax.grad(loss), (relative(family),)
 

@@ -213,7 +213,7 @@ def test_packed_texts_are_what_they_are_alone(family):
     """A text sees itself through the window, and nothing of the one before it."""
     model, row = relative(family), random_tokens(1, 9)[0]
     places = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3]]), np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2]])
-    packed = jax.jit(packed_hidden)(model, jnp.asarray(row[None]), *map(jnp.asarray, places))[0]
+    packed = jax.jit(packed_hidden)(model, jnp.asarray(row[None]), *map(jnp.asarray, places))[0][0]
     alone = jax.jit(lambda model, tokens: model.hidden(tokens)[0][0])
     for text in (slice(0, 5), slice(5, 9)):
         np.testing.assert_allclose(packed[text], alone(model, jnp.asarray(row[None, text])), rtol=0, atol=2e-5)

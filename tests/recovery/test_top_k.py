@@ -82,7 +82,7 @@ def test_the_divergence_of_some_tokens_by_brute_force(k, temperature):
 
 
 states_to_logits = jax.jit(
-    lambda model, rows: model.logits(packed_hidden(model, rows.tokens, rows.positions, rows.segments))
+    lambda model, rows: model.logits(packed_hidden(model, rows.tokens, rows.positions, rows.segments)[0])
 )
 
 

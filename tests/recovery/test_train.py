@@ -181,14 +181,3 @@ def test_the_learning_rate():
     rates = [float(learning_rate_of(SCHEDULE)(step)) for step in range(SCHEDULE.steps + 1)]
     expected = [0, 0.5, *(0.5 * (1 + np.cos(np.pi * np.arange(39) / 38)))]
     np.testing.assert_allclose(rates, 1e-2 * np.array(expected), atol=1e-8)
-
-
-def test_held_out_losses_leave_the_teacher_aside():
-    trained, frozen = split(dense_model(), nnx.Param)
-    rows = packed(rows_of(5, 7))
-    found = [
-        held_out_step(trained, frozen, rows, objective=objective)
-        for objective in (Objective(), Objective(distillation=0.5))
-    ]
-    assert float(found[0][0]) == float(found[1][0])
-    assert int(found[0][1]) == int(rows.targets.sum())
