@@ -144,9 +144,7 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
     with run.stage("evaluate"), step(track, "evaluate the recovered model"):
         run.update(after=measure(recovered))
     if config.new_tokens:
-        names = {"dense": config.dense, "before": config.model}
-        models = {name: load_model(place, config.dtype) for name, place in names.items() if place}
-        _decode(config, run, models | {"after": recovered}, tokenizer, track)
+        _decode(config, run, recovered, tokenizer, track)
     made = origins.recovered(config, run.record)
     write_further(origins.files_of(origin, made, recovered, config.name), out)
     if is_remote(config.out) and is_primary():
@@ -337,10 +335,10 @@ def measured(model: Llama, texts: dict[str, Windows], batch_size: int) -> dict[s
     }
 
 
-def _decode(
-    config: RecoverConfig, run: RunDirectory, models: dict[str, Llama], tokenizer: Tokenizer, track: Track
-) -> None:
+def _decode(config: RecoverConfig, run: RunDirectory, recovered: Llama, tokenizer: Tokenizer, track: Track) -> None:
     """Keep what the models write, and how fast they decode, in turns: median, least and most."""
+    places = {"dense": config.dense, "before": config.model}
+    models = {name: load_model(place, config.dtype) for name, place in places.items() if place} | {"after": recovered}
     with run.stage("write"):
         named = {origins.NAMES[name]: model for name, model in models.items()}
         run.update(written=written(named, tokenizer, NEW_TOKENS, track))
