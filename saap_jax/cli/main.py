@@ -168,9 +168,10 @@ def _run_of_its_own(job: Any, call: Call, track: Any) -> tuple[Any, Any]:
 
     assert call.options is not None
     config, numbers = call.config, itertools.count(2)
+    overwrite = call.options.overwrite and (call.named or None)  # no other run than its own where no name says so
     while True:
         try:
-            return config, job(config, overwrite=call.options.overwrite, track=track)
+            return config, job(config, overwrite=overwrite, track=track)
         except OtherRunError:
             if call.named or call.options.resume:
                 raise

@@ -34,7 +34,7 @@ from saap_jax.steps.chain import expand
 from saap_jax.surgery.cut import keep_to_json
 
 
-def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
+def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Track = quiet) -> RunDirectory:
     """Compare methods: score from one pass a seed, evaluate each candidate by masks; cut and check the best if asked.
 
     >>> from saap_jax.config import CalibrationConfig, EvaluationConfig, ModelConfig

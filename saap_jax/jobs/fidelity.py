@@ -19,8 +19,7 @@ from saap_jax.runtime.progress import Passes, Track, quiet
 
 CHANGES = "ablation.jsonl"
 
-
-def judge(config: FidelityConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
+def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Track = quiet) -> RunDirectory:
     """Compare every estimator's scores with the oracle, the exact change of loss on the calibration windows themselves.
 
     Ablation is the longest job: finished units are appended to `ablation.jsonl`, and the same call goes on from there.

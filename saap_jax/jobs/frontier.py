@@ -30,7 +30,7 @@ Key = tuple[str, int]
 """Method and seed: a line."""
 
 
-def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
+def frontier(config: FrontierConfig, *, overwrite: bool | None = False, track: Track = quiet) -> RunDirectory:
     """Measure the curve of each method and seed, and find the largest ratio that still holds the limit.
 
     Raises:

@@ -96,7 +96,7 @@ def run_job(
     work: Callable[[RunDirectory], None],
     files: Files = lambda run: {},
     *,
-    overwrite: bool = False,
+    overwrite: bool | None = False,
 ) -> RunDirectory:
     """Open the run directory of a configuration (its `runs` and `name`), hold it while `work` does what it does not
     hold yet, and finish it: with `files`, the report and the scalars. Programs compute attention as the configuration

@@ -62,7 +62,7 @@ WARMUP = 100
 """The most steps of a warm-up that is not asked for."""
 
 
-def recover(config: RecoverConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
+def recover(config: RecoverConfig, *, overwrite: bool | None = False, track: Track = quiet) -> RunDirectory:
     """Fine-tune a model, save it merged, and keep the record of it all in a run directory.
 
     Args:

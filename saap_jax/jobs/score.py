@@ -41,7 +41,9 @@ def scores_of(texts: Sequence[str]) -> dict[str, Score]:
     return found
 
 
-def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = quiet) -> tuple[RunDirectory, Calibrated]:
+def score_run(
+    config: ScoreConfig, *, overwrite: bool | None = False, track: Track = quiet
+) -> tuple[RunDirectory, Calibrated]:
     """Score every unit by every estimator, and keep the scores in a run directory (or return those it holds).
 
     With `from_run` the statistics of that run are scored, and no text is read; unless estimators are named, those of

@@ -31,7 +31,7 @@ from saap_jax.subjects.base import Subject
 from saap_jax.types import Keep, Scores
 
 
-def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
+def sensitivity(config: SensitivityConfig, *, overwrite: bool | None = False, track: Track = quiet) -> RunDirectory:
     """Measure what each place costs, keep the records, and compute suggestions from them.
 
     Raises:

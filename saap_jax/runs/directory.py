@@ -108,12 +108,13 @@ class RunDirectory:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], config: dict[str, Any], *, overwrite: bool = False, command: str = ""
+        cls, path: str | os.PathLike[str], config: dict[str, Any], *, overwrite: bool | None = False, command: str = ""
     ) -> "RunDirectory":
         """Make a new run, or pick up the run of the same configuration that the directory holds.
 
         Nothing is written or removed before `begin` (or the first value that is kept), so bad input leaves no trace.
-        With `overwrite` a run of whatever configuration starts afresh: what it wrote is removed, other files stay.
+        With `overwrite` the run starts afresh: what it wrote is removed, other files stay. True: one of whatever
+        configuration; None: of this one.
         A new run records the command, if one is given, when it began and on which host.
 
         Raises:
@@ -121,11 +122,12 @@ class RunDirectory:
             ValueError: it holds files but no run.
         """
         path, config = Path(path), plain(config)
-        found = broadcast(lambda: _found(path, overwrite))
-        if found is not None and not overwrite:
+        found = broadcast(lambda: _found(path, damaged=overwrite is not False))
+        if found and not overwrite:
             said = "holds a run of another configuration"
             _check_same(path, said, flatten(plain(found.get("config"))), flatten(config), OtherRunError)
-            return cls(path, found)
+            if overwrite is False:
+                return cls(path, found)
         fresh = {"schema": SCHEMA, "name": path.name, "status": "running", "stages": [], "files": [], "config": config}
         fresh |= {"started": now(), "host": platform.node()} | ({"command": command} if command else {})
         return cls(path, cast(RunRecord, fresh), begun=False)
@@ -285,12 +287,15 @@ def write_scalars(run: RunDirectory) -> Path:
     return path
 
 
-def _found(path: Path, overwrite: bool) -> RunRecord | None:
-    """Read the record of the run that a directory holds, None where there is none; see `RunDirectory.open`."""
+def _found(path: Path, damaged: bool) -> RunRecord | None:
+    """Read the record of the run that a directory holds, None where there is none, or where it may be `damaged` and is;
+    see `RunDirectory.open`."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"expected a run directory, found a file at {path}; choose another --name")
     if (path / "run.json").exists():
-        return cast(RunRecord, {}) if overwrite else read_run(path)
+        with contextlib.suppress(ValueError) if damaged else contextlib.nullcontext():
+            return read_run(path)
+        return None
     if path.exists() and not all(map(is_left, path.iterdir())):
         raise ValueError(f"expected a run (run.json) or an empty directory at {path}; choose another --name")
     return None

@@ -13,7 +13,8 @@ import pytest
 import saap_jax
 from saap_jax.cli import main
 from saap_jax.cli.arguments import imported
-from saap_jax.jobs import compare
+from saap_jax.jobs import compare, score
+from saap_jax.runs.directory import RunDirectory, read_run
 
 
 @pytest.fixture
@@ -139,6 +140,29 @@ def test_compare(options, capsys, tmp_path):
         (cache / "mine.txt").touch()
         assert main.main(["runs", str(cache), "--delete"]) == 0
         assert [path.name for path in cache.iterdir()] == ["mine.txt"], "what no command wrote stays"
+
+
+def test_without_a_name_a_run_overwrites_its_own_alone(tmp_path, monkeypatch):
+    def job(config, *, overwrite=False, track=None):
+        return RunDirectory.open(tmp_path / config.name, dataclasses.asdict(config), overwrite=overwrite).begin()
+
+    monkeypatch.setattr(score, "score_run", job)
+    monkeypatch.setattr(score, "shown", lambda *_: ())
+    words = ["score", "--runs", str(tmp_path), "--estimators"]
+    for estimator in ("wanda", "random"):
+        assert main.main([*words, estimator]) == 0
+    RunDirectory(tmp_path / "score-2", read_run(tmp_path / "score-2")).update(status="finished")
+    for estimator in ("random", "magnitude"):
+        assert main.main([*words, estimator, "--overwrite"]) == 0
+    records = {path.parent.name: read_run(path.parent) for path in tmp_path.glob("*/run.json")}
+    found = {name: record["config"]["estimators"] for name, record in records.items()}
+    assert found == {"score": ["wanda"], "score-2": ["random"], "score-3": ["magnitude"]}
+    assert records["score-2"]["status"] == "running", "anew"
+    assert main.main([*words, "magnitude", "--name", "score", "--overwrite"]) == 0
+    assert read_run(tmp_path / "score")["config"]["estimators"] == ["magnitude"]
+    (tmp_path / "score" / "run.json").write_text("[]")
+    assert main.main(["runs", "score", "--runs", str(tmp_path), "--delete"]) == 0, "also where it is damaged"
+    assert not (tmp_path / "score").exists()
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_any_work(capsys, tiny_model_directory):
