@@ -133,7 +133,8 @@ def recovered(arm: Arm, pruned: Llama, rows: Rows, seed: int, directory: Path) -
     """Return the pruned model as an arm makes it; a training goes on from its checkpoint, or is read from its last."""
     model = pruned
     if arm.method:
-        method = method_of(MethodConfig(name=arm.method, bits=arm.bits, group_size=GROUP))  # type: ignore[arg-type]
+        quantised: Any = {"bits": arm.bits, "group_size": GROUP} if arm.method == "groupwise" else {}
+        method = method_of(MethodConfig(name=arm.method, **quantised))  # type: ignore[arg-type]
         trained, frozen = split(method.prepare(pruned, jax.random.key(seed)), method.trainable)
         plan = TrainingConfig(batch_size=BATCH, microbatch=BATCH, epochs=1, check_every=8, seed=seed)
         schedule = Schedule(learning_rate=arm.rate, warmup=4, steps=STEPS)

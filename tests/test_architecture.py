@@ -191,13 +191,14 @@ def config_classes() -> list[type]:
 def names_read(source: str) -> set[str]:
     """Return the attributes that a module reads, and its texts: a field may be read by its name, or from a record.
 
-    What a class checks of itself in `__post_init__` is not used yet.
+    What a class checks of itself, in `__post_init__` or by `BESIDE`, is not used yet.
     """
     found: set[str] = set()
     nodes: list[ast.AST] = [ast.parse(source)]
     while nodes:
         node = nodes.pop()
-        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+        own = [node.name] if isinstance(node, ast.FunctionDef) else map(ast.unparse, getattr(node, "targets", ()))
+        if {"__post_init__", "BESIDE"} & {*own}:
             continue
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             found.add(node.attr)

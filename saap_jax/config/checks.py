@@ -6,17 +6,28 @@ Every message names the field, what was expected and what was given.
 import dataclasses
 import functools
 import math
+import operator
 import re
 import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
 
 from saap_jax.runtime.errors import shown
 
 Check = Callable[[str, Any], object]
 """Raises ValueError where the value of a field, which comes with its name, is not a good one."""
+
+
+class Beside(NamedTuple):
+    """What options need beside them where they are not as usual, since they change nothing without."""
+
+    names: str
+    """Of the fields, also of those of parts (`training.patience`), with blanks between."""
+    said: str
+    holds: Callable[[Any], object]
+    """Says of the configuration whether it is there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,9 +50,21 @@ class Checked:
 
     PLACE = ""
     """What stands before the names of the fields in messages."""
+    BESIDE: ClassVar[tuple[Beside, ...]] = ()
 
     def __post_init__(self) -> None:
         check_values(type(self), {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}, self.PLACE)
+        check_beside(self)
+
+
+def check_beside(config: Checked) -> None:
+    """Raise ValueError for an option that lacks what its class, or one above that, says it needs beside it."""
+    for beside in (each for kind in type(config).__mro__ for each in vars(kind).get("BESIDE", ())):
+        for name in beside.names.split():
+            value, usual = map(operator.attrgetter(name), (config, type(config)))
+            if value != usual and not beside.holds(config):
+                got = f"got {shown(value)}; or leave it out"
+                raise ValueError(f"{config.PLACE}{name}: expected {beside.said} beside it, {got}")
 
 
 _hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Any, Literal, TypeVar
 
 from saap_jax.config.checks import (
+    Beside,
     Checked,
     Local,
     Names,
@@ -12,7 +13,6 @@ from saap_jax.config.checks import (
     Ratios,
     RunName,
     Seed,
-    check_at_least,
     check_not_negative,
     check_ratios,
     check_seed,
@@ -21,8 +21,8 @@ from saap_jax.config.checks import (
     number,
     read_percent,
 )
-from saap_jax.config.mesh import EXPERT, MeshConfig
-from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig, TargetsConfig
+from saap_jax.config.mesh import SPREAD, MeshConfig
+from saap_jax.config.method import MEASURED, TARGETS, CalibrationConfig, EvaluationConfig, ModelConfig, TargetsConfig
 from saap_jax.types import Remat
 
 T = TypeVar("T")
@@ -32,6 +32,9 @@ USUAL = ("random", "magnitude", "taylor_vector", "taylor_element", "gate_taylor"
 
 OURS, QUICK, TRACED = "default", "fast", "gate_taylor"
 """Methods where nothing is said: of `saap prune`; of jobs that prune many times; of traced models."""
+
+
+OF_OURS = ("no model of a factory, whose program is as it is,", lambda config: not config.model.traced)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,28 +49,17 @@ class JobConfig(Checked):
     runs: Local = "runs"
     """Directory of all runs, and of the cache of what they have in common."""
 
-    def __post_init__(self) -> None:
-        """Refuse parts that are not for the kind of model: text and layers, or a factory's problem."""
-        super().__post_init__()
-        if self.model.traced:
-            return self._check_traced()
-        if not self.calibration.scenarios:
-            raise ValueError("calibration.scenarios: expected at least one text source, got none")
-        check_at_least("calibration.examples", self.calibration.examples, 1)
-
-    def _check_traced(self) -> None:
-        usual = {"model": ModelConfig(), "calibration": CalibrationConfig(), "evaluation": EvaluationConfig()}
-        for part, default in usual.items():
-            for name in ("dtype", "attention", "length", "bos"):
-                value = getattr(getattr(self, part, None), name, None)
-                if value not in (None, getattr(default, name, None)):
-                    said = "a factory's program is as it is, expected nothing said of it"
-                    raise ValueError(f"{part}.{name}: {said}, got {value}")
-        named = [f"{axis} {size}" for axis in ("tensor", EXPERT) if (size := getattr(self.mesh, axis)) != 1]
-        if got := ", ".join([*named, *(f"rules {rule}" for rule in self.mesh.rules)]):
-            raise ValueError(
-                f"mesh: expected data and fsdp alone for a traced model, whose axes have no names, got {got}"
-            )
+    BESIDE = (
+        Beside(
+            "model.dtype model.attention calibration.length calibration.bos mesh.tensor mesh.expert mesh.rules",
+            *OF_OURS,
+        ),
+        Beside(
+            "calibration.scenarios calibration.examples",
+            "at least one, or a model of a factory",
+            lambda config: config.model.traced or (config.calibration.scenarios and config.calibration.examples),
+        ),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +74,11 @@ class JudgingConfig(JobConfig):
     race_margin: Annotated[float, check_not_negative] = 0.005
     """Of a race: nats a token that count as no difference, 0.005 being half a per cent of perplexity; a race ends when
     all that are left are surely that close. 0: it never ends so."""
+
+    BESIDE = (
+        Beside("evaluation.length evaluation.bos", *OF_OURS),
+        Beside("race_margin", "--race", lambda config: config.race),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,16 +121,13 @@ class CompareConfig(SweepConfig):
     """Of a cut: tokens that the unpruned model and the best pruned one write after each of three prompts, such as 64.
     None are written on several devices, nor by a model of a factory."""
 
+    BESIDE = (Beside("new_tokens", "--cut, since a cut model writes,", lambda config: config.cut),)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.best_ratio not in (None, *self.ratios):
             raise ValueError(
                 f"best_ratio: expected one of ratios {list(self.ratios)}, got {self.best_ratio}{meant(self.best_ratio)}"
-            )
-        if self.new_tokens and not self.cut:
-            raise ValueError(
-                f"new_tokens: expected --cut beside it, since a cut model writes, got {self.new_tokens} without; give "
-                "--cut, or --new-tokens 0"
             )
 
     @property
@@ -152,7 +146,9 @@ class FrontierConfig(SweepConfig):
     """Name of the run, a directory below `runs`."""
     methods: Names = ("wanda", QUICK)
     """Chains of steps and recipes, as `saap compare` takes them."""
-    ratios: Ratios = (0.1, 0.2, 0.3, 0.4, 0.5)
+    ratios: Annotated[
+        Ratios, number("numbers above 0, since the unpruned model is part anyway", lambda ratio: ratio > 0)
+    ] = (0.1, 0.2, 0.3, 0.4, 0.5)
     """Points of the curve, as shares of the prunable parameters; where it first breaks the limit, it is bisected."""
     max_ppl_increase: Annotated[str, read_percent] = "10%"
     """How far the perplexity may be above the unpruned model's, on the text out of the calibration domain where there
@@ -161,11 +157,6 @@ class FrontierConfig(SweepConfig):
     """How exactly the largest ratio is found."""
     resamples: Positive = 1000
     """Bootstrap resamples of each interval."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.ratios) == 0:
-            raise ValueError("ratios: expected numbers above 0, got 0, which is the unpruned model: it is part anyway")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,11 +179,10 @@ class PruneConfig(JobConfig):
     """Measure the perplexity and the speed of the unpruned and the pruned model at the end."""
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value in (("from_run", self.from_run), ("targets", ", ".join(self.targets.asked))):
-            if value and self.model.traced:
-                raise ValueError(f"{name}: expected none for a traced model, got {value}; leave it out")
+    BESIDE = (
+        Beside(f"evaluation.length evaluation.bos from_run targets.{' targets.'.join(TARGETS)}", *OF_OURS),
+        Beside(SPREAD, "no target that is measured", lambda config: not MEASURED & {*config.targets.asked}),
+    )
 
     def check_asked(self) -> None:
         """Raise ValueError where nothing says how much goes."""
@@ -219,6 +209,8 @@ class ScoreConfig(JobConfig):
     keep_statistics: Literal["all", "small", "none"] = "all"
     """Statistics that are kept for later scoring: `all`, the `small` ones only, or `none`. Gradients of weights, mean
     and squared, each take as much space as the model in float32."""
+
+    BESIDE = (Beside("keep_statistics", "no --from-run, which observes nothing,", lambda config: not config.from_run),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

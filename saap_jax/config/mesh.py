@@ -12,6 +12,9 @@ MESH_AXES = ("data", "fsdp", "tensor")
 EXPERT = "expert"
 """Axis behind those, of a mesh where it is larger than 1: what splits the experts of a mixture alone."""
 
+SPREAD = "mesh.data mesh.fsdp mesh.tensor mesh.expert"
+"""Fields of a configuration that spread a job over several devices, as `Beside` takes them."""
+
 BATCH = ("data", "fsdp")
 """Mesh axes that the examples of a batch are spread over."""
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from saap_jax.config.checks import BYTES, Checked, Natural, Positive, Seed, at_least, read_bound, read_workload
+from saap_jax.config.checks import BYTES, Beside, Checked, Natural, Positive, Seed, at_least, read_bound, read_workload
 from saap_jax.types import AttentionPath, Bos
 
 Length = Annotated[int, at_least(2)]
@@ -53,13 +53,9 @@ class ModelConfig(Checked):
     """Of a traced model: prune structures too of which its own code does not take fewer units, or computes something
     else with them. The pruned program runs all the same; the own code needs other sizes."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.traced and (self.norms or self.refused):
-            field = "norms" if self.norms else "refused"
-            raise ValueError(
-                f"model.{field}: is for traced models, MODULE:FACTORY or FILE.py:FACTORY, got {self.name!r}"
-            )
+    BESIDE = (
+        Beside("norms refused", "a traced model, MODULE:FACTORY or FILE.py:FACTORY,", lambda config: config.traced),
+    )
 
     @property
     def traced(self) -> bool:
@@ -117,6 +113,11 @@ class TargetsConfig(Checked):
     repeats: Positive = 5
     """Measurements, of which the median counts."""
 
+    BESIDE = (
+        Beside("at", "a target that counts prompts", lambda config: {*config.asked} - {"parameters", "weight_bytes"}),
+        Beside("repeats", "a target of time", lambda config: TIMED & {*config.asked}),
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, asked in self.asked.items():
@@ -149,6 +150,10 @@ TARGETS: dict[str, tuple[dict[str, float], str]] = {
 }
 """What a model can be pruned to -> units of an amount, and an example of one."""
 
+TIMED = frozenset({"latency", "tokens_per_second"})
+MEASURED = TIMED | {"peak_memory"}
+"""Targets that are measured on the device."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WindowsConfig(Checked):
@@ -166,10 +171,7 @@ class WindowsConfig(Checked):
     batch_size: Positive = 8
     """Windows evaluated at once, and rows of 128 tokens of tasks; changes speed and memory, not the result."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.drawn is not None and not self.windows:
-            raise ValueError(f"{self.PLACE}drawn: expected 1 window or more to draw, got {self.PLACE}windows 0")
+    BESIDE = (Beside("drawn", "1 window or more, so many are drawn,", lambda config: config.windows),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import math
 from typing import Annotated, Literal
 
 from saap_jax.config.checks import (
+    Beside,
     Checked,
     Local,
     Names,
@@ -20,7 +21,7 @@ from saap_jax.config.checks import (
     check_several,
     number,
 )
-from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.mesh import SPREAD, MeshConfig
 from saap_jax.config.method import EvaluationConfig, Length
 from saap_jax.types import AttentionPath, Remat
 
@@ -50,6 +51,11 @@ class MethodConfig(Checked):
     """Of adapters: η; they are multiplied by η/r."""
     matrices: Annotated[tuple[Matrix, ...], check_several] = ("query", "key", "value", "output", "gate", "up", "down")
     """Of adapters: the matrices that have one (with `groupwise`: that are quantised and have one)."""
+
+    BESIDE = (
+        Beside("bits group_size rounding", "--method.name groupwise", lambda config: config.name == "groupwise"),
+        Beside("rank scale matrices", "a --method.name with adapters", lambda config: config.name != "full"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,21 +120,20 @@ class TrainingConfig(Checked):
     seed: Seed = 0
     """Seed of the adapters, and of the order of the rows."""
 
+    BESIDE = (
+        Beside("temperature", "training.distillation above 0", lambda config: config.distillation),
+        Beside(
+            "top_k_logits",
+            "training.distillation above 0, and training.hidden 0, which needs the dense model in memory,",
+            lambda config: config.distillation and not config.hidden,
+        ),
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size % self.microbatch:
             said = f"expected a divisor of batch_size {self.batch_size}, got {self.microbatch}"
             raise ValueError(f"training.microbatch: {said}")
-        if self.top_k_logits and not self.distillation:
-            raise ValueError(
-                "training.top_k_logits: expected training.distillation above 0, the weight of what is compared on "
-                f"them, got {self.distillation}; give --training.distillation 0.5, or leave it out"
-            )
-        if self.top_k_logits and self.hidden:
-            raise ValueError(
-                "training.top_k_logits: expected training.hidden 0, because hidden states need the dense model in "
-                f"memory, got {self.hidden}; leave one of the two out"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +158,9 @@ class RecoverConfig(Checked):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
-    new_tokens: Natural = 32
+    new_tokens: Annotated[
+        int, number("0, or at least 2, because the first one is not timed", lambda count: count == 0 or count > 1)
+    ] = 32
     """Tokens that each model decodes to be timed, after a prompt of `evaluation.length` tokens; 0: no timing, and
     nothing that the models write for the report."""
     repeats: Positive = 5
@@ -161,12 +168,9 @@ class RecoverConfig(Checked):
     runs: Local = "runs"
     """Directory of all runs."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.new_tokens == 1:
-            raise ValueError("new_tokens: expected 0, or at least 2, because the first one is not timed, got 1")
-        if self.training.patience and not self.data.held_out:
-            raise ValueError("training.patience: expected held-out text, got data.held_out 0")
-        for name in ("distillation", "hidden"):
-            if getattr(self.training, name) and not self.dense:
-                raise ValueError(f"training.{name}: expected a dense model to learn from, got none")
+    BESIDE = (
+        Beside("training.distillation training.hidden", "a dense model to learn from", lambda config: config.dense),
+        Beside("training.patience", "held-out text, data.held_out above 0,", lambda config: config.data.held_out),
+        Beside("repeats", "new_tokens, which are timed,", lambda config: config.new_tokens),
+        Beside(SPREAD, "--new-tokens 0, since decoding is timed on one device,", lambda config: not config.new_tokens),
+    )

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from saap_jax.config.checks import (
+    Beside,
     Checked,
     Local,
     Names,
@@ -17,11 +18,13 @@ from saap_jax.config.checks import (
     read_bound,
     read_percent,
 )
-from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.method import Length, WindowsConfig
+from saap_jax.config.mesh import SPREAD, MeshConfig
+from saap_jax.config.method import Length, WindowsConfig, is_factory
 from saap_jax.types import AttentionPath, Remat
 
 Dtype = Literal["float32", "bfloat16"]
+
+WITH_TASKS = ("--tasks", lambda config: config.tasks)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class TasksConfig(Checked):
     """Items of each task, the first ones; 0 takes all."""
     task_path: str = ""
     """Directory of further harness tasks (YAML files)."""
+
+    BESIDE = (Beside("limit task_path", *WITH_TASKS),)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,10 +67,7 @@ class JudgedConfig(TasksConfig, WindowsConfig):
     json: str = ""
     """File that the results are written to; empty: none."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.sources or self.tasks):
-            raise ValueError("sources: expected at least one source or task, got none")
+    BESIDE = (Beside("sources", "at least one source, or a task", lambda config: config.sources or config.tasks),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,8 @@ class EvaluateConfig(JudgedConfig):
     models: Names = ("smollm2-135m",)
     """Models: names, GGUF files, directories."""
     mesh: MeshConfig = MeshConfig()
+
+    BESIDE = (Beside(SPREAD, "no --tasks, which take one device,", lambda config: not config.tasks),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,12 @@ class AbConfig(JudgedConfig):
     task_metric: Literal["auto", "acc", "acc_norm", "exact_match"] = "auto"
     """What of a task is compared; `auto`: `acc`, or else `exact_match`."""
 
+    BESIDE = (
+        Beside("max_accuracy_drop task_metric", *WITH_TASKS),
+        Beside("max_ppl_increase", "text, --sources,", lambda config: config.sources),
+        Beside("repeats", "--max-latency", lambda config: config.max_latency or config.limits),
+    )
+
 
 LIMITS = ("max_ppl_increase", "max_size", "max_latency", "max_memory", "max_accuracy_drop")
 """What can be limited, a field of `AbConfig` each."""
@@ -140,6 +150,8 @@ class GenerateConfig(Checked):
     """Prompts continued at once."""
     dtype: Dtype = "float32"
     """Type of the parameters."""
+
+    BESIDE = (Beside("top_k top_p", "a --temperature above 0", lambda config: config.temperature),)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,9 +212,12 @@ class PlanConfig(Checked):
     mesh: MeshConfig = MeshConfig(fsdp=-1)
     """How the chips are arranged."""
     search: bool = False
-    """Find the smallest machine of the target's kind that the job fits, and the fastest way to use it."""
+    """Find the smallest machine of the target's kind that the job fits, and the fastest way to use it: `mesh`, `batch`
+    and `remat`."""
     json: str = ""
     """File that the result is written to; empty: none."""
+
+    BESIDE = (Beside(f"batch remat {SPREAD}", "no --search, which finds them,", lambda config: not config.search),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,16 +243,11 @@ class ExportConfig(Checked):
     """Write quantised matrices in `dtype`. Without it, gguf takes those of 4 bits in groups of 32 as they are and
     refuses others; the other formats always dequantise."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dtype == "q8_0" and self.format != "gguf":
-            raise ValueError(f"dtype: q8_0 is a type of GGUF, expected float32, bfloat16 or float16 for {self.format}")
-        if self.anyway and self.format != "tunix":
-            raise ValueError(f"anyway: expected format tunix beside it, which may compute otherwise, got {self.format}")
-        if self.teacher and self.format != "maxtext":
-            raise ValueError(
-                f"teacher: expected format maxtext beside it, whose distillation takes one, got {self.format}"
-            )
+    BESIDE = (
+        Beside("dtype", "--format gguf", lambda config: config.dtype != "q8_0" or config.format == "gguf"),
+        Beside("anyway", "--format tunix", lambda config: config.format == "tunix"),
+        Beside("teacher", "--format maxtext", lambda config: config.format == "maxtext"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -290,10 +300,7 @@ class RunsConfig(Checked):
     delete: bool = False
     """Delete the runs that are named: what their commands wrote. `.cache` deletes the cache."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.delete and not self.names:
-            raise ValueError("runs: expected names of runs to delete, such as saap runs compare-2 --delete, got none")
+    BESIDE = (Beside("delete", "names of runs, as in saap runs compare-2 --delete,", lambda config: config.names),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -314,6 +321,8 @@ class DiscoverConfig(Checked):
     """An .svg file for a picture of parameters, axes and structures; empty: none."""
     details: bool = False
     """Print of a factory's function every member, gate and reason."""
+
+    BESIDE = (Beside("details", "MODULE:FACTORY or FILE.py:FACTORY", lambda config: is_factory(config.model)),)
 
     def __post_init__(self) -> None:
         super().__post_init__()

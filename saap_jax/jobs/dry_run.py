@@ -3,6 +3,7 @@
 import time
 
 from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig
+from saap_jax.jobs import targets
 from saap_jax.jobs.candidates import runner_of
 from saap_jax.jobs.job import check, lengths_of
 from saap_jax.jobs.judged import texts_of
@@ -37,6 +38,8 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
     calibration = calibration_of(config) if alone else config.calibration
     size = calibration.batch_size
     chains = expand([config.chain] if alone else config.methods)
+    if alone:
+        targets.check(config.targets, chains[0])
     ratios, seeds = ([config.ratio or 0.2], [0]) if alone else (config.ratios, config.seeds_drawn)
     with step(track, "load the model, and time a microbatch"):
         layout = layout_of_job(config.mesh, **{"calibration.batch_size": size}) if alone else check(config)

@@ -38,8 +38,6 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
     """
     check_target("json", config.json)
     layout = layout_of_job(config.mesh, batch_size=config.batch_size)
-    if layout is not None and config.tasks:
-        raise ValueError(f"tasks: expected none on a mesh of several devices, got {', '.join(config.tasks)}")
     rows, tasks, lengths = {}, find_tasks(config), {"length": config.length} if config.sources else {}
     with attending(config.attention):
         how: Any = {"limit": config.windows or None, "bos": config.bos, "drawn": config.drawn}

@@ -72,11 +72,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> PruneResult:
     chain = parse(config.chain)
     calibration = calibration_of(config)
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
-    if layout is not None and (asked := targets.MEASURED & {*config.targets.asked}):
-        raise ValueError(
-            f"targets: expected none that is measured on a mesh of several devices, got {', '.join(sorted(asked))}; "
-            "prune to a ratio, or measure on one device"
-        )
+    targets.check(config.targets, chain)
     with staged(config.out) as out, held(out, f"out: {out}"), attending(config.model.attention):
         if broadcast(out.exists):
             raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")

@@ -74,10 +74,6 @@ def recover(config: RecoverConfig, *, overwrite: bool | None = False, track: Tra
     check_disjoint(config.data.sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
     sizes = {"training.microbatch": config.training.microbatch, "evaluation.batch_size": config.evaluation.batch_size}
     layout = layout_of_job(config.mesh, **sizes)
-    if layout is not None and config.new_tokens:
-        raise ValueError(
-            f"new_tokens: expected 0 on a mesh of several devices, where decoding is not timed, got {config.new_tokens}"
-        )
 
     def work(run: RunDirectory) -> None:
         if config.out and "training" not in run.record and broadcast(lambda: exists(config.out)):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.config.checks import read_bound
-from saap_jax.config.method import TARGETS, TargetsConfig
+from saap_jax.config.method import MEASURED, TARGETS, TIMED, TargetsConfig
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.timing import Times, Workload, compile_programs, spread, time_in_turns
 from saap_jax.llama import LayerWidths, Llama, LlamaSpec, abstract_llama, random_llama
@@ -52,10 +52,6 @@ POINTS = 4
 
 NEW = 9
 """Tokens that are generated behind each prompt when a step is timed: the first is part of reading."""
-
-TIMED = frozenset({"latency", "tokens_per_second"})
-MEASURED = TIMED | {"peak_memory"}
-"""Targets that are measured on the device."""
 
 WITHIN = 0.1
 """How far what is measured of a pruned model may be from what the table of sub-block times said of it."""
@@ -159,6 +155,16 @@ class Costs(NamedTuple):
 
 
 # --- what models take ----------------------------------------------------------------------------
+def check(config: TargetsConfig, chain: Chain) -> None:
+    """Raise ValueError for a refinement or choice beside targets, whose outcome has other widths than met them."""
+    other = next((each for each in chain.steps if each.kind == "refinement" or each.begins), None)
+    if config.asked and other:
+        raise ValueError(
+            f"targets: expected no {other.name} beside them: what comes of it has other widths than those that met "
+            "them; leave one of the two out"
+        )
+
+
 
 
 def costs_of(config: TargetsConfig, model: Llama, track: Track = quiet) -> Costs:

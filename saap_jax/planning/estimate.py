@@ -157,7 +157,7 @@ def passes_of(config: PlanConfig, remat: Remat) -> tuple[bool, int]:
 def method_of(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:
     """The method of a recovery by its defaults; of a mixture with the matrices of attention, the only ones that
     can have adapters or be quantised there."""
-    if not spec.constants.traits.experts:
+    if config.method == "full" or not spec.constants.traits.experts:
         return MethodConfig(name=config.method)
     return MethodConfig(name=config.method, matrices=("query", "key", "value", "output"))
 

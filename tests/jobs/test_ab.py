@@ -244,10 +244,9 @@ class TestLimits:
     @pytest.mark.slow
     def test_models_are_measured(self, capsys, tiny_model_directory, pruned):
         limits = ["--max-latency", "10000%", "--max-size", "100%", "--max-memory", "1GiB", "--max-ppl-increase", "900%"]
-        words = ["--repeats", "2", *TEXT]
-        assert main.main(["ab", str(pruned), str(tiny_model_directory), *limits, *words]) == 0
+        assert main.main(["ab", str(pruned), str(tiny_model_directory), *limits, "--repeats", "2", *TEXT]) == 0
         assert len(re.findall("PASS", capsys.readouterr().out)) == 4 + 1
-        words = [str(pruned), "--max-size", "100%", "--max-memory", "100%", *words]
+        words = [str(pruned), "--max-size", "100%", "--max-memory", "100%", *TEXT]
         assert main.main(["ab", str(tiny_model_directory), *words]) == 1, "the whole is larger than the pruned one"
         assert main.main(["ab", str(pruned), *words]) == 0
 
@@ -284,13 +283,14 @@ class TestLimits:
             (["--max-ppl-increase", "5"], "expected a percentage with its sign, got '5'; write 5%"),
             (["--max-latency", "300ms"], "max_latency: expected a percentage"),
             (["--max-size", "300MiP"], "such as 300MiB, got '300MiP'"),
-            (["--max-accuracy-drop", "1"], "no tasks were given"),
+            (["--max-accuracy-drop", "1"], "max_accuracy_drop: expected --tasks beside it, got 1.0"),
             (
                 ["--sources", "--tasks", "boolq", "--max-ppl-increase", "5%"],
-                "max_ppl_increase: no text was given to hold against 5%",
+                "max_ppl_increase: expected text, --sources, beside it, got '5%'",
             ),
             (["--limits", "none.toml"], "none at none.toml; check the path, or name one of the package: gates/default"),
-            (["--max-size", "80%", "--repeats", "0"], "repeats: expected at least 1"),
+            (["--max-size", "80%", "--repeats", "3"], "repeats: expected --max-latency beside it, got 3"),
+            (["--limits", "gates/size", "--repeats", "3"], "repeats: expected --max-latency beside it, got 3"),
             (["--json", "none/ab.json"], "make the directory first"),
         ],
     )
@@ -314,7 +314,7 @@ class TestLimitsFile:
             ('max-size = "1%"', "did you mean 'max_size'"),
             ("max_ppl_increase = 5", "max_ppl_increase: expected str, got 5"),
             ("max_size = '5'", "max_size: expected a percentage"),
-            ("max_accuracy_drop = 1", "no tasks were given to hold against 1 points"),
+            ("max_accuracy_drop = 1", "max_accuracy_drop: expected --tasks beside it, got 1.0"),
             ("max_size = ", "limits .*mine.toml: "),
             ('[gate]\nmax_size = "1%"', "unknown limit 'gate'"),
             ("", "expected at least one limit"),

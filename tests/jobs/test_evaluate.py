@@ -57,7 +57,7 @@ class TestEvaluate:
         assert "found none at none.jsonl" in refused(capsys, [*words, "none.jsonl"])
         assert "tasks: expected each once" in refused(capsys, [*words, "choosing", "filling,choosing"])
         assert "make the directory first" in refused(capsys, [*words, "choosing", "--json", str(tmp_path / "n" / "a")])
-        assert "at least one source or task" in refused(capsys, ["evaluate", str(tiny_model_directory), "--sources"])
+        assert "at least one source, or a task" in refused(capsys, ["evaluate", str(tiny_model_directory), "--sources"])
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert "'other' is no local task" in refused(capsys, [*words, "other"])
 

@@ -133,11 +133,14 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["{source}", "{tmp}/x", "--anyway"], "anyway: expected format tunix beside it"),
+            (["{source}", "{tmp}/x", "--anyway"], "anyway: expected --format tunix beside it"),
             (["{source}", "{tmp}/x"], "choose --format padded (a plain model with zeros"),
             (["{source}", "{tmp}/x", "--format", "gguf"], "expected a name.gguf for format gguf alone"),
             (["{source}", "{tmp}/x.gguf"], "expected a name.gguf for format gguf alone, got "),
-            (["{source}", "{tmp}/x", "--format", "padded", "--dtype", "q8_0"], "q8_0 is a type of GGUF"),
+            (
+                ["{source}", "{tmp}/x", "--format", "padded", "--dtype", "q8_0"],
+                "dtype: expected --format gguf beside it, got 'q8_0'",
+            ),
             (["{source}", "{source}", "--format", "ragged"], "exists already and is never overwritten"),
             (["{tmp}/none", "{tmp}/x", "--format", "ragged"], "no such file or directory"),
             (

@@ -92,7 +92,7 @@ def test_a_teacher_of_other_words_is_refused(tmp_path):
     with pytest.raises(ValueError, match=f"expected a model of {UNIFORM.vocab} words, as the one that is exported"):
         export_model(asked)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="teacher: expected format maxtext beside it"):
+    with pytest.raises(ValueError, match="teacher: expected --format maxtext beside it"):
         dataclasses.replace(asked, format="tunix")
 
 

@@ -75,14 +75,17 @@ def test_words_that_do_not_say_where(words, message):
     ("words", "message"),
     [
         (["score", "--distributed", "auto"], "did not meet at what Slurm, Open MPI, a TPU pod or GKE says"),
-        (["evaluate", "smollm2-135m", "--tasks", "piqa", "--mesh.data", "-1"], "tasks: expected none on a mesh"),
+        (
+            ["evaluate", "smollm2-135m", "--tasks", "piqa", "--mesh.data", "-1"],
+            "mesh.data: expected no --tasks, .* got -1",
+        ),
         (
             ["recover", "smollm2-135m", "--method.name", "lora", "--mesh.data", "-1"],
-            "new_tokens: expected 0 on a mesh of several",
+            "mesh.data: expected --new-tokens 0, .* got -1",
         ),
         (
             ["prune", "--targets.latency", "70%", "--mesh.data", "-1"],
-            "targets: expected none that is measured on a mesh .* got latency",
+            "mesh.data: expected no target that is measured beside it, got -1",
         ),
     ],
 )
