@@ -24,8 +24,8 @@ from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE
 from saap_jax.runs.suggestions import suggestions_of, trial_options
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.steps.allocation.allocation import Allocation, choose
-from saap_jax.steps.chain import Chain, chain, limits_of, parse
+from saap_jax.steps.allocation.allocation import choose
+from saap_jax.steps.chain import Chain, allocation_of, chain, parse
 from saap_jax.steps.limits import Within
 from saap_jax.subjects.base import Subject
 from saap_jax.types import Keep, Scores
@@ -132,7 +132,7 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
 
     def plan_by(method: Chain) -> Shares:
         """Tell what a method removes by the scores of the whole model, without rounds on the way."""
-        made = choose(subject, scores, ratio, allocation_of(method), limits_of(method))
+        made = choose(subject, scores, ratio, *allocation_of(method))
         return plan_of(costs, {structure: kept.sum(axis=1).tolist() for structure, kept in made.keep.items()})
 
     def changed(option: Row) -> Chain:
@@ -143,7 +143,8 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
         return with_limits(method, Within(**given))
 
     plain = plan_by(method)
-    now = dataclasses.asdict(limits_of(method)) | {"allocation": allocation_of(method).name}
+    allocation, limits = allocation_of(method)
+    now = dataclasses.asdict(limits) | {"allocation": allocation.name}
     chosen: dict[str, Row] = {}
     for kind, options in trial_options(now, nearest_share(changes_of(run.record, candidates), ratio), plain).items():
         best = predicted(costs, plain)
@@ -166,11 +167,6 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
         {"kind": kind, "changes": option, "chain": chains[kind].written, "candidate": names[kind],
          "instead_of": names["plain"]} for kind, option in chosen.items()
     ]  # fmt: skip
-
-
-def allocation_of(method: Chain) -> Allocation:
-    """Take the allocation of a chain."""
-    return next(each for each in method.steps if isinstance(each, Allocation))
 
 
 def shown(config: SensitivityConfig, run: RunDirectory) -> Iterator[Any]:

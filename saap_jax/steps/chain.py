@@ -379,6 +379,12 @@ def _number(value: Any) -> Any:
     return float(value) if type(value) is int else value
 
 
+def allocation_of(chain: Chain) -> tuple[Allocation, Within]:
+    """Take the first allocation of a chain, and the limits by which it chooses: those before it."""
+    at, allocation = next((at, each) for at, each in enumerate(chain.steps) if isinstance(each, Allocation))
+    return allocation, limits_of(dataclasses.replace(chain, steps=chain.steps[:at]))
+
+
 def limits_of(chain: Chain) -> Within:
     """Join the limits of a chain."""
     limits = Within()

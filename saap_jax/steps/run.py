@@ -7,6 +7,7 @@ where there is one; to go on after a kill is to look up.
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import Allocation, choose, impossible, most_removable
 from saap_jax.steps.base import Context, Extent, State, Step, Store
-from saap_jax.steps.chain import Chain, limits_of
+from saap_jax.steps.chain import Chain, allocation_of, limits_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.score.calibrate import Calibrated, calibrate, put_together
 from saap_jax.steps.score.fusion import Fusion
@@ -125,18 +126,16 @@ class Runner:
             for each in inner:
                 self.check(each, asked)
             return
-        allocation = next(each for each in chain.steps if isinstance(each, Allocation))
         equal: Scores = {name: np.ones(units.shape) for name, units in self.subject.existing.items()}
-        for ratio in asked:
-            choose(self.subject, equal, ratio, allocation, limits_of(chain))
+        for (allocation, within), ratio in itertools.product(_choices(chain), asked):
+            choose(self.subject, equal, ratio, allocation, within)
 
     def most_removable(self, chain: Chain) -> float:
         """Find the largest ratio that a chain can meet whatever the scores, rounded down to four decimals."""
         if inner := [each for step in chain.steps for each in step.inner]:
             top = min(map(self.most_removable, inner))
         else:
-            allocation = next(each for each in chain.steps if isinstance(each, Allocation))
-            top = most_removable(self.subject, allocation, limits_of(chain))
+            top = min(most_removable(self.subject, *each) for each in _choices(chain))
         ratios = (share / 10_000 for share in range(9_999, -1, -1))
         return next(ratio for ratio in ratios if self._asked(chain, ratio) <= top)
 
@@ -254,6 +253,12 @@ class Runner:
 
 
 def packed(made: Calibrated) -> dict[str, np.ndarray]:
+def _choices(chain: Chain) -> list[tuple[Allocation, Within]]:
+    """List which allocation chooses by which limits: the first one, and as refinements do by limits behind it."""
+    (allocation, before), every = allocation_of(chain), limits_of(chain)
+    return [(allocation, before), *([(allocation, every)] if every != before else [])]
+
+
     """Write scores, stability indicators and fusions as numbered arrays, and their places as JSON."""
     arrays: dict[str, np.ndarray] = {}
 

@@ -131,6 +131,15 @@ def test_what_whole_attentions_leave_is_what_the_chain_before_them_is_checked_fo
         runner(subject).check(chain, [top + 0.01])
 
 
+def test_limits_behind_an_allocation_do_not_loosen_those_that_it_is_checked_for(subject):
+    before = "magnitude > within(max_ratio=0.25) > uniform"
+    chain, top = parse(f"{before} > within(max_ratio=0.9) > evolve"), runner(subject).most_removable(parse(before))
+    assert runner(subject).most_removable(chain) == top < 0.5
+    runner(subject).check(chain, [top])
+    with pytest.raises(ValueError, match=f"the largest possible ratio is {top:.4f}"):
+        runner(subject).check(chain, [0.5])
+
+
 @pytest.mark.parametrize("chain", ["least_squares > layerwise", "bias > layerwise > rounds(0.2)"])
 def test_no_unit_comes_back_whose_weights_a_repair_has_taken_out(subject, chain):
     made = runner(subject).run(parse(f"magnitude > uniform > {chain}"), 0.4)
