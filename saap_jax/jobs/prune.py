@@ -90,7 +90,7 @@ def _prune(
     texts = texts_of(config, subject, calibration.scenarios)
     if isinstance(subject, LlamaSubject):
         subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
-    runs = Path(config.from_run).parent if config.from_run else Path(config.runs)
+    runs = Path(config.from_run).resolve().parent if config.from_run else Path(config.runs)
     passes, cache = Passes(calibration.batch_size, config.remat, track), FileCache(runs / ".cache")
     runner = runner_of(subject, scenarios, [chain], passes, cache, open_end=bool(config.targets.asked))
     ratio = config.ratio or 0.0

@@ -6,6 +6,7 @@ from typing import Any
 
 from saap_jax.config.jobs import USUAL, PruneConfig, ScoreConfig
 from saap_jax.config.method import CalibrationConfig
+from saap_jax.jobs.candidates import cache_of, runner_of
 from saap_jax.jobs.job import check, load, run_job
 from saap_jax.report.pages.score import find_patterns, fusion_table, pattern_table, rank_table
 from saap_jax.runs.directory import RunDirectory, read_run
@@ -13,7 +14,7 @@ from saap_jax.runs.records import RunRecord
 from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.errors import reading
-from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.runtime.progress import Passes, Track, quiet, step
 from saap_jax.steps.base import Extent
 from saap_jax.steps.chain import steps_of
 from saap_jax.steps.score.calibrate import Calibrated
@@ -69,23 +70,25 @@ def score_run(
                     f"from_run: {config.from_run} observed another {other[0]} of {config.model.name} than is there "
                     "now, or of another type; bring back what it was, or score on text"
                 )
+            about = source.get("scenarios", {})
             with run.stage("score"), step(track, "score the statistics"):
                 calibrated = rescored(config.from_run, subject, scores)
-            about = source.get("scenarios", {})
             run.begin(digests)
-            run.update(**subject.structures_record())
-            save_scores(run, calibrated)
         else:
             material = load(config, run, layout, track)
             subject, scenarios = material.subject, material.calibration[config.calibration.seed]
             check_scores(scores, subject)
             about = {name: subject.shape(examples) for name, examples in scenarios.items()}
             run.begin(material.inputs)
-            run.update(**subject.structures_record())
+            passes = Passes(config.calibration.batch_size, config.remat, track)
             with run.stage("score") as stage:
-                kept_scores(run, subject, scenarios, config, scores, track)
+                calibrated = kept_scores(run, subject, scenarios, config, scores, track)
+                runner = runner_of(subject, scenarios, (), passes, cache_of(run))
+                runner.steps = scores
+                runner.first(calibrated)  # for chains on this text, as `saap prune --from-run`
                 stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
-        run.update(kind="score", scenarios=about, **provenance())
+        run.update(kind="score", scenarios=about, **subject.structures_record(), **provenance())
+        save_scores(run, calibrated)
         if left_out:
             run.update(left_out=left_out)
 

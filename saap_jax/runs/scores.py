@@ -49,7 +49,7 @@ def kept_scores(
     plan: Plan,
     track: Track = quiet,
 ) -> Calibrated:
-    """Make the scores of a run and keep them, with the statistics that the configuration wants kept.
+    """Make the scores of a run, and keep the statistics that the configuration wants kept.
 
     A scenario whose statistics the run holds is not observed again. Statistics are in memory for one scenario at a
     time.
@@ -70,8 +70,7 @@ def kept_scores(
             run.claim(path.parent.name)
             every = config.keep_statistics == "all"
             save_statistics(path, statistics, only=frozenset(n for n in statistics.values if every or not n.large))
-    save_scores(run, joined(made))
-    return read_scores(run)
+    return joined(made)
 
 
 def rescored(source: str, subject: Subject, plan: Plan) -> Calibrated:

@@ -218,14 +218,15 @@ class Runner:
         kept.save(packed(made))
         return made
 
-    def first(self) -> Calibrated:
-        """Score the unpruned model for all chains in one pass; each score has a file of its own."""
+    def first(self, made: Calibrated | None = None) -> Calibrated:
+        """Score the unpruned model for all chains in one pass, or take what a pass has `made`; each score has a file of
+        its own."""
         asked = {label: Store(self.cache, digest(self.key, "scores", label, self._code(step), *self.stable & {label}))
                  for label, step in self.steps.items()}  # fmt: skip
         self._parts |= {store.key: unpacked(kept) for store in asked.values()
                         if store.key not in self._parts and (kept := store.load())}  # fmt: skip
         if missing := {label: self.steps[label] for label, store in asked.items() if store.key not in self._parts}:
-            made = self._calibrate(missing, self._start(), self.stable & missing.keys())
+            made = made or self._calibrate(missing, self._start(), self.stable & missing.keys())
             for label, step in missing.items():
                 self._parts[asked[label].key] = part = made.part(label, step)
                 asked[label].save(packed(part))
@@ -252,13 +253,13 @@ class Runner:
         return calibrate(state.subject, self.scenarios, plan, self.passes, stability=stability, keep=keep)
 
 
-def packed(made: Calibrated) -> dict[str, np.ndarray]:
 def _choices(chain: Chain) -> list[tuple[Allocation, Within]]:
     """List which allocation chooses by which limits: the first one, and as refinements do by limits behind it."""
     (allocation, before), every = allocation_of(chain), limits_of(chain)
     return [(allocation, before), *([(allocation, every)] if every != before else [])]
 
 
+def packed(made: Calibrated) -> dict[str, np.ndarray]:
     """Write scores, stability indicators and fusions as numbered arrays, and their places as JSON."""
     arrays: dict[str, np.ndarray] = {}
 

@@ -16,6 +16,9 @@ from saap_jax.jobs import prune
 from saap_jax.jobs.score import calibration_of, score_run, scores_of
 from saap_jax.runs import scores as kept_module
 from saap_jax.runs.scores import read_scores
+from saap_jax.steps.allocation.allocation import choose
+from saap_jax.steps.allocation.allocations import Uniform
+from saap_jax.steps.limits import Within
 from saap_jax.steps.score.stability import fluctuation_of, reduce_scenarios, standardised
 from saap_jax.subjects.llama import LlamaSubject, scenarios_of
 from saap_jax.types import STRUCTURES
@@ -251,7 +254,7 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
 
 
 @pytest.mark.slow
-def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
+def test_prune_by_the_text_and_the_scores_of_a_run(score_config, kept, tmp_path, monkeypatch):
     options = {"model": score_config.model, "calibration": score_config.calibration, "runs": str(tmp_path)}
     fresh, reused, other = (
         prune.prune(PruneConfig(out=str(tmp_path / name), ratio=0.4, **more, **options)).selection.keep
@@ -263,6 +266,14 @@ def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
     )
     assert_scores_equal(fresh, reused)
     assert any((other[name] != fresh[name]).any() for name in STRUCTURES), "control"
+    monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("observed again"))
+    monkeypatch.chdir(kept[0].path)
+    known = PruneConfig(
+        out=str(tmp_path / "known"), ratio=0.4, method="gate_taylor", from_run=".", judge=False, **options
+    )
+    chosen = choose(LlamaSubject(saap_jax.load_model(score_config.model.name)), kept[1].scores("gate_taylor"), 0.4,
+                    Uniform(), Within())  # fmt: skip
+    assert_scores_equal(prune.prune(known).selection.keep, chosen.keep)
 
 
 def test_a_calibration_of_other_fields_is_refused(score_config, kept, tmp_path):
