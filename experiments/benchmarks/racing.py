@@ -156,7 +156,7 @@ def race_in_earnest(file: Path, ratio: float, most: int) -> None:
         run = RunDirectory.open(Path(place) / "race", dataclasses.asdict(config))
         run.begin({})
         material = Material(open_subject(ModelConfig(name=MODEL)), {}, text, {})
-        evaluator = Evaluator(config, run, material, [], bars)
+        evaluator = Evaluator(config, run, material, [], [], bars)
         for name, keep in zip(names, keeps_of(found), strict=True):
             evaluator.add(name, keep)
         evaluator.measure([DENSE], {}, doing="dense")

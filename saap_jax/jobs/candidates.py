@@ -96,9 +96,9 @@ class Evaluator:
 
     def __init__(
         self, config: SweepConfig | SensitivityConfig, run: RunDirectory, material: Material, chains: Sequence[Chain],
-        track: Track,
+        ratios: Sequence[float], track: Track,
     ) -> None:  # fmt: skip
-        """Make what runs the chains on the text of each seed, and take what is evaluated on."""
+        """Make what runs the chains on the text of each seed, check that it can, and take what is evaluated on."""
         passes = Passes(config.calibration.batch_size, config.remat, track)
         subject, texts = material.subject, material.texts
         self.run, self.texts, self.subject, self.track, self.material = run, texts, subject, track, material
@@ -107,6 +107,9 @@ class Evaluator:
             seed: runner_of(subject, scenarios, chains, passes, self.cache)
             for seed, scenarios in material.calibration.items()
         }
+        for runner in self.runners.values():
+            for chain in chains:
+                runner.check(chain, ratios)
         self.chains = chains
         self.batch_size, self.at_once = config.evaluation.batch_size, config.evaluation.candidates_at_once
         self.rows = {name: self.subject.count(text)[0] for name, text in texts.items()}

@@ -55,10 +55,7 @@ def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Tra
     def work(run: RunDirectory) -> None:
         seeds = config.seeds_drawn
         material = load(config, run, layout, track, seeds)
-        evaluator = Evaluator(config, run, material, chains, track)
-        for chain in chains:
-            for runner in evaluator.runners.values():
-                runner.check(chain, config.ratios)  # what is impossible is refused before any time is spent
+        evaluator = Evaluator(config, run, material, chains, config.ratios, track)
         race = Race(evaluator, config.race_margin) if config.race else None
         left = {chain.name: reasons for chain in chains if (reasons := chain.unrepaired(material.subject))}
         evaluator.begin("compare", unrepaired=left)

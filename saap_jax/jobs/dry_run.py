@@ -48,7 +48,7 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
         texts = texts_of(config, subject, calibration.scenarios) if alone else subject.texts(config.evaluation)
         runner = runner_of(subject, scenarios, chains, Passes(size, config.remat))
         for chain in chains:
-            runner.check(chain, [] if alone and config.targets.asked else ratios)
+            runner.check(chain, [config.ratio or 0.0] if alone else ratios)
         whole, part = subject.whole(), subject.rows(next(iter(scenarios.values())), slice(0, size))
         whole.losses(part, size)  # compiles
         began = time.perf_counter()

@@ -41,18 +41,9 @@ def frontier(config: FrontierConfig, *, overwrite: bool | None = False, track: T
     def work(run: RunDirectory) -> None:
         seeds = config.seeds_drawn
         material = load(config, run, layout, track, seeds)
-        evaluator = Evaluator(config, run, material, chains, track)
-        tops = {}
-        for chain in chains:
-            for runner in evaluator.runners.values():
-                runner.check(chain, [])
-                tops[chain.name] = runner.most_removable(chain)
-            if max(config.ratios) > tops[chain.name]:
-                raise ValueError(
-                    f"ratios: expected at most {tops[chain.name]:.4f}, the largest that {chain.name} can meet under "
-                    f"min_keep, max_ratio, protect, multiple_of and attention, got {max(config.ratios)}; relax one or "
-                    "ask for less"
-                )
+        evaluator = Evaluator(config, run, material, chains, config.ratios, track)
+        runner, *_ = evaluator.runners.values()
+        tops = {chain.name: runner.most_removable(chain) for chain in chains}
         race = Race(evaluator, config.race_margin) if config.race else None
         evaluator.begin("frontier")
         evaluator.at_once = min(evaluator.at_once, len(chains) * len(seeds))

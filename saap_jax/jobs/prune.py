@@ -94,7 +94,7 @@ def _prune(
     passes, cache = Passes(calibration.batch_size, config.remat, track), FileCache(runs / ".cache")
     runner = runner_of(subject, scenarios, [chain], passes, cache, open_end=bool(config.targets.asked))
     ratio = config.ratio or 0.0
-    runner.check(chain, [] if config.targets.asked else [ratio])
+    runner.check(chain, [ratio])
     costs, asked = None, ()
     if config.targets.asked and isinstance(subject, LlamaSubject):
         costs = targets.costs_of(config.targets, subject.model, track)

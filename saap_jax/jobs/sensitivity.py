@@ -46,14 +46,8 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool | None = False, tr
 
     def work(run: RunDirectory) -> None:
         material = load(config, run, layout, track)
-        evaluator = Evaluator(config, run, material, [method], track)
+        evaluator = Evaluator(config, run, material, [method], [config.ratio], track)
         (runner,) = evaluator.runners.values()
-        runner.check(method, [])
-        if config.ratio > (top := runner.most_removable(method)):
-            raise ValueError(
-                f"ratio: expected at most {top:.4f}, the largest that {method.name} can meet, got {config.ratio}; "
-                "relax min_keep, max_ratio, protect, …"
-            )
         race = Race(evaluator, config.race_margin) if config.race else None
         evaluator.begin("sensitivity", method=method.written)
         scores = runner.scored(method).scores

@@ -13,7 +13,7 @@ measured for it in the same rounds. All models take turns, and medians count.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -154,10 +154,9 @@ class Costs(NamedTuple):
         return {name: float(takes[name]()) for name in self.config.asked}
 
 
-# --- what models take ----------------------------------------------------------------------------
 def check(config: TargetsConfig, chain: Chain) -> None:
-    """Raise ValueError for a refinement or choice beside targets, whose outcome has other widths than met them."""
-    other = next((each for each in chain.steps if each.kind == "refinement" or each.begins), None)
+    """Raise ValueError for a refinement beside targets, whose outcome has other widths than those that met them."""
+    other = next((each for each in chain.every if each.kind == "refinement"), None)
     if config.asked and other:
         raise ValueError(
             f"targets: expected no {other.name} beside them: what comes of it has other widths than those that met "
@@ -165,6 +164,7 @@ def check(config: TargetsConfig, chain: Chain) -> None:
         )
 
 
+# --- what models take ----------------------------------------------------------------------------
 
 
 def costs_of(config: TargetsConfig, model: Llama, track: Track = quiet) -> Costs:
@@ -269,22 +269,12 @@ def smallest(
     Found by bisection, since each target is met the better the more goes. Rounds on the way are run once.
 
     Raises:
-        ValueError: targets that do not hold at the largest ratio that the chain can meet, or a refinement, whose
-            outcome has other widths than those that met them.
+        ValueError: targets that do not hold at the largest ratio that the chain can meet.
     """
-    if other := next((each for each in chain.every if each.kind == "refinement"), None):
-        raise ValueError(
-            f"targets: expected no {other.name} beside them: what comes of it has other widths than those that met "
-            "them; leave one of the two out"
-        )
-    top = runner.most_removable(chain)
-    if least > top:
-        raise ValueError(f"ratio: expected at most {top:.4f}, the largest that the chain can meet, got {least}")
-
     assert isinstance(runner.subject, LlamaSubject)
-    spec = runner.subject.model.spec
-    biases = spec.output_biases or any(isinstance(each, Repair) and each.biases for each in chain.every)
-    spec = dataclasses.replace(spec, output_biases=biases)  # what repairs add counts
+    top, spec = runner.most_removable(chain), runner.subject.model.spec
+    if any(isinstance(each, Repair) and each.biases for each in chain.every):
+        spec = dataclasses.replace(spec, output_biases=True)
 
     def missed(state: State) -> list[str]:
         found = costs.of(pruned_spec(spec, state.keep))

@@ -139,14 +139,14 @@ def test_targets_out_of_reach_are_refused_with_what_can_be_reached():
     message = r"targets: cannot be met by removing [\d.]+% .*parameters 1% \(\d+\); ask for less"
     with pytest.raises(ValueError, match=message):
         smallest(model, TargetsConfig(parameters="1%"))
-    with pytest.raises(ValueError, match="ratio: expected at most .* got 0.99"):
+    with pytest.raises(ValueError, match="ratio: 0.99 of the prunable parameters cannot be removed"):
         smallest(model, TargetsConfig(parameters="50%"), least=0.99)
     with pytest.raises(ValueError, match=r"targets: cannot be met by removing 0.00% .*parameters 70%"):
         smallest(model, TargetsConfig(parameters="70%"), "random > within(protect=(0.5, -0.5))")
     assert smallest(model, TargetsConfig(parameters="99%"), least=0.3)[3] == 0.3, "a ratio beside them is the least"
     for chain in ("random > uniform > learn", "best_of(magnitude, random > learn)"):
         with pytest.raises(ValueError, match="targets: expected no learn beside them"):
-            smallest(model, TargetsConfig(parameters="70%"), chain)
+            prune.prune(PruneConfig(targets=TargetsConfig(parameters="70%"), method=chain))
 
 
 @pytest.mark.slow

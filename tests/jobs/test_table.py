@@ -100,12 +100,15 @@ def test_what_is_shown(words, said, tiny_model_directory, tmp_path, capsys):
         ("frontier --max-ppl-increase 10", "max_ppl_increase: expected a percentage with its sign, got '10'"),
         ("frontier --ratios 0.0 0.2", "ratios: expected numbers above 0"),
         ("frontier --tolerance 0", "tolerance: expected a ratio in [0.0005, 1), got 0.0"),
-        ("frontier --ratios 0.2 0.99", "ratios: expected at most 0.7"),
+        (
+            "frontier --ratios 0.2 0.99",
+            "ratio: 0.99 of the prunable parameters cannot be removed; the largest possible ratio is 0.7",
+        ),
         ("frontier --methods gate_fischer", "did you mean 'gate_fisher'"),
         ("sensitivity --fractions 0.0 0.5", "fractions: expected numbers in (0, 1], got [0.0, 0.5]"),
         (
             "sensitivity --method magnitude>within(attention=0.0,multiple_of={mlp:4096})>uniform",
-            "ratio: expected at most 0.0000",
+            "the largest possible ratio is 0.0000",
         ),
         ("sensitivity --method fast", "method: expected a chain that scores units once, got fast, which chooses"),
         ("sensitivity --method magnitude>within(protect=(2,))", "protect: expected layers in [-2, 2) of this model"),
