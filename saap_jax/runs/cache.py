@@ -5,6 +5,7 @@ again. One process of a job writes, all read.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -72,7 +73,11 @@ class FileCache:
 
     def _write(self, name: str, content: bytes) -> None:
         if is_primary():
-            self.path.mkdir(parents=True, exist_ok=True)
             own = self.path / f".{name}.{os.getpid()}"  # another job may keep the same at this moment
-            write_atomically(own, content)
-            own.replace(self.path / name)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_atomically(own, content)
+                own.replace(self.path / name)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # somebody else's is read alone
+                    raise

@@ -1,11 +1,14 @@
 """Run directories: picked up, refused, torn, overwritten."""
 
+import contextlib
+import errno
 import json
 import math
 import os
 import subprocess
 from pathlib import Path
 from types import MappingProxyType
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -254,6 +257,17 @@ def test_two_jobs_may_keep_the_same_at_once(tmp_path, monkeypatch):
     FileCache(tmp_path).keep("key", [1])
     assert FileCache(tmp_path).value("key") == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["key.json"]
+
+
+@pytest.mark.parametrize(("number", "kept"), [(errno.EACCES, True), (errno.EROFS, True), (errno.ENOSPC, False)])
+def test_a_cache_that_cannot_be_written_is_read_alone(tmp_path, monkeypatch, number, kept):
+    FileCache(tmp_path).keep("old", 1)
+    monkeypatch.setattr(Path, "mkdir", mock.Mock(side_effect=OSError(number, "no")))
+    cache = FileCache(tmp_path)
+    with contextlib.nullcontext() if kept else pytest.raises(OSError, match="no"):
+        cache.keep("new", 2)
+    assert [cache.value(key) for key in ("old", "new")] == [1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
 
 
 def test_the_cache_is_cleared_of_all_that_commands_leave_there(tmp_path):
