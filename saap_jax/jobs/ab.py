@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -164,16 +165,12 @@ def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple
     found = {model.text: recorded_losses(model) for model in (a, b) if model.run is not None}
     windows: dict[str, dict[str, Windows]] = {}
     for name in dict.fromkeys((a.tokenizer, b.tokenizer)):
-        tokenizer = load_tokenizer(name)
-        if a.run is None and b.run is None:
-            articles = {
-                metric: window_articles(source, tokenizer, length, count or None, bos=config.bos, drawn=config.drawn)
-                for metric, (source, length, count) in texts.items()
-            }
-        windows[name] = {
-            metric: evaluation_windows(source, tokenizer, length, count or None, bos=config.bos, drawn=config.drawn)
-            for metric, (source, length, count) in texts.items()
-        }
+        how: Any = {"tokenizer": load_tokenizer(name), "bos": config.bos, "drawn": config.drawn}
+        asked = {metric: (source, how | {"length": length, "limit": count or None})
+                 for metric, (source, length, count) in texts.items()}  # fmt: skip
+        windows[name] = {metric: evaluation_windows(source, **each) for metric, (source, each) in asked.items()}
+        if a.run is b.run is None:
+            articles = {metric: window_articles(source, **each) for metric, (source, each) in asked.items()}
     of_a, of_b = windows[a.tokenizer], windows[b.tokenizer]
     for metric in of_a:
         if not np.array_equal(of_a[metric].tokens, of_b[metric].tokens):

@@ -23,6 +23,7 @@ from saap_jax.runtime.digests import digest_of, git_commit, versions
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import encoded, read_json, run_file, write_atomically
 from saap_jax.runtime.progress import Passes, Track, quiet, step
+from saap_jax.steps.allocation.allocation import meets
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.run import Runner
 from saap_jax.subjects.base import run_losses
@@ -130,7 +131,7 @@ def _pruned(
         jax.block_until_ready(state.subject.model)
         seconds = scored - start + _processor_seconds() - began
         removed = subject.removed(state.keep)
-        if removed < ratio * subject.prunable:
+        if not meets(subject, state.keep, ratio):
             said = f"got {removed / subject.prunable:.1%}"
             raise ValueError(f"{chain.name}: expected {ratio:.0%} of the prunable parameters gone, {said}")
         if (added := state.subject.parameters - subject.parameters) > 0:

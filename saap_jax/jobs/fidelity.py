@@ -17,7 +17,6 @@ from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import append_line
 from saap_jax.runtime.progress import Passes, Track, quiet
 
-CHANGES = "ablation.jsonl"
 
 def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Track = quiet) -> RunDirectory:
     """Compare every estimator's scores with the oracle, the exact change of loss on the calibration windows themselves.
@@ -40,7 +39,7 @@ def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Trac
             save_scores(run, runner.first())
             stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
         units = sample_units(subject.existing, config.channels_per_layer, config.seed)
-        path, known = run.claim(CHANGES), set(units)
+        path, known = run.claim("ablation.jsonl"), set(units)
         there = changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
         with run.stage("ablate"):
             subject.ablate(

@@ -84,9 +84,6 @@ def lengths_of(config: Any) -> dict[str, int]:
     return {f"{name}.length": part.length for name, part in parts.items() if part is not None}
 
 
-TIMES = ("seconds", "tokens_per_second")
-"""Columns that no table of results has: a run that was killed and went on has the same one."""
-
 Files = Callable[[RunDirectory], dict[str, str]]
 """Makes tables and figures, by file name, of what a run holds alone."""
 
@@ -124,7 +121,8 @@ def _finish(run: RunDirectory, files: Files) -> None:
     """Write what follows from what the run holds, and then say that it is finished."""
     write_scalars(run)
     if rows := list(Run(run.path, run.record, run.candidates()).rows()):
-        columns = [Column(name, (name,)) for name in rows[0] if name not in TIMES]
+        timed = ("seconds", "tokens_per_second")  # a run that was killed and went on has the same table
+        columns = [Column(name, (name,)) for name in rows[0] if name not in timed]
         run.save_text("results.csv", table_csv(Table("results", columns, rows)))
     for name, text in files(run).items():
         run.save_text(name, text)

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from saap_jax.config.use import MethodsConfig
 from saap_jax.estimation.registry import ESTIMATORS
@@ -12,10 +12,8 @@ from saap_jax.recipes import RECIPES, Recipe
 from saap_jax.report.blocks import Table, text_table
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
-from saap_jax.steps.base import STEPS, Step, default_of, literal
+from saap_jax.steps.base import STEPS, Kind, Step, default_of, literal
 from saap_jax.steps.score.oracles import ORACLES
-
-KINDS = ("score", "limits", "allocation", "refinement", "repair", "text")
 
 
 def methods(config: MethodsConfig, *, track: Track = quiet) -> list[Table]:
@@ -26,7 +24,7 @@ def methods(config: MethodsConfig, *, track: Track = quiet) -> list[Table]:
     """
     scores: Mapping[str, Any] = {**ESTIMATORS, **ORACLES}
     if not config.names:
-        steps = sorted(STEPS.items(), key=lambda each: KINDS.index(each[1].kind))
+        steps = sorted(STEPS.items(), key=lambda each: get_args(Kind).index(each[1].kind))
         recipes = [
             (name, each.title, each.paper or "ours", "no" if each.missing else "yes") for name, each in RECIPES.items()
         ]

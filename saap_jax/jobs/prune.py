@@ -55,7 +55,8 @@ class PruneResult(NamedTuple):
     rows: list[tuple[str, str]]
     """All that in words."""
     notes: list[str]
-    """What repairs left as it is, and why; what the own code of a traced model does with the smaller parameters."""
+    """That widths suit no accelerator; what the own code of a traced model does with the smaller parameters; what
+    repairs left as it is, and why."""
     further: Sequence[str]
     """Commands that take the model from here, without the `saap` before them."""
 
@@ -133,16 +134,11 @@ def _prune(
     for doing, taken in zip(("choose units", "make up for what went"), np.diff(clock), strict=True):
         facts.append((f"seconds to {doing}", f"{taken:,.0f}"))
     facts += judged_rows(judged) if judged else []
-    notes = notes_on(cut)
+    note = width_note(cut.model.spec) if isinstance(cut, CutLlama) else own_code(typing.cast(CutTraced, cut))
+    notes = [note] if note else []
     notes += [f"{name} is not repaired: {why}" for name, why in chain.unrepaired(subject, selection.keep).items()]
     further = further_of(config, cut.model.spec) if isinstance(cut, CutLlama) else ()
     return PruneResult(selection, state.told, reached, judged, texts_written, facts, notes, further)
-
-
-def notes_on(cut: Any) -> list[str]:
-    """Say what the own code of a traced model does with its parameters, or that widths suit no accelerator."""
-    said = width_note(cut.model.spec) if isinstance(cut, CutLlama) else own_code(cut)
-    return [said] if said else []
 
 
 def further_of(config: PruneConfig, spec: LlamaSpec) -> list[str]:

@@ -114,7 +114,9 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
         | {"training text": training.about["digest of the text"]}
     )
     run.update(
-        **_about(config, text, training, model), articles=texts_of(config.evaluation, tokenizer, window_articles)
+        **_about(config, text, training, model),
+        metrics=[{"name": name, "domain": domain} for name, domain in zip(texts, ("in", "out"), strict=True)],
+        articles=texts_of(config.evaluation, tokenizer, window_articles),
     )
     if out == run.path / "model":
         run.claim("model")  # so that --overwrite removes it
@@ -226,16 +228,13 @@ def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> No
 
 
 def _about(config: RecoverConfig, text: TrainingText, training: Training, model: Llama) -> dict[str, Any]:
-    """Describe a run: what is learned from what, and what the metrics mean."""
+    """Describe a run: what is learned from what."""
     rows, held = text.rows, text.held_out
-    evaluation = config.evaluation
-    names = [f"ppl@{evaluation.length} {source}" for source in (evaluation.in_domain, evaluation.out_of_domain)]
     return {
         "kind": "recover",
         **provenance(),
         "seeds": {"data": config.data.seed, "training": config.training.seed},
         "model": {"name": config.model, "parameters": count_parameters(model), "layers": len(model.spec.layers)},
-        "metrics": [{"name": name, "domain": domain} for name, domain in zip(names, ("in", "out"), strict=True)],
         "data": {
             "documents": text.pieces.documents,
             "pieces": len(text.pieces.pieces),

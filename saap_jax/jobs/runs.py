@@ -32,7 +32,8 @@ def list_runs(config: RunsConfig, *, track: Track = quiet) -> list[Any]:
     if config.delete:
         for path in paths:  # first of all, so that none goes where one is named wrongly
             if path.name != CACHE or not path.is_dir():
-                read_run(path)
+                with contextlib.suppress(ValueError):  # one that is damaged goes too
+                    read_run(path)
         return [_deleted(path) for path in paths]
     paths = paths or sorted(each.parent for each in root.glob("*/run.json"))
     if not paths:

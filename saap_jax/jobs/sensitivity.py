@@ -73,12 +73,6 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool | None = False, tr
     return run_job(config, work, finding_files, overwrite=overwrite)
 
 
-def with_limits(method: Chain, within: Within) -> Chain:
-    """Put further limits into a chain, in front of its first allocation."""
-    at = next(number for number, step in enumerate(method.steps) if step.kind == "allocation")
-    return chain(*method.steps[:at], within, *method.steps[at:])
-
-
 def one_place_each(
     subject: Subject, scores: Scores, fractions: Sequence[float]
 ) -> tuple[dict[str, Keep], dict[str, dict[str, Any]]]:
@@ -134,7 +128,8 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
             other = parse(f"random > {option['allocation']}").steps[-1]
             return chain(*(other if s.kind == "allocation" and not s.drives else s for s in method.steps))
         given: Row = {name: tuple(value) if isinstance(value, list) else value for name, value in option.items()}
-        return with_limits(method, Within(**given))
+        at = next(number for number, step in enumerate(method.steps) if step.kind == "allocation")
+        return chain(*method.steps[:at], Within(**given), *method.steps[at:])
 
     plain = plan_by(method)
     allocation, limits = allocation_of(method)

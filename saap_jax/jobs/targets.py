@@ -221,7 +221,7 @@ def measure_table(model: Llama, workload: Workload, *, repeats: int = 5, track: 
     for shape, count in zip(shapes, layers, strict=True):
         small = random_llama(dataclasses.replace(spec, layers=(shape,) * count), jax.random.key(0), dtype)
         programs.append(compile_programs(decoder_of(small), workload))
-    whole, *parts = time_in_turns(programs, repeats, progress=_rounds("time sub-blocks", track))
+    whole, *parts = time_in_turns(programs, repeats, progress=lambda turns: track("time sub-blocks", turns, len(turns)))
 
     def phase(pick: Callable[[Times], float]) -> Phase:
         seconds = [spread(pick(each) for each in times).median for times in parts]
@@ -242,10 +242,6 @@ def layers_of(spec: LlamaSpec, shape: LayerWidths, dtype: Any) -> int:
     heads = 2 * shape.kv_heads * (shape.q_per_kv + 1) * spec.head_dim
     layer = spec.embed * (heads + 3 * shape.mlp_channels) * jnp.dtype(dtype).itemsize
     return max(FEWEST, min(len(spec.layers), math.ceil(ENOUGH / max(layer, 1))))
-
-
-def _rounds(doing: str, track: Track) -> Callable[[Iterable[int]], Iterator[int]]:
-    return lambda rounds: track(doing, listed := list(rounds), len(listed))
 
 
 # --- what is asked for, and what comes of it -----------------------------------------------------
@@ -308,8 +304,10 @@ def reached_by(
         programs = [compile_programs(decoder_of(each), workload_of(config)) for each in (model, pruned)]
         found: list[dict[str, float]] = [{"peak_memory": float(each.memory_bytes or math.nan)} for each in programs]
         if TIMED & {*config.asked}:
-            rounds = _rounds("time the pruned model", track)
-            for each, times in zip(found, time_in_turns(programs, config.repeats, progress=rounds), strict=True):
+            timed = time_in_turns(
+                programs, config.repeats, progress=lambda turns: track("time the pruned model", turns, len(turns))
+            )
+            for each, times in zip(found, timed, strict=True):
                 each["latency"] = spread(time.prefill for time in times).median
                 each["tokens_per_second"] = config.batch / spread(time.step for time in times).median
         for each, measured in zip((before, now), found, strict=True):

@@ -11,9 +11,7 @@ Named = dict[str, float]
 Part = dict[str, Any]
 """An object whose fields are named where it is made."""
 
-Devices = Seeds = ModelRecord = Configuration = Cost = Part
-Cut = Training = TrainingText = TracedStructure = Part
-Frontier = Trial = RaceRecord = Part
+Cost = Trial = RaceRecord = Part
 
 
 class Measured(TypedDict, total=False):
@@ -161,7 +159,7 @@ class RunRecord(TypedDict, total=False):
     kind: str
     status: str
     """`running` or `finished`."""
-    config: Configuration
+    config: Part
     command: str
     """The words that make the configuration of its defaults."""
     started: str
@@ -175,11 +173,11 @@ class RunRecord(TypedDict, total=False):
     inputs: dict[str, str]
     """Digests of models and texts."""
     versions: dict[str, str | None]
-    devices: Devices
+    devices: Part
     git_commit: str | None
-    seeds: Seeds
+    seeds: Part
     """By purpose: `calibration`, a list; `data`, `training`."""
-    model: ModelRecord
+    model: Part
     """The unpruned model; of `saap recover`, the pruned one."""
     metrics: list[Metric]
     articles: dict[str, list[int]]
@@ -191,7 +189,7 @@ class RunRecord(TypedDict, total=False):
     dense: Measured
     before: Measured
     after: Measured
-    best: Cut
+    best: Part
     """The best candidate, cut and loaded back: perplexities, bytes and times beside the unpruned model's."""
     written: list[WrittenText]
     cost: Cost
@@ -205,17 +203,17 @@ class RunRecord(TypedDict, total=False):
     divergences: dict[str, list[float]]
     """By candidate whose units were learned or evolved: the same, before and after each round."""
     couplings: Couplings
-    structures: list[TracedStructure]
+    structures: list[Part]
     race: list[RaceRecord]
     """Of `saap compare`, a race a ratio."""
     raced: RaceRecord
     """Of `saap frontier` and `saap sensitivity`: what all their races took together."""
     unrepaired: dict[str, dict[str, str]]
     """By method, the structures that its repairs leave as they are, and why."""
-    frontier: Frontier
+    frontier: Part
     trials: list[Trial]
-    data: TrainingText
-    training: Training
+    data: Part
+    training: Part
     top_k_logits: Named
     """`k`, `rows` and `bytes` of the dense model's likeliest tokens on disk, where they are asked for."""
     first_loss: float | None

@@ -122,7 +122,10 @@ def merged(candidates: Sequence[Row]) -> list[Variant]:
             "candidate": f"{label}@{asked:g}" if several else first["candidate"],
             "label": label,
             "ppl": {name: mean_figure(name, values) if several else float(values[0]) for name, values in ppl.items()},
-            "spread": {name: spread_of(values) for name, values in ppl.items()},
+            "spread": {  # NaN of one seed, or of a figure that is not finite
+                name: float(np.std(values, ddof=1)) if several and np.isfinite(values).all() else math.nan
+                for name, values in ppl.items()
+            },
             "losses_by_seed": {name: rows for name, rows in losses.items() if rows[0] and len({*map(len, rows)}) == 1},
             "seeds": len(members),
         }
@@ -140,11 +143,6 @@ def mean_figure(metric: str, values: Iterable[float]) -> float:
     """Compute the figure of the mean loss over seeds."""
     scale = scale_of(metric)
     return scale.value(float(np.mean([scale.loss(value) for value in values])))
-
-
-def spread_of(values: np.ndarray) -> float:
-    """Compute the standard deviation over seeds; NaN of one, or of a figure that is not finite."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(values).all() else math.nan
 
 
 def kept_by_layer(row: Row) -> dict[str, list[int | float]]:

@@ -56,10 +56,6 @@ def suggestions_of(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion
     return []
 
 
-def _suggest(text: str, effect: str, command: str) -> Suggestion:
-    return {"text": text, "effect": effect, "command": command}
-
-
 def _more_of_it(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     """Ask for more windows where a comparison has too few for a test, and for more seeds where there is one."""
     asked, domain = run.get("config", {}).get("best_ratio"), f"ppl_{primary_domain(run)}"
@@ -72,18 +68,19 @@ def _more_of_it(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
             return []  # the text has no more
         said = f"{plural(windows, 'window')} of evaluation text cannot tell variants apart, which takes {FEWEST}"
         command = compare_command(run, "windows", {"evaluation": {"windows": MORE_WINDOWS}})
-        return [_suggest(f"{said}: evaluate on more.", "intervals and tests, which this run has none of", command)]
+        effect = "intervals and tests, which this run has none of"
+        return [Suggestion(text=f"{said}: evaluate on more.", effect=effect, command=command)]
     if found[0].seeds > 1:
         return []
     known = [int(seed) for seed in run["seeds"]["calibration"]]
     seeds = [*known, *(seed for seed in range(3) if seed not in known)][:3]
     apart = f"{abs(figures[1] - figures[0]):.2g} in {scale_of(run['metrics'][0]['name']).noun}"
     return [
-        _suggest(
-            f"One seed does not say how much the difference of {apart} between "
+        Suggestion(
+            text=f"One seed does not say how much the difference of {apart} between "
             f"{found[0].label} and {found[1].label} at {100 * found[0].asked:g} % owes to the text that was drawn.",
-            "the spread over seeds becomes known; one seed has measured none",
-            compare_command(run, "seeds", {"seeds": seeds}),
+            effect="the spread over seeds becomes known; one seed has measured none",
+            command=compare_command(run, "seeds", {"seeds": seeds}),
         )
     ]
 
@@ -103,7 +100,7 @@ def _prune_there(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     text += ", whatever the seed" if best.seeds > 1 else ""
     text += f"; {some(tied)} cannot be told apart from it." if tied else "."
     effect = f"measured: {metric} {format_figure(value, scale_of(metric))}, {signed(change, 1)} %"
-    return [_suggest(text, effect, prune_command(run, row))]
+    return [Suggestion(text=text, effect=effect, command=prune_command(run, row))]
 
 
 # --- what single places cost, and what was tried for it --------------------------------------------
@@ -146,7 +143,7 @@ def _from_trials(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
             before, after = (scale.shown(each["ppl"][metric]) for each in (base, row))
             value, low, high = (f"{signed(end, digits)} %" for end in change.percent)
             effect = f"{where} {scale.short} {after} instead of {before} ({value}, {low.removesuffix(' %')} to {high})"
-            found.append(_suggest(_reason(run, candidates, trial), effect, command))
+            found.append(Suggestion(text=_reason(run, candidates, trial), effect=effect, command=command))
     return found
 
 
