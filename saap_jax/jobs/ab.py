@@ -108,7 +108,8 @@ def with_limits(config: AbConfig) -> AbConfig:
             check_values(AbConfig, limits)
         except ValueError as error:
             raise ValueError(f"limits {config.limits}: {error}") from None
-        missing = {key: value for key, value in limits.items() if getattr(config, key) in ("", None)}
+        values = {key: float(value) if isinstance(value, int) else value for key, value in limits.items()}
+        missing = {key: value for key, value in values.items() if getattr(config, key) in ("", None)}
         config = dataclasses.replace(config, limits="", **missing)  # what the file has is checked with the rest
     return config
 

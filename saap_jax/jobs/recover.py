@@ -113,11 +113,8 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
         | ({} if dense is None else {"dense model": model_digest(dense)})
         | {"training text": training.about["digest of the text"]}
     )
-    run.update(
-        **_about(config, text, training, model),
-        metrics=[{"name": name, "domain": domain} for name, domain in zip(texts, ("in", "out"), strict=True)],
-        articles=texts_of(config.evaluation, tokenizer, window_articles),
-    )
+    articles = texts_of(config.evaluation, tokenizer, window_articles)
+    run.update(**_about(config, text, texts, training, model), articles=articles)
     if out == run.path / "model":
         run.claim("model")  # so that --overwrite removes it
     measure = functools.partial(measured, texts=texts, batch_size=config.evaluation.batch_size)
@@ -227,14 +224,17 @@ def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> No
         )
 
 
-def _about(config: RecoverConfig, text: TrainingText, training: Training, model: Llama) -> dict[str, Any]:
-    """Describe a run: what is learned from what."""
+def _about(
+    config: RecoverConfig, text: TrainingText, texts: dict[str, Windows], training: Training, model: Llama
+) -> dict[str, Any]:
+    """Describe a run: what is learned from what, and what the metrics mean."""
     rows, held = text.rows, text.held_out
     return {
         "kind": "recover",
         **provenance(),
         "seeds": {"data": config.data.seed, "training": config.training.seed},
         "model": {"name": config.model, "parameters": count_parameters(model), "layers": len(model.spec.layers)},
+        "metrics": [{"name": name, "domain": domain} for name, domain in zip(texts, ("in", "out"), strict=True)],
         "data": {
             "documents": text.pieces.documents,
             "pieces": len(text.pieces.pieces),

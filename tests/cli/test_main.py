@@ -180,7 +180,7 @@ class TestBadInput:
             ("ab m --zzz", "--zzz"),
             ("compare --name", "--name"),
             ("compare --calibration.examples 1e3", "1e3"),
-            ("compare --calibration.examples 0", "calibration.examples: expected at least 1, got 0"),
+            ("compare --calibration.examples 0", "calibration.examples: expected at least one"),
             ("compare --overwrite yes", "yes"),
             ("bench --distributed auto", "--distributed"),
         ],

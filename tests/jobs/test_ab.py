@@ -314,7 +314,7 @@ class TestLimitsFile:
             ('max-size = "1%"', "did you mean 'max_size'"),
             ("max_ppl_increase = 5", "max_ppl_increase: expected str, got 5"),
             ("max_size = '5'", "max_size: expected a percentage"),
-            ("max_accuracy_drop = 1", "max_accuracy_drop: expected --tasks beside it, got 1;"),
+            ("max_accuracy_drop = 1", "max_accuracy_drop: expected --tasks beside it, got 1.0"),
             ("max_size = ", "limits .*mine.toml: "),
             ('[gate]\nmax_size = "1%"', "unknown limit 'gate'"),
             ("", "expected at least one limit"),
