@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters.partial_eval import dce_jaxpr
 
 
 class Work(NamedTuple):
@@ -25,10 +26,10 @@ class Work(NamedTuple):
 
 
 def work_of(jaxpr: Any, weights: frozenset[int], *, counted: Callable[[Any], bool] = lambda equation: True) -> Work:
-    """Count a program.
+    """Count a program, without what no result of it needs, which the compiler leaves out.
 
     Args:
-        jaxpr: of the program as it runs, gradients included.
+        jaxpr: of the program, gradients included.
         weights: numbers of elements that a weight of one layer, or an embedding, has.
         counted: which of the products and kernels count.
 
@@ -36,7 +37,8 @@ def work_of(jaxpr: Any, weights: frozenset[int], *, counted: Callable[[Any], boo
     or as often as its grid has points, those that a mask leaves out among them.
     """
     flops, moved = 0.0, {True: 0.0, False: 0.0}
-    for equation, times in equations(jaxpr):
+    needed, _ = dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True)
+    for equation, times in equations(needed):
         name, params = equation.primitive.name, equation.params
         if name not in ("pallas_call", "dot_general") or not counted(equation):
             continue

@@ -85,7 +85,7 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
         packed = sum(matrices) if "up" in method.matrices else spec.embed * spec.head_dim * sum(of_attention)
         parameters -= packed * (width - tensor * (method.bits / 8 + 8 / method.group_size))  # whole along tensor
     gradient, squares, state = _state(config, spec, count, sum(matrices), fsdp, tensor)
-    backward, passes = passes_of(config, remat)
+    backward, passes, words, again = passes_of(config, remat)
     working = [tokens * width * (2 * spec.head_dim * (kv + heads) + 3 * mlp) / tensor for kv, heads, mlp in layers]
     of_device = [rows * max(heads / tensor, 1) for _, heads, _ in layers]
     scores = [heads * config.length**2 * 6 for heads in of_device]
@@ -105,13 +105,11 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
         + min(logits, LOGITS) * (2.5 if backward else 1.5)
         + (3 * spec.embed * max(mlp for *_, mlp in layers) / tensor * 4 if squares else 0)
     )
-    projections = passes + (backward and logits > LOGITS)  # in chunks, made again by the backward pass
-    if config.task == "score" and gradient:
-        projections -= 1  # the embedding has no gradient
+    words += again * (logits > LOGITS)
     grams = whole_bytes(needs_of(config) & {SECOND_MOMENT}, spec, 0) / 4 if config.task == "score" else 0
     attention = sum(4 * heads * spec.head_dim * config.length for _, heads, _ in layers)
     once = 2 * sum(matrices) + attention
-    flops = tokens / tensor * (passes * once + projections * 2 * spec.vocab * spec.embed + 2 * grams)
+    flops = tokens / tensor * (passes * once + words * 2 * spec.vocab * spec.embed + 2 * grams)
     weights = parameters / tensor
     sent = 0.0
     if fsdp > 1:
@@ -137,21 +135,26 @@ def needs_of(config: PlanConfig) -> frozenset[Statistic]:
     return needs
 
 
-def passes_of(config: PlanConfig, remat: Remat) -> tuple[bool, int]:
-    """Tell whether anything is differentiated, and how often a layer's products are computed, the forward pass too.
+def passes_of(config: PlanConfig, remat: Remat) -> tuple[bool, int, int, int]:
+    """Tell whether anything is differentiated, and how often products are computed, the forward pass too: those of the
+    layers, and those with the vocabulary, and how many more of these where logits come in chunks.
 
     A backward pass computes them once for the gradients of activations, and once more for those of weights, where
-    these are wanted. Each objective has passes of its own.
+    these are wanted; scoring wants none of the embedding. Only layers are rematerialised. Chunks of logits are made
+    again, but for the loss that scoring differentiates. Each objective has passes of its own.
     """
-    if config.task == "evaluate":
-        return False, 1
-    backward = [1 + (config.method == "full")]
+    trains = config.task == "recover"
+    backward = {"loss": trains * (1 + (config.method == "full"))}
     if config.task == "score":
         sources: dict[str, set[str]] = {}
         for need in needs_of(config):
             sources.setdefault(need.objective, set()).add(need.source)
-        backward = [2 if each & {"weights", "squares"} else int("gates" in each) for each in sources.values()]
-    return any(backward), sum(1 + each + (each > 0 and remat == "full") for each in backward or [0])
+        wanted = {name: 2 if each & {"weights", "squares"} else int("gates" in each) for name, each in sources.items()}
+        backward = wanted or backward
+    layers = sum(1 + each + (each > 0 and remat == "full") for each in backward.values())
+    words = sum(1 + min(each, 1 + trains) for each in backward.values())
+    again = sum(each > 0 and (trains or name != "loss") for name, each in backward.items())
+    return any(backward.values()), layers, words, again
 
 
 def method_of(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:

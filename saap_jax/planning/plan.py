@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -258,12 +258,8 @@ def _devices(target: Machine) -> Any:
 # --- the search over machines ----------------------------------------------------------------------
 
 
-class Way(NamedTuple):
-    """A way to use a machine."""
-
-    mesh: Mesh
-    batch: int
-    remat: Remat
+Way = tuple[Mesh, int, Remat]
+"""A way to use a machine: the mesh, rows at once, and what is rematerialised."""
 
 
 def ways(config: PlanConfig, spec: LlamaSpec, target: Machine) -> list[Way]:
@@ -279,7 +275,7 @@ def ways(config: PlanConfig, spec: LlamaSpec, target: Machine) -> list[Way]:
             # Ties by the whole of the work, and by memory: of equal ways the one that surely fits.
             seconds = guess.seconds(target)
             key = (max(seconds.values()) / batch, sum(seconds.values()) / batch, guess.peak)
-            found.append((key, Way(mesh, batch, remat)))
+            found.append((key, (mesh, batch, remat)))
     return [way for _, way in sorted(found)]
 
 
@@ -299,11 +295,11 @@ def search(
     tried: list[Record] = []
     for machine in machines:
         choices, fit = ways(config, spec, machine), []
-        small = sorted(choices, key=lambda way: estimate(config, spec, way.mesh, way.batch, way.remat).peak)
+        small = sorted(choices, key=lambda way: estimate(config, spec, *way).peak)
         for way in dict.fromkeys([*choices[:TRIES], *small[:TRIES]]):
             if len(fit) >= enough or (fit and way not in choices[:TRIES]):
                 break
-            tried.append(plan(config, spec, machine, way.mesh, way.batch, way.remat))
+            tried.append(plan(config, spec, machine, *way))
             fit += tried[-1:] * tried[-1]["fits"]
         if fit:
             return min(fit, key=lambda record: record["step_seconds"] / record["batch"]), tried
