@@ -40,10 +40,6 @@ class Scale(NamedTuple):
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(np.log(value)) if self.logarithmic else float(value)
 
-    def shown(self, value: float) -> str:
-        """A figure as text: a perplexity with two decimals, a loss with four digits."""
-        return f"{value:.2f}" if self.logarithmic else f"{value:.4g}"
-
     def limit(self, value: float, percent: float) -> float:
         """The figure that is some percent worse.
 

@@ -11,6 +11,7 @@ from saap_jax.data import evaluation_windows
 from saap_jax.evaluation.likelihood import Progress
 from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.evaluation.resample import FEWEST
+from saap_jax.evaluation.scales import format_ppl
 from saap_jax.evaluation.task_results import TaskResult, result_json
 from saap_jax.evaluation.tasks import find_tasks, run_named
 from saap_jax.llama import load_model, load_tokenizer
@@ -67,7 +68,7 @@ def shown(config: EvaluateConfig, rows: dict[str, Evaluated]) -> list[Table]:
     """Show perplexities, a line a model, and metrics of tasks in percent, a line a model and task."""
     first, tables = next(iter(rows.values())), []
     if first.ppl:
-        lines = [(name, f"{row.parameters:,}", *map("{:.2f}".format, row.ppl.values())) for name, row in rows.items()]
+        lines = [(name, f"{row.parameters:,}", *map(format_ppl, row.ppl.values())) for name, row in rows.items()]
         tables.append(text_table("perplexity", ("model", "parameters", *first.ppl), lines))
     if first.tasks:
         metrics = dict.fromkeys(metric for row in rows.values() for result in row.tasks for metric in result.values)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_jax.config.use import RunsConfig
+from saap_jax.evaluation.scales import format_figure
 from saap_jax.report.blocks import View, Words, text_table
 from saap_jax.report.formats import format_mebibytes
 from saap_jax.report.pages.common import figure_of, seconds_of
@@ -57,7 +58,7 @@ def _line(path: Path, view: View) -> tuple[str, ...]:
     best, seconds = max(rows, key=lambda row: row["ratio_asked"], default=None), seconds_of(view.run)
     lowest = ""
     if best is not None:
-        value = figure_of(view.run).shown(best[f"ppl_{primary_domain(view.run)}"])
+        value = format_figure(best[f"ppl_{primary_domain(view.run)}"], figure_of(view.run))
         lowest = f"{best['variant']} at {100 * best['ratio_asked']:g} %: {value}"
     began = view.run.get("started", "")[:16].replace("T", " ")
     return view.name, view.kind, view.status, began, lowest, "" if seconds is None else f"{seconds:,.0f}", _size(path)

@@ -140,7 +140,7 @@ def _from_trials(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
         change = _difference(run, row, base)
         if change.sure and change.value < 0:
             digits, scale = decimals_of(change.percent[0]), scale_of(metric)
-            before, after = (scale.shown(each["ppl"][metric]) for each in (base, row))
+            before, after = (format_figure(each["ppl"][metric], scale) for each in (base, row))
             value, low, high = (f"{signed(end, digits)} %" for end in change.percent)
             effect = f"{where} {scale.short} {after} instead of {before} ({value}, {low.removesuffix(' %')} to {high})"
             found.append(Suggestion(text=_reason(run, candidates, trial), effect=effect, command=command))

@@ -13,6 +13,7 @@ from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.config.method import EvaluationConfig
 from saap_jax.data import pairs
 from saap_jax.evaluation.perplexity import candidates_step, window_losses
+from saap_jax.evaluation.scales import format_ppl
 from saap_jax.evaluation.sensitivity import changes_of
 from saap_jax.jobs import compare, sensitivity
 from saap_jax.llama import load_model, load_tokenizer
@@ -129,4 +130,4 @@ class TestTrials:
         assert found["keep"] == rows[trial["candidate"]]["keep"] != rows[trial["instead_of"]]["keep"]
         np.testing.assert_allclose(found["losses"][OUT], rows[trial["candidate"]]["losses"][OUT], rtol=1e-5)
         for suggestion in run.record["suggestions"]:
-            assert f"ppl {found['ppl'][OUT]:.2f} instead of" in suggestion["effect"]
+            assert f"ppl {format_ppl(found['ppl'][OUT])} instead of" in suggestion["effect"]
