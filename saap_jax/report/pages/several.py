@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from saap_jax.evaluation.scales import Scale, scale_of
+from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.report.blocks import Block, Column, Row, Section, Table, View, Words, section, text_table
 from saap_jax.report.figures import Curve, ratio_figure
 from saap_jax.report.formats import TIED, format_percent, format_spread, format_usd
@@ -94,16 +94,13 @@ def _best_blocks(views: Sequence[View]) -> list[Block]:
     )
     several = "a text of each run's own: compare within a text and its windows alone."
 
-    def figure(value: float, scale: Scale, spread: float = math.nan) -> str:
-        return format_spread(value, spread, scale)
-
     columns = [
         Column("run", ("run",), words=True),
         Column("lowest", ("variant",), words=True),
         *([Column("text", ("text",), words=True)] if len(texts) > 1 else []),
         Column("asked %", ("ratio_asked",), format_percent),
-        Column(short, ("ppl", "scale", "spread"), figure),
-        Column("dense", ("dense", "scale"), figure),
+        Column(short, ("ppl", "spread", "scale"), format_spread),
+        Column("dense", ("dense", "scale"), format_figure),
         Column("× dense", ("times",), "{:.3g}".format),
         Column(TIED, ("ties",), "{:,}".format),
     ]
