@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from saap_jax.evaluation.cost import (
@@ -19,6 +18,7 @@ from saap_jax.evaluation.cost import (
 )
 from saap_jax.llama.decoder import empty_cache, extend, fused_layers, single_layers
 from saap_jax.llama.segments import existing_units
+from saap_jax.planning.count import work_of
 from saap_jax.structures import count_parameters
 from saap_jax.surgery.cut import cut
 from tests.helpers import dense_model, ragged_model, random_keep, random_tokens
@@ -49,22 +49,15 @@ def test_forward_bytes_are_weights_results_and_temporaries():
     assert forward_bytes(pruned, tokens) < forward_bytes(model, tokens) < forward_bytes(model, random_tokens(4, 6))
 
 
-def counted(function, *arguments) -> int:
+def counted(function, *arguments) -> float:
     """Return the multiply-accumulates of a function's matrix products, read off its program."""
-    total = 0
-    for equation in jax.make_jaxpr(function)(*arguments).eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            lengths = [equation.invars[0].aval.shape[axis] for axis in contracted]
-            total += int(np.prod(equation.outvars[0].aval.shape)) * int(np.prod(lengths))
-    return total
+    return work_of(jax.make_jaxpr(function)(*arguments), frozenset()).flops / 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [single_layers, fused_layers])
 @pytest.mark.parametrize("make", [dense_model, ragged_model, lambda: dense_model("mqa", tied=True)])
 def test_operations_are_those_of_the_programs(make, form):
-    """Single layers, so that no scan hides its body."""
     model = form(make())
     start, slot = jnp.zeros(3, jnp.int32), jnp.int32(0)
 

@@ -150,12 +150,6 @@ class TestPatterns:
             assert part.task_specific == 0
             assert part.agreement == pytest.approx({"a": 1.0, "b": 1.0})
 
-    def test_independent_orders_come_near_chance(self):
-        part = patterns(drawn(2, shape=(40, 500)), "i", share=0.3).structures["mlp"]
-        assert part.chance == pytest.approx(0.09, abs=1e-3)
-        assert part.share == pytest.approx(part.chance, abs=0.015)
-        assert abs(part.share - 0.3) > 0.1  # of equal orders
-
     def test_tables_and_notes(self):
         table = pattern_table(example(), "mlp")
         assert table.header == ["scenario", "mean usage %", "usage ~ importance", "importance ~ other scenarios"]
