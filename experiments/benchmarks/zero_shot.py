@@ -45,8 +45,8 @@ def main() -> None:
         raise SystemExit(f"expected local tasks, got {', '.join(found.harness)}; set SAAP_DATA")
     tasks = found.local
     requests = [encode_pair(tokenizer, *pair) for task in tasks for item in task.items for pair in item.pairs]
-    describe(requests, model.constants.max_positions, arguments.batch_size)
-    inputs = distinct_inputs(requests, model.constants.max_positions)
+    describe(requests, model.constants.positions, arguments.batch_size)
+    inputs = distinct_inputs(requests, model.constants.positions)
     needed = sum(len(each.tokens) for each in inputs)
     length = round(needed / len(inputs))
     passes = round(needed / length / arguments.batch_size)
