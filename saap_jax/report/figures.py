@@ -201,11 +201,13 @@ def ratio_figure(
             if limit and curve.crossing > 0:
                 axis.vlines(curve.crossing, bottom, limit.value, **upright)
         dense = {curve.points[0] for curve in curves}
-        lines = [(one, f"unpruned {format_figure(one, scale)}") for at, one in dense if len(dense) == 1 and at == 0]
-        for value, said in [*lines, *([(limit.value, limit.said)] if limit else [])]:
+        lines = {f"unpruned {format_figure(one, scale)}": one for at, one in dense if len(dense) == 1 and at == 0}
+        lines |= {limit.said: limit.value} if limit else {}
+        for value in lines.values():
             axis.axhline(value, color=INK, linewidth=0.7, linestyle=(0, (2, 3)), zorder=1)
+        if lines:  # in one line of text, since they may be closer than two
             place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 2), "textcoords": "offset points"}
-            axis.annotate(said, (1, value), ha="right", **place)
+            axis.annotate(", ".join(lines), (1, max(lines.values())), ha="right", **place)
         axis.set_xlim(0, 1.02 * max(ratio for curve in curves for ratio, _ in curve.points) or 1)
         axis.xaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:.3g} %")
         _label(axis, "prunable parameters removed", scale.noun + " (log)" * log)

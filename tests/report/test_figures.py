@@ -62,7 +62,7 @@ class TestCurves:
         (crossing,) = [line for line in lines if line[0] == 0.22]
         assert crossing[3] == 14.0
         texts = {text.get_text() for text in axis.texts}
-        assert texts == {"limit +40 % 14.00", "unpruned 10.00", "wanda > uniform: 22.0 %"}
+        assert texts == {"unpruned 10.00, limit +40 % 14.00", "wanda > uniform: 22.0 %"}
         assert list(curves(figure)) == ["random", "wanda > uniform: 22.0 %"]
 
     def test_what_explodes_does_not_squeeze_the_rest(self):
