@@ -130,12 +130,15 @@ def logarithmic(axis: Any) -> None:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Choose round numbers within [low, high], the coarsest set that has at least four, thinned to nine at most.
+    """Choose round numbers within [low, high], the coarsest set that has at least four, thinned to nine at most; none
+    so close below another that their labels meet.
 
     >>> log_ticks(9.0, 20_000.0)
     [10.0, 100.0, 1000.0, 10000.0]
     >>> log_ticks(11.0, 90.0)
     [15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 80.0]
+    >>> log_ticks(9.4, 21.0)
+    [10.0, 12.0, 14.0, 16.0, 18.0, 20.0]
     """
     ticks: list[float] = []
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
@@ -145,7 +148,8 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
             break
-    return ticks[:: math.ceil(len(ticks) / 9)] if ticks else [low]
+    ticks, room = ticks[:: math.ceil(len(ticks) / 9)] if ticks else [low], math.log(high / low) / 18
+    return [one for one, after in zip(ticks, [*ticks[1:], math.inf], strict=True) if math.log(after / one) > room]
 
 
 # --- curves ------------------------------------------------------------------------------------------
