@@ -160,12 +160,15 @@ def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 
 def scatter(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`scatter` and its kin: axes that are written whole are equated, indexed ones are written by position."""
+    """`scatter` and its kin: axes that are written whole are equated, indexed ones and their indices go by position."""
     numbers = eqn.params["dimension_numbers"]
     operand, indices, updates = list(ins[0]), ins[1][:-1], ins[2]
     columns = iter([updates[axis] for axis in numbers.update_window_dims])
     rows = [node for axis, node in enumerate(updates) if axis not in numbers.update_window_dims]
     rows = list(map(notes.equate, rows, indices))
+    for position, row in enumerate(rows):
+        if position not in numbers.scatter_indices_batching_dims:  # no gate undoes what a unit writes
+            notes.axes.pin(row, "lookup", eqn.primitive.name)
     for axis, position in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
         operand[axis] = notes.equate(operand[axis], rows[position])
     for axis in range(len(operand)):

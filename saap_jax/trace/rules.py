@@ -93,8 +93,8 @@ _ELEMENTWISE = """device_put layout_constraint reshard mulhi zeros_like abs acos
 atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy
 copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
 is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not optimization_barrier or
-polygamma population_count pow pvary real reduce_precision regularized_incomplete_beta rem round rsqrt select_n
-shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
+polygamma population_count pow pvary random_fold_in real reduce_precision regularized_incomplete_beta rem round rsqrt
+select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
 threefry2x32 xor zeta sharding_constraint"""
 _REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin"
 ELEMENTWISE, REDUCTIONS = frozenset(_ELEMENTWISE.split()), frozenset(_REDUCTIONS.split())
@@ -185,7 +185,8 @@ def ragged_dot(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[L
         return unknown(notes, eqn, ins)
     left, right, sizes = ins[:3]
     group = notes.equate(right[groups[0]], sizes[-1])
-    notes.axes.pin(group, "order", "rows are dealt out to its units by ragged_dot")
+    for node in (group, *(left[axis] for axis in ragged)):
+        notes.axes.pin(node, "order", "rows are dealt out by ragged_dot")
     batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
     for i, j in zip(left_sum, right_sum, strict=True):
         notes.contract(notes.equate(left[i], right[j]), (int(i), int(j)), ins)
@@ -228,6 +229,7 @@ def top_k(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     notes.reductions.append(Acting(node, 0, axis, ins[0], notes.axes.site, "top_k", least))
     notes.numbers(1, node, "order", "top_k")
     chosen = notes.axes.pinned(least, "order", "top_k")
+    notes.shifts.append((node, chosen))
     return [tuple(chosen if i == axis else node for i, node in enumerate(ins[0]))] * 2
 
 
@@ -307,8 +309,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(REDUCTIONS, reduce),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "rev", "sort"), ordered),
-    **dict.fromkeys(("random_bits", "random_seed", "random_split", "random_fold_in"), keys),
-    **dict.fromkeys(("random_wrap", "random_unwrap", "random_clone"), keys),
+    **dict.fromkeys((f"random_{what}" for what in ("bits", "seed", "split", "wrap", "unwrap", "clone")), keys),
     "broadcast_in_dim": broadcast,
     "transpose": lambda notes, eqn, ins: [tuple(ins[0][axis] for axis in eqn.params["permutation"])],
     "squeeze": squeeze,

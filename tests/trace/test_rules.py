@@ -60,6 +60,16 @@ def keyed(h):
     return jax.vmap(lambda k, column: column * jax.random.normal(k), (0, 1), 1)(keys, h)
 
 
+def keyed_by_number(h):
+    codes = jnp.zeros(h.shape[1:], int)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key(), codes)
+    return h * jax.vmap(jax.random.normal)(keys)[None]
+
+
+def counted(h):
+    return h + jax.vmap(lambda row: jnp.zeros(2).at[(row > 0).astype(int)].add(row))(h)[:, :1]
+
+
 def cached(h):
     return jax.lax.dynamic_update_slice(jnp.zeros((BATCH + 3, h.shape[1])), h, (1, 0))[:BATCH]
 
@@ -88,6 +98,7 @@ PRUNABLE = {
     "vmap": lambda h: jax.vmap(lambda row: row * row.shape[0])(h),
     "dropout": dropped,
     "keys": keyed,
+    "keys by number": keyed_by_number,
     "clip": lambda h: jnp.clip(h, -1.0, 1.0),
     "normalised": lambda h: h / jnp.linalg.norm(h, axis=-1, keepdims=True),
     "softmax": lambda h: jax.nn.softmax(h, -1),
@@ -153,6 +164,8 @@ PINNED = {
     "taken": (lambda h: jnp.take(h, jnp.array([1, 0, 2, 3, 4, 5]), axis=1), "lookup"),
     "taken along": (lambda h: h + jnp.take_along_axis(h, jnp.zeros((BATCH, 1), jnp.int32), 1), "lookup"),
     "written": (lambda h: h.at[:, 1].set(0.0), "lookup"),
+    "counted": (counted, "lookup"),
+    "dealt out": (lambda h: h + lax.ragged_dot(h.T, jnp.ones((2, BATCH, BATCH)), jnp.array([2, 4])).T, "order"),
     "dynamic slice": (lambda h: h + jax.lax.dynamic_slice(h, (0, jnp.int32(1)), (BATCH, 1)), "lookup"),
     "unstack": (lambda h: jnp.stack(jnp.unstack(h, axis=1), 1), "split or reshape"),  # as the version of jax has it
     "first": (lambda h: h + h[:, :1], "split"),
@@ -246,6 +259,7 @@ def test_units_that_meet_those_of_another_copy_are_chosen_once(equation, copied)
 SHIFTS = {
     "gather": lambda h: jnp.take(h, np.array([1, 2, 3, 0]), axis=1),
     "scatter": lambda h: jnp.zeros_like(h).at[:, np.array([1, 2, 3, 0])].set(h),
+    "top_k": lambda h: jnp.swapaxes(lax.top_k(jnp.swapaxes(h, 1, 2), 4)[0], 1, 2),
     "pool": lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (1, 3, 1), (1, 1, 1), "SAME"),
     "pad": lambda h: lax.pad(h, 0.0, ((0, 0, 0), (1, -1, 0), (0, 0, 0))),
     "constant": lambda h: jnp.einsum(
