@@ -48,7 +48,7 @@ class Notes:
     """Of each axis of each slice: what it leaves out before, what it takes, and the axis; by the equation's path."""
     paired: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     """Axes on which two operands of a product stand beside each other, and what that tells: both depend on the inputs
-    (`heads`; contracted: `head width`), or one is a parameter (`experts`)."""
+    (`heads`, where something is contracted; contracted: `head width`), or one is a parameter (`experts`)."""
     scores: list[tuple[Layout, Layout]] = dataclasses.field(default_factory=list)
     """What products of two arrays that depend on the inputs contract, and what they leave over."""
     added: list[int] = dataclasses.field(default_factory=list)
@@ -162,7 +162,8 @@ def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
     mutual = all(notes.active[:2])
-    notes.paired += [(node, "heads" if mutual else "experts") for node in batch]
+    if left_sum or not mutual:
+        notes.paired += [(node, "heads" if mutual else "experts") for node in batch]
     for i, j in zip(left_sum, right_sum, strict=True):
         node = notes.equate(left[i], right[j])
         notes.contract(node, (int(i), int(j)), ins)

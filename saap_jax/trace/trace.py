@@ -259,20 +259,22 @@ def _collect(follower: Follower, layouts: dict[str, Layout]) -> list[Coupling]:
 def _name_roles(follower: Follower, found: dict[int, Coupling]) -> None:
     """Say what units are, for readers: heads, query heads, widths of heads, experts, a stream, or channels.
 
-    Heads are what two activations have in common in a product (query and key); what is contracted there, or stands
-    beside heads where it is contracted, is a head's width. Experts are what a `top_k` or `argmax` chooses from, or what
-    a product has in common of an activation and a parameter. Query heads are left over where a head's width is
+    Experts are what a `top_k` or `argmax` chooses from. Heads are what two activations have in common in a product that
+    contracts something else (query and key); what is contracted there, or stands beside heads where it is contracted,
+    is a head's width, unless it reaches an input, as the places of a sequence do. What a product has in common of an
+    activation and a parameter, and is no head, is experts too. Query heads are left over where a head's width is
     contracted. A stream is a sum of activations that several layers read, or averaged by a norm.
     """
     axes, notes = follower.notes.axes, follower.notes
     roles: dict[int, set[str]] = {}
+    inputs = {atom for pin in axes.pins if pin.kind == "input" for atom in axes.atoms(pin.node)}
     for node, role in notes.paired:
-        for atom in axes.atoms(node):
+        for atom in axes.atoms(node) if role != "head width" or not inputs & {*axes.atoms(node)} else ():
             roles.setdefault(atom, set()).add(role)
     choices = [record for record in notes.reductions if record.operation in CHOICES]
     experts = {atom for record in choices for atom in axes.atoms(record.node)}
-    experts |= {atom for atom, held in roles.items() if "experts" in held}
     heads = {atom for atom, held in roles.items() if "heads" in held and atom in found} - experts
+    experts |= {atom for atom, held in roles.items() if "experts" in held} - heads
     widths = {atom for atom, held in roles.items() if "head width" in held and atom in found}
     projections = {path for atom in heads for path in found[atom].holders}
     if heads:  # of the places of a sequence and widths, those that are projected as the heads are

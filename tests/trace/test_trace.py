@@ -71,6 +71,35 @@ def test_roles(name, roles):
     assert {each.units: each.role for each in found} == roles
 
 
+def one_head(params, x):
+    """Attend to a learned first place too."""
+    h = jnp.concatenate([jnp.broadcast_to(params["first"], (len(x), 1, 4)), x @ params["in"]], 1) + params["places"]
+    h += jax.nn.softmax(jnp.einsum("btd,bsd->bts", h @ params["query"], h @ params["key"])) @ h
+    return h[:, 0] @ params["out"]
+
+
+def values_last(params, x):
+    """Multiply values with the output matrix head by head."""
+    q, k, v = (jnp.einsum("btd,dhe->bthe", x, params[name]) for name in ("query", "key", "value"))
+    weights = jax.nn.softmax(jnp.einsum("bthe,bshe->bhts", q, k))
+    return jnp.einsum("bhts,bsho->bto", weights, jnp.einsum("bshe,heo->bsho", v, params["out"]))
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "roles"),
+    [
+        (one_head, {"first": (1, 1, 4), "in": (3, 4), "places": (1, 6, 4), "query": (4, 7), "key": (4, 7),
+                    "out": (4, 2)}, {4: "stream", 7: "head width"}),
+        (values_last, {"query": (3, 4, 5), "key": (3, 4, 5), "value": (3, 4, 6), "out": (4, 6, 2)},
+         {4: "heads", 5: "head width", 6: "head width"}),
+    ],
+)  # fmt: skip
+def test_roles_of_attention(function, shapes, roles):
+    """A sequence that reaches the inputs is no head's width, and heads that a parameter has too are no experts."""
+    traced = trace(function, {name: floats(*shape) for name, shape in shapes.items()}, floats(2, 5, 3))
+    assert {each.units: each.role for each in traced.prunable} == roles
+
+
 def members_named(model, axis: str) -> set[tuple[str, int]]:
     parameters = parameters_by_path(model).items()
     return {(path, p.axes.index(axis)) for path, p in parameters if axis in p.axes and p.shape[p.axes.index(axis)]}
