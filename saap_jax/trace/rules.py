@@ -89,17 +89,15 @@ class Notes:
 
 Rule = Callable[[Notes, JaxprEqn, Sequence[Layout]], Sequence[Layout]]
 
-_ELEMENTWISE = """device_put layout_constraint reshard mulhi zeros_like abs acos acosh add add_any and asin asinh atan
+_ELEMENTWISE = """layout_constraint reshard mulhi zeros_like abs acos acosh add add_any and asin asinh atan
 atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy
 copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
-is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not optimization_barrier or
+is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not or
 polygamma population_count pow pvary random_fold_in real reduce_precision regularized_incomplete_beta rem round rsqrt
 select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
 threefry2x32 xor zeta sharding_constraint"""
 _REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin"
 ELEMENTWISE, REDUCTIONS = frozenset(_ELEMENTWISE.split()), frozenset(_REDUCTIONS.split())
-SEVERAL = frozenset({"optimization_barrier", "device_put"})
-"""Operations that treat each operand by itself."""
 
 
 def unknown(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -115,8 +113,6 @@ def unknown(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 def elementwise(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[Layout]:
     """Equate the axes of all operands; scalars take part in nothing, axes of size 1 stretch."""
-    if eqn.primitive.name in SEVERAL:
-        return ins
     shape = shape_of(eqn.outvars[0])
     operands = [layout for layout in ins if layout]
     if eqn.primitive.name in ("add", "add_any") and all(notes.active):
@@ -309,6 +305,7 @@ def regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(REDUCTIONS, reduce),
+    **dict.fromkeys(("optimization_barrier", "device_put"), lambda notes, eqn, ins: ins),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "rev", "sort"), ordered),
     **dict.fromkeys((f"random_{what}" for what in ("bits", "seed", "split", "wrap", "unwrap", "clone")), keys),
     "broadcast_in_dim": broadcast,
