@@ -16,7 +16,7 @@ import numpy as np
 
 from saap_jax.evaluation.cost import in_turns, prefill_macs, program_bytes, step_bytes
 from saap_jax.llama.decoder import Sampling, settings_of
-from saap_jax.llama.generate import STEPS, DecodingState, Padded, decode_steps, padded, prefill, rounded, stops_of
+from saap_jax.llama.generate import STEPS, DecodingState, decode_steps, padded, prefill, rounded, stops_of
 from saap_jax.llama.model import Llama
 
 
@@ -71,9 +71,6 @@ class Programs(NamedTuple):
     memory_bytes: int | None
     """The most that one of the two programs holds, by the compiler's own analysis; None where it gives none."""
 
-    def inputs(self) -> Padded:
-        return padded(self.prompts, self.workload.batch)
-
 
 def compile_programs(model: Llama, workload: Workload, *, seed: int = 0) -> Programs:
     """Compile prefill and decoding of a model for a workload; pass what `decoder_of` returns to time that form.
@@ -103,7 +100,7 @@ def time_once(programs: Programs) -> Times:
     """Read the prompts and make the new tokens once; every number is of work that has ended."""
     settings, stops, model = settings_of(Sampling()), stops_of(()), programs.model
     start = time.perf_counter()
-    inputs = jax.block_until_ready(programs.inputs())
+    inputs = jax.block_until_ready(padded(programs.prompts, programs.workload.batch))
     ready = time.perf_counter()
     token, state = programs.prefill(model, inputs, programs.keys, settings, stops)
     jax.block_until_ready((token, state))

@@ -11,7 +11,7 @@ from saap_jax.evaluation.cost import step_bytes, weight_bytes
 from saap_jax.evaluation.timing import Times, Workload, compile_programs, speed_up, time_in_turns, time_once
 from saap_jax.llama import load_model, save_model
 from saap_jax.llama.decoder import single_layers
-from saap_jax.llama.generate import Sampling, generate, settings_of, stops_of
+from saap_jax.llama.generate import Sampling, generate, padded, settings_of, stops_of
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
 from tests.helpers import dense_model, random_keep
@@ -33,7 +33,7 @@ def programs(models):
 def test_the_timed_programs_generate(programs):
     """They make the tokens that `generate` returns."""
     mine = programs[0]
-    settings, stops, inputs = settings_of(Sampling()), stops_of(()), mine.inputs()
+    settings, stops, inputs = settings_of(Sampling()), stops_of(()), padded(mine.prompts, WORKLOAD.batch)
     token, state = mine.prefill(mine.model, inputs, mine.keys, settings, stops)
     tokens, _ = mine.decode(mine.model, state, settings, stops, jnp.int32(6))
     made = np.concatenate([np.asarray(token)[:, None], np.asarray(tokens)[:, :6]], axis=1).tolist()
