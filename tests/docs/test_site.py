@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
@@ -15,6 +16,7 @@ import saap_jax
 from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import COMMANDS
 from saap_jax.estimation import ESTIMATORS
+from saap_jax.steps.base import Kind
 from saap_jax.steps.chain import expand
 
 PROJECT = Path(__file__).parents[2]
@@ -107,7 +109,7 @@ def test_rows_come_from_the_code():
     assert names[-1] == "tyr"
     assert sorted(names) == sorted(registry.RECIPES)
     steps = {name: (kind.kind, dict(rows)) for name, kind, rows in registry.step_rows()}
-    assert list(steps) == sorted(steps, key=lambda name: registry.KINDS.index(steps[name][0]))
+    assert list(steps) == sorted(steps, key=lambda name: get_args(Kind).index(steps[name][0]))
     assert steps["rounds"][1]["every = 0.1"] == "Share of the prunable parameters that goes in a round."
 
 

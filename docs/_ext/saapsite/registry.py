@@ -5,12 +5,12 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 from saap_jax.estimation.registry import ESTIMATORS
-from saap_jax.jobs.methods import KINDS, recipe_facts, step_facts
+from saap_jax.jobs.methods import recipe_facts, step_facts
 from saap_jax.recipes import RECIPES, Recipe
-from saap_jax.steps.base import STEPS, Step
+from saap_jax.steps.base import STEPS, Kind, Step
 from saap_jax.steps.score.oracles import ORACLES
 
 _PARTS = re.compile(r"(?:(?P<source>Sources?): )|(?P<deviation>Deviations?: )|(?P<end>Raises:)")
@@ -94,7 +94,7 @@ def recipe_rows() -> Iterator[tuple[str, Recipe, list[tuple[str, str]]]]:
 
 def step_rows() -> Iterator[tuple[str, type[Step], list[tuple[str, str]]]]:
     """Yield each step of chains with its options, as `saap methods NAME` shows them, in the order of a chain."""
-    for name, kind in sorted(STEPS.items(), key=lambda item: KINDS.index(item[1].kind)):
+    for name, kind in sorted(STEPS.items(), key=lambda item: get_args(Kind).index(item[1].kind)):
         yield name, kind, step_facts(kind)
 
 

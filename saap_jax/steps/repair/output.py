@@ -56,6 +56,13 @@ LEAST = 1e-3
 """Damping at least, lest 32 bits do not suffice."""
 
 
+def left(
+    weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]
+) -> Float[Array, "coordinates embed"]:
+    """Put back the rows that went, as 0."""
+    return jnp.where(kept[:, None], weight, 0)
+
+
 @step("bias")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bias(OutputRepair):
@@ -68,7 +75,7 @@ class Bias(OutputRepair):
 
     def solve(self, sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]) -> Solved:
         """Return the kept rows and the bias."""
-        rest = jnp.where(kept[:, None], weight, 0)
+        rest = left(weight, kept)
         error = float(output_error(sums.judge, rest, output_bias(sums.fit, weight, kept)))
         return Solved(rest, output_bias(sums.everything, weight, kept), error)
 
