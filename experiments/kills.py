@@ -278,7 +278,8 @@ def _leaves(file: Path) -> dict[str, Any] | None:
         return dict(_flat(json.loads(file.read_bytes()), ""))
     if file.suffix == ".jsonl":
         rows = [json.loads(line) for line in file.read_bytes().splitlines()]
-        return dict(_flat({_key(row): row for row in rows} | {"rows": len(rows)}, ""))
+        once = [row for row in rows if not (isinstance(row, dict) and "step" in row)]
+        return dict(_flat({_key(row): row for row in rows} | {"rows": len(once)}, ""))  # a step may be told again
     return None
 
 

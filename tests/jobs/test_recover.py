@@ -14,6 +14,7 @@ from flax import nnx
 
 from saap_jax.cli import main
 from saap_jax.evaluation.cost import weight_bytes
+from saap_jax.evaluation.scales import format_ppl
 from saap_jax.evaluation.timing import Spread
 from saap_jax.jobs import recover as job
 from saap_jax.jobs.origins import NAMES
@@ -69,7 +70,7 @@ def test_recover(options, capsys, tmp_path):
     assert (
         main.main(["evaluate", str(tmp_path / "runs" / "recover" / "model"), "--windows", "3", "--length", "16"]) == 0
     )
-    assert f"{run['after']['ppl']['ppl@16 builtin:reference']:.2f}" in capsys.readouterr().out
+    assert format_ppl(run["after"]["ppl"]["ppl@16 builtin:reference"]) in capsys.readouterr().out
     assert main.main(["report", str(tmp_path / "runs" / "recover")]) == 0
     assert "Loss of training" in (tmp_path / "runs" / "recover" / "report.html").read_text()
     assert "| recovered |" in (tmp_path / "runs" / "recover" / "recovery.md").read_text()
