@@ -1,7 +1,7 @@
 """Where tests live that their own files do not say of: what is slow, what runs at night alone, a few of each layer.
 
 A test belongs to the default suite unless it takes more than about a second. What takes longer is `slow`, and guards a
-landing: an oracle, a contract, a file that another program reads, a page. What takes minutes and seldom fails alone is
+landing: an oracle, a contract, a file that another program reads, a page. What takes minutes, or seldom fails alone, is
 `nightly`.
 """
 

@@ -124,7 +124,7 @@ def _is(value: Any, hint: Any) -> bool:
 
 
 def number(said: str, holds: Callable[[Any], bool]) -> Check:
-    """Make the check that a number, or each of several, is one of those that `said` names and that hold; None is."""
+    """Make the check that a number, or each of several, is one that `said` names and that holds; None passes."""
 
     def check(name: str, value: Any) -> None:
         several = [*value.values()] if isinstance(value, Mapping) else value

@@ -33,8 +33,8 @@ USUAL = ("random", "magnitude", "taylor_vector", "taylor_element", "gate_taylor"
 OURS, QUICK, TRACED = "default", "fast", "gate_taylor"
 """Methods where nothing is said: of `saap prune`; of jobs that prune many times; of traced models."""
 
-
 OF_OURS = ("no model of a factory, whose program is as it is,", lambda config: not config.model.traced)
+"""What options about the program need beside them, and about text."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from saap_jax.types import AttentionPath, Remat
 Dtype = Literal["float32", "bfloat16"]
 
 WITH_TASKS = ("--tasks", lambda config: config.tasks)
+"""What options about tasks need beside them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
