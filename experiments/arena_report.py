@@ -222,8 +222,7 @@ def groups(docs: Path) -> list[Group]:
     """Read all files, fewest calibration windows first, models in the order of `MODELS`."""
     keys = {tuple(path.stem.removeprefix("claims-").rsplit("-", 2)[:2]) for path in (docs / "arena").glob("claims-*")}
     order = sorted(keys, key=lambda key: (int(key[1]), [*MODELS, key[0]].index(key[0])))
-    found = [read_group(docs, model, int(examples), rows()) for model, examples in order]
-    return [group for group in found if group.lines]
+    return [read_group(docs, model, int(examples), rows()) for model, examples in order]
 
 
 def read_group(docs: Path, model: str, examples: int, known: Mapping[str, Row]) -> Group:
@@ -455,6 +454,21 @@ def too_few(found: Sequence[Group], name: str) -> str:
     return "; ".join(said) + ", too few seeds to be judged" if said else f"not run on {FEWEST_SEEDS} seeds"
 
 
+def on_few_seeds(group: Group) -> list[str]:
+    """Say what is known where no row is run on enough seeds; a line a ratio."""
+    said = []
+    for ratio in sorted({ratio for ratio, _ in group.few}):
+        here = sorted((line for at, line in group.few if at == ratio),
+                      key=lambda line: group.log_perplexity(line, next(iter(group.dense))))  # fmt: skip
+        values = [f"`{line.name}` {' / '.join(group.perplexity(line, text) for text in group.dense)}" for line in here]
+        seeds = listed(sorted({seed for line in here for seed in line.found}))
+        said.append(
+            f"- calibrated on {group.examples} windows, {percent(ratio)} of {group.title}, seed {seeds} alone: "
+            f"{', '.join(values)}; too few seeds to be judged"
+        )
+    return said
+
+
 def appendix(title: str, lines: Sequence[str]) -> list[str]:
     """Make a section that is folded."""
     return [f"## {title}", "", "<details><summary>Show</summary>", "", *lines, "", "</details>", ""]
@@ -462,7 +476,8 @@ def appendix(title: str, lines: Sequence[str]) -> list[str]:
 
 def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     """Make docs/arena.md and the block of README.md; None where there are no files."""
-    if not (found := groups(docs)):
+    every = groups(docs)
+    if not (found := [group for group in every if group.lines]):
         return None
     first = [group for group in found if group.examples == found[0].examples]
     said = [TITLE, "", "\n".join(answer(first)), "", FIGURE.format(""), "", HINT, "", *table(found), ""]
@@ -476,6 +491,7 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     tried = {line.name for group in found for lines in group.lines.values() for line in lines}
     missing = [f"- `{name}`: {too_few(found, name)}" for name, each in rows().items()
                if each.kind not in ("part", "floor") and name not in tried]  # fmt: skip
+    missing += [line for group in every if not group.lines for line in on_few_seeds(group)]
     missing += [f"- `{of}`: `{name}` stands in its place" for name, (of, *_) in FEWER.items()]
     missing += [f"- `{name}` cannot be run here: {each.missing}" for name, each in RECIPES.items() if each.missing]
     return "\n".join([*said, *appendix("What has no row", missing)]).rstrip() + "\n", readme_block(first)
@@ -607,7 +623,7 @@ def report(docs: Path = DOCS, readme: Path = PROJECT / "README.md") -> None:
     before, begin, rest = readme.read_text().partition(BEGIN)
     if END not in rest:
         raise SystemExit(f"{readme}: expected {BEGIN} and {END} around what the arena says, found them not")
-    found = groups(docs)
+    found = [group for group in groups(docs) if group.lines]
     for drawn, name in ((draw, "front"), (draw_steps, "steps")):
         drawn([group for group in found if group.examples == found[0].examples], docs / "arena" / f"{name}.svg")
     (docs / "arena.md").write_text(made[0])

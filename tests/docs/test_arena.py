@@ -197,7 +197,10 @@ def test_rows_of_few_seeds_are_told_apart(ran, monkeypatch):
     losses = np.array([each["rows"]["flap@0.5"]["losses"]["WikiText-2"] for each in files(ran)])
     for fewest, said in ((2, "not run on 2 seeds"), (3, f"{np.exp(losses.mean()):.1f} / ")):
         monkeypatch.setattr(made, "FEWEST_SEEDS", fewest)
-        assert made.too_few([made.read_group(ran, "tiny", 4, made.rows())], "flap").startswith(said)
+        group = made.read_group(ran, "tiny", 4, made.rows())
+        assert made.too_few([group], "flap").startswith(said)
+        shown = f"`flap` {said}" in "".join(made.on_few_seeds(group))
+        assert shown == (fewest > len(SEEDS))
     assert made.pages(ran) is None, "no row has enough seeds"
 
 
