@@ -81,7 +81,7 @@ class CalibrationConfig(Checked):
     """Whether each window begins with the tokenizer's token for the beginning of text, in place of its last token of
     text: `auto`, where the tokenizer puts one in front of every text; `always`; `never`, as papers have it."""
     batch_size: Positive = 8
-    """Windows a microbatch; changes speed and memory, not the result."""
+    """Windows a microbatch. Scores do not depend on it; what trains on microbatches, or holds some out, does."""
     seed: Seed = 0
     """Seed of the windows drawn."""
 

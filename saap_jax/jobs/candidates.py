@@ -5,6 +5,7 @@ losses are kept in the cache by what was evaluated (a keep-set, or a chain that 
 """
 
 import contextlib
+import itertools
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from saap_jax.runtime.progress import Passes, Track
 from saap_jax.steps.base import Extent, State, Store
 from saap_jax.steps.chain import Chain
 from saap_jax.steps.run import Runner, digest
+from saap_jax.steps.score.calibrate import put_together
 from saap_jax.subjects.base import Examples, Subject, run_losses
 from saap_jax.types import Keep, WindowLosses
 
@@ -68,21 +70,22 @@ def runner_of(
     subject: Subject, scenarios: Mapping[str, Examples], chains: Sequence[Chain], passes: Passes,
     cache: FileCache | None = None, **options: Any,
 ) -> Runner:  # fmt: skip
-    """Make what runs chains on a calibration text, and keeps what it can.
-
-    On one device microbatches are made smaller where the text is so little that a chain, which holds some of them out,
-    would have too few.
-    """
+    """Make what runs chains on a calibration text, and keeps what it can."""
     store = Store() if cache is None else Store(cache, key_of(subject, scenarios))
+    return Runner(subject, scenarios, chains, passes, store=store, **options)
+
+
+def fitting(passes: Passes, subject: Subject, scenarios: Mapping[str, Examples], chain: Chain) -> Passes:
+    """Make microbatches smaller where the text is so little that a chain, which holds some of them out, would have too
+    few; on one device alone. Other chains beside it change nothing.
+    """
     windows, size = sum(subject.count(each)[0] for each in scenarios.values()), passes.batch_size
     while size and getattr(subject, "layout", None) is None:
         with contextlib.suppress(ValueError):
-            for chain in chains:
-                chain.check(subject, Extent(windows, size))
-            passes = passes._replace(batch_size=size)
-            break
+            chain.check(subject, Extent(windows, size))
+            return passes._replace(batch_size=size)
         size //= 2
-    return Runner(subject, scenarios, chains, passes, store=store, **options)
+    return passes
 
 
 class Evaluator:
@@ -99,18 +102,15 @@ class Evaluator:
         ratios: Sequence[float], track: Track,
     ) -> None:  # fmt: skip
         """Make what runs the chains on the text of each seed, check that it can, and take what is evaluated on."""
-        passes = Passes(config.calibration.batch_size, config.remat, track)
+        self.passes = Passes(config.calibration.batch_size, config.remat, track)
         subject, texts = material.subject, material.texts
         self.run, self.texts, self.subject, self.track, self.material = run, texts, subject, track, material
-        self.cache, self.evaluation, self.raced = cache_of(run), config.evaluation, config.race
-        self.runners = {
-            seed: runner_of(subject, scenarios, chains, passes, self.cache)
-            for seed, scenarios in material.calibration.items()
-        }
-        for runner in self.runners.values():
-            for chain in chains:
-                runner.check(chain, ratios)
         self.chains = chains
+        self.cache, self.evaluation, self.raced = cache_of(run), config.evaluation, config.race
+        self.runners: dict[tuple[int, int], Runner] = {}
+        """By seed, and windows of a microbatch, which are the same for most chains."""
+        for seed, chain in itertools.product(material.calibration, chains):
+            self.runner(chain, seed).check(chain, ratios)
         self.batch_size, self.at_once = config.evaluation.batch_size, config.evaluation.candidates_at_once
         self.rows = {name: self.subject.count(text)[0] for name, text in texts.items()}
         self.judging = [*texts][:2][-1]
@@ -133,7 +133,7 @@ class Evaluator:
         run.update(
             kind=kind,
             **provenance(),
-            seeds={"calibration": list(self.runners)},
+            seeds={"calibration": list(material.calibration)},
             model=subject.about(),
             **subject.structures_record(),
             articles={} if self.raced else subject.articles(self.evaluation),  # windows are what a race goes by
@@ -141,21 +141,33 @@ class Evaluator:
             **about,
         )
         with run.stage("score") as stage:
-            for seed, runner in self.runners.items():
+            for (seed, _), runner in self.runners.items():
                 stage.tokens += sum(subject.count(text)[1] for text in material.calibration[seed].values())
                 runner.first()
-            save_scores(run, next(iter(self.runners.values())).first())
+            first, scenarios = next(iter(material.calibration.items()))
+            scored = [runner.first() for (seed, _), runner in self.runners.items() if seed == first]
+            save_scores(run, put_together(scored, [*scenarios]))
+
+    def runner(self, chain: Chain, seed: int) -> Runner:
+        """Find what runs a chain on the text of a seed, or make it."""
+        scenarios = self.material.calibration[seed]
+        passes = fitting(self.passes, self.subject, scenarios, chain)
+        if (key := (seed, passes.batch_size)) not in self.runners:
+            alike = [each for each in self.chains if fitting(self.passes, self.subject, scenarios, each) == passes]
+            self.runners[key] = runner_of(self.subject, scenarios, alike, passes, self.cache)
+        return self.runners[key]
 
     # --- candidates
 
     def choose(self, candidates: Sequence[Candidate]) -> None:
         """Find which units each candidate keeps."""
         for candidate in candidates:
-            state = self.runners[candidate.seed].choose(candidate.chain, candidate.ratio)
+            runner = self.runner(candidate.chain, candidate.seed)
+            state = runner.choose(candidate.chain, candidate.ratio)
             self.add(candidate.name, state.keep)
             self.asked[candidate.name] = candidate
             if candidate.chain.repairs:
-                self.models[candidate.name] = self.runners[candidate.seed].key_of(candidate.chain, candidate.ratio)
+                self.models[candidate.name] = runner.key_of(candidate.chain, candidate.ratio)
             for kind, name in (("divergences", "divergences"), ("price", "prices")):
                 if told := state.told.get(kind):
                     self.run.update(**{name: {**self.run.record.get(name, {}), candidate.name: list(told)}})
@@ -166,7 +178,7 @@ class Evaluator:
 
     def state(self, candidate: Candidate) -> State:
         """Run the whole chain of a candidate."""
-        return self.runners[candidate.seed].run(candidate.chain, candidate.ratio)
+        return self.runner(candidate.chain, candidate.seed).run(candidate.chain, candidate.ratio)
 
     def cut(self, name: str) -> Path:
         """Find the cut model of a candidate in the cache, and make it where it is not there."""

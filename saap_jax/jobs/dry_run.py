@@ -4,7 +4,7 @@ import time
 
 from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig
 from saap_jax.jobs import targets
-from saap_jax.jobs.candidates import runner_of
+from saap_jax.jobs.candidates import fitting, runner_of
 from saap_jax.jobs.job import check, lengths_of
 from saap_jax.jobs.judged import texts_of
 from saap_jax.jobs.score import calibration_of
@@ -46,9 +46,12 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
         subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
         scenarios = subject.scenarios(calibration)
         texts = texts_of(config, subject, calibration.scenarios) if alone else subject.texts(config.evaluation)
-        runner = runner_of(subject, scenarios, chains, Passes(size, config.remat))
+        extents = []
         for chain in chains:
+            passes = fitting(Passes(size, config.remat), subject, scenarios, chain)
+            runner = runner_of(subject, scenarios, [chain], passes)
             runner.check(chain, [config.ratio or 0.0] if alone else ratios)
+            extents.append(runner.extent)
         whole, part = subject.whole(), subject.rows(next(iter(scenarios.values())), slice(0, size))
         whole.losses(part, size)  # compiles
         began = time.perf_counter()
@@ -57,7 +60,8 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
     text = sum(subject.count(examples)[1] for examples in scenarios.values())
     judged = sum(subject.count(examples)[1] for examples in texts.values())
     candidates = len(chains) * len(seeds) * (len(ratios) + ROUNDS * isinstance(config, FrontierConfig))
-    passes = sum(chain.passes(runner.extent, ratio) for chain in chains for ratio in ratios) * candidates
+    spent = (chain.passes(extent, each) for chain, extent in zip(chains, extents, strict=True) for each in ratios)
+    passes = sum(spent) * candidates
     passes /= len(chains) * len(ratios)
     cuts = 1 if alone or (isinstance(config, CompareConfig) and config.cut) else 0
     tokens = text * (SCORING * len(seeds) + passes) + judged * (1 + candidates + 2 * cuts * (not alone))

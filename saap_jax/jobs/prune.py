@@ -16,7 +16,7 @@ from saap_jax.config.recover import MethodConfig
 from saap_jax.export.hf import Form, check_form
 from saap_jax.export.widths import uniform_widths, width_note
 from saap_jax.jobs import origins, targets
-from saap_jax.jobs.candidates import runner_of
+from saap_jax.jobs.candidates import fitting, runner_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.jobs.judged import NEW_TOKENS, Judged, judge, judged_rows, texts_of, written_by
 from saap_jax.jobs.score import calibration_of
@@ -92,8 +92,9 @@ def _prune(
     if isinstance(subject, LlamaSubject):
         subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
     runs = Path(config.from_run).resolve().parent if config.from_run else Path(config.runs)
-    passes, cache = Passes(calibration.batch_size, config.remat, track), FileCache(runs / ".cache")
-    runner = runner_of(subject, scenarios, [chain], passes, cache, open_end=bool(config.targets.asked))
+    passes = fitting(Passes(calibration.batch_size, config.remat, track), subject, scenarios, chain)
+    cache, open_end = FileCache(runs / ".cache"), bool(config.targets.asked)
+    runner = runner_of(subject, scenarios, [chain], passes, cache, open_end=open_end)
     ratio = config.ratio or 0.0
     runner.check(chain, [ratio])
     costs, asked = None, ()

@@ -148,7 +148,7 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
     seed, names, about = config.calibration.seed, {}, {}
     for kind, each in chains.items():
         made = candidate_of(dataclasses.replace(each, name=f"{method.name},{kind}"), ratio, seed, told=False)
-        evaluator.add(made.name, evaluator.runners[seed].choose(made.chain, ratio).keep)
+        evaluator.add(made.name, evaluator.runner(made.chain, seed).choose(made.chain, ratio).keep)
         names[kind] = made.name
         about[made.name] = made.about
     evaluator.measure(list(about), about, doing="evaluate what could be suggested")

@@ -2,21 +2,21 @@
 
 import dataclasses
 import json
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.config.jobs import PruneConfig
+from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import TargetsConfig
 from saap_jax.data import Windows
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.timing import Times, Workload, compile_programs
 from saap_jax.jobs import prune
 from saap_jax.jobs import targets as module
-from saap_jax.jobs.candidates import key_of, runner_of
+from saap_jax.jobs.candidates import Evaluator, fitting, key_of, runner_of
+from saap_jax.jobs.job import Material
 from saap_jax.jobs.targets import (
     Costs,
     LatencyTable,
@@ -30,7 +30,8 @@ from saap_jax.jobs.targets import (
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.segments import existing_units
-from saap_jax.runtime.progress import Passes
+from saap_jax.runs.directory import RunDirectory
+from saap_jax.runtime.progress import Passes, quiet
 from saap_jax.steps.allocation import rounds
 from saap_jax.steps.chain import parse
 from saap_jax.steps.run import Runner
@@ -67,20 +68,20 @@ def test_costs_of_widths_are_those_of_the_cut_model():
     }
 
 
-@pytest.mark.parametrize(("windows", "size"), [(4, 1), (24, 4), (32, 8), (3, 8)])
-def test_of_little_text_microbatches_are_split(windows, size):
-    """As often as a step needs it that holds some out; other chains keep them; three windows are too few for any."""
-    text = Windows(np.zeros((windows, 8), np.int32), np.ones((windows, 8), bool))
-    subject, asked = LlamaSubject(dense_model()), Passes(8)
-    for method, found in (("random > scales(2)", size), ("random", 8)):
-        chains = [parse(method)]
-        runner = runner_of(subject, {"text": text}, chains, asked)
-        assert runner.passes.batch_size == found
-        refused = (
-            pytest.raises(ValueError, match="microbatches") if windows < 4 and "scales" in method else nullcontext()
-        )
-        with refused:
-            runner.check(chains[0], [0.2])
+@pytest.mark.parametrize(("windows", "size"), [(4, 1), (24, 4), (32, 8)])
+def test_of_little_text_microbatches_are_split(tmp_path, windows, size):
+    """As often as a step needs it that holds some out; other chains beside it keep them, as `saap prune` runs them."""
+    text = {"text": Windows(np.zeros((windows, 8), np.int32), np.ones((windows, 8), bool))}
+    subject, run = LlamaSubject(dense_model()), RunDirectory.open(tmp_path / "run", {})
+    chains = [parse(f"random{rest}") for rest in (" > scales", "", " > self_calibration(32) > scales")]
+    evaluator = Evaluator(CompareConfig(), run, Material(subject, {0: text}, text, {}), chains, [0.2], quiet)
+    for chain, found in zip(chains, (size, 8, 8), strict=True):
+        alone = runner_of(subject, text, [chain], fitting(Passes(8), subject, text, chain), evaluator.cache)
+        assert alone.passes.batch_size == found
+        assert evaluator.runner(chain, 0).key_of(chain, 0.2) == alone.key_of(chain, 0.2)
+    few = {"text": subject.rows(text["text"], slice(3))}
+    with pytest.raises(ValueError, match="microbatches"):
+        runner_of(subject, few, chains[:1], fitting(Passes(8), subject, few, chains[0])).check(chains[0], [0.2])
 
 
 def test_what_is_kept_is_of_scenarios_in_their_order():
