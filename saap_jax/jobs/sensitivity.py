@@ -2,7 +2,7 @@
 
 From one layer and structure at a time the units of the lowest scores go, some shares of them; all these keep-sets are
 evaluated by masks, in batches that share the layers in front. What follows for the method is tried at one ratio, as
-chains with a step more, and suggested where it was better.
+whole chains with a step more, and suggested where it was better.
 """
 
 import dataclasses
@@ -112,8 +112,8 @@ def one_place_each(
 
 
 def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores: Scores) -> list[Row]:
-    """Try what may be better than the method at `ratio`, of each kind what is predicted to cost least; evaluate it by
-    masks, and record it."""
+    """Try what may be better than the method at `ratio`, of each kind what is predicted to cost least; evaluate it as a
+    comparison does, repaired where the method repairs, and record it."""
     run, subject, ratio = evaluator.run, evaluator.subject, config.ratio
     candidates = run.candidates()
     costs = costs_of(run.record, candidates)
@@ -145,16 +145,14 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
             if cost < best:
                 best, chosen[kind] = cost, option
     chains = {"plain": method} | {kind: changed(option) for kind, option in chosen.items()}
-    seed, names, about = config.calibration.seed, {}, {}
-    for kind, each in chains.items():
-        made = candidate_of(dataclasses.replace(each, name=f"{method.name},{kind}"), ratio, seed, told=False)
-        evaluator.add(made.name, evaluator.runner(made.chain, seed).choose(made.chain, ratio).keep)
-        names[kind] = made.name
-        about[made.name] = made.about
-    evaluator.measure(list(about), about, doing="evaluate what could be suggested")
+    named = {kind: dataclasses.replace(each, name=f"{method.name},{kind}") for kind, each in chains.items()}
+    made = {kind: candidate_of(each, ratio, config.calibration.seed, told=False) for kind, each in named.items()}
+    evaluator.choose([*made.values()])
+    about = {each.name: each.about for each in made.values()}
+    evaluator.measure([*about], about, doing="evaluate what could be suggested")
     return [
-        {"kind": kind, "changes": option, "chain": chains[kind].written, "candidate": names[kind],
-         "instead_of": names["plain"]} for kind, option in chosen.items()
+        {"kind": kind, "changes": option, "chain": made[kind].chain.written, "candidate": made[kind].name,
+         "instead_of": made["plain"].name} for kind, option in chosen.items()
     ]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """What to try next, from what a run has measured: a text, the effect to expect, and the command.
 
 Every number is of the run's own records: a comparison is judged by what it compared, a frontier by how far it went.
-What `saap sensitivity` tries at its ratio (`trials`), from what single places cost, is measured by masks and on the
-same text; that is offered which was surely better, corrected for how many were tried.
+What `saap sensitivity` tries at its ratio (`trials`), from what single places cost, is measured as `saap compare` does,
+on the same text; that is offered which was surely better, corrected for how many were tried.
 """
 
 import math

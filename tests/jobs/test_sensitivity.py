@@ -116,10 +116,10 @@ class TestTrials:
         assert parse("prune", COMMANDS["prune"], words[2:])[0].method == row["chain"]
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("rounds", ["", " > rounds(every=0.1)"])
-    def test_a_comparison_by_the_command_measures_what_the_suggestion_claims(self, config, tmp_path, rounds):
-        """On a model and with estimators as they are; with rounds on the way the trial takes them too."""
-        method = f"magnitude > within(attention=0.3) > uniform{rounds}"
+    @pytest.mark.parametrize("rest", ["", " > rounds(every=0.1)", " > bias"])
+    def test_a_comparison_by_the_command_measures_what_the_suggestion_claims(self, config, tmp_path, rest):
+        """On a model and with estimators as they are; with rounds on the way, or a repair, the trial takes them too."""
+        method = f"magnitude > within(attention=0.3) > uniform{rest}"
         other = dataclasses.replace(config, runs=str(tmp_path), method=method, ratio=0.3)
         run = sensitivity.sensitivity(other)
         (trial,) = [trial for trial in run.record["trials"] if trial["kind"] == "attention"]
