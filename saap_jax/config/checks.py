@@ -140,10 +140,6 @@ def at_least(least: int) -> Check:
     return number(f"at least {least}", lambda value: value >= least)
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    at_least(least)(name, value)
-
-
 check_seed = number("a number in [0, 2^32)", lambda value: 0 <= value < 2**32)
 check_share = number("a number in [0, 1]", lambda value: 0 <= value <= 1)
 check_positive = number("a number above 0", lambda value: 0 < value < math.inf)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.checks import check_at_least
+from saap_jax.config.checks import at_least
 from saap_jax.estimation.base import Batch
 from saap_jax.llama.attention import apart_of, sight_of
 from saap_jax.llama.loss import summed_losses
@@ -56,7 +56,7 @@ def sample_units(existing: Keep, channels_per_layer: int, seed: int = 0) -> list
     Channels are the first of a random order that depends on the seed and the layer alone: a larger sample contains
     the smaller one, so that earlier results count. The order of the list is by layer.
     """
-    check_at_least("channels_per_layer", channels_per_layer, 0)
+    at_least(0)("channels_per_layer", channels_per_layer)
     units: list[Unit] = []
     for layer in range(max(len(each) for each in existing.values())):
         for name, each in existing.items():
@@ -93,7 +93,7 @@ def ablate(
     Raises:
         ValueError: no token to predict, a unit that the model does not have, or a loss that is not finite.
     """
-    check_at_least("at_once", at_once, 1)
+    at_least(1)("at_once", at_once)
     existing = existing_units(model.segments)
     for name, layer, number in units:
         known = existing.get(name, np.zeros((0, 0), bool))

@@ -205,18 +205,16 @@ def _setting_of(config: AbConfig, a: Reference, b: Reference) -> tuple[AbConfig,
             f"{getattr(config, changed[0])!r}; leave it out"
         )
     with reading(f"{run.text}: run.json", "a run of saap compare"):
-        evaluation = run.record.get("config", {}).get("evaluation")
+        evaluation = run.record["config"]["evaluation"]
         metrics = [metric["name"] for metric in run.record.get("metrics", ())]
-    if not isinstance(evaluation, dict) or not {"windows", "batch_size"} <= evaluation.keys():
-        raise ValueError(f"{run.text}: expected a run of saap compare, found no config.evaluation in its run.json")
+        own = {"dtype": run.model["dtype"], "bos": evaluation.get("bos", "never"), "drawn": evaluation.get("drawn")}
+        own |= {name: evaluation[name] for name in ("windows", "batch_size")}
     texts = {}
     for metric in metrics:
         match = re.fullmatch(r"ppl@(\d+) (.+)", metric)
         if not match:
             raise ValueError(f"{run.text}: expected a metric such as {metric_name(128, 'SOURCE')}, got {metric!r}")
         texts[metric] = (match[2], int(match[1]), evaluation["windows"])
-    own = {"dtype": run.model["dtype"], "batch_size": evaluation["batch_size"], "bos": evaluation.get("bos", "never")}
-    own |= {"windows": evaluation["windows"], "drawn": evaluation.get("drawn")}
     return dataclasses.replace(config, **own), texts
 
 
