@@ -1,6 +1,6 @@
 """Tiny models, and a second implementation of them in numpy to compare with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +118,12 @@ def random_keep(existing: Keep, share: float, seed: int = 0) -> Keep:
     """Keep about `share` of the units, at random."""
     random = np.random.default_rng(seed)
     return {name: units & (random.random(units.shape) < share) for name, units in existing.items()}
+
+
+def same(first, second) -> bool:
+    """Say whether keep-sets, or other trees of arrays, are equal to the last bit."""
+    both = (jax.tree.leaves(dict(each) if isinstance(each, Mapping) else each) for each in (first, second))
+    return all(np.array_equal(a, b) for a, b in zip(*both, strict=True))
 
 
 # --- the same model in numpy, float64, by loops -------------------------------------------------

@@ -14,6 +14,7 @@ from saap_jax.jobs import compare, frontier
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.subjects.llama import scenarios_of, texts_of
 from saap_jax.types import STRUCTURES
+from tests.helpers import same
 from tests.jobs.conftest import tiny
 
 OUT = "ppl@16 builtin:descriptions"
@@ -42,10 +43,6 @@ def kept_at(config, chain, seed, ratio):
     model, tokenizer = load_model(config.model.name), load_tokenizer(config.model.name)
     scenarios = scenarios_of(dataclasses.replace(config.calibration, seed=seed), tokenizer)
     return run_chain(model, chain, scenarios, ratio, batch_size=2).keep
-
-
-def same(first, second) -> bool:
-    return all(np.array_equal(first[name], second[name]) for name in STRUCTURES)
 
 
 class TestLargestRatio:

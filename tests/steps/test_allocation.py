@@ -19,6 +19,7 @@ from saap_jax.steps.limits import Within, protected
 from saap_jax.steps.score.calibrate import Calibrated
 from saap_jax.subjects.base import Subject
 from saap_jax.types import STRUCTURES, Limits
+from tests.helpers import same
 
 FREE = "within(min_keep=0) > global"
 
@@ -77,10 +78,6 @@ def limits_of(method: str) -> Within:
     for step in steps_of(method):
         limits = step.behind(limits) if isinstance(step, Within) else limits
     return limits
-
-
-def same(first, second) -> bool:
-    return all(np.array_equal(first[name], second[name]) for name in first)
 
 
 # --- by a second implementation --------------------------------------------------------------------

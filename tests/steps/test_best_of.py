@@ -1,6 +1,5 @@
 """The choice between chains: by plain divergence on what no chain was fitted on, and then the chain itself."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from saap_jax.steps.chain import expand, parse
 from saap_jax.steps.run import Runner
 from saap_jax.subjects.llama import LlamaSubject
 from tests.divergence import plain_divergence
-from tests.helpers import dense_model, random_tokens
+from tests.helpers import dense_model, random_tokens, same
 from tests.steps.test_run import Memory
 
 TOKENS = random_tokens(20, 8, 3)
@@ -45,10 +44,6 @@ def judged(subject, chain, text=TEXT) -> float:
     state = runner(subject).fitted_on(fit).run(parse(chain), 0.5)
     gates = {name: units.astype(np.float64) for name, units in state.keep.items()}
     return plain_divergence(state.subject.model, subject.model, gates, [(TOKENS[HELD], np.ones((4, 8), bool))])
-
-
-def same(a, b) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def test_the_lowest_divergence_on_text_that_was_held_out_wins_and_its_chain_runs_on_all_of_the_text(x64):

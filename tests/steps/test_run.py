@@ -21,7 +21,7 @@ from saap_jax.steps.score.calibrate import calibrate
 from saap_jax.steps.score.score import Score
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.divergence import Divergence
-from tests.helpers import forward, random_model, random_tokens, spec_of
+from tests.helpers import forward, random_model, random_tokens, same, spec_of
 
 TOKENS = random_tokens(8, 8)
 TEXT = {"text": Windows(TOKENS, np.ones(TOKENS.shape, bool))}
@@ -58,10 +58,6 @@ class Memory:
 
 def runner(subject, chains=(), *, key="", cache=None, batch_size=2, **options) -> Runner:
     return Runner(subject, TEXT, chains, Passes(batch_size), store=Store(cache, key), **options)
-
-
-def same(first, second) -> bool:
-    return all(np.array_equal(first[name], second[name]) for name in first)
 
 
 # --- rounds ----------------------------------------------------------------------------------------

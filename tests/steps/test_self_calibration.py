@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from saap_jax.steps.base import Context, Extent
 from saap_jax.steps.chain import parse
 from saap_jax.steps.run import Runner
 from saap_jax.subjects.llama import LlamaSubject, subject_of
-from tests.helpers import dense_model, forward, random_tokens
+from tests.helpers import dense_model, forward, random_tokens, same
 from tests.trace.subject.problems import stacked
 
 TOKENS = random_tokens(6, 10, 3)
@@ -32,10 +31,6 @@ class Written(LlamaSubject):
 
 def run(chain, subject, text=TEXT, ratio=0.3):
     return Runner(subject, text, (), Passes(2)).run(parse(chain), ratio)
-
-
-def same(a, b) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def test_a_cold_draw_is_what_the_model_finds_likeliest_after_each_prompt_in_turn():
