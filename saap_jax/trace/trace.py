@@ -302,7 +302,8 @@ def _name_roles(follower: Follower, found: dict[int, Coupling]) -> None:
 def _find_companions(follower: Follower, layouts: dict[str, Layout], found: dict[int, Coupling]) -> None:
     """Intersect the atoms that share a layout, or surround it as a loop's axis, over all layouts of the program.
 
-    Along an atom whose indices meet each other (it is reordered, or two axes of one array) no unit is chosen anew.
+    Along an atom whose indices meet each other (it is reordered, or two axes of one array or of the loops around it) no
+    unit is chosen anew.
     """
     axes = follower.notes.axes
     moved = {atom for node in follower.notes.moved for atom in axes.atoms(node)}
@@ -310,7 +311,7 @@ def _find_companions(follower: Follower, layouts: dict[str, Layout], found: dict
     beside: dict[int, frozenset[int]] = {}
     resolved: dict[tuple[frozenset[int], frozenset[int]], None] = {}
     for layout, loops in follower.seen:
-        atoms = [atom for node in layout for atom in axes.atoms(node)]
+        atoms = [atom for node in (*layout, *loops) for atom in axes.atoms(node)]
         if len(set(atoms)) < len(atoms):  # values at one of its indices meet those at another
             moved |= {atom for atom in atoms if atoms.count(atom) > 1}
         roots = frozenset(map(axes.find, layout))
