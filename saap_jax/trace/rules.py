@@ -70,6 +70,12 @@ class Notes:
         if node != ONE:
             self.numbering[result] = Pin(node, kind, detail, self.axes.site)
 
+    def chooses(self, result: int, node: int, eqn: JaxprEqn) -> None:
+        """Note that a result of an equation, the present one, holds positions of what it chooses along an axis."""
+        self.numbers(result, node, "order", eqn.primitive.name)
+        if dtype_of(eqn.invars[0]).kind in "bu":
+            self.axes.pin(node, "order", f"{eqn.primitive.name} of a type in which none is below all")
+
     def lost(self, node: int, size: int, kind: str, detail: str) -> int:
         """Say that an axis keeps its size, and make another one of what is left of it, which keeps its own."""
         self.axes.pin(node, kind, detail)
@@ -201,9 +207,7 @@ def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         if name == "reduce_sum":
             notes.contract(ins[0][axis], (axis,), ins)
         if name.startswith("arg"):
-            notes.numbers(0, ins[0][axis], "order", name)
-            if dtype_of(eqn.invars[0]).name == "bool":
-                notes.axes.pin(ins[0][axis], "order", f"{name} of truths, none of which is below all")
+            notes.chooses(0, ins[0][axis], eqn)
     return [tuple(node for axis, node in enumerate(ins[0]) if axis not in axes)]
 
 
@@ -224,7 +228,7 @@ def top_k(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     axis = eqn.params.get("axis", -1) % len(ins[0])
     node, least = ins[0][axis], shape_of(eqn.outvars[0])[axis]
     notes.reductions.append(Acting(node, 0, axis, ins[0], notes.axes.site, "top_k", least))
-    notes.numbers(1, node, "order", "top_k")
+    notes.chooses(1, node, eqn)
     chosen = notes.axes.pinned(least, "order", "top_k")
     notes.shifts.append((node, chosen))
     return [tuple(chosen if i == axis else node for i, node in enumerate(ins[0]))] * 2
