@@ -12,7 +12,7 @@ from jaxtyping import Array, Shaped
 
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units
-from saap_jax.trace.trace import AxisMember, TracedStructure, parameter_paths
+from saap_jax.trace.trace import AxisMember, TracedStructure
 from saap_jax.trace.writers import Contraction, Writer
 from saap_jax.types import Keep
 
@@ -28,11 +28,6 @@ class TracedWeights:
     """Each array by its path."""
     acting: Callable[[str], Sequence[Contraction]] | None = None
     """Where the units of a structure act, by name; one object for the weights and for trees of their shapes."""
-
-    @classmethod
-    def of(cls, structures: tuple[TracedStructure, ...], params: Any) -> "TracedWeights":
-        """Take the weights of a pytree of parameters."""
-        return cls(structures, dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True)))
 
     def view(self, structure: TracedStructure, member: AxisMember) -> Shaped[Array, "copies units rest"]:
         """Show a member of a structure with its copies first and its units second, the rest in a row.

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool
 from saap_jax.trace.interpret import Changes, evaluate
 from saap_jax.trace.jaxpr import shape_of
 from saap_jax.trace.program import Path
-from saap_jax.trace.trace import AxisMember, Traced, parameter_paths
+from saap_jax.trace.trace import AxisMember, Traced, by_path
 
 KeptUnits = Bool[np.ndarray, "*_copied _units"]
 
@@ -51,8 +51,7 @@ def keep_units(traced: Traced, keep: Mapping[str, KeptUnits], params: Any) -> An
             of units, or each of two structures is copied along the other.
     """
     structures = {structure.name: structure for structure in traced.structures}
-    leaves, tree = jax.tree.flatten(params)
-    given = dict(zip(parameter_paths(params), leaves, strict=True))
+    given = by_path(params)
     values = dict(given)
     masks: dict[str, dict[int, np.ndarray]] = {}
     for name, kept in keep.items():
@@ -79,7 +78,7 @@ def keep_units(traced: Traced, keep: Mapping[str, KeptUnits], params: Any) -> An
                 )
             values[path] = _taken(values[path], last[0], axes.pop(last[0]))
         values[path] = like(values[path], given[path])
-    return tree.unflatten(list(values.values()))
+    return jax.tree.structure(params).unflatten(values.values())
 
 
 def _mask(shape: tuple[int, ...], member: AxisMember, keep: KeptUnits) -> np.ndarray:

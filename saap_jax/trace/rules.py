@@ -31,8 +31,8 @@ class Acting(NamedTuple):
     site: Any
     operation: str = ""
     """The statistic (a mean, a maximum), which changes when a unit goes; "": a sum."""
-    least: int = 1
-    """Units that have to remain."""
+    least: int = 0
+    """Of a choice among units: how many have to remain."""
 
 
 @dataclasses.dataclass
@@ -201,12 +201,12 @@ def ragged_dot(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[L
 def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Reductions over axes: a statistic of the units, or the position of an extremum among them."""
     name = eqn.primitive.name
-    axes = [int(axis) for axis in eqn.params["axes"]]
+    axes, chosen = [int(axis) for axis in eqn.params["axes"]], int(name.startswith("arg"))
     for axis in axes:
-        notes.reductions.append(Acting(ins[0][axis], 0, axis, ins[0], notes.axes.site, name))
+        notes.reductions.append(Acting(ins[0][axis], 0, axis, ins[0], notes.axes.site, name, chosen))
         if name == "reduce_sum":
             notes.contract(ins[0][axis], (axis,), ins)
-        if name.startswith("arg"):
+        if chosen:
             notes.chooses(0, ins[0][axis], eqn)
     return [tuple(node for axis, node in enumerate(ins[0]) if axis not in axes)]
 

@@ -35,9 +35,6 @@ NEUTRAL: dict[str, float] = {
 }  # fmt: skip
 """What changes nothing in a statistic over units (-1: all bits); a sum is a contraction, which gates multiply."""
 
-CHOICES = frozenset({"top_k", "argmax", "argmin"})
-"""Reductions that choose among units."""
-
 
 @dataclasses.dataclass(frozen=True)
 class AxisMember:
@@ -104,7 +101,7 @@ class TracedStructure:
     role: str = "channels"
     """What the units are to a reader: channels, heads, query heads, head width, experts or stream."""
     least: int = 0
-    """Units that have to remain, such as the k of a router's `top_k`."""
+    """Units that have to remain, such as the k of a router's `top_k`; 0 where nothing chooses among them."""
 
     @property
     def copies(self) -> int:
@@ -164,7 +161,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
         ValueError: `params` holds no arrays, or arrays have explicit axes.
     """
     refuse_explicit_axes((params, inputs))
-    paths = parameter_paths(params)
+    paths = list(by_path(params))
     if not paths:
         raise ValueError(f"params: expected a pytree of arrays or jax.ShapeDtypeStructs, got {params!r}")
     program, results = jax.make_jaxpr(function, return_shape=True)(params, *inputs)
@@ -194,8 +191,8 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     return Traced(tuple(structures), unknown, shapes, program, results, follower, atoms, layouts)
 
 
-def parameter_paths(params: Any) -> list[str]:
-    """Name each array of a pytree by its path, in order; an `nnx.Variable` by the variable's."""
+def by_path(params: Any) -> dict[str, Any]:
+    """Key each array of a pytree by its path, in order; that of an `nnx.Variable` by the variable's."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     paths = []
     for path, leaf in leaves:
@@ -206,7 +203,7 @@ def parameter_paths(params: Any) -> list[str]:
     if len(set(paths)) < len(paths):
         twice = next(path for place, path in enumerate(paths) if path in paths[:place])
         raise ValueError(f"params: expected paths that differ, got {twice} twice; rename one of the two")
-    return paths
+    return dict(zip(paths, jax.tree.leaves(params), strict=True))
 
 
 # --- from atoms to structures ------------------------------------------------------------------------
@@ -271,8 +268,7 @@ def _name_roles(follower: Follower, found: dict[int, Coupling]) -> None:
     for node, role in notes.paired:
         for atom in axes.atoms(node) if role != "head width" or not inputs & {*axes.atoms(node)} else ():
             roles.setdefault(atom, set()).add(role)
-    choices = [record for record in notes.reductions if record.operation in CHOICES]
-    experts = {atom for record in choices for atom in axes.atoms(record.node)}
+    experts = {atom for record in notes.reductions if record.least for atom in axes.atoms(record.node)}
     heads = {atom for atom, held in roles.items() if "heads" in held and atom in found} - experts
     experts |= {atom for atom, held in roles.items() if "experts" in held} - heads
     widths = {atom for atom, held in roles.items() if "head width" in held and atom in found}
@@ -370,7 +366,7 @@ def _structure(follower: Follower, layouts: dict[str, Layout], coupling: Couplin
         gates=tuple(dict.fromkeys(map(gate, coupling.contractions))),
         statistics=tuple(dict.fromkeys(map(gate, changing))),
         role=coupling.role,
-        least=max((each.least for each in coupling.reductions if each.operation in CHOICES), default=0),
+        least=max((each.least for each in coupling.reductions), default=0),
     )
 
 

@@ -10,7 +10,7 @@ from saap_jax.structures.weights import TracedWeights
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import retrace
-from saap_jax.trace.trace import Traced, trace
+from saap_jax.trace.trace import Traced, by_path, trace
 from tests.helpers import dense_model, ragged_model, random_tokens
 from tests.models_for_tracing import EXAMPLES, all_ones, floats, masked_as_cut
 
@@ -162,7 +162,7 @@ def test_an_axis_that_is_the_square_of_a_structure_loses_rows_and_columns(remove
     keep = {structure.name: np.arange(3) != removed}
     assert keep_units(traced, keep, params)["head"].shape == (4,)
     masked_as_cut(traced, keep, params, x, own=[square_of_units], atol=1e-5)
-    weights = TracedWeights.of((structure,), params)
+    weights = TracedWeights((structure,), by_path(params))
     (head,) = [weights.view(structure, member) for member in structure.members if member.path == "head"]
     rows = [set(range(3 * u, 3 * u + 3)) | {u, u + 3, u + 6} for u in range(3)]  # each weight once
     for unit, row in enumerate(rows):

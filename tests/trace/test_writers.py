@@ -9,7 +9,7 @@ import pytest
 
 from saap_jax.trace.interpret import tapped
 from saap_jax.trace.listing import traced_model
-from saap_jax.trace.trace import parameter_paths, trace
+from saap_jax.trace.trace import by_path, trace
 from saap_jax.trace.writers import writers_of
 from tests.helpers import dense_model
 from tests.models_for_tracing import EXAMPLES, all_ones
@@ -24,10 +24,6 @@ def traced_example(name):
     example, params, inputs = example_of(name)
     traced = trace(example.function, params, *inputs)
     return traced, writers_of(traced, traced.prunable), params, inputs
-
-
-def values_of(params):
-    return dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
 
 
 def small(function, *shapes, x=(5, 3), integer=()):
@@ -51,7 +47,7 @@ def drawn(random, shape):
 def test_rows_times_matrices_is_what_the_program_computes(name):
     """The product of each writer, bound to its own operands, has the same numbers."""
     traced, writers, params, inputs = traced_example(name)
-    values, taps = values_of(params), [(w.tap[0], operand) for w in writers.found for operand in (0, 1)]
+    values, taps = by_path(params), [(w.tap[0], operand) for w in writers.found for operand in (0, 1)]
     _, found = jax.jit(tapped(traced, taps))({}, params, *inputs)
     assert writers.found
     for writer in writers.found:
@@ -76,7 +72,7 @@ def test_rows_times_matrices_is_what_the_program_computes(name):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_what_is_written_back_is_read_again_and_nothing_else_changes(name):
     _, writers, params, _ = traced_example(name)
-    values, random = values_of(params), np.random.default_rng(1)
+    values, random = by_path(params), np.random.default_rng(1)
     for writer in writers.found:
         value = np.asarray(values[writer.path])
         before = np.asarray(writer.matrices(value))

@@ -17,7 +17,7 @@ from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import verdicts
 from saap_jax.trace.subject import cut, subject_of
 from saap_jax.trace.subject.problem import at_shapes
-from saap_jax.trace.trace import parameter_paths
+from saap_jax.trace.trace import by_path
 from tests.trace.subject.problems import cut_losses, masked_losses
 from tests.zoo.models import COUNT, ZOO, counted
 
@@ -94,7 +94,7 @@ def test_five_steps_of_training(name):
     statistics = re.compile(ZOO[name]().statistics)
     trained = [
         jnp.issubdtype(leaf.dtype, jnp.floating) and not statistics.search(path)
-        for path, leaf in zip(parameter_paths(params), leaves, strict=True)
+        for path, leaf in by_path(params).items()
     ]
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.02))
 

@@ -30,7 +30,7 @@ from saap_jax.surgery.corrections import rows_of as some_rows
 from saap_jax.trace.cut import like
 from saap_jax.trace.problem import Examples
 from saap_jax.trace.subject.problem import TracedProblem, batches, rows_of
-from saap_jax.trace.trace import parameter_paths
+from saap_jax.trace.trace import by_path
 from saap_jax.trace.writers import Writer
 from saap_jax.types import HELD_OUT, Gates, Keep
 
@@ -126,7 +126,7 @@ def repaired(
     if dense is not subject:
         raise ValueError("repair: expected one repair of a traced model, got a second one behind it")
     params, pruned, repair = subject.problem.params, repair.propagate == "pruned", _damped(repair)
-    given = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
+    given = by_path(params)
     values, corrections = dict(given), []
     gates: Gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
 

@@ -40,6 +40,7 @@ from saap_jax.runtime.progress import OBSERVING, Passes
 from saap_jax.structures.weights import TracedWeights
 from saap_jax.trace.problem import Examples, count_examples
 from saap_jax.trace.subject.problem import TracedProblem, batches, loss_of_one, rows_of
+from saap_jax.trace.trace import by_path
 from saap_jax.types import Gates, Keep
 
 ACTIVATIONS = frozenset({ACTIVATION_MOMENTS, ACTIVATION_USAGE})
@@ -109,16 +110,14 @@ def observe(
 
 def members(subject: TracedProblem) -> dict[str, Any]:
     """Choose the parameters of floating point that hold units, by path."""
-    values = TracedWeights.of(subject.structures, subject.problem.params).values
     paths = {member.path for structure in subject.structures for member in structure.members}
-    held = {path: jnp.asarray(value) for path, value in values.items() if path in paths}
+    held = {path: jnp.asarray(value) for path, value in by_path(subject.problem.params).items() if path in paths}
     return {path: value for path, value in held.items() if jnp.issubdtype(value.dtype, jnp.floating)}
 
 
 def with_values(params: Any, values: Mapping[str, Any]) -> Any:
     """Replace some parameters, by path."""
-    every = TracedWeights.of((), params).values
-    return jax.tree.unflatten(jax.tree.structure(params), list((every | dict(values)).values()))
+    return jax.tree.structure(params).unflatten((by_path(params) | dict(values)).values())
 
 
 def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvature) -> Callable[..., Any]:

@@ -25,7 +25,7 @@ from saap_jax.trace.interpret import gated, tapped
 from saap_jax.trace.own_code import Verdict, compared, nearby, tolerance_of, verdicts
 from saap_jax.trace.problem import Examples, Problem, count_examples
 from saap_jax.trace.program import Tap
-from saap_jax.trace.trace import CHOICES, Traced, TracedStructure, trace
+from saap_jax.trace.trace import Traced, TracedStructure, trace
 from saap_jax.trace.writers import Contraction, Writer, Writers, writers_of
 from saap_jax.types import Gates, Keep
 
@@ -125,9 +125,8 @@ def traced_problem(
 
     def may_go(structure: TracedStructure) -> bool:
         """Units act somewhere, and a member holds floating point: beside quantised ones, their scales or a bias."""
-        choices = any(place.split("/")[-1].split("[")[0] in CHOICES for place in structure.normalised)
         floats = any(jnp.issubdtype(traced.dtypes[member.path], jnp.floating) for member in structure.members)
-        return bool(structure.gates) and floats and (norms or not structure.normalised or choices)
+        return bool(structure.gates) and floats and (norms or not structure.normalised or structure.least > 0)
 
     structures, left_out = tuple(filter(may_go, traced.prunable)), {}
     if not refused:

@@ -17,7 +17,7 @@ from saap_jax.trace.cut import like
 from saap_jax.trace.own_code import compared
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject.subject import CutTraced, TracedSubject, subject_of
-from saap_jax.trace.trace import groups_of, parameter_paths
+from saap_jax.trace.trace import by_path, groups_of
 from saap_jax.types import Keep
 
 ADAPTERS: dict[str, Callable[..., Problem]] = {"flax.nnx": from_nnx, "equinox": from_equinox, "keras": from_keras}
@@ -115,7 +115,7 @@ def prune(
         each = {one.name: Width(one.role, one.units, int(keep[one.name].sum(1)[0])) for one in group}
         widths |= {pattern: each[group[0].name]} if len(set(each.values())) == 1 else each
     params, before = jax.tree.map(like, cut.params, given.params), subject.traced.shapes
-    after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
+    after = {path: tuple(leaf.shape) for path, leaf in by_path(params).items()}
     return Pruned(
         params=params,
         function=cut.function,

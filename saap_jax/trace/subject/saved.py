@@ -20,7 +20,7 @@ from saap_jax.surgery.cut import keep_to_json
 from saap_jax.trace.cut import kept_shapes
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject.problem import TracedProblem, cut_function
-from saap_jax.trace.trace import Traced, TracedStructure, parameter_paths, trace
+from saap_jax.trace.trace import Traced, TracedStructure, by_path, trace
 from saap_jax.types import Keep
 
 FORMAT = 1
@@ -46,8 +46,7 @@ def write_pruned(
         FileExistsError: the directory exists.
         OSError: the disk is full. Nothing is left behind in either case.
     """
-    subject, params = cut.subject, cut.params
-    values = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
+    subject = cut.subject
     record = {
         "format": FORMAT,
         "structures": [described(each) for each in subject.structures if each.name in keep],
@@ -56,7 +55,7 @@ def write_pruned(
         "about": dict(about),
     }
     with new_output(check_local("directory", directory).expanduser(), "the pruned model") as place:
-        content = save({path: jax.numpy.asarray(value) for path, value in values.items()})
+        content = save({path: jax.numpy.asarray(value) for path, value in by_path(cut.params).items()})
         (place / "params.safetensors").write_bytes(content)  # the library's writer raises no OSError on a full disk
         write_json(record, place / "pruned.json")
         write_further(further, place)
