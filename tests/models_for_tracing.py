@@ -53,6 +53,11 @@ def floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+def drawn(*shape: int, seed: Any = 0) -> jax.Array:
+    """Draw normal numbers by a seed, or by a generator that goes on."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
 def shapes(**sizes: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: floats(*shape) for name, shape in sizes.items()}
 

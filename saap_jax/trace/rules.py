@@ -158,10 +158,10 @@ def squeeze(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     return [tuple(node for axis, node in enumerate(ins[0]) if axis not in dropped)]
 
 
-def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`dot_general`: batch axes and contracted axes are equated."""
-    left, right = ins
-    (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
+def dot(notes: Notes, ins: Sequence[Layout], numbers: Any, groups: tuple[int, ...] = ()) -> list[Layout]:
+    """Equate batch axes and contracted axes of a product; axes of the second operand that number groups are gone."""
+    left, right = ins[:2]
+    (left_sum, right_sum), (left_batch, right_batch) = numbers
     batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
     mutual = all(notes.active[:2])
     if left_sum or not mutual:
@@ -172,7 +172,7 @@ def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
         if mutual:
             notes.paired.append((node, "head width"))
     free = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
-    free += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch}]
+    free += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch, *groups}]
     if mutual:
         notes.scores.append((tuple(left[axis] for axis in left_sum), tuple(free)))
     return [(*batch, *free)]
@@ -181,21 +181,15 @@ def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
 def ragged_dot(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[Layout]:
     """`ragged_dot`: rows are dealt out to groups in their order; the contracted axes are equated."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
-    (left_sum, right_sum), (left_batch, right_batch) = numbers.dot_dimension_numbers
-    groups = tuple(numbers.rhs_group_dimensions)
-    ragged = set(numbers.lhs_ragged_dimensions)
+    (left_sum, _), (left_batch, _) = numbers.dot_dimension_numbers
+    groups, ragged = tuple(numbers.rhs_group_dimensions), set(numbers.lhs_ragged_dimensions)
     if len(groups) != 1 or ragged & {*left_sum, *left_batch}:  # a product of gradients: groups are in the result
         return unknown(notes, eqn, ins)
     left, right, sizes = ins[:3]
     group = notes.equate(right[groups[0]], sizes[-1])
     for node in (group, *(left[axis] for axis in ragged)):
         notes.axes.pin(node, "order", "rows are dealt out by ragged_dot")
-    batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
-    for i, j in zip(left_sum, right_sum, strict=True):
-        notes.contract(notes.equate(left[i], right[j]), (int(i), int(j)), ins)
-    rows = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
-    rows += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch, *groups}]
-    return [(*batch, *rows)]
+    return dot(notes, ins, numbers.dot_dimension_numbers, groups)
 
 
 def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -315,7 +309,7 @@ RULES: dict[str, Rule] = {
     "broadcast_in_dim": broadcast,
     "transpose": lambda notes, eqn, ins: [tuple(ins[0][axis] for axis in eqn.params["permutation"])],
     "squeeze": squeeze,
-    "dot_general": dot_general,
+    "dot_general": lambda notes, eqn, ins: dot(notes, ins, eqn.params["dimension_numbers"]),
     "ragged_dot_general": ragged_dot,
     "top_k": top_k,
     "iota": iota,

@@ -12,10 +12,10 @@ from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import Traced, by_path, trace
 from tests.helpers import dense_model, ragged_model, random_tokens
-from tests.models_for_tracing import EXAMPLES, all_ones, floats, masked_as_cut
+from tests.models_for_tracing import EXAMPLES, all_ones, drawn, floats, masked_as_cut
 
 
-def drawn(shapes, random):
+def values_like(shapes, random):
     """Draw random arrays, positive where a model takes roots or logarithms; tokens for integers."""
 
     def draw(leaf):
@@ -28,7 +28,7 @@ def drawn(shapes, random):
 
 def example_of(name):
     example, random = EXAMPLES[name](), np.random.default_rng(0)
-    params = drawn(example.params, random)
+    params = values_like(example.params, random)
     if name == "nnx_cnn":
         params["batch_norm"]["var"].set_value(params["batch_norm"]["var"][...] ** 2)
     if name == "convnet":
@@ -36,7 +36,7 @@ def example_of(name):
             key: value | {"variance": value["variance"] ** 2} if "norm" in key else value
             for key, value in params.items()
         }
-    return example, params, drawn(example.inputs, random)
+    return example, params, values_like(example.inputs, random)
 
 
 def keep_of(structure, random):
@@ -154,8 +154,8 @@ def test_an_axis_that_is_the_square_of_a_structure_loses_rows_and_columns(remove
     """It once lost the columns alone when masked, for the second place of a unit overwrote the first."""
     random = np.random.default_rng(0)
     shapes = {"in": (4, 9), "mix": (3, 3), "head": (9,), "last": (3, 3)}
-    params = {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
-    x = jnp.asarray(random.normal(size=(5, 4)), jnp.float32)
+    params = {name: drawn(*shape, seed=random) for name, shape in shapes.items()}
+    x = drawn(5, 4, seed=random)
     traced = trace(square_of_units, params, x)
     (structure,) = traced.prunable
     assert structure.units == 3

@@ -14,6 +14,7 @@ from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import trace
 from tests.models_for_tracing import masked_as_cut, removed_shapes
+from tests.trace.test_gates import keep_of
 
 Array = Any
 Step = Callable[[list[Array], dict[str, Array]], list[Array]]
@@ -205,10 +206,8 @@ def check_masked(builder: Builder) -> None:
     for structure in traced.prunable:
         if structure.units < 2:
             continue
-        every = np.broadcast_to(np.arange(structure.units), (*structure.copied, structure.units))
-        order = random.permuted(every, axis=-1)
-        own = [] if structure.normalised else [builder.function]
-        masked_as_cut(traced, {structure.name: order > 0}, params, x, run=gated(traced), own=own)
+        own, keep = [] if structure.normalised else [builder.function], keep_of(structure, random)
+        masked_as_cut(traced, {structure.name: keep}, params, x, run=gated(traced), own=own)
 
 
 @given(programs())

@@ -16,7 +16,8 @@ from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import trace
-from tests.models_for_tracing import floats, masked_as_cut, removed_shapes
+from tests.models_for_tracing import drawn, floats, masked_as_cut, removed_shapes
+from tests.trace.test_gates import keep_of
 
 WIDTH, BATCH = 6, 5
 
@@ -211,8 +212,8 @@ def test_masked_is_cut_and_gates_of_one_change_nothing(name):
     """A smaller program draws other random numbers, so two stay out. Controls: the dense model has others."""
     function, shapes, traced, (structure,) = hidden(PRUNABLE[name])
     random = np.random.default_rng(0)
-    params = {path: jnp.asarray(random.normal(size=leaf.shape), jnp.float32) for path, leaf in shapes.items()}
-    x, run = jnp.asarray(random.normal(size=(BATCH, 3)), jnp.float32), jax.jit(gated(traced))
+    params = {path: drawn(*leaf.shape, seed=random) for path, leaf in shapes.items()}
+    x, run = drawn(BATCH, 3, seed=random), jax.jit(gated(traced))
     dense, changed = function(params, x), 0.0
     np.testing.assert_allclose(run({structure.name: jnp.ones(structure.units)}, params, x), dense, rtol=1e-5, atol=1e-5)
     for removed in (0, structure.units - 1):
@@ -274,13 +275,12 @@ def test_units_that_are_added_to_those_of_another_copy_are_chosen_once(name):
         return jnp.einsum("bef,efd->bd", h + SHIFTS[name](h), params["down"])
 
     random = np.random.default_rng(0)
-    params = {"up": random.normal(size=(4, 3, 6)), "down": random.normal(size=(4, 6, 3))}
-    params, x = jax.tree.map(jnp.float32, params), jnp.asarray(random.normal(size=(BATCH, 3)), jnp.float32)
+    params = {"up": drawn(4, 3, 6, seed=random), "down": drawn(4, 6, 3, seed=random)}
+    x = drawn(BATCH, 3, seed=random)
     traced = trace(function, params, x)
     (structure,) = traced.prunable
     assert structure.copied == ((4,) if name == "none" else ())
-    every = np.broadcast_to(np.arange(6), (*structure.copied, 6))
-    masked_as_cut(traced, {structure.name: random.permuted(every, axis=-1) > 1}, params, x)
+    masked_as_cut(traced, {structure.name: keep_of(structure, random)}, params, x)
 
 
 def test_a_custom_derivative_without_units_is_the_smaller_programs_too():
@@ -288,8 +288,8 @@ def test_a_custom_derivative_without_units_is_the_smaller_programs_too():
         return jnp.sum(passed(jnp.sin(x @ params["up"]) @ params["down"]) ** 2)
 
     random = np.random.default_rng(0)
-    params = {"up": jnp.float32(random.normal(size=(3, 6))), "down": jnp.float32(random.normal(size=(6, 2)))}
-    traced, x = trace(function, params, floats(BATCH, 3)), jnp.float32(random.normal(size=(BATCH, 3)))
+    params = {"up": drawn(3, 6, seed=random), "down": drawn(6, 2, seed=random)}
+    traced, x = trace(function, params, floats(BATCH, 3)), drawn(BATCH, 3, seed=random)
     keep = {traced.prunable[0].name: np.arange(6) > 1}
     less = keep_units(traced, keep, params)
     own, of_smaller = (jax.grad(each)(less, x) for each in (function, smaller(traced, keep)))

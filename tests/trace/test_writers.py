@@ -12,7 +12,7 @@ from saap_jax.trace.listing import traced_model
 from saap_jax.trace.trace import by_path, trace
 from saap_jax.trace.writers import writers_of
 from tests.helpers import dense_model
-from tests.models_for_tracing import EXAMPLES, all_ones
+from tests.models_for_tracing import EXAMPLES, all_ones, drawn
 from tests.trace.test_gates import example_of, keep_of
 
 QUICK = ("phi", "convnet")
@@ -30,16 +30,12 @@ def small(function, *shapes, x=(5, 3), integer=()):
     """Trace `function(params, x)` with random parameters and input, and find the writers of its structures."""
     random = np.random.default_rng(0)
     params = {
-        name: jnp.asarray(random.integers(-9, 9, shape), jnp.int8) if name in integer else drawn(random, shape)
+        name: jnp.asarray(random.integers(-9, 9, shape), jnp.int8) if name in integer else drawn(*shape, seed=random)
         for name, shape in shapes
     }
-    x = drawn(random, x)
+    x = drawn(*x, seed=random)
     traced = trace(function, params, x)
     return traced, writers_of(traced, traced.prunable), params, x
-
-
-def drawn(random, shape):
-    return jnp.asarray(random.normal(size=shape), jnp.float32)
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ import numpy as np
 from saap_jax.trace.adapters import from_equinox, from_haiku, from_keras, from_linen, from_nnx
 from saap_jax.trace.own_code import nearby
 from saap_jax.trace.problem import Problem
+from tests.models_for_tracing import drawn
+from tests.trace.subject.problems import square
 
 COUNT = 4
 """Examples of calibration, and as many held out."""
@@ -39,10 +41,6 @@ class Animal:
     """What of the parameters' paths (a pattern) is not trained: statistics of batch norm, state beside parameters."""
 
 
-def drawn(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
 def tokens(count: int, length: int, vocabulary: int = 13, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).integers(0, vocabulary, (count, length)), jnp.int32)
 
@@ -50,10 +48,6 @@ def tokens(count: int, length: int, vocabulary: int = 13, seed: int = 0) -> jax.
 def next_token(logits: Any, targets: Any) -> Any:
     logits = jnp.asarray(logits, jnp.float32)
     return -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), targets[:, 1:, None], -1).mean()
-
-
-def square(outputs: Any, targets: Any) -> Any:
-    return jnp.square(outputs - targets).mean()
 
 
 def shaken(problem: Problem) -> Problem:

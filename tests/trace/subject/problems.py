@@ -16,8 +16,8 @@ from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import TracedSubject, subject_of
 from saap_jax.trace.subject.problem import cut_function, loss_of_one
 from saap_jax.trace.subject.subject import CutTraced
-from tests.models_for_tracing import EXAMPLES
-from tests.trace.test_gates import drawn, example_of
+from tests.models_for_tracing import EXAMPLES, drawn
+from tests.trace.test_gates import example_of, values_like
 
 MIXED = "control_flow"
 """The one whose branches depend on the sum over a batch."""
@@ -29,10 +29,7 @@ def square(outputs, targets):
 
 def stacked() -> Problem:
     """Make a small model with two layers in a scan, and five examples, which batches of two do not divide."""
-    random = np.random.default_rng(0)
-
-    def draw(*shape):
-        return jnp.asarray(random.normal(size=shape), jnp.float32)
+    draw = functools.partial(drawn, seed=np.random.default_rng(0))
 
     def function(params, x):
         h = jnp.tanh(jnp.einsum("bi,id->bd", x, params["in"]))
@@ -53,7 +50,7 @@ def problem_of(name: str, count: int = 6) -> Problem:
     example, params, _ = example_of(name)
     random = np.random.default_rng(3)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2 * count, *leaf.shape[1:]), leaf.dtype), example.inputs)
-    inputs = drawn(shapes, random)
+    inputs = values_like(shapes, random)
     outputs = jax.eval_shape(example.function, params, *inputs)
     targets = jnp.asarray(random.normal(size=outputs.shape), jnp.float32)
     halves = [
@@ -77,7 +74,7 @@ def trained(name: str, count: int = 64, steps: int = 300) -> Problem:
     example = EXAMPLES[name]()
 
     def small(seed: int):
-        return jax.tree.map(lambda leaf: leaf * 0.5, drawn(example.params, np.random.default_rng(seed)))
+        return jax.tree.map(lambda leaf: leaf * 0.5, values_like(example.params, np.random.default_rng(seed)))
 
     problem = problem_of(name, count)
     make = jax.jit(example.function)

@@ -16,6 +16,7 @@ from saap_jax.trace.adapters import from_linen, from_nnx
 from saap_jax.trace.cut import keep_units
 from saap_jax.trace.subject import cut, subject_of
 from saap_jax.trace.trace import trace
+from tests.models_for_tracing import drawn
 from tests.trace.subject.problems import (
     SAAP,
     calibrate,
@@ -27,10 +28,6 @@ from tests.trace.subject.problems import (
     square,
     stacked,
 )
-
-
-def drawn(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 class Network(nnx.Module):
