@@ -17,15 +17,12 @@ from saap_jax.llama.quantized import quantization_of
 from saap_jax.report.card import card
 from saap_jax.runs.commands import command_of, options, prune_command
 from saap_jax.runs.origin import FILE, SCHEMA, Base, Origin, OriginStep, figures_of, read_origin
-from saap_jax.runs.records import Measured, Row, RunRecord
+from saap_jax.runs.records import RECOVERY, Measured, Row, RunRecord
 from saap_jax.runtime.digests import versions
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.words import plural
 from saap_jax.steps.allocation.allocation import Selection
 from saap_jax.subjects.llama import CutLlama
-
-NAMES = {"dense": "dense", "before": "pruned", "after": "recovered"}
-"""Key of a model in the record of `saap recover` -> what its card calls it."""
 
 
 def origin_of(name: str, place: Path | None = None) -> Origin:
@@ -107,7 +104,7 @@ def recovered(config: RecoverConfig, run: RunRecord) -> OriginStep:
     """Write the step of `saap recover`, whose record has what was measured of all models."""
     training, data = run["training"], run["data"]
     method = {name: value for name, value in dataclasses.asdict(config.method).items() if name != "name"}
-    models: Mapping[str, Measured] = {label: run[key] for key, label in NAMES.items() if key in run}
+    models: Mapping[str, Measured] = {label: run[key] for key, label in RECOVERY.items() if key in run}
     best = None if training["best_step"] == training["steps"] else training["best_step"]
     facts = {
         "method": " ".join([config.method.name, *options(method, MethodConfig())]),

@@ -39,6 +39,7 @@ from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report.pages.recover import recovery_table, summary
 from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory, flatten, write_scalars
+from saap_jax.runs.records import RECOVERY
 from saap_jax.runtime.digests import digest_of, inputs_of, model_digest, provenance
 from saap_jax.runtime.files import held, plain
 from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
@@ -121,7 +122,7 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
     models = {name: each for name, each in (("dense", dense), ("before", model)) if each is not None}
     with run.stage("evaluate"):
         for name in (name for name in models if name not in run.record):
-            with step(track, f"evaluate the {origins.NAMES[name]} model"):
+            with step(track, f"evaluate the {RECOVERY[name]} model"):
                 run.update(**{name: measure(models[name])})
     if dense is not None and config.training.top_k_logits:
         training = _with_top_k(config, run, training, dense, track)
@@ -335,7 +336,7 @@ def _decode(config: RecoverConfig, run: RunDirectory, recovered: Llama, tokenize
     places = {"dense": config.dense, "before": config.model}
     models = {name: load_model(place, config.dtype) for name, place in places.items() if place} | {"after": recovered}
     with run.stage("write"):
-        named = {origins.NAMES[name]: model for name, model in models.items()}
+        named = {RECOVERY[name]: model for name, model in models.items()}
         run.update(written=written(named, tokenizer, NEW_TOKENS, track))
     workload = Workload(1, config.evaluation.length, config.new_tokens)
     with run.stage("time"):

@@ -13,6 +13,9 @@ Part = dict[str, Any]
 
 Cost = Trial = RaceRecord = Part
 
+RECOVERY = {"dense": "dense", "before": "pruned", "after": "recovered"}
+"""Key of a model in the record of `saap recover` -> what tables and cards call it."""
+
 
 class Measured(TypedDict, total=False):
     """What was measured of a model."""

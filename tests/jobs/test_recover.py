@@ -17,13 +17,13 @@ from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.scales import format_ppl
 from saap_jax.evaluation.timing import Spread
 from saap_jax.jobs import recover as job
-from saap_jax.jobs.origins import NAMES
 from saap_jax.llama import load_model
 from saap_jax.llama.quantized import Quantized
 from saap_jax.recovery import loop
 from saap_jax.report.pages.recover import recovery_table, summary
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
+from saap_jax.runs.records import RECOVERY
 from tests.cli.test_main import refused
 from tests.runs.test_directory import scalars_in
 
@@ -78,7 +78,7 @@ def test_recover(options, capsys, tmp_path):
     assert origin is not None
     (step,) = origin["steps"]
     assert {figure["model"]: figure["value"] for figure in step["figures"] if "reference" in figure["metric"]} == {
-        label: pytest.approx(run[key]["ppl"]["ppl@16 builtin:reference"]) for key, label in NAMES.items()
+        label: pytest.approx(run[key]["ppl"]["ppl@16 builtin:reference"]) for key, label in RECOVERY.items()
     }
     card = (tmp_path / "runs" / "recover" / "model" / "README.md").read_text()
     assert "here are 3" in card

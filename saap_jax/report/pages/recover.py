@@ -21,12 +21,9 @@ from saap_jax.report.formats import (
 )
 from saap_jax.report.pages.common import DOMAINS
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runs.records import RECOVERY, Row, RunRecord
 from saap_jax.runs.standing import metrics, number
 from saap_jax.runtime.words import plural
-
-VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
-"""Key of a model in the record -> what the table calls it."""
 
 
 def recover_findings(directory: RunDirectory) -> Findings:
@@ -42,7 +39,7 @@ def recovery_table(run: RunRecord) -> Table:
     """List the models, each beside the one before the training."""
     before, texts = run["before"], [metric["name"] for metric in metrics(run)]
     rows = []
-    for key, name in VARIANTS.items():
+    for key, name in RECOVERY.items():
         if key in run:
             known = run[key]
             row = {"model": name, **known["ppl"], **{f"before {text}": before["ppl"].get(text) for text in texts}}
@@ -68,7 +65,7 @@ def recovery_table(run: RunRecord) -> Table:
     title = ""
     if training:
         title = f"{config['method']['name']}, {plural(training['steps'], 'step')} of {plural(training['rows'], 'row')}"
-    notes = [f"in brackets behind a perplexity: change from the {VARIANTS['before']} model"]
+    notes = [f"in brackets behind a perplexity: change from the {RECOVERY['before']} model"]
     notes += [f"decoding: median of {rounds} rounds in turns (slowest to fastest)"] if timed else []
     return Table(title, columns, rows, notes, "recovery")
 
