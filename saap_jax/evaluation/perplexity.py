@@ -45,8 +45,6 @@ def window_losses(
     model: Llama,
     batches: Collection[Batch],
     gates: Gates | None = None,
-    *,
-    progress: Callable[[Collection[Batch]], Iterator[Batch]] = tell_windows,
 ) -> WindowLosses:
     """Return the loss of each window under `gates` (None: nothing removed). Padding rows are left out.
 
@@ -55,7 +53,7 @@ def window_losses(
     """
     gates = ones_gates(model.segments) if gates is None else gates
     sums, counts = [], []
-    for tokens, mask in progress(batches):
+    for tokens, mask in tell_windows(batches):
         with on_mesh_of(model):
             batch_sums, batch_counts = loss_step(model, shard(tokens, model), shard(mask, model), gates)
         sums.append(fetched(batch_sums).astype(np.float64))

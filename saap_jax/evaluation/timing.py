@@ -72,7 +72,7 @@ class Programs(NamedTuple):
     """The most that one of the two programs holds, by the compiler's own analysis; None where it gives none."""
 
 
-def compile_programs(model: Llama, workload: Workload, *, seed: int = 0) -> Programs:
+def compile_programs(model: Llama, workload: Workload) -> Programs:
     """Compile prefill and decoding of a model for a workload; pass what `decoder_of` returns to time that form.
 
     Raises:
@@ -84,8 +84,8 @@ def compile_programs(model: Llama, workload: Workload, *, seed: int = 0) -> Prog
             f"bench: {prompt} tokens and {new} new ones make {prompt + new}, more than the model's "
             f"{model.constants.positions} positions; ask for fewer"
         )
-    prompts = np.random.default_rng(seed).integers(0, model.embedding.shape[0], (batch, prompt)).tolist()
-    keys = jax.random.split(jax.random.key(seed), batch)
+    prompts = np.random.default_rng(0).integers(0, model.embedding.shape[0], (batch, prompt)).tolist()
+    keys = jax.random.split(jax.random.key(0), batch)
     inputs, settings, stops = padded(prompts, batch), settings_of(Sampling()), stops_of(())
     arguments = (model, inputs, keys, settings, stops)
     lowered = prefill.lower(*arguments, slots=rounded(inputs.tokens.shape[1] + new))
