@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from saap_jax.runtime.words import plural
+
 FEWEST = 8
 """Windows, items, units or layers that an interval or a p-value is made of at least; rounds that a time is.
 
@@ -77,6 +79,15 @@ def few(count: int, what: str = "window") -> str:
     ('without an interval, which takes 8 windows; here are 2', 'without an interval, which takes 8 items; here is 1')
     """
     return f"without an interval, which takes {FEWEST} {what}s; here {'is' if count == 1 else 'are'} {count:,}"
+
+
+def too_few(count: int, what: str = "window") -> str:
+    """Say why nothing is tested, in a clause; empty where there are enough.
+
+    >>> too_few(2), too_few(1, "unit"), too_few(8)
+    ('2 windows, where it takes 8', '1 unit, where it takes 8', '')
+    """
+    return "" if count >= FEWEST else f"{plural(count, what)}, where it takes {FEWEST}"
 
 
 def format_interval(low: float, high: float, show: Callable[[float], str]) -> str:

@@ -16,10 +16,9 @@ from typing import Any, Final, NamedTuple, cast
 import numpy as np
 
 from saap_jax.evaluation.differences import Difference, paired_difference
-from saap_jax.evaluation.resample import FEWEST
+from saap_jax.evaluation.resample import too_few
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.runs.records import Metric, Row, RunRecord
-from saap_jax.runtime.words import plural
 
 DENSE: Final = "dense"
 """Label of the row of the unpruned model."""
@@ -132,7 +131,7 @@ def merged(candidates: Sequence[Row]) -> list[Variant]:
         if several:
             for name in ("ratio_actual", "parameters"):
                 record[name] = float(np.mean([number(each.get(name)) for each in members]))
-        kept = [kept_by_layer(each) for each in members]
+        kept = [each.get("kept", {}) for each in members]
         if several and len({tuple((name, len(units)) for name, units in each.items()) for each in kept}) == 1:
             record["kept"] = {name: np.mean([each[name] for each in kept], axis=0).tolist() for name in kept[0]}
         found.append(cast(Variant, record))
@@ -143,11 +142,6 @@ def mean_figure(metric: str, values: Iterable[float]) -> float:
     """Compute the figure of the mean loss over seeds."""
     scale = scale_of(metric)
     return scale.value(float(np.mean([scale.loss(value) for value in values])))
-
-
-def kept_by_layer(row: Row) -> dict[str, list[int | float]]:
-    """Count the units left in each layer, by structure."""
-    return {name: units for name, units in row.get("kept", {}).items() if isinstance(units, list)}
 
 
 def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[ComparisonRow]:
@@ -257,8 +251,7 @@ def leading(rows: Sequence[ComparisonRow], limit: int) -> list[str]:
 def untested(rows: Sequence[ComparisonRow]) -> str:
     """Say why nothing of a comparison is tested: too few windows, or none on record; empty where they suffice."""
     windows = max((row.windows for row in rows if row.candidate != DENSE), default=0)
-    few = f"{plural(windows, 'window')}, where a test takes {FEWEST}" if windows else "the losses are not on record"
-    return "" if windows >= FEWEST else few
+    return too_few(windows) if windows else "the losses are not on record"
 
 
 def number(value: Any) -> float:

@@ -148,7 +148,7 @@ class TestRecords:
             assert math.isfinite(found[1].p_value) == known
             said = summary(run, found)
             assert ("goes furthest" in said) == known
-            assert (f"{windows} windows, where an interval takes 8" in said) != known
+            assert (f"{windows} windows, where it takes 8" in said) != known
             assert "another" not in summary(run, found[:1]), "there is none"
             run["frontier"] |= {"tolerance": 0.005, "rounds": 3}
             assert any("no intervals: " in note for note in notes(run, found)) != known

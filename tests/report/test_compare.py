@@ -81,7 +81,7 @@ class TestRows:
         few = [{**line, "losses": {name: each[:7] for name, each in line["losses"].items()}} for line in near]
         table = comparison_table(fake.fields(), few)
         assert [row[0] for row in cells(table)] == ["dense", "a *", "b"], "of seven windows nothing is tied"
-        assert any("7 windows, where a test takes 8" in note for note in table.notes)
+        assert any("7 windows, where it takes 8" in note for note in table.notes)
 
     def test_several_seeds_are_one_row_with_their_spread(self):
         lines = [fake.candidate("a", 0.2, (40.0, ppl), seed) for seed, ppl in enumerate((50.0, 52.0, 57.0))]

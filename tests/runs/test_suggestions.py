@@ -209,10 +209,10 @@ class TestSensitivity:
     def test_of_few_windows_nothing_is_suggested(self, planted):
         run = planted(COSTLY, evaluation=EvaluationConfig(windows=4, length=8))
         assert run.record["suggestions"] == []
-        said = "No suggestion: nothing measured is sure to be an improvement (4 windows, where that takes 8)."
+        said = "No suggestion: nothing measured is sure to be an improvement (4 windows, where it takes 8)."
         assert suggestion_blocks(run.record) == [Words(said, soft=False)]
         text = (run.path / "sensitivity.md").read_text()
-        assert "no intervals, and which others cost as much is not tested: 4 windows, where that takes 8" in text
+        assert "no intervals, and which others cost as much is not tested: 4 windows, where it takes 8" in text
         assert all(math.isnan(change.low) for change in changes_of(run.record, run.candidates()))
 
     def test_what_costs_as_much_as_the_dearest_is_tied_with_it(self, planted):

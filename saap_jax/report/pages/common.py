@@ -1,11 +1,12 @@
 """The blocks of a run of any kind: cost, what both models write, what to try next, and how to repeat it."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 
-from saap_jax.evaluation.resample import FEWEST
-from saap_jax.evaluation.scales import Scale, scale_of
-from saap_jax.report.blocks import Block, Code, Section, Words, facts, said, section, text_table
+from saap_jax.evaluation.resample import FEWEST, too_few
+from saap_jax.evaluation.scales import Scale, format_figure, scale_of
+from saap_jax.report.blocks import Block, Code, Column, Section, Words, facts, said, section, text_table
 from saap_jax.report.couplings import coupling_figure
 from saap_jax.report.formats import format_usd
 from saap_jax.runs.records import RaceRecord, RunRecord, WrittenText
@@ -31,6 +32,12 @@ _STAGE = {
 def figure_of(run: RunRecord) -> Scale:
     """Say what the figures of a run are: perplexities, or mean losses."""
     return scale_of(next((metric["name"] for metric in metrics(run)), ""))
+
+
+def metric_columns(run: RunRecord, wide: bool = False) -> list[Column]:
+    """Make a column a metric of a run, for rows that have its figure under its name."""
+    names = [metric["name"] for metric in metrics(run)]
+    return [Column(name, (name,), functools.partial(format_figure, scale=scale_of(name)), wide=wide) for name in names]
 
 
 def share_evaluated(*races: RaceRecord) -> str:
@@ -135,8 +142,8 @@ def suggestion_blocks(run: RunRecord) -> list[Block]:
     suggestions = run.get("suggestions", [])
     if not suggestions:
         windows = min((len(losses) for losses in run.get(DENSE, {}).get("losses", {}).values()), default=FEWEST)
-        few = f" ({plural(windows, 'window')}, where that takes {FEWEST})" if windows < FEWEST else ""
-        return [*said(f"No suggestion: nothing measured is sure to be an improvement{few}.")]
+        why = f" ({few})" if (few := too_few(windows)) else ""
+        return [*said(f"No suggestion: nothing measured is sure to be an improvement{why}.")]
     blocks: list[Block] = []
     for place, one in enumerate(suggestions, start=1):
         blocks += said(f"{place}. " * (len(suggestions) > 1) + one["text"])

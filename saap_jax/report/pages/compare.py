@@ -30,6 +30,7 @@ from saap_jax.report.pages.common import (
     DOMAINS,
     closing_sections,
     figure_of,
+    metric_columns,
     share_evaluated,
     structure_sentences,
     suggestions_section,
@@ -44,7 +45,6 @@ from saap_jax.runs.standing import (
     comparison_rows,
     differences_from_dense,
     first_metric,
-    kept_by_layer,
     leading,
     merged,
     metrics,
@@ -117,7 +117,6 @@ def comparison_table(run: RunRecord, candidates: Sequence[records.Row]) -> Table
 
 def candidate_table(run: RunRecord, candidates: Sequence[records.Row], file: str = "") -> Table:
     """List dense model and candidates, a row a seed, with every metric."""
-    names, scale = [metric["name"] for metric in metrics(run)], figure_of(run)
     columns = [
         Column("candidate", ("candidate",), words=True),
         Column("variant", ("variant",), words=True),
@@ -125,7 +124,7 @@ def candidate_table(run: RunRecord, candidates: Sequence[records.Row], file: str
         Column("asked %", ("ratio_asked",), format_percent),
         Column("actual %", ("ratio_actual",), format_percent),
         Column("params (M)", ("parameters",), format_millions),
-        *(Column(name, (name,), lambda value: format_figure(number(value), scale)) for name in names),
+        *metric_columns(run),
     ]
     found: list[Any] = sorted(candidates, key=lambda record: (number(record.get("ratio_asked")), record["candidate"]))
     if DENSE in run:
@@ -296,8 +295,8 @@ def _kept_section(run: RunRecord, variants: Sequence[Variant], rows: Sequence[Co
     blocks: list[Block | None] = []
     for asked in dict.fromkeys(row.asked for row in rows if row.candidate in named):
         chosen = [named[row.candidate] for row in rows if row.candidate in named and row.asked == asked]
-        title, alike = f"{100 * asked:g} % asked", {json.dumps(kept_by_layer(each), sort_keys=True) for each in chosen}
-        if len(chosen) > 1 and len(alike) == 1 and kept_by_layer(chosen[0]):
+        title, alike = f"{100 * asked:g} % asked", {json.dumps(each.get("kept"), sort_keys=True) for each in chosen}
+        if len(chosen) > 1 and len(alike) == 1 and chosen[0].get("kept"):
             blocks += said(f"At {title}, all {len(chosen)} variants keep equally many units of each layer.")
         else:
             blocks.append(kept_figure(run, chosen[:MOST], f"kept-{100 * asked:g}", title))
@@ -314,7 +313,7 @@ def kept_figure(run: RunRecord, candidates: Sequence[records.Row], name: str, ti
     units = {each: total for each, total in run.get("model", {}).get("units", {}).items() if total}
     alike: dict[str, tuple[list[str], dict[str, list[int | float]]]] = {}
     for candidate in candidates:
-        if kept := {each: counts for each, counts in kept_by_layer(candidate).items() if each in units and counts}:
+        if kept := {each: counts for each, counts in candidate.get("kept", {}).items() if each in units and counts}:
             alike.setdefault(json.dumps(kept, sort_keys=True), ([], kept))[0].append(candidate["variant"])
     rows = {some(names, 1): kept for names, kept in alike.values()}
     if not rows:

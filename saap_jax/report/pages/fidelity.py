@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity
-from saap_jax.evaluation.resample import FEWEST, LEVEL
+from saap_jax.evaluation.resample import LEVEL, too_few
 from saap_jax.report.blocks import Block, Column, Findings, Table, folded
 from saap_jax.report.figures import rank_figure
 from saap_jax.report.formats import BEST, TIED_LEGEND, format_hundredths, marked, with_interval
@@ -117,5 +117,4 @@ def fidelity_table(rows: Sequence[Fidelity], scope: str) -> Table:
 def _untested(rows: Sequence[Fidelity]) -> str:
     """Say why correlations of a scope have no intervals: few units or windows; empty where they suffice."""
     units, windows = (max((getattr(row, name) for row in rows), default=0) for name in ("units", "windows"))
-    few = [(units, "unit")] + ([(windows, "window")] if windows else [])
-    return next((f"{plural(many, of)}, where it takes {FEWEST}" for many, of in few if many < FEWEST), "")
+    return too_few(units, "unit") or (too_few(windows) if windows else "")

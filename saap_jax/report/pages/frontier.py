@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 
 from saap_jax.evaluation.crossing import Found, found_variants
-from saap_jax.evaluation.resample import FEWEST, format_interval
+from saap_jax.evaluation.resample import format_interval, too_few
 from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.report.blocks import Column, Figure, Findings, Table, folded
 from saap_jax.report.figures import Curve, Limit, ratio_figure
 from saap_jax.report.formats import BEST, TIED_LEGEND, format_estimate, format_percent, marked
-from saap_jax.report.pages.common import share_evaluated
+from saap_jax.report.pages.common import metric_columns, share_evaluated
 from saap_jax.report.pages.compare import candidate_table
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Row, RunRecord
@@ -33,8 +33,8 @@ def summary(run: RunRecord, found: Sequence[Found]) -> str:
     limit = f"+{frontier['percent']:g} % of {frontier['metric']}"
     if not best.ratio.mean > 0:
         return f"No variant keeps within {limit} at a ratio of {100 * frontier['tolerance']:g} %."
-    tied, tested = [each.variant for each in found if each.tied], best.windows >= FEWEST
-    if len(found) == 1 or not tested:
+    tied, untested = [each.variant for each in found if each.tied], too_few(best.windows)
+    if len(found) == 1 or untested:
         lead = f"{best.variant} reaches"
     elif tied:
         lead = f"No variant is known to go furthest within {limit}: {best.variant} reaches"
@@ -48,20 +48,14 @@ def summary(run: RunRecord, found: Sequence[Found]) -> str:
     )
     if tied:
         text += f", from which cannot be told apart {some(tied)}"
-    if not tested and len(found) > 1:
-        return f"{text}. Whether another goes as far is not known: {untested(found)}."
+    if untested and len(found) > 1:
+        return f"{text}. Whether another goes as far is not known: {untested}."
     return f"{text}."
-
-
-def untested(found: Sequence[Found]) -> str:
-    """Say why there are no intervals; empty where the windows suffice."""
-    windows = found[0].windows
-    return "" if windows >= FEWEST else f"{plural(windows, 'window')}, where an interval takes {FEWEST}"
 
 
 def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
     """Say what the numbers mean, and what is special about some of them."""
-    frontier = run["frontier"]
+    frontier, why = run["frontier"], too_few(found[0].windows)
     scale = scale_of(frontier["metric"])
     lines = [
         f"limit: {frontier['metric']} at most {format_figure(frontier['limit'], scale)}, the unpruned model's "
@@ -69,7 +63,7 @@ def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
         f"ratio: the first crossing from below on the grid {', '.join(f'{100 * r:g}' for r in frontier['ratios'])} %, "
         f"bisected to {100 * frontier['tolerance']:g} %",
         "± standard deviation over seeds; "
-        + (f"no intervals: {why}" if (why := untested(found)) else "[95 % interval, bootstrap over seeds and windows]"),
+        + (f"no intervals: {why}" if why else "[95 % interval, bootstrap over seeds and windows]"),
         f"{BEST} largest ratio" + (f"   {TIED_LEGEND}" if any(each.tied for each in found) else ""),
     ]
     if "raced" in run:
@@ -114,7 +108,6 @@ def frontier_table(run: RunRecord, found: Sequence[Found]) -> Table:
 def _seed_table(run: RunRecord, candidates: Sequence[Row]) -> Table:
     """List what was found of each variant and seed."""
     measured = {candidate["candidate"]: candidate for candidate in candidates} | {DENSE: run[DENSE]}
-    names = [metric["name"] for metric in run["metrics"]]
     rows = []
     for line in run["frontier"]["lines"]:
         row = measured[line["candidate"]]
@@ -131,10 +124,7 @@ def _seed_table(run: RunRecord, candidates: Sequence[Row]) -> Table:
         Column("again at", ("again",)),
         Column("actual %", ("ratio_actual",), format_percent),
         Column("parameters", ("parameters",), "{:,}".format),
-        *(
-            Column(name, (name,), lambda value, name=name: format_figure(float(value), scale_of(name)))
-            for name in names
-        ),
+        *metric_columns(run),
     ]
     return Table("Each seed", columns, rows, file="frontier")
 

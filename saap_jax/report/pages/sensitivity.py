@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.evaluation.resample import FEWEST, format_interval
+from saap_jax.evaluation.resample import format_interval, too_few
 from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.evaluation.sensitivity import (
     Change,
@@ -20,11 +20,11 @@ from saap_jax.evaluation.sensitivity import (
 from saap_jax.report.blocks import Column, Figure, Findings, Section, Table, folded
 from saap_jax.report.figures import change_figure
 from saap_jax.report.formats import BEST, TIED, VERDICT, format_change, format_hundredths
-from saap_jax.report.pages.common import share_evaluated
+from saap_jax.report.pages.common import metric_columns, share_evaluated
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
-from saap_jax.runtime.words import plural, signed
+from saap_jax.runtime.words import signed
 
 EXTREMES = 5
 """Places shown on either side."""
@@ -78,7 +78,7 @@ def extreme_table(run: RunRecord, candidates: Sequence[Row]) -> Table:
 def _table(
     title: str, run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change], marks: Mapping[Change, str]
 ) -> Table:
-    scale, texts = scale_of(judged_metric(run)), [metric["name"] for metric in run["metrics"]]
+    scale = scale_of(judged_metric(run))
     columns = [
         Column("layer", ("layer",), words=True),
         Column("structure", ("structure", "sign"), lambda name, sign: f"{name} {sign}".rstrip(), words=True),
@@ -88,9 +88,8 @@ def _table(
         Column(f"{scale.short} %", ("percent",), format_change),
         Column("95 % interval", ("low", "high"), lambda low, high: format_interval(low, high, format_change) or "n/a"),
         Column("× average", ("relative", "average"), lambda times, _: format_hundredths(times)),
-        *(Column(name, (name,), lambda value, name=name: format_figure(float(value), scale_of(name)), wide=True)
-          for name in texts),
-    ]  # fmt: skip
+        *metric_columns(run, wide=True),
+    ]
     ppl = {(row["structure"], row["layer"], row["asked"]): row.get("ppl", {}) for row in candidates if "layer" in row}
     rows: list[dict[str, Any]] = [
         {**change._asdict(), "sign": marks.get(change, ""), **ppl[change.structure, change.layer, change.asked]}
@@ -103,15 +102,14 @@ def _notes(run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change])
     """Say what the numbers mean, and what a structure costs on the whole."""
     metric, shown = judged_metric(run), nearest_share(changes, run["config"]["ratio"])
     together = "all structures" if any("among" in row for row in candidates) else "all layers of the structure"
-    windows = len(run[DENSE]["losses"][metric])
-    why = f"no intervals, and which others cost as much is not tested: {plural(windows, 'window')}, where that takes "
-    how = f"{TIED} cannot be told apart from it"
+    why = too_few(len(run[DENSE]["losses"][metric]))
+    how = f"; no intervals, and which others cost as much is not tested: {why}"
     lines = [
         f"{VERDICT} with what costs most or least; that of a place is of it alone",
         f"{metric}, {format_figure(run[DENSE]['ppl'][metric], scale_of(metric))} unpruned; units of the lowest scores "
         f"by {run['config'].get('method') or run['config'].get('estimator')} go, of one layer alone",
         f"× average: loss a removed parameter, beside that of {together} together",
-        f"{BEST} costs most or least; {why}{FEWEST}" if windows < FEWEST else f"{BEST} costs most or least   {how}",
+        f"{BEST} costs most or least" + (how if why else f"   {TIED} cannot be told apart from it"),
     ]
     for structure in structures_in(candidates):
         each = a_parameter(shown, structure)
