@@ -19,14 +19,6 @@ RECIPES = {
         chain=f"{_CHOICE} > {_REPAIR}",
         calibration=_TEXT,
     ),
-    "best": Recipe(
-        title="As `default`, with units that are learnt, twice the text and eight times the training of scales",
-        chain=(
-            f"{_CHOICE} > self_calibration(96) > learn(48) > self_calibration(224, seed=1, beside=True) "
-            "> least_squares > self_calibration(224, seed=2) > scales(96, rate=0.03)"
-        ),
-        calibration=_TEXT,
-    ),
     "homogeneous": Recipe(
         title="Layers that are all alike, as plain checkpoints and servers want them, repaired as `default` is",
         chain=(

@@ -14,7 +14,7 @@ RUN = [name for name, recipe in RECIPES.items() if not recipe.missing]
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_where_it_is_from_and_is_a_chain(name):
     recipe = RECIPES[name]
-    assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", recipe.paper) or name in ("fast", "default", "best", "homogeneous")
+    assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", recipe.paper) or name in ("fast", "default", "homogeneous")
     assert recipe.calibration
     assert all(said.endswith(".") for said in recipe.deviations)
     for figure in recipe.published:
