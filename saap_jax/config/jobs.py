@@ -167,8 +167,8 @@ class PruneConfig(JobConfig):
     """Directory of the pruned model; it must not exist."""
     method: str = ""
     """A chain of steps, such as `"wanda > uniform > least_squares"`, or a recipe; `saap methods` lists all. `fast`
-    and `default` are ours, by how long they take; more `calibration.examples` help both. Empty: `default`; `fast`
-    beside targets, which try many ratios; of a traced model `gate_taylor`."""
+    and `default` are ours, by how long they take. Empty: `default`; `fast` beside targets, which try many ratios; of a
+    traced model `gate_taylor`."""
     ratio: Annotated[float | None, check_ratios] = None
     """Share of the prunable parameters to remove, beside targets at least; without targets it has to be said."""
     targets: TargetsConfig = TargetsConfig()
