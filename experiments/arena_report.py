@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from claims import Crossed, Verdict, crossed, verdicts
+from claims import LEVEL, Crossed, Verdict, crossed, verdicts
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -335,13 +335,19 @@ class Column(NamedTuple):
         line = self.group.lowest(self.group.of(self.ratio, "ours", "published"), self.text)
         return [line.name] if line else []
 
-    def surely_below(self, kind: str, other: str) -> list[str]:
-        """Name the rows of a kind that are surely below every row of the other."""
-        others = self.group.of(self.ratio, other)
-        judged = {line.name: self.group.against(line, others, self.text) for line in self.group.of(self.ratio, kind)}
-        return [
-            n for n, found in judged.items() if found and {each.said for each in found.values()} == {"surely lower"}
-        ]
+    def surely_below(self, kind: str, other: str, every_look: bool = False) -> list[str]:
+        """Name the rows of a kind that are surely below every row of the other.
+
+        With `every_look` the level is divided by how often a row was looked at: with `FEWEST_SEEDS` seeds, and with
+        each seed more.
+        """
+        others, names = self.group.of(self.ratio, other), []
+        for line in self.group.of(self.ratio, kind):
+            level = LEVEL / (len(line.found) - FEWEST_SEEDS + 1 if every_look else 1)
+            found = self.group.against(line, others, self.text).values()
+            if found and all(each.difference.value < 0 and each.p_value < level for each in found):
+                names.append(line.name)
+        return names
 
 
 def counted(names_of: Mapping[str, Sequence[str]]) -> str:
@@ -386,6 +392,11 @@ def answer(found: Sequence[Group]) -> list[str]:
                 many = sorted({len(each.group.of(each.ratio, other)) for each in columns})
                 them = " to ".join(map(str, dict.fromkeys((many[0], many[-1]))))
                 said.append(f"Surely below every {side} ({them} of them): {counted(sure)}.")
+                shared = {str(each): each.surely_below(kind, other, every_look=True) for each in columns}
+                if shared != sure:
+                    said.append(
+                        f"With the level divided by the looks, one for each seed from the third on: {counted(shared)}."
+                    )
     if judged := [names for group in found for names in faster(group).values()]:
         above = f"In {sum(map(bool, judged)) or 'none'} of {len(judged)} columns `default` is surely above"
         said.append(f"{above} a published row that takes as long or less.")
@@ -444,29 +455,15 @@ def about(group: Group) -> list[str]:
     return said + [f"- `{key}` could not be pruned: {why}" for key, why in group.failed.items()]
 
 
-def too_few(found: Sequence[Group], name: str) -> str:
-    """Say what is known of a row that is not run on enough seeds."""
-    said = [
-        f"{' / '.join(group.perplexity(line, text) for text in group.dense)} at {percent(ratio)} of {group.title} "
-        f"(seed{'s' * (len(line.found) > 1)} {listed([*line.found])})"
-        for group in found for ratio, line in group.few if line.name == name
-    ]  # fmt: skip
-    return "; ".join(said) + ", too few seeds to be judged" if said else f"not run on {FEWEST_SEEDS} seeds"
-
-
 def on_few_seeds(group: Group) -> list[str]:
-    """Say what is known where no row is run on enough seeds; a line a ratio."""
-    said = []
-    for ratio in sorted({ratio for ratio, _ in group.few}):
-        here = sorted((line for at, line in group.few if at == ratio),
-                      key=lambda line: group.log_perplexity(line, next(iter(group.dense))))  # fmt: skip
-        values = [f"`{line.name}` {' / '.join(group.perplexity(line, text) for text in group.dense)}" for line in here]
-        seeds = listed(sorted({seed for line in here for seed in line.found}))
-        said.append(
-            f"- calibrated on {group.examples} windows, {percent(ratio)} of {group.title}, seed {seeds} alone: "
-            f"{', '.join(values)}; too few seeds to be judged"
-        )
-    return said
+    """Say what is known of the rows of too few seeds; a line a ratio."""
+    said: dict[float, list[str]] = {}
+    for ratio, line in sorted(group.few):
+        if line.kind != "part":
+            figures = " / ".join(group.perplexity(line, text) for text in group.dense)
+            said.setdefault(ratio, []).append(f"`{line.name}` {figures} ({listed([*line.found])})")
+    about = f"of {group.title}, calibrated on {group.examples} windows (seeds in brackets)"
+    return [f"- {percent(ratio)} {about}: {', '.join(rows)}" for ratio, rows in said.items()]
 
 
 def appendix(title: str, lines: Sequence[str]) -> list[str]:
@@ -488,10 +485,12 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     )
     said += appendix("What each step adds", [STEPS, "", *(line for group in found for line in ablation(group))])
     said += appendix("Protocol", [PROTOCOL, *(line for group in found for line in about(group))])
+    few = [line for group in every for line in on_few_seeds(group)]
     tried = {line.name for group in found for lines in group.lines.values() for line in lines}
-    missing = [f"- `{name}`: {too_few(found, name)}" for name, each in rows().items()
-               if each.kind not in ("part", "floor") and name not in tried]  # fmt: skip
-    missing += [line for group in every if not group.lines for line in on_few_seeds(group)]
+    tried |= {line.name for group in every for _, line in group.few}
+    missing = [f"On fewer than {FEWEST_SEEDS} seeds, and so not judged:", "", *few, ""] if few else []
+    names = [name for name, each in rows().items() if each.kind not in ("part", "floor") and name not in tried]
+    missing += ["Not run:", "", *(f"- `{name}`" for name in names)]
     missing += [f"- `{of}`: `{name}` stands in its place" for name, (of, *_) in FEWER.items()]
     missing += [f"- `{name}` cannot be run here: {each.missing}" for name, each in RECIPES.items() if each.missing]
     return "\n".join([*said, *appendix("What has no row", missing)]).rstrip() + "\n", readme_block(first)

@@ -9,6 +9,7 @@ import arena_report as made
 import numpy as np
 import pytest
 
+from saap_jax.evaluation.differences import Difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from tests.helpers import changed, reference
@@ -180,7 +181,7 @@ def test_the_page_says_what_the_files_say(written):
     assert "| repair: `least_squares` |" in page
     assert "- `nothing@0.5` could not be pruned: " in page
     assert re.search(r"\| ~?[\d.]+ \| ~?[\d.]+ \| 0.00 \| [\d.]+ ± [\d.]+ \| 100 \|", page), "unpruned, with tasks"
-    assert "- `fast`: not run on 2 seeds" in page
+    assert "\n- `fast`\n" in page[page.index("Not run:") :]
     assert len(readme.read_text().split(made.BEGIN)[1].split("\n")) <= 14
     for path in (docs / "arena.md", readme):  # control: any digit of a table or sentence of the arena
         whole = path.read_text()
@@ -195,13 +196,22 @@ def test_the_page_says_what_the_files_say(written):
 
 def test_rows_of_few_seeds_are_told_apart(ran, monkeypatch):
     losses = np.array([each["rows"]["flap@0.5"]["losses"]["WikiText-2"] for each in files(ran)])
-    for fewest, said in ((2, "not run on 2 seeds"), (3, f"{np.exp(losses.mean()):.1f} / ")):
+    for fewest, there in ((2, False), (3, True)):
         monkeypatch.setattr(made, "FEWEST_SEEDS", fewest)
-        group = made.read_group(ran, "tiny", 4, made.rows())
-        assert made.too_few([group], "flap").startswith(said)
-        shown = f"`flap` {said}" in "".join(made.on_few_seeds(group))
-        assert shown == (fewest > len(SEEDS))
+        said = made.on_few_seeds(made.read_group(ran, "tiny", 4, made.rows()))
+        assert (f"`flap` {np.exp(losses.mean()):.1f} / " in "".join(said)) == there
+        assert ("(3 and 4)" in "".join(said)) == there
     assert made.pages(ran) is None, "no row has enough seeds"
+
+
+def test_each_look_takes_its_part_of_the_level(ran, monkeypatch):
+    monkeypatch.setattr(made, "FEWEST_SEEDS", 1)
+    column = made.Column(made.read_group(ran, "tiny", 4, made.rows()), 0.5, "WikiText-2")
+    for p_value, plain, shared in ((0.02, True, True), (0.03, True, False), (0.06, False, False)):  # two looks
+        lower = made.Verdict(Difference(-1.0, -2.0, 0.0), p_value, 1.0)
+        monkeypatch.setattr(made.Group, "against", lambda *_, lower=lower: {"flap": lower})
+        for every_look, sure in ((False, plain), (True, shared)):
+            assert ("default" in column.surely_below("ours", "published", every_look)) == sure
 
 
 def test_readme_and_page_are_those_of_the_files():
