@@ -229,7 +229,8 @@ class Arena:
                     row |= self._row(shared, chain, ratio)
                 except ValueError as error:
                     row |= {"failed": str(error)}
-            self.keep(rows={**self.found["rows"], name: row})
+            there = json.loads(self.path.read_text())["rows"]  # another process may have added some
+            self.keep(rows={**there, name: row})
             means = {text: f"{np.exp(np.mean(losses)):.1f}" for text, losses in row.get("losses", {}).items()}
             print(f"seed {self.seed} {name}", means or row["failed"], flush=True)
 

@@ -149,6 +149,17 @@ def test_windows_are_read_in_a_random_order_that_is_always_the_same(setting, mod
     assert not np.array_equal(other.windows.tokens, once.windows.tokens)
 
 
+def test_a_row_that_another_process_adds_meanwhile_stays(setting, model, tmp_path, monkeypatch):
+    def meanwhile(self, *_):
+        found = json.loads(self.path.read_text())
+        self.path.write_text(json.dumps(found | {"rows": {**found["rows"], "theirs@0.2": {"key": "theirs"}}}))
+        return {"failed": "for the test"}
+
+    monkeypatch.setattr(arena.Arena, "_row", meanwhile)
+    arena.run(model, [3], {"ours": "magnitude > uniform"}, (0.2,), tmp_path, setting._replace(docs=tmp_path))
+    assert [*files(tmp_path)[0]["rows"]] == ["theirs@0.2", "ours@0.2"]
+
+
 @pytest.fixture
 def written(ran, tmp_path, monkeypatch):
     """A page and a README of these files, and where they are."""
