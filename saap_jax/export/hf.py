@@ -24,7 +24,14 @@ REMOTE = Path(__file__).parent / "remote"
 
 Form = Literal["hf", "padded", "ragged", "nas"]
 
-RAGGED = "choose --format ragged (transformers with trust_remote_code)"
+INSTEAD: dict[Form, str] = {
+    "padded": "a plain model with zeros added",
+    "ragged": "transformers with trust_remote_code",
+    "nas": "vLLM",
+}
+"""Formats of layers that are not alike, and who reads them."""
+
+RAGGED = f"choose --format ragged ({INSTEAD['ragged']})"
 
 TRAVELS: dict[str, dict[str, Any]] = {
     "ragged": {
@@ -126,9 +133,17 @@ def check_form(spec: LlamaSpec, form: Form) -> None:
     if traits.experts:
         expected = f"layers alike, with heads and at least {constants.experts_per_token} experts"
         raise unfit(form, expected, got or "fewer", "prune with the allocation uniform, all layers alike")
-    instead = "choose --format padded (a plain model with zeros added), ragged (transformers with trust_remote_code), "
-    instead += "nas (vLLM) or gguf (llama.cpp)"
-    raise unfit(form, "layers of equal widths above zero", got or "layers without heads or channels", instead)
+    fitting = [f"{other} ({what})" for other, what in INSTEAD.items() if _holds(spec, other)]
+    choose = f"choose --format {', '.join(fitting)} or gguf (llama.cpp)"
+    raise unfit(form, "layers of equal widths above zero", got or "layers without heads or channels", choose)
+
+
+def _holds(spec: LlamaSpec, form: Form) -> bool:
+    try:
+        check_form(spec, form)
+    except ValueError:
+        return False
+    return True
 
 
 def _generation(spec: LlamaSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
