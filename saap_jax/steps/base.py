@@ -211,7 +211,11 @@ class Step:
         return False
 
     def ahead(self, behind: Sequence["Step"]) -> "Step | None":
-        """Find the step behind it on which it depends, if any."""
+        """Find the step behind it on which it depends, if any.
+
+        Raises:
+            ValueError: the step cannot work before that one.
+        """
         return None
 
     def asks(self, subject: Subject, ratio: float) -> float:

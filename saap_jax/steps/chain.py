@@ -185,6 +185,8 @@ def _whole(steps: list[Step], name: str) -> Chain:
     if idle:
         said = "expected one score and limits, then one allocation, then other steps"
         raise ValueError(f"chain {name!r}: {said}, got {idle[0].text}, which changes nothing there")
+    for at, each in enumerate(rest, 1):
+        each.ahead(rest[at:])  # refuses what cannot stand behind it
     return Chain((*early, *rest), name)
 
 

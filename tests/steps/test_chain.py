@@ -240,6 +240,8 @@ OPTIONS = {
         ("wanda > within(protect=0)", "within.protect: expected tuple[int | float, ...], got 0"),
         ("wanda > within(protect=(first,))", "within.protect: expected tuple[int | float, ...], got ('first',)"),
         ("wanda > within(min_keep={mlp: x})", "within.min_keep: expected int | dict[str, int], got {'mlp': 'x'}"),
+        ("wanda > layerwise(best)", "layerwise.rule: expected one of wanda, obs, obs_swaps, leverage, got 'best'"),
+        ("wanda > layerwise > scales > bias(propagate=dense)", "layerwise: expected a repair with propagate=pruned"),
         ("nowhere.py:Half", "expected a Python file, found none at nowhere.py"),
         *((f"wanda > {step}", said) for step, said in OPTIONS.items()),
         ("fused(wanda)", "fused: expected two or more estimators, each once, got wanda"),

@@ -32,8 +32,18 @@ class Layerwise(Step):
     """How much each token counts, as in `least_squares`; None: as the repair behind this step says, else `scaled`."""
 
     def ahead(self, behind: Sequence[Step]) -> OutputRepair | None:
-        """Find the first repair behind this step."""
-        return next((each for each in behind if isinstance(each, OutputRepair)), None)
+        """Find the first repair behind this step.
+
+        Raises:
+            ValueError: it does not look at the model as pruned so far.
+        """
+        repair = next((each for each in behind if isinstance(each, OutputRepair)), None)
+        if repair is not None and repair.propagate != "pruned":
+            raise ValueError(
+                f"layerwise: expected a repair with propagate=pruned behind it, which looks at the model as pruned so "
+                f"far, got {repair.propagate}"
+            )
+        return repair
 
     def passes(self, before: float, text: Extent, ratio: float) -> float:
         """As many as a repair, which the one behind it saves."""
@@ -42,11 +52,6 @@ class Layerwise(Step):
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Choose as many units of each layer and structure."""
         repair = self.ahead(on.behind)
-        if repair is not None and repair.propagate != "pruned":
-            raise ValueError(
-                f"layerwise: expected a repair with propagate=pruned behind it, which looks at the model as pruned so "
-                f"far, got {repair.propagate}"
-            )
         tokens = self.tokens or (repair.tokens if repair else "scaled")
         keep, made = state.subject.layerwise(
             state.keep, on.text, self.rule, Walk(repair, equal=tokens == "equal"), dense=on.dense,
