@@ -19,7 +19,7 @@ from saap_jax.jobs import origins, targets
 from saap_jax.jobs.candidates import fitting, runner_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.jobs.judged import NEW_TOKENS, Judged, judge, judged_rows, texts_of, written_by
-from saap_jax.jobs.score import calibration_of
+from saap_jax.jobs.score import calibration_of, read_text
 from saap_jax.llama.attention import attending
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recovery import check_group_size
@@ -87,7 +87,7 @@ def _prune(
     with step(track, "load the model"):
         subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
     origin = origins.origin_of(config.model.name)
-    scenarios = subject.scenarios(calibration)
+    scenarios = read_text(config, subject, calibration)
     texts = texts_of(config, subject, calibration.scenarios)
     if isinstance(subject, LlamaSubject):
         subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent

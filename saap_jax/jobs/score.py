@@ -1,7 +1,7 @@
 """What `saap score` runs: every unit scored by every estimator, from text or from the statistics of another run."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from saap_jax.config.jobs import USUAL, PruneConfig, ScoreConfig
@@ -12,14 +12,14 @@ from saap_jax.report.pages.score import find_patterns, fusion_table, pattern_tab
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.records import RunRecord
 from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served
-from saap_jax.runtime.digests import provenance
+from saap_jax.runtime.digests import inputs_of, provenance
 from saap_jax.runtime.errors import reading
 from saap_jax.runtime.progress import Passes, Track, quiet, step
 from saap_jax.steps.base import Extent
 from saap_jax.steps.chain import steps_of
 from saap_jax.steps.score.calibrate import Calibrated
 from saap_jax.steps.score.score import Score
-from saap_jax.subjects.base import Subject
+from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import open_subject
 
 
@@ -64,12 +64,7 @@ def score_run(
             with run.stage("load"), step(track, "load the model"):
                 subject = open_subject(config.model, layout=layout)
             check_scores(scores, subject)
-            digests, observed = subject.digests(), source.get("inputs", {})
-            if other := [name for name, now in digests.items() if observed.get(name, now) != now]:
-                raise ValueError(
-                    f"from_run: {config.from_run} observed another {other[0]} of {config.model.name} than is there "
-                    "now, or of another type; bring back what it was, or score on text"
-                )
+            check_observed(config.from_run, source, digests := subject.digests())
             about = source.get("scenarios", {})
             with run.stage("score"), step(track, "score the statistics"):
                 calibrated = rescored(config.from_run, subject, scores)
@@ -113,6 +108,24 @@ def source_run(path: str, model: str) -> RunRecord:
     return record
 
 
+def observing_run(path: str, model: str) -> RunRecord:
+    """Read the record of the run that observed the text of a run's statistics."""
+    record = source_run(path, model)
+    with reading(f"{path}/run.json", "a run's config.from_run"):
+        source = record["config"].get("from_run")
+    return source_run(str(source), model) if source else record
+
+
+def check_observed(path: str, record: RunRecord, inputs: Mapping[str, str]) -> None:
+    """Raise ValueError where a run, by the digests of its record, observed something else than is there now."""
+    observed = record.get("inputs", {})
+    if other := [name for name, now in inputs.items() if observed.get(name, now) != now]:
+        raise ValueError(
+            f"from_run: {path} observed another {other[0]} than is there now, or of another type; bring back what it "
+            "was, or leave out from_run"
+        )
+
+
 def calibration_of(config: PruneConfig) -> CalibrationConfig:
     """Tell on which text a model is pruned: with `from_run` that of the run's scores, of several seeds the first.
 
@@ -122,10 +135,8 @@ def calibration_of(config: PruneConfig) -> CalibrationConfig:
     path, model, asked = config.from_run, config.model.name, config.calibration
     if not path:
         return asked
-    record = source_run(path, model)
+    record = observing_run(path, model)
     with reading(f"{path}/run.json", "the fields of a calibration"):
-        if record["config"].get("from_run"):
-            record = source_run(str(record["config"]["from_run"]), model)
         calibration = record["config"]["calibration"]
         known = CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
         known = dataclasses.replace(known, seed=record.get("seeds", {}).get("calibration", [known.seed])[0])
@@ -136,6 +147,15 @@ def calibration_of(config: PruneConfig) -> CalibrationConfig:
                 "leave it out, or prune without --from-run"
             )
     return known
+
+
+def read_text(config: PruneConfig, subject: Subject, calibration: CalibrationConfig) -> Mapping[str, Examples]:
+    """Read the text on which a model is pruned; with `from_run` it has to be what the run observed."""
+    scenarios = subject.scenarios(calibration)
+    if config.from_run:
+        record = observing_run(config.from_run, config.model.name)
+        check_observed(config.from_run, record, inputs_of(subject.digests(), {calibration.seed: scenarios}))
+    return scenarios
 
 
 def shown(config: ScoreConfig, result: tuple[RunDirectory, Calibrated]) -> Iterator[Any]:
