@@ -46,6 +46,7 @@ Result = dict[str, Any]
 """A file: `dense` and `articles` by text, in reading order, and `rows` by NAME@RATIO; or one row."""
 
 TITLE = "# The arena: published methods and ours"
+COLUMN = "A column is a model, a share that went and a text. *Surely* is at 5 %, beside all rows together."
 HINT = """Open a figure for its interval: how far a row is from `default`, and ours from the lowest published row.
 Open a name for what else is known of it. On the site, click a head of the table to sort by it."""
 PROTOCOL = """\
@@ -351,13 +352,14 @@ class Column(NamedTuple):
 
 
 def counted(names_of: Mapping[str, Sequence[str]]) -> str:
-    """Say in how many columns each name is; where at most half and at most three are left, also which these are.
+    """Say in how many columns each name is, the most first; where few are left, also which these are.
 
     >>> counted({"A at 20 %": ["a"], "B at 20 %": ["a", "b"], "A at 50 %": ["a"], "B at 50 %": ["c"]})
     '`a` in 3 of 4 columns (not B at 50 %), `b` in 1 and `c` in 1'
     """
     said, of = [], f" of {len(names_of)} columns"
-    for name in dict.fromkeys(itertools.chain.from_iterable(names_of.values())):
+    every = list(itertools.chain.from_iterable(names_of.values()))
+    for name in sorted(dict.fromkeys(every), key=every.count, reverse=True):
         without = [column for column, names in names_of.items() if name not in names]
         few = f" (not {listed(without)})" if 0 < len(without) <= min(3, len(names_of) / 2) else ""
         said.append(f"`{name}` in {len(names_of) - len(without)}{of}{few}")
@@ -379,30 +381,42 @@ def faster(group: Group) -> dict[str, list[str]]:
     return said
 
 
+def standing(columns: Sequence[Column]) -> list[str]:
+    """Say in how many columns which row is lowest, and which is surely below all rows of the other side."""
+    said = [f"Lowest: {counted({str(each): each.lowest() for each in columns})}."] if columns else []
+    for kind, other, side in (("ours", "published", "published row"), ("published", "ours", "row of ours")):
+        sure = {str(each): each.surely_below(kind, other) for each in columns}
+        if any(sure.values()):
+            many = sorted({len(each.group.of(each.ratio, other)) for each in columns})
+            them = " to ".join(map(str, dict.fromkeys((many[0], many[-1]))))
+            said.append(f"Surely below every {side} ({them} of them): {counted(sure)}.")
+            shared = {str(each): each.surely_below(kind, other, every_look=True) for each in columns}
+            if shared != sure:
+                said.append(
+                    f"With the level divided by the looks, one for each seed from the third on: {counted(shared)}."
+                )
+    return said
+
+
 def answer(found: Sequence[Group]) -> list[str]:
-    """Say in how many columns which row is lowest, and surely; and what `default` is above."""
-    said = []
-    for after, some in (("", found), ("After LoRA. ", [trained(group) for group in found])):
-        columns = [Column(group, ratio, text) for group in some for ratio in group.lines for text in group.dense]
-        if columns:
-            said.append(f"{after}Lowest: {counted({str(each): each.lowest() for each in columns})}.")
-        for kind, other, side in (("ours", "published", "published row"), ("published", "ours", "row of ours")):
-            sure = {str(each): each.surely_below(kind, other) for each in columns}
-            if any(sure.values()):
-                many = sorted({len(each.group.of(each.ratio, other)) for each in columns})
-                them = " to ".join(map(str, dict.fromkeys((many[0], many[-1]))))
-                said.append(f"Surely below every {side} ({them} of them): {counted(sure)}.")
-                shared = {str(each): each.surely_below(kind, other, every_look=True) for each in columns}
-                if shared != sure:
-                    said.append(
-                        f"With the level divided by the looks, one for each seed from the third on: {counted(shared)}."
-                    )
-    if judged := [names for group in found for names in faster(group).values()]:
-        above = f"In {sum(map(bool, judged)) or 'none'} of {len(judged)} columns `default` is surely above"
-        said.append(f"{above} a published row that takes as long or less.")
+    """Answer in a paragraph each: how ours stand, beside rows as fast, after training, and with more text."""
+    first = of_least_text(found)
+    parts = {"": first, "After LoRA. ": [trained(group) for group in first]}
+    for group in found[len(first) :]:
+        parts.setdefault(f"Calibrated on {group.examples} windows. ", []).append(group)
+    paragraphs = []
+    for which, some in parts.items():
+        columns = [Column(group, ratio, text) for group in some for ratio in group.lines
+                   if group.of(ratio, "published") for text in group.dense]  # fmt: skip
+        said = standing(columns)
+        if not which and (judged := [names for group in first for names in faster(group).values()]):
+            above = f"In {sum(map(bool, judged)) or 'none'} of {len(judged)} columns `default` is surely above"
+            said.append(f"{above} a published row that takes as long or less.")
+        if said:
+            paragraphs.append(which + " ".join(said))
     if left := [title for title in MODELS.values() if title not in {group.title for group in found}]:
-        said.append(f"**{', '.join(left)}** has no rows yet.")
-    return [*said, "A column is a model, a share that went and a text. *Surely* is at 5 %, beside all rows together."]
+        paragraphs.append(f"**{', '.join(left)}** has no rows yet.")
+    return paragraphs
 
 
 def paths(group: Group, ratio: float) -> list[list[tuple[Line, str]]]:
@@ -466,6 +480,16 @@ def on_few_seeds(group: Group) -> list[str]:
     return [f"- {percent(ratio)} {about}: {', '.join(rows)}" for ratio, rows in said.items()]
 
 
+def of_least_text(found: Sequence[Group]) -> list[Group]:
+    """Choose the groups that were calibrated on as little text as the first."""
+    return [group for group in found if group.examples == found[0].examples]
+
+
+def listing(paragraphs: Sequence[str]) -> list[str]:
+    """Make a list."""
+    return [f"- {each}" for each in paragraphs]
+
+
 def appendix(title: str, lines: Sequence[str]) -> list[str]:
     """Make a section that is folded."""
     return [f"## {title}", "", "<details><summary>Show</summary>", "", *lines, "", "</details>", ""]
@@ -476,8 +500,8 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     every = groups(docs)
     if not (found := [group for group in every if group.lines]):
         return None
-    first = [group for group in found if group.examples == found[0].examples]
-    said = [TITLE, "", "\n".join(answer(first)), "", FIGURE.format(""), "", HINT, "", *table(found), ""]
+    first = of_least_text(found)
+    said = [TITLE, "", *listing([*answer(found), COLUMN]), "", FIGURE.format(""), "", HINT, "", *table(found), ""]
     above = [f"- {column}: {', '.join(names)}" for group in first for column, names in faster(group).items() if names]
     said += appendix(
         "What is surely below `default` and takes no longer",
@@ -493,14 +517,15 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     missing += ["Not run:", "", *(f"- `{name}`" for name in names)]
     missing += [f"- `{of}`: `{name}` stands in its place" for name, (of, *_) in FEWER.items()]
     missing += [f"- `{name}` cannot be run here: {each.missing}" for name, each in RECIPES.items() if each.missing]
-    return "\n".join([*said, *appendix("What has no row", missing)]).rstrip() + "\n", readme_block(first)
+    return "\n".join([*said, *appendix("What has no row", missing)]).rstrip() + "\n", readme_block(found)
 
 
 def readme_block(found: Sequence[Group]) -> str:
     """Make what README.md says: figure, sentences, and ours beside the paper's method and the lowest published row."""
+    said, found = answer(found), of_least_text(found)
     names = [name for name in (*OURS, "saap") if any(g.named(ratio, name) for g in found for ratio in g.lines)]
     heads = ["unpruned", *(f"`{name}`" for name in names), "lowest published", "`default` from it, % (95 %)"]
-    said = [f"| {' / '.join(found[0].dense)} | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    made = [f"| {' / '.join(found[0].dense)} | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for group, ratio in ((g, r) for g in found for r in g.lines):
         lines = [[group.named(ratio, name)] * len(group.dense) for name in names]
         published, default = group.of(ratio, "published"), group.named(ratio, "default")
@@ -513,14 +538,14 @@ def readme_block(found: Sequence[Group]) -> str:
                  for line, text in zip(best, group.dense, strict=True)]  # fmt: skip
         cells.append(" / ".join("{:+.1f} ({:+.1f} to {:+.1f})".format(*each) if each else "–" for each in apart))
         dense = " / ".join(f"{math.exp(losses.mean()):.1f}" for losses in group.dense.values())
-        said.append(f"| {group.title}, {percent(ratio)} | {' | '.join([dense, *cells])} |")
+        made.append(f"| {group.title}, {percent(ratio)} | {' | '.join([dense, *cells])} |")
     counts = sorted({len(line.found) for group in found for lines in group.lines.values() for line in lines})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     how = (
-        f"Figures are ppl@128, calibrated on {found[0].examples} windows of C4, with {seeds} of {len(SEEDS)} seeds a "
-        "row; `~` marks those of some of the windows. [All methods, and how it was measured](docs/arena.md)."
+        f"{COLUMN} Figures are ppl@128, calibrated on {found[0].examples} windows of C4, with {seeds} of {len(SEEDS)} "
+        "seeds a row; `~` marks those of some of the windows. [All methods, and how it was measured](docs/arena.md)."
     )
-    return "\n".join([FIGURE.format("docs/"), "", " ".join([*answer(found), how]), "", *said])
+    return "\n".join([FIGURE.format("docs/"), "", *listing([*said, how]), "", *made])
 
 
 def panels(

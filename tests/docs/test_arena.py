@@ -187,13 +187,12 @@ def test_the_page_says_what_the_files_say(written):
     assert (head[3], figure[1]) == ("WikiText-2", f"{np.exp(losses.mean()):.1f}")
     assert re.match(r"[+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\), ", figure[2])
     assert len([cells for cells in lines if "<b>default + LoRA</b>" in cells[0]]) == 1
-    assert "After LoRA. Lowest: `default` in 2 of 2 columns." in page
     assert page.index("<details>") > page.index("front.svg") > page.index("surely"), "answer, figure, table"
     assert "| repair: `least_squares` |" in page
     assert "- `nothing@0.5` could not be pruned: " in page
     assert re.search(r"\| ~?[\d.]+ \| ~?[\d.]+ \| 0.00 \| [\d.]+ ± [\d.]+ \| 100 \|", page), "unpruned, with tasks"
     assert "\n- `fast`\n" in page[page.index("Not run:") :]
-    assert len(readme.read_text().split(made.BEGIN)[1].split("\n")) <= 14
+    assert len(readme.read_text().split(made.BEGIN)[1].split("\n")) <= 16
     for path in (docs / "arena.md", readme):  # control: any digit of a table or sentence of the arena
         whole = path.read_text()
         part = whole if path.suffix == ".md" and path.name != "README.md" else whole[whole.index(made.BEGIN) :]
@@ -213,6 +212,20 @@ def test_rows_of_few_seeds_are_told_apart(ran, monkeypatch):
         assert (f"`flap` {np.exp(losses.mean()):.1f} / " in "".join(said)) == there
         assert ("(3 and 4)" in "".join(said)) == there
     assert made.pages(ran) is None, "no row has enough seeds"
+
+
+def test_training_and_more_text_are_answered_apart(ran, monkeypatch):
+    monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
+    group, lowest = made.read_group(ran, "tiny", 4, made.rows()), "Lowest: `flap` in 2 of 2 columns."
+    both = [
+        line._replace(found={s: row | {"after": row} for s, row in line.found.items()}) for line in group.lines[0.5]
+    ]
+    trained = group._replace(lines=group.lines | {0.5: both})
+    for found, which in (([group], [""]), ([group, group._replace(examples=8)], ["", "Calibrated on 8 windows. "]),
+                         ([trained], ["", "After LoRA. "])):  # fmt: skip
+        said = [each for each in made.answer(found) if "Lowest" in each]
+        assert [each.partition("Lowest")[0] for each in said] == which, "where something published stands beside ours"
+        assert all(lowest in each for each in said)
 
 
 def test_each_look_takes_its_part_of_the_level(ran, monkeypatch):
