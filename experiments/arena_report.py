@@ -450,6 +450,27 @@ def ablation(group: Group) -> list[str]:
     return said
 
 
+def repaired(group: Group) -> list[str]:
+    """Make tables of published choices that are repaired as `fast` is: beside their own repair, and beside `fast`."""
+    said: list[str] = []
+    for ratio in group.lines:
+        fast = group.named(ratio, "fast")
+        pairs = [(line, own) for line in group.of(ratio, "mixed")
+                 if fast and (own := group.named(ratio, line.name.removesuffix(MIXED)))]  # fmt: skip
+        if not (fast and pairs):
+            continue
+        found = {t: [verdicts([group.beside(a, b, t) for a, b in some])
+                     for some in (pairs, [(line, fast) for line, _ in pairs])] for t in group.dense}  # fmt: skip
+        title = f"chosen by, {percent(ratio)}, {group.title}, {group.examples} windows"
+        said += [f"| {title} | " + " | ".join(f"{t} | from its own repair, % | from `fast`, %" for t in found) + " |"]
+        said += ["|---" * (1 + 3 * len(found)) + "|"]
+        for at, (line, own) in enumerate(pairs):
+            cells = [[group.perplexity(line, t), *(difference(each[at]) for each in found[t])] for t in found]
+            said.append(f"| {own.name} | {' | '.join(itertools.chain.from_iterable(cells))} |")
+        said.append("")
+    return said
+
+
 def trained(group: Group) -> Group:
     """Take what was found after training in place of what was found before."""
     lines: dict[float, list[Line]] = {}
@@ -508,6 +529,8 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
         above or ["Nothing." if any(map(faster, first)) else "The rows that are surely below it are not timed yet."],
     )
     said += appendix("What each step adds", [STEPS, "", *(line for group in found for line in ablation(group))])
+    if ours := [line for group in found for line in repaired(group)]:
+        said += appendix("Our repair behind published choices", ours)
     said += appendix("Protocol", [PROTOCOL, *(line for group in found for line in about(group))])
     few = [line for group in every for line in on_few_seeds(group)]
     tried = {line.name for group in found for lines in group.lines.values() for line in lines}

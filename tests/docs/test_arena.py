@@ -1,6 +1,7 @@
 """The arena end to end on a tiny model; and README.md and docs/arena.md held against the files that they come from."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -226,6 +227,24 @@ def test_training_and_more_text_are_answered_apart(ran, monkeypatch):
         said = [each for each in made.answer(found) if "Lowest" in each]
         assert [each.partition("Lowest")[0] for each in said] == which, "where something published stands beside ours"
         assert all(lowest in each for each in said)
+
+
+def test_our_repair_stands_beside_the_published_one(ran, monkeypatch):
+    monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
+    group = made.read_group(ran, "tiny", 4, made.rows())
+    flap = group.named(0.5, "flap")
+
+    def lower(name: str, kind: str, by: float) -> made.Line:
+        found = {s: row | {"losses": {t: [loss - by for loss in each] for t, each in row["losses"].items()}}
+                 for s, row in flap.found.items()}  # fmt: skip
+        return made.Line(name, kind, found)
+
+    three = [flap, lower("flap-our-repair", "mixed", math.log(1.25)), lower("fast", "ours", math.log(2))]
+    *_, row, _ = made.repaired(group._replace(lines={0.5: three}))
+    assert re.match(
+        r"\| flap \| [\d.]+ \| -20\.0 .*, surely lower \| \+60\.0 .*, surely higher \| [\d.]+ \| -20\.0 ", row
+    )
+    assert made.repaired(group._replace(lines={0.5: three[:2]})) == [], "without fast"
 
 
 def test_each_look_takes_its_part_of_the_level(ran, monkeypatch):
