@@ -46,6 +46,7 @@ Result = dict[str, Any]
 """A file: `dense` and `articles` by text, in reading order, and `rows` by NAME@RATIO; or one row."""
 
 TITLE = "# The arena: published methods and ours"
+AFTER = " after LoRA"
 COLUMN = "A column is a model, a share that went and a text. *Surely* is at 5 %, beside all rows together."
 HINT = """Open a figure for its interval: how far a row is from `default`, and ours from the lowest published row.
 Open a name for what else is known of it. On the site, click a head of the table to sort by it."""
@@ -329,7 +330,11 @@ class Column(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"{self.group.title} at {percent(self.ratio)} on {self.text}"
+        return f"{self.group.title} at {self.of_group()}"
+
+    def of_group(self) -> str:
+        """Name the column among those of its group."""
+        return f"{percent(self.ratio)} on {self.text}"
 
     def lowest(self) -> list[str]:
         """Name the lowest row."""
@@ -383,14 +388,15 @@ def faster(group: Group) -> dict[str, list[str]]:
 
 def standing(columns: Sequence[Column]) -> list[str]:
     """Say in how many columns which row is lowest, and which is surely below all rows of the other side."""
-    said = [f"Lowest: {counted({str(each): each.lowest() for each in columns})}."] if columns else []
+    name = str if len({each.group.title for each in columns}) > 1 else Column.of_group
+    said = [f"Lowest: {counted({name(each): each.lowest() for each in columns})}."] if columns else []
     for kind, other, side in (("ours", "published", "published row"), ("published", "ours", "row of ours")):
-        sure = {str(each): each.surely_below(kind, other) for each in columns}
+        sure = {name(each): each.surely_below(kind, other) for each in columns}
         if any(sure.values()):
             many = sorted({len(each.group.of(each.ratio, other)) for each in columns})
             them = " to ".join(map(str, dict.fromkeys((many[0], many[-1]))))
             said.append(f"Surely below every {side} ({them} of them): {counted(sure)}.")
-            shared = {str(each): each.surely_below(kind, other, every_look=True) for each in columns}
+            shared = {name(each): each.surely_below(kind, other, every_look=True) for each in columns}
             if shared != sure:
                 said.append(
                     f"With the level divided by the looks, one for each seed from the third on: {counted(shared)}."
@@ -401,9 +407,9 @@ def standing(columns: Sequence[Column]) -> list[str]:
 def answer(found: Sequence[Group]) -> list[str]:
     """Answer in a paragraph each: how ours stand, beside rows as fast, after training, and with more text."""
     first = of_least_text(found)
-    parts = {"": first, "After LoRA. ": [trained(group) for group in first]}
+    parts = {"": first, "After LoRA": [trained(group) for group in first]}
     for group in found[len(first) :]:
-        parts.setdefault(f"Calibrated on {group.examples} windows. ", []).append(group)
+        parts.setdefault(f"Calibrated on {group.examples} windows", []).append(group)
     paragraphs = []
     for which, some in parts.items():
         columns = [Column(group, ratio, text) for group in some for ratio in group.lines
@@ -412,8 +418,10 @@ def answer(found: Sequence[Group]) -> list[str]:
         if not which and (judged := [names for group in first for names in faster(group).values()]):
             above = f"In {sum(map(bool, judged)) or 'none'} of {len(judged)} columns `default` is surely above"
             said.append(f"{above} a published row that takes as long or less.")
+        if len(titles := {each.group.title.removesuffix(AFTER) for each in columns}) == 1 and which:
+            which += f", {titles.pop()}"
         if said:
-            paragraphs.append(which + " ".join(said))
+            paragraphs.append(" ".join([f"{which}."] * bool(which) + said))
     if left := [title for title in MODELS.values() if title not in {group.title for group in found}]:
         paragraphs.append(f"**{', '.join(left)}** has no rows yet.")
     return paragraphs
@@ -478,7 +486,7 @@ def trained(group: Group) -> Group:
         after = {s: each | {"tasks": None} | each["after"] for s, each in line.found.items() if "after" in each}
         if len(after) >= FEWEST_SEEDS:
             lines.setdefault(ratio, []).append(line._replace(found=after))
-    return group._replace(lines=lines, title=f"{group.title} after LoRA")
+    return group._replace(lines=lines, title=f"{group.title}{AFTER}")
 
 
 def about(group: Group) -> list[str]:
