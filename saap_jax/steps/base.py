@@ -177,6 +177,8 @@ class Step:
     """Whether a chain may begin with the step, as it may with a score."""
     judges: ClassVar[bool] = False
     """Whether the step goes by the divergence from the unpruned model on text, of which some is held out."""
+    reorders: ClassVar[bool] = False
+    """Whether units that have gone may come back by their scores, which those that went in rounds do not have."""
     source: ClassVar[str] = ""
     """The Python file that the step is from, where a chain names one."""
 
@@ -316,19 +318,6 @@ def need(state: State, step: Step) -> Scores:
     if state.scores is None:
         raise ValueError(f"{step.name}: expected a score before it, such as wanda, got none")
     return state.scores
-
-
-def scores_of_all(state: State, step: Step) -> Scores:
-    """Return the score of every unit, float64, `[layers, units]` a structure; NaN where there is none.
-
-    Raises:
-        ValueError: a unit of the model has no score, as behind `rounds`.
-    """
-    scores, existing = need(state, step), state.subject.existing
-    found: Scores = {n: np.where(units, np.asarray(scores[n], np.float64), np.nan) for n, units in existing.items()}
-    if any(np.isnan(found[name][units]).any() for name, units in existing.items()):
-        raise ValueError(f"{step.name}: expected scores of all units before it, got none of those that went in rounds")
-    return found
 
 
 def default_of(field: Any) -> Any:

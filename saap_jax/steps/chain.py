@@ -160,7 +160,7 @@ def _whole(steps: list[Step], name: str) -> Chain:
     """Return a chain with an allocation.
 
     Raises:
-        ValueError: no score at the beginning, or a step that changes nothing where it stands.
+        ValueError: no score at the beginning, or a step that cannot stand where it does, or changes nothing there.
     """
     first = next((each for each in steps if each.kind != "limits"), None)
     if any(each.begins for each in steps[1:]):
@@ -187,7 +187,11 @@ def _whole(steps: list[Step], name: str) -> Chain:
         raise ValueError(f"chain {name!r}: {said}, got {idle[0].text}, which changes nothing there")
     for at, each in enumerate(rest, 1):
         each.ahead(rest[at:])  # refuses what cannot stand behind it
-    return Chain((*early, *rest), name)
+    made = Chain((*early, *rest), name)
+    reader = next((each for each in rest if each.reorders), None)
+    if reader and any(isinstance(each, Rounds) for each in made.every):
+        raise ValueError(f"chain {name!r}: expected no rounds beside {reader.name}: it reads the scores of all units")
+    return made
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ def test_steps_behind_go_on_from_the_winner_and_know_what_chains_ask_for():
         ("best_of(wanda, wand)", "did you mean 'wanda'"),
         ("magnitude > best_of(wanda, magnitude)", "expected best_of first, got it behind magnitude"),
         ("best_of(wanda, magnitude) > rounds(0.1)", "expected rounds in the chains of best_of, got them behind it"),
+        ("best_of(wanda > uniform > rounds, magnitude) > shape", "expected no rounds beside shape"),
     ],
 )
 def test_what_is_no_choice_is_refused(text, said):

@@ -242,6 +242,8 @@ OPTIONS = {
         ("wanda > within(min_keep={mlp: x})", "within.min_keep: expected int | dict[str, int], got {'mlp': 'x'}"),
         ("wanda > layerwise(best)", "layerwise.rule: expected one of wanda, obs, obs_swaps, leverage, got 'best'"),
         ("wanda > layerwise > scales > bias(propagate=dense)", "layerwise: expected a repair with propagate=pruned"),
+        ("wanda > uniform > rounds(0.1) > evolve(1)", "expected no rounds beside evolve: it reads the scores"),
+        ("wanda > uniform > shape > rounds", "expected no rounds beside shape: it reads the scores"),
         ("nowhere.py:Half", "expected a Python file, found none at nowhere.py"),
         *((f"wanda > {step}", said) for step, said in OPTIONS.items()),
         ("fused(wanda)", "fused: expected two or more estimators, each once, got wanda"),

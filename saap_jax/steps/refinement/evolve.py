@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from saap_jax.config.checks import Natural, Positive, Share
-from saap_jax.steps.base import Before, Context, Extent, State, Step, scores_of_all, step
+from saap_jax.steps.base import Before, Context, Extent, State, Step, need, step
 from saap_jax.steps.limits import first_prunable, levels_of
 from saap_jax.types import Keep
 
@@ -44,6 +44,7 @@ class Evolve(Step):
     kind = "refinement"
     costly = True
     judges = True
+    reorders = True
 
     generations: Natural = 15
     offspring: Positive = 16
@@ -82,7 +83,7 @@ class Evolve(Step):
             raise ValueError("evolve: expected no whole_layers, since sub-blocks move apart")
         existing = state.subject.existing
         order = {name: np.argsort(np.where(existing[name], each, np.inf), axis=1, kind="stable")
-                 for name, each in scores_of_all(state, self).items()}  # fmt: skip
+                 for name, each in need(state, self).items()}  # fmt: skip
         unchanged = first_prunable(state.keep, existing, within)
         objective = state.subject.objective(on.text, on.batch_size, on.dense, first=unchanged)
         gone = {name: (existing[name] & ~kept).sum(axis=1) for name, kept in state.keep.items()}

@@ -21,7 +21,7 @@ import numpy as np
 
 from saap_jax.config.checks import Positive, Share
 from saap_jax.steps.allocation.blocks import SLACK
-from saap_jax.steps.base import Before, Context, State, Step, scores_of_all, step
+from saap_jax.steps.base import Before, Context, State, Step, need, step
 from saap_jax.steps.limits import Within
 from saap_jax.types import STRUCTURES, Keep
 
@@ -38,6 +38,7 @@ class UniformShape(Step):
     kind = "refinement"
     costly = True
     judges = True
+    reorders = True
 
     layers: Share = 0.25
     """Share of the layers that may go whole."""
@@ -49,7 +50,7 @@ class UniformShape(Step):
         within = state.subject.limits(state.limits.at(on.final))
         if within.depth:
             raise ValueError("shape: expected no depth: it says what each layer keeps")
-        existing, scores = state.subject.existing, scores_of_all(state, self)
+        existing, scores = state.subject.existing, need(state, self)
         objective = state.subject.objective(on.text, on.batch_size, on.dense)
         found = shapes_of(existing, state.subject.costs, on.ratio, within, self.layers)
 
@@ -63,7 +64,8 @@ class UniformShape(Step):
         layers = range(len(existing["mlp"]) if any(shape.layers for shape in found) else 0)
         alone = [objective.value(without(layer), 0) for layer in (progress(layers) if layers else ())]
         first = np.argsort(alone, kind="stable")
-        ranks = {name: np.argsort(-np.asarray(each), axis=1, kind="stable") for name, each in scores.items()}
+        ranks = {name: np.argsort(np.where(units, -scores[name], np.inf), axis=1, kind="stable")
+                 for name, units in existing.items()}  # fmt: skip
         keeps = [keep_of(shape, first, ranks, existing) for shape in found]
         values = [objective.value(keeps[number], 0) for number in progress(range(len(keeps)))]
         best = [keeps[number] for number in np.argsort(values, kind="stable")[: self.finalists]]
