@@ -59,7 +59,7 @@ def refitted(name: str, recipe: Recipe, damping: float, ridge: str) -> dict[str,
     ours = (
         "All sub-blocks behind the first that is pruned are refitted, towards the unpruned model's stream, so that "
         "they make up for those before them; the paper refits what it prunes, towards what that wrote.",
-        "The ridge is 1, relative to each coordinate's mean square.",
+        "The ridge is 8 times the kept inputs over the tokens, relative to each coordinate's mean square.",
     )
     own = (ridge, "The mean of the diagonal is that of the coordinates that stay.")
     with_own, with_ours = (
