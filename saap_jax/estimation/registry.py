@@ -128,7 +128,8 @@ def call_factory(text: str, factories: Mapping[str, Callable[..., Made]]) -> Mad
 
 def code_of(text: str) -> str:
     """Digest the code of an estimator that a name stands for; that of the package where it is its own."""
-    return code_digest(_found(text)[2] or code_of)
+    in_file = _FILE.fullmatch(text)
+    return code_digest(_found(text)[2] or code_of, in_file["file"] if in_file else "")
 
 
 # --- names ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ are for the workflow that judges, which also draws other calibration texts.
 """
 
 import datetime
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -120,13 +121,14 @@ def _pruned(
         CalibrationConfig(scenarios=(config.calibration,), examples=EXAMPLES, length=LENGTH, seed=seed)
     )
     start = _processor_seconds()
-    runner = Runner(subject, text, [chain], Passes(ROWS, track=track))
-    runner.check(chain, config.ratios)
-    runner.first()
+    runner = functools.partial(Runner, subject, text, [chain], Passes(ROWS, track=track))
+    runner().check(chain, config.ratios)
+    scores = runner().first()
     scored = _processor_seconds()
     for ratio in config.ratios:
         began = _processor_seconds()
-        state = runner.run(chain, ratio)
+        (own := runner()).first(scores)  # nothing else that another ratio made is there
+        state = own.run(chain, ratio)
         assert isinstance(state.subject, LlamaSubject)
         jax.block_until_ready(state.subject.model)
         seconds = scored - start + _processor_seconds() - began

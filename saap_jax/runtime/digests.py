@@ -69,7 +69,7 @@ def code_digest(made: Any, source: str = "") -> str:
         source: the file, where it is known; else Python is asked.
     """
     try:
-        file = Path(source or inspect.getsourcefile(made) or "")
+        file = Path(source or inspect.getsourcefile(inspect.unwrap(getattr(made, "func", made))) or "").expanduser()
     except TypeError:  # of no file, as what the interpreter holds
         file = _HOME
     own = _HOME in file.parents or not file.is_file()

@@ -149,10 +149,9 @@ def expand(texts: Iterable[str]) -> list[Chain]:
             choices = [list(_read(segment)) for segment in segments]
             for chosen in itertools.product(*choices):
                 name = given["name"] if given else " > ".join(said for said, _ in chosen)
-                if given and name in found:
+                made = _whole([each for _, steps in chosen for each in steps], name)
+                if found.setdefault(name, made) is not made and (given or found[name] != made):
                     raise ValueError(f"chain: expected each name once, got {name!r} for several chains")
-                if name not in found:
-                    found[name] = _whole([each for _, steps in chosen for each in steps], name)
     return list(found.values())
 
 

@@ -27,8 +27,8 @@ class Within(Step):
     """Layers left alone; negative numbers count from the end. A share is of the layers: 0.13 leaves the first 13 % of
     them alone, -0.07 the last 7 %, rounded to whole layers."""
     attention: Annotated[float | None, check_share] = None
-    """Share of the removed parameters that comes from attention; None: the allocation decides. Where each layer has no
-    more attention units than `min_keep`, such as a single KV head, all comes from the MLP."""
+    """Share of the removed parameters that comes from attention; None: the allocation decides. Layers with no more
+    attention units than `min_keep`, such as a single KV head, give none; where all are so, all comes from the MLP."""
     attention_from: Share = 0.0
     """Share of the prunable parameters up to which all comes from the MLP; `attention` is then of what goes beyond."""
     min_keep: Annotated[int | dict[str, int], at_least(0)] = 1

@@ -14,6 +14,7 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.jobs import enter
 from saap_jax.report import leaderboard
 from saap_jax.report.render import markdown_text
+from saap_jax.steps import run as steps_run
 from tests.cli.test_main import refused
 
 PROJECT = Path(__file__).parents[2]
@@ -79,6 +80,15 @@ def test_an_entry_has_the_losses_of_the_cut_model_and_judges_see_other_windows(s
     path.write_text(MINE + "\n")
     run("enter", str(path), "--ratios", "0.5")
     assert [*json.loads((tmp_path / "mine.json").read_text())["ratios"]] == ["0.5"], "of other code"
+
+
+def test_a_ratio_gets_nothing_that_another_one_made_but_the_scores(small, tmp_path, run, monkeypatch):
+    """So that minutes are those of each pruned model; rounds of 0.1 lie on the way to both."""
+    (path := tmp_path / "mine.py").write_text("METHOD = 'wanda > uniform > rounds(0.1)'")
+    passes, calibrate = [], steps_run.calibrate
+    monkeypatch.setattr(steps_run, "calibrate", lambda *a, **kw: (passes.append(a), calibrate(*a, **kw))[1])
+    run("enter", str(path), "--ratios", "0.3", "0.2")
+    assert len(passes) == 1 + 2 + 1
 
 
 WRONG = {

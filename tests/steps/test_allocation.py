@@ -86,7 +86,8 @@ def limits_of(method: str) -> Within:
 def plain_shares(problem: Problem, allocation: Allocation, within: Within, names, blocks, due: float) -> list[float]:
     """What each layer loses of a budget, together 1, by the formula of each allocation."""
     layers, cost = range(len(problem.existing["mlp"])), problem.costs
-    size = [0 if layer in alone_of(problem, within) else sum(
+    none = {*layers} - {each[1] for each in blocks} if len(names) == 1 else set()  # they have nothing to give of it
+    size = [0 if layer in alone_of(problem, within) | none else sum(
         int(problem.existing[n][layer].sum() * cost[n][layer]) for n in names) for layer in layers]  # fmt: skip
     weight = [float(each) for each in size]
     if allocation.name == "log":
@@ -395,6 +396,18 @@ def test_a_single_unit_a_layer_leaves_all_to_the_mlp():
         keep = problem.chosen(0.25, "within(attention=0.5) > uniform")
         assert keep["attention"].all() == (heads == 1)
         assert most_removable(problem, Uniform(), Within(attention=0.5)) > 0.25
+
+
+def test_layers_with_a_single_head_leave_attentions_share_to_the_others():
+    """As a pruned model is pruned again; control: a layer that is to lose as much as the others cannot."""
+    problem = drawn(0, layers=4, heads=3, channels=10, costs=(5, 1), missing=False)
+    problem.existing["attention"] = np.arange(3) < np.array([[3], [1], [2], [0]])
+    keep = problem.chosen(0.4, "within(attention=0.25) > uniform")
+    lost = (problem.existing["attention"] & ~keep["attention"]).sum(axis=1)
+    assert lost.any()
+    assert not lost[[1, 3]].any()
+    with pytest.raises(ValueError, match="ratio: 0.4 of the prunable parameters cannot be removed"):
+        problem.chosen(0.4, "within(max_ratio={mlp: 0.3}) > uniform")
 
 
 @given(seed=st.integers(0, 1000), method=st.sampled_from([

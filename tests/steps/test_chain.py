@@ -273,6 +273,12 @@ def test_what_is_no_chain_is_one_line(text, said):
         chain("wanda", "learn(steps=(0, 3))")
 
 
+@pytest.mark.parametrize("texts", [("fast = wanda > uniform", "fast"), ("flap", "flap = wanda")])
+def test_a_name_does_not_stand_for_two_methods(texts):
+    with pytest.raises(ValueError, match="chain: expected each name once, got 'f"):
+        expand(texts)
+
+
 @pytest.mark.parametrize(
     ("text", "passes"),
     [

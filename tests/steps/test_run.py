@@ -1,6 +1,7 @@
 """Running chains: rounds against a loop, what is shared is done once, what is kept is served only where nothing has
 changed, and any combination of steps gives a keep-set that meets its ratio."""
 
+import functools
 import itertools
 import os
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from saap_jax.data import Windows
+from saap_jax.estimation.registry import code_of
 from saap_jax.llama.segments import masks
+from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import choose, meets
 from saap_jax.steps.allocation.allocations import Uniform
@@ -104,10 +107,13 @@ def test_each_round_begins_with_the_limits_and_the_text_of_the_first(subject, mo
 
 
 def test_whole_attentions_go_by_the_text_before_them_and_meet_the_ratio(subject, monkeypatch):
-    losses, texts = LlamaSubject.losses, []
+    losses, texts, judged = LlamaSubject.losses, [], []
     monkeypatch.setattr(LlamaSubject, "losses", lambda self, text, *given, **options: (
-        texts.append(text), losses(self, text, *given, **options))[1])  # fmt: skip
+        texts.append(text), judged.append(self), losses(self, text, *given, **options))[2])  # fmt: skip
     early = "magnitude > within(max_ratio={attention: 0}) > uniform"
+    made = runner(subject).run(parse(f"{early} > bias > attentions"), 0.5)
+    assert {id(each) for each in judged} == {id(made.subject)} != {id(subject)}, "as it is repaired"
+    texts.clear()
     made = runner(subject).run(parse(f"{early} > self_calibration(6, 2) > attentions"), 0.5)
     assert meets(subject, made.keep, 0.5)
     (written,) = made.text.values()
@@ -310,6 +316,21 @@ def test_nothing_is_served_where_an_input_has_changed(subject, file, changed):
     assert not made(), "control: all is there"
     assert INPUTS[changed](made, file)
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_code_is_read_from_its_file_however_it_is_named(file, monkeypatch):
+    """In quotes no shell expands a home; a factory may be wrapped."""
+    monkeypatch.setenv("HOME", str(file.parent))
+    rewrite(file, "def mine(", "import functools\n\n\n@functools.cache\ndef mine(")
+    seen = []
+    for _ in range(2):
+        codes = {code_of(f"{each}:mine") for each in (file, f"~/{file.name}")} | {code_digest(None, f"~/{file.name}")}
+        assert len(codes) == 1
+        seen += codes
+        rewrite(file, "abs(value)", "(value**2)")
+    assert "" != seen[0] != seen[1] != ""
+    plain = code_digest(rewrite)
+    assert {code_digest(each(rewrite)) for each in (functools.cache, functools.partial)} == {plain} != {""}
 
 
 def test_the_share_at_the_end_counts_where_steps_look_ahead(subject):

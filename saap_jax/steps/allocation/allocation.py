@@ -339,11 +339,12 @@ def _budgets(
     parts = [(numbers, 1.0)] if attention is None else [(numbers[:1], attention), (numbers[1:], 1 - attention)]
     budgets = []
     for structures, share in parts:
-        inside, own = np.isin(blocks.structure, structures), size[structures].sum(axis=0)
+        inside = np.isin(blocks.structure, structures)
+        most = np.bincount(owner[inside], blocks.cost[inside], size.shape[1])
+        own = np.where((attention is None) | (most > 0), size[structures].sum(axis=0), 0)
         if allocation.ranks or not own.any():
             budgets.append((np.flatnonzero(inside), share))
             continue
-        most = np.bincount(owner[inside], blocks.cost[inside], len(own))
         shares = shares_of(allocation, own, means, most, target * share)
         budgets += [(np.flatnonzero(inside & (owner == at)), share * float(shares[at])) for at in np.flatnonzero(own)]
     return [(rows, share) for rows, share in budgets if share > 0]

@@ -52,9 +52,10 @@ class Attentions(Step):
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Run the chain to what attentions leave of the ratio, then remove them."""
-        subject, left = state.subject, state.keep["attention"].any(axis=1)
-        count, rest = self._shared(subject, state.keep, on.ratio)
+        left = state.keep["attention"].any(axis=1)
+        count, rest = self._shared(state.subject, state.keep, on.ratio)
         state = before(state, rest)
+        subject = state.subject  # perhaps repaired
         free = np.asarray(left & ~protected(state.limits.protect, len(state.keep["attention"])))
         if count > free.sum():
             raise ValueError(

@@ -230,9 +230,11 @@ class TracedSubject(TracedProblem, Subject):
         problem = self.problem
         _, targets = problem.row(problem.first_set, 0)
         outputs = jax.eval_shape(problem.function, problem.params, *problem.example)
+        units = [(saved.described(each), each.least) for each in self.structures]  # `norms` and `refused` choose them
         return {
             "parameters": digest_of(problem.params),
             "program": _program_digest(self.traced.program),
+            "structures": hashlib.sha256(repr(units).encode()).hexdigest(),
             "loss": _program_digest(jax.make_jaxpr(problem.loss_of)(outputs, targets)),
         }
 

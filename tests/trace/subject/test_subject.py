@@ -23,7 +23,16 @@ from saap_jax.report.pages.fidelity import correlations
 from saap_jax.runs.scores import read_changes
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import subject_of
-from tests.trace.subject.problems import SAAP, calibrate, chosen, drawn_scores, masked_losses, stacked, trained
+from tests.trace.subject.problems import (
+    SAAP,
+    calibrate,
+    chosen,
+    drawn_scores,
+    masked_losses,
+    problem_of,
+    stacked,
+    trained,
+)
 
 FACTORY = """
 import dataclasses, jax
@@ -113,6 +122,8 @@ def test_a_digest_is_of_all_that_a_figure_depends_on():
     ):
         other = digests(**changes)
         assert {name for name in first if other[name] != first[name]} == differ
+    fewer, more = (subject_of(problem_of("nnx_decoder", 8), norms=norms).digests() for norms in (False, True))
+    assert {name for name in fewer if fewer[name] != more[name]} == {"structures"}
 
 
 @pytest.mark.slow
