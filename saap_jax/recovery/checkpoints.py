@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,30 @@ _QUIET = 5
 """Rounds of 50 ms without a new directory after which a failed writer counts as done."""
 
 
+class _Best:
+    """Keeps the best checkpoint, a policy of orbax's; by its step, since orbax forgets losses when a process ends."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Say which of some checkpoints stay."""
+        return [each.step == self.step for each in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one run, in a directory of their own. Use it in a `with` statement, which waits for all."""
 
     def __init__(self, directory: Path, *, keep: int = 2) -> None:
         import orbax.checkpoint as ocp  # here: it takes most of a second
-        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-
-        def rank(metrics: Any) -> Any:  # of equal losses the first is the best, as for whoever reads it
-            return metrics["loss"], metrics.get("step", 0)
+        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
         # A line for each file that is written, otherwise; and what fails in the background is raised later, by `wait`.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        best = BestN(get_metric_fn=rank, reverse=True, n=1, keep_checkpoints_without_metrics=False)
-        self._ocp, self._directory, self._failed = ocp, directory, False
+        self._ocp, self._directory, self._failed, self._best = ocp, directory, False, _Best()
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+                preservation_policy=AnyPreservationPolicy([LatestN(keep), self._best]),
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
             ),
@@ -70,16 +76,17 @@ class Checkpoints:
                 quiet = 0 if begun else quiet + 1
                 time.sleep(0.05)
 
-    def save(self, state: TrainingState, progress: dict[str, Any], loss: float | None) -> None:
+    def save(self, state: TrainingState, progress: dict[str, Any]) -> None:
         """Copy a state and begin to write it; the state may be donated as soon as this returns.
 
         Args:
-            loss: on held-out text, by which the best checkpoint is known; None where none is held out.
+            progress: its `best_step` stays, beside the latest.
         """
         args, step = self._ocp.args, int(state.step)
         items = args.Composite(state=args.StandardSave(arrays_of(state)), progress=args.JsonSave(progress))
+        self._best.step = progress.get("best_step")
         with self._writing():
-            self._manager.save(step, args=items, metrics=None if loss is None else {"loss": loss, "step": step})
+            self._manager.save(step, args=items)
 
     def wait(self) -> None:
         """Wait until all is written.

@@ -123,7 +123,7 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told]
             state, measured = train_step(state, frozen, rows, **options)
         if not bool(measured.finite):
             if checkpoints.latest != step:
-                checkpoints.save(state, progress | {"iterator": place}, None)
+                checkpoints.save(state, progress | {"iterator": place})
             checkpoints.wait()
             raise _not_finite(training, state, batch, "gradient" if math.isfinite(float(measured.loss)) else "loss")
         told = Told(
@@ -141,7 +141,7 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told]
             elif loss is not None:
                 progress |= {"waited": progress["waited"] + 1}
             progress |= {"iterator": batches.get_state()}
-            checkpoints.save(state, progress, loss if finite else None)
+            checkpoints.save(state, progress)
     best, trained = progress["best_step"], state.trained
     if best is not None and best != step:
         checkpoints.wait()

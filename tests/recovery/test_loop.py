@@ -128,14 +128,16 @@ def test_a_step_that_nobody_heard_of_is_made_again(tmp_path):
     assert [step.step for step in run(tmp_path, training_of(steps=6))[1]] == [1, 2, 3, 4, 5, 6]
 
 
-def test_of_equal_losses_the_first_checkpoint_stays(tmp_path):
-    """It is the best one for whoever reads it; where a later one is better, the first one goes."""
-    state = start(training_of().initial, Schedule())
-    for place, losses, kept in (("equal", (1.0,) * 4, [1, 4]), ("lower", (1.0, 1.0, 0.5, 1.0), [3, 4])):
-        with Checkpoints(tmp_path / place, keep=1) as checkpoints:
-            for step, loss in enumerate(losses, 1):
-                checkpoints.save(state._replace(step=jnp.asarray(step, jnp.int32)), {}, loss)
-            assert steps_in(checkpoints) == kept
+def test_the_best_checkpoint_outlives_a_kill_behind_it(tmp_path):
+    training = training_of(rate=0.5, held_out=IRREGULAR, plan=dataclasses.replace(PLAN, check_every=1))
+    whole, _ = run(tmp_path / "whole", training)
+    assert whole.best_step < 6, "two checks come between it and the kill"
+    run(tmp_path / "killed", training, stop=7)
+    outcome, _ = run(tmp_path / "killed", training)
+    assert outcome[1:] == whole[1:]
+    assert same(outcome.trained, whole.trained)
+    with Checkpoints(tmp_path / "killed") as checkpoints:
+        assert steps_in(checkpoints) == [whole.best_step, 8, 9]
 
 
 def test_patience_ends_it(tmp_path):
@@ -191,7 +193,7 @@ def test_empty_arrays_survive_a_checkpoint(tmp_path):
     assert any(leaf.size == 0 for leaf in jax.tree.leaves(state))
     other = jax.tree.map(jnp.zeros_like, state)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, {}, None)
+        checkpoints.save(state, {})
         checkpoints.wait()
         found = checkpoints.read(0, other)
         assert same(found, state)
