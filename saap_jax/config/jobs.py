@@ -180,7 +180,7 @@ class PruneConfig(JobConfig):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     BESIDE = (
-        Beside(f"evaluation.length evaluation.bos from_run targets.{' targets.'.join(TARGETS)}", *OF_OURS),
+        Beside(f"judge evaluation.length evaluation.bos from_run targets.{' targets.'.join(TARGETS)}", *OF_OURS),
         Beside(SPREAD, "no target that is measured", lambda config: not MEASURED & {*config.targets.asked}),
     )
 

@@ -15,7 +15,7 @@ from saap_jax.surgery.corrections import Correction
 from saap_jax.trace.adapters import from_equinox, from_keras, from_nnx
 from saap_jax.trace.cut import like
 from saap_jax.trace.own_code import compared
-from saap_jax.trace.problem import Problem
+from saap_jax.trace.problem import Examples, Problem
 from saap_jax.trace.subject.subject import CutTraced, TracedSubject, subject_of
 from saap_jax.trace.trace import by_path, groups_of
 from saap_jax.types import Keep
@@ -109,7 +109,7 @@ def prune(
     repaired, keep = state.subject, state.keep
     assert isinstance(repaired, TracedSubject)
     cut = repaired.cut(keep)
-    losses = checked_losses(subject, keep, cut, batch_size)
+    losses = checked_losses(subject, keep, cut, next(iter(subject.problem.held_out_sets.values())), batch_size)
     widths: dict[str, Width] = {}
     for pattern, group in groups_of(subject.structures).items():
         each = {one.name: Width(one.role, one.units, int(keep[one.name].sum(1)[0])) for one in group}
@@ -130,14 +130,15 @@ def prune(
     )
 
 
-def checked_losses(subject: TracedSubject, keep: Keep, cut: CutTraced, batch_size: int) -> dict[str, float]:
-    """Compute the mean held-out losses, of the first set: `dense`, `masked`, `cut`; the last two with the parameters
-    that were cut, compensated or not.
+def checked_losses(
+    subject: TracedSubject, keep: Keep, cut: CutTraced, examples: Examples, batch_size: int
+) -> dict[str, float]:
+    """Compute the mean losses on held-out examples: `dense`, `masked`, `cut`; the last two with the parameters that
+    were cut, compensated or not.
 
     Raises:
         ValueError: one that is not finite, or the cut model's is not that of the masked one, but for rounding.
     """
-    examples = next(iter(subject.problem.held_out_sets.values()))
     (dense,) = subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
     (masked,) = cut.subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
     losses = {"dense": dense[0].mean, "masked": masked[1].mean, "cut": cut.losses(examples, batch_size).mean}

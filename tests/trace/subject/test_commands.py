@@ -91,6 +91,15 @@ def test_prune_compensates(here, capsys):
         loss = problem.loss(function(params, problem.held_out[0]), problem.held_out[1])
         np.testing.assert_allclose(loss, losses[method], rtol=1e-5)
     assert len(set(losses.values())) == 2
+    assert main([*words, "--method", "magnitude > uniform", "--out", "few", "--evaluation.windows", "3"]) == 0
+    capsys.readouterr()
+    function, params = load_pruned("few", problem)
+    loss = problem.loss(function(params, problem.held_out[0][:3]), problem.held_out[1][:3])
+    np.testing.assert_allclose(
+        loss, json.loads((here / "few" / "pruned.json").read_text())["about"]["held_out_loss"]["cut"], rtol=1e-5
+    )
+    for option, said in ((["--evaluation.in-domain", "none"], "expected some of held_out"), (["--no-judge"], "judge:")):
+        assert said in refused(capsys, [*words, "--out", "more", *option])
     words = ["prune", "mine.py:problem", "--ratio", "0.4", "--out", "layered", "--method"]
     assert main([*words, "gate_taylor,bias"]) == 2
     assert "bias: expected no repair, or least_squares, for a traced model" in capsys.readouterr().err
