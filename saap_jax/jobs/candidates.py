@@ -28,7 +28,7 @@ from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Passes, Track
 from saap_jax.steps.base import Extent, State, Store
 from saap_jax.steps.chain import Chain
-from saap_jax.steps.run import Runner, digest
+from saap_jax.steps.run import Runner, codes_of, digest
 from saap_jax.steps.score.calibrate import put_together
 from saap_jax.subjects.base import Examples, Subject, run_losses
 from saap_jax.types import Keep, WindowLosses
@@ -127,9 +127,8 @@ class Evaluator:
         """Record what a run is of, what on, and what its metrics mean (the one of the calibration domain first); score
         what all chains ask for on the text of each seed, and keep the scores of the first."""
         run, subject, material = self.run, self.subject, self.material
-        chains, any_of = self.chains, next(iter(self.runners.values()))
-        codes = {name: code for chain in chains for name, code in any_of.codes(chain.steps).items()}
-        run.begin(material.inputs | {f"code of {name}": code for name, code in codes.items()})
+        chains = self.chains
+        run.begin(material.inputs | codes_of((step for chain in chains for step in chain.steps), [*subject.existing]))
         run.update(
             kind=kind,
             **provenance(),

@@ -17,6 +17,7 @@ from saap_jax.runtime.errors import reading
 from saap_jax.runtime.progress import Passes, Track, quiet, step
 from saap_jax.steps.base import Extent
 from saap_jax.steps.chain import steps_of
+from saap_jax.steps.run import codes_of
 from saap_jax.steps.score.calibrate import Calibrated
 from saap_jax.steps.score.score import Score
 from saap_jax.subjects.base import Examples, Subject
@@ -68,13 +69,13 @@ def score_run(
             about = source.get("scenarios", {})
             with run.stage("score"), step(track, "score the statistics"):
                 calibrated = rescored(config.from_run, subject, scores)
-            run.begin(digests)
+            run.begin(digests | codes_of(scores.values(), [*subject.existing]))
         else:
             material = load(config, run, layout, track)
             subject, scenarios = material.subject, material.calibration[config.calibration.seed]
             check_scores(scores, subject)
             about = {name: subject.shape(examples) for name, examples in scenarios.items()}
-            run.begin(material.inputs)
+            run.begin(material.inputs | codes_of(scores.values(), [*subject.existing]))
             passes = Passes(config.calibration.batch_size, config.remat, track)
             with run.stage("score") as stage:
                 calibrated = kept_scores(run, subject, scenarios, config, scores, track)

@@ -17,6 +17,7 @@ import numpy as np
 from saap_jax.config.jobs import ScoreConfig
 from saap_jax.estimation import ESTIMATORS, make_estimators, union_of_needs
 from saap_jax.estimation.ablation import changes_from_lines, changes_to_scores
+from saap_jax.estimation.registry import code_of
 from saap_jax.estimation.storage import kept_statistics, load_statistics, save_statistics
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
@@ -118,11 +119,16 @@ class KeptStatistics(NamedTuple):
     statistics: dict[str, frozenset[str]]
     """Their names, of each scenario."""
     scores: ByScenario
+    codes: Mapping[str, str]
+    """What the run was of, with `code of NAME`: the digest of an estimator's file."""
 
     def serves(self, member: str) -> bool:
-        """Say whether an estimator, no fusion, can be scored in every scenario, or has been."""
+        """Say whether an estimator, no fusion, can be scored in every scenario, or has been by the same code."""
         needs = {need.name for need in make_estimators([member])[member].needs}
-        return all(needs <= held or member in self.scores.get(name, {}) for name, held in self.statistics.items())
+        same = self.codes.get(f"code of {member}", "") == code_of(member)
+        return all(
+            needs <= held or (same and member in self.scores.get(name, {})) for name, held in self.statistics.items()
+        )
 
 
 def kept_by(source: str) -> KeptStatistics:
@@ -144,7 +150,8 @@ def kept_by(source: str) -> KeptStatistics:
                 f"from_run: expected statistics at {path}, found none; run `saap score` with --keep-statistics all"
             )
         statistics[name] = kept_statistics(path)
-    return KeptStatistics(statistics, read_scores(run).scenarios if run.has("scores.npz") else {})
+    scores = read_scores(run).scenarios if run.has("scores.npz") else {}
+    return KeptStatistics(statistics, scores, run.record.get("inputs", {}))
 
 
 def served(source: str, plan: Plan) -> list[str]:

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -232,17 +232,6 @@ class Runner:
                 asked[label].save(packed(part))
         return put_together([self._parts[store.key] for store in asked.values()], [*self.scenarios])
 
-    def codes(self, steps: Sequence[Step]) -> dict[str, str]:
-        """Digest the files of the estimators and steps that are not the package's, by what they are called."""
-        found = {}
-        for each in steps:
-            found |= {each.text: code_digest(type(each), each.source)}
-            members = each.members(tuple(self.subject.existing)) if isinstance(each, Score) else ()
-            found |= {member: code_of(member) for member in members}
-            for chain in each.inner:
-                found |= self.codes(chain.steps)
-        return {name: code for name, code in found.items() if code}
-
     def _code(self, score: Score) -> list[str]:
         """Digest the code of estimators that are not the package's."""
         members = score.members(tuple(self.subject.existing))
@@ -251,6 +240,18 @@ class Runner:
     def _calibrate(self, plan: Plan, state: State, stability: Collection[str]) -> Calibrated:
         keep = None if state.gone is None else state.keep
         return calibrate(state.subject, self.scenarios, plan, self.passes, stability=stability, keep=keep)
+
+
+def codes_of(steps: Iterable[Step], structures: Sequence[str]) -> dict[str, str]:
+    """Digest the files of the estimators and steps that are not the package's, by `code of NAME`."""
+    found = {}
+    for each in steps:
+        found |= {f"code of {each.text}": code_digest(type(each), each.source)}
+        members = each.members(tuple(structures)) if isinstance(each, Score) else ()
+        found |= {f"code of {member}": code_of(member) for member in members}
+        for chain in each.inner:
+            found |= codes_of(chain.steps, structures)
+    return {name: code for name, code in found.items() if code}
 
 
 def _choices(chain: Chain) -> list[tuple[Allocation, Within]]:

@@ -201,6 +201,24 @@ def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
 
 
 @pytest.mark.slow
+def test_kept_scores_of_a_file_are_served_by_the_same_code_alone(score_config, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from saap_jax.estimation import make_estimator\n\ndef own():\n    return make_estimator('fisher')\n"
+    )
+    options = {"runs": str(tmp_path), "estimators": (f"{file}:own",)}
+    run, made = score_run(dataclasses.replace(score_config, name="small", keep_statistics="small", **options))
+    again = ScoreConfig(
+        name="again", model=score_config.model, from_run=str(run.path), mesh=score_config.mesh, **options
+    )
+    for scenario, scores in score_run(again)[1].scenarios.items():
+        assert_scores_equal(scores[f"{file}:own"], made.scenarios[scenario][f"{file}:own"])
+    file.write_text(file.read_text().replace("fisher", "taylor_element"))
+    with pytest.raises(ValueError, match=r"small kept neither scores of .*own nor the statistics that it needs"):
+        score_run(dataclasses.replace(again, name="other"))
+
+
+@pytest.mark.slow
 def test_small_statistics_serve_what_they_can(score_config, tmp_path):
     """The usual estimators and `fused`: of members whose statistics are gone, the scores on record are fused."""
     names = ("gate_fisher", "taylor_element", "wanda")
