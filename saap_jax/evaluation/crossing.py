@@ -13,7 +13,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.differences import losses_of
+from saap_jax.evaluation.differences import losses_of, student, student_p
+from saap_jax.evaluation.evidence import by_article
 from saap_jax.evaluation.resample import LEVEL, counts, holm, resamples_for, sureness
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.runs.records import Row, RunRecord
@@ -113,7 +114,8 @@ class OverSeeds(NamedTuple):
     """Standard deviation over the seeds; NaN where there is one."""
     low: float
     high: float
-    """Bootstrap interval of the mean, over seeds and windows; NaN of fewer than `FEWEST` windows."""
+    """Bootstrap interval of the mean, over seeds and windows, no narrower than Student's over several seeds; NaN of
+    fewer than `FEWEST` windows."""
 
 
 class Found(NamedTuple):
@@ -134,7 +136,7 @@ class Found(NamedTuple):
     p_value: float = math.nan
     """Of "goes as far as the one of the largest ratio", adjusted for the number of others; NaN of that one itself."""
     windows: int = 0
-    """Windows that the intervals are over."""
+    """Windows, or articles, that the intervals are over."""
 
     @property
     def tied(self) -> bool:
@@ -156,23 +158,25 @@ def _curve(
 def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) -> list[Found]:
     """Find each variant's largest ratio over its seeds, the largest ratio first.
 
-    Intervals: seeds and windows are drawn with replacement, each by itself, the same windows for all points of a curve
-    and for the unpruned model, from which the limit follows. The ratio of a draw is read off lines between all measured
-    points, so it may end a little beyond the bisected one; its interval does not go beyond what was measured. Whether a
-    variant goes as far as the first is told from the differences of their ratios in the same draws.
+    Intervals: seeds and windows (or articles, see `by_article`) are drawn with replacement, each by itself, the same
+    windows for all points of a curve and for the unpruned model, from which the limit follows. The ratio of a draw is
+    read off lines between all measured points, so it may end a little beyond the bisected one; its interval does not go
+    beyond what was measured. Whether a variant goes as far as the first is told from the differences of their ratios in
+    the same draws. Few seeds that are drawn hardly tell how much seeds differ: of several, neither interval nor p-value
+    is below Student's over the seeds.
     """
     frontier, metric = run["frontier"], run["frontier"]["metric"]
-    dense = np.asarray(run["dense"]["losses"][metric], np.float64)
+    dense, articles = np.asarray(run["dense"]["losses"][metric], np.float64), run.get("articles", {}).get(metric, ())
     scale, lines = scale_of(metric), {}
     for line in frontier["lines"]:
         lines.setdefault(line["variant"], []).append(line)
     resamples = resamples_for(len(lines) - 1, frontier["resamples"])
-    random, windows = np.random.default_rng(seed), len(dense)
+    random, windows = np.random.default_rng(seed), by_article(dense, articles).size
     by_window, by_seed = (
         counts(count, resamples, random) / count for count in (windows, max(len(each) for each in lines.values()))
     )
 
-    def estimate(values: Sequence[float], drawn: Sequence[np.ndarray]) -> tuple[OverSeeds, np.ndarray]:
+    def estimate(values: Sequence[float], drawn: Sequence[np.ndarray], top: float) -> tuple[OverSeeds, np.ndarray]:
         """The mean of one value a seed, with its interval, and the mean in each draw; NaN does not count."""
         known = np.isfinite(drawn)
         weights = by_seed.T * known
@@ -181,6 +185,8 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
         low, high, _ = sureness(means[np.isfinite(means)], windows).tolist()
         of = np.array(values, np.float64)[np.isfinite(values)]
         mean = float(of.mean()) if len(of) else math.nan
+        if half := float(student(of, 1)):
+            low, high = np.clip([np.minimum(low, mean - half), np.maximum(high, mean + half)], 0, top).tolist()
         return OverSeeds(mean, float(of.std(ddof=1)) if len(of) > 1 else math.nan, low, high), means
 
     found, drawn_ratios = [], {}
@@ -190,18 +196,25 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
             rows = [row for row in candidates if (row["variant"], row["seed"]) == (variant, line["seed"])]
             rows.sort(key=lambda row: row["ratio_asked"])
             points, losses = _curve(dense, rows, metric)
-            drawn = np.einsum("dw,pw->dp", by_window, losses)
+            with np.errstate(invalid="ignore"):  # a loss may be infinite
+                drawn = np.einsum("du,pu->dp", by_window, by_article(losses, articles))
             worse = math.log1p(frontier["percent"] / 100)
             limits = drawn[:, 0] + (worse if scale.logarithmic else np.abs(drawn[:, 0]) * frontier["percent"] / 100)
             ratios.append(crossing(points, drawn, limits))
             at.append(next((row for row in rows if row["ratio_asked"] == line["ratio"]), run["dense"]))
-        ratio, drawn_ratios[variant] = estimate([line["ratio"] for line in own], ratios)
+        ratio, drawn_ratios[variant] = estimate([line["ratio"] for line in own], ratios, float(points[-1]))
         actual = float(np.mean([row.get("ratio_actual", 0.0) for row in at]))
         figure = scale.value(float(np.mean([scale.loss(row["ppl"][metric]) for row in at])))
         again = tuple(sorted({ratio for line in own for ratio in line["again"]}))
         everywhere = sum(line["breaks_at"] is None for line in own)
         found.append(Found(variant, len(own), ratio, actual, figure, everywhere, again, windows=windows))
     first, *others = sorted(found, key=lambda each: -each.ratio.mean)
-    differences = (drawn_ratios[first.variant] - drawn_ratios[each.variant] for each in others)
-    p_values = holm([float(sureness(each, windows)[2]) for each in differences]).tolist()
+    p_values = holm([
+        np.maximum(
+            sureness(drawn_ratios[first.variant] - drawn_ratios[each.variant], windows)[2],
+            student_p([a["ratio"] - b["ratio"] for a in lines[first.variant] for b in lines[each.variant]
+                       if a["seed"] == b["seed"]]),
+        )
+        for each in others
+    ]).tolist()  # fmt: skip
     return [first, *(each._replace(p_value=p) for each, p in zip(others, p_values, strict=True))]

@@ -207,6 +207,18 @@ def student(means: Float[np.ndarray, "*variants seeds"], others: int) -> Float[n
     return np.asarray(quantile * means.std(axis=-1, ddof=1) / math.sqrt(seeds))
 
 
+def student_p(differences: Sequence[float]) -> float:
+    """Compute Student's two-sided p-value of "their mean is 0"; 0 of one, which tells nothing of how much they vary."""
+    from scipy.special import stdtr
+
+    mean, count = float(np.mean(differences)), len(differences)
+    if count < 2 or not mean:
+        return float(not mean)
+    with np.errstate(divide="ignore"):
+        ratio = abs(mean) * math.sqrt(count) / np.std(differences, ddof=1)
+    return float(2 * stdtr(count - 1, -ratio))
+
+
 ALL = "all tasks"
 """Name of the mean over tasks, each of which counts the same."""
 

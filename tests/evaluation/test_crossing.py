@@ -138,6 +138,28 @@ class TestRecords:
         run, rows = records({"a": [steep(0.2)], "c": [steep(0.05)]}, 0.02)
         assert summary(run, found_variants(run, rows)).startswith("a goes furthest within"), "negative control"
 
+    def test_two_seeds_that_differ_are_no_proof(self):
+        """Student's p-value of two differences of which one is twice the other is 0.2; control: nearly alike."""
+        for places, tied in (((0.16, 0.24), True), ((0.2, 0.2), False)):
+            curves = {"a": [steep(x) for x in places], "b": [steep(0.12)] * 2}
+            first, second = found_variants(*records(curves, 0.001))
+            assert (first.variant, second.tied) == ("a", tied)
+            assert (first.ratio.high - first.ratio.low > 0.2) == tied
+
+    def test_articles_are_the_units_where_they_are_known(self):
+        run, rows = records({"a": [steep(0.2)], "b": [steep(0.17)]}, 0.0, windows=48)
+        common = np.repeat(np.random.default_rng(1).normal(0, 0.2, 8), 6)  # what an article adds
+        for row in rows:
+            if row["variant"] == "b":
+                row["losses"][METRIC] = (np.array(row["losses"][METRIC]) + common - common.mean()).tolist()
+        windows, articles = (found_variants(run | {"articles": each}, rows)
+                             for each in ({}, {METRIC: np.repeat(np.arange(8), 6).tolist()}))  # fmt: skip
+        assert (windows[1].windows, articles[1].windows) == (48, 8)
+        assert articles[1].p_value > 2 * windows[1].p_value
+        for one, other in zip(windows, articles, strict=True):
+            assert one.ratio.mean == other.ratio.mean
+        assert np.subtract(*articles[1].ratio[:1:-1]) > 1.5 * np.subtract(*windows[1].ratio[:1:-1])
+
     def test_of_few_windows_nothing_is_sure(self):
         for windows, known in ((2, False), (FEWEST - 1, False), (FEWEST, True)):
             run, rows = records({"a": [steep(0.2)], "c": [steep(0.05)]}, 0.02, windows=windows)

@@ -18,6 +18,7 @@ from saap_jax.evaluation.differences import (
     differences_against,
     paired_difference,
     paired_tasks,
+    student_p,
 )
 from saap_jax.evaluation.evidence import log_evidence, threshold
 from saap_jax.evaluation.resample import FEWEST, holm
@@ -104,6 +105,12 @@ def test_intervals_are_corrected_for_how_many_are_compared():
         alone += any(stats.ttest_1samp((other - base)[0], 0).pvalue < 0.05 for other in others)
     assert wrong / 300 <= 0.05
     assert alone / 300 > 0.15, "negative control"
+
+
+def test_students_p_value_is_that_of_scipy():
+    for values in ([0.1, 0.3], [-0.2, 0.1, -0.4, 0.05], [2.0, 2.1, 2.2]):
+        assert student_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert [student_p(each) for each in ([0.0], [0.3], [0.2, 0.2], [0.0, 0.0])] == [1, 0, 0, 1]
 
 
 def test_of_several_seeds_it_is_no_narrower_than_students_of_the_seeds():
