@@ -232,6 +232,18 @@ def test_training_and_more_text_are_answered_apart(ran, monkeypatch):
         assert all(lowest in each for each in said)
 
 
+def test_what_training_changes_is_beside_the_same_row(ran, monkeypatch):
+    monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
+    group = made.read_group(ran, "tiny", 4, made.rows())
+    flap, by = group.named(0.5, "flap"), math.log(1.25)
+    after = {s: {"losses": {t: [loss - by for loss in each] for t, each in row["losses"].items()}}
+             for s, row in flap.found.items()}  # fmt: skip
+    lines = [flap._replace(found={s: row | {"after": after[s]} for s, row in flap.found.items()})]
+    (row,) = [each for each in made.by_training(group._replace(lines={0.5: lines})) if each.startswith("| flap")]
+    assert row.count("| -20.0 (-20.0 to -20.0), surely lower") == len(group.dense)
+    assert made.by_training(group._replace(lines={0.5: [flap]})) == [], "not trained"
+
+
 def test_our_repair_stands_beside_the_published_one(ran, monkeypatch):
     monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
     group = made.read_group(ran, "tiny", 4, made.rows())
