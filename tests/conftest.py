@@ -62,8 +62,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def judged_nowhere(monkeypatch):
-    """Do not judge what `prune` makes, which would cost each test more than the rest of it; `test_judged` does."""
-    monkeypatch.setattr("saap_jax.jobs.prune.texts_of", lambda *_: {})
+    """Do not judge what `prune` makes, which would cost each test more than the rest of it; `test_judged` does. The
+    losses of a traced model are checked all the same."""
+    monkeypatch.setattr("saap_jax.jobs.prune.texts_of", lambda config, subject, _: (
+        subject.texts(config.evaluation) if config.model.traced else {}))  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="session")

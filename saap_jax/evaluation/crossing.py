@@ -155,6 +155,29 @@ def _curve(
     return np.array([0.0, *(row["ratio_asked"] for row in rows)]), np.stack(losses)
 
 
+def _over_seeds(
+    values: Sequence[float], drawn: Sequence[np.ndarray], by_seed: np.ndarray, units: int, top: float
+) -> tuple[OverSeeds, np.ndarray]:
+    """Give the mean of one value a seed with its interval, and the mean in each draw; NaN does not count.
+
+    Args:
+        drawn: the value of each seed in each draw.
+        by_seed: weights of seeds, `[draws, seeds]`.
+        units: windows or articles that draws are of.
+        top: the largest value that was measured.
+    """
+    known = np.isfinite(drawn)
+    weights = by_seed.T * known
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (weights * np.where(known, drawn, 0)).sum(axis=0) / weights.sum(axis=0)
+    low, high, _ = sureness(means[np.isfinite(means)], units).tolist()
+    of = np.array(values, np.float64)[np.isfinite(values)]
+    mean = float(of.mean()) if len(of) else math.nan
+    if half := float(student(of, 1)):
+        low, high = np.clip([np.minimum(low, mean - half), np.maximum(high, mean + half)], 0, top).tolist()
+    return OverSeeds(mean, float(of.std(ddof=1)) if len(of) > 1 else math.nan, low, high), means
+
+
 def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) -> list[Found]:
     """Find each variant's largest ratio over its seeds, the largest ratio first.
 
@@ -175,20 +198,6 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
     by_window, by_seed = (
         counts(count, resamples, random) / count for count in (windows, max(len(each) for each in lines.values()))
     )
-
-    def estimate(values: Sequence[float], drawn: Sequence[np.ndarray], top: float) -> tuple[OverSeeds, np.ndarray]:
-        """The mean of one value a seed, with its interval, and the mean in each draw; NaN does not count."""
-        known = np.isfinite(drawn)
-        weights = by_seed.T * known
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means = (weights * np.where(known, drawn, 0)).sum(axis=0) / weights.sum(axis=0)
-        low, high, _ = sureness(means[np.isfinite(means)], windows).tolist()
-        of = np.array(values, np.float64)[np.isfinite(values)]
-        mean = float(of.mean()) if len(of) else math.nan
-        if half := float(student(of, 1)):
-            low, high = np.clip([np.minimum(low, mean - half), np.maximum(high, mean + half)], 0, top).tolist()
-        return OverSeeds(mean, float(of.std(ddof=1)) if len(of) > 1 else math.nan, low, high), means
-
     found, drawn_ratios = [], {}
     for variant, own in lines.items():
         at, ratios = [], []
@@ -202,7 +211,9 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
             limits = drawn[:, 0] + (worse if scale.logarithmic else np.abs(drawn[:, 0]) * frontier["percent"] / 100)
             ratios.append(crossing(points, drawn, limits))
             at.append(next((row for row in rows if row["ratio_asked"] == line["ratio"]), run["dense"]))
-        ratio, drawn_ratios[variant] = estimate([line["ratio"] for line in own], ratios, float(points[-1]))
+        ratio, drawn_ratios[variant] = _over_seeds(
+            [line["ratio"] for line in own], ratios, by_seed, windows, float(points[-1])
+        )
         actual = float(np.mean([row.get("ratio_actual", 0.0) for row in at]))
         figure = scale.value(float(np.mean([scale.loss(row["ppl"][metric]) for row in at])))
         again = tuple(sorted({ratio for line in own for ratio in line["again"]}))

@@ -44,23 +44,25 @@ class Judged(NamedTuple):
 
 
 def texts_of(config: PruneConfig, subject: Subject, calibrated_on: tuple[str, ...]) -> dict[str, Examples]:
-    """Choose the examples that both models are judged on, by metric; none of a traced model, or where not asked for.
+    """Choose the examples that both models are judged on, by metric; none where not asked for.
 
     Raises:
         ValueError: a text that the calibration text is part of.
     """
-    if not config.judge or config.model.traced:
+    if not config.judge:
         return {}
-    sources = [parse_scenario(text).source for text in calibrated_on]
-    check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
+    if not config.model.traced:
+        sources = [parse_scenario(text).source for text in calibrated_on]
+        check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
     return subject.texts(config.evaluation)
 
 
 def judge(
     config: EvaluationConfig, subject: Subject, cut: Any, texts: Mapping[str, Examples], track: Track = quiet
 ) -> Judged | None:
-    """Measure the unpruned and the pruned model on the texts of a configuration; None where there is none."""
-    if not texts:
+    """Measure the unpruned and the pruned model on the texts of a configuration; None where there is none, and of a
+    traced model, whose losses are checked instead."""
+    if not texts or not isinstance(subject, LlamaSubject):
         return None
     whole, rows = subject.whole(), config.batch_size
     with step(track, "judge the unpruned and the pruned model"):

@@ -89,7 +89,6 @@ def _prune(
     origin = origins.origin_of(config.model.name)
     scenarios = read_text(config, subject, calibration)
     texts = texts_of(config, subject, calibration.scenarios)
-    held_out = subject.texts(config.evaluation) if isinstance(subject, TracedSubject) else {}
     if isinstance(subject, LlamaSubject):
         subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
     runs = Path(config.from_run).resolve().parent if config.from_run else Path(config.runs)
@@ -122,7 +121,7 @@ def _prune(
     losses: Mapping[str, float] = {}
     with step(track, "cut, check and save"):
         if isinstance(cut, CutTraced) and isinstance(subject, TracedSubject):
-            losses = checked_losses(subject, selection.keep, cut, next(iter(held_out.values())), calibration.batch_size)
+            losses = checked_losses(subject, selection.keep, cut, texts, calibration.batch_size)
             about = {"factory": config.model.name, "method": config.chain, "ratio_asked": selection.asked,
                      "ratio": selection.actual, "held_out_loss": losses}  # fmt: skip
         made = origins.pruned(config, chain.written, calibration, selection, (subject.parameters, cut.parameters))

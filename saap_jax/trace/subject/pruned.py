@@ -109,7 +109,7 @@ def prune(
     repaired, keep = state.subject, state.keep
     assert isinstance(repaired, TracedSubject)
     cut = repaired.cut(keep)
-    losses = checked_losses(subject, keep, cut, next(iter(subject.problem.held_out_sets.values())), batch_size)
+    losses = checked_losses(subject, keep, cut, subject.problem.held_out_sets, batch_size)
     widths: dict[str, Width] = {}
     for pattern, group in groups_of(subject.structures).items():
         each = {one.name: Width(one.role, one.units, int(keep[one.name].sum(1)[0])) for one in group}
@@ -131,14 +131,15 @@ def prune(
 
 
 def checked_losses(
-    subject: TracedSubject, keep: Keep, cut: CutTraced, examples: Examples, batch_size: int
+    subject: TracedSubject, keep: Keep, cut: CutTraced, sets: Mapping[str, Examples], batch_size: int
 ) -> dict[str, float]:
-    """Compute the mean losses on held-out examples: `dense`, `masked`, `cut`; the last two with the parameters that
-    were cut, compensated or not.
+    """Compute the mean losses on the first of some sets of examples: `dense`, `masked`, `cut`; the last two with the
+    parameters that were cut, compensated or not.
 
     Raises:
         ValueError: one that is not finite, or the cut model's is not that of the masked one, but for rounding.
     """
+    examples = next(iter(sets.values()))
     (dense,) = subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
     (masked,) = cut.subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
     losses = {"dense": dense[0].mean, "masked": masked[1].mean, "cut": cut.losses(examples, batch_size).mean}
