@@ -211,9 +211,9 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
             limits = drawn[:, 0] + (worse if scale.logarithmic else np.abs(drawn[:, 0]) * frontier["percent"] / 100)
             ratios.append(crossing(points, drawn, limits))
             at.append(next((row for row in rows if row["ratio_asked"] == line["ratio"]), run["dense"]))
-        ratio, drawn_ratios[variant] = _over_seeds(
-            [line["ratio"] for line in own], ratios, by_seed, windows, float(points[-1])
-        )
+        top = max((row["ratio_asked"] for row in candidates if row["variant"] == variant), default=0.0)
+        asked = [line["ratio"] for line in own]
+        ratio, drawn_ratios[variant] = _over_seeds(asked, ratios, by_seed, windows, top)
         actual = float(np.mean([row.get("ratio_actual", 0.0) for row in at]))
         figure = scale.value(float(np.mean([scale.loss(row["ppl"][metric]) for row in at])))
         again = tuple(sorted({ratio for line in own for ratio in line["again"]}))
