@@ -56,14 +56,16 @@ def summary(run: RunRecord, found: Sequence[Found]) -> str:
 def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
     """Say what the numbers mean, and what is special about some of them."""
     frontier, why = run["frontier"], too_few(found[0].windows)
-    scale = scale_of(frontier["metric"])
+    scale, windows = scale_of(frontier["metric"]), len(run[DENSE]["losses"][frontier["metric"]])
+    units = "windows" if found[0].windows == windows else "articles"
+    at_least = ", no narrower than Student's over seeds" if found[0].seeds > 1 else ""
+    interval = f"[95 % interval, bootstrap over seeds and {units}{at_least}]"
     lines = [
         f"limit: {frontier['metric']} at most {format_figure(frontier['limit'], scale)}, the unpruned model's "
         f"{format_figure(run[DENSE]['ppl'][frontier['metric']], scale)} +{frontier['percent']:g} %",
         f"ratio: the first crossing from below on the grid {', '.join(f'{100 * r:g}' for r in frontier['ratios'])} %, "
         f"bisected to {100 * frontier['tolerance']:g} %",
-        "± standard deviation over seeds; "
-        + (f"no intervals: {why}" if why else "[95 % interval, bootstrap over seeds and windows]"),
+        f"± standard deviation over seeds; {f'no intervals: {why}' if why else interval}",
         f"{BEST} largest ratio" + (f"   {TIED_LEGEND}" if any(each.tied for each in found) else ""),
     ]
     if "raced" in run:
