@@ -83,10 +83,9 @@ PROTOCOL = """\
   most memory held meanwhile; both of the last seed, on which each row scored by itself.
 - *+ LoRA* is after 64 steps of LoRA of rank 8 on all matrices, merged. A step has four rows of 256 tokens of C4 and of
   Alpaca's instructions, in the same order for all rows of a seed, at a rate of 0.003; the language loss alone is
-  lowered. Such a row is evaluated on as many windows as before. Trained were `default` and, on SmolLM2, two published
-  rows a ratio (at 20 % one of them is `saap`), on Gemma at 50 % alone `fasp-mlp`, the lowest there on Penn Treebank;
-  rate and steps
-  were chosen for none of them.
+  lowered. Such a row is evaluated on as many windows as before. On SmolLM2 `default` and two published rows a ratio
+  were trained, at 20 % `saap` among them; on Gemma, at 50 % alone, `default` and `fasp-mlp`, the lowest published row
+  there on Penn Treebank. Rate and steps were chosen for none of them.
 - A row named `-8-windows` looks at eight of the windows only. One named `-28-steps` goes in 28 steps instead of 112.
   Their recipes would take hours here.
 - Rows named `-our-repair` choose as published and are repaired as ours are. They count as neither.

@@ -127,8 +127,8 @@ class Evaluator:
         """Record what a run is of, what on, and what its metrics mean (the one of the calibration domain first); score
         what all chains ask for on the text of each seed, and keep the scores of the first."""
         run, subject, material = self.run, self.subject, self.material
-        chains = self.chains
-        run.begin(material.inputs | codes_of((step for chain in chains for step in chain.steps), [*subject.existing]))
+        steps = [step for chain in self.chains for step in chain.steps]
+        run.begin(material.inputs | codes_of(steps, [*subject.existing]))
         run.update(
             kind=kind,
             **provenance(),
