@@ -41,19 +41,30 @@ PLAIN_AND_REFITTED = " ".join(
 )
 ALL = (
     "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner fast "
-    "default evopress fasp-mlp fasp-mlp-our-repair flap gisp grasprune llm-pruner-param-first "
+    "default evopress fasp-mlp flap gisp grasprune llm-pruner-param-first "
     "llm-pruner-param-mix llm-pruner-param-second llm-pruner-vectorize minitron modegpt-mlp "
-    "modegpt-mlp-our-repair osscar osscar-our-repair saap saap-stable-goes shortened-llama-ppl "
-    "shortened-llama-taylor shortgpt sleb slimgpt slimgpt-our-repair two-ssp wanda-sp ziplm-no-search"
+    "osscar saap saap-stable-goes shortened-llama-ppl "
+    "shortened-llama-taylor shortgpt sleb slimgpt two-ssp wanda-sp ziplm-no-search"
 )
-"""The estimators of the quickstart, and every recipe."""
+"""The estimators of the quickstart, and every recipe that chooses units."""
+CHOICES = {
+    "fasp-mlp": "wanda > within(max_ratio={{attention: 0}}) > uniform > layerwise(wanda)",
+    "modegpt-mlp": "block_influence(granularity=layer) > within(max_ratio={{attention: 0}}) > softmax(0.1) > "
+    "layerwise(leverage)",
+    "osscar": "obs > uniform(floor=True) > layerwise(obs_swaps)",
+    "slimgpt": "obs > log > layerwise(obs)",
+}
+"""What published methods choose by, before a refit."""
+WITH_LEAST_SQUARES = {
+    name: f"'{name}-our-repair = {chain} > least_squares(tokens=equal)'" for name, chain in CHOICES.items()
+}
 PROTECTED = " ".join(f"'{name} = {name} > within(protect=(0.13, -0.07)) > uniform'" for name in ALL.split()[:8])
 COMMANDS = {
     "quickstart": "compare quickstart --calibration.examples 4 --evaluation.windows 8 --no-race --no-cut "
     f"--methods {PROTECTED}",
-    "arena": "compare fast modegpt-mlp-our-repair llm-pruner-param-second --name arena --ratios 0.2 0.5 "
+    "arena": f"compare fast {WITH_LEAST_SQUARES['modegpt-mlp']} llm-pruner-param-second --name arena --ratios 0.2 0.5 "
     "--calibration.examples 8 --calibration.batch-size 2 --evaluation.windows 8 --new-tokens 0",
-    "recipes": f"compare {ALL} --name recipes --model.name tiny --ratios 0.2 0.3 {FEW}",
+    "recipes": f"compare {ALL} {' '.join(WITH_LEAST_SQUARES.values())} --name recipes --model.name tiny --ratios 0.2 0.3 {FEW}",
     "prune": "prune --model.name tiny --ratio 0.2 --out pruned --no-judge --calibration.examples 8 "
     "--calibration.length 32 --calibration.batch-size 2 --method 'fused > within(protect=(0.13, -0.07), "
     "attention=0.25, attention_from=0.3, multiple_of={{mlp: 4}}) > uniform > rounds(0.1) > least_squares'",

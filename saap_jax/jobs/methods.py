@@ -25,9 +25,7 @@ def methods(config: MethodsConfig, *, track: Track = quiet) -> list[Table]:
     scores: Mapping[str, Any] = {**ESTIMATORS, **ORACLES}
     if not config.names:
         steps = sorted(STEPS.items(), key=lambda each: get_args(Kind).index(each[1].kind))
-        recipes = [
-            (name, each.title, each.paper or "ours", "no" if each.missing else "yes") for name, each in RECIPES.items()
-        ]
+        recipes = [(name, each.title, each.paper or "ours", _runs(each)) for name, each in RECIPES.items()]
         return [
             text_table("steps", ["kind", "step", "what it does"],
                        [(each.kind, name, _first(each)) for name, each in steps], words=3),
@@ -50,6 +48,13 @@ def methods(config: MethodsConfig, *, track: Track = quiet) -> list[Table]:
             raise ValueError(f"expected a step, an estimator or a recipe, got {name!r}; did you mean {near!r}?")
         found.append(text_table(f"{name}: {title}", (), rows, words=2))
     return found
+
+
+def _runs(recipe: Recipe) -> str:
+    """Say how a recipe can be run."""
+    if recipe.missing:
+        return "no"
+    return "after a chain" if recipe.repair else "yes"
 
 
 def _first(made: Any) -> str:

@@ -24,8 +24,7 @@ RECIPES = {
             "Heads are rounded down to whole ones, as in the code; channels make up for it, so that the budget is met.",
         ),
     ),
-    **refitted(
-        "fasp-mlp",
+    "fasp-mlp": refitted(
         _FASP,
         0.01,
         "The ridge is 0.01 of the mean of the diagonal, towards the old weights; the paper's is a small δ, towards 0.",

@@ -39,35 +39,25 @@ class Recipe:
     published: tuple[Published, ...] = ()
     missing: str = ""
     """Why it cannot be run here; empty where it can."""
+    repair: bool = False
+    """Whether it only repairs, and so follows a chain that chooses units."""
 
     def __post_init__(self) -> None:
         if bool(self.chain) == bool(self.missing):
             raise ValueError(f"recipe {self.title!r}: expected a chain, or why it cannot be run")
 
 
-def refitted(name: str, recipe: Recipe, damping: float, ridge: str) -> dict[str, Recipe]:
-    """Make two rows of a method that refits the sub-blocks that it prunes: as published, and with our repair.
+def refitted(recipe: Recipe, damping: float, ridge: str) -> Recipe:
+    """Add the refit of a paper to a recipe that only chooses: of the sub-blocks that it prunes, as published.
 
-    As published, each is fitted to what its old weights would write on what it reads from the pruned stream, and the
-    ridge pulls towards these weights.
+    Each is fitted to what its old weights would write on what it reads from the pruned stream, and the ridge pulls
+    towards these weights.
 
     Args:
         recipe: its chain ends before the repair.
         damping: the ridge, over the mean of the diagonal.
         ridge: what is known of the paper's, a sentence.
     """
-    ours = (
-        "All sub-blocks behind the first that is pruned are refitted, towards the unpruned model's stream, so that "
-        "they make up for those before them; the paper refits what it prunes, towards what that wrote.",
-        "The ridge is 8 times the kept inputs over the tokens, relative to each coordinate's mean square.",
-    )
-    own = (ridge, "The mean of the diagonal is that of the coordinates that stay.")
-    with_own, with_ours = (
-        dataclasses.replace(recipe, chain=f"{recipe.chain} > {repair}", deviations=recipe.deviations + further)
-        for repair, further in (
-            (f"least_squares(blend=0, tokens=equal, damping={damping}, ridge=mean)", own),
-            ("least_squares(tokens=equal)", ours),
-        )
-    )
-    title = f"{recipe.title}; with our repair"
-    return {name: with_own, f"{name}-our-repair": dataclasses.replace(with_ours, title=title, published=())}
+    repair = f"least_squares(blend=0, tokens=equal, damping={damping}, ridge=mean)"
+    deviations = (*recipe.deviations, ridge, "The mean of the diagonal is that of the coordinates that stay.")
+    return dataclasses.replace(recipe, chain=f"{recipe.chain} > {repair}", deviations=deviations)

@@ -48,15 +48,13 @@ _MODEGPT = Recipe(
 )
 
 RECIPES = {
-    **refitted(
-        "osscar",
+    "osscar": refitted(
         _OSSCAR,
         0.01,
         "The ridge is 0.01 of the mean of the diagonal, as by default of the code.",
     ),
-    **refitted("slimgpt", _SLIMGPT, 0.01, "The ridge is 0.01 of the mean of the diagonal, as in the code."),
-    **refitted(
-        "modegpt-mlp",
+    "slimgpt": refitted(_SLIMGPT, 0.01, "The ridge is 0.01 of the mean of the diagonal, as in the code."),
+    "modegpt-mlp": refitted(
         _MODEGPT,
         0.0001,
         "The refit, (SᵀCS)⁻¹ SᵀCW, has no ridge; here it has 0.0001 of the mean of the diagonal, for 32 bits.",

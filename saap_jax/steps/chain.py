@@ -161,6 +161,8 @@ def _whole(steps: list[Step], name: str) -> Chain:
     Raises:
         ValueError: no score at the beginning, or a step that cannot stand where it does, or changes nothing there.
     """
+    if name in RECIPES and RECIPES[name].repair:
+        raise ValueError(f"{name} only repairs: expected a chain before it, such as wanda > {name}")
     first = next((each for each in steps if each.kind != "limits"), None)
     if any(each.begins for each in steps[1:]):
         raise ValueError(f"chain {name!r}: expected best_of first, got it behind {steps[0].text}")

@@ -17,7 +17,7 @@ from saap_jax.steps.allocation.allocations import Softmax
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.refinement.evolve import Evolve
 from saap_jax.steps.refinement.learn import Learn
-from saap_jax.steps.repair.output import OutputRepair
+from saap_jax.steps.repair.output import LeastSquares, OutputRepair
 from saap_jax.steps.run import Runner
 from saap_jax.steps.score.score import Stable
 from saap_jax.subjects.llama import LlamaSubject
@@ -34,11 +34,6 @@ ROWS = [(TOKENS[at : at + 1], MASK[at : at + 1]) for at in range(len(TOKENS))]
 HEAD = EMBED * HEAD_DIM * (2 * GROUP + 2)  # parameters of a KV head with its query heads
 CHANNEL = 3 * EMBED
 LAYER = KV_HEADS * HEAD + CHANNELS * CHANNEL
-
-
-def ours(name: str):
-    """A recipe with our repair in place of its own: seldom wrong where the published one is right."""
-    return pytest.param(f"{name}-our-repair", marks=[pytest.mark.slow, pytest.mark.nightly])
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +184,7 @@ def test_flap(model, activations):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["wanda-sp", "minitron", "fasp-mlp", ours("fasp-mlp")])
+@pytest.mark.parametrize("name", ["wanda-sp", "minitron", "fasp-mlp"])
 @pytest.mark.parametrize("ratio", [0.3])
 def test_rules_of_activations(model, activations, name, ratio):
     """The lowest of each layer go: Wanda's |W| · ‖a‖₂ behind what was pruned, or Minitron's means and norms."""
@@ -281,13 +276,13 @@ def test_shortened_llama_by_taylor(model, gradients):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["slimgpt", ours("slimgpt")])
 @pytest.mark.parametrize("ratio", [0.3])
-def test_slimgpt(model, name, ratio, monkeypatch):
+def test_slimgpt(model, ratio, monkeypatch):
     """Shares grow with log(layer + 1); heads rounded down, channels fill; in each layer the surgeon's first go."""
     monkeypatch.setattr(sequence, "BLOCK", 4)  # of 12 channels, not at once
     sequence._scores.clear_cache()
-    keep, repair = kept(model, name, ratio), repair_of(name)
+    keep = kept(model, "slimgpt", ratio)
+    repair = repair_of("slimgpt")
     sequence._scores.clear_cache()
     share = ratio * LAYERS * np.log1p(np.arange(LAYERS)) / np.log1p(np.arange(LAYERS)).sum()
     for layer, weights in enumerate(layers_of(model)):
@@ -312,12 +307,12 @@ def test_slimgpt(model, name, ratio, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["osscar", ours("osscar")])
-def test_osscar(model, recipe, monkeypatch):
+def test_osscar(model, monkeypatch):
     """The same share of each layer, heads rounded down; by greedy removal, then by swaps while the error falls."""
     monkeypatch.setattr(sequence, "BLOCK", 4)
     sequence._scores.clear_cache()
-    keep, repair = kept(model, recipe, 0.4), repair_of(recipe)
+    keep = kept(model, "osscar", 0.4)
+    repair = repair_of("osscar")
     sequence._scores.clear_cache()
     swaps = 0
     for layer, weights in enumerate(layers_of(model)):
@@ -337,12 +332,11 @@ def test_osscar(model, recipe, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["modegpt-mlp", ours("modegpt-mlp")])
 @pytest.mark.parametrize("ratio", [0.15, 0.28])
-def test_modegpt_of_the_mlp(model, name, ratio):
+def test_modegpt_of_the_mlp(model, ratio):
     """Layers lose in proportion to e^(-block influence / ε), at most what they have; the lowest leverage goes."""
-    (temperature,) = (step.temperature for step in parse(name).steps if isinstance(step, Softmax))
-    keep = kept(model, name, ratio)
+    (temperature,) = (step.temperature for step in parse("modegpt-mlp").steps if isinstance(step, Softmax))
+    keep = kept(model, "modegpt-mlp", ratio)
     assert keep["attention"].all()
     weights = np.exp(-block_influence(model) / temperature)
     most, goal = (CHANNELS - 1) * CHANNEL, ratio * LAYERS * LAYER
@@ -352,7 +346,7 @@ def test_modegpt_of_the_mlp(model, name, ratio):
     assert np.abs(gone - expected).max() <= 1.5
     assert np.ptp(gone) > 1
     for layer in range(LAYERS):
-        active = entering(model, keep, layer, "mlp", TOKENS, ROWS, repair_of(name))[:, :, 0]
+        active = entering(model, keep, layer, "mlp", TOKENS, ROWS, repair_of("modegpt-mlp"))[:, :, 0]
         moment = active.T @ active / len(active)
         system = moment + 0.01 * np.mean(np.diag(moment)) * np.eye(CHANNELS)
         scores = np.diag(moment @ np.linalg.inv(system))
@@ -371,7 +365,7 @@ def test_as_published_they_refit_what_they_prune(model, name, ridge):
     state = runner.run(chain, 0.3)
     made, ours = (
         matrices(each.model)
-        for each in (state.subject, compensate(model, state.keep, ROWS, repair_of(f"{name}-our-repair")))
+        for each in (state.subject, compensate(model, state.keep, ROWS, LeastSquares(tokens="equal")))
     )
     whole = 0
     for structure, expected in refitted_by_hand(model, state.keep, TOKENS, ridge, "mean").items():

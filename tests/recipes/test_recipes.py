@@ -8,10 +8,11 @@ from saap_jax.cli.main import main
 from saap_jax.recipes import RECIPES, Recipe, register
 from saap_jax.steps.chain import parse
 
-RUN = [name for name, recipe in RECIPES.items() if not recipe.missing]
+RUN = [name for name, recipe in RECIPES.items() if not recipe.missing and not recipe.repair]
+REPAIRS = [name for name, recipe in RECIPES.items() if recipe.repair]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in REPAIRS])
 def test_every_recipe_says_where_it_is_from_and_is_a_chain(name):
     recipe = RECIPES[name]
     assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", recipe.paper) or name in ("fast", "default", "homogeneous")
@@ -28,6 +29,16 @@ def test_every_recipe_says_where_it_is_from_and_is_a_chain(name):
     chain = parse(name)
     assert chain.name == name
     assert chain.steps == parse(recipe.chain).steps == parse(chain.written).steps
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_repairs_follow_any_chain_and_none_alone(name):
+    chain = parse(f"wanda > uniform > {name}")
+    assert chain.steps == parse(f"wanda > uniform > {RECIPES[name].chain}").steps
+    assert {step.kind for step in chain.steps[2:]} == {"repair", "text"}
+    assert parse(f"modegpt-mlp > {name}").steps[: len(parse("modegpt-mlp").steps)] == parse("modegpt-mlp").steps
+    with pytest.raises(ValueError, match=f"{name} only repairs: expected a chain before it, such as wanda > {name}"):
+        parse(name)
 
 
 def test_what_differs_between_recipes_is_told_apart():
