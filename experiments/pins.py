@@ -64,7 +64,8 @@ COMMANDS = {
     f"--methods {PROTECTED}",
     "arena": f"compare fast {WITH_LEAST_SQUARES['modegpt-mlp']} llm-pruner-param-second --name arena --ratios 0.2 0.5 "
     "--calibration.examples 8 --calibration.batch-size 2 --evaluation.windows 8 --new-tokens 0",
-    "recipes": f"compare {ALL} {' '.join(WITH_LEAST_SQUARES.values())} --name recipes --model.name tiny --ratios 0.2 0.3 {FEW}",
+    "recipes": f"compare {ALL} {' '.join(WITH_LEAST_SQUARES.values())} --name recipes --model.name tiny "
+    f"--ratios 0.2 0.3 {FEW}",
     "prune": "prune --model.name tiny --ratio 0.2 --out pruned --no-judge --calibration.examples 8 "
     "--calibration.length 32 --calibration.batch-size 2 --method 'fused > within(protect=(0.13, -0.07), "
     "attention=0.25, attention_from=0.3, multiple_of={{mlp: 4}}) > uniform > rounds(0.1) > least_squares'",
