@@ -107,10 +107,10 @@ def extend(
 
     `empty` says that nothing is in the cache yet, so that the tokens have only each other to look at.
     """
-    slots = slot + jnp.arange(tokens.shape[1])
+    slots = slot + jnp.arange(tokens.shape[1], dtype=slot.dtype)  # as wide as the slot, in double precision too
     positions = jnp.maximum(slots[None] - start[:, None], 0)
     count = max(segment.keys.shape[-2] for segment in cache)
-    seen = slots if empty else jnp.arange(count)
+    seen = slots if empty else jnp.arange(count, dtype=slot.dtype)
     visible = (seen[None, None] >= start[:, None, None]) & (seen[None, None] <= slots[None, :, None])
     constants = model.constants
 
@@ -172,7 +172,8 @@ def _attend(
     query, key, value = project(attention, x, sight.rotation, constants)
     batch, seq, kv_heads, q_per_kv, head_dim = query.shape
     new = [jnp.swapaxes(array, 1, 2).reshape(-1, seq, head_dim) for array in (key, value)]
-    cache = SegmentCache(*(jax.lax.dynamic_update_slice(c, n, (0, slot, 0)) for c, n in zip(cache, new, strict=True)))
+    place = (jnp.zeros_like(slot), slot, jnp.zeros_like(slot))
+    cache = SegmentCache(*(jax.lax.dynamic_update_slice(c, n, place) for c, n in zip(cache, new, strict=True)))
     keys, values = new if empty else cache
     wide = at_least_float32(x.dtype)
     queries = query.transpose(0, 2, 3, 1, 4).reshape(batch * kv_heads, q_per_kv * seq, head_dim)
@@ -263,7 +264,7 @@ def truncate(
 
     rank = ordered(logits)
     wanted = jnp.where(top_k > 0, top_k, logits.shape[-1])
-    least = _largest(lambda t: jnp.sum(rank >= t[:, None], axis=-1) >= wanted, logits.shape[0])
+    least = _largest(lambda t: jnp.sum(rank >= t[:, None], axis=-1, dtype=jnp.int32) >= wanted, logits.shape[0])
     logits = jnp.where(rank >= least[:, None], logits, -jnp.inf)
     share = jax.nn.softmax(logits, axis=-1)
     bits = ordered(share)

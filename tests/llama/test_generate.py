@@ -91,6 +91,20 @@ def test_equals_recomputation(name):
     assert len({tuple(row) for row in ours}) > 1 or name == "no heads at all"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gqa", "ragged", "mistral", "gemma3_text", "mixtral"])
+@pytest.mark.parametrize("sampling", [ENDLESS, dataclasses.replace(SAMPLINGS[1], top_k=9)], ids=["greedy", "drawn"])
+def test_float64_writes_what_float32_does(name, sampling, x64):
+    make = MODELS[name] if name in MODELS else lambda **o: relative(name, **o)
+    single, double = (
+        generate(make(dtype=dtype), PROMPTS, max_new_tokens=40, sampling=sampling) for dtype in (np.float32, np.float64)
+    )
+    assert make(dtype=np.float64).embedding.dtype == np.float64
+    assert double == single
+    other = dataclasses.replace(sampling, temperature=2.0, seed=1)
+    assert generate(make(dtype=np.float64), PROMPTS, max_new_tokens=40, sampling=other) != single, "control"
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [

@@ -64,6 +64,18 @@ def test_draws_follow_the_probabilities_and_the_seed_behind_half_a_window_at_mos
     assert not same(draw(0, 20), draw(1, 20)), "control"
 
 
+@pytest.mark.slow
+def test_self_calibration_of_float64(x64):
+    single, double = (LlamaSubject(dense_model(mlp=8, dtype=dtype)) for dtype in (np.float32, np.float64))
+    cold = "wanda > uniform > self_calibration(12, 3, temperature=0.000001) > least_squares"
+    texts = [run(cold, subject).text["self_calibration"].tokens for subject in (single, double)]
+    assert same(*texts)
+    model = run(cold, double).subject.model
+    assert model.segments[0].mlp.down[...].dtype == np.float64
+    warm = run(cold.replace("0.000001", "1.0"), double).text["self_calibration"].tokens
+    assert not same(warm, texts[0]), "control"
+
+
 def test_steps_behind_go_by_what_was_written_and_scores_do_not():
     subject = LlamaSubject(dense_model(mlp=8))
     written = subject.continued(TEXT["text"], 12, 3, temperature=1.0, seed=0)
