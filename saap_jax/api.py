@@ -163,4 +163,5 @@ def perplexity(model: Llama, windows: Windows, keep: Keep | None = None, *, batc
     True
     """
     refuse_explicit_axes(model)
-    return window_losses(model, pairs(windows, batch_size), None if keep is None else masks(keep)).perplexity
+    batches = pairs(windows, batch_size, model.embedding.shape[0])
+    return window_losses(model, batches, None if keep is None else masks(keep)).perplexity

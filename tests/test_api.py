@@ -15,6 +15,7 @@ from saap_jax.runtime.progress import step
 from saap_jax.steps.allocation.allocations import Uniform
 from saap_jax.steps.repair.output import LeastSquares
 from saap_jax.steps.score.stability import stabilised
+from saap_jax.subjects.llama import CutLlama
 from tests.fake_runs import fake_run
 
 MINE = """
@@ -43,6 +44,62 @@ def model():
 def windows():
     tokens = np.random.default_rng(0).integers(0, 32, (8, 8)).astype(np.int32)
     return Windows(tokens, np.ones(tokens.shape, bool))
+
+
+def changed(windows, place, token=None, real=True):
+    """Return windows with another token, or mask, at a place."""
+    tokens, mask = (each.copy() for each in windows)
+    tokens[place] = tokens[place] if token is None else token
+    mask[place] = real
+    return Windows(tokens, mask)
+
+
+STRANGE = {
+    "negative": (lambda w: changed(w, (2, 5), -3), r"expected tokens in 0 … 31, .* got -3 at 5 of window 2"),
+    "beyond the vocabulary": (
+        lambda w: changed(w, (7, 0), 32),
+        r"expected tokens in 0 … 31, .* got 32 at 0 of window 7",
+    ),
+    "under padding": (lambda w: changed(w, (1, 7), -1, real=False), r"under padding too, got -1 at 7 of window 1"),
+    "left padding": (lambda w: changed(w, (3, 0), real=False), "got padding at 0 before a real token at 1 of window 3"),
+    "a hole": (lambda w: changed(w, (0, 4), real=False), "got padding at 4 before a real token at 5 of window 0"),
+    "no real token": (lambda w: w._replace(mask=np.zeros_like(w.mask)), "at least one window of two .* got none of 8"),
+    "one real token": (lambda w: w._replace(mask=w.mask & (np.arange(8) < 1)), "at least one window .* got none of 8"),
+    "no window": (lambda w: Windows(w.tokens[:0], w.mask[:0]), "at least one window of two real .* got none of 0"),
+    "fractions": (
+        lambda w: w._replace(tokens=w.tokens + 0.5),
+        r"expected tokens, integers, .* got float64 of \[8, 8\]",
+    ),
+    "a mask of numbers": (lambda w: w._replace(mask=w.mask.astype(np.int32)), r"bool, .* and int32 of \[8, 8\]"),
+    "another shape": (lambda w: w._replace(mask=w.mask[:, :7]), r"got int32 of \[8, 8\] and bool of \[8, 7\]"),
+}
+READERS = {
+    "score": lambda model, text: saap_jax.score_units(model, text, ["magnitude"]),
+    "chain": lambda model, text: saap_jax.run_chain(model, "random > uniform", {"web": text}, 0.3),
+    "perplexity": saap_jax.perplexity,
+    "cut": lambda model, text: CutLlama(model).losses(text, 4),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("strange", STRANGE)
+def test_windows_are_checked_where_models_read(model, windows, strange, reader):
+    make, said = STRANGE[strange]
+    with pytest.raises(ValueError, match=f"windows: .*{said}"):
+        reader(model, make(windows))
+
+
+def test_windows_that_are_padded_are_read(model, windows):
+    padded = changed(windows, (2, 7), 0, real=False)
+    blanked = padded._replace(mask=padded.mask & (np.arange(8) != 1)[:, None])
+    kept = Windows(*(np.delete(each, 1, axis=0) for each in padded))
+    assert saap_jax.perplexity(model, blanked) == pytest.approx(saap_jax.perplexity(model, kept), rel=1e-6)
+    assert saap_jax.perplexity(model, blanked) != pytest.approx(saap_jax.perplexity(model, padded), rel=1e-6), "control"
+    last = changed(windows, (0, 0), 31)
+    for kind in (np.int64, np.uint8, np.int32):
+        text = last._replace(tokens=last.tokens.astype(kind))
+        assert saap_jax.perplexity(model, text) == saap_jax.perplexity(model, last)
+        assert saap_jax.score_units(model, text, ["magnitude"]).estimators == ["magnitude"]
 
 
 @pytest.fixture

@@ -18,14 +18,46 @@ Cut = Callable[[np.ndarray, int], np.ndarray]
 
 
 class Windows(NamedTuple):
-    """Examples of equal length, in host memory.
+    """Examples of equal length, in host memory; `check_windows` says where they are no such.
 
-    `tokens` int32 [examples, seq]; `mask` bool [examples, seq], True on real tokens and False on padding, which is on
-    the right and counts in no mean.
+    Padding is on the right and counts in no mean. A window may be padding throughout: it is left out.
     """
 
     tokens: Int32[np.ndarray, "examples seq"]
+    """Numbers of words of the vocabulary, under padding too; any type of integer."""
     mask: Bool[np.ndarray, "examples seq"]
+    """True on real tokens, False on padding."""
+
+
+def check_windows(windows: Windows, vocab: int) -> None:
+    """Raise ValueError for windows that a model of so many words does not read as they are meant, with the place."""
+    tokens, mask = map(np.asarray, windows)
+    integers = np.issubdtype(tokens.dtype, np.integer) and mask.dtype == bool
+    if not (integers and tokens.ndim == 2 and tokens.shape == mask.shape):
+        got = f"{tokens.dtype} of {list(tokens.shape)} and {mask.dtype} of {list(mask.shape)}"
+        raise ValueError(
+            f"windows: expected tokens, integers, and their mask, bool, both of [examples, length], got {got}; "
+            "give Windows(tokens, mask)"
+        )
+    if not mask[:, 1:].any():
+        raise ValueError(
+            "windows: expected at least one window of two real tokens or more, in which one is predicted, got none of "
+            f"{len(mask)}; give more text"
+        )
+    holes = np.argwhere(mask[:, 1:] & ~mask[:, :-1])
+    if len(holes):
+        row, place = holes[0]
+        raise ValueError(
+            f"windows: expected real tokens first and then padding, got padding at {place} before a real token at "
+            f"{place + 1} of window {row}, from 0; move the padding to the end"
+        )
+    strange = np.argwhere((tokens < 0) | (tokens >= vocab))
+    if len(strange):
+        row, place = strange[0]
+        raise ValueError(
+            f"windows: expected tokens in 0 … {vocab - 1}, the model's vocabulary, under padding too, got "
+            f"{tokens[row, place]} at {place} of window {row}, from 0; use the model's tokenizer, and 0 for padding"
+        )
 
 
 def tokenize(text: str, tokenizer: Any) -> Int32[np.ndarray, " tokens"]:
@@ -189,13 +221,23 @@ def _windows(
     return Windows(tokens, np.ones(tokens.shape, bool))
 
 
-def pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def pairs(windows: Windows, batch_size: int, vocab: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
     """List the windows as microbatches (tokens, mask) of one shape, so that one compiled program serves all.
 
-    The last one is filled up with rows of token 0 that are masked throughout.
+    The last one is filled up with rows of token 0 that are masked throughout. Windows pass here on their way to a
+    model, so here they are checked.
+
+    Args:
+        vocab: how many words the model knows that reads them; None: what they hold is not looked at.
+
+    Raises:
+        ValueError: windows that such a model does not read as they are meant, see `check_windows`.
     """
     if batch_size < 1:
         raise ValueError(f"batches: expected batch_size >= 1, got {batch_size}")
+    if vocab is not None:
+        check_windows(windows, vocab)
+        windows = Windows(np.asarray(windows.tokens, np.int32), np.asarray(windows.mask))
     size = min(batch_size, len(windows.tokens))
     tokens, mask = (np.pad(array, ((0, -len(array) % size), (0, 0))) for array in windows)
     return [(tokens[start : start + size], mask[start : start + size]) for start in range(0, len(tokens), size)]

@@ -186,7 +186,7 @@ def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple
         model, found[name] = load_model(name, config.dtype, lengths={"length": longest}), {}
         with attending(config.attention):
             for metric, text in windows[name].items():
-                losses = window_losses(model, pairs(text, config.batch_size))
+                losses = window_losses(model, pairs(text, config.batch_size, model.embedding.shape[0]))
                 found[name][metric] = (losses.sums / losses.counts)[None]
     return found[a.text], found[b.text], articles
 

@@ -322,7 +322,8 @@ def _train(config: RecoverConfig, run: RunDirectory, training: Training, track: 
 
 def measured(model: Llama, texts: dict[str, Windows], batch_size: int) -> dict[str, Any]:
     """Measure size and perplexities of a model, with the losses of each window."""
-    losses = {name: window_losses(model, pairs(windows, batch_size)) for name, windows in texts.items()}
+    vocab = model.embedding.shape[0]
+    losses = {name: window_losses(model, pairs(windows, batch_size, vocab)) for name, windows in texts.items()}
     return {
         "parameters": count_parameters(model),
         "bytes": weight_bytes(model),

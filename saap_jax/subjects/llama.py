@@ -14,7 +14,7 @@ from saap_jax.data import Windows, beginning, evaluation_windows, load_scenarios
 from saap_jax.data.windows import window_articles
 from saap_jax.estimation import observe
 from saap_jax.estimation.ablation import Unit, ablate
-from saap_jax.estimation.base import Curvature, Statistic, Statistics
+from saap_jax.estimation.base import Batch, Curvature, Statistic, Statistics
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import candidate_losses, metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
@@ -123,6 +123,10 @@ class LlamaSubject(Subject):
 
     # --- observed, judged
 
+    def _parts(self, examples: Windows, batch_size: int) -> list[Batch]:
+        """Cut windows that were checked into microbatches."""
+        return pairs(examples, batch_size, self.model.embedding.shape[0])
+
     def observe(
         self,
         examples: Windows,
@@ -132,19 +136,19 @@ class LlamaSubject(Subject):
         curvature: Curvature | None = None,
         keep: Keep | None = None,
     ) -> Statistics:
-        gates, parts = None if keep is None else masks(keep), pairs(examples, passes.batch_size)
+        gates, parts = None if keep is None else masks(keep), self._parts(examples, passes.batch_size)
         options: Any = {"remat": passes.remat, "progress": passes.progress(OBSERVING)}
         return observe(self.model, parts, needs, gates=gates, curvature=curvature, **options)
 
     def losses(
         self, examples: Windows, keeps: Sequence[Keep], *, batch_size: int = 8, **options: Any
     ) -> Iterator[dict[int, WindowLosses]]:
-        return candidate_losses(self.model, pairs(examples, batch_size), keeps, **options)
+        return candidate_losses(self.model, self._parts(examples, batch_size), keeps, **options)
 
     def ablate(
         self, examples: Windows, units: Sequence[Unit], *, batch_size: int = 8, **options: Any
     ) -> dict[Unit, float]:
-        return ablate(self.model, pairs(examples, batch_size), units, **options)
+        return ablate(self.model, self._parts(examples, batch_size), units, **options)
 
     def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
         kept = keep is not None and np.array_equal(keep["mlp"], self.existing["mlp"])
@@ -155,7 +159,7 @@ class LlamaSubject(Subject):
     def repaired(
         self, keep: Keep, examples: Windows, repair: Repair, *, dense: Any, batch_size: int = 8, **options: Any
     ) -> tuple["LlamaSubject", Sequence[Correction]]:
-        parts, other = pairs(examples, batch_size), self._other(dense)
+        parts, other = self._parts(examples, batch_size), self._other(dense)
         model, corrections = compensate(self.model, keep, parts, repair, dense=other, **options)
         return self.with_model(model), corrections
 
@@ -165,7 +169,7 @@ class LlamaSubject(Subject):
     def objective(
         self, examples: Windows, batch_size: int, dense: Any, language_loss: float = 0.0, first: int = 0
     ) -> Divergence:
-        return Divergence(self.model, pairs(examples, batch_size), language_loss, dense.model, first)
+        return Divergence(self.model, self._parts(examples, batch_size), language_loss, dense.model, first)
 
     def blanked(self, examples: Windows, rows: np.ndarray) -> Windows:
         return examples._replace(mask=examples.mask & ~rows[:, None])
@@ -184,12 +188,12 @@ class LlamaSubject(Subject):
     def divergences(self, examples: Windows, keep: Keep, pruned: Any, *, batch_size: int = 8) -> np.ndarray:
         rows = len(examples.tokens)
         whole = Windows(*(np.pad(each, ((0, -rows % batch_size), (0, 0))) for each in examples))  # as meshes divide
-        return row_divergences(pruned.model, keep, pairs(whole, batch_size), self.model)[:rows]
+        return row_divergences(pruned.model, keep, self._parts(whole, batch_size), self.model)[:rows]
 
     def layerwise(
         self, keep: Keep, examples: Windows, rule: str, walk: Walk, *, dense: Any, batch_size: int = 8, **options: Any
     ) -> tuple[Keep, tuple["LlamaSubject", Sequence[Correction]] | None]:
-        parts, other = pairs(examples, batch_size), self._other(dense)
+        parts, other = self._parts(examples, batch_size), self._other(dense)
         chosen, made = chosen_in_sequence(self.model, keep, parts, rule, walk, dense=other, **options)
         return chosen, None if made is None else (self.with_model(made.model), made.corrections)
 
@@ -252,7 +256,7 @@ class CutLlama:
         return len(self.model.segments)
 
     def losses(self, examples: Windows, batch_size: int) -> WindowLosses:
-        return window_losses(self.model, pairs(examples, batch_size))
+        return window_losses(self.model, pairs(examples, batch_size, self.model.embedding.shape[0]))
 
     def save(
         self,
