@@ -29,6 +29,7 @@ from saap_jax.llama.passes import layer_of, run_layers
 from saap_jax.llama.product import added
 from saap_jax.llama.segments import existing_units, segment_bounds
 from saap_jax.llama.spec import Constants
+from saap_jax.runtime.decisions import UndecidedError
 from saap_jax.types import Keep, Scores
 
 
@@ -229,7 +230,7 @@ def prefix_of(model: Llama, batch: Batch) -> Prefix:
     states, losses = prefix_step(model, *map(jnp.asarray, batch))
     loss = float(np.asarray(losses, np.float64).sum())
     if not np.isfinite(loss):
-        raise ValueError(f"ablation: the loss of the whole model is {loss}; check the model's weights and dtype")
+        raise UndecidedError(f"expected finite losses to score by, the loss of the whole model is {loss}")
     return batch, np.asarray(states), loss
 
 
@@ -254,9 +255,7 @@ def changes_of(model: Llama, prefixes: Sequence[Prefix], group: Group) -> Float[
         losses = suffix_step(model, x, jnp.asarray(layer + 1, jnp.int32), jnp.asarray(tokens), jnp.asarray(mask))
         total += np.asarray(losses, np.float64).sum(axis=1) - dense
     if len(wrong := np.flatnonzero(~np.isfinite(total))):
-        raise ValueError(
-            f"ablation: the loss without {group[wrong[0]]} is not finite; check the model's weights and dtype"
-        )
+        raise UndecidedError(f"expected finite losses to score by, the loss without {group[wrong[0]]} is not finite")
     return total
 
 

@@ -16,6 +16,7 @@ from saap_jax.runs.scores import read_changes, save_scores
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import append_line
 from saap_jax.runtime.progress import Passes, Track, quiet
+from saap_jax.subjects.base import explained
 
 
 def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Track = quiet) -> RunDirectory:
@@ -41,7 +42,7 @@ def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Trac
         units = sample_units(subject.existing, config.channels_per_layer, config.seed)
         path, known = run.claim("ablation.jsonl"), set(units)
         there = changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
-        with run.stage("ablate"):
+        with run.stage("ablate"), explained("fidelity", subject, scenarios, config.calibration.batch_size):
             subject.ablate(
                 subject.join([*scenarios.values()]),
                 units,

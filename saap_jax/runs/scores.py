@@ -35,7 +35,7 @@ from saap_jax.steps.score.calibrate import (
 from saap_jax.steps.score.oracles import is_oracle
 from saap_jax.steps.score.score import Plan, make_members
 from saap_jax.steps.score.stability import reduce_scenarios
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.base import Examples, Subject, explained
 from saap_jax.types import Scores
 
 ByScenario = dict[str, dict[str, Scores]]
@@ -60,13 +60,10 @@ def kept_scores(
         path = statistics_path(run.path, name)
         known = run.has(str(path.relative_to(run.path)))
         known = known and {need.name for need in needs} <= kept_statistics(path)  # not where small ones alone are
-        statistics, made[name] = score_examples(
-            subject,
-            examples,
-            plan,
-            Passes(config.calibration.batch_size, config.remat, track, name if len(scenarios) > 1 else ""),
-            statistics=load_statistics(path, subject.weights, needs) if known else None,
-        )
+        passes = Passes(config.calibration.batch_size, config.remat, track, name if len(scenarios) > 1 else "")
+        kept = load_statistics(path, subject.weights, needs) if known else None
+        with explained("calibration", subject, {name: examples}, passes.batch_size):
+            statistics, made[name] = score_examples(subject, examples, plan, passes, statistics=kept)
         if config.keep_statistics != "none" and not known and statistics is not None:
             run.claim(path.parent.name)
             every = config.keep_statistics == "all"

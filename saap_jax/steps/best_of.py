@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.base import Before, Context, Extent, State, Step, step
 from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.subjects.base import Examples, Subject
@@ -76,7 +77,7 @@ class BestOf(Step):
             found = on.dense.divergences(judge, tried.keep, tried.subject, batch_size=on.batch_size)
             judged.append(float(np.average(found, weights=tokens)))
             on.store.save({"judged": np.array(judged)})
-        best = chains[int(np.argmin(np.where(np.isnan(judged), np.inf, judged)))]
+        best = chains[int(least_first("divergences of chains", judged)[0])]
         end = best.choosing if self.ahead(on.behind) else len(best.steps)
         return on.run(best, on.scenarios, end).tell(judged=judged, chosen=best.name)
 

@@ -25,7 +25,7 @@ from saap_jax.steps.limits import Within
 from saap_jax.steps.score.calibrate import Calibrated, calibrate, put_together
 from saap_jax.steps.score.fusion import Fusion
 from saap_jax.steps.score.score import Plan, Score
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.base import Examples, Subject, explained
 from saap_jax.types import Scores
 
 
@@ -184,7 +184,8 @@ class Runner:
             keep = {name: found[f"keep/{name}"] for name in state.keep}
             new = state._replace(keep=keep, told=json.loads(found["told"].tobytes()))
         else:
-            new = step(state, on, before)
+            with explained(step.name, self.subject, state.text or self.text, self.passes.batch_size):
+                new = step(state, on, before)
             if step.costly and new.subject is self.subject:
                 told = np.frombuffer(json.dumps(dict(new.told)).encode(), np.uint8)
                 kept.save({f"keep/{name}": units for name, units in new.keep.items()} | {"told": told})

@@ -10,6 +10,7 @@ behind it (a scan over layers with a mesh, or a traced program that is interpret
 """
 
 import abc
+import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -22,6 +23,8 @@ from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics
 from saap_jax.runs.records import Couplings
+from saap_jax.runtime.decisions import UndecidedError
+from saap_jax.runtime.gather import first_not_finite
 from saap_jax.runtime.progress import Passes
 from saap_jax.surgery.corrections import Correction, Repair, Walk
 from saap_jax.types import Keep, Scores, WindowLosses
@@ -203,11 +206,13 @@ class Subject(abc.ABC):
     ) -> "GateObjective":
         """What the training of gates lowers: the divergence from `dense`, and some of the next-token loss.
 
+        A divergence may be infinite or NaN: choose by `runtime.decisions.least_first`.
+
         Args:
             first: layers in front of this one are whole, whatever gates say; derivatives of their gates are 0.
 
         Raises:
-            ValueError: too few examples to hold some out.
+            ValueError: too few examples to hold some out, or nothing but padding in these.
         """
         raise NotImplementedError
 
@@ -326,3 +331,42 @@ def run_losses(subject: Subject, examples: Examples, keep: Keep, batch_size: int
     """The losses of each row under one keep-set."""
     (group,) = subject.losses(examples, [keep], batch_size=batch_size, at_once=1)
     return group[0]
+
+
+@contextlib.contextmanager
+def explained(who: str, subject: Subject, texts: Mapping[str, Examples], batch_size: int) -> Iterator[None]:
+    """Say, where a number that decides is not finite, whose fault that is; what does not decide costs nothing.
+
+    Args:
+        who: wants to choose.
+        subject: the model that is pruned.
+        texts: what it goes by, by name.
+
+    Raises:
+        ValueError: such a number, with the model, and the first window on which its loss is none.
+    """
+    try:
+        yield
+    except UndecidedError as error:
+        raise ValueError(f"{who}: {error}; {_fault(subject, texts, batch_size)}") from error
+
+
+def _fault(subject: Subject, texts: Mapping[str, Examples], batch_size: int) -> str:
+    """Find the first window on which the loss of a model with all its units is not finite, and say why."""
+    model = f"the model {subject.name}, with all its units,"
+    for name, examples in texts.items():
+        count, length = subject.shape(examples)
+        tokens = [subject.count(subject.rows(examples, slice(row, row + 1)))[1] for row in range(count)]
+        predicting = np.flatnonzero(np.array(tokens) >= min(length, 2))  # rows that have a loss
+        losses = run_losses(subject, examples, subject.existing, batch_size).means
+        wrong = np.flatnonzero(~np.isfinite(losses))
+        if len(wrong):
+            kind = "window" if length > 1 else "example"
+            why = "its activations overflow: take a wider dtype, or another text"
+            if place := first_not_finite(subject.weights):
+                why = f"its weights are not finite in {place}: load another model"
+            return f"{model} has a loss of {losses[wrong[0]]} on {kind} {predicting[wrong[0]]} of {name}, from 0; {why}"
+    return (
+        f"{model} has finite losses on all of the text, so it overflows as it is pruned or repaired: remove less, or "
+        "take a wider dtype"
+    )

@@ -123,7 +123,7 @@ class LlamaSubject(Subject):
 
     # --- observed, judged
 
-    def _parts(self, examples: Windows, batch_size: int) -> list[Batch]:
+    def _parts(self, examples: Windows, batch_size: int) -> Sequence[Batch]:
         """Cut windows that were checked into microbatches."""
         return pairs(examples, batch_size, self.model.embedding.shape[0])
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.runtime.decisions import finite
 from saap_jax.types import HELD_OUT
 
 Ridge = Literal["coordinate", "mean"]
@@ -201,8 +202,12 @@ def check_microbatches(what: str, count: int) -> None:
 
 
 def together(fit: Normal, held: Normal | None) -> Normal:
-    """Add the sums over the text that fits and over the held-out text, if there is any."""
-    return fit if held is None else jax.tree.map(jnp.add, fit, held)
+    """Add the sums over the text that fits and over the held-out text, if there is any.
+
+    Raises ValueError where a sum is not finite: nothing can be solved for, or chosen, by it.
+    """
+    total = fit if held is None else jax.tree.map(jnp.add, fit, held)
+    return finite("sums, over the text, of what enters an output matrix, to choose and repair by", total)
 
 
 def corrected(
@@ -221,5 +226,6 @@ def corrected(
     before = float(output_error(judge, jnp.where(real[:, None], some, 0), nothing))
     solved = repair.solve(Sums(fit, judge, together(fit, held)), some, real)
     bias = nothing if solved.bias is None else solved.bias
+    finite("repaired weights, of finite sums over the text (is the damping too small?)", (solved.weight, bias))
     new = jnp.zeros(weight.shape, some.dtype).at[rows].set(solved.weight)
     return new, bias, solved.damping, (before, solved.error)

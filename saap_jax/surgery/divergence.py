@@ -21,6 +21,7 @@ from saap_jax.llama.model import DecoderLayer, Hidden, Llama, decode, param, rem
 from saap_jax.llama.passes import layer_of, run_layers
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.decisions import finite
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of, settled, shard
 from saap_jax.surgery.corrections import HELD_OUT, check_microbatches
@@ -59,13 +60,22 @@ class Divergence:
         self._held = texts[HELD_OUT - 1 :: HELD_OUT]
         self._rest = [text for number, text in enumerate(texts) if number % HELD_OUT != HELD_OUT - 1]
         self.parts = len(self._rest)
+        if not any(np.asarray(mask).any() for _, mask in batches[HELD_OUT - 1 :: HELD_OUT]):
+            raise ValueError(
+                f"divergence: expected real tokens in every {HELD_OUT}th microbatch, which are held out, got padding; "
+                "give more text, or a smaller calibration.batch_size"
+            )
 
     def gradient(self, gates: Scores, part: int) -> tuple[float, Scores]:
-        """Compute the objective, a mean over a part's tokens, and its derivative by each gate, 0 before `first`."""
+        """Compute the objective, a mean over a part's tokens, and its derivative by each gate, 0 before `first`.
+
+        Raises ValueError where one of them is not finite.
+        """
         given, options = self._gates(gates), {"first": self.first, "language_loss": self._language_loss}
         with on_mesh_of(self._model):
             value, gradient = gradient_step(self._model, self._teacher, given, self._rest[part], **options)
-        return float(fetched(value)), {name: fetched(each).astype(np.float64) for name, each in gradient.items()}
+        slopes: Scores = {name: fetched(each).astype(np.float64) for name, each in gradient.items()}
+        return finite("divergences, and derivatives of them by gates, to train by", (float(fetched(value)), slopes))
 
     def value(self, gates: Keep | Scores, part: int) -> float:
         """Compute the mean divergence over the tokens of a part."""

@@ -23,6 +23,7 @@ from saap_jax.estimation.base import Batch
 from saap_jax.estimation.reconstruction import greedy_costs, leverages, swapped
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units
+from saap_jax.runtime.decisions import finite
 from saap_jax.surgery.compensation import Compensated, SubBlock, corrected_in_turn, gathered
 from saap_jax.surgery.corrections import Normal, Walk
 from saap_jax.surgery.cut import check_keep
@@ -91,6 +92,7 @@ def chosen_in_sequence(
         kept = int(row.sum())
         scores = np.asarray(_scores(at.old.weight, sums.gram, sums.weight, jnp.int32(kept), rule=rule, units=units))
         writes = np.asarray(at.old.weight != 0).reshape(units, -1).any(axis=1)  # what a repair took out does not
+        finite(f"scores of {at.structure} in layer {at.layer}, to choose by", scores[writes])
         first = np.argsort(-np.where(writes, scores, -np.inf), kind="stable")[:kept]
         row[:] = np.isin(np.arange(len(row)), first)
         return np.repeat(row[:units], len(at.kept) // units)

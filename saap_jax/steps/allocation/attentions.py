@@ -6,6 +6,7 @@ from typing import Annotated
 import numpy as np
 
 from saap_jax.config.checks import Natural, check_positive
+from saap_jax.runtime.decisions import least_first
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import meets
 from saap_jax.steps.base import Before, Context, Extent, State, Step, step
@@ -67,7 +68,7 @@ class Attentions(Step):
             tried = [layer for layer in np.flatnonzero(free).tolist() if layer not in gone]
             keeps = [without(state.keep, [*gone, layer]) for layer in tried]
             losses = mean_losses(subject, text, keeps, Passes(on.batch_size), "")
-            gone.append(tried[int(np.argmin(losses))])
+            gone.append(tried[int(least_first("losses without an attention", losses)[0])])
             on.store.save({"gone": np.array(gone)})
         if not meets(subject, keep := without(state.keep, gone), on.ratio):
             raise ValueError(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from saap_jax.config.checks import Natural, Positive, Share
+from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.base import Before, Context, Extent, State, Step, need, step
 from saap_jax.steps.limits import first_prunable, levels_of
 from saap_jax.types import Keep
@@ -25,6 +26,9 @@ SWITCHES = 3
 
 TRIES = 100
 """Draws of a switch before a child goes without it, since no layer can give what another takes."""
+
+DIVERGENCES = "divergences of keep-sets"
+"""What is chosen by."""
 
 Place = tuple[str, int]
 """Structure and layer."""
@@ -106,7 +110,8 @@ class Evolve(Step):
                              objective.parts, random)  # fmt: skip
         outcome = keep_of(best)
         judged = [objective.judge(keep) for keep in (state.keep, outcome)]
-        return state._replace(keep=outcome if judged[1] < judged[0] else state.keep).tell(divergences=judged)
+        better = int(least_first(DIVERGENCES, judged)[0])
+        return state._replace(keep=(state.keep, outcome)[better]).tell(divergences=judged)
 
 
 def _selected(
@@ -118,7 +123,7 @@ def _selected(
         among = [parent, *children] if stage == len(options.survivors) else list(children)
         drawn = random.choice(parts, size=min(count, parts), replace=False)
         means = [float(np.mean([value(state, int(part)) for part in drawn])) for state in among]
-        children = [among[number] for number in np.argsort(means, kind="stable")[:stay]]
+        children = [among[number] for number in least_first(DIVERGENCES, means)[:stay]]
     return children[0]
 
 

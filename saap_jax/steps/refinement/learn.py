@@ -43,6 +43,7 @@ import jax
 import numpy as np
 
 from saap_jax.config.checks import Natural, check_not_negative, check_positive
+from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global
 from saap_jax.steps.base import Before, Context, Extent, State, Step, step
@@ -120,7 +121,7 @@ class Learn(Step):
             keeps.append(current)
             leaves = enumerate(jax.tree.leaves((keeps, learnt)))
             on.store.save({"judged": np.array(judged), **{str(at): np.asarray(leaf) for at, leaf in leaves}})
-        best = [state.keep, *keeps][min(range(len(judged)), key=judged.__getitem__)]
+        best = [state.keep, *keeps][int(least_first("divergences of rounds", judged)[0])]
         return state._replace(keep=best).tell(divergences=judged)
 
 

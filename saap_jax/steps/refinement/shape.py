@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from saap_jax.config.checks import Positive, Share
+from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.allocation.blocks import SLACK
 from saap_jax.steps.base import Before, Context, State, Step, need, step
 from saap_jax.steps.limits import Within
@@ -63,15 +64,16 @@ class UniformShape(Step):
         progress = on.progress("search a uniform shape")
         layers = range(len(existing["mlp"]) if any(shape.layers for shape in found) else 0)
         alone = [objective.value(without(layer), 0) for layer in (progress(layers) if layers else ())]
-        first = np.argsort(alone, kind="stable")
+        first = least_first("divergences without a layer", alone)
         ranks = {name: np.argsort(np.where(units, -scores[name], np.inf), axis=1, kind="stable")
                  for name, units in existing.items()}  # fmt: skip
         keeps = [keep_of(shape, first, ranks, existing) for shape in found]
         values = [objective.value(keeps[number], 0) for number in progress(range(len(keeps)))]
-        best = [keeps[number] for number in np.argsort(values, kind="stable")[: self.finalists]]
+        best = [keeps[number] for number in least_first("divergences of shapes", values)[: self.finalists]]
         judged = [objective.judge(keep) for keep in best]
-        price = [objective.judge(state.keep), min(judged)]
-        return state._replace(keep=best[int(np.argmin(judged))]).tell(price=price)
+        lowest = int(least_first("divergences of shapes", judged)[0])
+        price = [objective.judge(state.keep), judged[lowest]]
+        return state._replace(keep=best[lowest]).tell(price=price)
 
 
 class Shape(NamedTuple):

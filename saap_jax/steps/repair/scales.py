@@ -16,6 +16,7 @@ from typing import Annotated
 import numpy as np
 
 from saap_jax.config.checks import Positive, check_positive
+from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.base import Before, Context, Extent, State, Step, step
 from saap_jax.steps.limits import first_prunable
 from saap_jax.steps.training import adam, adam_start, cosine, rounds, trained
@@ -60,5 +61,6 @@ class Scales(Step):
                 slopes: Scores = {name: np.where(kept, gradient[name], 0.0) for name, kept in keep.items()}
                 scales, learnt = adam(scales, slopes, learnt, cosine(self.rate, at, self.steps))
             found.append((objective.judge(gates(scales)), scales))
-        best = min(found, key=lambda each: each[0])[1]  # NaN is never the lowest
-        return state._replace(subject=state.subject.folded(best)).tell(scaled=[judged for judged, _ in found])
+        judged = [each for each, _ in found]
+        best = found[int(least_first("divergences of rounds", judged)[0])][1]
+        return state._replace(subject=state.subject.folded(best)).tell(scaled=judged)

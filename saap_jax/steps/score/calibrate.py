@@ -18,7 +18,7 @@ from saap_jax.steps.score.oracles import constant, is_oracle, make_oracle
 from saap_jax.steps.score.score import Plan, Score, fusion_members, make_members
 from saap_jax.steps.score.stability import ScenarioReduction, reduce_scenarios, stability_indicator
 from saap_jax.structures.weights import Weights, units_of
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.base import Examples, Subject, explained
 from saap_jax.types import Keep, Scores
 
 
@@ -102,7 +102,8 @@ def calibrate(
     several, made = len(scenarios) > 1, {}
     for name, examples in scenarios.items():
         own = passes._replace(scenario=name if several else "")
-        _, made[name] = score_examples(subject, examples, plan, own, keep=keep)
+        with explained("calibration", subject, {name: examples}, passes.batch_size):
+            _, made[name] = score_examples(subject, examples, plan, own, keep=keep)
     wanted, found = {label: plan[label] for label in stability}, joined(made)
     return found._replace(stability=indicators(subject, scenarios, wanted, found, passes, keep)) if wanted else found
 

@@ -14,8 +14,9 @@ from saap_jax.config.checks import Seed, Share, at_least, check_positive
 from saap_jax.estimation.ablation import Unit, changes_to_scores
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import call_factory
+from saap_jax.runtime.decisions import finite
 from saap_jax.runtime.progress import Passes
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.base import Examples, Subject, run_losses
 from saap_jax.types import STRUCTURES, Keep, Scores
 
 Examined = Annotated[int | None, at_least(1)]
@@ -61,7 +62,8 @@ def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", 
             names = [(name,) for name in there] if granularity == "sub_block" else [there] * bool(there)
             blocks += [{name: present[name] & (layers == layer) for name in each} for each in names]
         keeps = [present | {name: present[name] & ~units for name, units in block.items()} for block in blocks]
-        base, *means = mean_losses(subject, few(subject, examples), [present, *keeps], passes, "remove single blocks")
+        losses = mean_losses(subject, few(subject, examples), [present, *keeps], passes, "remove single blocks")
+        base, *means = finite("losses, of the model and without a block, to score by", losses)
         scores: Scores = {name: np.full(present[name].shape, np.nan) for name in STRUCTURES}
         for block, mean in zip(blocks, means, strict=True):
             for name, units in block.items():
@@ -93,7 +95,8 @@ def perturbation(
         present = _present(subject, keep, "perturbation")
         random = np.random.default_rng(seed)
         keeps = [_masked(present, share, random) for _ in range(masks)]
-        losses = np.array(mean_losses(subject, few(subject, examples), keeps, passes, "mask units at random"))
+        found = mean_losses(subject, few(subject, examples), keeps, passes, "mask units at random")
+        losses = np.array(finite("losses under masks, to score by", found))
 
         def row(keep: Keep) -> np.ndarray:
             return np.concatenate([keep[name][present[name]] for name in present])
@@ -165,11 +168,19 @@ def _masked(present: Keep, share: float, random: np.random.Generator) -> Keep:
 
 
 def mean_losses(subject: Subject, examples: Examples, keeps: list[Keep], passes: Passes, doing: str) -> list[float]:
-    """Compute the mean loss of each keep-set."""
+    """Compute the mean loss of each keep-set, by which something is chosen.
+
+    Raises:
+        ValueError: one is not finite, and neither is that of the model with all its units, so that the input is at
+            fault and no keep-set.
+    """
     progress, size = passes.progress(doing), passes.batch_size
     groups = subject.losses(examples, keeps, batch_size=size, at_once=2, progress=progress)
     means = {number: losses.mean for group in groups for number, losses in group.items()}
-    return [means[number] for number in range(len(keeps))]
+    found = [means[number] for number in range(len(keeps))]
+    if not np.isfinite(found).all():
+        finite("losses of the model, to choose by", run_losses(subject, examples, subject.existing, size).means)
+    return found
 
 
 def _ridge(x: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:

@@ -18,6 +18,7 @@ from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Estimator
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.runs.records import Couplings
+from saap_jax.runtime.decisions import finite
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout
 from saap_jax.structures.weights import TracedWeights
@@ -201,10 +202,7 @@ class TracedSubject(TracedProblem, Subject):
         sizes: Any = {"batch_size": batch_size, "at_once": min(8, len(keeps))}
         for group in self.losses(examples, keeps, **sizes, progress=progress) if todo else ():
             means = {number: float(losses.means.mean()) for number, losses in group.items()}
-            if not np.isfinite(list(means.values())).all():
-                raise ValueError(
-                    "ablation: expected finite losses, got others; check the parameters, the examples and the loss"
-                )
+            finite("losses of the model and without a unit", list(means.values()))
             dense = means.pop(0, dense)
             new = [(todo[number - 1], mean - dense) for number, mean in means.items()]
             known.update(new)
