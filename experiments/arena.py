@@ -2,7 +2,9 @@
 
     export SAAP_DATA=DATA JAX_COMPILATION_CACHE_DIR=runs/programs
     python experiments/arena.py run [--model gemma3-270m] [--seeds 3 4] [--rows default flap]
-    python experiments/arena.py run --rows default modegpt-mlp --after lora --tasks
+    python experiments/arena.py run --rows default modegpt-mlp --after lora
+    python experiments/arena.py run --rows default modegpt-mlp --ratios 0.2 --tasks --items 1000
+    python experiments/arena.py run --windows fresh:1
     python experiments/arena.py report
 
 `run` has one process for a model, which scores once a seed for all rows; contenders come first. A row is evaluated on
@@ -11,7 +13,10 @@ the first 32 windows of each text, in a random order that is always the same; wh
 docs/arena, by a digest of chain, code of steps, model and text: the same command goes on, and a kill loses a row at a
 ratio. With the last seed, when all programs are compiled, a row has a runner and scores of its own, so that time and
 memory are its own; the smaller model takes turns with the unpruned one in a forward pass.
-`--after lora` trains the named rows for 64 steps and evaluates them again; `--tasks` adds 200 items of each task.
+`--after lora` trains the named rows for 64 steps and evaluates them again; `--tasks` adds the first 200 items of each
+task, or as many as `--items` says: more items take the place of fewer.
+`--windows fresh:N` judges on the N-th set of windows that no table had, in files of its own. After any change of a
+method of ours its claim is made on such a set; the rows of the windows before stay as they are.
 `report` makes docs/arena.md, its figure and the block of README.md of these files.
 """
 
@@ -35,10 +40,11 @@ from arena_report import DOCS, MODELS, SEEDS, Result, report, result_path, rows
 
 from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
-from saap_jax.data import Windows, evaluation_windows, pairs
-from saap_jax.data.windows import window_articles
+from saap_jax.data import Windows, beginning, evaluation_windows, pairs, read_texts
+from saap_jax.data.sources import join_texts
+from saap_jax.data.windows import stratified_windows, tokenize, window_articles
 from saap_jax.evaluation.cost import median_seconds
-from saap_jax.evaluation.tasks import find_task, read_task, run_tasks
+from saap_jax.evaluation.tasks import Task, find_task, read_task, run_tasks
 from saap_jax.jobs.candidates import key_of
 from saap_jax.jobs.recover import method_of, read_text, training_of
 from saap_jax.llama import Llama
@@ -65,8 +71,9 @@ BEYOND = math.log(1.12)
 STRETCHES = 32
 """Units of a text without articles: neighbouring windows, longer together than its articles are."""
 STEPS = 64
-TASKS, ITEMS = ("arc_easy", "boolq", "hellaswag", "piqa", "winogrande"), 200
-"""Tasks, and how many items of each."""
+TASKS = ("arc_easy", "boolq", "hellaswag", "piqa", "winogrande")
+OLDER = 96
+"""Windows at the beginning of a text that tables of before had: the first arena's, and those of the study."""
 
 
 class Setting(NamedTuple):
@@ -81,6 +88,11 @@ class Setting(NamedTuple):
     first: int = 32
     drawn: int = 35
     """Seed of the windows, and of their order."""
+    fresh: int = 0
+    """0: those windows. N: the N-th set of others that no table had."""
+    older: int = OLDER
+    items: int = 200
+    """Of each task, where it has as many."""
     docs: Path = DOCS
     timed: int = SEEDS[-1]
     """The seed with which each row scores by itself."""
@@ -94,12 +106,45 @@ class Text(NamedTuple):
 
 
 def text_of(source: str, tokenizer: Any, setting: Setting) -> Text:
-    """Draw windows over a whole text, and tell which article (or stretch) the middle of each is of."""
-    count, how = setting.windows, {"limit": setting.windows, "drawn": setting.drawn}
+    """Draw windows over a whole text, and tell which article (or stretch) the middle of each is of.
+
+    Raises ValueError where a fresh set is asked for, and the text has no more windows.
+    """
+    count, seeds = setting.windows, [setting.drawn, setting.fresh] if setting.fresh else setting.drawn
+    how = {} if setting.fresh else {"limit": count, "drawn": setting.drawn}
     windows, articles = (cut(source, tokenizer, setting.length, **how) for cut in (evaluation_windows, window_articles))
+    if setting.fresh:
+        chosen = fresh_windows(source, tokenizer, setting)
+        windows = Windows(*(each[chosen] for each in windows))
+        articles = articles and [articles[each] for each in chosen]
     articles = articles or [each * STRETCHES // count for each in range(count)]
-    order = np.random.default_rng(setting.drawn).permutation(count)
+    order = np.random.default_rng(seeds).permutation(count)
     return Text(Windows(*(each[order] for each in windows)), [articles[each] for each in order])
+
+
+def fresh_windows(source: str, tokenizer: Any, setting: Setting) -> np.ndarray:
+    """Number the windows of a fresh set among the neighbouring windows of the whole text, in its order.
+
+    Those that share a token with the windows of before are left out; the others are cut into as many stretches as
+    there are windows to draw, and each set takes one of every stretch, the next one of a random order. So sets share
+    nothing, and each is spread over the text.
+
+    Raises:
+        ValueError: the text has not so many sets.
+    """
+    count, length = setting.windows, setting.length - len(beginning(tokenizer))
+    size = tokenize(join_texts(read_texts(source, "evaluation")), tokenizer).size
+    before = stratified_windows(np.arange(size, dtype=np.int32), count, length, setting.drawn)
+    free = np.setdiff1d(np.arange(setting.older, size // length), before // length)
+    sets = len(free) // count
+    if setting.fresh > sets:
+        raise ValueError(
+            f"windows: expected one of the {sets} sets of {count} that {source} has beside the windows of before, got "
+            f"fresh:{setting.fresh}; take a longer text"
+        )
+    stretches = np.split(free, np.arange(1, count) * len(free) // count)
+    random = np.random.default_rng(setting.drawn)
+    return np.array([random.permutation(stretch)[setting.fresh - 1] for stretch in stretches])
 
 
 # --- judging ---------------------------------------------------------------------------------------
@@ -194,7 +239,7 @@ class Arena:
         self.known = digest(about, {name: digest_of(each) for name, each in self.text.items()})
         self.alone: dict[str, tuple[Memory, float, float | None]] = {}
         """What the timed row began with: scores, the seconds that they took, and the memory."""
-        self.path = result_path(setting.docs, subject.name, setting.examples, seed)
+        self.path = result_path(setting.docs, subject.name, setting.examples, seed, setting.fresh)
         self.found: Result = json.loads(self.path.read_text()) if self.path.exists() else {"rows": {}}
         if self.found.get("about") != (key := digest(about)):
             articles = {name: text.articles for name, text in judge.texts.items()}
@@ -210,18 +255,19 @@ class Arena:
     def run(self, chains: Sequence[Chain], ratios: Sequence[float], after: str, tasks: bool) -> None:
         """Do what the file does not hold yet."""
         keys, left = Runner(self.subject, self.text, store=Store(None, self.known)), []
+        asked = tasks_of(self.setting.items) if tasks else []
         for ratio, chain in itertools.product(ratios, chains):  # a chain goes on from what it begins with
             name, key = f"{chain.name}@{ratio:g}", keys.key_of(chain, ratio)
             row = self.found["rows"].get(name, {})
             of = row.get("after", {}) if after else row
-            if of.get("key") != key or (tasks and "tasks" not in of):
+            if of.get("key") != key or not has_answers(of, asked):
                 left.append((chain, ratio, name, key))
         shared = self._runner([chain for chain, *_ in left], self.cache, key_of(self.subject, self.text))
-        if tasks and left and "tasks" not in self.found:
-            self.keep(tasks=answered(self.subject))
+        if left and not has_answers(self.found, asked):
+            self.keep(tasks=answered(self.subject, asked))
         for chain, ratio, name, key in left:
             if after or tasks:
-                row = self._further(shared.run(chain, ratio), name, key, after, tasks)
+                row = self._further(shared.run(chain, ratio), name, key, after, asked)
             else:
                 row = {"key": key, "chain": [[step.kind, step.text] for step in chain.steps]}
                 row |= {"date": datetime.date.today().isoformat(), "commit": (provenance()["git_commit"] or "")[:9]}
@@ -267,7 +313,7 @@ class Arena:
         found = self.judge.judged(state.subject, state.keep, lowest)
         return {"heads": int(gone.sum()), "actual": actual, **took, **found}
 
-    def _further(self, state: State, name: str, key: str, after: str, tasks: bool) -> Result:
+    def _further(self, state: State, name: str, key: str, after: str, asked: Sequence[Task]) -> Result:
         """Cut, train if asked for, and evaluate again: on as many windows as the row was, and on tasks."""
         row = dict(self.found["rows"].get(name, {}))
         if row.get("key") != key or "losses" not in row:
@@ -279,15 +325,26 @@ class Arena:
             whole = {text: len(each) > self.setting.first for text, each in row["losses"].items()}
             ends = {text: math.inf if all_of else -math.inf for text, all_of in whole.items()}
             row["after"] = {"key": key, "steps": STEPS, **self.judge.judged(subject, subject.existing, ends)}
-        if tasks:
-            (row["after"] if after else row)["tasks"] = answered(subject)
+        if asked:
+            (row["after"] if after else row)["tasks"] = answered(subject, asked)
         return row
 
 
-def answered(subject: Any) -> dict[str, str]:
+def tasks_of(items: int) -> list[Task]:
+    """Read the first items of the tasks that are there."""
+    places = {task: find_task(task) for task in TASKS}
+    return [read_task(task, place, items) for task, place in places.items() if place]
+
+
+def has_answers(row: Result, asked: Sequence[Task]) -> bool:
+    """Tell whether a row has the answers to all items of tasks; those to more items begin with those to fewer."""
+    known = row.get("tasks") or {}
+    return all(len(known.get(task.name, "")) >= len(task.items) for task in asked)
+
+
+def answered(subject: Any, asked: Sequence[Task]) -> dict[str, str]:
     """Run a model on tasks: by task, a 1 for each item that it answers rightly, or a 0."""
-    there = [read_task(task, place, ITEMS) for task in TASKS if (place := find_task(task))]
-    found = run_tasks(subject.model, subject.words, there)
+    found = run_tasks(subject.model, subject.words, asked)
     return {each.task: "".join(str(int(right)) for right in each.values["acc"]) for each in found}
 
 
@@ -313,11 +370,31 @@ def run(
 ) -> None:  # fmt: skip
     """Run rows, `{name: chain}`, on the calibration text of each seed."""
     subject: Any = open_subject(ModelConfig(name=model))
-    texts = {name: text_of(source, subject.words, setting) for name, source in setting.texts.items()}
+    try:
+        texts = {name: text_of(source, subject.words, setting) for name, source in setting.texts.items()}
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     judge = Judge(subject, texts, setting.first)
     made = [Chain(expand([chain])[0].steps, name) for name, chain in chains.items()]
     for seed in seeds:
         Arena(subject, judge, seed, cache, setting).run(made, ratios, after, tasks)
+
+
+def fresh_of(words: str) -> int:
+    """Read the number of a set of windows: `fresh:N`, or 0 of `drawn`."""
+    kind, _, number = words.partition(":")
+    if words == "drawn":
+        return 0
+    if kind != "fresh" or not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"expected drawn or fresh:N with N from 1 on, got {words!r}")
+    return int(number)
+
+
+def items_of(words: str) -> int:
+    """Read how many items of a task are asked for, at least one."""
+    if not words.isdecimal() or int(words) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {words!r}")
+    return int(words)
 
 
 def main() -> None:
@@ -332,12 +409,15 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=Setting().examples, help="windows of calibration text")
     parser.add_argument("--after", choices=("lora",), default="")
     parser.add_argument("--tasks", action="store_true")
+    parser.add_argument("--items", type=items_of, default=Setting().items, help="items of each task")
+    parser.add_argument("--windows", type=fresh_of, default="drawn", metavar="drawn|fresh:N", help="what judges")
     parser.add_argument("--cache", type=Path, default=Path("runs/.cache"))
     asked = parser.parse_args()
     if asked.what == "report":
         report()
         return
-    setting, chains = Setting(examples=asked.examples), {name: known[name] for name in asked.rows}
+    setting = Setting(examples=asked.examples, fresh=asked.windows, items=asked.items)
+    chains = {name: known[name] for name in asked.rows}
     run(asked.model, asked.seeds, chains, asked.ratios, asked.cache, setting, after=asked.after, tasks=asked.tasks)
 
 

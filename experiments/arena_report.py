@@ -128,9 +128,13 @@ def rows() -> dict[str, Row]:
     )
 
 
-def result_path(docs: Path, model: str, examples: int, seed: int | str) -> Path:
-    """Name the file of a model, number of calibration windows and seed."""
-    return docs / "arena" / f"claims-{Path(model).name}-{examples}-{seed}.json"
+FILE = re.compile(r"claims-(?:fresh(?P<fresh>\d+)-)?(?P<model>.+)-(?P<examples>\d+)-(?P<seed>\d+)")
+"""Names of files, without their ends."""
+
+
+def result_path(docs: Path, model: str, examples: int, seed: int | str, fresh: int = 0) -> Path:
+    """Name the file of a model, number of calibration windows and seed, on the first or a fresh set of windows."""
+    return docs / "arena" / f"claims-{f'fresh{fresh}-' * bool(fresh)}{Path(model).name}-{examples}-{seed}.json"
 
 
 class Line(NamedTuple):
@@ -154,24 +158,45 @@ class Line(NamedTuple):
         """Processor minutes, where it ran by itself."""
         return (self.mean("scoring") + self.mean("seconds")) / 60
 
-    def accuracy(self, dense: Mapping[str, str]) -> str:
-        """The mean accuracy on tasks with its interval; folded, what it is from the unpruned model's."""
+    def accuracy(self, dense: Mapping[str, str], default: "Line | None" = None) -> str:
+        """The mean accuracy on tasks with its interval; folded, how far it is from the unpruned model and `default`."""
         known = self.values("tasks")
-        apart = f"from unpruned: {accuracy(known, dense)}; {len(known)} seed{'s' * (len(known) > 1)}" if known else ""
-        return folded(accuracy(known), apart)
+        if not known:
+            return "–"
+        apart = [f"from unpruned: {accuracy(known, [dense] * len(known))}"] if dense else []
+        both = [seed for seed, row in self.found.items() if row.get("tasks") and default and default.answers(seed)]
+        if default and default is not self and both:
+            own, others = ([line.found[seed]["tasks"] for seed in both] for line in (self, default))
+            apart.append(f"from default: {accuracy(own, others)} (paired)")
+        apart.append(f"{counting(len(known), 'seed')}, {len(next(iter(known[0].values())))} items a task at most")
+        return folded(accuracy(known), "; ".join(apart))
+
+    def answers(self, seed: str) -> Mapping[str, str] | None:
+        """The answers to tasks on a seed, where there are any."""
+        return self.found.get(seed, {}).get("tasks")
 
 
-def accuracy(known: Sequence[Mapping[str, str]], dense: Mapping[str, str] | None = None) -> str:
-    """The mean accuracy on tasks, or its difference from the unpruned model's, per cent, ± 95 % of items and seeds."""
+def accuracy(known: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]] = ()) -> str:
+    """The mean accuracy on tasks, or its difference from that of others on the same seeds, per cent, ± 95 %.
+
+    The interval is of items, and of several seeds also of these, as `claims.py` has it. Differences are paired by item;
+    where some answered more items, those count that all answered.
+    """
     if not known:
         return "–"
-    right = [np.array([[*map(int, each[task])] for each in known], float) for task in known[0]]
-    if dense:
-        right = [each - [*map(int, dense[task])] for each, task in zip(right, known[0], strict=True)]
-    items = sum(each.mean(0).var(ddof=1) / each.shape[1] for each in right) / len(right) ** 2
+    every = [*known, *others]
+    right = []
+    for task in (task for task in known[0] if all(task in each for each in every)):
+        many = min(len(each[task]) for each in every)
+        numbers = np.array([[*map(int, each[task][:many])] for each in every], float)
+        right.append(numbers[: len(known)] - (numbers[len(known) :] if others else 0))
+    by_items = sum(each.mean(0).var(ddof=1) / each.shape[1] for each in right) / len(right) ** 2
     means = np.mean([each.mean(1) for each in right], axis=0)
-    error = math.sqrt(items + (means.var(ddof=1) / len(means) if len(means) > 1 else 0.0))
-    return f"{100 * means.mean():{'+' if dense else ''}.1f} ± {196 * error:.1f}"
+    half = 1.96 * math.sqrt(by_items)
+    if len(means) > 1:
+        freedoms = (len(means) - 1.0, sum(each.shape[1] - 1.0 for each in right))
+        half = Crossed(0.0, (means.var(ddof=1) / len(means), by_items), freedoms, len(right)).half()
+    return f"{100 * means.mean():{'+' if others else ''}.1f} ± {100 * half:.1f}"
 
 
 class Group(NamedTuple):
@@ -188,6 +213,8 @@ class Group(NamedTuple):
     """The unpruned model's answers."""
     few: list[tuple[float, Line]]
     """Rows of fewer than `FEWEST_SEEDS` seeds, with their ratios."""
+    fresh: int = 0
+    """Which set of windows judges: 0 the first one, N the N-th that no table had before."""
 
     def log_perplexity(self, line: Line, text: str) -> float:
         """The unpruned model's on all windows, and the mean difference from it on those evaluated, over the seeds."""
@@ -229,15 +256,16 @@ class Group(NamedTuple):
 
 
 def groups(docs: Path) -> list[Group]:
-    """Read all files, fewest calibration windows first, models in the order of `MODELS`."""
-    keys = {tuple(path.stem.removeprefix("claims-").rsplit("-", 2)[:2]) for path in (docs / "arena").glob("claims-*")}
-    order = sorted(keys, key=lambda key: (int(key[1]), [*MODELS, key[0]].index(key[0])))
-    return [read_group(docs, model, int(examples), rows()) for model, examples in order]
+    """Read all files: fewest calibration windows first, then the first windows, models in the order of `MODELS`."""
+    names = [FILE.fullmatch(path.stem) for path in (docs / "arena").glob("claims-*.json")]
+    keys = {(int(name["examples"]), int(name["fresh"] or 0), name["model"]) for name in names if name}
+    order = sorted(keys, key=lambda key: (*key[:2], [*MODELS, key[2]].index(key[2])))
+    return [read_group(docs, model, examples, rows(), fresh) for examples, fresh, model in order]
 
 
-def read_group(docs: Path, model: str, examples: int, known: Mapping[str, Row]) -> Group:
+def read_group(docs: Path, model: str, examples: int, known: Mapping[str, Row], fresh: int = 0) -> Group:
     """Read the files of a model; rows of fewer than `FEWEST_SEEDS` seeds stand apart."""
-    files = sorted((docs / "arena").glob(f"claims-{model}-{examples}-*.json"))
+    files = sorted(docs.glob(str(result_path(Path(), model, examples, "*", fresh))))
     of_seed = {path.stem.rpartition("-")[2]: json.loads(path.read_text()) for path in files}
     first, lines, few = next(iter(of_seed.values())), dict[float, list[Line]](), list[tuple[float, Line]]()
     failed = {key: row["failed"] for each in of_seed.values() for key, row in each["rows"].items() if "failed" in row}
@@ -250,9 +278,12 @@ def read_group(docs: Path, model: str, examples: int, known: Mapping[str, Row]) 
         elif found:
             few.append((float(ratio), Line(name, kind, found)))
     dense, articles = ({text: np.array(each) for text, each in first[what].items()} for what in ("dense", "articles"))
-    title, lines = MODELS.get(model, model), dict(sorted(lines.items()))
-    tasks = next((each["tasks"] for each in of_seed.values() if "tasks" in each), {})
-    return Group(title, examples, tuple(of_seed), dense, articles, lines, failed, tasks, few)
+    title = MODELS.get(model, model) + f", fresh windows {fresh}" * bool(fresh)
+    answers = [each["tasks"] for each in of_seed.values() if "tasks" in each]
+    tasks = max(answers, key=lambda each: len("".join(each.values())), default={})
+    return Group(
+        title, examples, tuple(of_seed), dense, articles, dict(sorted(lines.items())), failed, tasks, few, fresh
+    )
 
 
 # --- words -----------------------------------------------------------------------------------------
@@ -269,6 +300,15 @@ def difference(verdict: Verdict) -> str:
     if value >= 1000:
         return f"× {1 + value / 100:.0f}, {verdict.said}"
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f}), {verdict.said}"
+
+
+def counting(many: int, of: str) -> str:
+    """Write a number of things.
+
+    >>> counting(1, "seed"), counting(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{many} {of}{'s' * (many != 1)}"
 
 
 def listed(words: Sequence[str]) -> str:
@@ -324,7 +364,7 @@ def rows_at(group: Group, ratio: float, title: str, after: str) -> list[str]:
         more += f"{100 * line.mean('changed'):.0f} % of the likeliest words change; {len(line.found)} seeds"
         name = folded(f"<b>{line.name}{after}</b>" if line.kind == "ours" else f"{line.name}{after}", more)
         figures = [folded(group.perplexity(line, t), "; ".join(said[line.name, t])) for t in group.dense]
-        numbers = [f"{line.mean('kl'):.2f}", line.accuracy(group.tasks), f"{100 * line.mean('forward'):.0f}"]
+        numbers = [f"{line.mean('kl'):.2f}", line.accuracy(group.tasks, default), f"{100 * line.mean('forward'):.0f}"]
         numbers += [f"{line.minutes:.1f}", f"{line.mean('gib'):.1f}"]
         made.append(written(name, title, f"{100 * ratio:.0f}", *figures, *numbers))
     return made

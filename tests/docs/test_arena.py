@@ -1,14 +1,17 @@
 """The arena end to end on a tiny model; and README.md and docs/arena.md held against the files that they come from."""
 
+import itertools
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import arena
 import arena_report as made
 import numpy as np
 import pytest
+from scipy import stats
 
 from saap_jax.evaluation.differences import Difference
 from saap_jax.evaluation.perplexity import window_losses
@@ -19,6 +22,7 @@ PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
 
 
+ROW = arena.Arena._row
 SEEDS = (3, 4)
 CHAINS = {
     "default": "wanda > uniform > least_squares",
@@ -109,11 +113,97 @@ def test_accuracy_by_hand():
     """Of two tasks of two items, and two seeds; by item, differences from the unpruned model."""
     known, dense = [{"a": "10", "b": "11"}, {"a": "10", "b": "01"}], {"a": "11", "b": "11"}
     seeds, items = np.var([0.75, 0.5], ddof=1) / 2, (np.var([1, 0], ddof=1) + np.var([0.5, 1], ddof=1)) / 2 / 4
-    error = 196 * np.sqrt(seeds + items)
+    freedom = (seeds + items) ** 2 / (seeds**2 / 1 + items**2 / 2)
+    error = 100 * max(stats.t.ppf(0.975, freedom) * np.sqrt(seeds + items), stats.t.ppf(0.975, 1) * np.sqrt(seeds))
     assert made.accuracy(known) == f"62.5 ± {error:.1f}"
-    assert made.accuracy(known, dense) == f"-37.5 ± {error:.1f}"
-    assert made.accuracy(known[:1], known[0]) == "+0.0 ± 0.0"
+    assert made.accuracy(known, [dense] * 2) == f"-37.5 ± {error:.1f}"
+    assert made.accuracy(known[:1], known[:1]) == "+0.0 ± 0.0"
+    assert made.accuracy(known[:1]) == f"75.0 ± {196 * np.sqrt(np.var([1, 0], ddof=1) / 2 / 4):.1f}"
     assert made.accuracy([]) == "–"
+
+
+def test_accuracy_differs_by_item_from_defaults():
+    """Answers of 4 and of 2 items: those that both have, pair by pair; seeds that one of them lacks do not count."""
+    default = made.Line("default", "ours", {"3": {"tasks": {"a": "1011"}}, "4": {"tasks": {"a": "10"}}})
+    other = made.Line("flap", "published", {"3": {"tasks": {"a": "00"}}, "5": {"tasks": {"a": "11"}}})
+    paired = 196 * np.sqrt(np.var([1, 0], ddof=1) / 2)
+    assert f"from default: -50.0 ± {paired:.1f} (paired)" in other.accuracy({"a": "1111"}, default)
+    assert f"from default: {made.accuracy([{'a': '00'}], [{'a': '10'}])} (paired)" in other.accuracy({}, default)
+    assert "from default" not in default.accuracy({"a": "1111"}, default)
+    assert "from default" not in other._replace(found={"5": other.found["5"]}).accuracy({}, default), "no seed of both"
+
+
+def test_more_items_take_the_place_of_fewer(setting, model, ran, tmp_path, monkeypatch):
+    docs = tmp_path / "docs"
+    items = [{"context": "the cat", "choices": ["sat", "dog"], "gold": each} for each in (1, 0)]
+    shutil.copytree(ran, docs)
+    (tmp_path / "zeroshot").mkdir()
+    (tmp_path / "zeroshot" / "boolq.jsonl").write_text("".join(json.dumps(each) + "\n" for each in items * 3))
+    monkeypatch.setenv("SAAP_DATA", str(tmp_path))
+    asked, one = {"default": CHAINS["default"]}, setting._replace(docs=docs)
+
+    def answers(items: int) -> list[str]:
+        arena.run(model, [4], asked, (0.2,), tmp_path, one._replace(items=items), tasks=True)
+        found = files(docs)[1]
+        return [each["tasks"]["boolq"] for each in (found, found["rows"]["default@0.2"])]
+
+    assert [len(each) for each in answers(5)] == [5, 5]
+    five = answers(5)
+    assert answers(3) == five, "fewer are there already"
+    assert [each[:5] for each in answers(200)] == five
+    assert [len(each) for each in answers(200)] == [6, 6], "all, where there are fewer"
+    monkeypatch.setattr(arena.Arena, "_further", None)  # nothing is done again
+    answers(6)
+
+
+@pytest.mark.parametrize("source", ["WikiText-2", "Penn Treebank"])
+def test_fresh_windows_share_no_token(setting, model, source):
+    """Of texts whose tokens are all different: with the drawn windows, the older ones, and other sets."""
+    words, of = load_tokenizer(model), setting.texts[source]
+    size = arena.tokenize(arena.join_texts(arena.read_texts(of, "evaluation")), words).size
+    length, some = setting.length - len(arena.beginning(words)), setting._replace(windows=4, older=1)
+    numbers = np.arange(size, dtype=np.int32)
+    drawn = {*arena.stratified_windows(numbers, 4, length, setting.drawn).ravel()}
+    sets = [arena.fresh_windows(of, words, some._replace(fresh=each)) for each in (1, 2)]
+    tokens = [{each * length + at for each in chosen for at in range(length)} for chosen in sets]
+    assert [len(each) for each in tokens] == [4 * length] * 2
+    for a, b in itertools.combinations([{*range(length)}, drawn, *tokens], 2):
+        assert {*a} & {*b} <= {*range(length)} & drawn, "only what was there before"
+    whole = arena.evaluation_windows(of, words, setting.length).tokens
+    found, again = (arena.text_of(of, words, some._replace(fresh=2)) for _ in range(2))
+    np.testing.assert_array_equal(np.sort(found.windows.tokens, 0), np.sort(whole[sets[1]], 0))
+    np.testing.assert_array_equal(found.windows.tokens, again.windows.tokens)
+    assert found.articles == again.articles
+    assert len(found.articles) == 4
+    with pytest.raises(ValueError, match=r"^windows: expected one of the \d+ sets of 4 that .+, got fresh:99; take a "):
+        arena.text_of(of, words, some._replace(fresh=99))
+
+
+def test_fresh_windows_are_a_group_of_their_own(setting, model, ran, tmp_path, monkeypatch):
+    docs = tmp_path / "docs"
+    shutil.copytree(ran, docs)
+    fresh = setting._replace(docs=docs, windows=4, first=2, older=0, fresh=1)
+    monkeypatch.setattr(arena.Arena, "_row", ROW)
+    arena.run(model, SEEDS, {"flap": CHAINS["flap"], "default": CHAINS["default"]}, (0.5,), tmp_path, fresh)
+    assert sorted(path.name for path in (docs / "arena").glob("claims-*")) == sorted(
+        f"claims-{way}tiny-4-{seed}.json" for way in ("", "fresh1-") for seed in SEEDS
+    )
+    monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
+    before, group = made.groups(docs)
+    assert (before.title, group.title, group.fresh) == ("tiny", "tiny, fresh windows 1", 1)
+    assert {line.name for line in group.lines[0.5]} == {"flap", "default"}
+    page, _ = made.pages(docs)
+    assert "| tiny, fresh windows 1 | 50 |" in page
+    assert "| tiny | 50 |" in page
+    with pytest.raises(SystemExit, match=r"^windows: expected one of the \d+ sets of 4 "):
+        arena.run(model, SEEDS, {"flap": CHAINS["flap"]}, (0.5,), tmp_path, fresh._replace(fresh=99))
+
+
+@pytest.mark.parametrize("words", ["fresh", "fresh:0", "fresh:x", "drawn:1"])
+def test_windows_refuse_other_words(words):
+    assert [arena.fresh_of("drawn"), arena.fresh_of("fresh:12")] == [0, 12]
+    with pytest.raises(arena.argparse.ArgumentTypeError, match="expected drawn or fresh:N"):
+        arena.fresh_of(words)
 
 
 def test_figures_are_those_of_the_formulas(setting, model):
