@@ -48,12 +48,41 @@ Result = dict[str, Any]
 """A file: `dense` and `articles` by text, in reading order, and `rows` by NAME@RATIO; or one row."""
 
 TITLE = "# The arena: published methods and ours"
-AFTER = " after LoRA"
-COLUMN = "A column is a model, a share that went and a text. *Surely* is at 5 %, beside all rows together."
+AFTER, FRESH = " after LoRA", ", fresh windows"
+NOTES = {
+    "saap": "our reading of the selection from summaries, without its recovery, the stability weight ours",
+    "saap-stable-goes": "our reading of the selection from summaries, without its recovery, the stability weight ours",
+    "ziplm-no-search": "not ZipLM, which searches for how much each sub-block counts; here all count alike",
+    "modegpt-mlp": "what MoDeGPT does to the MLP, and not to attention",
+    "gisp-28-steps": "a quarter of the steps of GISP",
+    "sleb-8-windows": "SLEB on eight windows",
+}
+"""What is said of a row wherever its details are."""
+COMPARISON = "A comparison is of a model, a share that was pruned, and a text."
+PLANNED = "at 5 % divided by the number of interim analyses"
+SAID = ("repair", "", "After LoRA", "left")
+SHORT = ("fast", "default", "saap")
+"""What README.md has: paragraphs, and rows of its table."""
+SCALED = (
+    "`~` marks what was evaluated on some of the windows: the perplexity of `default` on all, times the ratio of the "
+    "two on the windows and seeds of both."
+)
+COUNTED = """\
+A published row counts in a comparison where it has three seeds or more. Without one there are the methods that cannot
+be run here, below."""
+SEEN = "`fast` was changed in view of a row of Gemma at 50 % on these windows, so there its own rows are no test."
+BOTH = """\
+Each published method as published, then all of our repair behind it (`reconstruct`: text that the model writes, least
+squares, scales); *from its own* is what the repair adds. What `default` has beside it is then the choice alone."""
+READING = (
+    "`saap` is our reading of that paper's selection from summaries, without its recovery, the stability weight ours. "
+    "The paper claims accuracy after recovery on 7B models; nothing here tells against that."
+)
 HINT = """Open a figure for its interval: how far a row is from `default`, and ours from the lowest published row.
 Open a name for what else is known of it. On the site, click a head of the table to sort by it."""
 PROTOCOL = """\
-    SAAP_DATA=DATA python experiments/arena.py run [--model MODEL] [--examples 512] [--after lora] [--tasks]
+    SAAP_DATA=DATA python experiments/arena.py run [--model MODEL] [--examples 512] [--windows fresh:1]
+    SAAP_DATA=DATA python experiments/arena.py run --rows default modegpt-mlp [--after lora] [--tasks --items 1000]
     python experiments/arena.py report
 
 - Each method is a [recipe](estimators.md#recipes): `saap methods NAME` says what it is made of, and where it differs
@@ -63,23 +92,44 @@ PROTOCOL = """\
 - Rows of `default` and of its steps that ran before 2026-12-01 chose behind least squares. Today's choice, before any
   repair, takes the same way on each of their seeds (`fast` was run again), so they are rows of today's chain.
 - Judged by ppl@128 on 128 windows of WikiText-2 (raw test) and of Penn Treebank (valid): one of each of 128 stretches
-  of equal length, drawn with a fixed seed. Nothing of ours was chosen on these texts, but for two older constants:
-  how many layers are protected, and that heads go from 30 % on only. A row that is 12 % above the
-  lowest after the first 32 windows, a random part of them, stays there: `~` marks its perplexity, the unpruned
-  model's on all windows times the ratio of the two on its own.
+  of equal length, drawn with a fixed seed. A row that is 12 % above the lowest after the first 32 windows, a random
+  part of them, stays there. `~` marks its perplexity: that of `default` on all windows and seeds, times the ratio of
+  the two on the windows and seeds that both have. A row of fewer seeds than `default` stands by that ratio too, since
+  seeds differ; its details say so. Where `default` has no seed with a row, the unpruned model takes its place, and the
+  details say that. Until 2026-12-03 the unpruned model was the control for all, which on SmolLM2 made rows of 32
+  windows 5 to 6 % lower on WikiText-2, and 1 to 3 % higher on Penn Treebank.
+- **What was chosen in view of text that tables have.** Four constants of ours are as old as the first arena, and were
+  made with its windows of these two texts in view: how many layers are protected; that heads go from 30 % on only; that
+  they give a quarter of what goes beyond (`attention=0.25`); and that heads are scored by `gate_fisher`. `best`, which
+  trained longer, was taken out by rows of these windows. And `fast` was changed on 2026-12-01, after a row of Gemma at
+  50 % on these windows had shown it above a published row, and was judged again on the same windows. What else was
+  chosen was chosen on [development text](choices.md), which no table here has.
+- **The next change of `fast` or `default` is judged on windows that no table had** (`--windows fresh:1`, `fresh:2`):
+  others of the same two texts, spread over them, without a token of the windows here and of the first 96 of each text,
+  which older tables have. The rows here then stay as history.
 - Differences are in per cent of perplexity with a 95 % interval each, by a crossed model of random seeds and articles
   (stretches of four neighbouring windows of Penn Treebank), never narrower than Student's interval of the seed means:
-  `experiments/claims.py`. *Surely* is Holm's procedure at 5 %, over the published rows of a column, or the
-  steps of one. What cannot be seen is the half width of the interval at the level at which it tested last.
+  `experiments/claims.py`. Each says on how many windows and seeds it is, those that both rows have. *Significant* of a
+  single difference is by Holm's procedure at 5 %, over the published rows of a comparison, or the steps of one; what
+  cannot be seen is the half width of the interval at the level at which it tested last. *Significantly lower than
+  every published row* is an intersection, so that each of its p-values is to be below 5 % as it is, without Holm's
+  correction, which would let another bad rival weaken it. It is said of the rows that ran there; which ones did not is
+  in a table above.
 - Of five planned seeds, those that are there were looked at as they came: SmolLM2 with three, four and then five;
-  Gemma with three and, at 35 %, where one verdict was open, a fourth. The intervals are not widened for that.
+  Gemma with three and, at 35 %, where one verdict was open, a fourth. The intervals are not widened for that. What is
+  said of every published row is said first with 5 % divided by the number of those interim analyses, one for each seed
+  from the third on (Bonferroni), and then undivided.
 - On 512 windows few published rows ran: `llm-pruner-param-second`, the lowest at 20 % on 32 windows, and `modegpt-mlp`,
   the lowest at 50 % on Penn Treebank. `slimgpt`, the lowest at 50 % on WikiText-2, did not. One seed was looked at
   before the other two, and `default` ran when the figures of `fast` were known.
-- Ours stand beside the lowest published row, which was chosen after the fact, and all rows beside `default`.
+- Ours stand beside the lowest published row, which was chosen after the fact, and all rows beside `default`. A lead of
+  ours over a row as published mixes choice and repair. Rows named `-our-repair` take them apart: they choose as
+  published, keep the refit that the method has, and then have all of our repair (`reconstruct`: text that the model
+  writes, least squares, scales). They count neither as published nor as ours.
 - *KL* is KL(p_unpruned ‖ p) in nats a token, *words* the share of places whose likeliest word changes, both on the
-  first 32 windows of each text. *Tasks* is the mean accuracy on the first 200 items of each of ARC easy, BoolQ,
-  HellaSwag, PIQA and WinoGrande, ± 95 % of items, and of seeds where there are several. *Forward* is the time of a
+  first 32 windows of each text. *Tasks* is the mean accuracy on the first items of each of ARC easy, BoolQ,
+  HellaSwag, PIQA and WinoGrande, how many is in the details, ± 95 % of items, and of seeds where there are several; on
+  one seed it says nothing of others. Differences from `default` are paired by item. *Forward* is the time of a
   forward pass of 8 windows in per cent of the unpruned model's, median of five in turns. *Minutes* are processor time,
   of all cores together, of scoring, choosing and repairing; compiling, loading and evaluating are not in it; *GiB* the
   most memory held meanwhile; both of the last seed, on which each row scored by itself.
@@ -90,7 +140,7 @@ PROTOCOL = """\
   there on Penn Treebank. Rate and steps were chosen for none of them.
 - A row named `-8-windows` looks at eight of the windows only. One named `-28-steps` goes in 28 steps instead of 112.
   Their recipes would take hours here.
-- Rows named `-our-repair` choose as published and are repaired as ours are. They count as neither.
+- `ziplm-no-search` is not ZipLM, which searches for how much each sub-block counts: here all count alike.
 """
 
 
@@ -142,6 +192,7 @@ class Line(NamedTuple):
 
     name: str
     kind: str
+    ratio: float
     found: dict[str, Result]
 
     def values(self, what: str) -> list[Any]:
@@ -168,7 +219,8 @@ class Line(NamedTuple):
         if default and default is not self and both:
             own, others = ([line.found[seed]["tasks"] for seed in both] for line in (self, default))
             apart.append(f"from default: {accuracy(own, others)} (paired)")
-        apart.append(f"{counting(len(known), 'seed')}, {len(next(iter(known[0].values())))} items a task at most")
+        items = min(max(map(len, each.values())) for each in known)
+        apart.append(f"{counting(len(known), 'seed')}, {items} items a task or all")
         return folded(accuracy(known), "; ".join(apart))
 
     def answers(self, seed: str) -> Mapping[str, str] | None:
@@ -211,30 +263,69 @@ class Group(NamedTuple):
     failed: dict[str, str]
     tasks: dict[str, str]
     """The unpruned model's answers."""
-    few: list[tuple[float, Line]]
-    """Rows of fewer than `FEWEST_SEEDS` seeds, with their ratios."""
+    few: list[Line]
+    """Rows of fewer than `FEWEST_SEEDS` seeds."""
     fresh: int = 0
     """Which set of windows judges: 0 the first one, N the N-th that no table had before."""
 
+    @property
+    def model(self) -> str:
+        """The title without the windows that judge."""
+        return self.title.partition(FRESH)[0]
+
+    def pairs(self, a: Line, b: Line | None, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Take the losses of two rows, or of one and the unpruned model, on the seeds and windows that both have.
+
+        Returns those of each, `[seeds, windows]`, and the articles of the windows; no seed where they share none.
+        """
+        seeds = [seed for seed in a.found if b is None or seed in b.found]
+        some = [[line.found[seed]["losses"][text] if line else self.dense[text] for seed in seeds] for line in (a, b)]
+        count = min((len(each) for losses in some for each in losses), default=0)
+        of_a, of_b = (np.array([each[:count] for each in losses], np.float64) for losses in some)
+        return of_a, of_b, self.articles[text][:count]
+
+    def control(self, line: Line) -> Line | None:
+        """Find the row that stands in for the windows and seeds which a row lacks: `default` at the same ratio.
+
+        None, of the unpruned model, where that has no seed with it, and of `default` itself.
+        """
+        default = self.named(line.ratio, "default")
+        return default if default and line.name != default.name and {*line.found} & {*default.found} else None
+
     def log_perplexity(self, line: Line, text: str) -> float:
-        """The unpruned model's on all windows, and the mean difference from it on those evaluated, over the seeds."""
-        dense, losses = self.dense[text], [np.array(each[text]) for each in line.values("losses")]
-        return float(dense.mean() + np.mean([np.mean(each - dense[: len(each)]) for each in losses]))
+        """The log of the perplexity as if on all windows, and on all seeds of `default`.
+
+        It is that of the control on all its seeds and windows, and the mean difference from it on those of both. So
+        rows are ordered by how far they are from `default`, whichever seeds they have.
+        """
+        control = self.control(line)
+        own, other, _ = self.pairs(line, control, text)
+        whole = self.log_perplexity(control, text) if control else float(self.dense[text].mean())
+        return whole + float(np.mean(own - other))
 
     def perplexity(self, line: Line, text: str) -> str:
         """The perplexity in words, marked where windows are missing."""
         value = math.exp(min(self.log_perplexity(line, text), 700))
-        few = any(len(each[text]) < len(self.dense[text]) for each in line.values("losses"))
-        return ("~" if few else "") + (f"{value:.1f}" if value < 1e4 else f"{value:.1e}")
+        return "~" * self.lacks(line, text) + (f"{value:.1f}" if value < 1e4 else f"{value:.1e}")
+
+    def lacks(self, line: Line, text: str) -> bool:
+        """Tell whether a row was evaluated on some of the windows alone."""
+        return any(len(each[text]) < len(self.dense[text]) for each in line.values("losses"))
+
+    def by_unpruned(self, line: Line) -> bool:
+        """Tell whether the unpruned model stands in for missing windows."""
+        return self.control(line) is None and any(self.lacks(line, text) for text in self.dense)
+
+    def seeds_of(self, line: Line) -> str:
+        """Say how many seeds a row has, beside `default` where that has more."""
+        default = self.named(line.ratio, "default")
+        if default and len(default.found) > len(line.found):
+            return f"{len(line.found)} of {len(default.found)} seeds"
+        return counting(len(line.found), "seed")
 
     def beside(self, a: Line, b: Line | None, text: str) -> Crossed:
         """Estimate the difference of two rows, or of one from the unpruned model, on what both have."""
-        seeds = [seed for seed in a.found if b is None or seed in b.found]
-        pairs = [(a.found[seed]["losses"][text], b.found[seed]["losses"][text] if b else self.dense[text])
-                 for seed in seeds]  # fmt: skip
-        count = min(len(each) for pair in pairs for each in pair)
-        of_a, of_b = (np.array([each[:count] for each in some], np.float64) for some in zip(*pairs, strict=True))
-        return crossed(of_a, of_b, self.articles[text][:count])
+        return crossed(*self.pairs(a, b, text))
 
     def of(self, ratio: float, *kinds: str) -> list[Line]:
         """Choose lines by kind, the lowest on the first text first."""
@@ -243,7 +334,7 @@ class Group(NamedTuple):
 
     def named(self, ratio: float, name: str) -> Line | None:
         """Find a line by name."""
-        return next((line for line in self.lines[ratio] if line.name == name), None)
+        return next((line for line in self.lines.get(ratio, ()) if line.name == name), None)
 
     def lowest(self, lines: Sequence[Line], text: str) -> Line | None:
         """Find the lowest line on a text."""
@@ -267,18 +358,19 @@ def read_group(docs: Path, model: str, examples: int, known: Mapping[str, Row], 
     """Read the files of a model; rows of fewer than `FEWEST_SEEDS` seeds stand apart."""
     files = sorted(docs.glob(str(result_path(Path(), model, examples, "*", fresh))))
     of_seed = {path.stem.rpartition("-")[2]: json.loads(path.read_text()) for path in files}
-    first, lines, few = next(iter(of_seed.values())), dict[float, list[Line]](), list[tuple[float, Line]]()
+    first, lines, few = next(iter(of_seed.values())), dict[float, list[Line]](), list[Line]()
     failed = {key: row["failed"] for each in of_seed.values() for key, row in each["rows"].items() if "failed" in row}
     for key in sorted({key for each in of_seed.values() for key in each["rows"]}):
         name, _, ratio = key.rpartition("@")
         found = {seed: each["rows"][key] for seed, each in of_seed.items() if "losses" in each["rows"].get(key, {})}
         kind = known[name].kind if name in known else "part" if "[" in name else "published"
+        line = Line(name, kind, float(ratio), found)
         if len(found) >= FEWEST_SEEDS:
-            lines.setdefault(float(ratio), []).append(Line(name, kind, found))
+            lines.setdefault(line.ratio, []).append(line)
         elif found:
-            few.append((float(ratio), Line(name, kind, found)))
+            few.append(line)
     dense, articles = ({text: np.array(each) for text, each in first[what].items()} for what in ("dense", "articles"))
-    title = MODELS.get(model, model) + f", fresh windows {fresh}" * bool(fresh)
+    title = MODELS.get(model, model) + f"{FRESH} {fresh}" * bool(fresh)
     answers = [each["tasks"] for each in of_seed.values() if "tasks" in each]
     tasks = max(answers, key=lambda each: len("".join(each.values())), default={})
     return Group(
@@ -295,11 +387,10 @@ def percent(ratio: float) -> str:
 
 
 def difference(verdict: Verdict) -> str:
-    """Write a difference with its interval and verdict."""
+    """Write a difference with its interval and verdict, and on how many windows and seeds it is."""
     value, low, high = verdict.difference.percent
-    if value >= 1000:
-        return f"× {1 + value / 100:.0f}, {verdict.said}"
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f}), {verdict.said}"
+    shown = f"× {1 + value / 100:.0f}" if value >= 1000 else f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{shown}, {verdict.said}; on {verdict.difference.windows} windows, {counting(verdict.seeds, 'seed')}"
 
 
 def counting(many: int, of: str) -> str:
@@ -338,7 +429,7 @@ def table(found: Sequence[Group]) -> list[str]:
     for group in found:
         title = f"{group.title}, {group.examples} windows" if several else group.title
         dense = (f"{math.exp(group.dense[text].mean()):.1f}" for text in texts)
-        right = accuracy([group.tasks] if group.tasks else [])
+        right = Line("unpruned", "", 0.0, {"": {"tasks": group.tasks}} if group.tasks else {}).accuracy({})
         said.append(written("unpruned", title, "0", *dense, "0.00", right, "100", "0.0", "–"))
         for some, after in ((group, ""), (trained(group), " + LoRA")):
             said += [line for ratio in some.lines for line in rows_at(some, ratio, title, after)]
@@ -354,14 +445,17 @@ def rows_at(group: Group, ratio: float, title: str, after: str) -> list[str]:
             for line in ours:
                 verdict = group.against(line, published, text)[best.name]
                 said[line.name, text].append(f"from {best.name}: {difference(verdict)}")
-        for some in (published, *([line] for line in ours if line is not default)) if default else ():
+        mixed = group.of(ratio, "mixed")
+        for some in (published, mixed, *([line] for line in ours if line is not default)) if default else ():
             found = verdicts([group.beside(line, default, text) for line in some])
             for line, verdict in zip(some, found, strict=True):
                 said[line.name, text].append(f"from default: {difference(verdict)}")
     made = []
     for line in group.of(ratio, "ours", "published", "mixed", "floor"):
         more = f"{100 * line.mean('actual'):.1f} % removed, {line.mean('heads'):.0f} KV heads gone; "
-        more += f"{100 * line.mean('changed'):.0f} % of the likeliest words change; {len(line.found)} seeds"
+        more += f"{100 * line.mean('changed'):.0f} % of the likeliest words change; {group.seeds_of(line)}"
+        more += "; the unpruned model stands in for missing windows" * group.by_unpruned(line)
+        more += f"; {NOTES[line.name]}" if line.name in NOTES else ""
         name = folded(f"<b>{line.name}{after}</b>" if line.kind == "ours" else f"{line.name}{after}", more)
         figures = [folded(group.perplexity(line, t), "; ".join(said[line.name, t])) for t in group.dense]
         numbers = [f"{line.mean('kl'):.2f}", line.accuracy(group.tasks, default), f"{100 * line.mean('forward'):.0f}"]
@@ -370,7 +464,7 @@ def rows_at(group: Group, ratio: float, title: str, after: str) -> list[str]:
     return made
 
 
-class Column(NamedTuple):
+class Comparison(NamedTuple):
     """A model, a share that went, and a text."""
 
     group: Group
@@ -389,32 +483,33 @@ class Column(NamedTuple):
         line = self.group.lowest(self.group.of(self.ratio, "ours", "published"), self.text)
         return [line.name] if line else []
 
-    def surely_below(self, kind: str, other: str, every_look: bool = False) -> list[str]:
-        """Name the rows of a kind that are surely below every row of the other.
+    def below(self, kind: str, other: str, interim: bool = True) -> list[str]:
+        """Name the rows of a kind that are significantly below every row of the other.
 
-        With `every_look` the level is divided by how often a row was looked at: with `FEWEST_SEEDS` seeds, and with
-        each seed more.
+        That is an intersection: it is wrong where one single difference is not there, so each p-value is to be below
+        the level as it is (intersection-union test), however many rivals there are. The level is divided by how many
+        times results were looked at, `interim`: with `FEWEST_SEEDS` seeds, and with each seed more.
         """
         others, names = self.group.of(self.ratio, other), []
         for line in self.group.of(self.ratio, kind):
-            level = LEVEL / (len(line.found) - FEWEST_SEEDS + 1 if every_look else 1)
-            found = self.group.against(line, others, self.text).values()
-            if found and all(each.difference.value < 0 and each.p_value < level for each in found):
+            level = LEVEL / (len(line.found) - FEWEST_SEEDS + 1 if interim else 1)
+            found = [self.group.beside(line, each, self.text) for each in others]
+            if found and all(each.value < 0 and each.p_value < level for each in found):
                 names.append(line.name)
         return names
 
 
 def counted(names_of: Mapping[str, Sequence[str]]) -> str:
-    """Say in how many columns each name is, the most first; where it is in few, or is missing in few, also in which.
+    """Say in how many comparisons each name is, the most first; where it is in few, or in all but few, also in which.
 
     >>> counted({"A at 20 %": ["a"], "B at 20 %": ["a", "b"], "A at 50 %": ["a"], "B at 50 %": ["c"]})
-    '`a` in 3 of 4 columns (not B at 50 %), `b` in 1 (B at 20 %) and `c` in 1 (B at 50 %)'
+    '`a` in 3 of 4 comparisons (not B at 50 %), `b` in 1 (B at 20 %) and `c` in 1 (B at 50 %)'
     """
-    said, of = [], f" of {len(names_of)} columns"
+    said, of = [], f" of {counting(len(names_of), 'comparison')}"
     every = list(itertools.chain.from_iterable(names_of.values()))
     for name in sorted(dict.fromkeys(every), key=every.count, reverse=True):
-        without = [column for column, names in names_of.items() if name not in names]
-        inside = [column for column in names_of if column not in without]
+        without = [each for each, names in names_of.items() if name not in names]
+        inside = [each for each in names_of if each not in without]
         few = f" (not {listed(without)})" if 0 < len(without) <= min(3, len(names_of) / 2) else ""
         few = f" ({listed(inside)})" if len(inside) < min(3, len(names_of) / 2) else few
         said.append(f"`{name}` in {len(names_of) - len(without)}{of}{few}")
@@ -423,58 +518,126 @@ def counted(names_of: Mapping[str, Sequence[str]]) -> str:
 
 
 def faster(group: Group) -> dict[str, list[str]]:
-    """List, by column, the published rows surely below `default` that are as fast or faster, where all are timed."""
+    """List, by comparison, the published rows significantly below `default` and as fast, where all are timed."""
     said: dict[str, list[str]] = {}
     for ratio in group.lines:
         default, published = group.named(ratio, "default"), group.of(ratio, "published")
         for text in group.dense if default else ():
             judged = group.against(default, published, text)
-            lower = [line for line in published if judged[line.name].said == "surely higher"]
+            lower = [line for line in published if judged[line.name].said == "significantly higher"]
             if all(line.minutes > 0 for line in (*lower, *[default] * bool(lower))):
                 column = f"{group.title}, {percent(ratio)}, {text}"
                 said[column] = [line.name for line in lower if line.minutes <= default.minutes]
     return said
 
 
-def standing(columns: Sequence[Column]) -> list[str]:
-    """Say in how many columns which row is lowest, and which is surely below all rows of the other side."""
-    name = str if len({each.group.title for each in columns}) > 1 else Column.of_group
-    said = [f"Lowest: {counted({name(each): each.lowest() for each in columns})}."] if columns else []
-    for kind, other, side in (("ours", "published", "published row"), ("published", "ours", "row of ours")):
-        sure = {name(each): each.surely_below(kind, other) for each in columns}
-        if any(sure.values()):
-            many = sorted({len(each.group.of(each.ratio, other)) for each in columns})
-            them = " to ".join(map(str, dict.fromkeys((many[0], many[-1]))))
-            said.append(f"Surely below every {side} ({them} of them): {counted(sure)}.")
-            shared = {name(each): each.surely_below(kind, other, every_look=True) for each in columns}
-            if shared != sure:
-                said.append(
-                    f"With the level divided by the looks, one for each seed from the third on: {counted(shared)}."
-                )
+def standing(comparisons: Sequence[Comparison]) -> list[str]:
+    """Say in how many comparisons which row is lowest, and which is significantly below all of the other side."""
+    name = str if len({each.group.title for each in comparisons}) > 1 else Comparison.of_group
+    said = [f"Lowest: {counted({name(each): each.lowest() for each in comparisons})}."] if comparisons else []
+    for kind, other, side in (("ours", "published", "published row that ran there"), ("published", "ours", "of ours")):
+        last = {name(each): each.below(kind, other, interim=False) for each in comparisons}
+        if not any(last.values()):
+            continue
+        many = sorted({len(each.group.of(each.ratio, other)) for each in comparisons})
+        them = " to ".join(map(str, dict.fromkeys((many[0], many[-1]))))
+        planned = {name(each): each.below(kind, other) for each in comparisons}
+        where = counted(planned) if any(planned.values()) else f"none in {counting(len(planned), 'comparison')}"
+        said.append(f"Significantly lower than every {side} ({them}), {PLANNED}: {where}.")
+        if planned != last:
+            said.append(f"At 5 % undivided: {counted(last)}.")
     return said
 
 
-def answer(found: Sequence[Group]) -> list[str]:
-    """Answer in a paragraph each: how ours stand, beside rows as fast, after training, and with more text."""
+def answer(found: Sequence[Group]) -> dict[str, str]:
+    """Answer in a paragraph each: repair and choice apart, how ours stand, after training, and with more text."""
     first = of_least_text(found)
-    parts = {"": first, "After LoRA": [trained(group) for group in first]}
+    now = newest(first)
+    parts = {"": now, "On windows of before": [group for group in first if group not in now]}
+    parts["After LoRA"] = [trained(group) for group in first]
     for group in found[len(first) :]:
         parts.setdefault(f"Calibrated on {group.examples} windows", []).append(group)
-    paragraphs = []
+    paragraphs = {"repair": apart(now)}
     for which, some in parts.items():
-        columns = [Column(group, ratio, text) for group in some for ratio in group.lines
-                   if group.of(ratio, "published") for text in group.dense]  # fmt: skip
-        said = standing(columns)
-        if not which and (judged := [names for group in first for names in faster(group).values()]):
-            above = f"In {sum(map(bool, judged)) or 'none'} of {len(judged)} columns `default` is surely above"
-            said.append(f"{above} a published row that takes as long or less.")
-        if len(titles := {each.group.title.removesuffix(AFTER) for each in columns}) == 1 and which:
-            which += f", {titles.pop()}"
-        if said:
-            paragraphs.append(" ".join([f"{which}."] * bool(which) + said))
-    if left := [title for title in MODELS.values() if title not in {group.title for group in found}]:
-        paragraphs.append(f"**{', '.join(left)}** has no rows yet.")
-    return paragraphs
+        comparisons = [Comparison(group, ratio, text) for group in some for ratio in group.lines
+                       if group.of(ratio, "published") for text in group.dense]  # fmt: skip
+        said = standing(comparisons)
+        if not which and (judged := [names for group in now for names in faster(group).values()]):
+            above = f"In {sum(map(bool, judged)) or 'none'} of {counting(len(judged), 'comparison')}"
+            said.append(f"{above} a published row that takes as long or less is significantly lower than `default`.")
+            said += [SEEN] * any(group.title == MODELS["gemma3-270m"] for group in now)
+        titles = {each.group.title.removesuffix(AFTER) for each in comparisons}
+        lead = f"{which}, {titles.pop()}" if len(titles) == 1 else which
+        paragraphs[which] = " ".join([f"{lead}."] * bool(which) + said) if said else ""
+    if left := [title for title in MODELS.values() if title not in {group.model for group in found}]:
+        paragraphs["left"] = f"**{', '.join(left)}** has no rows yet."
+    return {which: said for which, said in paragraphs.items() if said}
+
+
+class Parts(NamedTuple):
+    """What our repair and our choice add in a comparison, apart."""
+
+    comparison: Comparison
+    repair: dict[str, Verdict]
+    """By published method: repaired by ours, beside itself as published."""
+    lowest: Line
+    """The lowest of the methods so repaired."""
+    choice: Verdict
+    """`default` beside it."""
+    below_all: bool
+    """Whether `default` is significantly below all of them."""
+
+
+def repaired_and_own(group: Group, ratio: float) -> list[tuple[Line, Line]]:
+    """Pair published methods that ours repaired with themselves."""
+    pairs = [(line, group.named(ratio, line.name.removesuffix(MIXED))) for line in group.of(ratio, "mixed")]
+    return [(line, own) for line, own in pairs if own]
+
+
+def parts_of(comparison: Comparison) -> Parts | None:
+    """Take repair and choice apart; None where rows are missing."""
+    group, ratio, text = comparison
+    default, pairs = group.named(ratio, "default"), repaired_and_own(group, ratio)
+    if not (default and pairs):
+        return None
+    found = verdicts([group.beside(line, own, text) for line, own in pairs])
+    repair = {own.name: verdict for (_, own), verdict in zip(pairs, found, strict=True)}
+    mixed = [line for line, _ in pairs]
+    lowest = min(mixed, key=lambda line: group.log_perplexity(line, text))
+    choice = group.against(default, mixed, text)[lowest.name]
+    below_all = default.name in comparison.below("ours", "mixed")
+    return Parts(comparison, repair, lowest, choice, below_all)
+
+
+def span(values: Sequence[float]) -> str:
+    """Write the least and the greatest of some numbers."""
+    return " to ".join(dict.fromkeys(f"{each:+.1f}" for each in (min(values), max(values))))
+
+
+def all_parts(found: Sequence[Group]) -> list[Parts]:
+    """Take repair and choice apart in each comparison that has the rows."""
+    every = [Comparison(group, ratio, text) for group in found for ratio in group.lines for text in group.dense]
+    return [parts for each in every if (parts := parts_of(each))]
+
+
+def apart(found: Sequence[Group]) -> str:
+    """Say what our repair adds to published methods, and what our choice adds to the lowest of them; or nothing."""
+    every = all_parts(found)
+    if not every:
+        return ""
+    repairs = [verdict for parts in every for verdict in parts.repair.values()]
+    lower = sum(each.said == "significantly lower" for each in repairs)
+    methods = dict.fromkeys(name for parts in every for name in parts.repair)
+    below = sum(parts.below_all for parts in every)
+    changes = span([each.difference.percent[0] for each in repairs])
+    choices = span([parts.choice.difference.percent[0] for parts in every])
+    return (
+        "Repair and choice, apart. Our repair, `reconstruct`, follows any chain, as in `modegpt-mlp > reconstruct`: "
+        f"after {counting(len(methods), 'published method')} it changes their perplexity by {changes} % "
+        f"(significantly lower in {lower} of {len(repairs)}). What is left is our choice: `default` is {choices} % "
+        f"from the lowest of those so repaired, and significantly lower than all of them, {PLANNED}, in {below} of "
+        f"{counting(len(every), 'comparison')}."
+    )
 
 
 def paths(group: Group, ratio: float) -> list[list[tuple[Line, str]]]:
@@ -509,22 +672,23 @@ def ablation(group: Group) -> list[str]:
 
 
 def repaired(group: Group) -> list[str]:
-    """Make tables of published choices that are repaired as `fast` is: beside their own repair, and beside `fast`."""
+    """Make tables of published choices with our repair: beside themselves as published, and `default` beside them."""
     said: list[str] = []
     for ratio in group.lines:
-        fast = group.named(ratio, "fast")
-        pairs = [(line, own) for line in group.of(ratio, "mixed")
-                 if fast and (own := group.named(ratio, line.name.removesuffix(MIXED)))]  # fmt: skip
-        if not (fast and pairs):
+        default, pairs = group.named(ratio, "default"), repaired_and_own(group, ratio)
+        if not (default and pairs):
             continue
-        found = {t: [verdicts([group.beside(a, b, t) for a, b in some])
-                     for some in (pairs, [(line, fast) for line, _ in pairs])] for t in group.dense}  # fmt: skip
+        found = {text: [verdicts([group.beside(*pair, text) for pair in pairs]),
+                        verdicts([group.beside(default, line, text) for line, _ in pairs])]
+                 for text in group.dense}  # fmt: skip
         title = f"chosen by, {percent(ratio)}, {group.title}, {group.examples} windows"
-        said += [f"| {title} | " + " | ".join(f"{t} | from its own repair, % | from `fast`, %" for t in found) + " |"]
+        said += [f"| {title} | " + " | ".join(f"{t} | from its own, % | `default` from it, %" for t in found) + " |"]
         said += ["|---" * (1 + 3 * len(found)) + "|"]
         for at, (line, own) in enumerate(pairs):
-            cells = [[group.perplexity(line, t), *(difference(each[at]) for each in found[t])] for t in found]
-            said.append(f"| {own.name} | {' | '.join(itertools.chain.from_iterable(cells))} |")
+            cells = [own.name]
+            for text, both in found.items():
+                cells += [group.perplexity(line, text), *(difference(each[at]) for each in both)]
+            said.append(f"| {' | '.join(cells)} |")
         said.append("")
     return said
 
@@ -540,20 +704,41 @@ def trained(group: Group) -> Group:
 
 
 def by_training(group: Group) -> list[str]:
-    """Make tables of what training changes, each row beside itself before."""
+    """Make tables of what training changes, each row beside itself before, on the seeds that were trained."""
     said: list[str] = []
-    for ratio, lines in trained(group).lines.items():
+    after = trained(group)
+    for ratio, lines in after.lines.items():
         pairs = [(line, line._replace(found={seed: own.found[seed] for seed in line.found}))
                  for line in lines if (own := group.named(ratio, line.name))]  # fmt: skip
+        before = group._replace(lines={ratio: [own for _, own in pairs]})
         found = {text: verdicts([group.beside(*pair, text) for pair in pairs]) for text in group.dense}
         title = f"trained, {percent(ratio)}, {group.title}, {group.examples} windows"
         said += [f"| {title} | " + " | ".join(f"{text} before | after | changes, %" for text in found) + " |"]
         said += ["|---" * (1 + 3 * len(found)) + "|"]
         for at, (line, own) in enumerate(pairs):
-            cells = [[group.perplexity(own, t), group.perplexity(line, t), difference(found[t][at])] for t in found]
-            said.append(f"| {line.name} | {' | '.join(itertools.chain.from_iterable(cells))} |")
+            cells = [line.name]
+            for text, judged in found.items():
+                cells += [before.perplexity(own, text), after.perplexity(line, text), difference(judged[at])]
+            said.append(f"| {' | '.join(cells)} |")
         said.append("")
     return said
+
+
+def that_ran(group: Group) -> list[str]:
+    """Say, for each ratio, which published rows ran on enough seeds; the others did not."""
+    known = [name for name, each in rows().items() if each.kind == "published"]
+    said = []
+    for ratio in group.lines:
+        ran = [line.name for line in group.of(ratio, "published")]
+        few = [line.name for line in group.few if line.ratio == ratio and line.kind == "published"]
+        left = [name for name in known if name not in (*ran, *few)]
+        cells = [f"{group.title}, {group.examples} windows", f"{100 * ratio:.0f}", str(len(ran))]
+        cells += [", ".join(f"`{name}`" for name in some) or "–" for some in (few, left)]
+        said.append(written(*cells))
+    return said
+
+
+RAN = ["| model | gone, % | ran | on fewer seeds, and so not judged | did not run |", "|---|---:|---:|---|---|"]
 
 
 def about(group: Group) -> list[str]:
@@ -568,12 +753,19 @@ def about(group: Group) -> list[str]:
 def on_few_seeds(group: Group) -> list[str]:
     """Say what is known of the rows of too few seeds; a line a ratio."""
     said: dict[float, list[str]] = {}
-    for ratio, line in sorted(group.few):
+    for line in sorted(group.few, key=lambda line: (line.ratio, line.name)):
         if line.kind != "part":
             figures = " / ".join(group.perplexity(line, text) for text in group.dense)
-            said.setdefault(ratio, []).append(f"`{line.name}` {figures} ({listed([*line.found])})")
+            where = listed([*line.found]) + ", by the unpruned model" * group.by_unpruned(line)
+            said.setdefault(line.ratio, []).append(f"`{line.name}` {figures} ({where})")
     about = f"of {group.title}, calibrated on {group.examples} windows (seeds in brackets)"
     return [f"- {percent(ratio)} {about}: {', '.join(rows)}" for ratio, rows in said.items()]
+
+
+def newest(found: Sequence[Group]) -> list[Group]:
+    """Choose the groups of each model that are judged on the newest windows; the others are history."""
+    last = {group.model: max(each.fresh for each in found if each.model == group.model) for group in found}
+    return [group for group in found if group.fresh == last[group.model]]
 
 
 def of_least_text(found: Sequence[Group]) -> list[Group]:
@@ -596,22 +788,25 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     every = groups(docs)
     if not (found := [group for group in every if group.lines]):
         return None
-    first = of_least_text(found)
-    said = [TITLE, "", *listing([*answer(found), COLUMN]), "", FIGURE.format(""), "", HINT, "", *table(found), ""]
-    above = [f"- {column}: {', '.join(names)}" for group in first for column, names in faster(group).items() if names]
+    now = newest(of_least_text(found))
+    said = [TITLE, "", *listing([*answer(found).values(), COMPARISON, READING]), "", FIGURE.format(""), ""]
+    said += [HINT, "", *table(found), ""]
+    above = [f"- {each}: {', '.join(names)}" for group in now for each, names in faster(group).items() if names]
     said += appendix(
-        "What is surely below `default` and takes no longer",
-        above or ["Nothing." if any(map(faster, first)) else "The rows that are surely below it are not timed yet."],
+        "What is significantly lower than `default` and takes no longer",
+        above or ["Nothing." if any(map(faster, now)) else "The rows that are significantly lower are not timed yet."],
     )
+    ran = [line for group in found for line in that_ran(group)]
+    said += appendix("Which published rows ran", [COUNTED, "", *RAN, *ran])
     said += appendix("What each step adds", [STEPS, "", *(line for group in found for line in ablation(group))])
     if ours := [line for group in found for line in repaired(group)]:
-        said += appendix("Our repair behind published choices", ours)
+        said += appendix("Repair and choice, apart", [BOTH, "", *ours])
     if changed := [line for group in found for line in by_training(group)]:
         said += appendix("What LoRA changes", changed)
     said += appendix("Protocol", [PROTOCOL, *(line for group in found for line in about(group))])
     few = [line for group in every for line in on_few_seeds(group)]
     tried = {line.name for group in found for lines in group.lines.values() for line in lines}
-    tried |= {line.name for group in every for _, line in group.few}
+    tried |= {line.name for group in every for line in group.few}
     missing = [f"On fewer than {FEWEST_SEEDS} seeds, and so not judged:", "", *few, ""] if few else []
     names = [name for name, each in rows().items() if each.kind not in ("part", "floor") and name not in tried]
     missing += ["Not run:", "", *(f"- `{name}`" for name in names)]
@@ -622,30 +817,53 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
 
 def readme_block(found: Sequence[Group]) -> str:
     """Make what README.md says: figure, sentences, and ours beside the paper's method and the lowest published row."""
-    said, found = answer(found), of_least_text(found)
-    names = [name for name in (*OURS, "saap") if any(g.named(ratio, name) for g in found for ratio in g.lines)]
+    paragraphs = answer(found)
+    said, found = [paragraphs[which] for which in SAID if which in paragraphs], newest(of_least_text(found))
+    names = [name for name in SHORT if any(group.named(ratio, name) for group in found for ratio in group.lines)]
     heads = ["unpruned", *(f"`{name}`" for name in names), "lowest published", "`default` from it, % (95 %)"]
+    several = all_parts(found)
+    if several:
+        heads += ["our repair after published methods, %", "`default` from the lowest of those, % (95 %)"]
     made = [f"| {' / '.join(found[0].dense)} | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-    for group, ratio in ((g, r) for g in found for r in g.lines):
-        lines = [[group.named(ratio, name)] * len(group.dense) for name in names]
-        published, default = group.of(ratio, "published"), group.named(ratio, "default")
-        best = [group.lowest(published, text) for text in group.dense]
-        cells = [" / ".join(group.perplexity(line, text) if line else "–"
-                            for line, text in zip(each, group.dense, strict=True))
-                 for each in (*lines, best)]  # fmt: skip
-        cells[-1] += f" (`{'`, `'.join(dict.fromkeys(line.name for line in best if line))}`)"
-        apart = [group.against(default, published, text)[line.name].difference.percent if default and line else ()
-                 for line, text in zip(best, group.dense, strict=True)]  # fmt: skip
-        cells.append(" / ".join("{:+.1f} ({:+.1f} to {:+.1f})".format(*each) if each else "–" for each in apart))
-        dense = " / ".join(f"{math.exp(losses.mean()):.1f}" for losses in group.dense.values())
-        made.append(f"| {group.title}, {percent(ratio)} | {' | '.join([dense, *cells])} |")
-    counts = sorted({len(line.found) for group in found for lines in group.lines.values() for line in lines})
+    made += [readme_row(group, ratio, names, bool(several)) for group in found for ratio in group.lines]
+    lines = [line for group in found for some in group.lines.values() for line in some]
+    counts = sorted({len(line.found) for line in lines})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    fewest = min(len(each) for line in lines for losses in line.values("losses") for each in losses.values())
+    whole = max(len(losses) for losses in found[0].dense.values())
+    windows = " to ".join(map(str, dict.fromkeys((fewest, whole))))
     how = (
-        f"{COLUMN} Figures are ppl@128, calibrated on {found[0].examples} windows of C4, with {seeds} of {len(SEEDS)} "
-        "seeds a row; `~` marks those of some of the windows. [All methods, and how it was measured](docs/arena.md)."
+        f"{COMPARISON} Figures are ppl@128, calibrated on {found[0].examples} windows of C4; a row has {seeds} of "
+        f"{len(SEEDS)} seeds and {windows} windows of each text. {SCALED} {READING} "
+        "[All methods, and how it was measured](docs/arena.md)."
     )
     return "\n".join([FIGURE.format("docs/"), "", *listing([*said, how]), "", *made])
+
+
+def readme_row(group: Group, ratio: float, names: Sequence[str], parted: bool) -> str:
+    """Make a row of README.md's table: a model at a ratio, on all texts."""
+    lines = [[group.named(ratio, name)] * len(group.dense) for name in names]
+    published, default = group.of(ratio, "published"), group.named(ratio, "default")
+    best = [group.lowest(published, text) for text in group.dense]
+    cells = [" / ".join(f"{math.exp(losses.mean()):.1f}" for losses in group.dense.values())]
+    for some in (*lines, best):
+        figures = zip(some, group.dense, strict=True)
+        cells.append(" / ".join(group.perplexity(line, text) if line else "–" for line, text in figures))
+    cells[-1] += f" (`{'`, `'.join(dict.fromkeys(line.name for line in best if line))}`)"
+    judged = [group.against(default, published, text)[line.name] if default and line else None
+              for line, text in zip(best, group.dense, strict=True)]  # fmt: skip
+    cells.append(" / ".join(map(interval, judged)))
+    if parted:
+        parts = [parts_of(Comparison(group, ratio, text)) for text in group.dense]
+        repairs = [[each.difference.percent[0] for each in one.repair.values()] if one else [] for one in parts]
+        cells.append(" / ".join(span(each) if each else "–" for each in repairs))
+        cells.append(" / ".join(interval(one.choice if one else None) for one in parts))
+    return f"| {group.title}, {percent(ratio)} | {' | '.join(cells)} |"
+
+
+def interval(verdict: Verdict | None) -> str:
+    """Write a difference with its interval, or that there is none."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*verdict.difference.percent) if verdict else "–"
 
 
 def panels(
@@ -749,6 +967,6 @@ def report(docs: Path = DOCS, readme: Path = PROJECT / "README.md") -> None:
         raise SystemExit(f"{readme}: expected {BEGIN} and {END} around what the arena says, found them not")
     found = [group for group in groups(docs) if group.lines]
     for drawn, name in ((draw, "front"), (draw_steps, "steps")):
-        drawn([group for group in found if group.examples == found[0].examples], docs / "arena" / f"{name}.svg")
+        drawn(newest(of_least_text(found)), docs / "arena" / f"{name}.svg")
     (docs / "arena.md").write_text(made[0])
     readme.write_text(f"{before}{begin}\n{made[1]}\n{END}{rest.partition(END)[2]}")

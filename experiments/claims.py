@@ -110,11 +110,13 @@ class Verdict(NamedTuple):
     p_value: float
     """Holm's, over all rivals."""
     seen: float
-    """The least difference that would have been sure, in per cent of B's perplexity."""
+    """The least difference that would have been significant, in per cent of B's perplexity."""
+    seeds: int = 0
+    """How many it rests on."""
 
     @property
-    def sure(self) -> bool:
-        """Whether the difference is sure beside all that was looked at with it."""
+    def significant(self) -> bool:
+        """Whether the difference is significant beside all that was looked at with it."""
         return self.p_value < LEVEL
 
     @property
@@ -122,18 +124,21 @@ class Verdict(NamedTuple):
         """The verdict in words."""
         if not math.isfinite(self.difference.value):
             return "not finite"
-        if self.sure:
-            return "surely lower" if self.difference.value < 0 else "surely higher"
+        if self.significant:
+            return "significantly lower" if self.difference.value < 0 else "significantly higher"
         if self.seen >= FAR:
-            return f"not told apart, differences below a factor of {1 + self.seen / 100:.2g} cannot be seen"
-        return f"not told apart, differences below {self.seen:.{decimals_of(self.seen)}f} % cannot be seen"
+            return f"not significant, differences below a factor of {1 + self.seen / 100:.2g} cannot be seen"
+        return f"not significant, differences below {self.seen:.{decimals_of(self.seen)}f} % cannot be seen"
 
 
 def verdicts(estimates: Sequence[Crossed]) -> list[Verdict]:
-    """Judge A beside each of its rivals, so that a sure verdict too much is in all of them together as rare as `LEVEL`.
+    """Judge A beside each of its rivals, so that in all of them together a wrong "significant" is as rare as `LEVEL`.
+
+    That is for verdicts of single rivals. That A is below *every* rival is an intersection, which takes each p-value as
+    it is (`arena_report.Comparison.below`).
 
     What cannot be seen is the half width of an interval of level 1 - `LEVEL` / m, with m the number of rivals from whom
-    A was not told apart, which is the last level at which Holm's procedure tested.
+    A does not differ significantly, which is the last level at which Holm's procedure tested.
     """
     adjusted = holm([each.p_value for each in estimates])
     tested = 1 - LEVEL / max(1, int((adjusted >= LEVEL).sum()))
@@ -141,5 +146,5 @@ def verdicts(estimates: Sequence[Crossed]) -> list[Verdict]:
     for each, p in zip(estimates, adjusted.tolist(), strict=True):
         half = each.half()
         whole = Difference(each.value, each.value - half, each.value + half, windows=each.windows)
-        found.append(Verdict(whole, p, PERPLEXITY.percent(each.half(tested), math.inf)))
+        found.append(Verdict(whole, p, PERPLEXITY.percent(each.half(tested), math.inf), round(each.freedoms[0]) + 1))
     return found

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from saap_jax.evaluation.differences import Difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from tests.helpers import changed, reference
@@ -124,8 +123,8 @@ def test_accuracy_by_hand():
 
 def test_accuracy_differs_by_item_from_defaults():
     """Answers of 4 and of 2 items: those that both have, pair by pair; seeds that one of them lacks do not count."""
-    default = made.Line("default", "ours", {"3": {"tasks": {"a": "1011"}}, "4": {"tasks": {"a": "10"}}})
-    other = made.Line("flap", "published", {"3": {"tasks": {"a": "00"}}, "5": {"tasks": {"a": "11"}}})
+    default = made.Line("default", "ours", 0.2, {"3": {"tasks": {"a": "1011"}}, "4": {"tasks": {"a": "10"}}})
+    other = made.Line("flap", "published", 0.2, {"3": {"tasks": {"a": "00"}}, "5": {"tasks": {"a": "11"}}})
     paired = 196 * np.sqrt(np.var([1, 0], ddof=1) / 2)
     assert f"from default: -50.0 ± {paired:.1f} (paired)" in other.accuracy({"a": "1111"}, default)
     assert f"from default: {made.accuracy([{'a': '00'}], [{'a': '10'}])} (paired)" in other.accuracy({}, default)
@@ -276,12 +275,15 @@ def test_the_page_says_what_the_files_say(written):
     figure = re.fullmatch(r"<details><summary>([\d.]+)</summary>from default: (.+)</details>", flap[3])
     assert figure is not None
     assert (head[3], figure[1]) == ("WikiText-2", f"{np.exp(losses.mean()):.1f}")
-    assert re.match(r"[+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\), ", figure[2])
+    assert re.match(r"[+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\), .*; on \d+ windows, 2 seeds$", figure[2])
     assert len([cells for cells in lines if "<b>default + LoRA</b>" in cells[0]]) == 1
-    assert page.index("<details>") > page.index("front.svg") > page.index("surely"), "answer, figure, table"
+    assert page.index("<details>") > page.index("front.svg") > page.index("Lowest: "), "answer, figure, table"
     assert "| repair: `least_squares` |" in page
     assert "- `nothing@0.5` could not be pruned: " in page
-    assert re.search(r"\| ~?[\d.]+ \| ~?[\d.]+ \| 0.00 \| [\d.]+ ± [\d.]+ \| 100 \|", page), "unpruned, with tasks"
+    unpruned = (
+        r"\| ~?[\d.]+ \| ~?[\d.]+ \| 0.00 \| <details><summary>[\d.]+ ± [\d.]+</summary>1 seed, 4 items .*? \| 100 \|"
+    )
+    assert re.search(unpruned, page), "with tasks"
     assert "\n- `fast`\n" in page[page.index("Not run:") :]
     assert len(readme.read_text().split(made.BEGIN)[1].split("\n")) <= 16
     for path in (docs / "arena.md", readme):  # control: any digit of a table or sentence of the arena
@@ -307,7 +309,7 @@ def test_rows_of_few_seeds_are_told_apart(ran, monkeypatch):
 
 def test_training_and_more_text_are_answered_apart(ran, monkeypatch):
     monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
-    group, lowest = made.read_group(ran, "tiny", 4, made.rows()), "Lowest: `flap` in 2 of 2 columns."
+    group, lowest = made.read_group(ran, "tiny", 4, made.rows()), "Lowest: `flap` in 2 of 2 comparisons."
     both = [
         line._replace(found={s: row | {"after": row} for s, row in line.found.items()}) for line in group.lines[0.5]
     ]
@@ -315,7 +317,7 @@ def test_training_and_more_text_are_answered_apart(ran, monkeypatch):
     more = group._replace(examples=8)
     for found, which in (([group], []), ([group, more], ["Calibrated on 8 windows, tiny. "]),
                          ([trained], ["After LoRA, tiny. "])):  # fmt: skip
-        said = [each for each in made.answer(found) if "Lowest" in each]
+        said = [each for each in made.answer(found).values() if "Lowest" in each]
         assert [each.partition("Lowest")[0] for each in said] == ["", *which], (
             "where something published stands beside ours"
         )
@@ -330,7 +332,7 @@ def test_what_training_changes_is_beside_the_same_row(ran, monkeypatch):
              for s, row in flap.found.items()}  # fmt: skip
     lines = [flap._replace(found={s: row | {"after": after[s]} for s, row in flap.found.items()})]
     (row,) = [each for each in made.by_training(group._replace(lines={0.5: lines})) if each.startswith("| flap")]
-    assert row.count("| -20.0 (-20.0 to -20.0), surely lower") == len(group.dense)
+    assert row.count("| -20.0 (-20.0 to -20.0), significantly lower") == len(group.dense)
     assert made.by_training(group._replace(lines={0.5: [flap]})) == [], "not trained"
 
 
@@ -342,24 +344,111 @@ def test_our_repair_stands_beside_the_published_one(ran, monkeypatch):
     def lower(name: str, kind: str, by: float) -> made.Line:
         found = {s: row | {"losses": {t: [loss - by for loss in each] for t, each in row["losses"].items()}}
                  for s, row in flap.found.items()}  # fmt: skip
-        return made.Line(name, kind, found)
+        return made.Line(name, kind, 0.5, found)
 
-    three = [flap, lower("flap-our-repair", "mixed", math.log(1.25)), lower("fast", "ours", math.log(2))]
-    *_, row, _ = made.repaired(group._replace(lines={0.5: three}))
+    three = [flap, lower("flap-our-repair", "mixed", math.log(1.25)), lower("default", "ours", math.log(2))]
+    both = group._replace(lines={0.5: three})
+    *_, row, _ = made.repaired(both)
     assert re.match(
-        r"\| flap \| [\d.]+ \| -20\.0 .*, surely lower \| \+60\.0 .*, surely higher \| [\d.]+ \| -20\.0 ", row
+        r"\| flap \| [\d.]+ \| -20\.0 .*, significantly lower; on \d+ windows, 2 seeds "
+        r"\| -37\.5 .*, significantly lower; on \d+ windows, 2 seeds \| [\d.]+ \| -20\.0 ",
+        row,
     )
-    assert made.repaired(group._replace(lines={0.5: three[:2]})) == [], "without fast"
+    (said,) = [each for which, each in made.answer([both]).items() if which == "repair"]
+    assert "after 1 published method it changes their perplexity by -20.0 % (significantly lower in 2 of 2)" in said
+    assert "`default` is -37.5 % from the lowest of those so repaired" in said
+    assert said.endswith("in 2 of 2 comparisons.")
+    block = made.readme_block([both])
+    assert "| -20.0 / -20.0 | -37.5 (-37.5 to -37.5) / -37.5 (-37.5 to -37.5) |" in block
+    assert made.repaired(group._replace(lines={0.5: three[:2]})) == [], "without default"
+    for found in ([both._replace(lines={0.5: [flap, three[2]]})], [both._replace(lines={0.5: three[:2]})]):
+        assert "repair" not in made.answer(found), "nothing is said where rows are missing"
+        assert "our repair" not in made.readme_block(found)
 
 
-def test_each_look_takes_its_part_of_the_level(ran, monkeypatch):
+def crossed_of(value: float, p_value: float) -> made.Crossed:
+    """Make an estimate of a p-value."""
+    one = made.Crossed(value, (1.0, 1e-9), (4.0, 59.0), 128)
+    return one._replace(variances=((abs(value) / stats.t.ppf(1 - p_value / 2, 4)) ** 2, 1e-12))
+
+
+def test_each_interim_analysis_takes_its_part(ran, monkeypatch):
     monkeypatch.setattr(made, "FEWEST_SEEDS", 1)
-    column = made.Column(made.read_group(ran, "tiny", 4, made.rows()), 0.5, "WikiText-2")
-    for p_value, plain, shared in ((0.02, True, True), (0.03, True, False), (0.06, False, False)):  # two looks
-        lower = made.Verdict(Difference(-1.0, -2.0, 0.0), p_value, 1.0)
-        monkeypatch.setattr(made.Group, "against", lambda *_, lower=lower: {"flap": lower})
-        for every_look, sure in ((False, plain), (True, shared)):
-            assert ("default" in column.surely_below("ours", "published", every_look)) == sure
+    one = made.Comparison(made.read_group(ran, "tiny", 4, made.rows()), 0.5, "WikiText-2")
+    for p_value, plain, shared in ((0.02, True, True), (0.03, True, False), (0.06, False, False)):  # two seeds
+        monkeypatch.setattr(made.Group, "beside", lambda *_, p=p_value: crossed_of(-1.0, p))
+        for interim, significant in ((False, plain), (True, shared)):
+            assert ("default" in one.below("ours", "published", interim)) == significant
+    monkeypatch.setattr(made.Group, "beside", lambda *_: crossed_of(1.0, 1e-4))
+    assert one.below("ours", "published") == [], "above"
+
+
+def test_another_bad_rival_does_not_weaken_a_claim(ran, monkeypatch):
+    """Of six rivals, each with p = 0.03: below each of them, though Holm would find none; not where one has 0.06."""
+    monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
+    group = made.read_group(ran, "tiny", 4, made.rows())
+    flap, default = group.named(0.5, "flap"), group.named(0.5, "default")
+    rivals = [flap._replace(name=f"rival {each}") for each in range(6)]
+    one = made.Comparison(group._replace(lines={0.5: [default, *rivals]}), 0.5, "WikiText-2")
+    for last, expected in ((0.03, ["default"]), (0.06, [])):
+        at = {each.name: 0.03 for each in rivals} | {"rival 5": last}
+        monkeypatch.setattr(made.Group, "beside", lambda self, a, b, text, at=at: crossed_of(-1.0, at[b.name]))
+        assert one.below("ours", "published") == expected
+        assert not any(each.significant for each in one.group.against(default, rivals, "WikiText-2").values())
+
+
+def test_default_stands_in_for_missing_windows(ran, monkeypatch):
+    """By hand: a row of the first windows alone, and of one seed, is as far from `default` on all as on its own."""
+    monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
+    group, text = made.read_group(ran, "tiny", 4, made.rows()), "WikiText-2"
+    flap, default = group.named(0.5, "flap"), group.named(0.5, "default")
+    harder = {s: row | {"losses": {text: [*row["losses"][text][:4], *(9.0 for _ in range(8))]}}
+              for s, row in default.found.items()}  # fmt: skip
+    harder["4"] = harder["4"] | {"losses": {text: [loss + 1 for loss in harder["4"]["losses"][text]]}}
+    few = flap._replace(found={"3": {"losses": {text: [loss + 0.5 for loss in harder["3"]["losses"][text][:4]]}}})
+    default = default._replace(found=harder)
+    group = group._replace(lines={0.5: [default, few]})
+    whole = np.mean([row["losses"][text] for row in harder.values()])
+    assert group.log_perplexity(default, text) == pytest.approx(whole)
+    assert group.log_perplexity(few, text) == pytest.approx(whole + 0.5)
+    assert group.perplexity(few, text).startswith("~")
+    assert group.seeds_of(few) == "1 of 2 seeds"
+    alone = group._replace(lines={0.5: [few]})
+    dense = group.dense[text]
+    own = dense.mean() + np.mean(few.found["3"]["losses"][text] - dense[:4])
+    assert alone.control(few) is None
+    assert alone.log_perplexity(few, text) == pytest.approx(own), "by the unpruned model, where there is no default"
+    apart = few._replace(found={"5": few.found["3"]})
+    assert group.control(apart) is None, "nor a seed of both"
+
+
+def test_rows_are_ordered_by_how_far_they_are_from_default(ran, monkeypatch):
+    """A row of the easier seed alone has the lower mean, and stands behind one that is nearer `default` on both."""
+    monkeypatch.setattr(made, "FEWEST_SEEDS", 1)
+    group = made.read_group(ran, "tiny", 4, made.rows())
+
+    def row(name: str, **above: float) -> made.Line:
+        found = {s: {"losses": dict.fromkeys(group.dense, [{"3": 1.0, "4": 3.0}[s[1:]] + by] * 12)}
+                 for s, by in above.items()}  # fmt: skip
+        return made.Line(name, "published", 0.5, {seed[1:]: each for seed, each in found.items()})
+
+    default, near, easy = row("default", _3=0, _4=0), row("near", _3=0.1, _4=0.1), row("easy", _3=0.2)
+    group = group._replace(lines={0.5: [default._replace(kind="ours"), easy, near]})
+    assert [line.name for line in group.of(0.5, "ours", "published")] == ["default", "near", "easy"]
+    assert group.lowest(group.of(0.5, "published"), "WikiText-2").name == "near"
+
+
+def test_the_page_says_which_published_rows_ran(written):
+    docs, readme = written
+    page = (docs / "arena.md").read_text()
+    (row,) = re.findall(r"\| tiny, 4 windows \| 50 \| (.*) \|", page)
+    ran, few, missing = row.split(" | ")
+    assert (ran, few) == ("2", "–")
+    assert "`wanda-sp`" in missing
+    assert "`flap`" not in missing
+    assert page.count(made.NOTES["saap"]) == 1
+    assert made.READING in page
+    assert made.READING in readme.read_text()
 
 
 def test_readme_and_page_are_those_of_the_files():

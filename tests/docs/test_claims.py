@@ -132,12 +132,14 @@ def test_verdicts_by_holm_and_what_could_not_be_seen():
         assert estimates[-1].p_value == pytest.approx(p)
     found = verdicts(estimates)
     assert [each.p_value for each in found] == pytest.approx([0.06, 0.004, 0.2, 0.036])
-    seen = 100 * math.expm1(one.half(1 - LEVEL / 2))  # two were not told apart
-    said = f"not told apart, differences below {seen:.1f} % cannot be seen"
-    assert [each.said for each in found] == [said, "surely lower", said, "surely higher"]
+    seen = 100 * math.expm1(one.half(1 - LEVEL / 2))  # two were not significant
+    said = f"not significant, differences below {seen:.1f} % cannot be seen"
+    assert [each.said for each in found] == [said, "significantly lower", said, "significantly higher"]
     assert found[0].difference.percent[0] < seen
-    raised = estimates[0]._replace(value=one.half(1 - LEVEL / 2) * (1 + 1e-9))  # just as much more would have been sure
-    assert [each.sure for each in verdicts([raised, *estimates[1:]])] == [True, True, False, True]
+    raised = estimates[0]._replace(
+        value=one.half(1 - LEVEL / 2) * (1 + 1e-9)
+    )  # just as much more would have been significant
+    assert [each.significant for each in verdicts([raised, *estimates[1:]])] == [True, True, False, True]
     low, high = (math.expm1(estimates[0].value + sign * one.half()) for sign in (-1, 1))
     assert found[0].difference.percent[1:] == pytest.approx((100 * low, 100 * high))
     assert verdicts([]) == []
