@@ -488,11 +488,12 @@ class Comparison(NamedTuple):
 
         That is an intersection: it is wrong where one single difference is not there, so each p-value is to be below
         the level as it is (intersection-union test), however many rivals there are. The level is divided by how many
-        times results were looked at, `interim`: with `FEWEST_SEEDS` seeds, and with each seed more.
+        times results were looked at, `interim`: with `FEWEST_SEEDS` seeds, and with each one more that a rival has too.
         """
         others, names = self.group.of(self.ratio, other), []
         for line in self.group.of(self.ratio, kind):
-            level = LEVEL / (len(line.found) - FEWEST_SEEDS + 1 if interim else 1)
+            shared = max((len(line.found.keys() & each.found.keys()) for each in others), default=0)
+            level = LEVEL / (max(1, shared - FEWEST_SEEDS + 1) if interim else 1)
             found = [self.group.beside(line, each, self.text) for each in others]
             if found and all(each.value < 0 and each.p_value < level for each in found):
                 names.append(line.name)

@@ -379,6 +379,11 @@ def test_each_interim_analysis_takes_its_part(ran, monkeypatch):
         monkeypatch.setattr(made.Group, "beside", lambda *_, p=p_value: crossed_of(-1.0, p))
         for interim, significant in ((False, plain), (True, shared)):
             assert ("default" in one.below("ours", "published", interim)) == significant
+    group, default = one.group, one.group.named(0.5, "default")
+    rivals = [line._replace(found={"3": line.found["3"]}) for line in group.of(0.5, "published")]
+    alone = one._replace(group=group._replace(lines={0.5: [default, *rivals]}))
+    monkeypatch.setattr(made.Group, "beside", lambda *_: crossed_of(-1.0, 0.03))
+    assert alone.below("ours", "published") == ["default"], "a seed that no rival has is no other analysis"
     monkeypatch.setattr(made.Group, "beside", lambda *_: crossed_of(1.0, 1e-4))
     assert one.below("ours", "published") == [], "above"
 
