@@ -138,7 +138,8 @@ def corrected_in_turn(
             at = at._replace(kept=choose(at, together(*sums)))
             rows = jnp.asarray(kept_rows(at.kept)[0])
             sums = rows_of(sums[0], rows), sums[1] and rows_of(sums[1], rows)
-        new, correction = (at.masked(), None) if repair is None else at.corrected(sums, repair)
+        start = whole.weight if repair is not None and repair.from_dense else at.old.weight
+        new, correction = (at.masked(), None) if repair is None else at.corrected(sums, repair, start)
         some = new._replace(weight=new.weight[rows], rows=rows)
         streams = [
             Stream(each, advance(some, stream.pruned) if through else each)
@@ -186,9 +187,11 @@ class SubBlock(NamedTuple):
         """Zero the rows of removed units."""
         return self.old._replace(weight=jnp.where(jnp.asarray(self.kept)[:, None], self.old.weight, 0))
 
-    def corrected(self, sums: tuple[Normal, Normal | None], repair: Repair) -> tuple[OutputMatrix, Correction]:
-        """Correct the rows of kept units, and measure the gain; see `corrected`."""
-        weight, bias, damping, errors = corrected(sums, self.old.weight, self.kept, repair)
+    def corrected(
+        self, sums: tuple[Normal, Normal | None], repair: Repair, start: Float[Array, "coordinates embed"]
+    ) -> tuple[OutputMatrix, Correction]:
+        """Correct the rows of kept units of a matrix, and measure the gain; see `corrected`."""
+        weight, bias, damping, errors = corrected(sums, start, self.kept, repair)
         new = OutputMatrix(weight.astype(self.old.weight.dtype), self.old.bias + bias.astype(self.old.bias.dtype))
         return new, Correction(self.structure, self.layer, damping, *errors)
 

@@ -157,6 +157,8 @@ class Repair:
 
     biases: ClassVar[bool] = False
     """Whether biases are added to the output projections."""
+    from_dense: ClassVar[bool] = False
+    """Whether weights start as those of the unpruned model, and so take the place of what a repair before made."""
 
     @property
     def alone(self) -> bool:

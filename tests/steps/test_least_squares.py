@@ -85,3 +85,18 @@ def test_behind_a_norm_the_target_is_what_the_sub_block_itself_writes(x64):
         np.testing.assert_allclose(alone[name], expected, rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(half[name], expected, rtol=1e-6, atol=1e-8)
         assert np.abs(dense[name][1] - expected[1]).max() > 1e-3, "control"
+
+
+@pytest.mark.parametrize("options", [{}, {"blend": 0.0}, {"propagate": "dense"}])
+def test_least_squares_replaces_an_earlier_repair(problem, options):
+    """Its weights start from the unpruned model, whatever an earlier repair made of them."""
+    model, keep = problem
+    repair = LeastSquares(damping=0.1, **options)
+    earlier = compensate(model, keep, BATCHES, LeastSquares(damping=0.001, ridge="mean")).model
+    alone = compensate(model, keep, BATCHES, repair).model
+    after = compensate(earlier, keep, BATCHES, repair, dense=model).model
+    on_top = compensate(earlier, keep, BATCHES, repair).model
+    for name in PATHS:
+        np.testing.assert_allclose(matrices(after)[name], matrices(alone)[name], rtol=1e-9, atol=1e-12)
+        assert np.abs(matrices(earlier)[name] - matrices(alone)[name]).max() > 1e-3, "control: it did something else"
+    assert np.abs(matrices(on_top)["mlp"] - matrices(alone)["mlp"]).max() > 1e-3, "control: from repaired weights"

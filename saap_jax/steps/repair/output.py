@@ -1,7 +1,7 @@
 """Repairs of output matrices in closed form: bias and least squares."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -90,8 +90,11 @@ class LeastSquares(OutputRepair):
     layers before got wrong, and overfits on little text; with 0 each sub-block does what it did, on the stream that it
     gets. Sources: ZipLM (2302.04089), SlimGPT (2412.18110); the blend of SAES-SVD (ICLR 2026), there for low-rank
     factors. Deviation: the damping is relative to each coordinate's energy.
+
+    W is the unpruned model's, also where a repair stands before this one: it takes that one's place.
     """
 
+    from_dense: ClassVar[bool] = True
     damping: Annotated[float | None, check_positive] = None
     """δ, how much each kept weight resists, relative to a mean square; None: 8 times the kept inputs over the tokens of
     the text, as the ridge of a regression grows with its noise a coefficient."""
