@@ -13,8 +13,9 @@ the first 32 windows of each text, in a random order that is always the same; wh
 docs/arena, by a digest of chain, code of steps, model and text: the same command goes on, and a kill loses a row at a
 ratio. With the last seed, when all programs are compiled, a row has a runner and scores of its own, so that time and
 memory are its own; the smaller model takes turns with the unpruned one in a forward pass.
-`--after lora` trains the named rows for 64 steps and evaluates them again; `--tasks` adds the first 200 items of each
-task, or as many as `--items` says: more items take the place of fewer.
+`--after lora` trains the named rows for 64 steps and evaluates them again. `--after groupwise` does so by 4-bit group-wise
+adapters, the recovery of SAAP's paper, of `saap-in-groups`, whose widths groups divide. `--tasks` adds the first 200
+items of each task, or as many as `--items` says: more items take the place of fewer.
 `--windows fresh:N` judges on the N-th set of windows that no table had, in files of its own. After any change of a
 method of ours its claim is made on such a set; the rows of the windows before stay as they are.
 `report` makes docs/arena.md, its figure and the block of README.md of these files.
@@ -71,6 +72,8 @@ BEYOND = math.log(1.12)
 STRETCHES = 32
 """Units of a text without articles: neighbouring windows, longer together than its articles are."""
 STEPS = 64
+SLOTS = {"lora": "after", "groupwise": "after groupwise"}
+"""Methods of recovery, and where in a row it is what was found after them."""
 TASKS = ("arc_easy", "boolq", "hellaswag", "piqa", "winogrande")
 OLDER = 96
 """Windows at the beginning of a text that tables of before had: the first arena's, and those of the study."""
@@ -94,6 +97,8 @@ class Setting(NamedTuple):
     items: int = 200
     """Of each task, where it has as many."""
     docs: Path = DOCS
+    group_size: int = 32
+    """Inputs of a group of group-wise adapters."""
     timed: int = SEEDS[-1]
     """The seed with which each row scores by itself."""
 
@@ -259,7 +264,7 @@ class Arena:
         for ratio, chain in itertools.product(ratios, chains):  # a chain goes on from what it begins with
             name, key = f"{chain.name}@{ratio:g}", keys.key_of(chain, ratio)
             row = self.found["rows"].get(name, {})
-            of = row.get("after", {}) if after else row
+            of = row.get(SLOTS[after], {}) if after else row
             if of.get("key") != key or not has_answers(of, asked):
                 left.append((chain, ratio, name, key))
         shared = self._runner([chain for chain, *_ in left], self.cache, key_of(self.subject, self.text))
@@ -321,12 +326,13 @@ class Arena:
         pruned: Any = state.subject
         subject = pruned.with_model(pruned.cut(state.keep).model)
         if after:
-            subject = subject.with_model(trained(subject, self.seed, self.setting))
+            subject = subject.with_model(trained(subject, self.seed, self.setting, after))
             whole = {text: len(each) > self.setting.first for text, each in row["losses"].items()}
             ends = {text: math.inf if all_of else -math.inf for text, all_of in whole.items()}
-            row["after"] = {"key": key, "steps": STEPS, **self.judge.judged(subject, subject.existing, ends)}
+            row[SLOTS[after]] = {"key": key, "steps": STEPS, **self.judge.judged(subject, subject.existing, ends)}
         if asked:
-            (row["after"] if after else row)["tasks"] = answered(subject, asked)
+            of = row[SLOTS[after]] if after else row
+            of["tasks"] = answered(subject, asked)
         return row
 
 
@@ -348,10 +354,15 @@ def answered(subject: Any, asked: Sequence[Task]) -> dict[str, str]:
     return {each.task: "".join(str(int(right)) for right in each.values["acc"]) for each in found}
 
 
-def trained(subject: LlamaSubject, seed: int, setting: Setting) -> Llama:
-    """Train LoRA adapters of a model on rows of text and instructions, as `saap recover` does, and merge them."""
+def trained(subject: LlamaSubject, seed: int, setting: Setting, recovery: Any) -> Llama:
+    """Train adapters of a model on rows of text and instructions, as `saap recover` does, and merge them.
+
+    Args:
+        recovery: a method of `SLOTS`.
+    """
+    groups = {"group_size": setting.group_size} if recovery == "groupwise" else {}
     config = RecoverConfig(
-        model="", dense="", method=MethodConfig(name="lora"),
+        model="", dense="", method=MethodConfig(name=recovery, **groups),
         data=TrainingTextConfig(sources=setting.training, length=2 * setting.length, held_out=0.0, seed=seed),
         training=TrainingConfig(
             max_steps=STEPS, batch_size=4, learning_rate=3e-3, warmup=4, check_every=STEPS, seed=seed, epochs=99
@@ -407,7 +418,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=(*known,), default=[*known], metavar="ROW")
     parser.add_argument("--ratios", type=float, nargs="+", choices=RATIOS, default=RATIOS)
     parser.add_argument("--examples", type=int, default=Setting().examples, help="windows of calibration text")
-    parser.add_argument("--after", choices=("lora",), default="")
+    parser.add_argument("--after", choices=(*SLOTS,), default="")
     parser.add_argument("--tasks", action="store_true")
     parser.add_argument("--items", type=items_of, default=Setting().items, help="items of each task")
     parser.add_argument("--windows", type=fresh_of, default="drawn", metavar="drawn|fresh:N", help="what judges")

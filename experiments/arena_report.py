@@ -34,8 +34,10 @@ FEWER = {
     "gisp-28-steps": ("gisp", "/112", "/28"),
 }
 """Rows in the place of recipes that would take hours: name, and what of the chain is replaced by what."""
+IN_GROUPS = {"saap-in-groups": ("saap", "-0.07)", "-0.07), multiple_of={mlp: 32}")}
+"""Rows beside recipes, for group-wise adapters: their groups have 32 inputs each, and widths are multiples of that."""
 MIXED = "-our-repair"
-"""All of our repair behind a published method, with the units that it chose and the refit that it has."""
+"""All of our repair behind the units that a published method chose, in the place of a refit that it has."""
 REPAIRED = ("modegpt-mlp", "llm-pruner-param-second", "slimgpt", "fasp-mlp", "osscar", "llm-pruner-param-mix")
 """Methods that have such a row: the lowest of the columns."""
 SEEDS, FEWEST_SEEDS, FARTHEST, SHOWN = (3, 4, 5, 6, 7), 3, 4, 8
@@ -48,7 +50,10 @@ Result = dict[str, Any]
 """A file: `dense` and `articles` by text, in reading order, and `rows` by NAME@RATIO; or one row."""
 
 TITLE = "# The arena: published methods and ours"
-AFTER, FRESH = " after LoRA", ", fresh windows"
+AFTER = " after LoRA"
+GROUPWISE = "after groupwise"
+"""Where in a row it is what was found after group-wise adapters."""
+FRESH = ", fresh windows"
 NOTES = {
     "saap": "our reading of the selection from summaries, without its recovery, the stability weight ours",
     "saap-stable-goes": "our reading of the selection from summaries, without its recovery, the stability weight ours",
@@ -149,7 +154,8 @@ class Row(NamedTuple):
 
     chain: str
     kind: str
-    """`ours`, `published`, `mixed` (a published choice, our repair), `part` of a chain of ours, or `floor`."""
+    """`ours`, `published`, `mixed` (a published choice, our repair), `variant` of a published one, `part` of a chain of
+    ours, or `floor`."""
 
 
 @functools.cache
@@ -157,10 +163,12 @@ def rows() -> dict[str, Row]:
     """List the rows, contenders first: recipes that can be run, ours behind what they begin with that is a method."""
     there = {name: each.chain for name, each in RECIPES.items() if not each.missing and not each.repair}
     there |= {name: there.pop(of).replace(*change) for name, (of, *change) in FEWER.items()}
+    there |= {name: there[of].replace(*change) for name, (of, *change) in IN_GROUPS.items()}
     there |= {f"{name}{MIXED}": f"{name} > reconstruct" for name in REPAIRED}
     ours = [name for name in OURS if name in there]
     first = [name for name in there if name.startswith(CONTENDERS)]
-    kinds = {name: "mixed" if name.endswith(MIXED) else "published" for name in there if name not in ours}
+    kinds = dict.fromkeys([name for name in there if name not in ours], "published")
+    kinds |= {name: "mixed" for name in kinds if name.endswith(MIXED)} | dict.fromkeys(IN_GROUPS, "variant")
     chains, found = {parse(each).written for each in there.values()}, dict[str, Row]()
     for name in ours:
         steps = parse(there[name]).steps
@@ -694,20 +702,24 @@ def repaired(group: Group) -> list[str]:
     return said
 
 
-def trained(group: Group) -> Group:
-    """Take what was found after training in place of what was found before."""
+def trained(group: Group, slot: str = "after") -> Group:
+    """Take what was found after training in place of what was found before.
+
+    Args:
+        slot: where in a row it is.
+    """
     lines: dict[float, list[Line]] = {}
     for ratio, line in ((ratio, line) for ratio, some in group.lines.items() for line in some):
-        after = {s: each | {"tasks": None} | each["after"] for s, each in line.found.items() if "after" in each}
+        after = {s: each | {"tasks": None} | each[slot] for s, each in line.found.items() if slot in each}
         if len(after) >= FEWEST_SEEDS:
             lines.setdefault(ratio, []).append(line._replace(found=after))
     return group._replace(lines=lines, title=f"{group.title}{AFTER}")
 
 
-def by_training(group: Group) -> list[str]:
+def by_training(group: Group, slot: str = "after") -> list[str]:
     """Make tables of what training changes, each row beside itself before, on the seeds that were trained."""
     said: list[str] = []
-    after = trained(group)
+    after = trained(group, slot)
     for ratio, lines in after.lines.items():
         pairs = [(line, line._replace(found={seed: own.found[seed] for seed in line.found}))
                  for line in lines if (own := group.named(ratio, line.name))]  # fmt: skip
@@ -722,6 +734,16 @@ def by_training(group: Group) -> list[str]:
                 cells += [before.perplexity(own, text), after.perplexity(line, text), difference(judged[at])]
             said.append(f"| {' | '.join(cells)} |")
         said.append("")
+        answers = [line for line in lines if line.values("tasks")]
+        if answers:
+            said += [f"| {title} | accuracy before, % | after | from unpruned |", "|---|---|---|---|"]
+        for line in answers:
+            known = line.values("tasks")
+            earlier = [own for own in group.lines[ratio] if own.name == line.name]
+            cells = [line.name, accuracy(earlier[0].values("tasks")), accuracy(known)]
+            cells.append(accuracy(known, [group.tasks] * len(known)))
+            said.append(f"| {' | '.join(cells)} |")
+        said += [""] * bool(answers)
     return said
 
 
@@ -739,6 +761,10 @@ def that_ran(group: Group) -> list[str]:
     return said
 
 
+RECOVERY = """\
+SAAP's paper fine-tunes by group-wise adapters on 4-bit weights, and claims accuracy after that. `saap-in-groups` is
+`saap` with widths that are multiples of 32, which the groups divide. Steps, text and rate are those of LoRA here.
+"""
 RAN = ["| model | gone, % | ran | on fewer seeds, and so not judged | did not run |", "|---|---:|---:|---|---|"]
 
 
@@ -802,6 +828,8 @@ def pages(docs: Path = DOCS) -> tuple[str, str] | None:
     said += appendix("What each step adds", [STEPS, "", *(line for group in found for line in ablation(group))])
     if ours := [line for group in found for line in repaired(group)]:
         said += appendix("Repair and choice, apart", [BOTH, "", *ours])
+    if changed := [line for group in found for line in by_training(group, GROUPWISE)]:
+        said += appendix("What the recovery of SAAP's paper changes", [RECOVERY, *changed])
     if changed := [line for group in found for line in by_training(group)]:
         said += appendix("What LoRA changes", changed)
     said += appendix("Protocol", [PROTOCOL, *(line for group in found for line in about(group))])

@@ -32,6 +32,9 @@ CHAINS = {
 }
 
 
+GROUPS = {"saap-in-groups": "magnitude > within(max_ratio={attention: 0}, multiple_of={mlp: 4}) > uniform"}
+
+
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     """Two texts, one of four articles, and little of everything."""
@@ -45,7 +48,7 @@ def setting(tmp_path_factory):
     texts = {"WikiText-2": f"wikitext:{place}/wiki.txt", "Penn Treebank": f"ptb:{place}/ptb.txt"}
     return arena.Setting(
         texts=texts, calibration=f"own=text:{place}/own.txt", training=(f"text:{place}/own.txt",),
-        examples=4, length=16, windows=12, first=4, docs=place / "docs", timed=3,
+        examples=4, length=16, windows=12, first=4, docs=place / "docs", timed=3, group_size=4,
     )  # fmt: skip
 
 
@@ -73,6 +76,9 @@ def ran(setting, model):
         arena.run(model, SEEDS, first, (0.2,), cache, setting)
         arena.run(model, SEEDS, CHAINS, (0.5,), cache, setting)
         arena.run(model, SEEDS, first, (0.2,), cache, setting, after="lora", tasks=True)
+        arena.run(model, SEEDS, GROUPS, (0.2,), cache, setting)
+        arena.run(model, SEEDS, GROUPS, (0.2,), cache, setting, tasks=True)
+        arena.run(model, SEEDS, GROUPS, (0.2,), cache, setting, after="groupwise", tasks=True)
         patch.setattr(arena.Arena, "_row", None)  # nothing is done again
         arena.run(model, SEEDS, first, (0.2, 0.5), cache, setting)
         arena.run(model, SEEDS, first, (0.2,), cache, setting, after="lora")
@@ -90,7 +96,7 @@ def test_what_a_file_has(ran, setting):
     found = files(ran)
     assert len(found) == 2
     for each in found:
-        assert set(each["rows"]) == {"default@0.2", *(f"{name}@0.5" for name in CHAINS)}
+        assert set(each["rows"]) == {"default@0.2", "saap-in-groups@0.2", *(f"{name}@0.5" for name in CHAINS)}
         assert sorted(set(each["articles"]["WikiText-2"])) == [1, 2, 3, 4]
         assert len(set(each["articles"]["Penn Treebank"])) == 12, "stretches, of which 12 windows are a unit each"
         assert {len(losses) for losses in each["dense"].values()} == {12}
@@ -334,6 +340,27 @@ def test_what_training_changes_is_beside_the_same_row(ran, monkeypatch):
     (row,) = [each for each in made.by_training(group._replace(lines={0.5: lines})) if each.startswith("| flap")]
     assert row.count("| -20.0 (-20.0 to -20.0), significantly lower") == len(group.dense)
     assert made.by_training(group._replace(lines={0.5: [flap]})) == [], "not trained"
+
+
+def test_groupwise_recovery_stands_beside_the_row(ran, monkeypatch):
+    monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
+    group = made.read_group(ran, "tiny", 4, made.rows())
+    before, after = (np.array([losses_of(each, slot) for each in files(ran)]) for slot in ("", made.GROUPWISE))
+    assert (after != before).all(), "control"
+    said = made.by_training(group, made.GROUPWISE)
+    row = r"\| saap-in-groups \| ~?[\d.]+ \| ~?[\d.]+ \| [+-]"
+    (figures,) = [line.split(" | ") for line in said if re.match(row, line)]
+    change = 100 * np.expm1((after - before).mean())
+    assert figures[3].startswith(f"{change:+.1f} (")
+    assert [line for line in said if re.match(r"\| saap-in-groups \| [\d.]+ ± [\d.]+ \| [\d.]+ ± ", line)]
+    assert not [line for line in made.by_training(group) if "saap-in-groups" in line], "control: not by LoRA"
+    assert "## What the recovery of SAAP's paper changes" in made.pages(ran)[0]
+
+
+def losses_of(found: dict, slot: str) -> list[float]:
+    """Read the losses of the row of groups, as pruned or after a recovery."""
+    row = found["rows"]["saap-in-groups@0.2"]
+    return (row[slot] if slot else row)["losses"]["WikiText-2"]
 
 
 def test_our_repair_stands_beside_the_published_one(ran, monkeypatch):
