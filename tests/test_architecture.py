@@ -76,7 +76,7 @@ RECORDS = "runs.records"
 NO_MODEL = ("config", "recipes", "report", "steps", "runs.directory", "runs.records", "runs.standing")  # fmt: skip
 """What sees no model, at most its widths (`llama.spec`)."""
 NO_JAX = ("config", "recipes", "report", "version", "runs.directory", "runs.records", "runs.stages",
-          "runs.standing", "runtime.errors", "runtime.files", "runtime.interrupts",
+          "runs.standing", "runtime.errors", "runtime.files", "runtime.interrupts", "runtime.sources",
           "runtime.words")  # fmt: skip
 """What is read where no accelerator is: it imports jax within functions at most."""
 REMOTE = PACKAGE / "export" / "remote"

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from saap_jax.runtime.files import run_file
 from saap_jax.runtime.processes import Cluster
+from saap_jax.runtime.sources import run_file
 
 HELP = {"-h", "--help", "-H", "--help-verbose"}
 

@@ -7,6 +7,7 @@ They are looked up when a name is asked for that is not known otherwise. `FILE.p
 import ast
 import difflib
 import functools
+import hashlib
 import importlib.metadata
 import inspect
 import re
@@ -20,7 +21,7 @@ from saap_jax.estimation import activations, gates, hessian, reconstruction, squ
 from saap_jax.estimation.base import Estimator, Statistic
 from saap_jax.estimation.objectives import OBJECTIVES
 from saap_jax.runtime.digests import code_digest
-from saap_jax.runtime.files import run_file
+from saap_jax.runtime.sources import run_file, source_digest
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     factory.__name__: factory
@@ -77,6 +78,7 @@ def register(name: str, factory: Factory) -> Factory:
         raise ValueError(f"register: expected an identifier other than 'saap', got {name!r}")
     if ESTIMATORS.get(name, factory) is not factory:
         raise ValueError(f"register: an estimator {name!r} exists already; choose another name")
+    code_digest(factory)  # of the file as it is now, whatever becomes of it while this process runs
     ESTIMATORS[name] = factory
     return factory
 
@@ -132,6 +134,13 @@ def code_of(text: str) -> str:
     return code_digest(_found(text)[2] or code_of, in_file["file"] if in_file else "")
 
 
+def code_of_statistic(statistic: Statistic) -> str:
+    """Digest the code by which a statistic is observed; that of the package where it is its own."""
+    functions = [each for each in (*vars(statistic).values(), *statistic.accumulation) if callable(each)]
+    codes = sorted({code_digest(each) for each in functions} - {""})
+    return hashlib.sha256("".join(codes).encode()).hexdigest() if codes else ""
+
+
 # --- names ---------------------------------------------------------------------------------------
 
 _FILE = re.compile(r"(?P<file>[^()]+\.py):(?P<call>\w+(\(.*\))?)", re.S)
@@ -172,18 +181,21 @@ def from_file(file: str, name: str) -> Any:
     path = Path(file).expanduser()
     if not path.is_file():
         raise ValueError(f"estimator {file}:{name}: expected a Python file, found none at {path}; check the path")
-    try:
-        namespace = _namespace(str(path), path.stat().st_mtime)
-    except Exception as error:  # whatever the file raises
-        raise ValueError(f"estimator {file}:{name}: the file fails: {type(error).__name__}: {error}") from error
-    if not callable(namespace.get(name)):
+    digest = source_digest(path)
+    if _namespaces.get(path, ("", {}))[0] != digest:  # the file, or what it imports from beside it, is new or other
+        try:
+            _namespaces[path] = digest, run_file(path)
+        except Exception as error:  # whatever the file raises
+            raise ValueError(f"estimator {file}:{name}: the file fails: {type(error).__name__}: {error}") from error
+    made = _namespaces[path][1].get(name)
+    if not callable(made):
         raise ValueError(f"estimator {file}:{name}: expected a function {name} in the file, found none")
-    return namespace[name]
+    code_digest(made, file, digest)
+    return made
 
 
-@functools.cache
-def _namespace(file: str, changed: float) -> dict[str, Any]:
-    return run_file(file)
+_namespaces: dict[Path, tuple[str, dict[str, Any]]] = {}
+"""Digest and names of each file as it was run last; not of older ones, since modules that they import are gone."""
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:

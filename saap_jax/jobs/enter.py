@@ -6,7 +6,6 @@ are for the workflow that judges, which also draws other calibration texts.
 
 import datetime
 import functools
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,9 @@ from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.report.leaderboard import DENSE, EXAMPLES, JUDGED, Entry, leaderboard, read_entries
 from saap_jax.runtime.digests import digest_of, git_commit, versions
 from saap_jax.runtime.errors import reading
-from saap_jax.runtime.files import encoded, read_json, run_file, write_atomically
+from saap_jax.runtime.files import encoded, read_json, write_atomically
 from saap_jax.runtime.progress import Passes, Track, quiet, step
+from saap_jax.runtime.sources import run_file, source_digest
 from saap_jax.steps.allocation.allocation import meets
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.run import Runner
@@ -73,7 +73,7 @@ def enter(config: EnterConfig, *, track: Track = quiet) -> Path:
         "idea": " ".join((given.get("__doc__") or "").partition("\n\n")[0].split()),
         "author": str(given.get("AUTHOR", "")),
         "chain": chain.written.replace(f"{path}:", f"{path.name}:"),
-        "code": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "code": source_digest(path),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": git_commit(path.resolve().parent),
         "versions": versions(),

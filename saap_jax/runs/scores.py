@@ -8,7 +8,7 @@
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ import numpy as np
 from saap_jax.config.jobs import ScoreConfig
 from saap_jax.estimation import ESTIMATORS, make_estimators, union_of_needs
 from saap_jax.estimation.ablation import changes_from_lines, changes_to_scores
-from saap_jax.estimation.registry import code_of
+from saap_jax.estimation.base import Statistic
+from saap_jax.estimation.registry import code_of, code_of_statistic
 from saap_jax.estimation.storage import kept_statistics, load_statistics, save_statistics
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
@@ -92,14 +93,12 @@ def rescored(source: str, subject: Subject, plan: Plan) -> Calibrated:
             missing = ", ".join(need.name for need in sorted(members[name].needs))
             raise ValueError(
                 f"from_run: {source} kept neither scores of {name} nor the statistics that it needs "
-                f"({missing}); it serves {able}. For others, run `saap score` with them "
+                f"({missing}), by the code that there is now; it serves {able}. For others, run `saap score` with them "
                 "among --estimators and --keep-statistics all"
             )
-    for name, statistics in kept.statistics.items():
+    for name in kept.statistics:
         own = {
-            each: kept.scores[name][each]
-            for each, estimator in members.items()
-            if {need.name for need in estimator.needs} - statistics
+            each: kept.scores[name][each] for each, estimator in members.items() if kept.missing(estimator.needs, name)
         }
         path, weights = statistics_path(Path(source), name), subject.weights
         try:
@@ -117,14 +116,24 @@ class KeptStatistics(NamedTuple):
     """Their names, of each scenario."""
     scores: ByScenario
     codes: Mapping[str, str]
-    """What the run was of, with `code of NAME`: the digest of an estimator's file."""
+    """What the run was of, with `code of NAME`: the digest of an estimator's file, or of a statistic's."""
 
     def serves(self, member: str) -> bool:
         """Say whether an estimator, no fusion, can be scored in every scenario, or has been by the same code."""
-        needs = {need.name for need in make_estimators([member])[member].needs}
+        needs = make_estimators([member])[member].needs
         same = self.codes.get(f"code of {member}", "") == code_of(member)
         return all(
-            needs <= held or (same and member in self.scores.get(name, {})) for name, held in self.statistics.items()
+            not self.missing(needs, name) or (same and member in self.scores.get(name, {})) for name in self.statistics
+        )
+
+    def missing(self, needs: Iterable[Statistic], scenario: str) -> list[str]:
+        """Name the statistics that were not kept of a scenario, or were observed by other code than there is now."""
+        held = self.statistics[scenario]
+        return sorted(
+            need.name
+            for need in needs
+            if need.name not in held
+            or self.codes.get(f"code of the statistic {need.name}", "") != code_of_statistic(need)
         )
 
 

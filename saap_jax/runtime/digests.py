@@ -3,6 +3,7 @@
 Equal digests stand for the same weights and the same text, to the last bit.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -19,9 +20,9 @@ import numpy as np
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of
 from saap_jax.runtime.programs import cores
+from saap_jax.runtime.sources import HOME, source_digest
 
 _LIBRARIES = ("saap_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
-_HOME = Path(__file__).parents[1]
 
 
 def digest_of(tree: Any) -> str:
@@ -62,24 +63,44 @@ def inputs_of(
     return dict(model) | {name: digest_of(windows) for name, windows in read.items()}
 
 
-def code_digest(made: Any, source: str = "") -> str:
-    """Digest the file of a function or class; empty for the package's own, which `computed_by` digests together.
+def code_digest(made: Any, source: str = "", digest: str = "") -> str:
+    """Digest the file of a function or class with the modules that it imports from beside it, as it was when the code
+    was met first: what runs is what was loaded then. Empty for the package's own, which `computed_by` digests together.
 
     Args:
         source: the file, where it is known; else Python is asked.
+        digest: what it was when the code was loaded, where that is known.
     """
-    try:
-        file = Path(source or inspect.getsourcefile(inspect.unwrap(getattr(made, "func", made))) or "").expanduser()
-    except TypeError:  # of no file, as what the interpreter holds
-        file = _HOME
-    own = _HOME in file.parents or not file.is_file()
-    return "" if own else _digest_of_files(file, file.stat().st_mtime_ns)
+    made = inspect.unwrap(getattr(made, "func", made))
+    code = getattr(made, "__code__", made)
+    key = id(code), source
+    if digest:
+        _met[key] = code, digest
+    elif key not in _met:
+        file = Path(source or _file_of(made)).expanduser()
+        own = HOME in file.resolve().parents or not file.is_file()
+        _met[key] = code, "" if own else source_digest(file)
+    return _met[key][1]
+
+
+_met: dict[tuple[int, str], tuple[Any, str]] = {}
+"""Digest by the identity of code, which is held so that nothing else gets it, and by the file that it was named by."""
+
+
+def _file_of(made: Any) -> str:
+    """Ask Python for the file of a function or class, empty where there is none, as of what the interpreter holds."""
+    with contextlib.suppress(TypeError, OSError):
+        return inspect.getsourcefile(made) or ""
+    for each in vars(made).values() if isinstance(made, type) else ():  # of a file that is run, and no module
+        if inspect.isfunction(each) and Path(each.__code__.co_filename).is_file():
+            return each.__code__.co_filename
+    return ""
 
 
 @functools.cache
-def _digest_of_files(place: Path, changed: int = 0) -> str:
+def _digest_of_files(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+    for path in sorted(folder.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -92,12 +113,12 @@ def provenance() -> dict[str, Any]:
     devices = jax.devices()
     kinds: dict[str, Any] = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
     kinds["cores"] = cores()
-    return {"versions": versions(), "devices": kinds, "git_commit": git_commit(_HOME)}
+    return {"versions": versions(), "devices": kinds, "git_commit": git_commit(HOME)}
 
 
 def computed_by() -> list[Any]:
     """Note what numbers, and what is kept of them, depend on beside inputs: versions, all sources here, devices."""
-    return [versions(), _digest_of_files(_HOME), jax.devices()[0].device_kind]
+    return [versions(), _digest_of_files(HOME), jax.devices()[0].device_kind]
 
 
 def versions() -> dict[str, str | None]:

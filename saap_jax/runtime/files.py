@@ -1,4 +1,4 @@
-"""Files of ours: written whole or not at all, by one process at a time; and Python files of users.
+"""Files of ours: written whole or not at all, by one process at a time.
 
 JSON has no NaN and no infinities: they are stored as the strings "NaN", "Infinity" and "-Infinity" (which `float`
 understands), and come back as floats.
@@ -14,8 +14,6 @@ import json
 import math
 import os
 import platform
-import runpy
-import sys
 import tempfile
 import threading
 import time
@@ -249,22 +247,3 @@ def _take(lock: Path, what: str, stack: contextlib.ExitStack) -> None:
 def _remove_empty(directory: Path) -> None:
     with contextlib.suppress(OSError):
         directory.rmdir()
-
-
-# --- Python files of users -----------------------------------------------------------------------
-
-
-def run_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Run a file as `python FILE` does, and return its names: its directory comes first where modules are searched.
-
-    It stays among them, as the last one, for what is imported when a function of the file is called.
-    """
-    place = str(Path(path).resolve().parent)
-    sys.path.insert(0, place)
-    try:
-        return runpy.run_path(str(path))
-    finally:
-        if place in sys.path:  # a file may set its own
-            sys.path.remove(place)
-        if place not in sys.path:
-            sys.path.append(place)

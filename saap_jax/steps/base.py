@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtim
 import numpy as np
 
 from saap_jax.config.checks import check_values
+from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.surgery.corrections import check_microbatches
@@ -291,6 +292,7 @@ def step(name: str) -> Callable[[S], S]:
             raise ValueError(f"step: {name!r} exists already; choose another name")
         kind.name = name
         STEPS[name] = kind
+        code_digest(kind)  # of the file as it is now, whatever becomes of it while this process runs
         return kind
 
     return register

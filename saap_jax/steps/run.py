@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.estimation.registry import code_of
+from saap_jax.estimation import union_of_needs
+from saap_jax.estimation.registry import code_of, code_of_statistic
 from saap_jax.runtime import progress
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Passes
@@ -24,7 +25,7 @@ from saap_jax.steps.chain import Chain, allocation_of, limits_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.score.calibrate import Calibrated, calibrate, put_together
 from saap_jax.steps.score.fusion import Fusion
-from saap_jax.steps.score.score import Plan, Score
+from saap_jax.steps.score.score import Plan, Score, make_members
 from saap_jax.subjects.base import Examples, Subject, explained
 from saap_jax.types import Scores
 
@@ -244,12 +245,15 @@ class Runner:
 
 
 def codes_of(steps: Iterable[Step], structures: Sequence[str]) -> dict[str, str]:
-    """Digest the files of the estimators and steps that are not the package's, by `code of NAME`."""
+    """Digest the files of the estimators, statistics and steps that are not the package's, by `code of NAME`."""
     found = {}
     for each in steps:
         found |= {f"code of {each.text}": code_digest(type(each), each.source)}
-        members = each.members(tuple(structures)) if isinstance(each, Score) else ()
-        found |= {f"code of {member}": code_of(member) for member in members}
+        if isinstance(each, Score):
+            members = make_members({each.text: each}, tuple(structures))
+            found |= {f"code of {member}": code_of(member) for member in members}
+            needs = union_of_needs(members.values())
+            found |= {f"code of the statistic {need.name}": code_of_statistic(need) for need in needs}
         for chain in each.inner:
             found |= codes_of(chain.steps, structures)
     return {name: code for name, code in found.items() if code}

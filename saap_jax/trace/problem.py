@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.runtime.files import run_file
 from saap_jax.runtime.mesh import refuse_explicit_axes
+from saap_jax.runtime.sources import run_file
 from saap_jax.trace.own_code import Verdict, verdicts
 from saap_jax.trace.trace import Traced, trace
 

@@ -288,7 +288,7 @@ def test_the_cache_is_cleared_of_all_that_commands_leave_there(tmp_path):
 
 def test_what_is_kept_is_of_one_state_of_all_sources(tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr(digests, "_HOME", tmp_path)
+    monkeypatch.setattr(digests, "HOME", tmp_path)
     for source in ("class Calibrated:\n    a: int", "class Calibrated:\n    b: int", "class Calibrated:\n    a: int"):
         (tmp_path / "records.py").write_text(source)
         digests._digest_of_files.cache_clear()

@@ -218,6 +218,52 @@ def test_kept_scores_of_a_file_are_served_by_the_same_code_alone(score_config, t
         score_run(dataclasses.replace(again, name="other"))
 
 
+OWN = """
+import jax
+import jax.numpy as jnp
+from saap_jax.estimation import Estimator, Statistic
+from saap_jax.estimation.base import like_units, mean_over
+
+PUSH = Statistic(
+    name="push",
+    init=lambda model, plan: like_units(model),
+    source="gates",
+    contribute=lambda gates: jax.tree.map(lambda gradient: jnp.sum(gradient**4, axis=0), gates),
+    accumulation=mean_over("examples"),
+)
+"""
+FORMULA = """
+from own_statistic import PUSH, Estimator
+
+def pushed():
+    return Estimator(needs=frozenset({PUSH}), score=lambda statistics, params: statistics.of(PUSH))
+"""
+
+
+@pytest.mark.slow
+def test_a_changed_statistic_of_a_file_is_not_served(score_config, tmp_path):
+    """What a run observed by another statistic of the same name is not what a formula asks for."""
+    (statistic := tmp_path / "own_statistic.py").write_text(OWN)
+    (file := tmp_path / "pushed.py").write_text(FORMULA)
+    options = {"model": score_config.model, "mesh": score_config.mesh, "runs": str(tmp_path)}
+    names = (f"{file}:pushed", "gate_fisher")
+    run, made = score_run(dataclasses.replace(score_config, name="kept", estimators=names, **options))
+    again = ScoreConfig(name="again", from_run=str(run.path), estimators=names, **options)
+    file.write_text(FORMULA.replace("statistics.of(PUSH)", "{n: 2 * s for n, s in statistics.of(PUSH).items()}"))
+    served = score_run(again)[1].scenarios
+    for scenario, scores in made.scenarios.items():
+        twice = {name: 2 * values for name, values in scores[names[0]].items()}
+        assert_scores_equal(served[scenario][names[0]], twice)  # control: a new formula
+    statistic.write_text(OWN.replace("gradient**4", "gradient**6"))
+    with pytest.raises(
+        ValueError, match=r"kept neither scores of .*pushed nor .*\(push\), by the code that there is now"
+    ):
+        score_run(dataclasses.replace(again, name="other"))
+    assert score_run(dataclasses.replace(again, name="rest", estimators=names[1:]))[0].finished, (
+        "control: of the package"
+    )
+
+
 @pytest.mark.slow
 def test_small_statistics_serve_what_they_can(score_config, tmp_path):
     """The usual estimators and `fused`: of members whose statistics are gone, the scores on record are fused."""

@@ -226,11 +226,12 @@ import dataclasses
 
 from saap_jax.estimation import GATE_GRADIENT, Estimator
 from saap_jax.steps.allocation.allocations import Uniform
+import helper
 
 
 def mine() -> Estimator:
     def score(statistics, params):
-        return {name: abs(value).mean(0) for name, value in statistics.of(GATE_GRADIENT).items()}
+        return {name: helper.size(abs(value)).mean(0) for name, value in statistics.of(GATE_GRADIENT).items()}
 
     return Estimator(needs=frozenset({GATE_GRADIENT}), score=score)
 
@@ -244,6 +245,7 @@ class Own(Uniform):
 @pytest.fixture
 def file(tmp_path):
     (tmp_path / "own.py").write_text(MINE)
+    (tmp_path / "helper.py").write_text("def size(value):\n    return value\n")
     return tmp_path / "own.py"
 
 
@@ -294,6 +296,10 @@ INPUTS = {
     "option of a step before": lambda made, file: made(("rounds(0.2", "rounds(0.3")),
     "limits": lambda made, file: made(("protect=(0,)", "protect=(1,)")),
     "code of the estimator": lambda made, file: (rewrite(file, "abs(value)", "(value**2)"), made())[1],
+    "code that the estimator imports": lambda made, file: (
+        rewrite(file.with_name("helper.py"), "return value", "return value**3"),
+        made(),
+    )[1],
     "code of a step": lambda made, file: (rewrite(file, "    pass", "    pass  # other"), made())[1],
 }
 
@@ -324,7 +330,9 @@ def test_code_is_read_from_its_file_however_it_is_named(file, monkeypatch):
     rewrite(file, "def mine(", "import functools\n\n\n@functools.cache\ndef mine(")
     seen = []
     for _ in range(2):
-        codes = {code_of(f"{each}:mine") for each in (file, f"~/{file.name}")} | {code_digest(None, f"~/{file.name}")}
+        codes = {code_of(f"{each}:mine") for each in (file, f"~/{file.name}")} | {
+            code_digest(object(), f"~/{file.name}")
+        }
         assert len(codes) == 1
         seen += codes
         rewrite(file, "abs(value)", "(value**2)")
