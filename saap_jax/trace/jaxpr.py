@@ -47,23 +47,32 @@ def constants_of(program: Any) -> list[Any]:
     return [value for each in programs_in(program) for value in opened(each)[1]]
 
 
-def derivatives_of(program: Any) -> list[ClosedJaxpr]:
-    """Trace the derivative of each call that brings its own; of that, the program's text has no more than a name."""
+_OWN_DERIVATIVES = frozenset(["custom_jvp_call", "custom_vjp_call", "linear_call"])
+"""Operations that bring their own derivative, of which a program's text has no more than a name."""
+
+
+def derivatives_of(program: Any, order: int = 2) -> list[ClosedJaxpr]:
+    """Trace the derivative of each call that brings its own, and of such calls within that, up to an order.
+
+    The second order is what the estimators with the most derivatives take (`gate_hessian`).
+    """
     found = []
     for eqn in (eqn for each in programs_in(program) for eqn in opened(each)[0].eqns):
-        if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call"):
+        if eqn.primitive.name not in _OWN_DERIVATIVES:
             continue
+        fixed = eqn.params.get("num_callee_consts", 0) + eqn.params.get("num_res", 0)  # only `linear_call` has them
 
-        def pulled(*operands: Any, eqn: JaxprEqn = eqn) -> list[Any]:
+        def pulled(*operands: Any, eqn: JaxprEqn = eqn, fixed: int = fixed) -> list[Any]:
             run = functools.partial(eqn.primitive.bind, **eqn.primitive.get_bind_params(eqn.params))
-            results, pull = jax.vjp(run, *operands)
+            results, pull = jax.vjp(functools.partial(run, *operands[:fixed]), *operands[fixed:])
             floats = [jnp.issubdtype(each.dtype, jnp.inexact) for each in results]
             ones = [jnp.ones_like(each) if real else np.zeros(each.shape, jax.dtypes.float0)
                     for each, real in zip(results, floats, strict=True)]  # fmt: skip
             return [each for each in pull(ones) if each.dtype != jax.dtypes.float0]
 
         with contextlib.suppress(Exception):  # of a rule that fails nothing is ever computed
-            found.append(jax.make_jaxpr(pulled)(*(jax.ShapeDtypeStruct(shape_of(v), dtype_of(v)) for v in eqn.invars)))
+            derivative = jax.make_jaxpr(pulled)(*(jax.ShapeDtypeStruct(shape_of(v), dtype_of(v)) for v in eqn.invars))
+            found += [derivative, *(derivatives_of(derivative, order - 1) if order > 1 else ())]
     return found
 
 

@@ -1,11 +1,13 @@
 """The commands on a traced model: scenarios, seeds, grids, steps on the way, resuming, and what each command finds."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.custom_derivatives import linear_call
 
 from saap_jax.api import select_units
 from saap_jax.config import (
@@ -86,7 +88,7 @@ def test_a_digest_is_of_all_that_a_figure_depends_on():
     derivatives that they define, which are no part of their text."""
     x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
 
-    def digests(scale=1.0, power=2, weight=1.0, inner=1.0, backward=1.0, tangent=1.0):
+    def digests(scale=1.0, power=2, weight=1.0, inner=1.0, backward=1.0, tangent=1.0, second=1.0, transposed=1.0):
         params = {"up": jnp.full((3, 5), weight), "down": jnp.ones((5, 2))}
         held, own = jnp.full((2,), scale), jnp.full((2,), inner)
 
@@ -98,9 +100,15 @@ def test_a_digest_is_of_all_that_a_figure_depends_on():
         def rounded(x):
             return jnp.round(x)
 
-        passed.defvjp(lambda x, number: ((x, number), None), lambda _, g: (backward * g[0], None))
+        @jax.custom_vjp
+        def slope(x):
+            return x
+
+        slope.defvjp(lambda x: (x, None), lambda _, g: (second * g,))
+        passed.defvjp(lambda x, number: ((x, number), None), lambda _, g: (backward * slope(g[0]), None))
         rounded.defjvp(lambda x, t: (rounded(*x), tangent * t[0]))
-        compiled = jax.jit(lambda outputs: rounded(passed(outputs * own[None], 1)[0]))
+        twice = functools.partial(linear_call, lambda two, x: two * x, lambda two, g: transposed * two * g, 2.0)
+        compiled = jax.jit(lambda outputs: rounded(twice(passed(outputs * own[None], 1)[0])))
         problem = Problem(
             function=lambda params, x: compiled(jax.nn.relu(x @ params["up"]) @ params["down"] * held[None]),
             params=params,
@@ -119,6 +127,8 @@ def test_a_digest_is_of_all_that_a_figure_depends_on():
         ({"inner": 2.0}, {"program"}),
         ({"backward": 2.0}, {"program"}),
         ({"tangent": 2.0}, {"program"}),
+        ({"second": 2.0}, {"program"}),
+        ({"transposed": 2.0}, {"program"}),
     ):
         other = digests(**changes)
         assert {name for name in first if other[name] != first[name]} == differ
