@@ -98,7 +98,10 @@ KINDS = (
     Kind(
         "runs/c/best/saap.json", EXPORT, (truncated, field("base", {}), field("steps", 3), field("steps.0.kind", 3)),
     ),
-    Kind("small/pruned.json", DISCOVER, (truncated, field("shapes", 3), field("keep", 3), field("format", 9), missing)),
+    Kind(
+        "small/pruned.json", DISCOVER,
+        (truncated, field("shapes", 3), field("keep", 3), field("format", 9), field("program", 3), missing),
+    ),
     Kind("small/params.safetensors", DISCOVER, (truncated, wrong_shape, missing_array, missing)),
 )  # fmt: skip
 

@@ -1,23 +1,31 @@
 """A cut model as a directory: `params.safetensors` (arrays by path) and `pruned.json` (structures, what each keeps).
 
 The program is not stored: `load_pruned` traces the same factory's function again and cuts it by what the record keeps.
+Its digest is, so that a function that computes something else is refused.
 """
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.flax import load_file, save
 
 from saap_jax.config.checks import check_local
 from saap_jax.llama.files.write import new_output, write_further, write_json
+from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.errors import reading
 from saap_jax.surgery.cut import keep_to_json
 from saap_jax.trace.cut import kept_shapes
+from saap_jax.trace.jaxpr import alive, constants_of, derivatives_of
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject.problem import TracedProblem, cut_function
 from saap_jax.trace.trace import Traced, TracedStructure, by_path, trace
@@ -52,6 +60,7 @@ def write_pruned(
         "structures": [described(each) for each in subject.structures if each.name in keep],
         "keep": keep_to_json(keep),
         "shapes": {path: list(shape) for path, shape in subject.traced.shapes.items()},
+        "program": _program_of(subject.problem),
         "about": dict(about),
     }
     with new_output(check_local("directory", directory).expanduser(), "the pruned model") as place:
@@ -69,7 +78,8 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
 
     Raises:
         FileNotFoundError: the directory holds no pruned model.
-        ValueError: a problem of other shapes or structures (with the first difference), or a damaged directory.
+        ValueError: a problem of other shapes or structures (with the first difference), one whose function is another
+            program, or a damaged directory.
     """
     path = Path(directory).expanduser()
     for name in ("pruned.json", "params.safetensors"):
@@ -86,6 +96,7 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
         difference = _difference(record, traced)
     if difference:
         raise ValueError(f"{path}: was pruned from another model than this factory's: {difference}")
+    _check_program(path, record, problem)
     by_name = {each.name: each for each in traced.structures}
     subject = TracedProblem(problem, traced, tuple(by_name[name] for name in keep))
     with reading(path / "params.safetensors", "a whole safetensors file"):
@@ -127,3 +138,65 @@ def _difference(record: dict[str, Any], traced: Traced) -> str:
         if fields := [f for f in structure if structure[f] != now[structure["name"]].get(f)]:
             return f"structure {structure['name']} has other {', '.join(fields)}"
     return ""
+
+
+# --- the program -----------------------------------------------------------------------------------
+
+
+def program_digest(program: Any) -> str:
+    """Digest a closed jaxpr: its text, the arrays that it holds, and the derivatives that it defines."""
+    parts = [program, *derivatives_of(program)]
+    held = [value if hasattr(value, "dtype") else np.asarray(value) for each in parts for value in constants_of(each)]
+    held = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in held]
+    text = re.sub(r"0x[0-9a-f]+", "", ";".join(str(each.jaxpr) for each in parts))
+    return hashlib.sha256(f"{text};{digest_of(held)}".encode()).hexdigest()
+
+
+def _program_of(problem: Problem, shapes: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
+    """Digest the program of a problem's function on one example, from shapes and types alone.
+
+    Args:
+        shapes: of the arrays of the example; those of the problem's own where none are given. An example of another
+            length is another program, and no other model.
+    """
+    leaves, tree = jax.tree.flatten(problem.example)
+    shapes = shapes or [leaf.shape for leaf in leaves]
+    rows = [jax.ShapeDtypeStruct(tuple(shape), leaf.dtype) for shape, leaf in zip(shapes, leaves, strict=True)]
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)), problem.params
+    )
+    program = jax.make_jaxpr(problem.function)(params, *jax.tree.unflatten(tree, rows))
+    return {
+        "digest": program_digest(alive(program)),
+        "inputs": [list(shape) for shape in shapes],
+        "made_by": _made_by(),
+    }
+
+
+def _made_by() -> str:
+    """Name what the text of a program depends on beside the function."""
+    return f"jax {jax.__version__} on {jax.default_backend()}"
+
+
+def _check_program(path: Path, record: dict[str, Any], problem: Problem) -> None:
+    """Raise ValueError where a problem's function is another program than the one that was pruned.
+
+    What another version of jax wrote cannot be compared: that is a warning.
+    """
+    with reading(path / "pruned.json", "the program of a pruned traced model"):
+        recorded = record.get("program") or {"digest": "", "inputs": [], "made_by": ""}
+        digest, shapes, made_by = (recorded[name] for name in ("digest", "inputs", "made_by"))
+        shapes = [tuple(map(int, shape)) for shape in shapes]
+    with contextlib.suppress(Exception):  # whatever a function raises that does not take what it took
+        if _program_of(problem, shapes)["digest"] == digest:
+            return
+    if made_by == _made_by():
+        raise ValueError(
+            f"{path}: was pruned from another program than this factory's function is (an activation, a constant or "
+            "the order of parts has changed); load it with the code that it was pruned with, or prune again"
+        )
+    warnings.warn(
+        f"{path}: was pruned with {made_by or 'a version that kept no digest'}, so that {_made_by()} cannot tell "
+        "whether this factory's function still is the one that was pruned; prune again to have it checked",
+        stacklevel=3,
+    )

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +22,6 @@ from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout
 from saap_jax.structures.weights import TracedWeights
 from saap_jax.subjects.base import Progress, Subject, silent
-from saap_jax.trace.jaxpr import constants_of, derivatives_of
 from saap_jax.trace.listing import coupling_record
 from saap_jax.trace.problem import Examples, Problem, count_examples
 from saap_jax.trace.subject import compensation, saved
@@ -231,9 +229,9 @@ class TracedSubject(TracedProblem, Subject):
         units = [(saved.described(each), each.least) for each in self.structures]  # `norms` and `refused` choose them
         return {
             "parameters": digest_of(problem.params),
-            "program": _program_digest(self.traced.program),
+            "program": saved.program_digest(self.traced.program),
             "structures": hashlib.sha256(repr(units).encode()).hexdigest(),
-            "loss": _program_digest(jax.make_jaxpr(problem.loss_of)(outputs, targets)),
+            "loss": saved.program_digest(jax.make_jaxpr(problem.loss_of)(outputs, targets)),
         }
 
     def about(self) -> dict[str, Any]:
@@ -295,12 +293,3 @@ def subject_of(
     """Trace a problem's function on one example, and place its arrays; see `traced_problem`."""
     fields = vars(traced_problem(problem, layout, norms=norms, refused=refused))
     return TracedSubject(**fields, name=name)
-
-
-def _program_digest(program: Any) -> str:
-    """Digest a closed jaxpr: its text, the arrays that it holds, and the derivatives that it defines."""
-    parts = [program, *derivatives_of(program)]
-    held = [value if hasattr(value, "dtype") else np.asarray(value) for each in parts for value in constants_of(each)]
-    held = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in held]
-    text = re.sub(r"0x[0-9a-f]+", "", ";".join(str(each.jaxpr) for each in parts))
-    return hashlib.sha256(f"{text};{digest_of(held)}".encode()).hexdigest()
