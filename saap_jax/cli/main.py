@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Annotated, Any, Union
 
@@ -16,6 +17,7 @@ import tyro
 from saap_jax.cli.arguments import Call, Command, Distributed, Foretold, RunOptions, Written, imported, parse
 from saap_jax.cli.console import console, progress, progress_console, show_blocks, show_lines, visible, write
 from saap_jax.runtime import interrupts
+from saap_jax.runtime.errors import Doubt
 from saap_jax.runtime.processes import GONE, LOST, is_primary, join, leave, peer_has_gone, place
 from saap_jax.runtime.progress import step
 from saap_jax.version import __version__
@@ -89,6 +91,7 @@ def _run(words: list[str]) -> int:
     words = ["--help-verbose" if word == "--help-all" else word for word in words]
     if words[:1] == ["help"] and len(words) > 1:
         words = [words[1], "--help-verbose"]
+    warnings.formatwarning = _formatted
     match words:
         case ["--version" | "-V", *_]:
             show_lines(f"saap {__version__}")
@@ -178,7 +181,17 @@ def _run_of_its_own(job: Any, call: Call, track: Any) -> tuple[Any, Any]:
             config = dataclasses.replace(config, name=f"{call.config.name}-{next(numbers)}")
 
 
-# --- errors --------------------------------------------------------------------------------------
+# --- warnings and errors -------------------------------------------------------------------------
+
+
+def _formatted(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
+    """Say a warning of ours in one line, and others as Python does."""
+    if issubclass(category, Doubt):
+        return f"saap: {visible(str(message))}\n"
+    return _usual(message, category, *place, **line)
+
+
+_usual = warnings.formatwarning
 
 
 def fail(error: BaseException) -> int:

@@ -117,6 +117,24 @@ def read_exchanges(source: str, part: Part = "all") -> tuple[Exchange, ...]:
     return tuple(exchange_of(name, record, source) for name, record in _records(path, source))
 
 
+def source_files(source: str) -> list[Path]:
+    """List the files that say whether a source has changed: its own; of a built-in text, one of its package.
+
+    Of a prepared TensorFlow data set, none.
+
+    Raises:
+        ValueError: an unknown source.
+        FileNotFoundError: no such file.
+    """
+    kind, path, _ = parse_source(source)
+    if kind == "tfds":
+        return []
+    if kind != "builtin":
+        return [_find(source, path)]
+    found = importlib.util.find_spec(_HOMES[path])  # which imports nothing of it
+    return [] if found is None or found.origin is None else [Path(found.origin)]
+
+
 def join_texts(documents: Sequence[Document]) -> str:
     """Join documents into one text, a blank line between any two."""
     return "\n\n".join(document.text for document in documents)
@@ -296,3 +314,6 @@ def _unrepeated(documents: Iterable[tuple[str, str]]) -> tuple[Document, ...]:
 
 BUILTIN: dict[str, Callable[[], tuple[Document, ...]]] = {"reference": _reference, "descriptions": _descriptions}
 """Name of a built-in source -> its documents, read without network or files of the user."""
+
+_HOMES = {"reference": "pydoc_data.topics", "descriptions": "tensorflow_datasets"}
+"""Name of a built-in source -> the module that it comes with."""

@@ -21,7 +21,7 @@ from saap_jax.jobs.judged import TURNS, in_turns, written_by
 from saap_jax.jobs.racing import Race, left_of
 from saap_jax.llama.files.write import write_further
 from saap_jax.report.couplings import coupling_files
-from saap_jax.report.pages.common import structure_sentences, written_section
+from saap_jax.report.pages.common import structure_sentences, subject_sentence, written_section
 from saap_jax.report.pages.compare import comparison_table, cut_tables
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.records import RaceRecord
@@ -49,10 +49,11 @@ def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Tra
     """
     if config.best_ratio is None:
         config = dataclasses.replace(config, best_ratio=config.cut_ratio)  # on record is what was done
-    chains, layout = expand(config.methods), check(config)
+    chains = expand(config.methods)
     prices = read_prices()  # a wrong amount is refused before any time is spent
 
     def work(run: RunDirectory) -> None:
+        layout = check(config)  # here: a finished run is shown whatever has become of its texts
         seeds = config.seeds_drawn
         material = load(config, run, layout, track, seeds)
         evaluator = Evaluator(config, run, material, chains, config.ratios, track)
@@ -89,7 +90,7 @@ def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Tra
         run.update(cost=run_cost(run.record, prices), couplings=material.subject.couplings())
         run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
-    return run_job(config, work, lambda run: coupling_files(run.record), overwrite=overwrite)
+    return run_job(config, work, lambda run: coupling_files(run.record), overwrite=overwrite, track=track)
 
 
 def _raced(race: Race, ratio: float, candidates: Sequence[Candidate], stage: Stage) -> RaceRecord:
@@ -165,6 +166,7 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
 
 def shown(config: CompareConfig, run: RunDirectory) -> Iterator[Any]:
     """Show a comparison."""
+    yield subject_sentence(run.record)
     yield from structure_sentences(run.record)
     yield comparison_table(run.record, run.candidates())
     yield from cut_tables(run.record)

@@ -56,7 +56,7 @@ def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Trac
         rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
         run.save_json("fidelity", [row._asdict() for row in rows])
 
-    return run_job(config, work, finding_files, overwrite=overwrite)
+    return run_job(config, work, finding_files, overwrite=overwrite, track=track)
 
 
 def shown(config: FidelityConfig, run: RunDirectory) -> Iterator[Any]:

@@ -50,7 +50,7 @@ def frontier(config: FrontierConfig, *, overwrite: bool | None = False, track: T
         run.update(frontier=_measure(config, {chain.name: chain for chain in chains}, tops, evaluator, race))
         run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
-    return run_job(config, work, finding_files, overwrite=overwrite)
+    return run_job(config, work, finding_files, overwrite=overwrite, track=track)
 
 
 class _Points:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saap_jax.config.jobs import FidelityConfig, ScoreConfig, SensitivityConfig, SweepConfig
+from saap_jax.config.jobs import FidelityConfig, ScoreConfig
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.data import check_disjoint, parse_scenario
+from saap_jax.jobs.since import Config, warn_of_changes
 from saap_jax.llama.attention import attending
 from saap_jax.report.blocks import Column, Table
 from saap_jax.report.render import table_csv
@@ -23,12 +24,9 @@ from saap_jax.runtime.digests import inputs_of
 from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import alone, is_primary
-from saap_jax.runtime.progress import Track, step
+from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import open_subject
-
-Config = SweepConfig | SensitivityConfig | FidelityConfig | ScoreConfig
-"""Of the jobs that calibrate a model of ours and keep a run."""
 
 
 class Material(NamedTuple):
@@ -69,13 +67,25 @@ def load(config: Config, run: RunDirectory, layout: Layout | None, track: Track,
     with run.stage("load"), step(track, "load the model"):
         subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
     with run.stage("text"), step(track, "tokenise the texts"):
-        calibration = {
-            seed: subject.scenarios(dataclasses.replace(config.calibration, seed=seed))
-            for seed in seeds or (config.calibration.seed,)
-        }
-        texts = {} if isinstance(config, FidelityConfig | ScoreConfig) else subject.texts(config.evaluation)
-        inputs = inputs_of(subject.digests(), calibration, texts)
-        return Material(subject, calibration, texts, inputs)
+        return _read(config, subject, seeds)
+
+
+def _read(config: Config, subject: Subject, seeds: Sequence[int] = ()) -> Material:
+    calibration = {
+        seed: subject.scenarios(dataclasses.replace(config.calibration, seed=seed))
+        for seed in seeds or (config.calibration.seed,)
+    }
+    texts = {} if isinstance(config, FidelityConfig | ScoreConfig) else subject.texts(config.evaluation)
+    return Material(subject, calibration, texts, inputs_of(subject.digests(), calibration, texts))
+
+
+def _digests(config: Config, track: Track) -> dict[str, str]:
+    """Digest the model and the text that a configuration names, as they are now."""
+    with step(track, "see whether the model and the text are those of the run"):
+        subject = open_subject(config.model, layout=check(config), lengths=lengths_of(config))
+        if isinstance(config, ScoreConfig) and config.from_run:  # reads no text
+            return subject.digests()
+        return _read(config, subject, getattr(config, "seeds_drawn", ())).inputs
 
 
 def lengths_of(config: Any) -> dict[str, int]:
@@ -94,10 +104,11 @@ def run_job(
     files: Files = lambda run: {},
     *,
     overwrite: bool | None = False,
+    track: Track = quiet,
 ) -> RunDirectory:
     """Open the run directory of a configuration (its `runs` and `name`), hold it while `work` does what it does not
     hold yet, and finish it: with `files`, the report and the scalars. Programs compute attention as the configuration
-    says. A finished run is returned as it is, at once: neither its model nor its text is looked at.
+    says. A finished run is returned as it is, at once; where its model or text is another now, with a warning.
 
     Raises:
         ValueError: see `RunDirectory.open`; or another process holds the run.
@@ -107,6 +118,8 @@ def run_job(
     path = Path(config.runs) / config.name
     run = RunDirectory.open(path, dataclasses.asdict(config), **options)
     if run.finished:
+        if not isinstance(config, RecoverConfig):
+            warn_of_changes(config, run, lambda: _digests(config, track))
         return run
     attention = config.attention if isinstance(config, RecoverConfig) else config.model.attention
     with attending(attention), held(path, f"the run {path}"):

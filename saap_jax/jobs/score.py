@@ -8,6 +8,7 @@ from saap_jax.config.jobs import USUAL, PruneConfig, ScoreConfig
 from saap_jax.config.method import CalibrationConfig
 from saap_jax.jobs.candidates import cache_of, runner_of
 from saap_jax.jobs.job import check, load, run_job
+from saap_jax.jobs.since import changed_inputs
 from saap_jax.report.pages.score import find_patterns, fusion_table, pattern_table, rank_table
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.records import RunRecord
@@ -88,7 +89,7 @@ def score_run(
         if left_out:
             run.update(left_out=left_out)
 
-    run = run_job(config, work, overwrite=overwrite)
+    run = run_job(config, work, overwrite=overwrite, track=track)
     return run, read_scores(run)
 
 
@@ -119,8 +120,7 @@ def observing_run(path: str, model: str) -> RunRecord:
 
 def check_observed(path: str, record: RunRecord, inputs: Mapping[str, str]) -> None:
     """Raise ValueError where a run, by the digests of its record, observed something else than is there now."""
-    observed = record.get("inputs", {})
-    if other := [name for name, now in inputs.items() if observed.get(name, now) != now]:
+    if other := changed_inputs(record, inputs):
         raise ValueError(
             f"from_run: {path} observed another {other[0]} than is there now, or of another type; bring back what it "
             "was, or leave out from_run"

@@ -70,7 +70,7 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool | None = False, tr
         evaluator.save_keeps()
         run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
-    return run_job(config, work, finding_files, overwrite=overwrite)
+    return run_job(config, work, finding_files, overwrite=overwrite, track=track)
 
 
 def one_place_each(

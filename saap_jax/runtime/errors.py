@@ -30,6 +30,10 @@ class UnreadableFileError(ValueError):
     """A file of the user that a library cannot read."""
 
 
+class Doubt(UserWarning):
+    """What a command says in one line on the error stream, and goes on."""
+
+
 @contextlib.contextmanager
 def reading(path: str | Path, what: str) -> Iterator[None]:
     """Turn whatever is raised while a file is read into one line: the file, what was expected, the library's reason.

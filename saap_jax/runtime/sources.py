@@ -35,10 +35,18 @@ def source_digest(file: Path) -> str:
     """
     file = file.resolve()
     digest = hashlib.sha256(_read(file).content)
-    for module in sorted(_sources(file, _reach(file)) - {file}):
+    for module in user_sources(file):
+        if module == file:
+            continue
         name = os.path.relpath(module, file.parent)
         digest.update(f"{name};{hashlib.sha256(_read(module).content).hexdigest()};".encode())
     return digest.hexdigest()
+
+
+def user_sources(file: Path) -> list[Path]:
+    """List a file and the modules of its folder that it imports."""
+    file = file.resolve()
+    return sorted(_sources(file, _reach(file)))
 
 
 def run_file(path: str | os.PathLike[str]) -> dict[str, Any]:

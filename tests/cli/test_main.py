@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -15,6 +16,7 @@ from saap_jax.cli import main
 from saap_jax.cli.arguments import imported
 from saap_jax.jobs import compare, score
 from saap_jax.runs.directory import RunDirectory, read_run
+from saap_jax.runtime.errors import Doubt
 
 
 @pytest.fixture
@@ -39,6 +41,12 @@ def refused(capsys, words: list[str]) -> str:
     assert error.startswith("saap: ")
     assert error.count("\n") == 1
     return error
+
+
+def test_a_warning_of_ours_is_one_line(capsys):
+    main.main(["--version"])
+    assert warnings.formatwarning(Doubt("the model is another"), Doubt, "a.py", 1) == "saap: the model is another\n"
+    assert warnings.formatwarning(UserWarning("b"), UserWarning, "a.py", 1).startswith("a.py:1: UserWarning: b\n")
 
 
 def test_help(capsys):

@@ -1,12 +1,16 @@
 """The comparison on a tiny model: what a run leaves behind, what it does not do twice, what it compiles."""
 
 import dataclasses
+import datetime
 import json
 import shlex
+import shutil
+import time
 from unittest import mock
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import saap_jax
 from saap_jax.cli.arguments import parse as parse_words
@@ -20,7 +24,8 @@ from saap_jax.jobs import candidates, compare, prune
 from saap_jax.llama.files.load import load_keep
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.subjects.llama import scenarios_of, texts_of
+from saap_jax.runtime.errors import Doubt
+from saap_jax.subjects.llama import open_subject, scenarios_of, texts_of
 from saap_jax.surgery.compensation import compensate
 from tests.jobs.conftest import tiny
 
@@ -204,6 +209,54 @@ def test_a_run_goes_on_with_the_estimators_that_it_was_begun_with_alone(config, 
         compare.compare(asked)
     path.write_text(ESTIMATOR.format(sign=1))
     assert compare.compare(asked).finished, "control"
+
+
+@pytest.fixture
+def shown_again(config, tiny_model_directory, tmp_path):
+    """Run a small comparison on files of its own, older than the run; return its configuration and the files."""
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    shutil.copytree(tiny_model_directory, model)
+    text.write_text("the cat sat on the mat. " * 200)
+    calibration = dataclasses.replace(config.calibration, scenarios=(f"text:{text}",))
+    options = {"runs": str(tmp_path / "runs"), "calibration": calibration, "methods": ("magnitude",), "cut": False}
+    asked = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(model)), **options)
+    run = compare.compare(asked)
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)
+    run.update(started=later.isoformat(timespec="seconds"))
+    time.sleep(2)
+    return asked, model / "model.safetensors", text
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_shown_at_once(shown_again, monkeypatch):
+    """Files that are as old as it are not read, and it is shown without them."""
+    asked, weights, text = shown_again
+    monkeypatch.setattr("saap_jax.jobs.job.open_subject", lambda *_, **__: pytest.fail("read the model"))
+    first, *_ = compare.shown(asked, compare.compare(asked))
+    texts = f"calibrated on text:{text}, evaluated on builtin:reference and builtin:descriptions"
+    assert first == f"{weights.parent}, {texts}"
+    monkeypatch.undo()
+    for gone in (weights, text, weights.parent / "config.json"):
+        gone.unlink()
+        assert compare.compare(asked).finished
+
+
+@pytest.mark.slow
+def test_a_finished_run_of_another_model_is_said(shown_again):
+    asked, weights, text = shown_again
+    opened = mock.Mock(side_effect=open_subject)
+    with mock.patch("saap_jax.jobs.job.open_subject", opened):
+        for file in (weights, text):
+            file.write_bytes(file.read_bytes())
+            assert compare.compare(asked).finished  # control: warnings are errors here
+    assert opened.call_count == 2, "control: it was looked at"
+    text.write_text("the dog sat on the log. " * 200)
+    with pytest.warns(Doubt, match="what is shown is of another calibration text 'text' of seed 0 than is there now"):
+        compare.compare(asked)
+    tensors = load_file(weights)
+    save_file({name: 2 * value for name, value in tensors.items()}, weights)
+    with pytest.warns(Doubt, match="is of another model, calibration text 'text' of seed 0 than"):
+        assert compare.compare(asked).finished
 
 
 def test_overlapping_texts_are_refused(config, tmp_path):

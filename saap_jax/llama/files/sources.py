@@ -69,6 +69,19 @@ def resolve(name: str | Path) -> Path:
         ) from error
 
 
+def local_files(name: str) -> list[Path]:
+    """List the files of a model, and its directory, that are on this machine; none of an address or a hub name.
+
+    Raises:
+        FileNotFoundError: the package of a packaged model is not installed.
+    """
+    path = Path(name).expanduser()
+    if is_remote(name) or not (name in PACKAGED or path.exists()):
+        return []
+    path = resolve(name)
+    return [path, *path.iterdir()] if path.is_dir() else [path]
+
+
 # --- packages --------------------------------------------------------------------------------------
 
 

@@ -166,6 +166,15 @@ def written_section(texts: Sequence[WrittenText]) -> list[Section]:
     return section("What they write", table if texts else None, about=about)
 
 
+def subject_sentence(run: RunRecord) -> str:
+    """Say of which model and texts a run is."""
+    scenarios = run.get("config", {}).get("calibration", {}).get("scenarios", ())
+    judged = [metric["name"].partition(" ")[2] for metric in metrics(run)]
+    return (
+        f"{model_name(run)}, calibrated on {' and '.join(scenarios) or 'all sets'}, evaluated on {' and '.join(judged)}"
+    )
+
+
 def structure_sentences(run: RunRecord) -> list[str]:
     """Say what of a traced model can be pruned, and what repairs leave as it is."""
     lines = [

@@ -22,7 +22,7 @@ from safetensors.flax import load_file, save
 from saap_jax.config.checks import check_local
 from saap_jax.llama.files.write import new_output, write_further, write_json
 from saap_jax.runtime.digests import digest_of
-from saap_jax.runtime.errors import reading
+from saap_jax.runtime.errors import Doubt, reading
 from saap_jax.surgery.cut import keep_to_json
 from saap_jax.trace.cut import kept_shapes
 from saap_jax.trace.jaxpr import alive, constants_of, derivatives_of
@@ -198,5 +198,6 @@ def _check_program(path: Path, record: dict[str, Any], problem: Problem) -> None
     warnings.warn(
         f"{path}: was pruned with {made_by or 'a version that kept no digest'}, so that {_made_by()} cannot tell "
         "whether this factory's function still is the one that was pruned; prune again to have it checked",
+        Doubt,
         stacklevel=3,
     )
