@@ -2,7 +2,7 @@
 
 `deci` is a LLaMA with one number a layer, which Mistral and Phi-3 are too; of Qwen2, Qwen3 and mixtures of experts
 llama.cpp has only equal layers, so narrower ones are widened by zeros; experts are not, as tokens would be routed to
-them. It has no sliding window here: the context ends where that would count.
+them. It has no sliding window here: the context ends where that would count, and keys of ours keep both.
 """
 
 import errno
@@ -21,9 +21,12 @@ from saap_jax.export.widths import added_parameters, gguf_widths, unfit
 from saap_jax.llama.files.config import fits_plain_config
 from saap_jax.llama.files.families import all_but_each
 from saap_jax.llama.files.gguf import (
+    END_KEY,
+    END_KEYS,
     PERMUTED,
     ROPE_FACTORS,
     SCALING_KEYS,
+    WINDOW_KEYS,
     expert_matrices,
     experts_side,
     gguf_name,
@@ -68,7 +71,11 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
     architecture, traits = architecture_of(spec), spec.constants.traits
     layers = gguf_widths(spec, architecture)
     writer = gguf.GGUFWriter(path, architecture)
-    for key, value, kind in [*_attributes(spec, layers, architecture, name, "q4_1" if blocks else dtype), *vocabulary]:
+    pairs = [*_attributes(spec, layers, architecture, name, "q4_1" if blocks else dtype), *vocabulary]
+    ends = list(spec.constants.eos_tokens)
+    if set(ends) - {value for key, value, _ in vocabulary if key in END_KEYS}:
+        pairs.append((END_KEY, ends, (gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32)))
+    for key, value, kind in pairs:
         writer.add_key_value(key, value, kind[0], kind[1] if len(kind) > 1 else None)
     tensors = [tensor for tensor in gguf_tensors(model, layers) if 0 not in tensor.shape]
     if traits.fused and architecture == traits.gguf.architecture:
@@ -107,6 +114,26 @@ def context_of(constants: Constants) -> int:
         return constants.max_positions
     windows = [each.sliding_window for each in (constants, constants.apart) if each and each.sliding_window]
     return min([constants.max_positions, *windows])
+
+
+def _windows(constants: Constants, architecture: str) -> dict[str, int | list[int]]:
+    """Say the positions and the window of a model for which llama.cpp has no window, by the keys that we read.
+
+    Windows of layers whose rotary positions differ too have no such key.
+    """
+    apart, known = constants.apart, constants.traits.gguf
+    window, layers = constants.sliding_window, None
+    if apart is not None:
+        alike = (apart.rope_theta, apart.rope_scaling) == (constants.rope_theta, constants.rope_scaling)
+        window = apart.sliding_window if alike and window is None else None
+        layers = list(apart.layers)
+    if window is None or known.windows:
+        return {}
+    key = "attention.sliding_window"
+    own = architecture == known.architecture and key in known.keys  # Phi-3's, which llama.cpp reads and leaves
+    said = {"context_length": constants.max_positions, key: window, "attention.sliding_window_layers": layers}
+    names = WINDOW_KEYS | ({key: f"{architecture}.{key}"} if own else {})
+    return {names[name]: value for name, value in said.items() if value is not None}
 
 
 def architecture_of(spec: LlamaSpec) -> str:
@@ -184,7 +211,7 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
         own |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling.factor)}
     said = {"general.name": name, "general.file_type": int(_FILE_TYPES[dtype])}
     said |= {"general.quantization_version": gguf.GGML_QUANT_VERSION} if dtype in ("q8_0", "q4_1") else {}
-    said |= {f"{arch}.{key}": value for key, value in own.items()}
+    said |= {f"{arch}.{key}": value for key, value in own.items()} | _windows(constants, arch)
     if scaling is not None and scaling.kind == "llama3":
         said |= {key: getattr(scaling, setting) for setting, key in SCALING_KEYS.items()}
     kinds, one = gguf.GGUFValueType, {str: "STRING", int: "UINT32", float: "FLOAT32"}

@@ -100,7 +100,7 @@ def lost(tokenizer: Tokenizer, constants: Constants) -> tuple[str, ...]:
     added = tokenizer.added_tokens_decoder.values()
     blanks = [str(token) for token in added if token.lstrip or token.rstrip or token.single_word]
     said = (
-        (ends, "GGUF names three end tokens, so tokens of these numbers end no text there"),
+        (ends, "llama.cpp reads three end tokens, so tokens of these numbers end no text there"),
         (blanks, "GGUF does not say which added tokens take blanks beside them or stand for whole words, as these do"),
     )
     return tuple(f"{sentence}: {some(names)}" for names, sentence in said if names)

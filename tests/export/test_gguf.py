@@ -10,7 +10,7 @@ import pytest
 from saap_jax.export import gguf_file
 from saap_jax.export.gguf_file import architecture_of
 from saap_jax.llama import Constants, load_model
-from saap_jax.llama.spec import RopeScaling
+from saap_jax.llama.spec import Apart, RopeScaling
 from saap_jax.recovery.quantization import quantize
 from tests.export.models import (
     EMPTY,
@@ -21,6 +21,7 @@ from tests.export.models import (
     RAGGED,
     RELATIVES,
     UNIFORM,
+    fields_of,
     gemma,
     rewritten,
     spec_of,
@@ -140,7 +141,8 @@ def test_a_phi3_file_says_its_window(tmp_path):
     """Published files have the key, which llama.cpp reads and leaves; here it counts where it is shorter than texts."""
     model = random_model(RELATIVES["phi3-uniform"])
     written(model, tmp_path / "x.gguf")
-    for said, window in ((5, 5), (10, 10), (11, None), (5000, None)):
+    assert fields_of(tmp_path / "x.gguf")["phi3.attention.sliding_window"] == model.constants.sliding_window
+    for said, window in ((5, 5), (2047, 2047), (2048, None), (5000, None)):
         rewritten(tmp_path / "x.gguf", tmp_path / "y.gguf", "phi3", {"attention.sliding_window": said})
         assert load_model(tmp_path / "y.gguf").constants.sliding_window == window
 
@@ -163,6 +165,40 @@ def test_fused_matrices_of_two_kinds_are_refused(tmp_path):
     model = quantize(random_model(spec), bits=4, group_size=32, matrices=("query", "down"), rounding="nearest")
     with pytest.raises(ValueError, match=r"qkv_proj\.weight: expected its matrices all in floats or all quantised"):
         written(model, tmp_path / "x.gguf")
+
+
+SOME = Apart(layers=(1,), sliding_window=9)
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [
+        Constants(family="mistral", sliding_window=9, max_positions=64),
+        Constants(family="phi3", sliding_window=9, max_positions=64),
+        Constants(family="qwen2", sliding_window=9, max_positions=64),
+        Constants(family="qwen3", apart=SOME, max_positions=64),
+    ],
+    ids=lambda constants: constants.family,
+)
+def test_windows_come_back_with_all_positions(constants, tmp_path):
+    """In llama.cpp, which would see beyond a window, the context ends with it."""
+    model = random_model(spec_of((2, 2, 24), (2, 2, 24), constants=constants))
+    found = written(model, tmp_path / "x.gguf")
+    assert fields_of(tmp_path / "x.gguf")[f"{found.architecture}.context_length"] == 9
+    loaded = load_model(tmp_path / "x.gguf")
+    assert loaded.constants == constants
+    tokens = np.arange(24).reshape(2, 12)
+    np.testing.assert_allclose(forward(loaded, tokens), forward(model, tokens), rtol=0, atol=2e-5)
+
+
+def test_a_window_of_no_layer_is_refused(tmp_path):
+    model = random_model(spec_of((2, 2, 24), (2, 2, 24), constants=Constants(family="qwen3", apart=SOME)))
+    written(model, tmp_path / "x.gguf")
+    reader = gguf.GGUFReader(tmp_path / "x.gguf", "r+")
+    reader.fields["saap.attention.sliding_window_layers"].parts[-1][0] = 2
+    reader.data.flush()
+    with pytest.raises(ValueError, match=r"sliding_window_layers to be numbers of 2 layers, got \[2\]"):
+        load_model(tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("window", [40, None])

@@ -9,10 +9,10 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from saap_jax.export.gguf_file import write_gguf
-from saap_jax.export.gguf_vocabulary import lost, vocabulary_of
-from saap_jax.llama import Constants, load_tokenizer
+from saap_jax.export.gguf_vocabulary import lost, no_vocabulary, vocabulary_of
+from saap_jax.llama import Constants, load_model, load_tokenizer
 from saap_jax.llama.files.tokenizer import NORMALIZERS, PRE_TOKENIZERS
-from tests.export.models import spec_of
+from tests.export.models import fields_of, spec_of
 from tests.helpers import random_model
 
 TEXTS = [
@@ -131,3 +131,17 @@ def test_refusals(changes, message):
         pairs_of(trained("gpt-2", **changes))
     assert "--format hf, padded or ragged instead" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ends", [(), (7,), (7, 8, 9), (9, 7, 8, 5), tuple(range(12))])
+@pytest.mark.parametrize("named", [False, True], ids=["without a tokenizer", "with one"])
+def test_all_end_tokens_come_back(ends, named, tmp_path):
+    tokenizer = trained("gpt-2")
+    constants = Constants(eos_tokens=ends)
+    model = random_model(spec_of((2, 2, 24), vocab=len(tokenizer), constants=constants))
+    vocabulary = vocabulary_of(tokenizer, len(tokenizer), constants) if named else no_vocabulary()
+    write_gguf(model, tmp_path / "x.gguf", "float32", name="test", vocabulary=vocabulary)
+    found = load_model(tmp_path / "x.gguf").constants.eos_tokens
+    own = (tokenizer.eos_token_id,) if named else ()
+    assert set(found) == set(ends or own)
+    assert ("saap.eos_token_ids" in fields_of(tmp_path / "x.gguf")) == (len(ends) > (3 if named else 0))

@@ -192,3 +192,70 @@ def test_tensor_refusals(pair, change, message):
     _, tensors, path = pair
     with pytest.raises(ValueError, match=message):
         load_model(write(path, {name: each for name, each in (tensors | change).items() if each is not None}))
+
+
+# --- where tensors lie ---------------------------------------------------------------------------
+
+
+def moved(tensor, offset):
+    """Make an accident that gives a tensor of a file another offset."""
+
+    def harm(reader):
+        reader.tensors[tensor].field.parts[-1][0] = offset
+
+    return harm
+
+
+def aligned(alignment):
+    """Make an accident that changes the alignment which a file says."""
+
+    def harm(reader):
+        reader.fields["general.alignment"].parts[-1][0] = alignment
+
+    return harm
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (moved(1, 2**64 - 32), "at offset 3,072, behind the one before it by the alignment of 32, got 18,446,744"),
+        (moved(1, 0), "at offset 3,072, behind the one before it by the alignment of 32, got 0"),
+        (moved(1, 3072 + 32), "at offset 3,072, behind the one before it by the alignment of 32, got 3,104"),
+        (aligned(8), "expected the tensors to end with the file"),
+        (aligned(512), "expected a whole GGUF file, which cannot be read"),
+    ],
+    ids=["beyond 64 bits", "overlap", "hole", "smaller alignment", "larger alignment"],
+)
+def test_tensors_lie_one_behind_the_other(pair, harm, message):
+    model, tensors, path = pair
+    write(path, tensors, others={"general.alignment": 32})
+    assert_same(load_model(path), model)
+    reader = gguf.GGUFReader(path, "r+")
+    harm(reader)
+    reader.data.flush()
+    with pytest.raises(ValueError, match=r"model\.gguf: expected ") as error:
+        load_model(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_ends_with_its_tensors(pair):
+    model, tensors, path = pair
+    content = write(path, tensors).read_bytes()
+    path.write_bytes(content + bytes(8))
+    with pytest.raises(ValueError, match="expected the tensors to end with the file, after"):
+        load_model(path)
+    path.write_bytes(content)
+    assert_same(load_model(path), model)
+
+
+@pytest.mark.parametrize("said", [47, 49, 48])
+def test_a_vocabulary_is_as_large_as_said(pair, said):
+    _, tensors, path = pair
+    rows = len(tensors["token_embd.weight"])
+    write(path, tensors, FIELDS | {"vocab_size": said})
+    if said == rows:
+        assert load_model(path).spec.vocab == said
+        return
+    with pytest.raises(ValueError, match=f"llama.vocab_size to be the {rows} rows of token_embd.weight, got {said}"):
+        load_model(path)

@@ -71,7 +71,7 @@ def test_saved_with_a_model(smollm2_tokenizer, tmp_path, widths):
 def rebuilt(tmp_path):
     """Return the tokenizer of a file with seven tokens and one merge, its metadata changed: `rebuilt(pre=...)`."""
 
-    def load(**changes):
+    def load(vocab=7, **changes):
         values = {
             "model": "gpt2",
             "pre": "smollm",
@@ -83,6 +83,7 @@ def rebuilt(tmp_path):
         } | changes
         writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
         writer.add_context_length(64)
+        writer.add_vocab_size(vocab)
         for key, value in values.items():
             add = {list: writer.add_array, str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32}
             if value is not None:
@@ -128,6 +129,7 @@ def test_user_defined_tokens_are_not_special(rebuilt):
         ({"merges": ["a x"]}, "expected tokenizer.ggml.merges that fit its tokens"),
         ({"eos_token_id": 7}, "expected tokenizer.ggml.eos_token_id to be an id below 7, got 7"),
         ({"bos_token_id": None, "add_bos_token": True}, "add_bos_token is true, but the file names no bos_token"),
+        ({"vocab": 8}, "expected llama.vocab_size to be the 7 tokens in tokenizer.ggml.tokens, got 8"),
     ],
 )
 def test_refusals(rebuilt, changes, message):

@@ -34,7 +34,20 @@ SCALING_KEYS = {
 }
 """Setting of a llama3 scaling -> where our files keep it; llama.cpp needs the divisors alone."""
 
+WINDOW_KEYS = {
+    "context_length": "saap.context_length",
+    "attention.sliding_window": "saap.attention.sliding_window",
+    "attention.sliding_window_layers": "saap.attention.sliding_window_layers",
+}
+"""Attribute -> where our files keep it of a model with a window that llama.cpp does not compute, whose context ends for
+llama.cpp where the window begins to count; the last one where some layers alone have it."""
+
+END_KEY = "saap.eos_token_ids"
+"""All end tokens of a model, where llama.cpp's keys do not hold them."""
+
 _WORDS = "token_embd.weight"
+
+_TOKENS = "tokenizer.ggml.tokens"
 
 PERMUTED = ("llama", "deci")
 """Architectures whose rotary rows llama.cpp wants as pairs; those of the others stay as halves of each head."""
@@ -163,12 +176,57 @@ def open_gguf_file(path: Path) -> GgufFile:
 @functools.lru_cache(maxsize=2)
 def _open(path: Path, *_: int) -> GgufFile:
     with reading(path, "a whole GGUF file"):
-        reader = _Reader(path)
+        with np.errstate(over="ignore"):  # an offset that wraps around is refused below
+            reader = _Reader(path)
         if reader.byte_order != "I":
             raise ValueError(f"{path}: expected a little-endian GGUF file, got a big-endian one")
+        _check_places(path, reader)
         found = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
         entries = {key: Entry(field.contents(), tuple(field.types[:2])) for key, field in found.items()}
-        return GgufFile(path, entries, {tensor.name: tensor for tensor in reader.tensors})
+        file = GgufFile(path, entries, {tensor.name: tensor for tensor in reader.tensors})
+        _check_vocabulary(file)
+        return file
+
+
+def _check_places(path: Path, reader: gguf.GGUFReader) -> None:
+    """Raise ValueError unless tensors lie one behind the other, each at a multiple of the alignment, to the file's end.
+
+    llama.cpp refuses others too. Offsets that wrap around, tensors that overlap and a changed alignment would all give
+    numbers that were never written.
+    """
+    start = int(reader.data_offset)
+    alignment = int(reader.alignment)
+    end = start
+    place = start
+    for tensor in reader.tensors:
+        offset = int(tensor.field.parts[-1][0])
+        if offset != place - start:
+            raise ValueError(
+                f"{path}: expected tensor {shown(tensor.name)} at offset {place - start:,}, behind the one before it "
+                f"by the alignment of {alignment}, got {offset:,}; write or download the file again"
+            )
+        end = place + int(tensor.n_bytes)
+        place = -(-end // alignment) * alignment
+    if reader.tensors and not end <= len(reader.data) <= place:
+        raise ValueError(
+            f"{path}: expected the tensors to end with the file, after {end:,} to {place:,} bytes by the alignment of "
+            f"{alignment}, got {len(reader.data):,}; write or download the file again"
+        )
+
+
+def _check_vocabulary(file: GgufFile) -> None:
+    """Raise ValueError where the size that a file says of its vocabulary is not that of its embedding and tokenizer."""
+    key = f"{file.fields.get('general.architecture')}.vocab_size"
+    if (said := file.fields.get(key)) is None:
+        return
+    tokens = file.fields.get(_TOKENS)
+    counts = {
+        f"rows of {_WORDS}": file.shape(_WORDS)[0] if _WORDS in file.tensors else said,
+        f"tokens in {_TOKENS}": len(tokens) if isinstance(tokens, list) else said,
+    }
+    for what, count in counts.items():
+        if count != said:
+            raise ValueError(f"{file.path}: expected {key} to be the {count:,} {what}, got {shown(said)}")
 
 
 # --- checkpoints -----------------------------------------------------------------------------------
@@ -196,7 +254,10 @@ _OWN = {"expert_feed_forward_length", "attention.sliding_window", "rope.freq_bas
 
 _UNREAD = {"rope.scaling.original_context_length", "rope.scaling.finetuned"}
 
-_ENDS = {role: f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot", "eom")}
+_BEGIN = "tokenizer.ggml.bos_token_id"
+
+END_KEYS = tuple(f"tokenizer.ggml.{role}_token_id" for role in ("eos", "eot", "eom"))
+"""The end tokens that llama.cpp reads."""
 
 
 def gguf_families(experts: bool = False) -> dict[str, str]:
@@ -254,9 +315,22 @@ def _attributes(file: GgufFile) -> tuple[Values, str, str]:
         expected = "none" if experts else "a positive integer"
         raise ValueError(f"{where}: expected {prefix}expert_count to be {expected}, got {shown(experts)}")
     name = families[architecture]
+    if name == "llama" and WINDOW_KEYS["attention.sliding_window"] in file.fields:
+        name = "mistral"  # which is a LLaMA with a window
     if unknown := sorted(values.keys() - (_FIELDS.keys() - _OWN | FAMILIES[name].gguf.keys | _UNREAD)):
         raise ValueError(f"{where}: unknown attributes {some([prefix + key for key in unknown])}")
-    return checked(values, _FIELDS, where, prefix), architecture, name
+    found = checked(values, _FIELDS, where, prefix)
+    found.update(_windows(file))
+    return found, architecture, name
+
+
+def _windows(file: GgufFile) -> dict[str, Any]:
+    """Read the attributes that our files keep of a model whose window llama.cpp does not compute."""
+    kinds = dict.fromkeys(WINDOW_KEYS.values(), "positions") | {
+        WINDOW_KEYS["attention.sliding_window_layers"]: "count*"
+    }
+    ours = checked({key: file.fields[key] for key in kinds if key in file.fields}, kinds, str(file.path))
+    return {name: ours[key] for name, key in WINDOW_KEYS.items() if key in ours}
 
 
 def _number(value: float) -> float:
@@ -315,8 +389,8 @@ def _spec(found: Values, file: GgufFile, architecture: str, name: str) -> LlamaS
                 f"{where}: expected {found.prefix}expert_used_count of at most {experts} experts, got {most}"
             )
         how |= {"experts_per_token": most, "route_scale": "sum_to_one"}
-    tokens = checked(file.fields, dict.fromkeys(_ENDS.values(), "token"), where)
-    ends = [tokens.get(_ENDS[role]) for role in ("eos", "eot", "eom")]
+    tokens = checked(file.fields, dict.fromkeys((_BEGIN, *END_KEYS), "token") | {END_KEY: "token*"}, where)
+    ends = tokens.get(END_KEY, [tokens.get(key) for key in END_KEYS])
     rows = checked({"rows": file.shape(_WORDS)[0]}, {"rows": "vocabulary"}, where, f"{_WORDS}: ")
     return LlamaSpec(
         vocab=rows["rows"],
@@ -328,7 +402,7 @@ def _spec(found: Values, file: GgufFile, architecture: str, name: str) -> LlamaS
         constants=Constants(
             norm_eps=_number(found["attention.layer_norm_rms_epsilon"]),
             max_positions=found["context_length"],
-            bos_token=tokens.get(_ENDS["bos"]),
+            bos_token=tokens.get(_BEGIN),
             eos_tokens=tuple(dict.fromkeys(end for end in ends if end is not None)),
             family=name,
             **how,
@@ -350,7 +424,13 @@ def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
     window = found.get("attention.sliding_window") or None
     window = None if window is None or window >= positions else window
     if not family.gguf.windows:
-        return main | {"sliding_window": window}
+        apart = found.get("attention.sliding_window_layers")
+        if apart is None or window is None:
+            return main | {"sliding_window": window}
+        if not isinstance(apart, list) or not set(apart) <= set(range(layers)):
+            key = WINDOW_KEYS["attention.sliding_window_layers"]
+            raise ValueError(f"{found.where}: expected {key} to be numbers of {layers} layers, got {shown(apart)}")
+        return main | {"apart": Apart(layers=tuple(apart), sliding_window=window, **main)}
     if layers == 62:  # by which llama.cpp knows it
         raise ValueError(
             f"{found.where}: a gemma3 of {layers} layers (27B) divides its scores by another number than the size of a "

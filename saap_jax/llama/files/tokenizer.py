@@ -151,7 +151,7 @@ ROLES = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_to
 
 
 def _from_gguf(path: Path) -> Tokenizer:
-    from saap_jax.llama.files.gguf import open_gguf_file
+    from saap_jax.llama.files.gguf import WINDOW_KEYS, open_gguf_file
 
     file, prefix = open_gguf_file(path), "tokenizer.ggml."
     fields = file.fields
@@ -188,10 +188,11 @@ def _from_gguf(path: Path) -> Tokenizer:
             named[role] = tokens[index]
     made = _sentence_pieces(found, vocabulary, named) if pieces else _byte_pairs(found, vocabulary, str(pre))
     _add_special(made, found, named)
+    positions = fields[f"{fields['general.architecture']}.context_length"]
     return _transformers().PreTrainedTokenizerFast(
         tokenizer_object=made,
         clean_up_tokenization_spaces=False,
-        model_max_length=fields[f"{fields['general.architecture']}.context_length"],
+        model_max_length=fields.get(WINDOW_KEYS["context_length"], positions),
         chat_template=fields.get("tokenizer.chat_template"),
         **named,
     )
