@@ -21,7 +21,7 @@ from saap_jax.estimation.base import Plan, Statistic, Statistics, statistics_dty
 from saap_jax.estimation.registry import STATISTICS
 from saap_jax.llama.files.layout import Tensor
 from saap_jax.llama.files.write import write_tensors
-from saap_jax.runtime.errors import reading
+from saap_jax.runtime.errors import reading, shown
 from saap_jax.runtime.gather import fetched, leaves_by_path
 from saap_jax.runtime.mesh import mesh_of
 from saap_jax.runtime.processes import is_primary
@@ -93,7 +93,7 @@ def load_statistics(path: str | Path, model: Weights, known: Iterable[Statistic]
     by_name = STATISTICS | {statistic.name: statistic for statistic in known}
     with reading(path, f"a file of {FORMAT!r}"), safe_open(path, framework="numpy") as file:
         about = _counts(path, file)
-        examples, tokens = int(about["examples"]), int(about["tokens"])
+        examples, tokens = about["examples"], about["tokens"]
         stored: dict[str, dict[str, tuple[int, ...]]] = {}
         for name in file.keys():  # noqa: SIM118
             statistic, _, place = name.partition("/")
@@ -123,13 +123,31 @@ def load_statistics(path: str | Path, model: Weights, known: Iterable[Statistic]
 
 
 def _counts(path: str | Path, file: Any) -> dict[str, Any]:
-    """Read the metadata of a file of statistics."""
+    """Read the metadata of a file of statistics, and hold them against its tensors.
+
+    Raises:
+        ValueError: another file; counts that are no whole numbers above 0; tensors of statistics that it does not name,
+            or none of one that it names; numbers that are no float32.
+    """
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a file of {FORMAT!r}, got {metadata.get('format')!r}")
     counts = json.loads(metadata["counts"])
-    if (found := len(list(file.keys()))) != counts["tensors"]:
-        raise ValueError(f"{path}: expected {counts['tensors']} tensors, got {found}; observe again")
+    for name in ("examples", "tokens", "tensors"):
+        if type(counts[name]) is not int or counts[name] < 1:
+            raise ValueError(f"{path}: expected {name} to be a whole number above 0, got {shown(counts[name])}")
+    tensors = list(file.keys())
+    if len(tensors) != counts["tensors"]:
+        raise ValueError(f"{path}: expected {counts['tensors']} tensors, got {len(tensors)}; observe again")
+    held = {name.partition("/")[0] for name in tensors} - {"losses"}
+    if set(counts["statistics"]) != held:
+        raise ValueError(
+            f"{path}: expected the statistics {', '.join(sorted(held)) or 'none'}, of which it has tensors, got "
+            f"{shown(counts['statistics'])}; observe again"
+        )
+    for name in tensors:
+        if (kind := file.get_slice(name).get_dtype()) != "F32":
+            raise ValueError(f"{path}: expected float32 (F32) in tensor {name}, got {kind}; observe again")
     return counts
 
 

@@ -86,7 +86,7 @@ def test_statistics_of_somebody_else_are_left_alone(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    """A masked model, another one, other tensors, other metadata, numbers that are not finite."""
+    """A masked model, another one, other tensors, other metadata, numbers that are not finite or no floats."""
     with pytest.raises(ValueError, match="expected statistics of a whole model"):
         save_statistics(tmp_path / "masked", observed("probes", FEW)._replace(gates={}))
     path, name = save_statistics(tmp_path / "s", observed("probes", FEW)), "gate_gradient/mlp"
@@ -108,13 +108,20 @@ def test_what_does_not_fit_is_refused(tmp_path):
     fewer = {key: value for key, value in tensors.items() if key != name}
     refused(f"expected {len(tensors)} tensors, got {len(fewer)}", fewer)
     refused("no gate_gradient of mlp", fewer, tensors=len(fewer))
+    refused(r"expected float32 \(F32\) in tensor losses, got I32", tensors | {"losses": np.ones(3, np.int32)})
+    refused(rf"\(F32\) in tensor {name}, got F64", tensors | {name: tensors[name].astype(np.float64)})
     refused(rf"finite numbers in tensor {name}", tensors | {name: np.full_like(tensors[name], np.nan)})
     for text in ("", "{", "[]", '{"a": 1}'):
         refused("s: expected a file of 'saap_jax statistics 2', which cannot be read", raw={"counts": text})
-    refused("cannot be read", tokens="many")
+    for wrong in ("many", "3", 0, -1, 3.0, True, None):
+        refused(r"s: expected tokens to be a whole number above 0, got ", tokens=wrong)
+        refused(r"s: expected examples to be a whole number above 0, got ", examples=wrong)
     refused(r"of shape \(2, 2, 2\) for this model, got \(3, 2, 2\)", examples=2)
-    refused(r"tensor losses/ of shape \(2,\) for this model, got \(3,\)", examples=2, statistics=[])
-    refused("no second_moment of", statistics=["second_moment"])
+    losses = {"losses": tensors["losses"]}
+    refused(r"losses/ of shape \(2,\) for this model, got \(3,\)", losses, examples=2, statistics=[], tensors=1)
+    names = counts["statistics"]
+    for others in ([], ["second_moment"], [*names, "surprise"], names[1:]):
+        refused(r"s: expected the statistics .*gate_gradient.*, of which it has tensors, got \[", statistics=others)
     save_file(tensors, path, metadata)
     assert_same(load_statistics(path, model()), observed("probes", FEW))
 
