@@ -3,11 +3,14 @@
 import dataclasses
 import importlib.util
 import json
+import logging
+import re
 import subprocess
 import sys
 
 import gguf
 import pytest
+import transformers
 
 from saap_jax.llama import load_tokenizer, save_model
 from saap_jax.llama.files import tokenizer as tokenizer_module
@@ -161,6 +164,43 @@ def test_tokens_beyond_the_vocabulary(tokenizer, tmp_path):
     with pytest.raises(ValueError, match=f"up to id {len(tokenizer)} \\('<more>'\\)"):
         load(len(tokenizer))
     assert load(len(tokenizer) + 1).encode("<more>") == [len(tokenizer)]
+
+
+@pytest.fixture
+def logged():
+    """Return what the library of tokenizers logs."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_damaged_tokenizer_is_one_line(tmp_path, monkeypatch, logged, installed):
+    """Also where the library tries one format after another, and logs each."""
+    monkeypatch.setattr(tokenizer_module, "_reads_pieces", lambda: installed)
+    (tmp_path / "tokenizer.model").write_bytes(b"no pieces")
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path)) + ".*: expected .*token") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+    assert ("pip install sentencepiece" in str(error.value)) == (not installed)
+    assert logged == []
+
+
+def test_what_is_logged_of_a_good_tokenizer_is_said(tokenizer, tmp_path, monkeypatch, logged):
+    tokenizer.save_pretrained(tmp_path)
+    load = transformers.AutoTokenizer.from_pretrained
+
+    def warned(*given, **options):
+        logging.getLogger("transformers").warning("a new format")
+        return load(*given, **options)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", warned)
+    load_tokenizer(tmp_path)
+    assert "a new format" in [record.getMessage() for record in logged]
 
 
 @pytest.mark.slow

@@ -1,7 +1,12 @@
 """Load the tokenizer that belongs to a model: from its directory or hub name, or rebuilt from GGUF metadata."""
 
+import contextlib
+import importlib.util
 import json
+import logging
+import logging.handlers
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +112,14 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     for file in _FILES:  # the library reads them too, but takes what is damaged for something else
         if (path / file).is_file():
             read_object(path / file)
-    with reading(path, "a tokenizer"):
-        library = _transformers()
+    alone = not any((path / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+    if alone and not _reads_pieces():
+        raise ValueError(
+            f"{path / 'tokenizer.model'}: expected tokenizer.json beside it, or a package that reads it, got neither; run "
+            "pip install sentencepiece protobuf"
+        )
+    library = _transformers()
+    with reading(path, "a tokenizer"), _held_back():
         tokenizer = library.AutoTokenizer.from_pretrained(
             str(path),
             config=library.LlamaConfig(),  # the directory's own may say saap_llama, which the library refuses
@@ -132,6 +143,26 @@ def _check_ids(vocabulary: dict[str, int], vocab: int, path: Path) -> None:
             f"{path}: the tokenizer has {len(beyond)} tokens beyond the model's vocabulary of {vocab:,}, up to id "
             f"{index:,} ({shown(token)}); it belongs to another model, or its added tokens were never trained"
         )
+
+
+def _reads_pieces() -> bool:
+    """Say whether there is a package by which transformers reads `tokenizer.model`."""
+    return any(importlib.util.find_spec(package) is not None for package in ("sentencepiece", "tiktoken"))
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Hold back what transformers logs until the end; where an error is raised, that alone is said."""
+    logger = logging.getLogger("transformers")
+    handlers = logger.handlers
+    held = [logging.handlers.MemoryHandler(10_000, logging.CRITICAL + 1, handler) for handler in handlers]
+    logger.handlers = list(held)
+    try:
+        yield
+    finally:
+        logger.handlers = handlers
+    for each in held:
+        each.flush()
 
 
 def _transformers() -> Any:
