@@ -1,8 +1,15 @@
 """Prompts: a chat by a tokenizer's template, and instructions with responses, as Alpaca or Dolly has them."""
 
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from saap_jax.runtime.errors import fields_of, reading
+
+SECONDS = 30.0
+"""How long a chat template may take for one conversation: a thousand times as long as any known one does."""
 
 
 def encode_chat(tokenizer: Any, said: str) -> list[int]:
@@ -20,7 +27,7 @@ def conversation(tokenizer: Any, messages: list[dict[str, str]], **options: Any)
     """Write messages as one text, by the chat template of a tokenizer: a program that runs in a sandbox.
 
     Raises:
-        ValueError: there is none, it fails on them, or what it makes is no text.
+        ValueError: there is none, it fails on them, it does not end, or what it makes is no text.
     """
     if not tokenizer.chat_template:
         raise ValueError(
@@ -28,9 +35,31 @@ def conversation(tokenizer: Any, messages: list[dict[str, str]], **options: Any)
             "data.template alpaca"
         )
     with reading(f"chat template of {tokenizer.name_or_path or 'the tokenizer'}", "one that takes this conversation"):
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        with _ending(SECONDS):
+            text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
         check_text("chat template", text)
         return text
+
+
+@contextlib.contextmanager
+def _ending(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError from within Python code that runs longer than it may, as nested loops of a template would.
+
+    The clock is looked at before every line, and so in every thread, where a signal would reach the main one alone.
+    """
+    end = time.monotonic() + seconds
+
+    def look(*_: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError(f"it has not ended after {seconds:g} seconds; give the tokenizer another template")
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def around_answer(tokenizer: Any) -> tuple[str, int | None]:

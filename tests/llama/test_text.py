@@ -1,11 +1,14 @@
 """Text as it comes: whole characters only, stop strings never shown, no second BOS."""
 
 import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from saap_jax.data import chat
 from saap_jax.data.chat import encode_chat
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.generate import Sampling, TextOutput, encode_prompt, generate, stream, stream_texts
@@ -118,6 +121,26 @@ def test_a_template_that_fails_is_refused_in_a_line(tokenizer, template, message
         encode_chat(with_bos(tokenizer, template), "the cat")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+LONG = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+MANY = "{% for a in range(99999) %}{{ range(99999) | map('string') | join | length }}{% endfor %}"
+
+
+@pytest.mark.parametrize("thread", [False, True], ids=["main thread", "another thread"])
+@pytest.mark.parametrize("template", [LONG, MANY], ids=["loops", "filters"])
+def test_a_template_that_does_not_end_is_refused(tokenizer, monkeypatch, template, thread):
+    monkeypatch.setattr(chat, "SECONDS", 0.3)
+    before = sys.gettrace()
+    endless = with_bos(tokenizer, template)
+    here = lambda function, *given: function(*given)  # noqa: E731
+    there = lambda function, *given: ThreadPoolExecutor().submit(function, *given).result()  # noqa: E731
+    run = there if thread else here
+    with pytest.raises(ValueError, match=r"chat template of .*has not ended after 0\.3 seconds") as caught:
+        run(encode_chat, endless, "the cat")
+    assert "\n" not in str(caught.value)
+    assert sys.gettrace() is before
+    assert encode_chat(with_bos(tokenizer, "{{ messages[0].content }}"), "the cat") == tokenizer.encode("the cat")
 
 
 def test_prompts(tokenizer):

@@ -115,8 +115,8 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     alone = not any((path / file).is_file() for file in ("tokenizer.json", "vocab.json"))
     if alone and not _reads_pieces():
         raise ValueError(
-            f"{path / 'tokenizer.model'}: expected tokenizer.json beside it, or a package that reads it, got neither; run "
-            "pip install sentencepiece protobuf"
+            f"{path / 'tokenizer.model'}: expected tokenizer.json beside it, or a package that reads it, got neither; "
+            "run pip install sentencepiece protobuf"
         )
     library = _transformers()
     with reading(path, "a tokenizer"), _held_back():
