@@ -60,8 +60,8 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
     text = sum(subject.count(examples)[1] for examples in scenarios.values())
     judged = sum(subject.count(examples)[1] for examples in texts.values())
     candidates = len(chains) * len(seeds) * (len(ratios) + ROUNDS * isinstance(config, FrontierConfig))
-    spent = (chain.passes(extent, each) for chain, extent in zip(chains, extents, strict=True) for each in ratios)
-    passes = sum(spent) * candidates
+    pairs = [*zip(chains, extents, strict=True)]
+    passes = sum(chain.passes(extent, each, subject) for chain, extent in pairs for each in ratios) * candidates
     passes /= len(chains) * len(ratios)
     cuts = 1 if alone or (isinstance(config, CompareConfig) and config.cut) else 0
     tokens = text * (SCORING * len(seeds) + passes) + judged * (1 + candidates + 2 * cuts * (not alone))

@@ -15,6 +15,7 @@ said by the step that cannot, in one line. Steps know a `Subject` and never a ki
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -107,6 +108,22 @@ class Store(NamedTuple):
             self.cache.save(self.key, arrays)
 
 
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """What is known of the steps before one while nothing has run yet."""
+
+    subject: Subject
+    """The unpruned model."""
+    within: Any
+    """The limits that they set: `steps.limits.Within`."""
+    find_most: Callable[[], float]
+
+    @functools.cached_property
+    def most(self) -> float:
+        """The largest ratio that they can meet whatever the scores, rounded down to four decimals."""
+        return self.find_most()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
     """What steps look at beside the state."""
@@ -131,6 +148,8 @@ class Context:
     """Runs so many steps of another chain to `ratio` on a text of the shape of `scenarios`."""
     store: Store = dataclasses.field(default_factory=Store)
     """What the step can go on from."""
+    room: Room | None = None
+    """What was known of the steps before, as `Step.asks` was given it."""
     known: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What steps keep in memory that comes of the unpruned model and the calibration text alone."""
 
@@ -221,11 +240,11 @@ class Step:
         """
         return None
 
-    def asks(self, subject: Subject, ratio: float) -> float:
+    def asks(self, room: Room, ratio: float) -> float:
         """Say how much of the prunable parameters the chain before it is to remove, where `ratio` is to be gone."""
         return ratio
 
-    def passes(self, before: float, text: Extent, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
         """Estimate how many forward passes over the text a chain takes up to this step.
 
         The one that scores the unpruned model does not count.
@@ -234,6 +253,10 @@ class Step:
             before: passes of the steps before it.
             text: of which size the text is that the step goes by.
             ratio: share of the prunable parameters that goes.
+            room: what is known of the steps before it.
+
+        Raises:
+            ValueError: a ratio that the step cannot meet.
         """
         return before
 
@@ -320,6 +343,17 @@ def need(state: State, step: Step) -> Scores:
     if state.scores is None:
         raise ValueError(f"{step.name}: expected a score before it, such as wanda, got none")
     return state.scores
+
+
+def need_room(on: Context, step: Step) -> Room:
+    """Read what is known of the steps before one.
+
+    Raises:
+        ValueError: the step is not called by a chain.
+    """
+    if on.room is None:
+        raise ValueError(f"{step.name}: expected to be run in a chain, as run_chain does, got a call of its own")
+    return on.room
 
 
 def default_of(field: Any) -> Any:

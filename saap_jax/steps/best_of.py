@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from saap_jax.runtime.decisions import least_first
-from saap_jax.steps.base import Before, Context, Extent, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import HELD_OUT
@@ -62,9 +62,9 @@ class BestOf(Step):
         for chain in self.chains:
             chain.check(subject, text)
 
-    def passes(self, before: float, text: Extent, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
         """Each chain once, and one of them again."""
-        each = [chain.passes(text, ratio) for chain in self.chains]
+        each = [chain.passes(text, ratio, room.subject) for chain in self.chains]
         return before + sum(each) + max(each)
 
     def __call__(self, state: State, on: Context, before: Before) -> State:

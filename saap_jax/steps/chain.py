@@ -19,7 +19,7 @@ import difflib
 import itertools
 import keyword
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from saap_jax.config.checks import check_values
@@ -27,10 +27,10 @@ from saap_jax.config.packaged import packaged
 from saap_jax.estimation.registry import ESTIMATORS, from_file, names_file
 from saap_jax.recipes import RECIPES
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
-from saap_jax.steps.allocation.allocation import Allocation
+from saap_jax.steps.allocation.allocation import Allocation, most_removable
 from saap_jax.steps.allocation.allocations import Uniform
 from saap_jax.steps.allocation.rounds import Rounds
-from saap_jax.steps.base import STEPS, Extent, Step, find_step
+from saap_jax.steps.base import STEPS, Extent, Room, Step, find_step
 from saap_jax.steps.limits import Within
 from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.steps.score.oracles import ORACLES
@@ -81,12 +81,12 @@ class Chain:
         inner = (score for each in self.steps for chain in each.inner for score in chain.scores)
         return (*(each for each in early if isinstance(each, Score)), *inner)
 
-    def passes(self, text: Extent, ratio: float) -> float:
+    def passes(self, text: Extent, ratio: float, subject: Subject) -> float:
         """Estimate how many forward passes over the calibration text it takes beside the one that scores."""
         spent = 0.0
-        for each, now in self._extents(text):
+        for (each, now), room in zip(self._extents(text), rooms(self.steps, subject), strict=True):
             size = now.windows / text.windows  # passes of a step are those over the text that it goes by
-            spent = each.passes(spent / size, now, ratio) * size
+            spent = each.passes(spent / size, now, ratio, room) * size
         return spent
 
     def check(self, subject: Subject, text: Extent) -> None:
@@ -388,13 +388,61 @@ def _number(value: Any) -> Any:
 
 def allocation_of(chain: Chain) -> tuple[Allocation, Within]:
     """Take the first allocation of a chain, and the limits by which it chooses: those before it."""
-    at, allocation = next((at, each) for at, each in enumerate(chain.steps) if isinstance(each, Allocation))
-    return allocation, limits_of(dataclasses.replace(chain, steps=chain.steps[:at]))
+    return _allocation_of(chain.steps)
 
 
 def limits_of(chain: Chain) -> Within:
     """Join the limits of a chain."""
+    return _limits_of(chain.steps)
+
+
+def _allocation_of(steps: Sequence[Step]) -> tuple[Allocation, Within]:
+    at, allocation = next((at, each) for at, each in enumerate(steps) if isinstance(each, Allocation))
+    return allocation, _limits_of(steps[:at])
+
+
+def _limits_of(steps: Sequence[Step]) -> Within:
     limits = Within()
-    for each in chain.steps:
+    for each in steps:
         limits = each.behind(limits) if isinstance(each, Within) else limits
     return limits
+
+
+# --- what a chain can remove, before it runs -----------------------------------------------------
+
+
+def choices(steps: Sequence[Step]) -> list[tuple[Allocation, Within]]:
+    """List which allocation chooses by which limits: the first one, and as refinements do by limits behind it."""
+    (allocation, before), every = _allocation_of(steps), _limits_of(steps)
+    return [(allocation, before), *([(allocation, every)] if every != before else [])]
+
+
+def rooms(steps: Sequence[Step], subject: Subject) -> list[Room]:
+    """Tell for each step what is known of those before it."""
+    return [room_behind(steps[:at], subject) for at in range(len(steps))]
+
+
+def room_behind(steps: Sequence[Step], subject: Subject) -> Room:
+    """Tell what is known of some steps."""
+    return Room(subject, _limits_of(steps), lambda: most_of_steps(steps, subject))
+
+
+def asked_of_first(steps: Sequence[Step], subject: Subject, ratios: Iterable[float]) -> Iterator[float]:
+    """Yield how much the first allocation is to remove where some ratios are to be gone behind all steps."""
+    backwards = [*zip(steps, rooms(steps, subject), strict=True)][::-1]
+    for ratio in ratios:
+        for each, room in backwards:
+            ratio = each.asks(room, ratio)
+        yield ratio
+
+
+def most_of_steps(steps: Sequence[Step], subject: Subject) -> float:
+    """Find the largest ratio that steps can meet whatever the scores, rounded down to four decimals."""
+    inner = [each for step in steps for each in step.inner]
+    if inner:
+        top = min(most_of_steps(each.steps, subject) for each in inner)
+    else:
+        top = min(most_removable(subject, *each) for each in choices(steps))
+    ratios = [share / 10_000 for share in range(9_999, -1, -1)]
+    asked = asked_of_first(steps, subject, ratios)
+    return next(ratio for ratio, rest in zip(ratios, asked, strict=False) if rest <= top)

@@ -19,9 +19,9 @@ from saap_jax.estimation.registry import code_of, code_of_statistic
 from saap_jax.runtime import progress
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Passes
-from saap_jax.steps.allocation.allocation import Allocation, choose, impossible, most_removable
+from saap_jax.steps.allocation.allocation import choose, impossible
 from saap_jax.steps.base import Context, Extent, State, Step, Store
-from saap_jax.steps.chain import Chain, allocation_of, limits_of
+from saap_jax.steps.chain import Chain, asked_of_first, choices, most_of_steps, room_behind
 from saap_jax.steps.limits import Within
 from saap_jax.steps.score.calibrate import Calibrated, calibrate, put_together
 from saap_jax.steps.score.fusion import Fusion
@@ -111,7 +111,7 @@ class Runner:
 
     def begin(self, chain: Chain, ratio: float) -> None:
         """Score the unpruned model, and say how many passes over the text a chain takes behind that."""
-        after = round(chain.passes(self.extent, ratio))
+        after = round(chain.passes(self.extent, ratio, self.subject))
         then = f", before about {after} passes over the text" if after > 1 else ""
         with progress.step(self.passes.track, f"score all units{then}"):
             self.first()
@@ -119,7 +119,7 @@ class Runner:
     def check(self, chain: Chain, ratios: Sequence[float]) -> None:
         """Raise ValueError for what can be known to fail before any time is spent."""
         chain.check(self.subject, self.extent)
-        asked = [self._asked(chain, ratio) for ratio in ratios]
+        asked = [*asked_of_first(chain.steps, self.subject, ratios)]
         for ratio, rest in zip(ratios, asked, strict=True):
             if rest != ratio and ratio > (top := self.most_removable(chain)):
                 raise impossible(ratio, top)
@@ -128,23 +128,12 @@ class Runner:
                 self.check(each, asked)
             return
         equal: Scores = {name: np.ones(units.shape) for name, units in self.subject.existing.items()}
-        for (allocation, within), ratio in itertools.product(_choices(chain), asked):
+        for (allocation, within), ratio in itertools.product(choices(chain.steps), asked):
             choose(self.subject, equal, ratio, allocation, within)
 
     def most_removable(self, chain: Chain) -> float:
         """Find the largest ratio that a chain can meet whatever the scores, rounded down to four decimals."""
-        if inner := [each for step in chain.steps for each in step.inner]:
-            top = min(map(self.most_removable, inner))
-        else:
-            top = min(most_removable(self.subject, *each) for each in _choices(chain))
-        ratios = (share / 10_000 for share in range(9_999, -1, -1))
-        return next(ratio for ratio in ratios if self._asked(chain, ratio) <= top)
-
-    def _asked(self, chain: Chain, ratio: float) -> float:
-        """Say how much of what is to be gone the first allocation of a chain is asked for."""
-        for each in reversed(chain.steps):
-            ratio = each.asks(self.subject, ratio)
-        return ratio
+        return most_of_steps(chain.steps, self.subject)
 
     # --- steps
 
@@ -178,7 +167,7 @@ class Runner:
             dense=self.subject, scenarios=self.text, instead=state.text, ratio=ratio, final=final, behind=behind,
             known=self._known, batch_size=self.passes.batch_size, track=self.passes.track, observe=self._observe,
             run=lambda chain, text, end: self.fitted_on(text)._to(chain, end, ratio),
-            store=Store(self.cache, digest(key, "training")),
+            store=Store(self.cache, digest(key, "training")), room=room_behind(first, self.subject),
         )  # fmt: skip
         kept = Store(self.cache, key)
         if step.costly and (found := kept.load()):
@@ -257,12 +246,6 @@ def codes_of(steps: Iterable[Step], structures: Sequence[str]) -> dict[str, str]
         for chain in each.inner:
             found |= codes_of(chain.steps, structures)
     return {name: code for name, code in found.items() if code}
-
-
-def _choices(chain: Chain) -> list[tuple[Allocation, Within]]:
-    """List which allocation chooses by which limits: the first one, and as refinements do by limits behind it."""
-    (allocation, before), every = allocation_of(chain), limits_of(chain)
-    return [(allocation, before), *([(allocation, every)] if every != before else [])]
 
 
 def packed(made: Calibrated) -> dict[str, np.ndarray]:

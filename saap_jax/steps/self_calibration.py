@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from saap_jax.config.checks import Natural, Positive, check_positive
-from saap_jax.steps.base import Before, Context, Extent, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 from saap_jax.subjects.base import Subject
 
 PASSES = 4.0
@@ -40,7 +40,7 @@ class SelfCalibration(Step):
         """Raise ValueError for a model that writes no text."""
         subject.check_objective(self.name)
 
-    def passes(self, before: float, text: Extent, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
         """Those that writing takes as long as."""
         return before + PASSES * self.windows / text.windows
 

@@ -16,6 +16,8 @@ from saap_jax.steps.refinement.evolve import Evolve
 from saap_jax.steps.refinement.learn import Learn
 from saap_jax.steps.repair.output import LeastSquares
 from saap_jax.steps.score.score import Fused, Normalize, Score
+from saap_jax.subjects.llama import LlamaSubject
+from tests.helpers import random_model, spec_of
 
 MINE = """
 import dataclasses
@@ -293,4 +295,5 @@ def test_a_name_does_not_stand_for_two_methods(texts):
     ],
 )
 def test_passes_are_counted_before_they_are_taken(text, passes):
-    assert parse(text).passes(Extent(32, 8), 0.2) == pytest.approx(passes)
+    subject = LlamaSubject(random_model(spec_of((2, 4))))
+    assert parse(text).passes(Extent(32, 8), 0.2, subject) == pytest.approx(passes)

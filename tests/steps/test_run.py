@@ -133,6 +133,85 @@ def test_what_whole_attentions_leave_is_what_the_chain_before_them_is_checked_fo
         runner(subject).check(chain, [top + 0.01])
 
 
+HALF = "magnitude > within(max_ratio={attention: 0, mlp: 0.5}) > uniform > attentions"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chain", "ratio", "attentions"),
+    [
+        (HALF, 0.35, 1),  # as the formula says
+        (HALF, 0.5, 3),
+        (HALF, 0.65, 5),
+        (HALF.replace("0.5})", "0.5}, protect=(0,))"), 0.5, 4),
+        (f"{HALF} > rounds(0.25)", 0.5, 3),
+    ],
+)
+def test_more_attentions_go_where_the_rest_cannot(chain, ratio, attentions):
+    """Two at 0.5 and three at 0.65, as the formula says, would be too few for what channels can give."""
+    subject = LlamaSubject(random_model(spec_of(*[(2, 32)] * 5)))
+    chain, run = parse(chain), runner(subject)
+    run.check(chain, [ratio])
+    keep = run.run(chain, ratio).keep
+    gone = ~keep["attention"].any(axis=1)
+    assert gone.sum() == attentions
+    assert meets(subject, keep, ratio)
+    channel = int(subject.costs["mlp"][0])
+    assert subject.removed(keep) - ratio * subject.prunable < channel
+    top = run.most_removable(chain)
+    with pytest.raises(ValueError, match=f"the largest possible ratio is {top:.4f}"):
+        run.check(chain, [top + 0.0002])
+    run.check(chain, [top])
+    assert meets(subject, run.run(chain, top).keep, top)
+
+
+class Spent(LlamaSubject):
+    """A model that counts forward passes over windows; those of the unpruned model's predictions do not count."""
+
+    windows = 0
+
+    def losses(self, examples, keeps, **options):
+        self.windows += self.count(examples)[0] * len(keeps)
+        return super().losses(examples, keeps, **options)
+
+    def objective(self, text, batch_size, *given, **options):
+        found = super().objective(text, batch_size, *given, **options)
+        value, judge = found.value, found.judge
+
+        def valued(*asked):
+            self.windows += batch_size
+            return value(*asked)
+
+        def judged(*asked):
+            self.windows += batch_size * (self.count(text)[0] // batch_size - found.parts)
+            return judge(*asked)
+
+        found.value, found.judge = valued, judged
+        return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chain", "ratio"),
+    [
+        ("magnitude > within(max_ratio={attention: 0}) > uniform > attentions", 0.5),
+        ("magnitude > within(max_ratio={attention: 0}) > uniform > attentions(examples=2)", 0.9),
+        ("magnitude > within(max_ratio={attention: 0}, protect=(0,)) > uniform > attentions", 0.6),
+        (HALF, 0.6),
+        ("magnitude > shape", 0.3),
+        ("magnitude > shape(layers=0.5, finalists=2)", 0.5),
+        ("magnitude > within(multiple_of={mlp: 4}) > uniform > shape(layers=0)", 0.3),
+    ],
+)
+def test_passes_of_a_search_are_those_that_it_takes(chain, ratio):
+    subject = Spent(random_model(spec_of(*[(2, 8)] * 4)))
+    chain, run = parse(chain), runner(subject)
+    expected = chain.passes(run.extent, ratio, subject)
+    assert expected > 0
+    run.run(chain, ratio)
+    assert subject.windows / len(TOKENS) == pytest.approx(expected)
+
+
 def test_limits_behind_an_allocation_do_not_loosen_those_that_it_is_checked_for(subject):
     before = "magnitude > within(max_ratio=0.25) > uniform"
     chain, top = parse(f"{before} > within(max_ratio=0.9) > evolve"), runner(subject).most_removable(parse(before))

@@ -9,7 +9,7 @@ from saap_jax.config.checks import Natural, check_positive
 from saap_jax.runtime.decisions import least_first
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import meets
-from saap_jax.steps.base import Before, Context, Extent, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, need_room, step
 from saap_jax.steps.limits import protected
 from saap_jax.steps.score.oracles import mean_losses
 from saap_jax.subjects.base import Subject
@@ -23,7 +23,8 @@ class Attentions(Step):
 
     With B layers, a share s of the parameters that is to go, and m and a the parameters of all MLPs and attentions,
     round(B s^(m / (α a))) attentions go: the attention without which the mean loss is lowest, then again. Each of them
-    costs a forward pass over the text a layer. Source: 2SSP (arXiv:2501.17771), stage 2 and equation 5.
+    costs a forward pass over the text a layer. Where the chain before it cannot remove the rest, more attentions go;
+    layers that are left alone keep theirs. Source: 2SSP (arXiv:2501.17771), stage 2 and equation 5.
     """
 
     kind = "allocation"
@@ -38,30 +39,46 @@ class Attentions(Step):
         """Raise ValueError for a model that does not tell attention and MLP apart."""
         subject.check_objective(self.name)
 
-    def asks(self, subject: Subject, ratio: float) -> float:
+    def asks(self, room: Room, ratio: float) -> float:
         """Leave out what the attentions come to."""
-        return self._shared(subject, subject.existing, ratio)[1]
+        return self._shared(room, room.subject.existing, ratio)[1]
 
-    def _shared(self, subject: Subject, keep: Keep, ratio: float) -> tuple[int, float]:
-        """Say how many attentions go beside those that are gone, and which ratio they leave to the chain before."""
-        there, left = subject.existing["attention"].any(axis=1), keep["attention"].any(axis=1)
-        sizes = {name: units.sum(axis=1) * subject.costs[name] for name, units in subject.existing.items()}
+    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
+        """Those over the windows that judge, one for each attention that is left whenever one goes."""
+        existing = room.subject.existing
+        count, _ = self._shared(room, existing, ratio)
+        free = int(_free(room, existing).sum())
+        tried = sum(free - gone for gone in range(count))
+        windows = min(self.examples or text.windows, text.windows)
+        return before + tried * windows / text.windows
+
+    def _shared(self, room: Room, keep: Keep, ratio: float) -> tuple[int, float]:
+        """Say how many attentions go beside those that are gone, and which ratio all leave to the chain before.
+
+        As many as the formula says; more where the chain before cannot remove the rest.
+        """
+        existing, costs = room.subject.existing, room.subject.costs
+        sizes = {name: units.sum(axis=1) * costs[name] for name, units in existing.items()}
+        there = existing["attention"].any(axis=1)
+        gone = there & ~keep["attention"].any(axis=1)
         exponent = sizes["mlp"].sum() / max(self.balance * sizes["attention"].sum(), 1)
-        count = max(round(int(there.sum()) * ratio**exponent) - int((there & ~left).sum()), 0)
-        attentions = np.sort(sizes["attention"][left])[:count].sum() / subject.prunable
-        return count, max(ratio - float(attentions), 0.0)
+        wanted = round(int(there.sum()) * ratio**exponent) - int(gone.sum())
+        # What so many attentions come to at least, with those that are gone: which ones go is not known yet.
+        smallest = np.sort(sizes["attention"][_free(room, keep)])
+        removed = sizes["attention"][gone].sum() + np.concatenate([[0], np.cumsum(smallest)])
+        rests = np.maximum(ratio - removed / room.subject.prunable, 0.0)
+        count = min(max(wanted, 0), len(smallest))
+        while count < len(smallest) and rests[count] > room.most:
+            count += 1
+        return count, float(rests[count])
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Run the chain to what attentions leave of the ratio, then remove them."""
-        left = state.keep["attention"].any(axis=1)
-        count, rest = self._shared(state.subject, state.keep, on.ratio)
+        room = need_room(on, self)
+        count, rest = self._shared(room, state.keep, on.ratio)
+        free = _free(room, state.keep)
         state = before(state, rest)
         subject = state.subject  # perhaps repaired
-        free = np.asarray(left & ~protected(state.limits.protect, len(state.keep["attention"])))
-        if count > free.sum():
-            raise ValueError(
-                f"attentions: expected at least {count} that may go, got {free.sum()}; protect fewer layers"
-            )
         text = subject.rows(dataclasses.replace(on, instead=state.text).text, slice(self.examples or None))
         gone = on.store.load().get("gone", np.zeros(0, np.int64)).tolist()
         for _ in on.progress("remove attentions")(range(count - len(gone))):
@@ -76,6 +93,11 @@ class Attentions(Step):
                 "goes whole; put within(max_ratio={attention: 0}) before its allocation"
             )
         return state._replace(keep=keep)
+
+
+def _free(room: Room, keep: Keep) -> np.ndarray:
+    """List the layers whose attention is there and may go."""
+    return keep["attention"].any(axis=1) & ~protected(room.within.protect, len(keep["attention"]))
 
 
 def without(keep: Keep, layers: list[int]) -> Keep:

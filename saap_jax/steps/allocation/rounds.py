@@ -8,7 +8,7 @@ import numpy as np
 
 from saap_jax.config.checks import number
 from saap_jax.steps.allocation.allocation import meets
-from saap_jax.steps.base import Before, Context, Extent, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 
 
 @step("rounds")
@@ -27,7 +27,7 @@ class Rounds(Step):
     every: Annotated[float, number("a share in [0.0001, 1)", lambda share: 0.0001 <= share < 1)] = 0.1
     """Share of the prunable parameters that goes in a round."""
 
-    def passes(self, before: float, text: Extent, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
         """Those of the steps before it in each round; scoring anew takes about four."""
         rounds = len(stations(ratio, self.every))
         return rounds * before + 4 * (rounds - 1)

@@ -17,7 +17,7 @@ import numpy as np
 
 from saap_jax.config.checks import Natural, Positive, Share
 from saap_jax.runtime.decisions import least_first
-from saap_jax.steps.base import Before, Context, Extent, State, Step, need, step
+from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, need, step
 from saap_jax.steps.limits import first_prunable, levels_of
 from saap_jax.types import Keep
 
@@ -74,7 +74,7 @@ class Evolve(Step):
                 f"{len(self.survivors)}, got {' '.join(map(str, self.microbatches)) or 'none'}"
             )
 
-    def passes(self, before: float, text: Extent, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
         """Those over the microbatches that the stages of a generation judge on."""
         asked = [self.offspring, *(each + 1 for each in self.survivors[:-1])]
         judged = sum(count * few for count, few in zip(asked, self.microbatches, strict=True))

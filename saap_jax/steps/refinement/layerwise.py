@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from saap_jax.steps.base import Before, Context, Extent, Ready, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, Ready, Room, State, Step, step
 from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.surgery.corrections import Tokens, Walk
 
@@ -45,7 +45,7 @@ class Layerwise(Step):
             )
         return repair
 
-    def passes(self, before: float, text: Extent, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
         """As many as a repair, which the one behind it saves."""
         return before + 3
 

@@ -46,7 +46,7 @@ from saap_jax.config.checks import Natural, check_not_negative, check_positive
 from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global
-from saap_jax.steps.base import Before, Context, Extent, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 from saap_jax.steps.limits import first_prunable
 from saap_jax.steps.training import adam, adam_start, cosine, rounds, trained
 from saap_jax.subjects.base import Subject
@@ -93,7 +93,7 @@ class Learn(Step):
         if self.steps:
             self.check_objective(subject, text)
 
-    def passes(self, before: float, text: Extent, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
         """Those of the steps of training."""
         return before + trained(self.steps, text.parts)
 

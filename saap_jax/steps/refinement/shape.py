@@ -22,9 +22,9 @@ import numpy as np
 from saap_jax.config.checks import Positive, Share
 from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.allocation.blocks import SLACK
-from saap_jax.steps.base import Before, Context, State, Step, need, step
+from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, need, step
 from saap_jax.steps.limits import Within
-from saap_jax.types import STRUCTURES, Keep
+from saap_jax.types import HELD_OUT, STRUCTURES, Keep
 
 
 @step("shape")
@@ -45,6 +45,14 @@ class UniformShape(Step):
     """Share of the layers that may go whole."""
     finalists: Positive = 4
     """Shapes that held-out text decides between, the best ones on a microbatch."""
+
+    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
+        """Those over a microbatch, of each layer that may go and of each shape; and those over what is held out."""
+        subject = room.subject
+        found = list_shapes(subject.existing, subject.costs, ratio, subject.limits(room.within.at(ratio)), self.layers)
+        layers = len(subject.existing["mlp"]) if any(shape.layers for shape in found) else 0
+        judged = min(self.finalists, len(found)) + 1
+        return before + (layers + len(found)) / text.parts + judged / HELD_OUT
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Keep the best uniform shape; its price is told by both divergences."""
@@ -98,6 +106,19 @@ def shapes_of(
     Raises:
         ValueError: layers that are not alike, or no shape.
     """
+    found = list_shapes(existing, costs, ratio, within, whole)
+    if not found:
+        raise ValueError(
+            f"shape: no uniform shape removes {ratio:.2%} of the prunable parameters under min_keep, max_ratio, "
+            "multiple_of and shape.layers: relax one of them"
+        )
+    return found
+
+
+def list_shapes(
+    existing: Keep, costs: Mapping[str, np.ndarray], ratio: float, within: Within, whole: float
+) -> list[Shape]:
+    """List what `shapes_of` does, nothing where there is no shape."""
     units = {name: np.unique(existing[name].sum(axis=1)) for name in STRUCTURES}
     if any(len(np.unique(each)) > 1 for each in (*units.values(), *(costs[name] for name in STRUCTURES))):
         raise ValueError("shape: expected a model whose layers are alike, to keep them so, got others")
@@ -118,11 +139,6 @@ def shapes_of(
                 found.append(Shape(gone, kept, width))
     found = [s for s in found if not any(o.layers <= s.layers and o.attention >= s.attention and o.mlp >= s.mlp
                                          for o in found if o != s)]  # fmt: skip
-    if not found:
-        raise ValueError(
-            f"shape: no uniform shape removes {ratio:.2%} of the prunable parameters under min_keep, max_ratio, "
-            "multiple_of and shape.layers: relax one of them"
-        )
     return found
 
 

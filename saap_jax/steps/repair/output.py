@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from saap_jax.config.checks import Share, check_positive
-from saap_jax.steps.base import Before, Context, Extent, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 from saap_jax.subjects.base import Subject
 from saap_jax.surgery.corrections import (
     Repair,
@@ -33,7 +33,7 @@ class OutputRepair(Repair, Step):
         """Raise ValueError for a model of which nothing can be repaired so."""
         subject.check_repair(self, text.parts)
 
-    def passes(self, before: float, text: Extent, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
         """One of the unpruned model, two of the pruned one."""
         return before + 3
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from saap_jax.config.checks import Positive, check_positive
 from saap_jax.runtime.decisions import least_first
-from saap_jax.steps.base import Before, Context, Extent, State, Step, step
+from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 from saap_jax.steps.limits import first_prunable
 from saap_jax.steps.training import adam, adam_start, cosine, rounds, trained
 from saap_jax.types import Scores
@@ -40,7 +40,7 @@ class Scales(Step):
     rate: Annotated[float, check_positive] = 0.01
     """Learning rate of the first step; it falls to 0 as a cosine."""
 
-    def passes(self, before: float, text: Extent, ratio: float) -> float:
+    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
         """Those of the steps of training."""
         return before + trained(self.steps, text.parts)
 
