@@ -86,7 +86,7 @@ def crossing(
     """Find where each curve first exceeds its limit, by lines between points; the last ratio where none does.
 
     Args:
-        ratios: ascending, from 0 on.
+        ratios: ascending, from 0 on, which holds: a limit is the unpruned model's loss or above.
         losses: a loss that is not finite counts as above every limit.
 
     >>> crossing(np.array([0.0, 0.2, 0.4]), np.array([[1.0, 1.2, 2.2]]), np.array([1.7])).round(6).item()
@@ -94,7 +94,6 @@ def crossing(
     """
     losses = np.where(np.isfinite(losses), losses, 1e300)
     above = losses > limits[:, None]
-    above[:, 0] = False  # the unpruned model
     after = np.where(above.any(axis=1), above.argmax(axis=1), len(ratios) - 1)
     before, rows = np.maximum(after - 1, 0), np.arange(len(losses))
     rise = losses[rows, after] - losses[rows, before]
