@@ -13,8 +13,8 @@ the first 32 windows of each text, in a random order that is always the same; wh
 docs/arena, by a digest of chain, code of steps, model and text: the same command goes on, and a kill loses a row at a
 ratio. With the last seed, when all programs are compiled, a row has a runner and scores of its own, so that time and
 memory are its own; the smaller model takes turns with the unpruned one in a forward pass.
-`--after lora` trains the named rows for 64 steps and evaluates them again. `--after groupwise` does so by 4-bit group-wise
-adapters, the recovery of SAAP's paper, of `saap-in-groups`, whose widths groups divide. `--tasks` adds the first 200
+`--after lora` trains the named rows for 64 steps and evaluates them again. `--after groupwise` does so by 4-bit
+group-wise adapters, the recovery of SAAP's paper, of `saap-in-groups`, whose widths groups divide. `--tasks` adds the first 200
 items of each task, or as many as `--items` says: more items take the place of fewer.
 `--windows fresh:N` judges on the N-th set of windows that no table had, in files of its own. After any change of a
 method of ours its claim is made on such a set; the rows of the windows before stay as they are.
