@@ -43,7 +43,7 @@ ALL = (
     "random magnitude taylor_vector taylor_element gate_taylor gate_fisher wanda fluctuation blockpruner fast "
     "default evopress fasp-mlp flap gisp grasprune llm-pruner-param-first "
     "llm-pruner-param-mix llm-pruner-param-second llm-pruner-vectorize minitron modegpt-mlp "
-    "osscar saap saap-stable-goes shortened-llama-ppl "
+    "osscar saap saap-no-stability saap-stable-goes shortened-llama-ppl "
     "shortened-llama-taylor shortgpt sleb slimgpt two-ssp wanda-sp ziplm-no-search"
 )
 """The estimators of the quickstart, and every recipe that chooses units."""

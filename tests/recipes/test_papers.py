@@ -497,14 +497,17 @@ def gate_slopes(model, gradient) -> dict[str, np.ndarray]:
 
 
 def test_saap_as_its_paper_reads(model, gradients):
-    """Fused importance, heads a channel at a time, ranked with its own stability over examples; both signs of λ."""
+    """Fused importance, heads a channel at a time, ranked with its stability over examples; both signs of λ, and 0."""
     gone = {}
     for name, sign in (("saap", -1), ("saap-stable-goes", 1)):
         ((weight, over),) = ((step.weight, step.over) for step in parse(name).steps if isinstance(step, Stable))
         assert (np.sign(weight), over) == (sign, "examples")
         gone[name] = gone_of(kept(model, name, 0.25))
         assert gone[name] == saap_gone(saap_priority(model, gradients, weight)), name
-    assert gone["saap"] != gone["saap-stable-goes"] != saap_gone(saap_priority(model, gradients, 0)), "control: signs"
+    assert not any(isinstance(step, Stable) for step in parse("saap-no-stability").steps)
+    gone["saap-no-stability"] = gone_of(kept(model, "saap-no-stability", 0.25))
+    assert gone["saap-no-stability"] == saap_gone(saap_priority(model, gradients, 0))
+    assert len({frozenset(each) for each in gone.values()}) == 3, "control: signs"
     gates = saap_priority(model, gradients, -0.25, lambda gradient: gate_slopes(model, gradient))
     assert gone["saap"] != saap_gone(gates), "control: the stability of gate gradients"
     matrix = kept(model, RECIPES["saap"].chain.replace("(within=channel)", ""), 0.25)
