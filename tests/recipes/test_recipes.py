@@ -41,6 +41,16 @@ def test_repairs_follow_any_chain_and_none_alone(name):
         parse(name)
 
 
+@pytest.mark.parametrize("name", ["fast", "default", "homogeneous"])
+def test_ours_say_what_was_chosen_on_a_model(name):
+    """As options, which are as usual: what stands in their chains without them is the same chain."""
+    said = "least_squares(noise=8, blend=0.3)"
+    chain = RECIPES[name].chain.replace("reconstruct", RECIPES["reconstruct"].chain)
+    assert said in chain
+    assert parse(chain.replace(said, "least_squares")).written == parse(name).written
+    assert parse(chain.replace(said, "least_squares(noise=4)")).written != parse(name).written, "control"
+
+
 def test_what_differs_between_recipes_is_told_apart():
     assert len({parse(name).written for name in RUN}) == len(RUN)
 

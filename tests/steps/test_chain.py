@@ -196,6 +196,7 @@ OPTIONS = {
     "shape(2.0)": "shape.layers: expected a number in [0, 1], got 2",
     "least_squares(damping=0.0)": "least_squares.damping: expected a number above 0, got 0.0",
     "least_squares(damping=x)": "least_squares.damping: expected float | None, got 'x'",
+    "least_squares(noise=0)": "least_squares.noise: expected a number above 0, got 0",
     "least_squares(tokens=some)": "least_squares.tokens: expected one of scaled, equal, got 'some'",
     "bias(propagate=some)": "bias.propagate: expected one of dense, pruned, got 'some'",
     "least_squares(blend=1.5)": "least_squares.blend: expected a number in [0, 1], got 1.5",

@@ -56,6 +56,21 @@ def test_a_ridge_may_be_relative_to_the_mean_of_the_diagonal(problem):
         assert np.abs(mean[name] - coordinate[name]).max() > 1e-3, "control"
 
 
+def test_noise_gives_the_damping(problem):
+    """δ = noise · kept inputs / tokens of the text, of each sub-block: 8 of them where nothing is said."""
+    model, keep = problem
+    for noise, options in ((8.0, {}), (2.0, {"noise": 2.0})):
+        done = compensate(model, keep, BATCHES, LeastSquares(**options)).corrections
+        assert done
+        for each in done:
+            own = keep[each.structure]
+            inputs = own[each.layer].sum() * matrices(model)[each.structure].shape[1] / own.shape[1]
+            assert each.damping == pytest.approx(noise * inputs / TOKENS.size, rel=1e-6)
+    with pytest.raises(ValueError, match="expected no damping beside it, which takes its place, got noise 2 and dampi"):
+        LeastSquares(noise=2.0, damping=0.1)
+    assert LeastSquares(noise=8.0, damping=0.1) == LeastSquares(damping=0.1), "control: as usual"
+
+
 def test_without_a_ridge_it_is_the_nystrom_refit(problem):
     """(SᵀCS)⁻¹ SᵀC W, C of what the sub-block reads from the pruned stream; what keeps all stays, to the bit."""
     model, keep = problem

@@ -49,9 +49,6 @@ class OutputRepair(Repair, Step):
         return state._replace(subject=subject, ready=None).tell(corrections=made)
 
 
-NOISE = 8.0
-"""Of `least_squares`: noise over signal of what is to be written, by development text and one seed of SmolLM2."""
-
 LEAST = 1e-3
 """Damping at least, lest 32 bits do not suffice."""
 
@@ -96,12 +93,22 @@ class LeastSquares(OutputRepair):
 
     from_dense: ClassVar[bool] = True
     damping: Annotated[float | None, check_positive] = None
-    """δ, how much each kept weight resists, relative to a mean square; None: 8 times the kept inputs over the tokens of
-    the text, as the ridge of a regression grows with its noise a coefficient."""
+    """δ, how much each kept weight resists, relative to a mean square; None: by `noise`."""
+    noise: Annotated[float, check_positive] = 8.0
+    """Noise over signal of what is to be written. Without `damping`, δ is so many times the kept inputs over the tokens
+    of the text, as the ridge of a regression grows with its noise a coefficient."""
     ridge: Ridge = "coordinate"
     """Whose mean square the damping is relative to: each input's own, or the mean over the inputs that stay."""
     blend: Share = 0.3
     """β; it means nothing with `propagate = dense`, nor behind a norm (Gemma), where it is 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.damping is not None and "noise" in self.said:
+            raise ValueError(
+                f"least_squares.noise: expected no damping beside it, which takes its place, got noise {self.noise:g} "
+                f"and damping {self.damping:g}; leave one of them out"
+            )
 
     @property
     def alone(self) -> bool:
@@ -112,7 +119,7 @@ class LeastSquares(OutputRepair):
         """Solve for the kept rows."""
         damping, nothing = self.damping, jnp.zeros(weight.shape[1], weight.dtype)
         if damping is None:
-            damping = max(NOISE * float(jnp.sum(kept)) / max(float(sums.everything.tokens), 1.0), LEAST)
+            damping = max(self.noise * float(jnp.sum(kept)) / max(float(sums.everything.tokens), 1.0), LEAST)
         fitted, new = (
             least_squares(each, weight, kept, jnp.asarray(damping), self.ridge) for each in (sums.fit, sums.everything)
         )

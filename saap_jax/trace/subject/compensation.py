@@ -79,6 +79,10 @@ def check_repair(subject: TracedProblem, /, repair: Repair, microbatches: int) -
     """Raise ValueError for a repair that a traced model cannot have, or of which nothing can be done."""
     if repair.biases:
         raise ValueError("bias: expected no repair, or least_squares, for a traced model")
+    if "noise" in getattr(repair, "said", {}):
+        raise ValueError(
+            "least_squares.noise: is beside the tokens of a text, which a traced model does not count; give damping"
+        )
     if not correctable(subject):
         name, reason = next(iter(unrepaired(subject, repair).items()))
         raise ValueError(f"repair: expected none for this model, of which no structure can be (of {name}: {reason})")

@@ -301,6 +301,11 @@ def test_biases_and_second_repairs_are_refused():
     subject = subject_of(problem)
     with pytest.raises(ValueError, match="bias: expected no repair, or least_squares, for a traced model"):
         subject.check_repair(Bias(), 8)
+    with pytest.raises(
+        ValueError, match="least_squares.noise: is beside the tokens of a text, which a traced model do"
+    ):
+        subject.check_repair(LeastSquares(noise=2.0), 8)
+    subject.check_repair(LeastSquares(damping=0.1), 8)  # control
     new, _ = repaired(subject, keep_for(subject), 2)
     with pytest.raises(ValueError, match="expected one repair of a traced model, got a second one behind it"):
         new.repaired(keep_for(subject), problem.calibration, LeastSquares(), dense=subject)
