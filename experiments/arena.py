@@ -265,7 +265,8 @@ class Arena:
             name, key = f"{chain.name}@{ratio:g}", keys.key_of(chain, ratio)
             row = self.found["rows"].get(name, {})
             of = row.get(SLOTS[after], {}) if after else row
-            if of.get("key") != key or not has_answers(of, asked):
+            failed = "failed" in of  # what could not be pruned then may be possible now
+            if of.get("key") != key or failed or not has_answers(of, asked):
                 left.append((chain, ratio, name, key))
         shared = self._runner([chain for chain, *_ in left], self.cache, key_of(self.subject, self.text))
         if left and not has_answers(self.found, asked):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from saap_jax.steps.allocation.allocation import Allocation, choose, most_removable, shares_of
-from saap_jax.steps.allocation.allocations import Global, Softmax, Uniform
+from saap_jax.steps.allocation.allocations import Global, Log, Softmax, Uniform
 from saap_jax.steps.base import Context, State
 from saap_jax.steps.chain import steps_of
 from saap_jax.steps.limits import Within, protected
@@ -100,9 +100,17 @@ def plain_shares(problem: Problem, allocation: Allocation, within: Within, names
     if not sum(weight):
         weight = [float(each) for each in size]
     shares = [each / (sum(weight) or 1) for each in weight]
-    if allocation.name != "softmax" or not due:
+    if allocation.name not in ("softmax", "log") or not due:
         return shares
     most = [sum(each[3] for each in blocks if each[1] == layer) / due for layer in layers]
+    if allocation.name == "log":  # r + c log(layer + 1), the least r of many that asks no layer for too much
+        for part in np.linspace(0, 1, 4001):
+            mixed = [
+                (1 - part) * share + part * own / (sum(size) or 1) for share, own in zip(shares, size, strict=True)
+            ]
+            if all(each <= m + 1e-12 for each, m in zip(mixed, most, strict=True)):
+                return mixed
+        return shares
     low, high = 0.0, 1e9
     for _ in range(200):
         middle = (low + high) / 2
@@ -458,6 +466,32 @@ def test_of_whole_layers_those_of_the_lowest_mean_go(seed, ratio):
 
 class TestShares:
     """What each layer loses."""
+
+    def test_log_starts_above_0_where_it_has_to(self):
+        """Three layers of 100 that lose 80 at most: r + c log(layer + 1), by hand."""
+        size, most = np.full(3, 100), np.full(3, 80.0)
+        logs = np.log([1, 2, 3])
+        np.testing.assert_array_equal(shares_of(Log(), size, np.ones(3), most, 120), 100 * logs / (100 * logs).sum())
+        met = shares_of(Log(), size, np.ones(3), most, 180) * 180  # without r the last one loses 180 · 0.613 = 110
+        c = (80 - 60) / (logs[2] - logs.mean())  # the last is at 80, and the mean at 60
+        np.testing.assert_allclose(met, 60 + c * (logs - logs.mean()), rtol=1e-12)
+        assert met[0] > 0
+
+    def test_log_prunes_half_of_layers_with_one_head(self):
+        """18 layers of one head, which stays, and 2,048 channels: with r = 0 the last would lose 71.5 % of 70.6 %."""
+        head, channel = 640 * 256 * 10, 3 * 640
+        scores = {"attention": np.ones((18, 1)), "mlp": np.random.default_rng(0).random((18, 2048))}
+        problem = Problem(scores, {"attention": head, "mlp": channel})
+        gone = (~problem.chosen(0.5, "log")["mlp"]).sum(axis=1)
+        assert gone[-1] == 2047
+        assert 0 < gone[0] < 200
+        assert (np.diff(gone) >= 0).all()
+        layer, logs = head + 2048 * channel, np.log(np.arange(1, 19))
+        r = 0.5 - (2047 * channel / layer - 0.5) * logs.mean() / (logs[-1] - logs.mean())
+        assert gone[0] * channel / layer == pytest.approx(r, abs=channel / layer)
+        fewer = (~problem.chosen(0.49, "log")["mlp"]).sum(axis=1)
+        assert fewer[0] == 0, "control: where 0 suffices it is 0"
+        assert most_removable(problem, Log(), Within()) == int(2047 * channel / layer * 10_000) / 10_000
 
     @pytest.mark.parametrize(("ratio", "temperature", "bound"), [(0.2, 1.0, 0), (0.5, 0.3, 1), (0.6, 0.05, 3)])
     def test_softmax_gives_what_its_problem_is_solved_by(self, ratio, temperature, bound):

@@ -9,7 +9,7 @@ key and its own split of the budget:
 |------------------|---------------------------------------------------------------------|---------------------------|
 | `uniform`        | share of the units of its (layer, structure) that is gone after it  | each layer the same share |
 | `uniform(floor)` | the same, but last where attention loses more than the layer does   | each layer the same share |
-| `log`            | as with floor                                                       | in proportion to log(l+1) |
+| `log`            | as with floor                                                       | r + c log(l+1) of layer l |
 | `softmax`        | as with floor                                                       | ∝ e^(-mean score / ε)     |
 | `global`         | mean score of its units, over the cost of a unit unless `by=score`  | one                       |
 
@@ -74,8 +74,6 @@ class Allocation(Step):
     kind = "allocation"
     ranks: ClassVar[bool] = False
     """Whether there is one ranking of all units, and one budget."""
-    fills: ClassVar[bool] = False
-    """Whether what a layer cannot lose any more is shared by the others, in proportion to their shares."""
     by: By = dataclasses.field(default="score", init=False, repr=False)
     """What ranks units: their scores, or the scores over their parameters."""
     floor: bool = dataclasses.field(default=False, init=False, repr=False)
@@ -92,6 +90,16 @@ class Allocation(Step):
             scores: mean score of the units of each.
         """
         raise NotImplementedError
+
+    def fitted(self, shares: np.ndarray, size: np.ndarray, most: np.ndarray, target: int | float) -> np.ndarray:
+        """Change shares that ask for more of a layer than it can lose; together they make 1 again.
+
+        Args:
+            size: as `shares` got it.
+            most: parameters that each can lose.
+            target: parameters that are to go together; 0: as many as can.
+        """
+        return shares
 
     def priority(self, scores: Scores) -> Scores:
         """Rank units otherwise than by their scores, `[layers, units]` a structure, NaN where no unit is."""
@@ -219,9 +227,8 @@ def _kept(
     total = _parameters(subject)
     target = math.ceil(ratio * total * (1 - SLACK))
     groups, blocks, budgets = _divided(subject, ranked, allocation, limits, scores, target)
-    if target > (most := most_of(blocks, budgets)):
-        top = _largest_ratio(subject, allocation, asked) if asked is not limits else most * 10_000 // total / 10_000
-        raise impossible(ratio, top)
+    if target > most_of(blocks, budgets):
+        raise impossible(ratio, _largest_ratio(subject, allocation, asked))
     removed = blocks.rows(taken(blocks, allocation.key(blocks), budgets, target, allocation.alike))
     keep = {name: units.copy() for name, units in existing.items()}
     for number in np.unique(removed.group):
@@ -370,20 +377,7 @@ def shares_of(
             f"{allocation.name}: expected shares of at least 0 that make 1 for {np.count_nonzero(size)} budgets, got "
             f"{shares.tolist()}; give none to what is left alone, whose size is 0"
         )
-    if not allocation.fills:
-        return shares
-    if not 0 < target < most.sum():
-        return most / most.sum() if most.any() else shares
-    most, full = most / target, np.zeros(len(shares), bool)
-    while True:  # min(most, c · shares) with the c at which they make 1
-        rest = np.where(full, 0.0, shares)
-        if not rest.any():  # too small to be told from 0
-            rest = np.where(full, 0.0, most)
-        left = 1 - most[full].sum()
-        scaled = np.where(full, most, rest * left / max(rest.sum(), np.finfo(float).tiny))
-        if not (over := ~full & (scaled > most)).any():
-            return scaled
-        full |= over
+    return allocation.fitted(shares, size, most, target)
 
 
 def _rounded_down(blocks: Blocks, size: np.ndarray, target: int, allocation: Allocation, means: np.ndarray) -> Blocks:

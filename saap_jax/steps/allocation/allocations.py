@@ -7,6 +7,7 @@ import numpy as np
 
 from saap_jax.config.checks import check_positive
 from saap_jax.steps.allocation.allocation import Allocation, By
+from saap_jax.steps.allocation.blocks import SLACK
 from saap_jax.steps.base import step
 
 
@@ -30,7 +31,9 @@ class Uniform(Allocation):
 class Log(Allocation):
     """Remove of each layer a share that grows with log(layer + 1), attention rounded down to whole units.
 
-    Source: SlimGPT (arXiv:2412.18110).
+    The share of layer l is r + c log(l + 1), with the least r at which no layer is asked for more than it can lose: 0
+    where that suffices, so that the first layer stays. Source: SlimGPT (arXiv:2412.18110), equation 6, where r is set
+    by hand.
     """
 
     floor: bool = dataclasses.field(default=True, init=False, repr=False)
@@ -39,6 +42,42 @@ class Log(Allocation):
         """Return shares in proportion to the parameters and log(layer + 1)."""
         shares = size * np.log1p(np.arange(len(size)))
         return shares / shares.sum() if shares.any() else size / size.sum()
+
+    def fitted(self, shares: np.ndarray, size: np.ndarray, most: np.ndarray, target: int | float) -> np.ndarray:
+        """Mix shares of log(layer + 1) with equal ones, as few of them as suffice."""
+        even = size / size.sum()
+        mixed = _mixed(shares, even, most, target or _most(shares, even, most))
+        return (1 - mixed) * shares + mixed * even if mixed else shares
+
+
+def _mixed(shares: np.ndarray, even: np.ndarray, most: np.ndarray, target: int | float) -> float | None:
+    """Find the least m in [0, 1] at which no layer is asked for more than it can lose, of (1 - m) shares + m even.
+
+    Returns:
+        m; None where no m will do.
+    """
+    asked = target * shares
+    too_much = asked > most * (1 + SLACK)
+    if not too_much.any():
+        return 0.0
+    fewer = target * (shares - even)  # a layer is asked for asked - m · fewer
+    falls = fewer > 0
+    rises = fewer < 0
+    if too_much[~falls].any():  # with m it is asked for as much, or for more
+        return None
+    least = float(((asked - most)[falls] / fewer[falls]).max())
+    largest = float(((asked - most)[rises] / fewer[rises]).min(initial=1.0))
+    return least if least <= largest * (1 + SLACK) else None
+
+
+def _most(shares: np.ndarray, even: np.ndarray, most: np.ndarray) -> int:
+    """Find how many parameters can go by some mixture of two shares, by halving."""
+    low, high = 0, int(most.sum()) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = _mixed(shares, even, most, middle) is not None
+        low, high = (middle, high) if fits else (low, middle)
+    return low
 
 
 @step("softmax")
@@ -51,8 +90,6 @@ class Softmax(Allocation):
     Deviation: layers of other sizes count by their parameters.
     """
 
-    fills = True
-
     temperature: Annotated[float, check_positive] = 0.1
     """ε, in the unit of the scores; the larger, the more alike are the shares."""
     floor: bool = dataclasses.field(default=True, init=False, repr=False)
@@ -62,6 +99,21 @@ class Softmax(Allocation):
         lowest = scores[size > 0].min(initial=np.inf)
         shares = size * np.exp(-(np.where(size > 0, scores, lowest) - lowest) / self.temperature)
         return shares / shares.sum()
+
+    def fitted(self, shares: np.ndarray, size: np.ndarray, most: np.ndarray, target: int | float) -> np.ndarray:
+        """Share what a layer cannot lose between the others, in proportion to their shares."""
+        if not 0 < target < most.sum():
+            return most / most.sum() if most.any() else shares
+        most, full = most / target, np.zeros(len(shares), bool)
+        while True:  # min(most, c · shares) with the c at which they make 1
+            rest = np.where(full, 0.0, shares)
+            if not rest.any():  # too small to be told from 0
+                rest = np.where(full, 0.0, most)
+            left = 1 - most[full].sum()
+            scaled = np.where(full, most, rest * left / max(rest.sum(), np.finfo(float).tiny))
+            if not (over := ~full & (scaled > most)).any():
+                return scaled
+            full |= over
 
 
 @step("global")
