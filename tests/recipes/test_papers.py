@@ -19,7 +19,7 @@ from saap_jax.steps.refinement.evolve import Evolve
 from saap_jax.steps.refinement.learn import Learn
 from saap_jax.steps.repair.output import LeastSquares, OutputRepair
 from saap_jax.steps.run import Runner
-from saap_jax.steps.score.score import Stable
+from saap_jax.steps.score.score import Normalize, Stable
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery import sequence
 from saap_jax.surgery.compensation import compensate
@@ -382,21 +382,43 @@ def test_as_published_they_refit_what_they_prune(model, name, ridge):
 
 @pytest.mark.slow
 def test_evopress(model):
-    """Sub-blocks of equal size change places while the divergence falls; how many of each go stays as it was."""
-    steps, better = parse("evopress").steps, 0
+    """As many attentions go as MLPs, as the code asks for; sub-blocks of a kind change places while KL falls."""
+    steps, influence, better, uneven = parse("evopress").steps, blocks_influence(model), 0, 0
     before_it = Chain(tuple(step for step in steps if not isinstance(step, Evolve)), "start")
-    assert len(before_it.steps) == len(steps) - 1
-    for ratio in (0.2, 0.3, 0.4):
-        keep, start = (kept(model, each, ratio) for each in ("evopress", before_it))
+    together = Chain(tuple(step for step in before_it.steps if not isinstance(step, Normalize)), "one ranking")
+    assert len(together.steps) + 1 == len(before_it.steps) == len(steps) - 1
+    for ratio in (0.1, 0.4, 0.5):
+        keep, start, other = (kept(model, each, ratio) for each in ("evopress", before_it, together))
+        number = round(ratio * LAYERS)
+        for name, values in influence.items():
+            assert set(np.flatnonzero(~start[name].any(axis=1)).tolist()) == set(np.argsort(values)[:number].tolist())
         gates = [{name: units.astype(np.float32) for name, units in each.items()} for each in (start, keep)]
         before, after = (plain_divergence(model, model, each, ROWS[3:4]) for each in gates)  # every fourth is held out
         same = all((keep[name] == start[name]).all() for name in keep)
         assert same or after < before
         better += not same
-        for name, units in keep.items():
+        uneven += any((~units.any(axis=1)).sum() != number for units in other.values())
+        for units in keep.values():
             assert set(units.sum(axis=1).tolist()) <= {0, units.shape[1]}
-            assert units.any(axis=1).sum() == start[name].any(axis=1).sum()
+            assert (~units.any(axis=1)).sum() == number
     assert better > 0
+    assert uneven > 0, "control: by block influence alone one kind would go"
+
+
+def blocks_influence(model) -> dict[str, np.ndarray]:
+    """1 - mean cosine of the stream in front of each attention and MLP and behind it, by structure."""
+    influence: dict[str, list[float]] = {"attention": [], "mlp": []}
+    streams = [streams_of(model, row) for row in TOKENS]
+    seen = [reference(model, row)[1] for row in TOKENS]
+    for layer, weights in enumerate(layers_of(model)):
+        written = [row[layer]["attention"].reshape(TOKENS.shape[1], -1) @ weights["attention/output"].reshape(-1, EMBED)
+                   for row in seen]  # fmt: skip
+        front, behind = (np.concatenate([each[layer + step] for each in streams]) for step in (0, 1))
+        middle = front + np.concatenate(written)
+        for name, (one, other) in {"attention": (front, middle), "mlp": (middle, behind)}.items():
+            cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+            influence[name].append(1 - cosine.mean())
+    return {name: np.array(values) for name, values in influence.items()}
 
 
 # --- GRASPrune -------------------------------------------------------------------------------------

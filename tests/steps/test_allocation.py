@@ -17,6 +17,7 @@ from saap_jax.steps.base import Context, State
 from saap_jax.steps.chain import steps_of
 from saap_jax.steps.limits import Within, protected
 from saap_jax.steps.score.calibrate import Calibrated
+from saap_jax.steps.score.score import Normalize
 from saap_jax.subjects.base import Subject
 from saap_jax.types import STRUCTURES, Limits
 from tests.helpers import same
@@ -322,6 +323,38 @@ class TestScores:
             problem.scores[name][1] *= 1024
         assert same(problem.chosen(0.4, f"normalize(within=sub_block) > {plain}"), of_sums)
         assert not same(problem.chosen(0.4, f"normalize > {plain}"), of_sums)
+
+    def test_ranks_remove_as_large_a_share_of_each_structure(self):
+        """Whatever the scores of a structure are, of any sign; by the rank in each sub-block also of each layer."""
+        problem = drawn(4, layers=4, heads=4, channels=8, missing=False)
+        problem.scores = {"attention": problem.scores["attention"] - 1e3, "mlp": problem.scores["mlp"]}
+        keep = problem.chosen(0.5, f"normalize(to=ranks) > {FREE}(by=score)")
+        for name, units in keep.items():
+            lowest = np.sort(problem.scores[name].ravel())[units.size // 2]
+            np.testing.assert_array_equal(units, problem.scores[name] >= lowest)
+        each = problem.chosen(0.5, f"normalize(within=sub_block, to=ranks) > {FREE}(by=score)")
+        assert all((units.sum(axis=1) == units.shape[1] // 2).all() for units in each.values())
+        assert not same(each, keep)
+        assert problem.chosen(0.5, f"{FREE}(by=score)")["mlp"].all(), "control"
+
+    def test_ranks_by_hand(self):
+        """The share of units with no larger a score; equal ones share theirs, and what is gone has none."""
+        gone = {"attention": np.zeros((1, 1), bool), "mlp": np.array([[False, False, True], [False, False, False]])}
+        problem = Problem({"attention": [[3.0]], "mlp": [[2.0, 2.0, 9.0], [1.0, 5.0, 4.0]]}, {"attention": 1, "mlp": 1})
+        keep = {name: ~each for name, each in gone.items()}
+        state = State(
+            problem,
+            keep,
+            Within(),
+            scores={**problem.scores, "mlp": np.where(gone["mlp"], np.nan, problem.scores["mlp"])},
+        )
+        on = Context(dense=problem, scenarios={}, ratio=0.5, final=0.5)
+        found = {
+            each: Normalize(within=each, to="ranks")(state, on, lambda state, _: state).scores["mlp"]
+            for each in ("structure", "sub_block")
+        }
+        np.testing.assert_allclose(found["structure"], [[0.6, 0.6, np.nan], [0.2, 1.0, 0.8]])
+        np.testing.assert_allclose(found["sub_block"], [[1.0, 1.0, np.nan], [1 / 3, 1.0, 2 / 3]])
 
     @pytest.mark.parametrize(
         ("method", "broken", "said"),

@@ -205,19 +205,34 @@ class Normalize(Step):
     within: Literal["structure", "sub_block"] = "structure"
     """`sub_block`: divide by the sum over a layer's attention or MLP. Errors become shares of the error of removing it
     all, which compare between layers: the prior of ZipLM (arXiv:2302.04089)."""
+    to: Literal["parts", "ranks"] = "parts"
+    """`ranks`: the share of units with no larger a score, of the structure or sub-block. One ranking of all by these,
+    `global(by=score)`, removes as large a share of each."""
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Normalise the scores of each structure, or of each sub-block."""
         scores = checked("scores", need(state, self), state.keep)
-        for name, values in scores.items():
-            if not (mean := np.nanmean(values) if np.isfinite(values).any() else 1.0) > 0:
-                raise ValueError(
-                    f"normalize: expects scores of {name} with a mean above 0, got {mean:.4g}; use another estimator "
-                    "or leave the step out"
-                )
-            sums = np.nansum(values, axis=1, keepdims=True)
-            scores[name] = values / (mean if self.within == "structure" else np.where(sums > 0, sums, mean))
-        return state._replace(scores=scores)
+        normalised = self._ranks if self.to == "ranks" else self._parts
+        return state._replace(scores={name: normalised(name, values) for name, values in scores.items()})
+
+    def _parts(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Divide by the mean, or by sums."""
+        if not (mean := np.nanmean(values) if np.isfinite(values).any() else 1.0) > 0:
+            raise ValueError(
+                f"normalize: expects scores of {name} with a mean above 0, got {mean:.4g}; use another estimator, "
+                "to=ranks, or leave the step out"
+            )
+        sums = np.nansum(values, axis=1, keepdims=True)
+        return values / (mean if self.within == "structure" else np.where(sums > 0, sums, mean))
+
+    def _ranks(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Replace scores by shares; NaN, of what is no unit, stays."""
+        rows = values.reshape(1, -1) if self.within == "structure" else values
+        shares = np.full(rows.shape, np.nan)
+        for row, found in zip(rows, shares, strict=True):
+            there = ~np.isnan(row)
+            found[there] = np.searchsorted(np.sort(row[there]), row[there], side="right") / there.sum()
+        return shares.reshape(values.shape)
 
 
 @step("stable")
