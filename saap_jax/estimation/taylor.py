@@ -25,8 +25,12 @@ from saap_jax.estimation.base import (
     mean_over,
     only_units,
     score_matrices,
+    wide,
 )
 from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
+from saap_jax.llama.model import Llama
+from saap_jax.llama.segments import join_segments
+from saap_jax.structures import discover, parameters_by_path, unit_view
 from saap_jax.structures.weights import TracedWeights, Weights, units_of
 from saap_jax.types import Objective, Scores
 
@@ -92,27 +96,62 @@ def taylor_vector(
 
 
 def taylor_element(
-    *, reduction: Reduction = "sum", within: Literal["unit", "layer"] = "unit", objective: Objective = "loss"
+    *,
+    reduction: Reduction = "sum",
+    within: Literal["unit", "layer", "block"] = "unit",
+    objective: Objective = "loss",
 ) -> Estimator:
     """Score a unit by the reduction over its matrices M of Σ_{k∈M} |w_k ∂w_k|.
 
     `within="layer"` gives all units of a layer the sum over all of them, attention and MLP together: whole layers, as
-    Shortened LLaMA's Taylor criterion ranks them (arXiv:2402.02834). ∂w is as in `taylor_vector`.
+    Shortened LLaMA's Taylor criterion ranks them (arXiv:2402.02834). `within="block"` divides the sum by sizes of the
+    sub-block as GISP's code does (arXiv:2510.18030), so that heads and channels are ranked together: a channel by its
+    matrices times the channels of the layer, a head by four times its coordinates times the width of the stream. Key
+    and value count where no other query head reads them. ∂w is as in `taylor_vector`.
     """
     each = _on_weights(lambda w, d: jnp.sum(jnp.abs(w * d), axis=-1), reduction, objective, WEIGHT_GRADIENT)
     if within == "unit":
         return each
+    if within == "block" and reduction != "sum":
+        raise ValueError(f"taylor_element: expected reduction 'sum' beside within 'block', got {reduction!r}")
 
-    def of_layers(statistics: Statistics, params: Weights) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         if isinstance(params, TracedWeights):
             raise ValueError(
-                "taylor_element: expected within 'unit' for a traced model, which has no layers, got 'layer'"
+                f"taylor_element: expected within 'unit' for a traced model, which has no layers, got {within!r}"
             )
+        if within == "block":
+            return _of_blocks(params, statistics.of(WEIGHT_GRADIENT.of_objective(objective)))
         scores = each.score(statistics, params)
         total = jnp.sum(jnp.stack([jnp.nansum(one, axis=1) for one in scores.values()]), axis=0)
         return {name: jnp.where(jnp.isnan(one), jnp.nan, total[:, None]) for name, one in scores.items()}
 
-    return each._replace(score=of_layers)
+    return each._replace(score=score)
+
+
+def _of_blocks(model: Llama, gradient: Llama) -> Scores:
+    """Divide Σ |w ∂w| of each unit by the size that GISP's code gives its sub-block."""
+    scores: Scores = {}
+    for name, structure in discover(model).items():
+        pieces = []
+        for weights, slopes in zip(model.segments, gradient.segments, strict=True):
+            sums, sizes = {}, {}
+            for member in structure.members:
+                if "embed" not in parameters_by_path(weights)[member.path].axes:
+                    continue  # biases do not count there
+                product = wide(unit_view(weights, member)) * wide(unit_view(slopes, member))
+                sums[member.path] = jnp.sum(jnp.abs(product), axis=-1)
+                sizes[member.path] = product.shape[-1]
+            if name == "attention":
+                # a matrix of fewer weights than query is shared by query heads: key and value
+                own = [path for path in sums if sizes[path] == max(sizes.values())]
+                divisor = 4 * max(sizes.values())
+            else:
+                own = [*sums]
+                divisor = len(sums) * max(next(iter(sums.values())).shape[1], 1)
+            pieces.append(sum(sums[path] for path in own) / divisor)
+        scores[name] = join_segments(pieces, fill=jnp.nan)
+    return scores
 
 
 def taylor_element_second(*, reduction: Reduction = "sum", objective: Objective = "loss") -> Estimator:

@@ -39,16 +39,17 @@ RECIPES = {
     "llm-pruner-param-second": _llm_pruner("param_second", "element-wise, second order", "fisher"),
     "llm-pruner-param-mix": _llm_pruner("param_mix", "element-wise, first and second order", "taylor_element_second"),
     "gisp": Recipe(
-        title="GISP: mean of |w ∂w| over a unit's weights, one ranking, estimated again after every small step",
+        title="GISP: |w ∂w| of a unit over sizes of its block, one ranking, estimated again after every small step",
         paper="arXiv:2510.18030",
-        chain="taylor_element > within(min_keep=0, protect=(0, 1, 2, -1)) > global > rounds(0.7/112)",
+        chain=(
+            "taylor_element(within=block) > within(min_keep=0, protect=(0, 1, 2, -1)) > global(by=score) > "
+            "rounds(0.7/112)"
+        ),
         calibration="2,000 windows of 256 tokens of C4, or answers of tasks",
         deviations=(
             "Its text objective only, the next-token loss; that for answers, a margin, is not here.",
-            "A unit is divided by its own number of weights; the code divides a channel of the MLP by three times the "
-            "width of the MLP instead of the model's.",
-            "A KV head goes with all its query heads; where query heads share one, the code masks query heads and does "
-            "not count key and value.",
+            "A KV head goes with all its query heads, by the mean of their scores. Where query heads share one, the "
+            "code masks query heads and leaves key and value; these are not in its scores, nor here, but go.",
             "112 steps lead to 70 %, as in the published configurations of models of 7 or 8 billion parameters; lower "
             "ratios are read on the way. Steps are of the prunable parameters, not of the number of units.",
             "The first tenth of the layers and the last stay, as in the code: of a model of 30 to 39 layers.",

@@ -101,6 +101,35 @@ def test_taylor_element_within_layers_is_the_sum_over_all_their_matrices(toy):
         make_estimator("taylor_element(within='layer')").score(toy[1], TracedWeights((), {}))
 
 
+@pytest.mark.parametrize("heads", ["shared", "each its own"])
+def test_taylor_element_within_blocks_by_hand(toy, heads, x64):
+    """|w ∂w| over 3 · channels, or over 4 · head_dim · embed a query head; key and value only where one reads them."""
+    model, gradient = toy[0], toy[1].values[WEIGHT_GRADIENT]
+    if heads != "shared":
+        model, gradient = (random_model(spec_of((2, 3), (2, 3), q_per_kv=1), seed, np.float64) for seed in (3, 4))
+    statistics = toy[1]._replace(values={WEIGHT_GRADIENT: gradient})
+    embed, channels, head_dim = 8, 3, 4
+
+    def by_hand(structure, layer, unit):
+        both = zip(*(matrices(tree, structure, layer, unit) for tree in (model, gradient)), strict=True)
+        sums = [np.abs(w * d).sum() for w, d in both]
+        if structure == "mlp":
+            return sum(sums) / (3 * channels)
+        if heads == "shared":  # the mean of the two query heads
+            return (sums[0] + sums[3]) / 2 / (4 * head_dim * embed)
+        return sum(sums) / (4 * head_dim * embed)
+
+    actual = scores_of("taylor_element(within='block')", (model, statistics))
+    assert_scores(actual, by_hand)
+    plain = scores_of("taylor_element", (model, statistics))
+    with pytest.raises(AssertionError):  # control
+        assert_scores(plain, by_hand)
+    with pytest.raises(ValueError, match="expected within 'unit' for a traced model, which has no layers, got 'block'"):
+        make_estimator("taylor_element(within='block')").score(statistics, TracedWeights((), {}))
+    with pytest.raises(ValueError, match="expected reduction 'sum' beside within 'block', got 'max'"):
+        make_estimator("taylor_element(within='block', reduction='max')")
+
+
 @pytest.mark.parametrize(("name", "each"), [("gate_taylor", abs), ("gate_fisher", lambda g: g**2)])
 def test_gates(toy, name, each):
     gradients = toy[1].values[GATE_GRADIENT]

@@ -442,37 +442,50 @@ def test_grasprune(model):
 # --- GISP ------------------------------------------------------------------------------------------
 
 
-def lowest_by_mean(model, gone: set, target: float) -> set:
-    """Return what is gone when the units of the lowest mean of |w ∂w| have joined it, until `target` is reached."""
+def lowest_of_blocks(model, gone: set, target: float, sizes: str = "code") -> set:
+    """Return what is gone when the units of the lowest |w ∂w| over sizes have joined it, until `target` is reached.
+
+    Args:
+        sizes: `code`: three times the channels of a layer, four times those of a head times the stream's width. Query
+            heads share key and value, which the code leaves out, so that a head has the mean of its query heads.
+            `weights`: the weights of the unit.
+    """
     keep = {name: np.ones((LAYERS, count), bool) for name, count in (("attention", KV_HEADS), ("mlp", CHANNELS))}
     for name, layer, unit in gone:
         keep[name][layer, unit] = False
-    cost, gates = {"attention": HEAD, "mlp": CHANNEL}, masks(keep)
+    gates = masks(keep)
     gradient = layers_of(jax.grad(lambda m: losses_of(m, TOKENS, MASK, gates).sum())(model))
     weights, items = layers_of(model), []
     for layer in range(3, LAYERS - 1):
-        for structure, count, names in (
-            ("attention", KV_HEADS, ("query", "key", "value", "output")),
-            ("mlp", CHANNELS, ("gate", "up", "down")),
-        ):
-            total = np.zeros(count)
-            for path in (f"{structure}/{name}" for name in names):
-                salience = np.abs(weights[layer][path] * gradient[layer][path])
-                axis = 0 if path.endswith(("output", "down")) else 1
-                total += np.moveaxis(salience, axis, 0).reshape(count, -1).sum(1)
-            items += [(value / cost[structure], structure, layer, unit) for unit, value in enumerate(total)
-                      if keep[structure][layer, unit]]  # fmt: skip
+        product = {path: np.abs(weights[layer][path] * gradient[layer][path])
+                   for path in weights[layer] if "norm" not in path}  # fmt: skip
+        for unit in np.flatnonzero(keep["attention"][layer]):
+            query, output = product["attention/query"][:, unit], product["attention/output"][unit]
+            heads = [(query[:, head].sum() + output[head].sum()) / (4 * HEAD_DIM * EMBED) for head in range(GROUP)]
+            shared = sum(product[f"attention/{name}"][:, unit].sum() for name in ("key", "value"))
+            score = np.mean(heads) if sizes == "code" else (query.sum() + output.sum() + shared) / HEAD
+            items.append((score, "attention", layer, int(unit)))
+        for unit in np.flatnonzero(keep["mlp"][layer]):
+            total = product["mlp/gate"][:, unit].sum() + product["mlp/up"][:, unit].sum()
+            total += product["mlp/down"][unit].sum()
+            items.append((total / (3 * CHANNELS if sizes == "code" else CHANNEL), "mlp", layer, int(unit)))
     return lowest(items, target, frozenset(gone))
 
 
 @pytest.mark.slow
 def test_gisp(model):
-    """A pass over the text after each 160th part of what can go; in one step it would be other units."""
-    ratio, prunable = 0.045, LAYERS * LAYER
-    keep, gone = kept(model, "gisp", ratio), set()
-    for step in [*np.arange(1, 8) * 0.7 / 112, ratio]:
-        gone = lowest_by_mean(model, gone, step * prunable)
-    assert gone_of(keep) == gone != lowest_by_mean(model, set(), ratio * prunable)
+    """A pass over the text after each 160th part of what can go, by the sizes of its code; else it is other units."""
+    ratio, prunable = 0.095, LAYERS * LAYER
+    found = {}
+    for sizes in ("code", "weights"):
+        gone = set()
+        for step in [*np.arange(1, 16) * 0.7 / 112, ratio]:
+            gone = lowest_of_blocks(model, gone, step * prunable, sizes)
+        found[sizes] = gone
+    gone = gone_of(kept(model, "gisp", ratio))
+    assert gone == found["code"]
+    assert gone != lowest_of_blocks(model, set(), ratio * prunable), "control: at once"
+    assert gone != found["weights"], "control: over the weights of each unit"
 
 
 # --- SAAP ------------------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ class Normalize(Step):
         """Normalise the scores of each structure, or of each sub-block."""
         scores = checked("scores", need(state, self), state.keep)
         normalised = self._ranks if self.to == "ranks" else self._parts
-        return state._replace(scores={name: normalised(name, values) for name, values in scores.items()})
+        return state._replace(scores={name: normalised(name, np.asarray(each)) for name, each in scores.items()})
 
     def _parts(self, name: str, values: np.ndarray) -> np.ndarray:
         """Divide by the mean, or by sums."""
