@@ -14,8 +14,8 @@ docs/arena, by a digest of chain, code of steps, model and text: the same comman
 ratio. With the last seed, when all programs are compiled, a row has a runner and scores of its own, so that time and
 memory are its own; the smaller model takes turns with the unpruned one in a forward pass.
 `--after lora` trains the named rows for 64 steps and evaluates them again. `--after groupwise` does so by 4-bit
-group-wise adapters, the recovery of SAAP's paper, of `saap-in-groups`, whose widths groups divide. `--tasks` adds the first 200
-items of each task, or as many as `--items` says: more items take the place of fewer.
+group-wise adapters, the recovery of SAAP's paper, of `saap-in-groups`, whose widths groups divide. `--tasks` adds the
+first 200 items of each task, or as many as `--items` says: more items take the place of fewer.
 `--windows fresh:N` judges on the N-th set of windows that no table had, in files of its own. After any change of a
 method of ours its claim is made on such a set; the rows of the windows before stay as they are.
 `report` makes docs/arena.md, its figure and the block of README.md of these files.
