@@ -135,6 +135,70 @@ def test_steps_are_those_that_are_written_out(small):
     np.testing.assert_allclose(done.told["divergences"], judged)
 
 
+def worths_by_hand(start, costs, derivatives, rate, *, sign=-1.0, corrected=True, divided=True, apart=False):
+    """The rule `momentum` once more, units of both structures in a row; yields what they are worth after each step.
+
+    Args:
+        derivatives: of each step, by gates.
+        sign, corrected, divided, apart: others make a wrong rule: up the slope, a square that is not corrected for its
+            beginning at 0, whatever a unit costs, or a scale for each structure.
+    """
+    names = list(start)
+    structure = np.concatenate([np.full(start[name].size, at) for at, name in enumerate(names)])
+    cost = np.concatenate([np.broadcast_to(costs[name][:, None], start[name].shape).ravel() for name in names])
+    worth = np.concatenate([np.where(start[name], 0.75, 0.25).ravel() for name in names])
+    momentum, square = np.zeros(len(worth)), np.zeros(len(worth))
+    for step, derivative in enumerate(derivatives):
+        d = np.concatenate([derivative[name].ravel() for name in names]) / (cost if divided else 1.0)
+        groups = [structure == at for at in range(len(names))] if apart else [np.ones(len(d), bool)]
+        for group in groups:
+            square[group] = 0.9 * square[group] + 0.1 * np.square(d[group]).sum() / group.sum()
+        momentum = 0.9 * momentum + 0.1 * d
+        scale = np.sqrt(square / (1 - 0.9 ** (step + 1)) if corrected else square)
+        worth = worth + sign * rate * 0.5 * (1 + np.cos(np.pi * step / len(derivatives))) * momentum / scale
+        ends = np.cumsum([start[name].size for name in names])[:-1]
+        yield {name: part.reshape(start[name].shape) for name, part in zip(names, np.split(worth, ends), strict=True)}
+
+
+def test_learn_momentum_matches_numpy(monkeypatch):
+    """With the step's own 72 steps and rate: all that the solver is ever given, of heads and channels."""
+    subject = LlamaSubject(random_model(spec_of((2, 6), (2, 6))))
+    assert subject.costs["attention"][0] != subject.costs["mlp"][0], "control: what a unit costs matters"
+    objective, start = Quadratic(subject, 3), start_of(subject, 0.4, Global(), Within(min_keep=0), seed=1)
+    seen = []
+
+    def choosing(of, values, *more):
+        seen.append(values)
+        return choose(of, values, *more)
+
+    monkeypatch.setattr("saap_jax.steps.refinement.learn.choose", choosing)
+    refined(subject, start, Learn(), objective, 0.4)
+    assert len(seen) == 72
+    derivatives = [Quadratic(subject, 3).gradient(gates, 0)[1] for _, gates in objective.asked]
+    away = {}
+    for wrong in ({}, {"sign": 1.0}, {"corrected": False}, {"divided": False}, {"apart": True}):
+        by_hand = worths_by_hand(start.keep, subject.costs, derivatives, 0.03, **wrong)
+        away[str(wrong)] = [max(np.abs(values[name] - expected[name]).max() for name in expected)
+                            for values, expected in zip(seen, by_hand, strict=True)]  # fmt: skip
+    assert max(away.pop("{}")) < 1e-9
+    assert all(max(each) > 1e-2 for each in away.values()), "control"
+    assert all(each[0] > 1e-4 for each in away.values()), "control: from the first step on"
+
+
+def test_learn_swaps_in_what_the_objective_misses(small):
+    """Of units that do not work together the best mask is known; the default learns it from the worst one."""
+    objective = Quadratic(small, 0)
+    objective.matrix = np.diag(np.random.default_rng(0).permutation(len(objective.matrix)) + 1.0)
+    worth = np.diag(objective.matrix)[-10:].reshape(2, 5)
+    rank = worth.ravel().argsort().argsort().reshape(2, 5)
+    worst, best = ({"attention": small.existing["attention"], "mlp": kept} for kept in (rank < 6, rank >= 4))
+    done = refined(small, State(small, worst, Within(min_keep=0)), Learn(), objective, 0.4)
+    np.testing.assert_array_equal(done.keep["mlp"], best["mlp"])
+    assert objective.judge(best) < objective.judge(worst) / 2, "control: there is something to learn"
+    still = refined(small, State(small, best, Within(min_keep=0)), Learn(), objective, 0.4)
+    np.testing.assert_array_equal(still.keep["mlp"], best["mlp"])
+
+
 def test_steps_of_probabilities_are_those_of_adam_on_their_logits(small):
     """GRASPrune's rule, written out: m(p) by the lowest p, ∂/∂θ = ∂/∂m · p (1 - p), whatever a unit costs."""
     objective, start = Quadratic(small, 3), start_of(small, 0.4, Global(), seed=1)
