@@ -48,20 +48,54 @@ def matrices(model) -> dict[str, np.ndarray]:
             for name, path in PATHS.items()}  # fmt: skip
 
 
-def refitted_by_hand(model, keep, tokens, damping: float, ridge: str = "coordinate") -> dict[str, np.ndarray]:
-    """Return output matrices W'[K] = W[K] + (G_KK + δ D)⁻¹ (Σ â (â W)ᵀ - G W) of each sub-block in turn, where â W on
-    the pruned stream is the target; activations are those of the other implementation. D: see `ridge`."""
+def streams(model, row) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
+    """Return the activations of each layer, and the residual stream before the first sub-block and behind each.
+
+    Of a model without norms behind sub-blocks.
+    """
+    seen = reference(model, row)[1]
+    stream = [np.asarray(model.embedding[...], np.float64)[row]]
+    for layer, active in zip(layers_of(model), seen, strict=True):
+        for name, path in PATHS.items():
+            matrix = layer[path].reshape(-1, stream[0].shape[1])
+            stream.append(stream[-1] + active[name].reshape(len(row), -1) @ matrix)
+    return seen, stream
+
+
+def refitted_by_hand(
+    model, keep, tokens, damping: float | None, ridge: str = "coordinate", *, blend: float = 0.0, scaled: bool = False
+) -> dict[str, np.ndarray]:
+    """Return output matrices W'[K] = W[K] + (G_KK + δ D)⁻¹ (Σ w â Tᵀ - G W) of each sub-block in turn.
+
+    Activations â are those of the other implementation, on the stream as pruned so far, and G = Σ w â âᵀ.
+
+    Args:
+        tokens: rows of real tokens, of any lengths.
+        damping: δ; None: 8 times the kept coordinates over the tokens.
+        ridge: D, the diagonal of G_KK or its mean.
+        blend: β of T = (1 - β) â W + β (unpruned stream behind the sub-block - pruned one in front of it).
+        scaled: w = 1 / (mean x² + ε) of the unpruned stream x behind the sub-block; else 1.
+    """
     made = {name: each.copy() for name, each in matrices(model).items()}
     now = model
     for layer in range(len(keep["mlp"])):
         for name, path in PATHS.items():
-            seen = np.concatenate([reference(now, row)[1][layer][name] for row in tokens])
-            active, weight = seen.reshape(len(seen), -1), matrices(model)[name][layer]
+            place = 2 * layer + (name == "mlp")
+            walks = [(*streams(now, row), streams(model, row)[1]) for row in tokens]
+            active = np.concatenate([seen[layer][name].reshape(len(front[0]), -1) for seen, front, _ in walks])
+            lacking = np.concatenate([dense[place + 1] - front[place] for _, front, dense in walks])
+            behind = np.concatenate([dense[place + 1] for _, _, dense in walks])
+            weight = matrices(model)[name][layer]
+            target = active @ weight
+            if blend:
+                target = (1 - blend) * target + blend * lacking
+            counts = 1 / (np.mean(behind**2, axis=1) + model.constants.norm_eps) if scaled else np.ones(len(active))
             kept = np.repeat(keep[name][layer], len(weight) // keep[name].shape[1])
-            gram = active.T @ active
-            among, cross = gram[np.ix_(kept, kept)], gram[kept] @ weight
+            weighted = active[:, kept] * counts[:, None]
+            among, cross = weighted.T @ active[:, kept], weighted.T @ target
             energy = np.diag(among)
-            system = among + damping * np.diag(energy if ridge == "coordinate" else np.full(len(energy), energy.mean()))
+            delta = 8 * kept.sum() / len(active) if damping is None else damping
+            system = among + delta * np.diag(energy if ridge == "coordinate" else np.full(len(energy), energy.mean()))
             new = np.zeros_like(weight)
             new[kept] = weight[kept] + np.linalg.solve(system, cross - among @ weight[kept])
             made[name][layer] = new

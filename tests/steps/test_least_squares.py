@@ -33,6 +33,31 @@ def test_one_end_is_least_squares_and_the_other_the_sub_block_itself(problem):
         assert (half[name][1] != one[name][1]).any()
 
 
+def test_least_squares_defaults_match_numpy(problem):
+    """`least_squares` without options, as recipes have it: a blend of 0.3, damping by the text, tokens as they count."""
+    model, keep = problem
+    mask = np.ones(TOKENS.shape, bool)
+    mask[2, 4:] = False
+    batches = [(TOKENS[at : at + 2], mask[at : at + 2]) for at in range(0, 8, 2)]
+    rows = [row[real] for row, real in zip(TOKENS, mask, strict=True)]
+    done = compensate(model, keep, batches, LeastSquares())
+    made = matrices(done.model)
+    assert [each.damping for each in done.corrections] == pytest.approx(
+        [8 * keep[name][layer].sum() * (1 if name == "mlp" else 8) / mask.sum() for layer in range(2) for name in PATHS]
+    )
+    expected = refitted_by_hand(model, keep, rows, None, blend=0.3, scaled=True)
+    wrong = {
+        "exchanged": {"blend": 0.7, "scaled": True},
+        "alike": {"blend": 0.3, "scaled": False},
+        "mean": {"blend": 0.3, "scaled": True, "ridge": "mean"},
+    }
+    wrong = {how: refitted_by_hand(model, keep, rows, None, **options) for how, options in wrong.items()}
+    for name in PATHS:
+        np.testing.assert_allclose(made[name], expected[name], rtol=1e-6, atol=1e-8)
+        for how, other in wrong.items():
+            assert np.abs(made[name][1] - other[name][1]).max() > 1e-4, f"control: {how}"
+
+
 def test_of_the_first_sub_block_alone_both_targets_are_the_same(problem):
     """Its stream is that of the unpruned model."""
     model, _ = problem
