@@ -14,7 +14,7 @@ ONE_EACH := tunix_llama or equinox_attention or haiku_transformer or penzai_llam
 ON_EIGHT := NPROC=32 XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -n auto --dist worksteal
 IN_ZOO := KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo
 
-.PHONY: quickstart test types slow nightly environments newest oldest sharded tpu-plan eval parity llamacpp browser zoo zoo-smoke tunix maxtext gemma docs wheel hour judge leaderboard container lock clean
+.PHONY: quickstart test types slow nightly mutants environments newest oldest sharded tpu-plan eval parity llamacpp browser zoo zoo-smoke tunix maxtext gemma docs wheel hour judge leaderboard container lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators and a method of ours on the packaged model, cut the best one
 	$(BIN)/saap compare quickstart
@@ -37,6 +37,9 @@ slow: $(READY)  ## what guards a landing and takes longer: oracles, contracts, a
 nightly: $(READY)  ## tests that take minutes, or seldom fail alone
 	$(BIN)/pytest -q -n auto --dist worksteal -m "nightly and not sharded" tests
 	$(ON_EIGHT) -m "nightly and sharded" tests
+
+mutants: $(READY)  ## one line of what recipes and estimators compute is changed at a time, and a test has to fail: names what survives
+	$(BIN)/pytest -q -n auto --dist worksteal -m mutants tests/mutants
 
 # $(1) a Python, $(2) lock files: an environment of its own, beside whose `.ready` it lies.
 define environment

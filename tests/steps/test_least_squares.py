@@ -34,7 +34,7 @@ def test_one_end_is_least_squares_and_the_other_the_sub_block_itself(problem):
 
 
 def test_least_squares_defaults_match_numpy(problem):
-    """`least_squares` without options, as recipes have it: a blend of 0.3, damping by the text, tokens as they count."""
+    """`least_squares` without options, as recipes have it: a blend of 0.3, damping by the text, tokens by weight."""
     model, keep = problem
     mask = np.ones(TOKENS.shape, bool)
     mask[2, 4:] = False

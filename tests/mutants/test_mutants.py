@@ -1,0 +1,28 @@
+"""Each mutant is killed: a package with one line changed fails a test. What fails here survives."""
+
+import pytest
+
+from tests.mutants.running import FAILED, changed, package_beside_links, run_tests
+from tests.mutants.table import MUTANTS, Mutant
+
+pytestmark = pytest.mark.mutants
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_killed(mutant: Mutant, tmp_path):
+    copy = package_beside_links(tmp_path)
+    changed(copy / mutant.file, mutant.old, mutant.new)
+    outcome = run_tests(tmp_path, mutant.tests)
+    assert outcome.package == str(copy / "__init__.py"), outcome.said
+    if outcome.code == 0:
+        pytest.fail(f"{mutant.name} survives: {mutant.new!r} in {mutant.file} and {mutant.tests}", pytrace=False)
+    assert outcome.code == FAILED, outcome.said
+
+
+@pytest.mark.parametrize("tests", sorted({mutant.tests for mutant in MUTANTS}))
+def test_an_unchanged_copy_passes(tests, tmp_path):
+    """Control: what kills is the change, and not the copy."""
+    copy = package_beside_links(tmp_path)
+    outcome = run_tests(tmp_path, tests)
+    assert outcome.package == str(copy / "__init__.py"), outcome.said
+    assert outcome.code == 0, outcome.said
