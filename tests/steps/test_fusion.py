@@ -60,6 +60,23 @@ class TestClosedForm:
                     other = {**best, name: {**best[name], key: best[name][key] * factor}}
                     assert likelihood(scores, other, scope_of) > fused.loss + 1e-4
 
+    @pytest.mark.parametrize("scope", SCOPES)
+    def test_scores_are_divided_by_means_of_their_scope(self, scope):
+        scores = two()
+        fused = fuse(scores, scope=scope).scores
+        both = {name: np.concatenate([each.ravel() for each in own.values()]) for name, own in scores.items()}
+        for structure, values in fused.items():
+            for layer, unit in np.argwhere(~np.isnan(values)):
+                alike = {
+                    "global": both,
+                    "structure": {name: own[structure] for name, own in scores.items()},
+                    "layer": {name: own[structure][layer] for name, own in scores.items()},
+                }[scope]
+                want = sum(scores[name][structure][layer, unit] / (2 * np.nanmean(alike[name])) for name in scores)
+                assert values[layer, unit] == pytest.approx(want, rel=1e-12)
+        for other in set(SCOPES) - {scope}:
+            assert not np.allclose(fused["mlp"], fuse(scores, scope=other).scores["mlp"], equal_nan=True), "control"
+
     def test_scope_constant_shifts_each_scope_by_its_log_sigmas(self):
         scores = two()
         plain, shifted = fuse(scores), fuse(scores, scope_constant=True)
