@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from saap_jax.estimation import SECOND_MOMENT, make_estimator
 from saap_jax.estimation.base import Statistics
 from saap_jax.estimation.reconstruction import _ascending, greedy_costs, leverages, single_costs, swapped
 from tests.helpers import dense_model
-from tests.in_sequence import swapped_by_hand
+from tests.in_sequence import matrices, swapped_by_hand
 
 
 @pytest.fixture
@@ -144,3 +145,32 @@ def test_units_of_a_layer_that_is_never_active_are_worth_nothing(name):
     for values in make_estimator(name).score(statistics, dense_model()).values():
         assert (values[0] > 0).all(), "control"
         assert not values[1].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["leverage", "obs(greedy=False)"])
+def test_estimators_have_a_ridge_of_a_hundredth(name, x64):
+    """λ is that share of the mean of the diagonal, of each layer and structure its own."""
+    model, random = dense_model(dtype=np.float64), np.random.default_rng(2)
+    units = {"attention": 2, "mlp": 6}
+    active = {name: random.standard_normal((2, 20, len(each[0]))) for name, each in matrices(model).items()}
+    active["mlp"][1] *= 10
+    moments = {name: np.einsum("lti,ltj->lij", each, each) / 20 for name, each in active.items()}
+    statistics = Statistics(
+        jnp.asarray(1), jnp.asarray(9), jnp.zeros(1), {SECOND_MOMENT: jax.tree.map(jnp.asarray, moments)}
+    )
+    found = make_estimator(name).score(statistics, model)
+
+    def by_hand(structure: str, layer: int, share: float) -> np.ndarray:
+        moment, weight = moments[structure][layer], matrices(model)[structure][layer]
+        ridge, count = share * np.trace(moment) / len(moment), units[structure]
+        if name == "leverage":
+            projection = moment @ np.linalg.inv(moment + ridge * np.eye(len(moment)))
+            return np.diag(projection).reshape(count, -1).sum(1)
+        each = weight.reshape(count, -1, weight.shape[1])
+        return np.array([fitted(each, moment, ridge, [unit])[0] for unit in range(count)])
+
+    for structure, scores in found.items():
+        for layer in range(2):
+            np.testing.assert_allclose(scores[layer], by_hand(structure, layer, 0.01), rtol=1e-9)
+            assert not np.allclose(scores[layer], by_hand(structure, layer, 0.02), rtol=1e-4), "control"

@@ -400,8 +400,14 @@ _CHOSEN = (
             "within: attention of all that goes",
             "beyond = max(ratio - self.attention_from, 0.0) / (ratio or 1.0)",
             "beyond = 1.0",
+            f"{_ALLOCATION} -k gives_its_share",
         ),
-        ("within: attention of the rest", "/ (ratio or 1.0)", "/ (1 - ratio or 1.0)"),
+        (
+            "within: attention of the rest",
+            "/ (ratio or 1.0)",
+            "/ (1 - ratio or 1.0)",
+            f"{_ALLOCATION} -k gives_its_share",
+        ),
         ("within: a unit less", "most = min(units - limits.min_keep,", "most = min(units - limits.min_keep - 1,"),
         (
             "within: multiples of what goes",
@@ -522,6 +528,74 @@ _CHOSEN = (
             "max(range(len(judged)), key=judged.__getitem__)",
         ),
         ("learn: all that was kept begins lower", "KEPT, GONE = 0.75, 0.25", "KEPT, GONE = 0.25, 0.75"),
+    ),
+)
+
+_DEFAULT = "tests/recipes/test_default.py"
+
+_RECIPES = (
+    *_of(
+        "recipes/default.py",
+        "within best_of fused",
+        f"{_DEFAULT} -k fast",
+        (
+            "default: another protection",
+            "protect=(0.13, -0.07), attention=0.25",
+            "protect=(0.07, -0.13), attention=0.25",
+        ),
+        ("default: more of attention", "attention=0.25, attention_from", "attention=0.5, attention_from"),
+        ("default: attention sooner", "attention_from=0.3", "attention_from=0.2"),
+        (
+            "default: another estimator",
+            "fused(fisher, leverage, wanda) > within(protect",
+            "fused(fisher, wanda) > within(protect",
+        ),
+        ("default: one ranking", "attention_from=0.3) > uniform", "attention_from=0.3) > global"),
+    ),
+    *_of(
+        "recipes/default.py",
+        "self_calibration scales least_squares",
+        f"{_DEFAULT} -k default_repairs",
+        ("default: less text", "self_calibration(96, beside=True)", "self_calibration(64, beside=True)"),
+        ("default: no calibration text", "self_calibration(96, beside=True)", "self_calibration(96)"),
+        ("default: the same text again", "self_calibration(64, seed=1)", "self_calibration(64, seed=0)"),
+        ("default: fewer steps", "scales(12, rate=0.03)", "scales(6, rate=0.03)"),
+        ("default: a smaller rate", "scales(12, rate=0.03)", "scales(12, rate=0.01)"),
+    ),
+    *_of(
+        "recipes/saap.py",
+        "stable global fused",
+        "tests/recipes/test_papers.py -k saap_as",
+        ("saap: the stable goes", '"the unstable goes", -0.25', '"the unstable goes", 0.25'),
+        ("saap: whole matrices", "taylor_vector(within=channel), taylor_element", "taylor_vector, taylor_element"),
+        ("saap: other limits", "within(protect=(0.13, -0.07)) > stable", "within(protect=(0.13, -0.2)) > stable"),
+    ),
+    *_of(
+        "steps/self_calibration.py",
+        "self_calibration",
+        f"{_DEFAULT} -k default_repairs",
+        ("self_calibration: another prompt", "prompt: Positive = 12", "prompt: Positive = 6"),
+        (
+            "self_calibration: colder",
+            "temperature: Annotated[float, check_positive] = 1.0",
+            "temperature: Annotated[float, check_positive] = 0.5",
+        ),
+    ),
+    *_of(
+        "steps/score/score.py",
+        "fused",
+        f"{_DEFAULT} -k fast",
+        ("fused: attention by first derivatives", 'attention: str = "gate_fisher"', 'attention: str = "gate_taylor"'),
+    ),
+    *_of(
+        "estimation/reconstruction.py",
+        "leverage",
+        f"{_RECONSTRUCTION} -k hundredth",
+        (
+            "leverage: another ridge",
+            "def leverage(*, damping: Damping = 0.01)",
+            "def leverage(*, damping: Damping = 0.02)",
+        ),
     ),
 )
 
@@ -784,6 +858,24 @@ _JUDGED = (
         ),
     ),
     *_of(
+        "evaluation/evidence.py",
+        "compare",
+        "tests/evaluation/test_race.py -k e_value",
+        ("evidence: no n", "0.5 * count * (np.log1p(square / free)", "0.5 * (np.log1p(square / free)"),
+        ("evidence: both sides", "2 * stdtr(count, posterior)", "stdtr(count, posterior)"),
+    ),
+    *_of(
+        "evaluation/crossing.py",
+        "compare",
+        "tests/evaluation/test_crossing.py",
+        (
+            "crossing: from the other end",
+            "return ratios[before] + share * (ratios[after]",
+            "return ratios[after] + share * (ratios[after]",
+        ),
+        ("crossing: seeds that differ prove", "if half := float(student(of, 1)):", "if half := 0.0:"),
+    ),
+    *_of(
         "types.py",
         "compare",
         "tests/evaluation/test_perplexity.py",
@@ -801,4 +893,4 @@ _JUDGED = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*_ESTIMATORS, *_OBSERVED, *_CHOSEN, *_REPAIRED, *_JUDGED)
+MUTANTS: tuple[Mutant, ...] = (*_ESTIMATORS, *_OBSERVED, *_CHOSEN, *_RECIPES, *_REPAIRED, *_JUDGED)

@@ -430,6 +430,17 @@ def test_alike_leaves_layers_of_one_shape_alike():
         assert others == {width, width + 8}
 
 
+@pytest.mark.parametrize(("ratio", "share"), [(0.2, 0.0), (0.3, 0.0), (0.4, 0.0625), (0.5, 0.1)])
+def test_attention_gives_its_share_of_the_rest(ratio, share):
+    """A quarter of what goes beyond 30 %, of units of one parameter each, so that it is met exactly."""
+    problem = drawn(0, layers=4, heads=50, channels=50, costs=(1, 1), missing=False)
+    keep = problem.chosen(ratio, "within(attention=0.25, attention_from=0.3) > global(by=score)")
+    assert (~keep["attention"]).sum() == round(share * ratio * 400)
+    assert (~keep["mlp"]).sum() == round((1 - share) * ratio * 400)
+    plain = problem.chosen(ratio, "within(attention=0.25) > global(by=score)")
+    assert (~plain["attention"]).sum() == 100 * ratio, "control"
+
+
 def test_a_single_unit_a_layer_leaves_all_to_the_mlp():
     """As `saap prune` meets a model with one KV head; with two of them the share is met."""
     for heads in (1, 2):
