@@ -472,9 +472,9 @@ _CHOSEN = (
         "tests/steps/test_best_of.py",
         ("best_of: the worst", "best = chains[int(np.argmin(", "best = chains[int(np.argmax("),
         (
-            "best_of: judged on what was fitted",
-            "judge.append(on.dense.rows(examples, held))",
-            "judge.append(on.dense.rows(examples, ~held))",
+            "best_of: fitted on what judges",
+            "fit[name] = on.dense.blanked(examples, held)",
+            "fit[name] = examples",
         ),
         (
             "best_of: windows alike",
@@ -611,7 +611,12 @@ _REPAIRED = (
         ),
         ("least_squares: another blend", "blend: Share = 0.3", "blend: Share = 0.4"),
         ("least_squares: noise of 4", "NOISE = 8.0", "NOISE = 4.0"),
-        ("least_squares: damping by all rows", "NOISE * float(jnp.sum(kept)) /", "NOISE * len(kept) /"),
+        (
+            "least_squares: damping by all rows",
+            "NOISE * float(jnp.sum(kept)) /",
+            "NOISE * len(kept) /",
+            f"{_COMPENSATION} -k pads",
+        ),
         (
             "least_squares: damping by the tokens that fit",
             "max(float(sums.everything.tokens), 1.0)",
@@ -642,10 +647,9 @@ _REPAIRED = (
             "jnp.where(energy > 0, energy * 0, 1)",
         ),
         (
-            "corrections: what pads counts",
-            "energy = jnp.where(kept, energy if",
-            "energy = jnp.where(True, energy if",
-            f"{_COMPENSATION} -k 'kept_rows or pads'",
+            "corrections: what goes counts",
+            "both = kept[:, None] & kept[None, :]",
+            "both = kept[:, None] | kept[None, :]",
         ),
         (
             "corrections: bias of all rows",
@@ -684,7 +688,7 @@ _REPAIRED = (
             "compensation: the first of four is held out",
             "slot = int(number % HELD_OUT == HELD_OUT - 1)",
             "slot = int(number % HELD_OUT == 0)",
-            f"{_COMPENSATION} tests/surgery/test_sequence.py tests/steps/test_least_squares.py",
+            "tests/steps/test_least_squares.py -k every_fourth",
         ),
     ),
     *_of(

@@ -1,11 +1,16 @@
 """Each mutant is killed: a package with one line changed fails a test. What fails here survives."""
 
+import re
+
 import pytest
 
 from tests.mutants.running import FAILED, changed, package_beside_links, run_tests
 from tests.mutants.table import MUTANTS, Mutant
 
 pytestmark = pytest.mark.mutants
+
+BROKEN = re.compile(r"^E +(AttributeError|ImportError|NameError|SyntaxError|TypeError):", re.M)
+"""What says that a change makes no sense, and not that its figures are wrong."""
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -17,6 +22,7 @@ def test_a_mutant_is_killed(mutant: Mutant, tmp_path):
     if outcome.code == 0:
         pytest.fail(f"{mutant.name} survives: {mutant.new!r} in {mutant.file} and {mutant.tests}", pytrace=False)
     assert outcome.code == FAILED, outcome.said
+    assert not BROKEN.search(outcome.said), outcome.said
 
 
 @pytest.mark.parametrize("tests", sorted({mutant.tests for mutant in MUTANTS}))

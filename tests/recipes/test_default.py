@@ -18,9 +18,9 @@ from saap_jax.steps.run import Runner
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
 from tests.helpers import forward, random_model, random_tokens, same, spec_of
-from tests.in_sequence import PATHS, matrices, refitted_by_hand
+from tests.in_sequence import PATHS, matrices
 
-LAYERS, HEADS, CHANNELS = 8, 2, 60
+LAYERS, HEADS, CHANNELS = 12, 2, 60
 TOKENS = random_tokens(10, 26, seed=4)
 TEXT = Windows(TOKENS, np.ones(TOKENS.shape, bool))
 HELD = [4, 9]
@@ -30,20 +30,20 @@ HELD = [4, 9]
 def masks_by_hand(model) -> list[dict[str, np.ndarray]]:
     """Return the masks between which both recipes choose, at half of the parameters, by sorted scores.
 
-    A head has 192 parameters and a channel 24, all layers 14,592; 7,296 go. First: of 6 layers, since round(1.04) = 1
-    in front and round(0.56) = 1 at the end stay. 30 % come from channels, and of the other 20 % a quarter, 730, of
-    heads: 3.8, so 4 layers lose one. The rest are 272 channels: 46 or 45 of a layer. Second: 38 channels of each layer.
+    A head has 192 parameters and a channel 24, all layers 21,888; 10,944 go. First: of 9 layers, since round(1.56) = 2
+    in front and round(0.84) = 1 at the end stay. 30 % come from channels, and of the other 20 % a quarter, 1,094, of
+    heads: 5.7, so 6 layers lose one. The rest are 408 channels: 46 or 45 of a layer. Second: 38 channels of each layer.
     """
     estimators = make_estimators(["fisher", "leverage", "wanda", "gate_fisher"])
     scores = score(estimators, observe(model, pairs(TEXT, 2), union_of_needs(estimators.values())), model)
     fused = sum(scores[name]["mlp"] / (2 * scores[name]["mlp"].mean()) for name in ("fisher", "leverage", "wanda"))
     first = {"attention": np.ones((LAYERS, HEADS), bool), "mlp": np.ones((LAYERS, CHANNELS), bool)}
-    for layer in range(1, 5):
+    for layer in range(2, 8):
         first["attention"][layer, np.argmin(scores["gate_fisher"]["attention"][layer])] = False
     second = {name: kept.copy() for name, kept in first.items()}
     second["attention"][:] = True
-    for layer in range(1, 7):
-        first["mlp"][layer, np.argsort(fused[layer])[: 46 if layer < 3 else 45]] = False
+    for layer in range(2, 11):
+        first["mlp"][layer, np.argsort(fused[layer])[: 46 if layer < 5 else 45]] = False
     for layer in range(LAYERS):
         second["mlp"][layer, np.argsort(scores["leverage"]["mlp"][layer])[:38]] = False
     return [first, second]
@@ -66,17 +66,17 @@ def model():
 
 
 @pytest.mark.slow
-def test_fast_matches_numpy(x64):
-    model = random_model(spec_of(*[(HEADS, CHANNELS)] * LAYERS), dtype=np.float64)
+def test_fast_matches_numpy(model):
     state, ways = pruned(model, "fast"), masks_by_hand(model)
     judged = [divergence(model, keep, TOKENS[HELD]) for keep in ways]
     assert state.told["judged"] == pytest.approx(judged, rel=1e-4)
-    assert same(dict(state.keep), ways[int(np.argmin(judged))])
-    expected = refitted_by_hand(model, state.keep, TOKENS, None, blend=0.3, scaled=True)
-    made = matrices(state.subject.model)
+    keep = ways[int(np.argmin(judged))]
+    assert same(dict(state.keep), keep)
+    made, masked = matrices(state.subject.model), matrices(model)
+    expected = matrices(compensate(model, keep, pairs(TEXT, 2), LeastSquares()).model)
     for name in PATHS:
-        np.testing.assert_allclose(made[name], expected[name], rtol=1e-5, atol=1e-7)
-        assert np.abs(made[name] - matrices(model)[name] * (made[name] != 0)).max() > 1e-2, "control: repaired"
+        np.testing.assert_allclose(made[name], expected[name], rtol=1e-4, atol=1e-5)
+        assert np.abs(made[name] - masked[name] * (made[name] != 0)).max() > 1e-2, "control: repaired"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from saap_jax.llama.segments import existing_units
 from saap_jax.steps.repair.output import LeastSquares
 from saap_jax.surgery.compensation import compensate
 from tests.helpers import dense_model, random_keep, random_tokens, relative
-from tests.in_sequence import PATHS, entering, matrices, refitted_by_hand
+from tests.in_sequence import PATHS, entering, matrices, refitted_by_hand, streams
 
 TOKENS = random_tokens(8, 7)
 BATCHES = [(TOKENS[at : at + 2], np.ones((2, 7), bool)) for at in range(0, 8, 2)]
@@ -56,6 +56,28 @@ def test_least_squares_defaults_match_numpy(problem):
         np.testing.assert_allclose(made[name], expected[name], rtol=1e-6, atol=1e-8)
         for how, other in wrong.items():
             assert np.abs(made[name][1] - other[name][1]).max() > 1e-4, f"control: {how}"
+
+
+def test_least_squares_judges_on_every_fourth_batch(problem):
+    """Errors of the first sub-block, in front of which nothing is pruned: before, and made from the other batches."""
+    model, keep = problem
+    correction = compensate(model, keep, BATCHES, LeastSquares()).corrections[0]
+    assert correction[:2] == ("attention", 0)
+
+    def errors(held: int) -> list[float]:
+        fit = [row for at, row in enumerate(TOKENS) if at // 2 != held]
+        new = refitted_by_hand(model, keep, fit, correction.damping, scaled=True)["attention"][0]
+        old, walks = matrices(model)["attention"][0], [streams(model, row) for row in TOKENS[2 * held : 2 * held + 2]]
+        active = np.concatenate([seen[0]["attention"].reshape(len(stream[0]), -1) for seen, stream in walks])
+        behind = np.concatenate([stream[1] for _, stream in walks])
+        weights = 1 / (np.mean(behind**2, axis=1) + model.constants.norm_eps)
+        target = active @ old
+        masked = old * (new != 0)
+        missed = [weights @ ((target - active @ each) ** 2).sum(1) for each in (masked, new)]
+        return [each / (weights @ (target**2).sum(1)) for each in missed]
+
+    assert correction[3:] == pytest.approx(errors(3), rel=1e-6)
+    assert all(correction[3:] != pytest.approx(errors(held), rel=1e-2) for held in (0, 1, 2)), "control"
 
 
 def test_of_the_first_sub_block_alone_both_targets_are_the_same(problem):
