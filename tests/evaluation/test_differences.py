@@ -117,9 +117,10 @@ def test_of_several_seeds_it_is_no_narrower_than_students_of_the_seeds():
     random = np.random.default_rng(3)
     b = random.normal(3, 1, (3, 200))
     a = b + random.normal(0, 0.01, (3, 200)) + np.array([[0.1], [0.3], [0.2]])
-    found = paired_difference(a, b)
-    low, high = stats.ttest_1samp((a - b).mean(axis=1), 0).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((low, high))
+    for others in (1, 5):
+        found = paired_difference(a, b, others=others)
+        interval = stats.ttest_1samp((a - b).mean(axis=1), 0).confidence_interval(1 - 0.05 / others)
+        assert (found.low, found.high) == pytest.approx(interval)
     assert paired_difference(a[:1], b[:1]).low > 0, "of one seed the windows alone say how much it varies"
     equal = np.broadcast_to(a[:1], a.shape)
     assert paired_difference(equal, b[[0, 0, 0]])[1:3] == pytest.approx(paired_difference(a[:1], b[:1])[1:3])

@@ -248,7 +248,12 @@ _ESTIMATORS = (
         "ablation",
         "tests/estimation/test_ablation.py -k pairs",
         ("ablation: sign", "sum(axis=1) - dense", "sum(axis=1) + dense"),
-        ("ablation: the unit is doubled", 'return seen["mlp_out"][None] - each', 'return seen["mlp_out"][None] + each'),
+        (
+            "ablation: the unit is doubled",
+            'return seen["mlp_out"][None] - each',
+            'return seen["mlp_out"][None] + each',
+            "tests/estimation/test_ablation.py -k one_gate_closed",
+        ),
     ),
     *_of(
         "steps/score/oracles.py",
@@ -268,9 +273,9 @@ _ESTIMATORS = (
         ("perturbation: of what stays", "gone = ~np.stack(", "gone = np.stack("),
         ("perturbation: ridge", "np.linalg.solve(product + ridge * scale", "np.linalg.solve(product - ridge * scale"),
         (
-            "perturbation: losses are not centred",
+            "perturbation: masks are not centred",
             "x, y = x - x.mean(axis=0), y - y.mean()",
-            "x, y = x - x.mean(axis=0), y",
+            "x, y = x, y - y.mean()",
         ),
     ),
 )
@@ -285,7 +290,12 @@ _OBSERVED = (
             "gradients[-1][name] / counts[:, None, None]",
             "gradients[-1][name]",
         ),
-        ("observe: squares of summed losses", "watched(model, 1 / counts,", "watched(model, jnp.ones_like(counts),"),
+        (
+            "observe: squares of summed losses",
+            "watched(model, 1 / counts,",
+            "watched(model, jnp.ones_like(counts),",
+            "tests/estimation/test_squares.py -k mean_loss",
+        ),
     ),
     *_of(
         "estimation/base.py",
@@ -711,12 +721,7 @@ _REPAIRED = (
             "np.argsort(-np.where(writes, scores, -np.inf)",
             "np.argsort(np.where(writes, scores, np.inf)",
         ),
-        (
-            "layerwise: sums for means",
-            "moment = gram / total",
-            "moment = gram",
-            "tests/surgery/test_sequence.py tests/recipes/test_papers.py",
-        ),
+        ("layerwise: another ridge", "DAMPING, BLOCK = 0.01, 16", "DAMPING, BLOCK = 0.5, 16"),
     ),
     *_of(
         "surgery/divergence.py",

@@ -94,6 +94,17 @@ def test_steps_behind_go_by_what_was_written_and_scores_do_not():
     assert [*again.text] == ["self_calibration"]
 
 
+@pytest.mark.slow
+def test_options_reach_the_writer():
+    subject = LlamaSubject(dense_model(mlp=8))
+    options = {"temperature": 0.5, "seed": 2}
+    found = run("wanda > uniform > self_calibration(12, 3, temperature=0.5, seed=2) > bias", subject).text
+    assert same(found["self_calibration"], subject.continued(TEXT["text"], 12, 3, **options))
+    for other in ({"temperature": 1.0}, {"seed": 0}):
+        wrong = subject.continued(TEXT["text"], 12, 3, **options | other)
+        assert not same(found["self_calibration"], wrong), "control"
+
+
 def test_a_repair_that_is_done_is_done_again_on_what_was_written():
     subject = LlamaSubject(dense_model(layers=3, mlp=8))
     text = {"text": Windows(*(np.concatenate([each, each]) for each in TEXT["text"]))}
