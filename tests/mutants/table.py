@@ -480,7 +480,11 @@ _CHOSEN = (
         "steps/best_of.py",
         "best_of",
         "tests/steps/test_best_of.py",
-        ("best_of: the worst", "best = chains[int(np.argmin(", "best = chains[int(np.argmax("),
+        (
+            "best_of: the worst",
+            'best = chains[int(least_first("divergences of chains", judged)[0])]',
+            'best = chains[int(least_first("divergences of chains", judged)[-1])]',
+        ),
         (
             "best_of: fitted on what judges",
             "fit[name] = on.dense.blanked(examples, held)",
@@ -534,8 +538,8 @@ _CHOSEN = (
         ),
         (
             "learn: the worst round",
-            "min(range(len(judged)), key=judged.__getitem__)",
-            "max(range(len(judged)), key=judged.__getitem__)",
+            'int(least_first("divergences of rounds", judged)[0])',
+            'int(least_first("divergences of rounds", judged)[-1])',
         ),
         ("learn: all that was kept begins lower", "KEPT, GONE = 0.75, 0.25", "KEPT, GONE = 0.25, 0.75"),
     ),
@@ -576,9 +580,9 @@ _RECIPES = (
         "recipes/saap.py",
         "stable global fused",
         "tests/recipes/test_papers.py -k saap_as",
-        ("saap: the stable goes", '"the unstable goes", -0.25', '"the unstable goes", 0.25'),
+        ("saap: the stable goes", 'f"stable({weight}) > "', 'f"stable({-weight}) > "'),
         ("saap: whole matrices", "taylor_vector(within=channel), taylor_element", "taylor_vector, taylor_element"),
-        ("saap: other limits", "within(protect=(0.13, -0.07)) > stable", "within(protect=(0.13, -0.2)) > stable"),
+        ("saap: other limits", "within(protect=(0.13, -0.07)) > {stable}", "within(protect=(0.13, -0.2)) > {stable}"),
     ),
     *_of(
         "steps/self_calibration.py",
@@ -620,11 +624,11 @@ _REPAIRED = (
             "return self.blend * own + (1 - self.blend) * lacking",
         ),
         ("least_squares: another blend", "blend: Share = 0.3", "blend: Share = 0.4"),
-        ("least_squares: noise of 4", "NOISE = 8.0", "NOISE = 4.0"),
+        ("least_squares: noise of 4", "check_positive] = 8.0", "check_positive] = 4.0"),
         (
             "least_squares: damping by all rows",
-            "NOISE * float(jnp.sum(kept)) /",
-            "NOISE * len(kept) /",
+            "self.noise * float(jnp.sum(kept)) /",
+            "self.noise * len(kept) /",
             f"{_COMPENSATION} -k pads",
         ),
         (
@@ -766,10 +770,14 @@ _REPAIRED = (
         "tests/surgery/test_scales.py",
         (
             "scales: the worst round",
-            "best = min(found, key=lambda each: each[0])[1]",
-            "best = max(found, key=lambda each: each[0])[1]",
+            'best = found[int(least_first("divergences of rounds", judged)[0])][1]',
+            'best = found[int(least_first("divergences of rounds", judged)[-1])][1]',
         ),
-        ("scales: the last round", "best = min(found, key=lambda each: each[0])[1]", "best = found[-1][1]"),
+        (
+            "scales: the last round",
+            'best = found[int(least_first("divergences of rounds", judged)[0])][1]',
+            "best = found[-1][1]",
+        ),
         ("scales: ten times the rate", "cosine(self.rate, at, self.steps)", "cosine(10 * self.rate, at, self.steps)"),
         (
             "scales: units that went move",

@@ -137,7 +137,7 @@ def test_steps_that_need_more_text_than_there_is_get_it():
 
 def test_a_choice_between_chains_leaves_a_repair_behind_it_to_what_was_written():
     subject = LlamaSubject(dense_model(mlp=8))
-    chains = "wanda > uniform > least_squares, magnitude > uniform > bias"
+    chains = "wanda > uniform > bias, magnitude > uniform > bias"
     found = run(f"best_of({chains}) > {MANY} > least_squares", subject)
     choice = found.told["chosen"].partition(" > ")[0]
     expected = run(f"{choice} > uniform > {MANY} > least_squares", subject)
