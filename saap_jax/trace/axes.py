@@ -22,6 +22,7 @@ REASONS: dict[str, str] = {
     "window": "is spanned by a window",
     "repeat": "has size 1 and is repeated",
     "reshape": "is reshaped across its blocks",
+    "random": "is drawn at random",
     "unused": "has no effect on an output",
 }
 """Why an atom keeps its size, by kind."""

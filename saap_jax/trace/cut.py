@@ -169,8 +169,6 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
         parameters["shape"] = outs[0]
     elif name == "reshape":
         parameters["new_sizes"] = outs[0]
-    elif name in ("random_bits", "random_split"):
-        parameters["shape"] = outs[0][len(outs[0]) - len(parameters["shape"]) :]
     elif name in ("dynamic_slice", "gather"):
         sizes = list(zip(values[0].shape, shape_of(eqn.invars[0]), parameters["slice_sizes"], strict=True))
         parameters["slice_sizes"] = tuple(now if size == was else size for now, was, size in sizes)

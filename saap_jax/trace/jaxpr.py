@@ -26,6 +26,15 @@ def dtype_of(variable: Any) -> Any:
     return variable.aval.dtype
 
 
+def draws_apart(eqn: JaxprEqn) -> bool:
+    """Say whether each of the keys that an equation takes or makes draws for itself, whatever keys lie beside it.
+
+    Those of threefry do; of the others a batch is drawn from the first key.
+    """
+    variables = (*eqn.invars, *eqn.outvars)
+    return any(str(dtype_of(variable)) == "key<fry>" for variable in variables)
+
+
 def opened(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
     """Take a program and its constants, which a program that is not closed does not have.
 

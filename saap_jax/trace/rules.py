@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jax.extend.core import JaxprEqn
 
 from saap_jax.trace.axes import ONE, Axes, Pin
-from saap_jax.trace.jaxpr import dtype_of, shape_of
+from saap_jax.trace.jaxpr import draws_apart, dtype_of, shape_of
 
 Layout = tuple[int, ...]
 """The node of each axis of an array."""
@@ -99,7 +99,7 @@ _ELEMENTWISE = """layout_constraint reshard mulhi zeros_like abs acos acosh add 
 atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy
 copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
 is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not or
-polygamma population_count pow pvary random_fold_in real reduce_precision regularized_incomplete_beta rem round rsqrt
+polygamma population_count pow pvary real reduce_precision regularized_incomplete_beta rem round rsqrt
 select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
 threefry2x32 xor zeta sharding_constraint"""
 _REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin"
@@ -235,10 +235,26 @@ def iota(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     return [layout]
 
 
+def drawn(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """Pin every axis of a draw: fewer numbers from the same key are other numbers, at all places."""
+    name = eqn.primitive.name
+    for node in (node for layout in ins for node in layout):
+        notes.axes.pin(node, "random", name)
+    return [tuple(notes.axes.pinned(size, "random", name) for size in shape_of(out)) for out in eqn.outvars]
+
+
 def keys(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """Random keys, and bits from them: the axes of the keys come first, the others are as many as the program asks."""
+    """Random keys, and bits from them: the axes of the keys come first, and pass; those of the draw are pinned."""
+    if not draws_apart(eqn):
+        return drawn(notes, eqn, ins)
     shape, first = shape_of(eqn.outvars[0]), ins[0]
-    return [(*first[: len(shape)], *(notes.axes.fresh(size) for size in shape[len(first) :]))]
+    own = (notes.axes.pinned(size, "random", eqn.primitive.name) for size in shape[len(first) :])
+    return [(*first[: len(shape)], *own)]
+
+
+def fold_in(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[Layout]:
+    """`random_fold_in`: a key of each number."""
+    return elementwise(notes, eqn, ins) if draws_apart(eqn) else drawn(notes, eqn, ins)
 
 
 def reshape(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -306,6 +322,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("optimization_barrier", "device_put"), lambda notes, eqn, ins: ins),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "rev", "sort"), ordered),
     **dict.fromkeys((f"random_{what}" for what in ("bits", "seed", "split", "wrap", "unwrap", "clone")), keys),
+    **dict.fromkeys(("random_gamma", "rng_bit_generator", "rng_uniform"), drawn),
+    "random_fold_in": fold_in,
     "broadcast_in_dim": broadcast,
     "transpose": lambda notes, eqn, ins: [tuple(ins[0][axis] for axis in eqn.params["permutation"])],
     "squeeze": squeeze,

@@ -92,6 +92,8 @@ def unary(builder: Builder, i: int, kind: str) -> None:
         "branch": lambda x: [jax.lax.cond(x.sum() > 0, jnp.sin, lambda x: x * 2, x)],
         "loop": lambda x: [jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x), x)],
         "checkpoint": lambda x: [jax.checkpoint(jnp.tanh)(x)],
+        "noise": lambda x: [x + jax.random.normal(jax.random.key(0), x.shape)],
+        "noise_of_rows": lambda x: [x + jax.random.normal(jax.random.key(0), (BATCH,) + (1,) * (x.ndim - 1))],
     }
     if kind in ("halves", "twist", "odd", "head", "interleave") and shape[-1] % 2:
         return
@@ -156,7 +158,7 @@ def binary(builder: Builder, i: int, kind: str) -> None:
 
 
 UNARY = """relu softmax below least centre sum cumsum sort flip tail pad take head halves twist odd twice swap merge
-merge_back interleave tile unstack outer zeros branch loop checkpoint"""
+merge_back interleave tile unstack outer zeros branch loop checkpoint noise noise_of_rows"""
 KINDS = {
     **dict.fromkeys(UNARY.split(), unary),
     **dict.fromkeys(("dense", "scale", "unmerge", "scan", "experts", "conv"), with_parameter),

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen, nnx
 from jax import lax
+from jax.extend.random import threefry_2x32
 
 from saap_jax.trace.axes import Axes, Place
 from saap_jax.trace.cut import keep_units, smaller
@@ -41,8 +43,37 @@ def pairs(a, b):
     return a[0] + b[0], jnp.maximum(a[1], b[1])
 
 
-def dropped(h):
+raw = functools.partial(jax.random.PRNGKey, 0)
+
+
+def dropped(h, key=key):
     return jnp.where(jax.random.bernoulli(key(), 0.5, h.shape), h, 0)
+
+
+def dropped_in_turn(h):
+    def turn(state, key):
+        return dropped(state, lambda: key) + 1, None
+
+    return lax.scan(turn, h, jax.random.split(key(), 3))[0]
+
+
+def dropped_by_row(h):
+    """Drop as Equinox does: a key of each example."""
+    keys = jax.random.split(raw(), BATCH)
+    return jax.vmap(lambda row, key: dropped(row, lambda: key))(h, keys)
+
+
+@jax.custom_vjp
+def noisy(h):
+    return h + jax.random.normal(key(), h.shape)
+
+
+noisy.defvjp(lambda h: (noisy(h), None), lambda _, g: (g,))
+
+
+def joined(h):
+    """Sum over units and noise that stand side by side: the noise has a width of its own."""
+    return h + jnp.concatenate([h, jax.random.normal(key(), (BATCH, 4))], -1).sum(-1, keepdims=True)
 
 
 def looped(h):
@@ -61,7 +92,7 @@ def keyed(h):
     return jax.vmap(lambda k, column: column * jax.random.normal(k), (0, 1), 1)(keys, h)
 
 
-def keyed_by_number(h):
+def keyed_by_number(h, key=key):
     codes = jnp.zeros(h.shape[1:], int)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key(), codes)
     return h * jax.vmap(jax.random.normal)(keys)[None]
@@ -97,9 +128,14 @@ PRUNABLE = {
     "associative scan over batch": lambda h: jax.lax.associative_scan(jnp.add, h),
     "map": lambda h: jax.lax.map(jnp.sin, h),
     "vmap": lambda h: jax.vmap(lambda row: row * row.shape[0])(h),
-    "dropout": dropped,
-    "keys": keyed,
+    # draws of which no size is that of the units, and keys that each unit has of its own
     "keys by number": keyed_by_number,
+    "noise of each row": lambda h: h + jax.random.normal(key(), (BATCH, 1)),
+    "noise beside units": joined,
+    "dropout of rows": lambda h: jnp.where(jax.random.bernoulli(raw(), 0.5, (BATCH, 1)), h, 0),
+    "noise in a loop": lambda h: lax.scan(
+        lambda c, key: (c * jax.random.uniform(key), None), h, jax.random.split(key(), 3)
+    )[0],
     "clip": lambda h: jnp.clip(h, -1.0, 1.0),
     "normalised": lambda h: h / jnp.linalg.norm(h, axis=-1, keepdims=True),
     "softmax": lambda h: jax.nn.softmax(h, -1),
@@ -179,6 +215,40 @@ PINNED = {
     "grouped convolution": (lambda h: h + depthwise(h, 2).sum(-1, keepdims=True), "window"),
     "general reduction": (lambda h: h * jax.lax.reduce((h, h), (0.0, 0.0), pairs, (1,))[0][:, None], "unknown"),
     "fft": (lambda h: jnp.real(jnp.fft.fft(h)), "unknown"),
+    # random numbers: fewer of the same key are others
+    "dropout": (dropped, "random"),
+    "dropout by a raw key": (lambda h: dropped(h, raw), "random"),
+    "dropout by rbg": (lambda h: dropped(h, functools.partial(jax.random.key, 0, impl="rbg")), "random"),
+    "dropout in a scan": (dropped_in_turn, "random"),
+    "dropout of each row": (dropped_by_row, "random"),
+    "dropout of columns": (lambda h: dropped(h[:1]) + h, "random"),
+    "dropout of Linen": (
+        lambda h: linen.Dropout(0.5, deterministic=False).apply({}, h, rngs={"dropout": key()}),
+        "random",
+    ),
+    "dropout of NNX": (lambda h: nnx.Dropout(0.5)(h, rngs=nnx.Rngs(0)), "random"),
+    "noise in a custom derivative": (noisy, "random"),
+    "noise in a branch": (lambda h: lax.cond(h.sum() > 0, noisy, jnp.sin, h), "random"),
+    "noise in jit": (lambda h: h + jax.jit(jax.random.normal, static_argnums=1)(key(), h.shape), "random"),
+    "noise of all at once": (lambda h: h + jax.random.uniform(key(), (h.size,)).reshape(h.shape), "random"),
+    "gamma": (lambda h: h + jax.random.gamma(key(), jnp.ones(h.shape)), "random"),
+    "poisson": (lambda h: h + jax.random.poisson(key(), jnp.ones(h.shape)).astype(h.dtype), "random"),
+    "bits of a generator": (
+        lambda h: h + lax.rng_bit_generator(jnp.zeros(4, jnp.uint32), h.shape)[1].astype(h.dtype) / 2.0**32,
+        "random",
+    ),
+    "counters": (
+        lambda h: h + (threefry_2x32(raw(), jnp.arange(h.shape[1], dtype=jnp.uint32)) % 7).astype(h.dtype)[None],
+        "constant",
+    ),
+    "random features": (lambda h: h @ jax.random.normal(key(), (h.shape[1], h.shape[1])), "random"),
+    "one of random signs": (lambda h: h * jax.random.rademacher(raw(), h.shape[1:], h.dtype)[None], "random"),
+    "choice": (lambda h: h + jax.random.categorical(key(), h, -1)[:, None].astype(h.dtype), "random"),
+    "keys": (keyed, "random"),
+    "keys by number of rbg": (
+        lambda h: keyed_by_number(h, functools.partial(jax.random.key, 0, impl="unsafe_rbg")),
+        "random",
+    ),
     "scan over units": (lambda h: jax.lax.scan(lambda c, x: (c + x, c * x), h[:, 0] * 0, h.T)[1].T, "scan"),
     "associative scan": (lambda h: jax.lax.associative_scan(jnp.add, h, axis=1), "split"),
     "blocks that do not fit": (lambda h: (h.reshape(-1, 2, 3) + 1).reshape(-1, 3, 2).reshape(h.shape), "reshape"),
@@ -207,9 +277,9 @@ def test_the_hidden_width_is_prunable(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(PRUNABLE.keys() - {"dropout", "keys"}))
+@pytest.mark.parametrize("name", PRUNABLE)
 def test_masked_is_cut_and_gates_of_one_change_nothing(name):
-    """A smaller program draws other random numbers, so two stay out. Controls: the dense model has others."""
+    """Control: the dense model has other outputs."""
     function, shapes, traced, (structure,) = hidden(PRUNABLE[name])
     random = np.random.default_rng(0)
     params = {path: drawn(*leaf.shape, seed=random) for path, leaf in shapes.items()}
@@ -231,6 +301,46 @@ def test_the_hidden_width_is_pinned(name):
     assert not any(structure.prunable for structure in found)
     assert set(kind.split(" or ")) & {reason.kind for structure in found for reason in structure.pinned}
     assert bool(traced.unknown) == (kind == "unknown")
+
+
+DROPPED = {
+    "nothing": ({}, {"heads", "head width", "channels", "stream"}),
+    "input": ({"input"}, {"heads", "head width", "channels", "stream"}),
+    "weights": ({"weights"}, {"head width", "channels", "stream"}),
+    "channels": ({"channels"}, {"heads", "head width", "stream"}),
+    "stream": ({"stream"}, {"heads", "head width", "channels"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropped_at", DROPPED)
+def test_dropout_pins_what_it_numbers_alone(dropped_at):
+    """A transformer block with dropout that is on, at the places where libraries have it; masked is cut."""
+    places, roles = DROPPED[dropped_at]
+
+    def drop(place, x):
+        return jnp.where(jax.random.bernoulli(key(), 0.7, x.shape), x / 0.7, 0) if place in places else x
+
+    def function(p, x):
+        h = drop("stream", jnp.einsum("bti,id->btd", drop("input", x), p["in"]))
+        q, k, v = (jnp.einsum("btd,dhe->bthe", h, p[name]) for name in ("query", "key", "value"))
+        weights = drop("weights", jax.nn.softmax(jnp.einsum("bthe,bshe->bhts", q, k)))
+        h += drop("stream", jnp.einsum("bhts,bshe,hed->btd", weights, v, p["output"]))
+        h += drop("stream", drop("channels", jax.nn.relu(h @ p["up"])) @ p["down"])
+        return h @ p["head"]
+
+    random = np.random.default_rng(0)
+    shapes = {"in": (3, 6), "query": (6, 4, 2), "key": (6, 4, 2), "value": (6, 4, 2), "output": (4, 2, 6)}
+    shapes |= {"up": (6, 8), "down": (8, 6), "head": (6, 2)}
+    params, x = {name: drawn(*shape, seed=random) for name, shape in shapes.items()}, drawn(2, 5, 3, seed=random)
+    traced = trace(function, params, x)
+    assert {structure.role for structure in traced.prunable} == roles
+    masked_as_cut(traced, {each.name: keep_of(each, random) for each in traced.prunable}, params, x)
+    pinned = [reason for each in traced.structures for reason in each.pinned if reason.kind == "random"]
+    assert bool(pinned) == bool(places)
+    for reason in map(str, pinned):
+        assert reason.startswith("is drawn at random (random_bits) at jit")
+        assert "drop" in reason
 
 
 def test_axes_that_go_together_everywhere_are_no_copies_of_each_other():
