@@ -40,6 +40,8 @@ class Moments(NamedTuple):
 
     mean: dict[str, Float[Array, "layers units coordinates"]]
     square: dict[str, Float[Array, "layers units coordinates"]]
+    there: dict[str, Bool[Array, "layers units coordinates"]] | None = None
+    """Of a masked model, which coordinates there were, if units of other structures took some with them."""
 
 
 def _no_moments(model: Llama, plan: Plan) -> Moments:
@@ -232,28 +234,40 @@ def fluctuation(*, standardize: bool = False, attention_power: Literal[1, 2] = 2
         """Mean over a unit's coordinates of (f_c - mean f) / std f, f the metric to a power, over a layer's n of them,
         with the divisor n - 1."""
 
-        def formula(*given: Array) -> Array:
-            f = metric(*given) ** power
+        def formula(weight: Array, mean: Array, square: Array, *there: Array) -> Array:
+            f = metric(weight, mean, square) ** power
             center = jnp.nanmean(f, axis=(1, 2), keepdims=True)
             spread = jnp.nanstd(f, axis=(1, 2), keepdims=True, ddof=1)
-            return jnp.mean(jnp.where(spread > 0, (f - center) / spread, jnp.where(jnp.isnan(f), f, 0)), axis=-1)
+            standard = jnp.where(spread > 0, (f - center) / spread, jnp.where(jnp.isnan(f), f, 0))
+            if not there:
+                return jnp.mean(standard, axis=-1)
+            left = jnp.maximum(jnp.sum(there[0], axis=-1), 1)  # a unit without any has 0
+            return jnp.sum(jnp.where(there[0], standard, 0), axis=-1) / left.astype(f.dtype)
 
         return formula
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        moments, there = statistics.of(ACTIVATION_MOMENTS), statistics.there(params)
+        moments, exist = statistics.of(ACTIVATION_MOMENTS), statistics.there(params)
         if not standardize:
-            return score_writers(lambda *given: jnp.sum(metric(*given), axis=-1), params, *moments)
-        moments = [{name: jnp.where(units[..., None], each[name], jnp.nan) for name, units in there.items()}
-                   for each in moments]  # fmt: skip
-        scores = score_writers(standardized(1), params, *moments)
+            return score_writers(lambda *given: jnp.sum(metric(*given), axis=-1), params, moments.mean, moments.square)
+        there = {name: jnp.asarray(units)[..., None] for name, units in exist.items()}
+        if moments.there is not None:
+            there = {name: units & moments.there[name] for name, units in there.items()}
+        given = [
+            {name: jnp.where(units, each[name], jnp.nan) for name, units in there.items()}
+            for each in (moments.mean, moments.square)
+        ]
+        given += [] if moments.there is None else [there]
+        scores = score_writers(standardized(1), params, *given)
         heads = {"attention"}
         if isinstance(params, TracedWeights):
             heads = {each.name for each in params.structures if each.role == "heads"}
         if attention_power > 1 and heads & scores.keys():
-            powered = score_writers(standardized(attention_power), params, *moments)
+            powered = score_writers(standardized(attention_power), params, *given)
             scores |= {name: powered[name] for name in heads & scores.keys()}
-        return scores
+        if moments.there is None:
+            return scores
+        return {name: jnp.where(units, scores[name], jnp.nan) for name, units in exist.items()}
 
     return Estimator(frozenset({ACTIVATION_MOMENTS}), score)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Shaped
 
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units
+from saap_jax.trace.cut import kept_along
 from saap_jax.trace.trace import AxisMember, TracedStructure
 from saap_jax.trace.writers import Contraction, Writer
 from saap_jax.types import Keep
@@ -43,6 +44,17 @@ class TracedWeights:
         ]
         taken = jnp.take(moved, np.asarray(places, np.int32), axis=len(member.shared))
         return taken.reshape(structure.copies, structure.units, -1)
+
+    def without(self, keep: Keep) -> "TracedWeights":
+        """Put zeros where units have gone: to units of other structures these weights are as if they were cut."""
+        values = dict(self.values)
+        for structure in self.structures:
+            kept = keep[structure.name].reshape(*structure.copied, structure.units)
+            for member in structure.members:
+                if member.path in values:
+                    there = kept_along(values[member.path].shape, member, kept)
+                    values[member.path] = jnp.where(there, values[member.path], 0)
+        return dataclasses.replace(self, values=values)
 
     def writing(self, structure: TracedStructure) -> Shaped[Array, "copies units coordinates out"]:
         """Show what each coordinate of a unit is multiplied with where its units act, all places side by side.

@@ -67,7 +67,7 @@ def keep_units(traced: Traced, keep: Mapping[str, KeptUnits], params: Any) -> An
             raise ValueError(f"keep of {name}: expected as many units in each copy, got {sorted(counts)}")
         for member in structure.members:
             axes = masks.setdefault(member.path, {})
-            axes[member.axis] = axes.get(member.axis, True) & _mask(values[member.path].shape, member, kept)
+            axes[member.axis] = axes.get(member.axis, True) & kept_along(values[member.path].shape, member, kept)
     for path, axes in masks.items():
         while axes:
             # an axis along which the units of another are chosen goes after that one
@@ -81,7 +81,7 @@ def keep_units(traced: Traced, keep: Mapping[str, KeptUnits], params: Any) -> An
     return jax.tree.structure(params).unflatten(values.values())
 
 
-def _mask(shape: tuple[int, ...], member: AxisMember, keep: KeptUnits) -> np.ndarray:
+def kept_along(shape: tuple[int, ...], member: AxisMember, keep: KeptUnits) -> np.ndarray:
     """Tell what a member keeps along its axis; other axes than those of the copies have size 1."""
     kept = np.ones((*keep.shape[:-1], shape[member.axis]), bool)
     for place in member.places:

@@ -134,6 +134,8 @@ class Follower:
         """The node of the axis that each scan runs over, by the path of its equation."""
         self.layouts: dict[Path, tuple[Layout, ...]] = {}
         """The layouts of the results of each equation, by its path."""
+        self.operands: dict[Path, tuple[Layout, ...]] = {}
+        """The layouts of the operands of each equation, by its path."""
         self.uses: dict[Tap, Moved] = {}
         """The operands at which parameters are used as they are; what a branch or a `while` loop is given, and a
         scan's carry, counts as used there, whatever happens inside."""
@@ -164,6 +166,7 @@ class Follower:
         for index, eqn in enumerate(jaxpr.eqns):
             site = notes.axes.site = Equation(index, eqn, parent, branch)
             values, name = [read(atom) for atom in eqn.invars], eqn.primitive.name
+            self.operands[site.path] = tuple(value.layout for value in values)
             if name in INNER:
                 results = INNER[name](self, site, values)
             else:

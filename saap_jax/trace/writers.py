@@ -46,6 +46,9 @@ class Contraction:
     """Those of them of which each turn is a system of its own."""
     units: Mapping[str, Int[np.ndarray, "systems coordinates"]]
     """By structure that acts there: which unit of which copy a coordinate belongs to, flat; -1: none."""
+    lying: Mapping[int, Sequence[tuple[str, Int[np.ndarray, "..."]]]] = dataclasses.field(default_factory=dict)
+    """By operand: structures of which units lie in it, whether they act here or not, and which unit of which copy each
+    number of it belongs to, as in `units`; axes of the scans around come first, axes that say nothing have size 1."""
 
     @property
     def is_convolution(self) -> bool:
@@ -124,6 +127,32 @@ class Contraction:
                 kept &= np.where(units >= 0, np.ravel(keep[name])[units], True)
         return kept
 
+    def there(
+        self, gates: Mapping[str, Float[Array, "copies units"]], operand: int | None = None
+    ) -> Bool[Array, "systems #rows coordinates"]:
+        """Tell which numbers of the activations, or of another operand, belong to no unit whose gate is 0.
+
+        Where it is the same for all rows, there is one row.
+        """
+        operand = self.tap[1] if operand is None else operand
+        batch, contracted, free = self.axes(operand)
+        sizes = [int(scan.params["length"]) for scan in self.scans.values()]
+        sizes += shape_of(self.eqn.invars[operand])
+        depth = len(self.scans)
+        of_rows = [axis for axis, scan in enumerate(self.scans) if scan not in self.loops]
+        of_rows += [depth + axis for axis in free]
+        lying = self.lying[operand]
+        if not any(numbers.shape[axis] > 1 for _, numbers in lying for axis in of_rows):
+            sizes = [1 if axis in of_rows else size for axis, size in enumerate(sizes)]
+        if self.is_convolution:  # rows are windows, on whose other axes no unit lies
+            lying = self.units.items()
+            sizes = next(iter(self.units.values())).shape
+        found = jnp.ones(sizes, bool)
+        for name, numbers in lying:
+            padded = jnp.append(jnp.ravel(gates[name]), 1)  # the last one is of what belongs to no unit: -1
+            found &= padded[numbers] != 0
+        return found[:, None] if self.is_convolution else self.by_system(found, batch, contracted, free)
+
     def places(self, structure: TracedStructure) -> Int[np.ndarray, "copies units coordinates"]:
         """Find the coordinates of each unit among those of all systems, flat."""
         numbers = np.ravel(self.units[structure.name])
@@ -194,6 +223,8 @@ def writers_of(traced: Traced, structures: Sequence[TracedStructure]) -> Writers
             own, reason = _parameter(traced, place)
             fields: dict[str, Any] = vars(place) | own
             fields["units"] = _units(dataclasses.replace(place, loops=fields["loops"]), by_name, gates)
+            taps = [tap] if own or place.partner is None else [tap, place.partner]
+            fields["lying"] = {each[1]: _lying(traced, place, each, structures) for each in taps}
         except _NoWriterError as failure:
             reason = str(failure)
         else:
@@ -255,6 +286,46 @@ def _parameter(traced: Traced, place: Contraction) -> tuple[dict[str, Any], str]
     return {"loops": moved.loops, "path": moved.path, "index": index, "shared": shared}, ""
 
 
+def _lying(
+    traced: Traced, place: Contraction, tap: Tap, structures: Sequence[TracedStructure]
+) -> list[tuple[str, Int[np.ndarray, "..."]]]:
+    """Find the units that lie in an operand of a contraction: what `Contraction.lying` says of it."""
+    axes, follower = traced.follower.notes.axes, traced.follower
+    layout = follower.operands[tap[0]][tap[1]]
+    roots = [axes.find(node) for node in layout]
+    around = {axes.find(follower.lengths[scan]): scan for scan in place.scans}
+    found = []
+    for structure in structures:
+        member, atom = structure.members[0], traced.atoms[structure.name]
+        # what numbers the copies stands beside the units wherever they are: in the array, or around it
+        copies = [axes.find(traced.layouts[member.path][axis]) for axis in member.shared]
+        for axis, node in enumerate(layout):
+            if places := axes.places(node, atom):
+                along = tuple(roots.index(each) if each in roots else around[each] for each in copies)
+                gate = Gate(tap[0], tap[1], axis, places, along, place.where)
+                found += [(structure.name, numbers) for numbers in _numbers(place, structure, gate)]
+    return found
+
+
+def _numbers(place: Contraction, structure: TracedStructure, gate: Gate) -> list[Int[np.ndarray, "..."]]:
+    """Tell which unit of which copy each number of an operand belongs to; again where one belongs to two units.
+
+    Axes of the scans around come first, axes along which it is the same have size 1.
+    """
+    shape, depth = shape_of(place.eqn.invars[gate.operand]), len(place.scans)
+    order = [*(list(place.scans).index(each) if isinstance(each, tuple) else depth + each for each in gate.along)]
+    order.append(depth + gate.axis)
+    flat = np.arange(structure.copies * structure.units).reshape(*structure.copied, structure.units)
+    flat = np.concatenate([flat, np.full((*structure.copied, 1), -1)], -1)
+    found = []
+    for along in units_along(gate, shape[gate.axis], structure.units):
+        numbers = flat[..., along]
+        sizes = dict(zip(order, numbers.shape, strict=True))
+        numbers = numbers.transpose(np.argsort(order))
+        found.append(numbers.reshape([sizes.get(axis, 1) for axis in range(depth + len(shape))]))
+    return found
+
+
 def _units(
     place: Contraction, structures: Mapping[str, TracedStructure], gates: Mapping[str, Sequence[Gate]]
 ) -> dict[str, Int[np.ndarray, "systems coordinates"]]:
@@ -265,17 +336,11 @@ def _units(
     told += [1 if axis in free else size for axis, size in enumerate(shape)]
     units = {}
     for name, (gate, *more) in gates.items():
-        structure = structures[name]
-        along, *twice = units_along(gate, shape[gate.axis], structure.units)
+        numbers, *twice = _numbers(place, structures[name], gate)
         if more or twice:
             raise _NoWriterError("a number belongs to two of its units")
-        order = [*(list(place.scans).index(each) if isinstance(each, tuple) else depth + each for each in gate.along)]
-        order.append(depth + gate.axis)
-        if {axis - depth for axis in order} & {*free}:
+        if any(numbers.shape[depth + axis] > 1 for axis in free):
             raise _NoWriterError("its copies are no systems")
-        numbers = np.arange(structure.copies * structure.units).reshape(*structure.copied, structure.units)
-        numbers = np.concatenate([numbers, np.full((*structure.copied, 1), -1)], -1)[..., along]
-        numbers = numbers.transpose(np.argsort(order)).reshape([n if i in order else 1 for i, n in enumerate(told)])
         found = place.by_system(np.broadcast_to(numbers, told), batch, contracted, free)
         if (found != found[:, :1]).any():
             raise _NoWriterError("its copies are no systems")

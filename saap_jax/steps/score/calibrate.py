@@ -17,7 +17,7 @@ from saap_jax.steps.score.fusion import Fusion, PerExample, fuse
 from saap_jax.steps.score.oracles import constant, is_oracle, make_oracle
 from saap_jax.steps.score.score import Plan, Score, fusion_members, make_members
 from saap_jax.steps.score.stability import ScenarioReduction, reduce_scenarios, stability_indicator
-from saap_jax.structures.weights import Weights, units_of
+from saap_jax.structures.weights import TracedWeights, Weights, units_of
 from saap_jax.subjects.base import Examples, Subject, explained
 from saap_jax.types import Keep, Scores
 
@@ -194,6 +194,8 @@ def score_plan(
         fixed: fusions, as were made of other statistics, whose σ are taken.
     """
     present = {name: units if keep is None else keep[name] for name, units in units_of(model).items()}
+    if keep is not None and isinstance(model, TracedWeights):
+        model = model.without(keep)  # those of ours lie in one unit each
     structures = tuple(present)
     members = make_members(plan, structures, given)
     anew = {name: made for name, made in members.items() if name not in known}

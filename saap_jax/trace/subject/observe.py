@@ -39,8 +39,10 @@ from saap_jax.runtime.gather import first_not_finite
 from saap_jax.runtime.progress import OBSERVING, Passes
 from saap_jax.structures.weights import TracedWeights
 from saap_jax.trace.problem import Examples, count_examples
+from saap_jax.trace.program import Tap
 from saap_jax.trace.subject.problem import TracedProblem, batches, loss_of_one, rows_of
-from saap_jax.trace.trace import by_path
+from saap_jax.trace.trace import TracedStructure, by_path
+from saap_jax.trace.writers import Contraction
 from saap_jax.types import Gates, Keep
 
 ACTIVATIONS = frozenset({ACTIVATION_MOMENTS, ACTIVATION_USAGE})
@@ -74,7 +76,8 @@ def observe(
             )
     problem, curvature, count = subject.problem, curvature or Curvature(), count_examples(examples)
     parts = list(batches(examples, passes.batch_size, subject.layout))
-    step = subject.program(("observe", needs, curvature), lambda: _step(subject, needs, curvature))
+    masked = keep is not None and bool(needs & ACTIVATIONS)
+    step = subject.program(("observe", needs, curvature, masked), lambda: _step(subject, needs, curvature, masked))
     values, gates = members(subject), subject.ones if keep is None else masks(keep)
     sums: dict[Statistic, Any] = {}
     rows: list[tuple[Any, Any]] = []
@@ -92,7 +95,8 @@ def observe(
         for name, places in observed[ACTIVATION_MOMENTS].items():  # the coordinates of all places side by side
             pairs = [(a * jnp.sqrt(met[0]), b * met[0]) if met else (a, b) for a, b, *met in places]
             mean[name], square[name] = (jnp.concatenate(parts, axis=-1) for parts in zip(*pairs, strict=True))
-        observed[ACTIVATION_MOMENTS] = Moments(mean, square)
+        there = None if keep is None else {each.name: _there(subject, each, gates) for each in subject.structures}
+        observed[ACTIVATION_MOMENTS] = Moments(mean, square, there)
     losses, gradients = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else (np.zeros(count), {})
     if GATE_GRADIENT in needs:
         observed[GATE_GRADIENT] = gradients
@@ -120,10 +124,12 @@ def with_values(params: Any, values: Mapping[str, Any]) -> Any:
     return jax.tree.structure(params).unflatten((by_path(params) | dict(values)).values())
 
 
-def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvature) -> Callable[..., Any]:
+def _step(
+    subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvature, masked: bool
+) -> Callable[..., Any]:
     """Compile the step: sums over a batch, the loss of each example, and its gate gradients."""
     one, argnums = loss_of_one(subject), (0,) * (WEIGHT_GRADIENT in needs) + (1,) * (GATE_GRADIENT in needs)
-    activations = _activation_sums(subject, needs) if needs & ACTIVATIONS else lambda *_: {}
+    activations = _activation_sums(subject, needs, masked) if needs & ACTIVATIONS else lambda *_: {}
 
     def step(
         values: dict[str, Any], params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array
@@ -167,10 +173,24 @@ def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvat
     return jax.jit(step)
 
 
-def _activation_sums(subject: TracedProblem, needs: frozenset[Statistic]) -> Callable[..., dict[Statistic, Any]]:
-    """Make `sums(gates, params, inputs, weights)`: of a batch, the weighted sum of each example's means over rows."""
+def _activation_sums(
+    subject: TracedProblem, needs: frozenset[Statistic], masked: bool
+) -> Callable[..., dict[Statistic, Any]]:
+    """Make `sums(gates, params, inputs, weights)`: of a batch, the weighted sum of each example's means over rows.
+
+    Where some are masked, units of whatever structure that have gone are in none of the means.
+    """
     acting = {each: subject.writers.acting(each.name) for each in subject.structures}
     run = rows_of(subject, list(dict.fromkeys(place for own in acting.values() for place in own)))
+
+    def left(place: Contraction, gates: Gates, tap: Tap, active: Array) -> tuple[Array, Array]:
+        """Take out what belongs to units that have gone, and say by what a mean over all rows falls short of one over
+        those that are left, `[systems, coordinates]`: 1 where nothing has gone."""
+        if not masked:
+            return active, jnp.ones(active.shape[1::2], active.dtype)
+        there = place.there(gates, tap[1])
+        count = jnp.maximum(jnp.sum(there, axis=1), 1).astype(active.dtype)
+        return jnp.where(there[None], active, 0), there.shape[1] / count
 
     def sums(gates: Gates, params: Any, inputs: Any, weights: Array) -> dict[Statistic, Any]:
         rows = run(gates, params, inputs)
@@ -179,19 +199,31 @@ def _activation_sums(subject: TracedProblem, needs: frozenset[Statistic]) -> Cal
         for structure, own in acting.items():
             moments[structure.name], shares, there = [], [], gates[structure.name]
             for place in own:
-                at, active = place.places(structure), rows[place.tap]
-                parts = [active, jnp.square(active)]
+                at = place.places(structure)
+                active, more = left(place, gates, place.tap, rows[place.tap])
+                parts = [(active, more), (jnp.square(active), more)]
                 if place.partner in rows:
-                    parts.append(jnp.square(rows[place.partner]))
-                means = [jnp.einsum("b,bsc->sc", weights.astype(part.dtype), part.mean(2)) for part in parts]
+                    met, more_met = left(place, gates, place.partner, rows[place.partner])
+                    parts.append((jnp.square(met), more_met))
+                means = [jnp.einsum("b,bsc->sc", weights.astype(part.dtype), part.mean(2)) * by for part, by in parts]
                 moments[structure.name].append([mean.reshape(-1)[at] for mean in means])
                 flat = jnp.swapaxes(active, 1, 2).reshape(active.shape[0], active.shape[2], -1)
                 units = jnp.swapaxes(flat[:, :, at], 1, 2)  # [batch, copies, rows, units, coordinates]
                 each = [
                     jax.vmap(used, (0, None, None))(units, m, there).astype(active.dtype).mean(2) for m in MULTIPLES
                 ]
-                shares.append(jnp.einsum("b,bcum->cum", weights.astype(active.dtype), jnp.stack(each, axis=-1)))
+                share = jnp.einsum("b,bcum->cum", weights.astype(active.dtype), jnp.stack(each, axis=-1))
+                shares.append(share * more.reshape(-1)[at].min(-1)[..., None])
             usage[structure.name] = sum(shares) / len(own)
         return {need: {ACTIVATION_MOMENTS: moments, ACTIVATION_USAGE: usage}[need] for need in needs & ACTIVATIONS}
 
     return sums
+
+
+def _there(subject: TracedProblem, structure: TracedStructure, gates: Gates) -> Array:
+    """Say which coordinates of the units of a structure were there, `[copies, units, coordinates]`."""
+    parts = []
+    for place in subject.writers.acting(structure.name):
+        there = place.there(gates).any(axis=1)
+        parts.append(there.reshape(-1)[place.places(structure)])
+    return jnp.concatenate(parts, axis=-1)
