@@ -573,6 +573,8 @@ _RECIPES = (
         ("default: less text", "self_calibration(96, beside=True)", "self_calibration(64, beside=True)"),
         ("default: no calibration text", "self_calibration(96, beside=True)", "self_calibration(96)"),
         ("default: the same text again", "self_calibration(64, seed=1)", "self_calibration(64, seed=0)"),
+        ("default: another noise", "least_squares(noise=8, blend=0.3)", "least_squares(noise=4, blend=0.3)"),
+        ("default: another blend", "least_squares(noise=8, blend=0.3)", "least_squares(noise=8, blend=0.7)"),
         ("default: fewer steps", "scales(12, rate=0.03)", "scales(6, rate=0.03)"),
         ("default: a smaller rate", "scales(12, rate=0.03)", "scales(12, rate=0.01)"),
     ),
