@@ -44,7 +44,8 @@ def package_beside_links(folder: Path) -> Path:
         if each.name not in _APART:
             (folder / each.name).symlink_to(each)
     copy = folder / "saap_jax"
-    shutil.copytree(ROOT / "saap_jax", copy)  # with what Python compiled of it, which saves seconds
+    # with what Python compiled of it, which saves seconds, but for files that it is about to rename
+    shutil.copytree(ROOT / "saap_jax", copy, ignore=shutil.ignore_patterns("*.pyc.*"))
     return copy
 
 
