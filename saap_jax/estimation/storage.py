@@ -170,7 +170,10 @@ def _like(statistic: Statistic, stored: Mapping[str, tuple[int, ...]], examples:
     if missing := exists.keys() - found - ({*exists} if found == {""} else set()):
         raise ValueError(f"no {statistic.name} of {', '.join(missing)}; load it with the model that it was observed on")
     if statistic.kind:
-        return statistic.kind(*(arrays.get(field, {}) for field in getattr(statistic.kind, "_fields")))  # noqa: B009
+        kind: Any = statistic.kind
+        # a field that is not always observed has a default; of the others, one without structures is empty
+        fields = {name: {} for name in kind._fields} | kind._field_defaults | arrays
+        return kind(**fields)
     return arrays[""].get("", arrays[""])
 
 

@@ -46,7 +46,8 @@ def places(active):
 @pytest.mark.slow
 def test_moments_are_means_over_real_tokens(observed):
     _, statistics, active = observed
-    mean, square = statistics.of(ACTIVATION_MOMENTS)
+    moments = statistics.of(ACTIVATION_MOMENTS)
+    mean, square = moments.mean, moments.square
     for name, layer, each in places(active):
         values = np.concatenate(each)
         for moment, power in ((mean, 1), (square, 2)):

@@ -147,7 +147,7 @@ def written(toy, structure, layer, unit):
         rows = [weights["mlp/down"][unit]]
     else:
         rows = [weights["attention/output"][unit, g, h] for g in range(2) for h in range(4)]
-    mean, square = (np.asarray(m[structure])[layer, unit] for m in moments)
+    mean, square = (np.asarray(m[structure])[layer, unit] for m in (moments.mean, moments.square))
     return zip(rows, mean, square, strict=True)
 
 
@@ -195,7 +195,8 @@ def test_fluctuation_standardised_as_flap_does(toy, power):
 def test_variance_lost_to_rounding_is_zero(toy):
     """mean a² - (mean a)² may come out below zero; a score may not."""
     model, statistics = toy
-    mean, square = statistics.values[ACTIVATION_MOMENTS]
+    moments = statistics.values[ACTIVATION_MOMENTS]
+    mean, square = moments.mean, moments.square
     constant = Moments(mean, {name: jnp.square(m) * (1 - 1e-12) for name, m in mean.items()})
     scores = make_estimator("fluctuation").score(statistics._replace(values={ACTIVATION_MOMENTS: constant}), model)
     assert all(bool(jnp.all(score == 0)) for score in scores.values())

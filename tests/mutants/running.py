@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 FAILED = 1
 """Exit code of pytest where tests ran and some failed; others stand for what could not be collected or run."""
+
+_OPTIONS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+_MARKED = _OPTIONS.split("-m 'not slow and ")[1].rstrip("'")
+"""The tests of the default suite, and those that are slow."""
 
 _LIMIT = 900
 """Seconds, far more than any of these tests takes."""
@@ -65,7 +70,7 @@ def changed(file: Path, old: str, new: str) -> None:
 
 def run_tests(folder: Path, tests: str) -> Outcome:
     """Run tests, slow ones too, until the first fails, by the package in a folder alone."""
-    given = [*shlex.split(tests), "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not nightly and not mutants"]
+    given = [*shlex.split(tests), "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", _MARKED]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment["PYTHONPATH"] = str(folder)
     done = subprocess.run(
