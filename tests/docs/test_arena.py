@@ -92,6 +92,7 @@ def files(docs: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted((docs / "arena").glob("claims-*.json"))]
 
 
+@pytest.mark.slow
 def test_what_a_file_has(ran, setting):
     found = files(ran)
     assert len(found) == 2
@@ -138,6 +139,7 @@ def test_accuracy_differs_by_item_from_defaults():
     assert "from default" not in other._replace(found={"5": other.found["5"]}).accuracy({}, default), "no seed of both"
 
 
+@pytest.mark.slow
 def test_more_items_take_the_place_of_fewer(setting, model, ran, tmp_path, monkeypatch):
     docs = tmp_path / "docs"
     items = [{"context": "the cat", "choices": ["sat", "dog"], "gold": each} for each in (1, 0)]
@@ -184,6 +186,7 @@ def test_fresh_windows_share_no_token(setting, model, source):
         arena.text_of(of, words, some._replace(fresh=99))
 
 
+@pytest.mark.slow
 def test_fresh_windows_are_a_group_of_their_own(setting, model, ran, tmp_path, monkeypatch):
     docs = tmp_path / "docs"
     shutil.copytree(ran, docs)
@@ -266,6 +269,7 @@ def written(ran, tmp_path, monkeypatch):
     return ran, readme
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_files_say(written):
     docs, readme = written
     assert made.differing(docs, readme) == []
@@ -303,6 +307,7 @@ def test_the_page_says_what_the_files_say(written):
     assert made.differing(docs, readme) == []
 
 
+@pytest.mark.slow
 def test_rows_of_few_seeds_are_told_apart(ran, monkeypatch):
     losses = np.array([each["rows"]["flap@0.5"]["losses"]["WikiText-2"] for each in files(ran)])
     for fewest, there in ((2, False), (3, True)):
@@ -313,6 +318,7 @@ def test_rows_of_few_seeds_are_told_apart(ran, monkeypatch):
     assert made.pages(ran) is None, "no row has enough seeds"
 
 
+@pytest.mark.slow
 def test_training_and_more_text_are_answered_apart(ran, monkeypatch):
     monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
     group, lowest = made.read_group(ran, "tiny", 4, made.rows()), "Lowest: `flap` in 2 of 2 comparisons."
@@ -330,6 +336,7 @@ def test_training_and_more_text_are_answered_apart(ran, monkeypatch):
         assert all(lowest in each for each in said)
 
 
+@pytest.mark.slow
 def test_what_training_changes_is_beside_the_same_row(ran, monkeypatch):
     monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
     group = made.read_group(ran, "tiny", 4, made.rows())
@@ -342,6 +349,7 @@ def test_what_training_changes_is_beside_the_same_row(ran, monkeypatch):
     assert made.by_training(group._replace(lines={0.5: [flap]})) == [], "not trained"
 
 
+@pytest.mark.slow
 def test_groupwise_recovery_stands_beside_the_row(ran, monkeypatch):
     monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
     group = made.read_group(ran, "tiny", 4, made.rows())
@@ -363,6 +371,7 @@ def losses_of(found: dict, slot: str) -> list[float]:
     return (row[slot] if slot else row)["losses"]["WikiText-2"]
 
 
+@pytest.mark.slow
 def test_our_repair_stands_beside_the_published_one(ran, monkeypatch):
     monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
     group = made.read_group(ran, "tiny", 4, made.rows())
@@ -399,6 +408,7 @@ def crossed_of(value: float, p_value: float) -> made.Crossed:
     return one._replace(variances=((abs(value) / stats.t.ppf(1 - p_value / 2, 4)) ** 2, 1e-12))
 
 
+@pytest.mark.slow
 def test_each_interim_analysis_takes_its_part(ran, monkeypatch):
     monkeypatch.setattr(made, "FEWEST_SEEDS", 1)
     one = made.Comparison(made.read_group(ran, "tiny", 4, made.rows()), 0.5, "WikiText-2")
@@ -415,6 +425,7 @@ def test_each_interim_analysis_takes_its_part(ran, monkeypatch):
     assert one.below("ours", "published") == [], "above"
 
 
+@pytest.mark.slow
 def test_another_bad_rival_does_not_weaken_a_claim(ran, monkeypatch):
     """Of six rivals, each with p = 0.03: below each of them, though Holm would find none; not where one has 0.06."""
     monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
@@ -429,6 +440,7 @@ def test_another_bad_rival_does_not_weaken_a_claim(ran, monkeypatch):
         assert not any(each.significant for each in one.group.against(default, rivals, "WikiText-2").values())
 
 
+@pytest.mark.slow
 def test_default_stands_in_for_missing_windows(ran, monkeypatch):
     """By hand: a row of the first windows alone, and of one seed, is as far from `default` on all as on its own."""
     monkeypatch.setattr(made, "FEWEST_SEEDS", 2)
@@ -454,6 +466,7 @@ def test_default_stands_in_for_missing_windows(ran, monkeypatch):
     assert group.control(apart) is None, "nor a seed of both"
 
 
+@pytest.mark.slow
 def test_rows_are_ordered_by_how_far_they_are_from_default(ran, monkeypatch):
     """A row of the easier seed alone has the lower mean, and stands behind one that is nearer `default` on both."""
     monkeypatch.setattr(made, "FEWEST_SEEDS", 1)
@@ -470,6 +483,7 @@ def test_rows_are_ordered_by_how_far_they_are_from_default(ran, monkeypatch):
     assert group.lowest(group.of(0.5, "published"), "WikiText-2").name == "near"
 
 
+@pytest.mark.slow
 def test_the_page_says_which_published_rows_ran(written):
     docs, readme = written
     page = (docs / "arena.md").read_text()

@@ -531,6 +531,7 @@ def gate_slopes(model, gradient) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 def test_saap_as_its_paper_reads(model, gradients):
     """Fused importance, heads a channel at a time, ranked with its stability over examples; both signs of λ, and 0."""
     gone = {}
