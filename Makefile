@@ -145,7 +145,7 @@ judge: $(READY)  ## judge an entry of the leaderboard as the workflow does: NAME
 	$(BIN)/saap enter "leaderboard/$(NAME).py" --judge $(SEED) --seeds 3
 
 leaderboard: $(READY)  ## the tables of the leaderboard, as Markdown
-	@$(BIN)/python -m saap_jax.report.leaderboard leaderboard/judged
+	@$(BIN)/python -m saap_jax.contrib.leaderboard.page leaderboard/judged
 
 container:  ## the image of Dockerfile, whose command answers; BUILDER=podman for another builder than docker
 	$(BUILDER) build -t saap .

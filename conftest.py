@@ -14,8 +14,9 @@ def doctest_namespace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     from transformers import PreTrainedTokenizerFast
 
     import saap_jax
-    from saap_jax.data import Windows
-    from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
+    from saap_jax.data.windows import Windows
+    from saap_jax.llama.model import random_llama
+    from saap_jax.llama.spec import LayerWidths, LlamaSpec
 
     split = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend = tokenizers.Tokenizer(tokenizers.models.BPE({sign: at for at, sign in enumerate(split.alphabet())}, []))

@@ -10,7 +10,8 @@ Hessian-vector products); killed, it goes on where it was. The result on web tex
     saap fidelity fidelity --calibration.scenarios "web=jsonl:text/c4_en_300docs.jsonl#text"
 """
 
-from saap_jax.config import CalibrationConfig, FidelityConfig
+from saap_jax.config.jobs import FidelityConfig
+from saap_jax.config.method import CalibrationConfig
 from saap_jax.estimation.registry import ESTIMATORS
 
 CONFIG = FidelityConfig(

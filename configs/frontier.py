@@ -11,7 +11,8 @@ parameters). In steps, as docs/study.md found best, with an estimation anew at e
 Evaluated on 1,024 tokens of each text; 45 points and about five rounds of bisection.
 """
 
-from saap_jax.config import EvaluationConfig, FrontierConfig
+from saap_jax.config.jobs import FrontierConfig
+from saap_jax.config.method import EvaluationConfig
 
 CONFIG = FrontierConfig(
     name="frontier",

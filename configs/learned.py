@@ -9,7 +9,8 @@ not run, it takes four hours on two cores; it goes on where it was stopped, and 
 is done behind them.
 """
 
-from saap_jax.config import CalibrationConfig, CompareConfig, EvaluationConfig
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 
 UNITS = "fused > within(protect=(0.13, -0.07), attention=0.1) > uniform > rounds(0.1)"
 

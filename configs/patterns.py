@@ -12,7 +12,8 @@ A chain over scenarios then has `scenarios(max)` or `scenarios(min_rank)` behind
 `saap prune --ratio 0.2 --from-run runs/tasks --method "gate_fisher > scenarios(max)"`.
 """
 
-from saap_jax.config import CalibrationConfig, ScoreConfig
+from saap_jax.config.jobs import ScoreConfig
+from saap_jax.config.method import CalibrationConfig
 
 CONFIG = ScoreConfig(
     name="patterns",

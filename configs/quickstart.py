@@ -7,7 +7,6 @@ of data-set descriptions (out of domain), in a race: who is surely worse is eval
 best at 20 % is cut and writes a few sentences. Each row is the model that `saap prune --method ROW` makes.
 """
 
-from saap_jax.config import CompareConfig
-from saap_jax.config.jobs import QUICK, USUAL
+from saap_jax.config.jobs import QUICK, USUAL, CompareConfig
 
 CONFIG = CompareConfig(name="quickstart", methods=(*USUAL, QUICK), race=True, cut=True, new_tokens=32)

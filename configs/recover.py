@@ -15,7 +15,7 @@ On instruction data, which comes from a file, the responses are learned:
     saap recover recover --name instruct --data.sources instruct:alpaca.jsonl
 """
 
-from saap_jax.config import RecoverConfig, TrainingConfig
+from saap_jax.config.recover import RecoverConfig, TrainingConfig
 
 CONFIG = RecoverConfig(
     name="recover",

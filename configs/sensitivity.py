@@ -7,6 +7,6 @@ that costs, and suggests changes of the search at 20 %, each with the effect to 
 Evaluated on 1,024 tokens of each text; 180 places and shares, of which 150 differ.
 """
 
-from saap_jax.config import SensitivityConfig
+from saap_jax.config.jobs import SensitivityConfig
 
 CONFIG = SensitivityConfig(name="sensitivity", method="wanda", fractions=(0.2, 0.4, 0.6))

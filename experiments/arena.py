@@ -41,17 +41,24 @@ from arena_report import DOCS, MODELS, SEEDS, Result, report, result_path, rows
 
 from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
-from saap_jax.data import Windows, beginning, evaluation_windows, pairs, read_texts
-from saap_jax.data.sources import join_texts
-from saap_jax.data.windows import stratified_windows, tokenize, window_articles
+from saap_jax.data.sources import join_texts, read_texts
+from saap_jax.data.windows import (
+    Windows,
+    beginning,
+    evaluation_windows,
+    pairs,
+    stratified_windows,
+    tokenize,
+    window_articles,
+)
 from saap_jax.evaluation.cost import median_seconds
 from saap_jax.evaluation.tasks import Task, find_task, read_task, run_tasks
 from saap_jax.jobs.candidates import key_of
-from saap_jax.jobs.recover import method_of, read_text, training_of
-from saap_jax.llama import Llama
 from saap_jax.llama.loss import over_positions
+from saap_jax.llama.model import Llama
 from saap_jax.llama.passes import fits_kept_width, run_layers
 from saap_jax.recovery.checkpoints import Checkpoints
+from saap_jax.recovery.command import method_of, read_text, training_of
 from saap_jax.recovery.loop import train
 from saap_jax.recovery.train import join
 from saap_jax.runs.cache import FileCache

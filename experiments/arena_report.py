@@ -16,7 +16,7 @@ from claims import LEVEL, Crossed, Verdict, crossed, verdicts
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from saap_jax.recipes import RECIPES
+from saap_jax.recipes.registry import RECIPES
 from saap_jax.report.figures import logarithmic
 from saap_jax.steps.chain import parse
 

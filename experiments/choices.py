@@ -19,7 +19,7 @@ import numpy as np
 from arena import Setting, run
 from arena_report import MODELS, PROJECT
 
-from saap_jax.recipes import RECIPES
+from saap_jax.recipes.registry import RECIPES
 
 PLACE = PROJECT / "docs" / "choices"
 SETTING = Setting(

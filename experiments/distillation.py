@@ -30,11 +30,11 @@ import numpy as np
 from study_defaults import CALIBRATION, LENGTH, SHORT, TREEBANK, WIKITEXT
 from tables import in_percent, perplexity
 
-from saap_jax.config import MethodConfig, ModelConfig, PruneConfig, RecoverConfig, TrainingConfig
-from saap_jax.config.method import CalibrationConfig, EvaluationConfig
-from saap_jax.config.recover import TrainingTextConfig
+from saap_jax.config.jobs import PruneConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
 from saap_jax.jobs.prune import prune
-from saap_jax.jobs.recover import recover
+from saap_jax.recovery.command import recover
 from saap_jax.runs.directory import read_run
 from saap_jax.steps.chain import parse
 

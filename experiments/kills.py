@@ -32,7 +32,9 @@ import orbax.checkpoint
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from saap_jax.llama import LayerWidths, LlamaSpec, random_llama, save_model
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.model import random_llama
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.report.write import write_reports
 
 TIMED = (

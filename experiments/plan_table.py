@@ -17,7 +17,7 @@ on each machine of a kind that holds it, with list prices. Needs libtpu (extra `
 import argparse
 import dataclasses
 
-from saap_jax.config import PlanConfig
+from saap_jax.config.use import PlanConfig
 from saap_jax.evaluation.cost import find_price, read_prices
 from saap_jax.planning.chips import CHIPS, GIB, targets
 from saap_jax.planning.models import spec_of

@@ -23,10 +23,9 @@ import numpy as np
 from claims import FAR, crossed, verdicts
 from tables import perplexity
 
-from saap_jax.config import EvaluationConfig, ModelConfig
-from saap_jax.config.method import CalibrationConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.jobs.candidates import key_of
-from saap_jax.recipes import RECIPES
+from saap_jax.recipes.registry import RECIPES
 from saap_jax.runs.cache import FileCache
 from saap_jax.runtime.files import write_atomically
 from saap_jax.steps.base import Store

@@ -19,8 +19,8 @@ from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEX
 from tables import in_percent, perplexity
 
 import saap_jax
-from saap_jax.data import Windows, pairs
-from saap_jax.llama import Llama
+from saap_jax.data.windows import Windows, pairs
+from saap_jax.llama.model import Llama
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.steps.chain import parse
 from saap_jax.steps.repair.output import Bias, LeastSquares, OutputRepair

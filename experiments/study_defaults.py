@@ -22,9 +22,9 @@ from study_figures import Point, draw_points, draw_rows
 from tables import in_percent, with_spread
 
 import saap_jax
-from saap_jax.data import Windows, pairs
+from saap_jax.data.windows import Windows, pairs
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.llama import Llama
+from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import masks
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.steps.chain import parse

@@ -27,18 +27,18 @@ from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEX
 from tables import in_percent, perplexity
 
 import saap_jax
-from saap_jax.config import MethodConfig, TrainingConfig
-from saap_jax.data import Windows, pairs
-from saap_jax.data.packing import Rows, pack, read_pieces
+from saap_jax.config.recover import MethodConfig, TrainingConfig
+from saap_jax.data.windows import Windows, pairs
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
-from saap_jax.jobs.recover import method_of
-from saap_jax.llama import Llama
 from saap_jax.llama.generate import decoder_of
+from saap_jax.llama.model import Llama
 from saap_jax.recovery.checkpoints import Checkpoints
+from saap_jax.recovery.command import method_of
 from saap_jax.recovery.loop import Training, train
 from saap_jax.recovery.objective import Objective
+from saap_jax.recovery.packing import Rows, pack, read_pieces
 from saap_jax.recovery.quantization import quantize
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from saap_jax.data import read_texts
+from saap_jax.data.sources import read_texts
 
 
 def build_data_set(name: str, sources: Sequence[str], root: Path, validation: float = 0.05) -> Path:

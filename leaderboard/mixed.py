@@ -9,8 +9,9 @@ confirmed on others: the log is mixed.md beside this file.
 
 import jax.numpy as jnp
 
-from saap_jax.estimation import ACTIVATION_MOMENTS, GATE_GRADIENT, Estimator
-from saap_jax.estimation.base import score_writers
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS
+from saap_jax.estimation.base import Estimator, score_writers
+from saap_jax.estimation.gates import GATE_GRADIENT
 
 
 def written(weight, square):

@@ -9,8 +9,17 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from saap_jax.estimation import ACTIVATION_MOMENTS, GATE_GRADIENT, SECOND_MOMENT, Estimator, Statistic
-from saap_jax.estimation.base import like_units, mean_over, only_units, output_matrices, score_writers
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS
+from saap_jax.estimation.base import (
+    Estimator,
+    Statistic,
+    like_units,
+    mean_over,
+    only_units,
+    score_writers,
+)
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.reconstruction import SECOND_MOMENT
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 
 ENDS = (4, 2)
@@ -136,7 +145,7 @@ def thinned(
         if together:
             sizes, products = seen.of(need)["mlp"][1], seen.of(SECOND_MOMENT)["mlp"]
             orders = []
-            for place, weight in output_matrices(params)["mlp"]:
+            for place, weight in params.writing("mlp"):
                 width = weight.shape[1]
                 layer = (weight[:, :, 0], products[place, :width, :width], sizes[place, :width])
                 orders.append(jax.lax.map(lambda each: order_together(*each), layer))

@@ -28,48 +28,67 @@ from saap_jax.version import __version__
 
 if TYPE_CHECKING:
     from saap_jax.api import perplexity, run_chain, score_units, select_units
-    from saap_jax.config import CompareConfig
-    from saap_jax.data import calibration_windows, evaluation_windows
-    from saap_jax.estimation import ESTIMATORS, STATISTICS, Estimator, Statistic, register
+    from saap_jax.config.jobs import CompareConfig
+    from saap_jax.data.windows import calibration_windows, evaluation_windows
+    from saap_jax.estimation.base import Estimator, Statistic
+    from saap_jax.estimation.registry import ESTIMATORS, STATISTICS, register
     from saap_jax.jobs.compare import compare
-    from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+    from saap_jax.llama.files.load import load_model
+    from saap_jax.llama.files.tokenizer import load_tokenizer
+    from saap_jax.llama.files.write import save_model
+    from saap_jax.llama.model import Llama
+    from saap_jax.llama.segments import masks
     from saap_jax.runs.scores import load_run
     from saap_jax.runtime.progress import bars
     from saap_jax.steps.base import Step, step
     from saap_jax.steps.chain import chain
     from saap_jax.steps.score.fusion import fuse
-    from saap_jax.structures import count_parameters, discover, prunable_parameters
-    from saap_jax.surgery import cut, masks
+    from saap_jax.structures.discovery import count_parameters, discover, prunable_parameters
+    from saap_jax.surgery.cut import cut
     from saap_jax.trace.problem import Problem
     from saap_jax.trace.subject.pruned import prune
 
 _HOMES = {
-    "api": ("perplexity", "run_chain", "score_units", "select_units"),
-    "config": ("CompareConfig",),
-    "data": ("calibration_windows", "evaluation_windows"),
-    "structures": ("count_parameters", "discover", "prunable_parameters"),
-    "trace.problem": ("Problem",),
-    "estimation": ("ESTIMATORS", "STATISTICS", "Estimator", "Statistic", "register"),
-    "jobs.compare": ("compare",),
-    "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
-    "trace.subject.pruned": ("prune",),
-    "runs.scores": ("load_run",),
-    "runtime.progress": ("bars",),
-    "steps.base": ("Step", "step"),
-    "steps.chain": ("chain",),
-    "steps.score.fusion": ("fuse",),
-    "surgery": ("cut", "masks"),
+    "bars": "runtime.progress",
+    "calibration_windows": "data.windows",
+    "chain": "steps.chain",
+    "compare": "jobs.compare",
+    "CompareConfig": "config.jobs",
+    "count_parameters": "structures.discovery",
+    "cut": "surgery.cut",
+    "discover": "structures.discovery",
+    "Estimator": "estimation.base",
+    "ESTIMATORS": "estimation.registry",
+    "evaluation_windows": "data.windows",
+    "fuse": "steps.score.fusion",
+    "Llama": "llama.model",
+    "load_model": "llama.files.load",
+    "load_run": "runs.scores",
+    "load_tokenizer": "llama.files.tokenizer",
+    "masks": "llama.segments",
+    "perplexity": "api",
+    "Problem": "trace.problem",
+    "prunable_parameters": "structures.discovery",
+    "prune": "trace.subject.pruned",
+    "register": "estimation.registry",
+    "run_chain": "api",
+    "save_model": "llama.files.write",
+    "score_units": "api",
+    "select_units": "api",
+    "Statistic": "estimation.base",
+    "STATISTICS": "estimation.registry",
+    "Step": "steps.base",
+    "step": "steps.base",
 }
 """The module of each name."""
 
-__all__ = ["__version__", *sorted(name for names in _HOMES.values() for name in names)]
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"saap_jax.{module}"), name)
-    raise AttributeError(f"module 'saap_jax' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'saap_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"saap_jax.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

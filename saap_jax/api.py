@@ -6,10 +6,10 @@ chain of steps, `run_chain`.
 
 from collections.abc import Iterable, Mapping
 
-from saap_jax.data import Windows, pairs
-from saap_jax.estimation import Estimator
+from saap_jax.data.windows import Windows, pairs
+from saap_jax.estimation.base import Estimator
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.llama import Llama
+from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.mesh import refuse_explicit_axes
 from saap_jax.runtime.progress import Passes, Track, quiet
@@ -21,13 +21,12 @@ from saap_jax.steps.run import Runner
 from saap_jax.steps.score import calibrate as calibration
 from saap_jax.steps.score.calibrate import Calibrated
 from saap_jax.steps.score.score import Score
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.base import Examples, HasSubject
 from saap_jax.subjects.llama import subject_of
-from saap_jax.trace.problem import Problem
 from saap_jax.types import Keep, Scores
 
-Model = Llama | Problem | Subject
-"""One of our models, a problem about somebody else's, or what either is to steps."""
+Model = Llama | HasSubject
+"""One of our models, or what has a subject: a `Problem` about somebody else's, or the subject itself."""
 
 
 def score_units(

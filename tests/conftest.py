@@ -32,7 +32,11 @@ import tests.typed  # noqa: F401  # before the package, whose functions it makes
 # isort: split
 from saap_jax.cli.console import progress_console
 from saap_jax.data import windows
-from saap_jax.llama import LayerWidths, Llama, LlamaSpec, load_model, load_tokenizer, random_llama, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.model import Llama, random_llama
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from tests.homes import marks_of
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -72,8 +76,8 @@ def judged_nowhere(monkeypatch):
 def written_nowhere():
     """Let no model write after a job, which compiles programs to decode; `test_judged` does."""
     with contextlib.ExitStack() as stack:
-        for name in ("compare.written_by", "prune.written_by", "recover.written"):
-            stack.enter_context(mock.patch(f"saap_jax.jobs.{name}", return_value=[]))
+        for name in ("jobs.compare.written_by", "jobs.prune.written_by", "recovery.command.written"):
+            stack.enter_context(mock.patch(f"saap_jax.{name}", return_value=[]))
         yield
 
 

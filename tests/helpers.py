@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from saap_jax.estimation import STATISTICS
-from saap_jax.llama import Constants, LayerWidths, Llama, LlamaSpec
+from saap_jax.estimation.registry import STATISTICS
 from saap_jax.llama.loss import next_token_losses
-from saap_jax.llama.spec import Apart
-from saap_jax.structures import parameters_by_path
+from saap_jax.llama.model import Llama
+from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec
+from saap_jax.structures.discovery import parameters_by_path
 from saap_jax.types import PRUNABLE_AXES, Keep
 
 VOCAB = 24

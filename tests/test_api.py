@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.estimation.registry import ESTIMATORS, PLUGINS, make_estimator
-from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
+from saap_jax.llama.model import random_llama
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.runtime.progress import step
 from saap_jax.steps.allocation.allocations import Uniform
 from saap_jax.steps.repair.output import LeastSquares
@@ -19,7 +20,8 @@ from saap_jax.subjects.llama import CutLlama
 from tests.fake_runs import fake_run
 
 MINE = """
-from saap_jax.estimation import GATE_GRADIENT, Estimator
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.base import Estimator
 
 
 def twice(*, times: int = 2) -> Estimator:

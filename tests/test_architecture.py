@@ -8,7 +8,7 @@ import inspect
 import pkgutil
 import re
 import runpy
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -17,67 +17,51 @@ import pytest
 import saap_jax
 from saap_jax import config as configuration
 from saap_jax.config.packaged import packaged
-from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
+from saap_jax.llama.model import abstract_llama
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.planning.models import spec_of
 
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
-FOLDERS: dict[str, tuple[str, ...]] = {
-    "version": (),
-    "types": (),
-    "runtime.errors": (),
-    "config": ("types",),
-    "recipes": ("config", "types"),
-    "data": ("config", "types"),
-    "runtime": ("config", "types"),
-    "llama": ("runtime", "data", "config", "types"),
-    "trace": ("llama", "runtime", "config", "types"),
-    "structures": ("trace", "llama", "runtime", "config", "types"),
-    "trace.listing": ("structures", "trace", "llama"),
-    "trace.subject": ("trace", "trace.listing", "subjects.base", "evaluation", "steps", "surgery", "estimation",
-                      "structures", "llama", "runtime", "config", "types"),
-    "estimation": ("trace", "structures", "llama", "runtime", "config", "types"),
-    "steps": ("subjects.base", "surgery", "estimation", "structures", "recipes", "runtime", "config", "types"),
-    "surgery": ("estimation", "structures", "llama", "runtime", "config", "types"),
-    "recovery": ("surgery", "estimation", "llama", "data", "runtime", "config", "types"),
-    "export": ("llama", "runtime", "config", "types"),
-    "evaluation": ("structures", "estimation", "surgery", "llama", "data", "runtime", "config", "types"),
-    "planning": ("recovery", "evaluation", "estimation", "llama", "runtime", "config", "types"),
-    "runs": ("subjects.base", "evaluation", "steps", "surgery", "estimation", "structures", "llama", "recipes",
-             "data", "runtime", "config", "types"),
-    "api": ("trace", "trace.listing", "trace.subject", "subjects", "subjects.base", "evaluation", "steps",
-            "surgery", "estimation", "structures", "llama",
-            "data", "runtime", "config", "types"),
-    "report": ("trace", "trace.listing", "trace.subject", "runs", "steps", "evaluation", "structures",
-               "estimation", "runtime", "config", "types"),
-    "jobs": ("trace", "trace.listing", "trace.subject", "report", "subjects", "subjects.base", "api", "runs",
-             "planning", "evaluation", "export", "recovery",
-             "surgery", "steps", "estimation", "structures", "llama", "recipes", "data", "runtime", "config",
-             "types"),
-    "subjects.base": ("surgery", "estimation", "structures", "runtime", "config", "types"),
-    "subjects": ("trace", "trace.listing", "trace.subject", "subjects.base", "evaluation", "steps",
-                 "surgery", "estimation", "structures", "llama",
-                 "data", "runtime", "config", "types"),
+GROUND = ("version", "types", "errors", "checks", "records", "wings")
+"""What everybody may import: it imports nothing of ours but what stands before it here."""
+CORE: dict[str, tuple[str, ...]] = {
+    "config": (),
+    "recipes": ("config",),
+    "data": ("config", "runtime"),
+    "runtime": ("config",),
+    "llama": ("data", "runtime", "config"),
+    "structures": ("llama",),
+    "estimation": ("structures", "llama", "runtime", "config"),
+    "surgery": ("estimation", "structures", "llama", "runtime", "config"),
+    "evaluation": ("surgery", "estimation", "structures", "llama", "data", "runtime", "config"),
+    "subjects.base": ("surgery", "estimation", "structures", "runtime", "config"),
+    "steps": ("subjects.base", "surgery", "estimation", "structures", "recipes", "runtime", "config"),
+    "subjects": ("subjects.base", "evaluation", "surgery", "estimation", "structures", "llama", "data", "runtime",
+                 "config"),
+    "api": ("subjects", "subjects.base", "steps", "evaluation", "surgery", "estimation", "llama", "data", "runtime"),
+    "runs": ("subjects.base", "steps", "evaluation", "surgery", "estimation", "structures", "llama", "recipes", "data",
+             "runtime", "config"),
+    "report": ("runs", "steps", "evaluation", "structures", "estimation", "runtime", "config"),
+    "jobs": ("report", "runs", "api", "subjects", "subjects.base", "steps", "evaluation", "surgery", "estimation",
+             "structures", "llama", "recipes", "data", "runtime", "config"),
     "lm_eval": ("evaluation",),
-    "cli": ("trace", "trace.listing", "trace.subject", "jobs", "report", "planning", "runs", "evaluation", "export",
-            "steps", "estimation", "structures", "llama", "recipes", "data", "runtime", "config", "types",
-            "version"),
+    "cli": ("jobs", "runs", "report", "steps", "estimation", "recipes", "runtime", "config"),
     "__main__": ("cli", "runtime"),
-    "__init__": ("trace", "trace.listing", "trace.subject", "jobs", "subjects", "runs", "api", "steps", "surgery",
-                 "estimation", "structures", "llama", "data",
-                 "config", "runtime", "version"),
 }  # fmt: skip
-"""Folder (or module at the root) -> those that it may import beside itself. Stages read the seam, `subjects.base`, and
-what implements it stands above them."""
-BOUNDARY = "runtime.errors"
-"""What turns errors of libraries into one line about a file; it imports nothing of ours, and everybody uses it."""
-RECORDS = "runs.records"
-"""The types of what runs keep: it imports nothing of ours, and whoever computes from records may read it."""
-NO_MODEL = ("config", "recipes", "report", "steps", "runs.directory", "runs.records", "runs.standing")  # fmt: skip
+"""Folder (or module at the root) -> those that it may import beside itself and the ground. Steps know the seam,
+`subjects.base`, and what implements it stands above them."""
+WINGS: dict[str, tuple[str, ...]] = {"trace": (), "recovery": (), "export": (), "planning": ("recovery",)}
+"""Wing -> other wings that it may import beside the core."""
+CONTRIB = "contrib"
+"""It may import all of the above, and nothing imports it."""
+NO_MODEL = ("config", "recipes", "report", "steps", "runs.directory", "records", "runs.standing")
 """What sees no model, at most its widths (`llama.spec`)."""
-NO_JAX = ("config", "recipes", "report", "version", "runs.directory", "runs.records", "runs.stages",
-          "runs.standing", "runtime.errors", "runtime.files", "runtime.interrupts", "runtime.sources",
-          "runtime.words")  # fmt: skip
+NO_JAX = (
+    *("config", "recipes", "report", "version", "errors", "checks", "records", "wings"),
+    *("runs.directory", "runs.stages", "runs.standing"),
+    *("runtime.files", "runtime.interrupts", "runtime.sources", "runtime.words"),
+)
 """What is read where no accelerator is: it imports jax within functions at most."""
 REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""
@@ -94,10 +78,11 @@ def modules() -> dict[str, str]:
     }
 
 
-def imports_of(source: str, known: Collection[str]) -> set[str]:
-    """Return the modules of saap_jax that a module imports, anywhere in it; names of a package stand for it."""
+def imports_of(source: str, known: Collection[str], top: bool = False) -> set[str]:
+    """Return the modules of saap_jax that a module imports, anywhere or at its top; names of a package stand for it."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in tree.body if top else ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "absolute imports only"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -110,17 +95,26 @@ def imports_of(source: str, known: Collection[str]) -> set[str]:
     return found
 
 
+def allowed(folder: str) -> set[str]:
+    """Return what a folder may import: itself, the ground, and what its table says."""
+    if folder in GROUND:
+        return {*GROUND[: GROUND.index(folder) + 1]}
+    if folder in CORE:
+        return {folder, *GROUND, *CORE[folder]}
+    below = {*GROUND, *CORE, *([CONTRIB, *WINGS] if folder == CONTRIB else [folder, *WINGS[folder]])}
+    return below - {"cli", "__main__"}
+
+
 def forbidden(module: str, imported: Iterable[str]) -> set[str]:
     """Return what a module imports although its folder may not."""
-    folder = folder_of(module)
-    allowed = {folder, *FOLDERS[folder]}
-    return {name for name in imported if folder_of(name) not in allowed and name not in (RECORDS, BOUNDARY)}
+    may = allowed(folder_of(module))
+    return {name for name in imported if folder_of(name) not in may}
 
 
 def folder_of(module: str) -> str:
-    """Return the entry of `FOLDERS` that a module belongs to."""
-    parts = module.split(".")
-    return next((name for end in (3, 2) if (name := ".".join(parts[:end])) in FOLDERS), parts[0])
+    """Return the folder (or module at the root) that a module belongs to."""
+    two = ".".join(module.split(".")[:2])
+    return two if two in CORE else module.split(".")[0]
 
 
 @pytest.mark.parametrize("path", sorted(REMOTE.glob("*.py")), ids=lambda path: path.name)
@@ -140,15 +134,39 @@ def test_code_that_travels_stands_alone(path):
 
 def test_imports_run_one_way():
     sources = modules()
-    imported = {name: imports_of(source, sources) for name, source in sources.items()}
-    assert {name.split(".")[0] for name in sources} <= FOLDERS.keys(), "name the folder in FOLDERS"
-    assert not {name: wrong for name in sources if (wrong := forbidden(name, imported[name]))}
-    assert not imported[RECORDS]
-    models = [name for name in sources if name.startswith(NO_MODEL)]
+    imported = {name: imports_of(source, sources) for name, source in sources.items() if name != "__init__"}
+    assert {folder_of(name) for name in imported} <= {*GROUND, *CORE, *WINGS, CONTRIB}, "name the folder in the tables"
+    assert not {name: wrong for name in imported if (wrong := forbidden(name, imported[name]))}
+    models = [name for name in imported if name.startswith(NO_MODEL)]
     assert not {
         name: seen for name in models if (seen := {m for m in imported[name] if m.startswith("llama")} - {"llama.spec"})
     }
     graphlib.TopologicalSorter({name: wanted - {name} for name, wanted in imported.items()}).prepare()
+
+
+def closure(module: str, imported: Mapping[str, set[str]]) -> set[str]:
+    """Return all that an import of a module brings in, packages on the way included."""
+    found: set[str] = set()
+    left = [module]
+    while left:
+        name = left.pop()
+        if name in found or name not in imported:
+            continue
+        found.add(name)
+        parents = [name.rpartition(".")[0]] if "." in name else []
+        left += [*imported[name], *parents]
+    return found
+
+
+@pytest.mark.parametrize(("module", "most"), [("api", 16_500), ("jobs.compare", 22_000), ("estimation.gates", 4_000)])
+def test_core_stands_alone(module, most):
+    """What an import of the core's show-pieces needs: no wing, and not more lines than can be read."""
+    sources = modules()
+    imported = {name: imports_of(source, sources, top=True) for name, source in sources.items()}
+    needed = closure(module, imported)
+    assert not [name for name in needed if name.split(".")[0] in {*WINGS, CONTRIB}]
+    assert sum(len(sources[name].splitlines()) for name in needed) <= most
+    assert "trace.trace" in closure("trace.subject.subject", imported), "control"
 
 
 def test_records_and_reports_import_no_jax():
@@ -167,7 +185,7 @@ def libraries_of(source: str) -> set[str]:
 
 
 def test_folders_run_one_way():
-    graphlib.TopologicalSorter(FOLDERS).prepare()
+    graphlib.TopologicalSorter(CORE).prepare()
 
 
 def test_a_forbidden_import_and_a_circle_are_found():
@@ -176,7 +194,16 @@ def test_a_forbidden_import_and_a_circle_are_found():
     assert imports_of("def f():\n    from saap_jax.jobs import compare", known) == {"jobs.compare"}
     assert imports_of("from saap_jax.llama import Llama\nimport saap_jax", known) == {"llama", "__init__"}
     assert forbidden("steps.run", {"jobs.compare", "config.method", "steps.base"}) == {"jobs.compare"}
-    assert forbidden("steps.run", {"subjects.base", "subjects.llama"}) == {"subjects.llama"}
+    assert forbidden("steps.run", {"subjects.base", "subjects.llama", "trace.trace"}) == {
+        "subjects.llama",
+        "trace.trace",
+    }
+    assert forbidden("errors", {"types", "checks"}) == {"checks"}
+    assert forbidden("export.hf", {"llama.model", "trace.trace", "contrib.suggestions"}) == {
+        "trace.trace",
+        "contrib.suggestions",
+    }
+    assert not forbidden("contrib.suggestions", {"trace.trace", "jobs.compare"})
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter({"llama.a": {"llama.b"}, "llama.b": {"llama.a"}}).prepare()
 

@@ -12,11 +12,16 @@ import pytest
 
 import saap_jax
 from saap_jax.cli import main
-from saap_jax.data import Windows
-from saap_jax.estimation import ACTIVATION_MOMENTS, ESTIMATORS, GATE_GRADIENT, observe
-from saap_jax.llama import Constants, load_model, save_model
+from saap_jax.data.windows import Windows
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.observe import observe
+from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.llama.files.families import FAMILIES
-from saap_jax.recipes import RECIPES
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.spec import Constants
+from saap_jax.recipes.registry import RECIPES
 from saap_jax.steps.base import STEPS
 from tests.helpers import dense_model, forward, random_model, random_tokens, spec_of
 

@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.estimation.observe import observe, score
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.export.hf import write_hf
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
-from saap_jax.llama.files.load import load_keep
+from saap_jax.llama.files.load import load_keep, load_model
+from saap_jax.llama.files.write import save_model
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import _norms_of_parts
 from saap_jax.llama.segments import existing_units, masks, ones_gates
-from saap_jax.recovery import METHODS
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
+from saap_jax.recovery.adapters import METHODS
 from saap_jax.steps.allocation.allocation import choose, most_removable
 from saap_jax.steps.allocation.allocations import Global
 from saap_jax.steps.limits import Within
 from saap_jax.steps.repair.output import LeastSquares
-from saap_jax.structures import discover
+from saap_jax.structures.discovery import discover
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.llama.files.load import load_keep
+from saap_jax.llama.files.load import load_keep, load_model
 from saap_jax.llama.files.sources import resolve
+from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.llama.segments import masks
 from tests.export.test_gguf_vocabulary import TEXTS
 from tests.helpers import forward

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.llama import Constants, LayerWidths, LlamaSpec, load_model, load_tokenizer, save_model
-from saap_jax.llama.files.load import load_keep
+from saap_jax.llama.files.load import load_keep, load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
 from saap_jax.llama.quantized import Quantized
 from saap_jax.llama.segments import masks
+from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from tests.helpers import RELATIVES, forward, random_model
 
 ESTIMATORS = ("magnitude", "taylor_element", "fisher", "gate_fisher", "wanda", "fluctuation", "block_influence")

@@ -13,13 +13,9 @@ Machine: v5e:4x4 (`saap plan llama-13b v5e:4x4`; docs/plan.md has the others). N
 no such machine are at hand.
 """
 
-from saap_jax.config import (
-    CalibrationConfig,
-    CompareConfig,
-    EvaluationConfig,
-    MeshConfig,
-    ModelConfig,
-)
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 
 PLANNED = "llama-13b"
 """What `saap plan` calls a model of this size."""

@@ -15,13 +15,9 @@ Machine: v5e:2x4 (`saap plan llama-7b v5e:2x4`; docs/plan.md has the others). Ne
 no such machine are at hand.
 """
 
-from saap_jax.config import (
-    CalibrationConfig,
-    CompareConfig,
-    EvaluationConfig,
-    MeshConfig,
-    ModelConfig,
-)
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 
 PLANNED = "llama-7b"
 """What `saap plan` calls a model of this size."""

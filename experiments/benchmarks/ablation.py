@@ -16,7 +16,7 @@ import numpy as np
 from pass_cost import clocks
 
 import saap_jax
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.estimation.ablation import Group, Unit, ablate, sample_units
 from saap_jax.evaluation.perplexity import loss_step
 from saap_jax.llama.model import Llama

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from saap_jax.config.jobs import USUAL
-from saap_jax.estimation import make_estimators, union_of_needs
 from saap_jax.estimation.base import Curvature, Plan
-from saap_jax.estimation.observe import observe_step
+from saap_jax.estimation.observe import observe_step, union_of_needs
+from saap_jax.estimation.registry import make_estimators
 from saap_jax.evaluation.cost import in_turns
-from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
+from saap_jax.llama.model import random_llama
 from saap_jax.llama.segments import ones_gates
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 
 DEPTHS = (4, 8, 16, 32)
 

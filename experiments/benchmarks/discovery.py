@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.llama.attention import sight_of
-from saap_jax.llama.model import Llama, decode
+from saap_jax.llama.model import Llama, abstract_llama, decode
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.trace.trace import trace
 
 TOKENS = jax.ShapeDtypeStruct((1, 128), jnp.int32)

@@ -17,9 +17,11 @@ import numpy as np
 from pass_cost import take_turns
 
 import saap_jax
-from saap_jax.data import pairs
-from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, Curvature, Statistic, observe
-from saap_jax.estimation.hessian import CHUNK
+from saap_jax.data.windows import pairs
+from saap_jax.estimation.base import Curvature, Statistic
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.hessian import CHUNK, GATE_HESSIAN
+from saap_jax.estimation.observe import observe
 
 PRIMES = [n for n in range(CHUNK + 1, 100) if all(n % d for d in range(2, n))]
 NUMBERS = {"alone": (PRIMES[0], PRIMES[2]), f"in chunks of {CHUNK}": (2 * CHUNK, 4 * CHUNK)}

@@ -12,8 +12,8 @@ import argparse
 from typing import NamedTuple
 
 import saap_jax
+from saap_jax.contrib.targets import measure_table
 from saap_jax.evaluation.timing import Spread, Workload, compile_programs, spread, time_in_turns
-from saap_jax.jobs.targets import measure_table
 from saap_jax.llama.generate import decoder_of
 
 NEW = 9

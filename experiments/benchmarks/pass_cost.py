@@ -21,10 +21,11 @@ import jax
 import numpy as np
 
 import saap_jax
-from saap_jax.data import pairs
-from saap_jax.estimation import ESTIMATORS, make_estimators, observe, score, union_of_needs
+from saap_jax.data.windows import pairs
 from saap_jax.estimation.base import Batch
-from saap_jax.llama import Llama
+from saap_jax.estimation.observe import observe, score, union_of_needs
+from saap_jax.estimation.registry import ESTIMATORS, make_estimators
+from saap_jax.llama.model import Llama
 
 Name = TypeVar("Name", int, str)
 ALONE = ("taylor_element_second",)

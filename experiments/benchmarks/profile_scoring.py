@@ -61,8 +61,9 @@ def profiled(arguments: argparse.Namespace, directory: str) -> tuple[float, coll
     import jax
 
     import saap_jax
-    from saap_jax.data import pairs
-    from saap_jax.estimation import make_estimators, observe, union_of_needs
+    from saap_jax.data.windows import pairs
+    from saap_jax.estimation.observe import observe, union_of_needs
+    from saap_jax.estimation.registry import make_estimators
 
     model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
     windows = saap_jax.calibration_windows("builtin:reference", tokenizer, arguments.examples, arguments.length, 0)

@@ -23,16 +23,16 @@ from pathlib import Path
 
 import numpy as np
 
-from saap_jax.config import CompareConfig
+from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig
-from saap_jax.data import Windows, read_texts
-from saap_jax.data.windows import consecutive_windows, tokenize
+from saap_jax.data.sources import read_texts
+from saap_jax.data.windows import Windows, consecutive_windows, tokenize
 from saap_jax.evaluation.differences import differences_against
 from saap_jax.evaluation.race import race
 from saap_jax.jobs.candidates import Evaluator
 from saap_jax.jobs.job import Material
 from saap_jax.jobs.racing import Race, left_of, looks_of
-from saap_jax.llama import load_tokenizer
+from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.progress import Passes, bars

@@ -24,7 +24,7 @@ from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
 from saap_jax.llama.decoder import single_layers
 from saap_jax.llama.loss import next_token_losses
-from saap_jax.recovery import Method, groupwise, lora
+from saap_jax.recovery.adapters import Method, groupwise, lora
 from saap_jax.types import Remat
 
 MIB = 2**20

@@ -19,7 +19,7 @@ import numpy as np
 from pass_cost import take_turns
 
 import saap_jax
-from saap_jax.data import pairs
+from saap_jax.data.windows import pairs
 from saap_jax.estimation.base import Batch
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.model import Llama

@@ -136,7 +136,7 @@ def jax_jobs(arguments: argparse.Namespace) -> dict[str, Job]:
     import jax
 
     import saap_jax
-    from saap_jax.data import pairs
+    from saap_jax.data.windows import pairs
     from saap_jax.evaluation.perplexity import window_losses
 
     model, windows = text(arguments)

@@ -18,9 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from saap_jax.estimation import make_estimators, observe, union_of_needs
+from saap_jax.estimation.observe import observe, union_of_needs
+from saap_jax.estimation.registry import make_estimators
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.llama import LayerWidths, LlamaSpec, loss, random_llama
+from saap_jax.llama import loss
+from saap_jax.llama.model import random_llama
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.recovery.objective import Objective, Packed, sums_of
 
 TASKS = ("score", "evaluate", "train")

@@ -20,7 +20,7 @@ import numpy as np
 from pass_cost import clocks
 
 import saap_jax
-from saap_jax.config import TasksConfig
+from saap_jax.config.use import TasksConfig
 from saap_jax.evaluation.likelihood import Request, batches_of, distinct_inputs, encode_pair, score_step
 from saap_jax.evaluation.perplexity import loss_step
 from saap_jax.evaluation.tasks import find_tasks, run_tasks

@@ -1,7 +1,6 @@
 """From the words of a command to its configuration: a CONFIG file and names first, then options, which tyro reads."""
 
 import dataclasses
-import importlib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -10,6 +9,7 @@ import tyro
 
 from saap_jax.runtime.processes import Cluster
 from saap_jax.runtime.sources import run_file
+from saap_jax.wings import imported
 
 HELP = {"-h", "--help", "-H", "--help-verbose"}
 
@@ -21,7 +21,7 @@ class Command(NamedTuple):
     config: str
     """`MODULE:CLASS` of its configuration, whose fields are the options."""
     job: str
-    """Name of the function that does its work, in the module `jobs.NAME`."""
+    """`MODULE:FUNCTION` of what does its work."""
     first: str = ""
     """What its first words are: options that they give, `...` after one that takes several; or CONFIG."""
     options: tuple[type, ...] = ()
@@ -96,13 +96,6 @@ class Distributed:
                 f"--distributed.process: expected a number from 0 to {given.processes - 1}, got {given.process}"
             )
         return given
-
-
-def imported(place: str) -> Any:
-    """Import what lies at a place, such as `config.jobs:CompareConfig` or the module `jobs.compare`."""
-    module, _, name = place.partition(":")
-    found = importlib.import_module(f"saap_jax.{module}")
-    return getattr(found, name) if name else found
 
 
 class Call(NamedTuple):

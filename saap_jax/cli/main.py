@@ -14,13 +14,14 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from saap_jax.cli.arguments import Call, Command, Distributed, Foretold, RunOptions, Written, imported, parse
+from saap_jax.cli.arguments import Call, Command, Distributed, Foretold, RunOptions, Written, parse
 from saap_jax.cli.console import console, progress, progress_console, show_blocks, show_lines, visible, write
+from saap_jax.errors import Doubt
 from saap_jax.runtime import interrupts
-from saap_jax.runtime.errors import Doubt
 from saap_jax.runtime.processes import GONE, LOST, is_primary, join, leave, peer_has_gone, place
 from saap_jax.runtime.progress import step
 from saap_jax.version import __version__
+from saap_jax.wings import imported
 
 DESCRIPTION = """Structured pruning of LLaMA-family language models, and of JAX models, in JAX.
 
@@ -38,35 +39,126 @@ _CONFIG, _SEVERAL = "[MODULE:FACTORY] [CONFIG]", "[MODULE:FACTORY] [CONFIG] [--m
 _RUN, _BOTH = (RunOptions, Written), (RunOptions, Written, Distributed)
 _ALL = (RunOptions, Foretold, Distributed)
 
-_JOBS, _USE = "config.jobs:", "config.use:"
 COMMANDS: dict[str, Command] = {
-    "compare": Command("compare pruning methods on a model", _JOBS + "CompareConfig", "compare", _SEVERAL, _ALL),
-    "methods": Command("list steps, estimators and recipes", _USE + "MethodsConfig", "methods", "[--names ...]"),
-    "discover": Command("print the coupled structures of a model", _USE + "DiscoverConfig", "discover", "[--model]"),
-    "score": Command("score every unit from one pass over text", _JOBS + "ScoreConfig", "score_run", _CONFIG, _BOTH),
-    "prune": Command("prune by one method, save the model", _JOBS + "PruneConfig", "prune", _CONFIG, _ALL[1:]),
+    "compare": Command(
+        help="compare pruning methods on a model",
+        config="config.jobs:CompareConfig",
+        job="jobs.compare:compare",
+        first=_SEVERAL,
+        options=_ALL,
+    ),
+    "methods": Command(
+        help="list steps, estimators and recipes",
+        config="config.use:MethodsConfig",
+        job="jobs.methods:methods",
+        first="[--names ...]",
+    ),
+    "discover": Command(
+        help="print the coupled structures of a model",
+        config="config.use:DiscoverConfig",
+        job="trace.command:discover",
+        first="[--model]",
+    ),
+    "score": Command(
+        help="score every unit from one pass over text",
+        config="config.jobs:ScoreConfig",
+        job="jobs.score:score_run",
+        first=_CONFIG,
+        options=_BOTH,
+    ),
+    "prune": Command(
+        help="prune by one method, save the model",
+        config="config.jobs:PruneConfig",
+        job="jobs.prune:prune",
+        first=_CONFIG,
+        options=_ALL[1:],
+    ),
     "recover": Command(
-        "fine-tune a pruned model", "config.recover:RecoverConfig", "recover", "[--model] [CONFIG]", _BOTH
+        help="fine-tune a pruned model",
+        config="config.recover:RecoverConfig",
+        job="recovery.command:recover",
+        first="[--model] [CONFIG]",
+        options=_BOTH,
     ),
-    "export": Command("write a model for other programs", _USE + "ExportConfig", "export_model", "--model --out"),
+    "export": Command(
+        help="write a model for other programs",
+        config="config.use:ExportConfig",
+        job="export.command:export_model",
+        first="--model --out",
+    ),
     "evaluate": Command(
-        "perplexity of models, accuracy on tasks", _USE + "EvaluateConfig", "evaluate", "[--models ...]", (Distributed,)
+        help="perplexity of models, accuracy on tasks",
+        config="config.use:EvaluateConfig",
+        job="jobs.evaluate:evaluate",
+        first="[--models ...]",
+        options=(Distributed,),
     ),
-    "fidelity": Command("judge estimators by exact removals", _JOBS + "FidelityConfig", "judge", _CONFIG, _RUN),
-    "frontier": Command("the largest ratio within a limit", _JOBS + "FrontierConfig", "frontier", _SEVERAL, _ALL[:2]),
-    "sensitivity": Command("what each layer costs", _JOBS + "SensitivityConfig", "sensitivity", _CONFIG, _RUN),
-    "runs": Command("list, compare and delete runs", _USE + "RunsConfig", "list_runs", "[--names ...]"),
-    "report": Command("one page of runs, and figures for papers", _USE + "ReportConfig", "report", "--runs ..."),
-    "ab": Command("is model A better than B; with limits, exit code 1", _USE + "AbConfig", "ab", "--a --b"),
+    "fidelity": Command(
+        help="judge estimators by exact removals",
+        config="config.jobs:FidelityConfig",
+        job="jobs.fidelity:judge",
+        first=_CONFIG,
+        options=_RUN,
+    ),
+    "frontier": Command(
+        help="the largest ratio within a limit",
+        config="config.jobs:FrontierConfig",
+        job="contrib.frontier.command:frontier",
+        first=_SEVERAL,
+        options=_ALL[:2],
+    ),
+    "sensitivity": Command(
+        help="what each layer costs",
+        config="config.jobs:SensitivityConfig",
+        job="contrib.sensitivity.command:sensitivity",
+        first=_CONFIG,
+        options=_RUN,
+    ),
+    "runs": Command(
+        help="list, compare and delete runs",
+        config="config.use:RunsConfig",
+        job="jobs.runs:list_runs",
+        first="[--names ...]",
+    ),
+    "report": Command(
+        help="one page of runs, and figures for papers",
+        config="config.use:ReportConfig",
+        job="jobs.report:report",
+        first="--runs ...",
+    ),
+    "ab": Command(
+        help="is model A better than B; with limits, exit code 1",
+        config="config.use:AbConfig",
+        job="jobs.ab:ab",
+        first="--a --b",
+    ),
     "generate": Command(
-        "continue texts (- for standard input)", _USE + "GenerateConfig", "generate", "--model --prompts ..."
+        help="continue texts (- for standard input)",
+        config="config.use:GenerateConfig",
+        job="contrib.serving.generate:generate",
+        first="--model --prompts ...",
     ),
-    "bench": Command("parameters, operations, memory and times", _USE + "BenchConfig", "bench", "[--models ...]"),
-    "enter": Command("enter a method for the leaderboard", _USE + "EnterConfig", "enter", "[--file]"),
-    "plan": Command("does a job fit a TPU or GPUs", _USE + "PlanConfig", "plan_job", "[--model] [--target]"),
+    "bench": Command(
+        help="parameters, operations, memory and times",
+        config="config.use:BenchConfig",
+        job="contrib.serving.bench:bench",
+        first="[--models ...]",
+    ),
+    "enter": Command(
+        help="enter a method for the leaderboard",
+        config="config.use:EnterConfig",
+        job="contrib.leaderboard.enter:enter",
+        first="[--file]",
+    ),
+    "plan": Command(
+        help="does a job fit a TPU or GPUs",
+        config="config.use:PlanConfig",
+        job="planning.command:plan_job",
+        first="[--model] [--target]",
+    ),
 }
-"""The module of that name below `jobs` has a function that does the work, and `shown`, where more than its result is
-shown."""
+"""Each names its configuration and the function that does its work, whose module has `shown` where more than its
+result is shown."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,17 +236,19 @@ def _command(name: str, words: list[str]) -> int:
 def _work(name: str, call: Call) -> int:
     """Do what a command does, and show what came of it."""
     config, options = call.config, call.options
+    command = COMMANDS[name]
     with progress() as track:
         told = options and "jax" not in sys.modules  # of jobs that tell their stages; it is most of their start
         with step(track, "load the libraries") if told else contextlib.nullcontext():
-            job = imported(f"jobs.{name}")
+            job = imported(command.job.partition(":")[0])
+            work = imported(command.job)
         if call.dry_run:
             result, job = imported("jobs.dry_run:dry_run")(config, track=track), None
         elif options:
             interrupts.goes_on()
-            config, result = _run_of_its_own(getattr(job, COMMANDS[name].job), call, track)
+            config, result = _run_of_its_own(work, call, track)
         else:
-            result = getattr(job, COMMANDS[name].job)(config, track=track)
+            result = work(config, track=track)
     if isinstance(result, Iterator):  # of texts, as a model writes them
         for text in result:
             write(text)

@@ -18,8 +18,8 @@ from typing import Any
 from saap_jax.config.jobs import JobConfig
 from saap_jax.config.method import PACKAGED_MODELS, is_factory
 from saap_jax.config.packaged import packaged
-from saap_jax.data import parse_scenario
-from saap_jax.recipes import RECIPES
+from saap_jax.data.windows import parse_scenario
+from saap_jax.recipes.registry import RECIPES
 
 SAME = (
     ("model", "model.name"),
@@ -36,7 +36,7 @@ MEANT = {"estimators": "methods", "sparsity": "ratio", "output": "out", "output-
 def options_of(kind: Any, prefix: str = "") -> dict[str, Any]:
     """List the options of a configuration: the type of each by its name, with dots and hyphens.
 
-    >>> from saap_jax.config import PlanConfig
+    >>> from saap_jax.config.use import PlanConfig
     >>> [name for name in options_of(PlanConfig) if name.startswith("mesh.")][:2]
     ['mesh.data', 'mesh.fsdp']
     """
@@ -56,7 +56,7 @@ def options_of(kind: Any, prefix: str = "") -> dict[str, Any]:
 def named_well(words: list[str], known: dict[str, Any]) -> list[str]:
     """Write options by the names that a command has for them, and lists with commas word by word.
 
-    >>> from saap_jax.config import CompareConfig
+    >>> from saap_jax.config.jobs import CompareConfig
     >>> named_well(["--ratio", "0.2,0.5", "--model.name=m"], options_of(CompareConfig))
     ['--ratios', '0.2', '0.5', '--model=m']
 

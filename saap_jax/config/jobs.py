@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal, TypeVar
 
-from saap_jax.config.checks import (
+from saap_jax.checks import (
     Beside,
     Checked,
     Local,

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from saap_jax.config.checks import Checked
+from saap_jax.checks import Checked
 
 MESH_AXES = ("data", "fsdp", "tensor")
 """Axes of the mesh of devices: what splits batches alone, batches and weights, and heads and channels."""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from saap_jax.config.checks import BYTES, Beside, Checked, Natural, Positive, Seed, at_least, read_bound, read_workload
+from saap_jax.checks import BYTES, Beside, Checked, Natural, Positive, Seed, at_least, read_bound, read_workload
 from saap_jax.types import AttentionPath, Bos
 
 Length = Annotated[int, at_least(2)]

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
-from saap_jax.config.checks import (
+from saap_jax.checks import (
     Beside,
     Checked,
     Local,

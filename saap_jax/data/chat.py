@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from saap_jax.runtime.errors import fields_of, reading
+from saap_jax.errors import fields_of, reading
 
 SECONDS = 30.0
 """How long a chat template may take for one conversation: a thousand times as long as any known one does."""

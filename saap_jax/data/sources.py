@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple
 
 from saap_jax.data import tfds_source
 from saap_jax.data.chat import Exchange, exchange_of
-from saap_jax.runtime.errors import fields_of, parse_json, read_lines, reading
+from saap_jax.errors import fields_of, parse_json, read_lines, reading
 
 Part = Literal["calibration", "evaluation", "all"]
 """Which of a built-in source's documents to read; a file is always read whole."""

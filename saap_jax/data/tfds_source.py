@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from saap_jax.runtime.errors import reading
+from saap_jax.errors import reading
 
 MOST = 100_000
 """Examples that a source may hold: they are read into memory. Larger splits have to be sliced."""

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.checks import at_least
+from saap_jax.checks import at_least
 from saap_jax.estimation.base import Batch
 from saap_jax.llama.attention import apart_of, sight_of
 from saap_jax.llama.loss import summed_losses

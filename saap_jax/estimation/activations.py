@@ -21,7 +21,7 @@ from saap_jax.estimation.base import (
     statistics_dtype,
 )
 from saap_jax.llama.model import Llama
-from saap_jax.structures.weights import TracedWeights, Weights
+from saap_jax.structures.weights import Weights
 from saap_jax.types import STRUCTURES, Scores
 
 # --- what a pass observes --------------------------------------------------------------------------
@@ -259,12 +259,10 @@ def fluctuation(*, standardize: bool = False, attention_power: Literal[1, 2] = 2
         ]
         given += [] if moments.there is None else [there]
         scores = score_writers(standardized(1), params, *given)
-        heads = {"attention"}
-        if isinstance(params, TracedWeights):
-            heads = {each.name for each in params.structures if each.role == "heads"}
-        if attention_power > 1 and heads & scores.keys():
+        heads = params.heads & scores.keys()
+        if attention_power > 1 and heads:
             powered = score_writers(standardized(attention_power), params, *given)
-            scores |= {name: powered[name] for name in heads & scores.keys()}
+            scores |= {name: powered[name] for name in heads}
         if moments.there is None:
             return scores
         return {name: jnp.where(units, scores[name], jnp.nan) for name, units in exist.items()}

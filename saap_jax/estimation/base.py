@@ -6,7 +6,7 @@ mean and squared weight gradients, take one float32 a parameter of the layers ea
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,12 +16,11 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.checks import Checked, Positive, Seed
+from saap_jax.checks import Checked, Positive, Seed
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.product import is_matrix
-from saap_jax.llama.segments import existing_units, join_segments, segment_bounds
-from saap_jax.structures import channel_view, discover, unit_view
-from saap_jax.structures.weights import TracedWeights, Weights, units_of
+from saap_jax.llama.segments import existing_units, join_segments
+from saap_jax.structures.weights import Weights, weights_of
 from saap_jax.types import Gates, Objective, Scores
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
@@ -178,10 +177,12 @@ class Statistics(NamedTuple):
             )
         return self.values[statistic]
 
-    def there(self, weights: Weights) -> Mapping[str, Bool[Array | np.ndarray, "layers units"]]:
+    def there(self, weights: Any) -> Mapping[str, Bool[Array | np.ndarray, "layers units"]]:
         """Say which units were there: formulas that compare units with each other leave the others out."""
-        exist = units_of(weights)
-        return exist if self.gates is None else {name: units & (self.gates[name] != 0) for name, units in exist.items()}
+        units = weights_of(weights).units
+        if self.gates is None:
+            return units
+        return {name: exist & (self.gates[name] != 0) for name, exist in units.items()}
 
 
 class Estimator(NamedTuple):
@@ -189,7 +190,7 @@ class Estimator(NamedTuple):
 
     >>> from saap_jax import score_units
     >>> def ones(seen, weights):
-    ...     return {name: jnp.ones(units.shape) for name, units in existing_units(weights.segments).items()}
+    ...     return {name: jnp.ones(units.shape) for name, units in weights.units.items()}
     >>> score_units(model, windows, {"ones": Estimator(frozenset(), ones)}).scores("ones")["mlp"].shape
     (2, 16)
     """
@@ -209,9 +210,9 @@ def estimator_of(
 
 
 def score_matrices(
-    formula: Callable[..., Array], *trees: Weights, reduction: Reduction = "sum", channels: bool = False
+    formula: Callable[..., Array], params: Any, *trees: Any, reduction: Reduction = "sum", channels: bool = False
 ) -> Scores:
-    """Score every unit by `formula(matrix of the first tree, the same of the second, …) -> [layers, units]`.
+    """Score every unit by `formula(matrix of the weights, the same of the next tree, …) -> [layers, units]`.
 
     Each matrix comes as `[layers, units, rest]`, or with `channels` as `[layers, units, channels, embed]`; the results
     of a unit's matrices are combined by `reduction`, in the order of the model's parameters (so `last` is the
@@ -221,72 +222,49 @@ def score_matrices(
     Raises:
         ValueError: `channels` of a traced model, whose axes have no names.
     """
-
-    def reduced(view: Callable[[Any, Any], Array], trees: Sequence[Any], members: Sequence[Any]) -> Array:
-        each = jnp.stack([formula(*(wide(view(tree, member)) for tree in trees)) for member in members])
-        return each[-1] if reduction == "last" else REDUCTIONS[reduction](each, axis=0)
-
-    traced = [tree for tree in trees if isinstance(tree, TracedWeights)]
-    if traced and channels:
-        raise ValueError(
-            "estimator: expected within='matrix' for a traced model, which does not tell the channels of a unit apart, "
-            "got 'channel'"
-        )
-    if traced:
-        return {
-            each.name: reduced(lambda tree, member, each=each: tree.view(each, member), traced, each.members)
-            for each in traced[0].structures
-        }
-    models = [tree for tree in trees if isinstance(tree, Llama)]
-    segments = list(zip(*(model.segments for model in models), strict=True))
-    view = channel_view if channels else unit_view
-    return {
-        name: join_segments([reduced(view, each, structure.members) for each in segments], fill=jnp.nan)
-        for name, structure in discover(models[0]).items()
-    }
-
-
-def score_writers(formula: Callable[..., Array], params: Weights, *statistics: dict[str, Array]) -> Scores:
-    """Score every unit by `formula(W_out [layers, units, coordinates, embed], statistic [layers, units, …], …)`.
-
-    W_out is the matrix that carries the unit's activation into the residual stream (output, down). Of a traced model it
-    is what the unit is multiplied with where it acts, `TracedWeights.writing`, and layers are copies.
-
-    Raises:
-        ValueError: a structure of a traced model whose units act nowhere where that is known.
-    """
-    if isinstance(params, TracedWeights):
-        return {
-            structure.name: formula(wide(params.writing(structure)), *(x[structure.name] for x in statistics))
-            for structure in params.structures
-        }
+    weights = weights_of(params)
+    every = [weights, *(weights.like(tree) for tree in trees)]
     scores = {}
-    for name, matrices in output_matrices(params).items():
+    for name in weights.units:
         pieces = []
-        for place, weight in matrices:
-            own = (x[name][place, : weight.shape[1]] for x in statistics)
-            pieces.append(formula(weight, *(x[:, :, : weight.shape[2]] for x in own)))
+        for segment in zip(*(each.matrices(name, channels) for each in every), strict=True):
+            of_matrices = [formula(*map(wide, same)) for same in zip(*segment, strict=True)]
+            pieces.append(_reduced(jnp.stack(of_matrices), reduction))
         scores[name] = join_segments(pieces, fill=jnp.nan)
     return scores
 
 
-def output_matrices(model: Llama) -> dict[str, list[tuple[slice, Float[Array, "_ _ _ embed"]]]]:
-    """Show what writes into the stream by structure and segment: its layers, `[layers, units, coordinates, embed]`."""
-    matrices: dict[str, list[tuple[slice, Array]]] = {}
-    embed = model.embedding.shape[-1]
-    for name, structure in discover(model).items():
-        for segment, place in zip(model.segments, segment_bounds(model.segments), strict=True):
-            view = wide(unit_view(segment, structure.writer))
-            view = view.reshape(*view.shape[:2], view.shape[2] // embed, embed)
-            matrices.setdefault(name, []).append((slice(place.start, place.stop), view))
-    return matrices
+def _reduced(scores: Float[Array, "matrices layers units"], reduction: Reduction) -> Float[Array, "layers units"]:
+    return scores[-1] if reduction == "last" else REDUCTIONS[reduction](scores, axis=0)
+
+
+def score_writers(formula: Callable[..., Array], params: Any, *statistics: Mapping[str, Array]) -> Scores:
+    """Score every unit by `formula(W_out [layers, units, coordinates, embed], statistic [layers, units, …], …)`.
+
+    W_out is what the unit is multiplied with where it acts, `Weights.writing`: the matrix that carries its activation
+    into the residual stream (output, down). Of a traced model layers are copies.
+
+    Raises:
+        ValueError: a structure of a traced model whose units act nowhere where that is known.
+    """
+    weights = weights_of(params)
+    scores = {}
+    for name in weights.units:
+        pieces = []
+        for layers, matrix in weights.writing(name):
+            _, units, coordinates, _ = matrix.shape
+            # statistics are as wide as the widest layer
+            own = [statistic[name][layers, :units] for statistic in statistics]
+            pieces.append(formula(wide(matrix), *(each[:, :, :coordinates] for each in own)))
+        scores[name] = join_segments(pieces, fill=jnp.nan)
+    return scores
 
 
 def only_units(
-    params: Weights, values: Mapping[str, Array], formula: Callable[[Array], Array] = lambda value: value
+    params: Any, values: Mapping[str, Array], formula: Callable[[Array], Array] = lambda value: value
 ) -> Scores:
     """Score by `formula(value of a structure) -> [layers, units]`; NaN where a layer has no such unit."""
-    exists = units_of(params)
+    exists = weights_of(params).units
     return {name: jnp.where(jnp.asarray(units), formula(values[name]), jnp.nan) for name, units in exists.items()}
 
 

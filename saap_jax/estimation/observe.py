@@ -36,7 +36,7 @@ from saap_jax.llama.segments import join_segments, ones_gates, segment_bounds
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched, first_not_finite, leaves_by_path
 from saap_jax.runtime.mesh import Places, held, mesh_of, places_of, settled, shard
-from saap_jax.structures.weights import Weights
+from saap_jax.structures.weights import Weights, weights_of
 from saap_jax.types import STRUCTURES, Gates, Objective, Remat, Scores
 
 
@@ -181,20 +181,21 @@ def grown(
 
 
 @functools.partial(jax.jit, static_argnames=("formulas",))
-def score_step(statistics: Statistics, model: Weights, *, formulas: tuple[Callable, ...]) -> tuple[Scores, ...]:
+def score_step(statistics: Statistics, weights: Weights, *, formulas: tuple[Callable, ...]) -> tuple[Scores, ...]:
     """Apply the formulas of several estimators to one set of statistics, in one program."""
-    return tuple(formula(statistics, model) for formula in formulas)
+    return tuple(formula(statistics, weights) for formula in formulas)
 
 
-def score(estimators: dict[str, Estimator], statistics: Statistics, model: Weights) -> dict[str, Scores]:
+def score(estimators: dict[str, Estimator], statistics: Statistics, model: Any) -> dict[str, Scores]:
     """Score every unit by every estimator; `{estimator: {structure: [layers, units]}}` as numpy arrays.
 
     Raises:
         ValueError: scores of another shape, or one that is not finite, with the estimator, the layer and the unit.
     """
-    values = score_step(statistics, model, formulas=tuple(e.score for e in estimators.values()))
+    weights = weights_of(model)
+    values = score_step(statistics, weights, formulas=tuple(e.score for e in estimators.values()))
     scores = {name: jax.tree.map(fetched, value) for name, value in zip(estimators, values, strict=True)}
-    there = {name: fetched(units) for name, units in statistics.there(model).items()}
+    there = {name: fetched(units) for name, units in statistics.there(weights).items()}
     for name, by_structure in scores.items():
         for structure, units in there.items():
             if (shape := getattr(by_structure.get(structure), "shape", None)) != units.shape:

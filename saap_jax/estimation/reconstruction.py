@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float
 
-from saap_jax.config.checks import Positive, check_positive
+from saap_jax.checks import Positive, check_positive
 from saap_jax.estimation.base import (
     Estimator,
     Plan,
@@ -25,12 +25,12 @@ from saap_jax.estimation.base import (
     Statistic,
     Statistics,
     mean_over,
-    output_matrices,
     statistics_dtype,
+    wide,
 )
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_segments
-from saap_jax.structures.weights import TracedWeights, Weights
+from saap_jax.structures.weights import Weights
 from saap_jax.types import STRUCTURES, Scores
 
 Damping = Annotated[float, check_positive]
@@ -127,16 +127,18 @@ def _by_layer(formula: Callable[..., Array], damping: float) -> Estimator:
         return jnp.where(ridge == 0, 0, scores)  # nobody misses what is never active
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        if isinstance(params, TracedWeights):
+        if params.model is None:
             raise ValueError("estimator: expected a model of ours, whose second moments are observed, got a traced one")
         moments, there = statistics.of(SECOND_MOMENT), statistics.there(params)
         scores = {}
-        for name, matrices in output_matrices(params).items():
+        for name in params.units:
             pieces = []
-            for place, weight in matrices:
+            for place, matrix in params.writing(name):
+                weight = wide(matrix)
                 layers, units, coordinates, _ = weight.shape
                 count = units * coordinates
-                own, gone = moments[name][place, :count, :count], ~jnp.asarray(there[name])[place, :units]
+                own = moments[name][place, :count, :count]
+                gone = ~jnp.asarray(there[name])[place, :units]
                 zeros = jnp.zeros((layers, 0), own.dtype)
                 pieces.append(jax.lax.map(of_layer, (weight, own, gone)) if count else zeros)
             scores[name] = join_segments(pieces, fill=jnp.nan)

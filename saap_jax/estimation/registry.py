@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from saap_jax.config.checks import check_value
+from saap_jax.checks import check_value
 from saap_jax.estimation import activations, gates, hessian, reconstruction, squares, taylor
 from saap_jax.estimation.base import Estimator, Statistic
 from saap_jax.estimation.objectives import OBJECTIVES

@@ -17,15 +17,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 from safetensors import safe_open
 
+from saap_jax.errors import reading, shown
 from saap_jax.estimation.base import Plan, Statistic, Statistics, statistics_dtype
 from saap_jax.estimation.registry import STATISTICS
 from saap_jax.llama.files.layout import Tensor
 from saap_jax.llama.files.write import write_tensors
-from saap_jax.runtime.errors import reading, shown
 from saap_jax.runtime.gather import fetched, leaves_by_path
 from saap_jax.runtime.mesh import mesh_of
 from saap_jax.runtime.processes import is_primary
-from saap_jax.structures.weights import TracedWeights, Weights, units_of
+from saap_jax.structures.weights import Weights, weights_of
 
 FORMAT = "saap_jax statistics 2"
 
@@ -81,7 +81,7 @@ def kept_statistics(path: str | Path) -> frozenset[str]:
         return frozenset(_counts(path, file)["statistics"])
 
 
-def load_statistics(path: str | Path, model: Weights, known: Iterable[Statistic] = ()) -> Statistics:
+def load_statistics(path: str | Path, model: Any, known: Iterable[Statistic] = ()) -> Statistics:
     """Read statistics that were observed on `model`, or one of the same shapes (abstract is enough).
 
     `known` are statistics that may be in the file beside those of `STATISTICS`; of others nothing is read.
@@ -90,6 +90,7 @@ def load_statistics(path: str | Path, model: Weights, known: Iterable[Statistic]
         FileNotFoundError: no such file.
         ValueError: no file of statistics, one of another model, or one that is damaged.
     """
+    weights = weights_of(model)
     by_name = STATISTICS | {statistic.name: statistic for statistic in known}
     with reading(path, f"a file of {FORMAT!r}"), safe_open(path, framework="numpy") as file:
         about = _counts(path, file)
@@ -116,9 +117,11 @@ def load_statistics(path: str | Path, model: Weights, known: Iterable[Statistic]
 
         values = {}
         for statistic in sorted(by_name[name] for name in by_name.keys() & set(about["statistics"])):
-            like = _like(statistic, stored.get(statistic.name, {}), examples, model)
-            values[statistic] = read(statistic.name, like, leaves_by_path(model) if statistic.large else {})
-        losses = read("losses", jax.ShapeDtypeStruct((examples,), _dtype(model)))
+            like = _like(statistic, stored.get(statistic.name, {}), examples, weights)
+            # what is as large as the model lies where its parameters lie
+            homes = leaves_by_path(weights.model or weights) if statistic.large else {}
+            values[statistic] = read(statistic.name, like, homes)
+        losses = read("losses", jax.ShapeDtypeStruct((examples,), _dtype(weights)))
         return Statistics(jnp.asarray(examples), jnp.asarray(tokens), losses, values)
 
 
@@ -151,13 +154,15 @@ def _counts(path: str | Path, file: Any) -> dict[str, Any]:
     return counts
 
 
-def _like(statistic: Statistic, stored: Mapping[str, tuple[int, ...]], examples: int, model: Weights) -> Any:
+def _like(statistic: Statistic, stored: Mapping[str, tuple[int, ...]], examples: int, weights: Weights) -> Any:
     """Make the tree that a statistic is for a model, of abstract arrays; sizes of axes that no model has as stored."""
     if statistic.large:
-        if isinstance(model, TracedWeights):
-            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), model)
+        model = weights.model
+        if model is None:
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), weights)
         return jax.eval_shape(lambda: statistic.init(model, Plan(examples)))
-    exists, dtype = units_of(model), _dtype(model)
+    exists = weights.units
+    dtype = _dtype(weights)
     arrays: dict[str, dict[str, Any]] = {}
     for place, shape in stored.items():
         field, _, structure = place.partition("/") if statistic.kind else ("", "", place)
@@ -177,8 +182,8 @@ def _like(statistic: Statistic, stored: Mapping[str, tuple[int, ...]], examples:
     return arrays[""].get("", arrays[""])
 
 
-def _dtype(model: Weights) -> Any:
-    return jnp.float32 if isinstance(model, TracedWeights) else statistics_dtype(model)
+def _dtype(weights: Weights) -> Any:
+    return jnp.float32 if weights.model is None else statistics_dtype(weights.model)
 
 
 def _placed(path: str | Path, file: Any, name: str, leaf: Any, home: Any = None) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saap_jax.config.checks import Seed
+from saap_jax.checks import Seed
 from saap_jax.estimation.base import (
     Estimator,
     Reduction,
@@ -30,8 +30,8 @@ from saap_jax.estimation.base import (
 from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_segments
-from saap_jax.structures import discover, parameters_by_path, unit_view
-from saap_jax.structures.weights import TracedWeights, Weights, units_of
+from saap_jax.structures.discovery import discover, parameters_by_path, unit_view
+from saap_jax.structures.weights import Weights
 from saap_jax.types import Objective, Scores
 
 WEIGHT_GRADIENT = Statistic(
@@ -53,7 +53,7 @@ def random(*, seed: Seed = 0) -> Estimator:
         root = jax.random.key(seed)
         draws = {
             name: jax.random.uniform(jax.random.fold_in(root, index), exists.shape)
-            for index, (name, exists) in enumerate(units_of(params).items())
+            for index, (name, exists) in enumerate(params.units.items())
         }
         return only_units(params, draws)
 
@@ -116,12 +116,12 @@ def taylor_element(
         raise ValueError(f"taylor_element: expected reduction 'sum' beside within 'block', got {reduction!r}")
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        if isinstance(params, TracedWeights):
+        if params.model is None:
             raise ValueError(
                 f"taylor_element: expected within 'unit' for a traced model, which has no layers, got {within!r}"
             )
         if within == "block":
-            return _of_blocks(params, statistics.of(WEIGHT_GRADIENT.of_objective(objective)))
+            return _of_blocks(params.model, statistics.of(WEIGHT_GRADIENT.of_objective(objective)))
         scores = each.score(statistics, params)
         total = jnp.sum(jnp.stack([jnp.nansum(one, axis=1) for one in scores.values()]), axis=0)
         return {name: jnp.where(jnp.isnan(one), jnp.nan, total[:, None]) for name, one in scores.items()}

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float, Int
 
 from saap_jax.llama.decoder import cache_bytes
 from saap_jax.llama.model import Llama
-from saap_jax.runs.records import Cost, RunRecord
-from saap_jax.structures import parameters_by_path
+from saap_jax.records import Cost, RunRecord
+from saap_jax.structures.discovery import parameters_by_path
 
 Taken = TypeVar("Taken")
 

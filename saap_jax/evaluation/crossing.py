@@ -17,7 +17,7 @@ from saap_jax.evaluation.differences import losses_of, student, student_p
 from saap_jax.evaluation.evidence import by_article
 from saap_jax.evaluation.resample import LEVEL, counts, holm, resamples_for, sureness
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.runs.records import Row, RunRecord
+from saap_jax.records import Row, RunRecord
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saap_jax.config.checks import Bound
+from saap_jax.checks import Bound
 from saap_jax.evaluation.evidence import boundary, by_article, threshold
 from saap_jax.evaluation.resample import FEWEST, LEVEL, few, format_interval
 from saap_jax.evaluation.scales import ACCURACY, PERPLEXITY, Scale

@@ -25,9 +25,10 @@ from tqdm import tqdm
 from saap_jax.data.chat import conversation
 from saap_jax.evaluation.likelihood import PaddedRows, Request, encode, log_likelihoods, prefix_token
 from saap_jax.evaluation.task_results import TaskResult
-from saap_jax.llama import Llama, load_model, load_tokenizer
-from saap_jax.llama.files.tokenizer import Tokenizer
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import Tokenizer, load_tokenizer
 from saap_jax.llama.generate import Sampling, generate
+from saap_jax.llama.model import Llama
 
 MAX_NEW_TOKENS = 256
 """Tokens generated at most where a task does not say, as `HFLM` has it."""

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.config.use import TasksConfig
+from saap_jax.errors import parse_json, read_lines, shown
 from saap_jax.evaluation.likelihood import Progress, encode_pair, log_likelihoods
 from saap_jax.evaluation.task_results import TaskResult
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
-from saap_jax.runtime.errors import parse_json, read_lines, shown
 
 # --- tasks by name ---------------------------------------------------------------------------------
 

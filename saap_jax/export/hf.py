@@ -6,7 +6,7 @@ Plain and padded directories are of the model's family.
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -92,6 +92,20 @@ def write_hf(
     if tokenizer is not None:
         write_tokenizer(tokenizer, place)
     return added_parameters(spec, layers) + sum(tensor.shape[0] for tensor in zeros)
+
+
+def forms_of(spec: LlamaSpec) -> list[Form]:
+    """List the forms that can hold a model: the plain one first, if it can."""
+    fits: list[Form] = []
+    for form in get_args(Form):
+        try:
+            check_form(spec, form)
+            if form == "padded":
+                uniform_widths(spec)
+        except ValueError:
+            continue
+        fits.append(form)
+    return fits
 
 
 def check_form(spec: LlamaSpec, form: Form) -> None:

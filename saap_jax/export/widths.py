@@ -15,28 +15,6 @@ DECI_CHANNELS = 32
 """Channels of zeros that a layer without channels gets in GGUF; a whole block of Q8_0."""
 
 
-TILE = 128
-"""Channels that accelerators multiply at once: the lanes of a TPU, or the tile of a GPU's tensor cores."""
-
-
-def width_note(spec: LlamaSpec) -> str:
-    """Say in a sentence that channels of MLPs suit no accelerator; empty where they do, and for small models.
-
-    >>> layers = tuple(LayerWidths(kv_heads=3, q_per_kv=3, mlp=mlp) for mlp in (536, 1126, 1024))
-    >>> width_note(LlamaSpec(vocab=9, embed=576, head_dim=64, layers=layers, tied=True)).split(",")[0]
-    '2 of 3 layers have numbers of channels (536 to 1126) that are no multiples of 128'
-    """
-    widths = [layer.mlp for layer in spec.layers]
-    odd = sum(width % TILE > 0 for width in widths)
-    if not odd or max(widths) < 4 * TILE or spec.constants.traits.experts:
-        return ""
-    return (
-        f"{odd} of {len(widths)} layers have numbers of channels ({min(widths)} to {max(widths)}) that are no "
-        f"multiples of {TILE}, by which TPUs and GPUs compute; within(multiple_of={{mlp: {TILE}}}) in the method keeps "
-        "multiples, and the step shape makes layers alike"
-    )
-
-
 def unfit(form: str, expected: str, got: object, instead: str) -> ValueError:
     """Make the error of a format that cannot hold a model, which says what can."""
     return ValueError(f"format {form}: expected {expected}, got {got}; {instead}")

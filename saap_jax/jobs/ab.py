@@ -15,11 +15,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.config.checks import check_values, read_bound, read_percent
+from saap_jax.checks import check_values, read_bound, read_percent
 from saap_jax.config.packaged import find_file
 from saap_jax.config.use import LIMITS, AbConfig
-from saap_jax.data import Windows, evaluation_windows, pairs
-from saap_jax.data.windows import window_articles
+from saap_jax.data.windows import Windows, evaluation_windows, pairs, window_articles
+from saap_jax.errors import reading
+from saap_jax.errors import shown as quoted
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.differences import (
     ALL,
@@ -35,16 +36,16 @@ from saap_jax.evaluation.scales import PERPLEXITY
 from saap_jax.evaluation.task_results import TaskResult, compared_metric
 from saap_jax.evaluation.tasks import find_tasks, run_named
 from saap_jax.jobs.evaluate import scoring
-from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.attention import attending
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.model import Llama
 from saap_jax.report.blocks import Block
 from saap_jax.report.comparison import Compared, Comparison, comparison_blocks, comparison_json
 from saap_jax.runs.ab import Losses, Reference, find, loadable, recorded_losses, text_digests
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import digest_of
-from saap_jax.runtime.errors import reading
-from saap_jax.runtime.errors import shown as quoted
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.surgery.cut import cut

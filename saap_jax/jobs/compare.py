@@ -20,24 +20,24 @@ from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.judged import TURNS, in_turns, written_by
 from saap_jax.jobs.racing import Race, left_of
 from saap_jax.llama.files.write import write_further
+from saap_jax.records import RaceRecord
 from saap_jax.report.couplings import coupling_files
 from saap_jax.report.pages.common import structure_sentences, subject_sentence, written_section
 from saap_jax.report.pages.compare import comparison_table, cut_tables
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.records import RaceRecord
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, comparison_rows
-from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.processes import barrier, broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.steps.chain import expand
 from saap_jax.surgery.cut import keep_to_json
+from saap_jax.wings import wing
 
 
 def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Track = quiet) -> RunDirectory:
     """Compare methods: score from one pass a seed, evaluate each candidate by masks; cut and check the best if asked.
 
-    >>> from saap_jax.config import CalibrationConfig, EvaluationConfig, ModelConfig
+    >>> from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
     >>> text = {"calibration": CalibrationConfig(length=16), "evaluation": EvaluationConfig(windows=8, length=16)}
     >>> about = {"model": ModelConfig(name=str(path)), "runs": str(folder), "methods": ("wanda",), "ratios": (0.5,)}
     >>> run = compare(CompareConfig(**about, **text))
@@ -88,7 +88,7 @@ def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Tra
             with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
                 _cut_best(config, evaluator, best, track)
         run.update(cost=run_cost(run.record, prices), couplings=material.subject.couplings())
-        run.update(suggestions=suggestions_of(run.record, run.candidates()))
+        run.update(suggestions=wing("suggestions_of")(run.record, run.candidates()))
 
     return run_job(config, work, lambda run: coupling_files(run.record), overwrite=overwrite, track=track)
 

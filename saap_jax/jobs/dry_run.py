@@ -3,7 +3,6 @@
 import time
 
 from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig
-from saap_jax.jobs import targets
 from saap_jax.jobs.candidates import fitting, runner_of
 from saap_jax.jobs.job import check, lengths_of
 from saap_jax.jobs.judged import texts_of
@@ -14,6 +13,7 @@ from saap_jax.runtime.remote import exists
 from saap_jax.runtime.words import plural
 from saap_jax.steps.chain import expand
 from saap_jax.subjects.llama import open_subject
+from saap_jax.wings import wing
 
 SCORING = 3
 """Forward passes that a pass with derivatives counts for."""
@@ -39,7 +39,7 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
     size = calibration.batch_size
     chains = expand([config.chain] if alone else config.methods)
     if alone:
-        targets.check(config.targets, chains[0])
+        wing("targets").check(config.targets, chains[0])
     ratios, seeds = ([config.ratio or 0.2], [0]) if alone else (config.ratios, config.seeds_drawn)
     with step(track, "load the model, and time a microbatch"):
         layout = layout_of_job(config.mesh, **{"calibration.batch_size": size}) if alone else check(config)

@@ -7,20 +7,21 @@ from typing import Any, NamedTuple
 
 from saap_jax.api import perplexity
 from saap_jax.config.use import EvaluateConfig
-from saap_jax.data import evaluation_windows
+from saap_jax.data.windows import evaluation_windows
 from saap_jax.evaluation.likelihood import Progress
 from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.scales import format_ppl
 from saap_jax.evaluation.task_results import TaskResult, result_json
 from saap_jax.evaluation.tasks import find_tasks, run_named
-from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.attention import attending
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.report.blocks import Table, text_table
 from saap_jax.runtime.files import check_target, encoded, write_atomically
 from saap_jax.runtime.mesh import layout_of_job
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.structures import count_parameters
+from saap_jax.structures.discovery import count_parameters
 
 
 class Evaluated(NamedTuple):

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from saap_jax.config.jobs import FidelityConfig, ScoreConfig
 from saap_jax.config.recover import RecoverConfig
-from saap_jax.data import check_disjoint, parse_scenario
+from saap_jax.data.sources import check_disjoint
+from saap_jax.data.windows import parse_scenario
 from saap_jax.jobs.since import Config, warn_of_changes
 from saap_jax.llama.attention import attending
 from saap_jax.report.blocks import Column, Table

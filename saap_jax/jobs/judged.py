@@ -9,15 +9,16 @@ import numpy as np
 
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import EvaluationConfig
-from saap_jax.data import check_disjoint, parse_scenario
+from saap_jax.data.sources import check_disjoint
+from saap_jax.data.windows import parse_scenario
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import format_figure, scale_of
-from saap_jax.llama import Llama
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.generate import stream_texts
+from saap_jax.llama.model import Llama
+from saap_jax.records import Measured, WrittenText
 from saap_jax.report.formats import format_times
 from saap_jax.runs.origin import figures_of
-from saap_jax.runs.records import Measured, WrittenText
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.words import signed
 from saap_jax.steps.base import State

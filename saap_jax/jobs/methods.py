@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 from saap_jax.config.use import MethodsConfig
 from saap_jax.estimation.registry import ESTIMATORS
-from saap_jax.recipes import RECIPES, Recipe
+from saap_jax.recipes.base import Recipe
+from saap_jax.recipes.registry import RECIPES
 from saap_jax.report.blocks import Table, text_table
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered

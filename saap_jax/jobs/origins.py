@@ -10,16 +10,16 @@ from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import CalibrationConfig, is_factory
 from saap_jax.config.recover import MethodConfig, RecoverConfig
 from saap_jax.config.use import ExportConfig
-from saap_jax.llama import Llama
+from saap_jax.errors import reading
 from saap_jax.llama.files.config import config_from_spec
 from saap_jax.llama.files.sources import CARD, loader_of, resolve, source_of
+from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import quantization_of
+from saap_jax.records import RECOVERY, Measured, Row, RunRecord
 from saap_jax.report.card import card
 from saap_jax.runs.commands import command_of, options, prune_command
 from saap_jax.runs.origin import FILE, SCHEMA, Base, Origin, OriginStep, figures_of, read_origin
-from saap_jax.runs.records import RECOVERY, Measured, Row, RunRecord
 from saap_jax.runtime.digests import versions
-from saap_jax.runtime.errors import reading
 from saap_jax.runtime.words import plural
 from saap_jax.steps.allocation.allocation import Selection
 from saap_jax.subjects.llama import CutLlama

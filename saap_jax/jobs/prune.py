@@ -1,9 +1,7 @@
 """One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
 
-import contextlib
 import shlex
 import time
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,20 +11,17 @@ import numpy as np
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.recover import MethodConfig
-from saap_jax.export.hf import Form, check_form
-from saap_jax.export.widths import uniform_widths, width_note
-from saap_jax.jobs import origins, targets
+from saap_jax.jobs import origins
 from saap_jax.jobs.candidates import fitting, runner_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.jobs.judged import NEW_TOKENS, Judged, judge, judged_rows, texts_of, written_by
 from saap_jax.jobs.score import calibration_of, read_text
 from saap_jax.llama.attention import attending
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.recovery import check_group_size
+from saap_jax.records import WrittenText
 from saap_jax.report.blocks import Code, text_table
 from saap_jax.runs.cache import FileCache
 from saap_jax.runs.origin import figures_of
-from saap_jax.runs.records import WrittenText
 from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast
@@ -35,9 +30,9 @@ from saap_jax.runtime.remote import staged
 from saap_jax.steps.allocation.allocation import Selection, selection_of
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.subjects.base import Subject
-from saap_jax.subjects.llama import CutLlama, LlamaSubject, open_subject
-from saap_jax.trace.subject.pruned import checked_losses, own_code
-from saap_jax.trace.subject.subject import CutTraced, TracedSubject
+from saap_jax.subjects.llama import LlamaSubject, open_subject
+from saap_jax.surgery.cut import width_note
+from saap_jax.wings import wing
 
 
 class PruneResult(NamedTuple):
@@ -46,8 +41,8 @@ class PruneResult(NamedTuple):
     selection: Selection
     told: Mapping[str, Any]
     """What the steps of the chain report: `corrections`, `scaled`, `divergences`, `price`."""
-    reached: Sequence[targets.Target]
-    """What became of the targets that were asked for."""
+    reached: Sequence[Any]
+    """What became of the targets that were asked for, `contrib.targets.Target`."""
     judged: Judged | None
     """Perplexity and speed of both models, where they were asked for."""
     written: Sequence[WrittenText]
@@ -73,7 +68,8 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> PruneResult:
     chain = parse(config.chain)
     calibration = calibration_of(config)
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
-    targets.check(config.targets, chain)
+    if config.targets.asked:
+        wing("targets").check(config.targets, chain)
     with staged(config.out) as out, held(out, f"out: {out}"), attending(config.model.attention):
         if broadcast(out.exists):
             raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
@@ -84,95 +80,115 @@ def _prune(
     config: PruneConfig, chain: Chain, calibration: CalibrationConfig, layout: Layout | None, out: Path, track: Track
 ) -> PruneResult:
     """Do what `prune` does, into a directory that nobody else writes."""
+    # Open the model and the text; what is missing is refused before any time is spent.
     with step(track, "load the model"):
         subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
+    llama = subject if isinstance(subject, LlamaSubject) else None
+    if llama is not None:
+        llama.check_tokenizer()
     origin = origins.origin_of(config.model.name)
     scenarios = read_text(config, subject, calibration)
     texts = texts_of(config, subject, calibration.scenarios)
-    if isinstance(subject, LlamaSubject):
-        subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
     runs = Path(config.from_run).resolve().parent if config.from_run else Path(config.runs)
     passes = fitting(Passes(calibration.batch_size, config.remat, track), subject, scenarios, chain)
-    cache, open_end = FileCache(runs / ".cache"), bool(config.targets.asked)
-    runner = runner_of(subject, scenarios, [chain], passes, cache, open_end=open_end)
+    has_targets = bool(config.targets.asked)
+    runner = runner_of(subject, scenarios, [chain], passes, FileCache(runs / ".cache"), open_end=has_targets)
     ratio = config.ratio or 0.0
     runner.check(chain, [ratio])
-    costs, asked = None, ()
-    if config.targets.asked and isinstance(subject, LlamaSubject):
-        costs = targets.costs_of(config.targets, subject.model, track)
-        asked = targets.targets_of(config.targets, costs.of(subject.model.spec))
-    clock = [time.perf_counter()]
+    costs = None
+    asked: Sequence[Any] = ()
+    targets = wing("targets") if has_targets else None
+    if targets is not None and llama is not None:
+        costs = targets.costs_of(config.targets, llama.model, track)
+        asked = targets.targets_of(config.targets, costs.of(llama.model.spec))
+
+    # Score, and choose the units that are kept: at the ratio, or at the smallest one at which all targets hold.
+    began = time.perf_counter()
     runner.begin(chain, ratio or 0.2)
-    if costs is not None:
+    if targets is not None and costs is not None:
         _, ratio = targets.smallest(runner, chain, ratio, costs, asked)
     chosen = runner.choose(chain, ratio)
-    clock.append(time.perf_counter())
-    state = runner.run(chain, ratio)
-    clock.append(time.perf_counter())
     selection = selection_of(subject, chosen.keep, ratio)
-    cut = state.subject.cut(state.keep)
+    seconds = {"choose units": time.perf_counter() - began}
+
+    # Repair what is left, and cut.
+    began = time.perf_counter()
+    state = runner.run(chain, ratio)
+    seconds["make up for what went"] = time.perf_counter() - began
+    cut: Any = state.subject.cut(state.keep)
+
+    # Judge the smaller model beside the unpruned one.
     about: dict[str, Any] = {}
-    reached: list[targets.Target] = []
-    if costs is not None and isinstance(cut, CutLlama) and isinstance(subject, LlamaSubject):
-        reached = targets.reached_by(cut.model, subject.model, costs, asked, track)
+    reached: list[Any] = []
+    if targets is not None and costs is not None and llama is not None:
+        reached = targets.reached_by(cut.model, llama.model, costs, asked, track)
         about = {"targets.json": targets.targets_record(reached, costs)}
     judged = judge(config.evaluation, subject, cut, texts, track)
     texts_written = written_by(subject, cut, state, NEW_TOKENS, track) if judged else []
+
+    # Save it, with all that its card says.
     losses: Mapping[str, float] = {}
     with step(track, "cut, check and save"):
-        if isinstance(cut, CutTraced) and isinstance(subject, TracedSubject):
-            losses = checked_losses(subject, selection.keep, cut, texts, calibration.batch_size)
-            about = {"factory": config.model.name, "method": config.chain, "ratio_asked": selection.asked,
-                     "ratio": selection.actual, "held_out_loss": losses}  # fmt: skip
+        if llama is None:
+            losses = wing("checked_losses")(subject, selection.keep, cut, texts, calibration.batch_size)
+            about = {
+                "factory": config.model.name,
+                "method": config.chain,
+                "ratio_asked": selection.asked,
+                "ratio": selection.actual,
+                "held_out_loss": losses,
+            }
         made = origins.pruned(config, chain.written, calibration, selection, (subject.parameters, cut.parameters))
         if judged is not None:
             made["figures"] = figures_of(judged.models, judged.articles)
         if texts_written:
             made["written"] = texts_written
         cut.save(out, selection.keep, about, further=origins.files_of(origin, made, cut, out.name))
+
+    # Say what was done, and what comes next.
     facts = size_rows(subject, cut, selection, losses)
-    facts += told_rows(state.told, "matrices" if isinstance(subject, TracedSubject) else "sub-blocks")
-    for doing, taken in zip(("choose units", "make up for what went"), np.diff(clock), strict=True):
-        facts.append((f"seconds to {doing}", f"{taken:,.0f}"))
+    facts += told_rows(state.told, "matrices" if llama is None else "sub-blocks")
+    facts += [(f"seconds to {doing}", f"{taken:,.0f}") for doing, taken in seconds.items()]
     facts += judged_rows(judged) if judged else []
-    note = width_note(cut.model.spec) if isinstance(cut, CutLlama) else own_code(typing.cast(CutTraced, cut))
+    note = wing("own_code")(cut) if llama is None else width_note(cut.model.spec)
     notes = [note] if note else []
     notes += [f"{name} is not repaired: {why}" for name, why in chain.unrepaired(subject, selection.keep).items()]
-    further = further_of(config, cut.model.spec) if isinstance(cut, CutLlama) else ()
+    further = () if llama is None else further_of(config, cut.model.spec)
     return PruneResult(selection, state.told, reached, judged, texts_written, facts, notes, further)
 
 
 def further_of(config: PruneConfig, spec: LlamaSpec) -> list[str]:
     """List commands that compare, recover and export what was pruned, with adapters that its widths suit."""
-    out, dense, usual = shlex.quote(config.out.rstrip("/")), shlex.quote(config.model.name), MethodConfig()
-    mixture = spec.constants.traits.experts
-    matrices = ("query", "key", "value", "output") if mixture else usual.matrices
-    recover = f"recover {out} --dense {dense}" + f" --method.matrices {' '.join(matrices)}" * mixture
+    out, dense = shlex.quote(config.out.rstrip("/")), shlex.quote(config.model.name)
+    default = MethodConfig()
+    matrices = default.matrices
+    recover = f"recover {out} --dense {dense}"
+    if spec.constants.traits.experts:
+        matrices = ("query", "key", "value", "output")
+        recover += f" --method.matrices {' '.join(matrices)}"
     try:
-        check_group_size(spec, usual.bits, usual.group_size, matrices)
+        wing("check_group_size")(spec, default.bits, default.group_size, matrices)
     except ValueError:
         recover += " --method.name lora"
-    fits: list[str] = []
-    for form in typing.get_args(Form):
-        with contextlib.suppress(ValueError):
-            check_form(spec, form)
-            fits += [form] if form != "padded" or uniform_widths(spec) else []
-    return [f"ab {out} {dense}", recover, *(f"export {out} {out}-hf --format {form}" for form in fits[:1])]
+    exports = [f"export {out} {out}-hf --format {form}" for form in wing("forms_of")(spec)]
+    return [f"ab {out} {dense}", recover, *exports[:1]]
 
 
 def size_rows(subject: Subject, cut: Any, selection: Selection, losses: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Write how much went; `losses` are those of a traced model."""
+    """Write how much was removed; `losses` are those of a traced model."""
     rows = [
         ("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})"),
         ("parameters", f"{subject.parameters:,} -> {cut.parameters:,}"),
         ("bytes of weights in memory", f"{subject.whole().bytes:,} -> {cut.bytes:,}"),
     ]
-    if not isinstance(subject, TracedSubject):
+    if not losses:
         return [*rows, ("segments of equal layers", str(cut.segments))]
     rows.append(("held-out loss", f"{losses['dense']:.4g} -> {losses['cut']:.4g}"))
-    for each in subject.structures:
-        times = f" in each of {each.copies} copies" if each.copies > 1 else ""
-        rows.append((f"units of {each.name}", f"{each.units} -> {int(selection.keep[each.name].sum(1)[0])}{times}"))
+    for name, existing in subject.existing.items():
+        copies, units = existing.shape
+        kept = int(selection.keep[name].sum(axis=1)[0])
+        times = f" in each of {copies} copies" if copies > 1 else ""
+        rows.append((f"units of {name}", f"{units} -> {kept}{times}"))
     return rows
 
 
@@ -197,10 +213,12 @@ def told_rows(told: Mapping[str, Any], places: str) -> list[tuple[str, str]]:
 def shown(config: PruneConfig, pruned: PruneResult) -> Iterator[Any]:
     """Show what was done, what became of targets, and what comes next."""
     yield text_table(f"{config.chain} at {pruned.selection.asked:.1%}", (), pruned.rows, words=2)
+    warnings = []
     if pruned.reached:
         header = ("target", "asked", "unpruned", "predicted", "reached", "prediction off")
-        yield text_table("", header, targets.target_rows(pruned.reached), words=len(header))
-    yield from (Code("", line) for line in pruned.notes + targets.target_warnings(pruned.reached))
+        yield text_table("", header, wing("targets").target_rows(pruned.reached), words=len(header))
+        warnings = wing("targets").target_warnings(pruned.reached)
+    yield from (Code("", line) for line in pruned.notes + warnings)
     yield {"model": config.out}
     if pruned.further:
         yield Code("", "\n".join(["next:", *(f"  saap {command}" for command in pruned.further)]))

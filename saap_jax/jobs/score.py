@@ -6,15 +6,15 @@ from typing import Any
 
 from saap_jax.config.jobs import USUAL, PruneConfig, ScoreConfig
 from saap_jax.config.method import CalibrationConfig
+from saap_jax.errors import reading
 from saap_jax.jobs.candidates import cache_of, runner_of
 from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.since import changed_inputs
+from saap_jax.records import RunRecord
 from saap_jax.report.pages.score import find_patterns, fusion_table, pattern_table, rank_table
 from saap_jax.runs.directory import RunDirectory, read_run
-from saap_jax.runs.records import RunRecord
 from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served
 from saap_jax.runtime.digests import inputs_of, provenance
-from saap_jax.runtime.errors import reading
 from saap_jax.runtime.progress import Passes, Track, quiet, step
 from saap_jax.steps.base import Extent
 from saap_jax.steps.chain import steps_of

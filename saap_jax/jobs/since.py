@@ -13,12 +13,12 @@ from pathlib import Path
 
 from saap_jax.config.jobs import FidelityConfig, ScoreConfig, SensitivityConfig, SweepConfig
 from saap_jax.config.method import ModelConfig
-from saap_jax.data import parse_scenario
 from saap_jax.data.sources import source_files
+from saap_jax.data.windows import parse_scenario
+from saap_jax.errors import Doubt
 from saap_jax.llama.files.sources import local_files
+from saap_jax.records import RunRecord
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.records import RunRecord
-from saap_jax.runtime.errors import Doubt
 from saap_jax.runtime.processes import count
 from saap_jax.runtime.sources import user_sources
 from saap_jax.runtime.words import some

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from saap_jax.errors import shown
 from saap_jax.llama.files.families import FAMILIES, Family
 from saap_jax.runtime import words
-from saap_jax.runtime.errors import shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from saap_jax.errors import read_object
 from saap_jax.llama.files.config import spec_from_config
 from saap_jax.llama.files.families import all_but_each
 from saap_jax.llama.files.sources import PACKAGED
 from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling
-from saap_jax.runtime.errors import read_object
 
 
 def _llama(

@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from saap_jax.errors import reading
 from saap_jax.recovery.train import TrainingState
-from saap_jax.runtime.errors import reading
 from saap_jax.runtime.processes import is_primary
 
 _WHOLE = (

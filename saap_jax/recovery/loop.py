@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from saap_jax.config.recover import TrainingConfig
-from saap_jax.data.packing import Rows, feed, padded_rows
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.objective import Objective
+from saap_jax.recovery.packing import Rows, feed, padded_rows
 from saap_jax.recovery.top_k import KeptLogits
 from saap_jax.recovery.train import (
     Frozen,

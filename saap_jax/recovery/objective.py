@@ -22,7 +22,7 @@ class TopK(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Packed rows on the device, see `data.packing`."""
+    """Packed rows on the device, see `recovery.packing`."""
 
     tokens: Int[Array, "*some seq"]
     segments: Int[Array, "*some seq"]

@@ -22,13 +22,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Int32
 
-from saap_jax.data.packing import FIELDS, Rows, padded_rows
+from saap_jax.errors import reading
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama
 from saap_jax.llama.passes import packed_hidden
 from saap_jax.recovery.objective import Objective, Packed, TopK, cast, masses_of
+from saap_jax.recovery.packing import FIELDS, Rows, padded_rows
 from saap_jax.runtime.constraints import batch_parts, in_force, on_mesh_of, vocab_shards
-from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import encoded, read_json, write_atomically
 from saap_jax.runtime.gather import fetched, first_not_finite
 from saap_jax.runtime.mesh import shard

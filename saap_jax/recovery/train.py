@@ -19,9 +19,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.data.packing import FIELDS
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.recovery.objective import LossSums, Objective, Packed, TopK, sums_of, total_of
+from saap_jax.recovery.packing import FIELDS
 from saap_jax.runtime.mesh import Places, held, mesh_of, settled, shard
 
 Parameters = Any

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from saap_jax.runs.records import RunRecord
+from saap_jax.records import RunRecord
 
 Row = Mapping[str, Any]
 

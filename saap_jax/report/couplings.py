@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from saap_jax.records import Couplings, RunRecord
 from saap_jax.report.blocks import Figure
 from saap_jax.report.figures import COLOURS, GREY, saved
-from saap_jax.runs.records import Couplings, RunRecord
 
 _ROW, _BOX, _TOP, _MIDDLE, _LETTER = 18.0, 34.0, 30.0, 115.0, 5.2
 """Points that a row is high and a box is wide, above the first row, between boxes and structures, and of a letter."""

@@ -1,35 +1,31 @@
 """The report of one run or of several: the page, the same as Markdown and CSV, and figures for papers."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from saap_jax.errors import reading
+from saap_jax.records import RunRecord
 from saap_jax.report.blocks import Figure, Findings, Page, Section, Table, View, Words, leaves, said, section
 from saap_jax.report.figures import saved
 from saap_jax.report.formats import slug
 from saap_jax.report.pages.common import closing_sections, model_name, suggestions_section
 from saap_jax.report.pages.compare import compare_sections
-from saap_jax.report.pages.fidelity import fidelity_findings
-from saap_jax.report.pages.frontier import frontier_findings
-from saap_jax.report.pages.recover import recover_findings
-from saap_jax.report.pages.score import score_findings
-from saap_jax.report.pages.sensitivity import sensitivity_findings
 from saap_jax.report.pages.several import overview_sections, results_table
 from saap_jax.report.render import MARK, markdown_report, markdown_text, render_page, table_csv
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
-from saap_jax.runs.records import RunRecord
-from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import write_atomically
 from saap_jax.runtime.words import plural
+from saap_jax.wings import imported
 
-FINDINGS: dict[str, Callable[[RunDirectory], Findings]] = {
-    "fidelity": fidelity_findings,
-    "frontier": frontier_findings,
-    "recover": recover_findings,
-    "score": score_findings,
-    "sensitivity": sensitivity_findings,
+FINDINGS: dict[str, str] = {
+    "fidelity": "report.pages.fidelity:fidelity_findings",
+    "frontier": "contrib.frontier.page:frontier_findings",
+    "recover": "recovery.page:recover_findings",
+    "score": "report.pages.score:score_findings",
+    "sensitivity": "contrib.sensitivity.page:sensitivity_findings",
 }
-"""Kind of a run, as `run.json` says: what it found, finished or not; `compare` has rows too."""
+"""Kind of a run, as `run.json` says -> what makes `Findings` of its directory; `compare` has rows too."""
 
 _MARKS = (b'<meta name="generator" content="saap_jax">', MARK.encode(), b"run,kind,model,")
 """What a file of ours has near its beginning."""
@@ -53,7 +49,7 @@ def render_report(run_dir: str | os.PathLike[str], *, status: str = "") -> str:
 
 def finding_files(run: RunDirectory) -> dict[str, str]:
     """Write what a run found as the files that its command leaves: figures, tables of all digits, and the words."""
-    sections = _sections(run.record, FINDINGS[run.record["kind"]](run))
+    sections = _sections(run.record, imported(FINDINGS[run.record["kind"]])(run))
     figures = {f"{each.name}.svg": saved(each).decode() for each in leaves(sections) if isinstance(each, Figure)}
     tables = [each for each in leaves(sections) if isinstance(each, Table) and each.file]
     rows = {f"{each.file}.csv": table_csv(each) for each in tables}
@@ -149,7 +145,7 @@ def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", 
                 torn = Words(f"{plural(corrupt, 'unreadable line')} of metrics.jsonl left out.")
                 sections[0] = sections[0]._replace(blocks=[*sections[0].blocks, torn])
         elif kind in FINDINGS:
-            found = FINDINGS[kind](RunDirectory(path, run))
+            found = imported(FINDINGS[kind])(RunDirectory(path, run))
             sections = [*_sections(run, found), *closing_sections(run, found.known)]
         else:
             other = said(f"A run of kind {kind}, of which a report says no more than what follows.")

@@ -18,12 +18,12 @@ from typing import NamedTuple, cast
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.config.checks import is_remote
+from saap_jax.checks import is_remote
+from saap_jax.errors import reading
+from saap_jax.records import Row, RunRecord
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import read_candidates, read_run
-from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
-from saap_jax.runtime.errors import reading
 from saap_jax.runtime.words import plural
 from saap_jax.steps.chain import parse
 

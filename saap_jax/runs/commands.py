@@ -14,8 +14,8 @@ from saap_jax.config.jobs import (
     SensitivityConfig,
 )
 from saap_jax.config.recover import RecoverConfig
-from saap_jax.recipes import RECIPES
-from saap_jax.runs.records import Row, RunRecord
+from saap_jax.recipes.registry import RECIPES
+from saap_jax.records import Row, RunRecord
 from saap_jax.steps.chain import parse
 
 RUNS = {
@@ -43,7 +43,7 @@ def config_file(config: Any) -> str:
     """Write a Python file whose CONFIG is a configuration, as far as it is not the usual one.
 
     >>> print(config_file(ScoreConfig(name="mine", estimators=("wanda",))), end="")
-    from saap_jax.config import ScoreConfig
+    from saap_jax.config.jobs import ScoreConfig
     <BLANKLINE>
     CONFIG = ScoreConfig(
         name='mine',

@@ -27,9 +27,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from saap_jax.runs.records import Row, RunRecord
+from saap_jax.errors import reading
+from saap_jax.records import Row, RunRecord
 from saap_jax.runs.stages import Stage, measuring, with_stage
-from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import (
     append_line,
     arrays_file,

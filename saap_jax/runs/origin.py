@@ -10,10 +10,10 @@ from typing import Literal, Required, TypedDict
 
 import numpy as np
 
+from saap_jax.errors import reading
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.runs.records import Measured, WrittenText
-from saap_jax.runtime.errors import reading
+from saap_jax.records import Measured, WrittenText
 from saap_jax.runtime.files import decoded
 
 FILE = "saap.json"

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.config.jobs import ScoreConfig
-from saap_jax.estimation import ESTIMATORS, make_estimators, union_of_needs
+from saap_jax.errors import reading
 from saap_jax.estimation.ablation import changes_from_lines, changes_to_scores
 from saap_jax.estimation.base import Statistic
-from saap_jax.estimation.registry import code_of, code_of_statistic
+from saap_jax.estimation.observe import union_of_needs
+from saap_jax.estimation.registry import ESTIMATORS, code_of, code_of_statistic, make_estimators
 from saap_jax.estimation.storage import kept_statistics, load_statistics, save_statistics
+from saap_jax.records import Row, RunRecord
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
-from saap_jax.runs.records import Row, RunRecord
-from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import read_json
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Passes, Track, quiet

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from saap_jax.runs.records import StageRecord
+from saap_jax.records import StageRecord
 
 BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 """The event that jax records once a program."""

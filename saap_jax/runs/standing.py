@@ -18,7 +18,7 @@ import numpy as np
 from saap_jax.evaluation.differences import Difference, paired_difference
 from saap_jax.evaluation.resample import too_few
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.runs.records import Metric, Row, RunRecord
+from saap_jax.records import Metric, Row, RunRecord
 
 DENSE: Final = "dense"
 """Label of the row of the unpruned model."""

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from saap_jax.runtime.errors import reading
+from saap_jax.errors import reading
 from saap_jax.runtime.processes import broadcast, is_primary
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

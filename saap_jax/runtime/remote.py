@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from saap_jax.config.checks import is_remote
+from saap_jax.checks import is_remote
 from saap_jax.runtime.files import cache, held
 from saap_jax.runtime.processes import barrier, broadcast, is_primary
 from saap_jax.runtime.progress import within

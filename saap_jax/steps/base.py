@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtim
 
 import numpy as np
 
-from saap_jax.config.checks import check_values
+from saap_jax.checks import check_values
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.subjects.base import Examples, Subject

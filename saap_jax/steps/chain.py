@@ -22,10 +22,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from saap_jax.config.checks import check_values
+from saap_jax.checks import check_values
 from saap_jax.config.packaged import packaged
 from saap_jax.estimation.registry import ESTIMATORS, from_file, names_file
-from saap_jax.recipes import RECIPES
+from saap_jax.recipes.registry import RECIPES
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
 from saap_jax.steps.allocation.allocation import Allocation, most_removable
 from saap_jax.steps.allocation.allocations import Uniform

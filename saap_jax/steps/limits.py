@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from saap_jax.config.checks import Share, at_least, check_share
+from saap_jax.checks import Share, at_least, check_share
 from saap_jax.steps.base import Before, Context, State, Step, step
 from saap_jax.types import Keep, Limits
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.estimation import union_of_needs
+from saap_jax.estimation.observe import union_of_needs
 from saap_jax.estimation.registry import code_of, code_of_statistic
 from saap_jax.runtime import progress
 from saap_jax.runtime.digests import code_digest

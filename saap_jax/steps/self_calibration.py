@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from saap_jax.config.checks import Natural, Positive, check_positive
+from saap_jax.checks import Natural, Positive, check_positive
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 from saap_jax.subjects.base import Subject
 

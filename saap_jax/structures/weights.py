@@ -1,91 +1,108 @@
-"""Weights seen unit by unit, of our models and of traced ones: what formulas of estimators are applied to."""
+"""Weights seen unit by unit: what formulas of estimators are applied to."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from saap_jax.llama.model import Llama
-from saap_jax.llama.segments import existing_units
-from saap_jax.trace.cut import kept_along
-from saap_jax.trace.trace import AxisMember, TracedStructure
-from saap_jax.trace.writers import Contraction, Writer
+from saap_jax.llama.segments import existing_units, segment_bounds
+from saap_jax.structures.discovery import channel_view, discover, unit_view
 from saap_jax.types import Keep
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("values",), meta_fields=("structures", "acting"))
-@dataclasses.dataclass(frozen=True)
-class TracedWeights:
-    """Parameters of a traced model (or a tree of the same shapes, such as their gradients) and the structures of it."""
+@runtime_checkable
+class Weights(Protocol):
+    """Parameters of a model, or a tree of the same shapes such as their gradients, seen unit by unit.
 
-    structures: tuple[TracedStructure, ...]
-    """Those that are scored."""
-    values: dict[str, Any]
-    """Each array by its path."""
-    acting: Callable[[str], Sequence[Contraction]] | None = None
-    """Where the units of a structure act, by name; one object for the weights and for trees of their shapes."""
+    Matrices come by segment: a stretch of layers of equal shapes. A traced model has one segment, whose layers are the
+    copies of a structure.
+    """
 
-    def view(self, structure: TracedStructure, member: AxisMember) -> Shaped[Array, "copies units rest"]:
-        """Show a member of a structure with its copies first and its units second, the rest in a row.
+    @property
+    def model(self) -> Llama | None:
+        """The model of ours that has these weights; None: a traced one, whose layers are not told apart."""
+        ...
 
-        What lies on both of two axes of a parameter that belong to one structure is in the views of both.
-        """
-        value = jnp.asarray(self.values[member.path])
-        first = (*member.shared, member.axis)
-        moved = jnp.moveaxis(value, first, range(len(first)))
-        places = [
-            list(dict.fromkeys(i for place in member.places for i in place.indices(unit)))
-            for unit in range(structure.units)
-        ]
-        taken = jnp.take(moved, np.asarray(places, np.int32), axis=len(member.shared))
-        return taken.reshape(structure.copies, structure.units, -1)
+    @property
+    def units(self) -> Keep:
+        """Which units there are, `[layers, units]` a structure."""
+        ...
 
-    def without(self, keep: Keep) -> "TracedWeights":
-        """Put zeros where units have gone: to units of other structures these weights are as if they were cut."""
-        values = dict(self.values)
-        for structure in self.structures:
-            kept = keep[structure.name].reshape(*structure.copied, structure.units)
-            for member in structure.members:
-                if member.path in values:
-                    there = kept_along(values[member.path].shape, member, kept)
-                    values[member.path] = jnp.where(there, values[member.path], 0)
-        return dataclasses.replace(self, values=values)
+    @property
+    def heads(self) -> frozenset[str]:
+        """The structures whose units are heads of attention."""
+        ...
 
-    def writing(self, structure: TracedStructure) -> Shaped[Array, "copies units coordinates out"]:
-        """Show what each coordinate of a unit is multiplied with where its units act, all places side by side.
+    def like(self, tree: Any) -> "Weights":
+        """Show a tree of the same shapes in the same way."""
+        ...
 
-        Places of fewer outputs are filled up with zeros. Where units meet no parameter it is a single 1: what they meet
-        is part of the statistics then.
+    def without(self, keep: Keep) -> "Weights":
+        """Put zeros where removed units lie in the matrices of other structures, so that these look as if cut."""
+        ...
+
+    def matrices(self, structure: str, channels: bool = False) -> list[list[Shaped[Array, "layers units *rest"]]]:
+        """Show the matrices of a structure: by segment, one for each member, in the order of the parameters.
+
+        Args:
+            channels: keep what meets the residual stream apart, `[layers, units, channels, embed]`.
 
         Raises:
-            ValueError: a structure whose units act at no such place.
+            ValueError: `channels` of a traced model, whose axes have no names.
         """
-        found, parts = self.acting(structure.name) if self.acting is not None else (), []
-        if not found:
-            raise ValueError(f"{structure.name}: expected a contraction at which its units act, found none")
-        for each in found:
-            places = each.places(structure)
-            matrix = jnp.ones((*places.shape, 1))
-            if isinstance(each, Writer):
-                matrices = each.matrices(self.values[each.path])
-                matrix = matrices.reshape(-1, matrices.shape[-1])[places]
-            parts.append(matrix)
-        widest = max(part.shape[-1] for part in parts)
-        filled = [jnp.pad(part, [(0, 0)] * 3 + [(0, widest - part.shape[-1])]) for part in parts]
-        return jnp.concatenate(filled, axis=2)
+        ...
+
+    def writing(self, structure: str) -> list[tuple[slice, Shaped[Array, "layers units coordinates embed"]]]:
+        """Show what each coordinate of a unit is multiplied with where it acts, by segment and its layers.
+
+        In an MLP that is the down projection, of heads the output projection.
+
+        Raises:
+            ValueError: a structure of a traced model whose units act nowhere where that is known.
+        """
+        ...
 
 
-Weights = Llama | TracedWeights
-"""What estimators score."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LlamaWeights:
+    """`Weights` of a model of ours."""
+
+    model: Llama
+
+    @property
+    def units(self) -> Keep:
+        return existing_units(self.model.segments)
+
+    @property
+    def heads(self) -> frozenset[str]:
+        return frozenset({"attention"})
+
+    def like(self, tree: Any) -> "LlamaWeights":
+        return LlamaWeights(tree)
+
+    def without(self, keep: Keep) -> "LlamaWeights":
+        return self  # each matrix belongs to one structure
+
+    def matrices(self, structure: str, channels: bool = False) -> list[list[Float[Array, "layers units *rest"]]]:
+        view = channel_view if channels else unit_view
+        members = discover(self.model)[structure].members
+        return [[view(segment, member) for member in members] for segment in self.model.segments]
+
+    def writing(self, structure: str) -> list[tuple[slice, Float[Array, "layers units coordinates embed"]]]:
+        writer = discover(self.model)[structure].writer
+        embed = self.model.embedding.shape[-1]
+        found = []
+        for segment, bounds in zip(self.model.segments, segment_bounds(self.model.segments), strict=True):
+            flat = unit_view(segment, writer)
+            layers, units, rest = flat.shape
+            found.append((slice(bounds.start, bounds.stop), jnp.reshape(flat, (layers, units, rest // embed, embed))))
+        return found
 
 
-def units_of(weights: Weights) -> Keep:
-    """Say which units there are, `[layers, units]` a structure; of a traced model `[copies, units]`, all True."""
-    if isinstance(weights, TracedWeights):
-        return {each.name: np.ones((each.copies, each.units), bool) for each in weights.structures}
-    return existing_units(weights.segments)
+def weights_of(model: Any) -> Weights:
+    """Show a model of ours unit by unit; `Weights` stay as they are."""
+    return LlamaWeights(model) if isinstance(model, Llama) else model

@@ -17,12 +17,13 @@ from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics
-from saap_jax.runs.records import Couplings
+from saap_jax.records import Couplings
 from saap_jax.runtime.decisions import UndecidedError
 from saap_jax.runtime.gather import first_not_finite
 from saap_jax.runtime.progress import Passes
@@ -38,6 +39,9 @@ Progress = Callable[[Sequence[Any]], Iterator[Any]]
 
 silent: Progress = iter
 """Show no progress."""
+
+TOLERANCE = 1e-3
+"""How far numbers that are equal but for rounding may be apart, relative to the largest; see `tolerance_of`."""
 
 
 @runtime_checkable
@@ -60,6 +64,15 @@ class GateObjective(Protocol):
         ...
 
 
+@runtime_checkable
+class HasSubject(Protocol):
+    """What can be pruned beside our models: it knows how it is seen by the method."""
+
+    def as_subject(self) -> "Subject":
+        """Make the subject of it."""
+        ...
+
+
 class Subject(abc.ABC):
     """A model as the method sees it. Units are `[groups, units]` a structure, in the order of `existing`."""
 
@@ -76,6 +89,10 @@ class Subject(abc.ABC):
     """The parameters that belong to a structure, each once."""
     weights: functools.cached_property[Any]
     """What the formulas of estimators are applied to, `structures.weights.Weights`."""
+
+    def as_subject(self) -> "Subject":
+        """Return itself, as `HasSubject` asks."""
+        return self
 
     @abc.abstractmethod
     def limits(self, within: Any) -> Any:
@@ -327,6 +344,15 @@ class Cut(Protocol):
         ...
 
 
+def tolerance_of(dtype: Any) -> float:
+    """Give `TOLERANCE`, or eight roundings of a coarser type.
+
+    >>> tolerance_of(jnp.float32), tolerance_of(jnp.bfloat16)
+    (0.001, 0.0625)
+    """
+    return max(TOLERANCE, 8 * float(jnp.finfo(dtype).eps)) if jnp.issubdtype(dtype, jnp.floating) else TOLERANCE
+
+
 def run_losses(subject: Subject, examples: Examples, keep: Keep, batch_size: int) -> WindowLosses:
     """The losses of each row under one keep-set."""
     (group,) = subject.losses(examples, [keep], batch_size=batch_size, at_once=1)
@@ -363,7 +389,7 @@ def _fault(subject: Subject, texts: Mapping[str, Examples], batch_size: int) -> 
         if len(wrong):
             kind = "window" if length > 1 else "example"
             why = "its activations overflow: take a wider dtype, or another text"
-            if place := first_not_finite(subject.weights):
+            if place := first_not_finite(subject.weights.model or subject.weights):
                 why = f"its weights are not finite in {place}: load another model"
             return f"{model} has a loss of {losses[wrong[0]]} on {kind} {predicting[wrong[0]]} of {name}, from 0; {why}"
     return (

@@ -10,32 +10,40 @@ from typing import Any
 import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
-from saap_jax.data import Windows, beginning, evaluation_windows, load_scenarios, pairs, parse_scenario
-from saap_jax.data.windows import window_articles
-from saap_jax.estimation import observe
+from saap_jax.data.windows import (
+    Windows,
+    beginning,
+    evaluation_windows,
+    load_scenarios,
+    pairs,
+    parse_scenario,
+    window_articles,
+)
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Batch, Curvature, Statistic, Statistics
+from saap_jax.estimation.observe import observe
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import candidate_losses, metric_name, window_losses
-from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
 from saap_jax.llama.generate import Sampling, generate
+from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units, masks
-from saap_jax.runs.records import Couplings
+from saap_jax.records import Couplings
 from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, refuse_explicit_axes
 from saap_jax.runtime.progress import OBSERVING, Passes
-from saap_jax.structures import count_parameters, discover, prunable_parameters
-from saap_jax.subjects.base import Subject
+from saap_jax.structures.discovery import count_parameters, discover, prunable_parameters
+from saap_jax.structures.weights import LlamaWeights
+from saap_jax.subjects.base import HasSubject, Subject, tolerance_of
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction, Repair, Walk
 from saap_jax.surgery.cut import cut
 from saap_jax.surgery.divergence import Divergence, folded, row_divergences
 from saap_jax.surgery.sequence import chosen_in_sequence
-from saap_jax.trace.listing import coupling_record, traced_model
-from saap_jax.trace.own_code import tolerance_of
-from saap_jax.trace.problem import Problem, made_problem
-from saap_jax.trace.subject import subject_of as traced_subject
 from saap_jax.types import STRUCTURES, Keep, Scores, WindowLosses
+from saap_jax.wings import wing
 
 WRITTEN = 128
 """Rows that are written at once."""
@@ -64,6 +72,10 @@ class LlamaSubject(Subject):
         """The tokenizer."""
         return load_tokenizer(self.tokenizer) if isinstance(self.tokenizer, str) else self.tokenizer
 
+    def check_tokenizer(self) -> None:
+        """Load the tokenizer, which raises ValueError where there is none."""
+        _ = self.words
+
     @property
     def tolerance(self) -> float:
         return tolerance_of(self.model.embedding.dtype)
@@ -85,8 +97,8 @@ class LlamaSubject(Subject):
         return prunable_parameters(discover(self.model))
 
     @functools.cached_property
-    def weights(self) -> Llama:
-        return self.model
+    def weights(self) -> LlamaWeights:
+        return LlamaWeights(self.model)
 
     def limits(self, within: Any) -> Any:
         """Limit a mixture to as many experts a layer as a token is routed to, at least.
@@ -233,7 +245,7 @@ class LlamaSubject(Subject):
         }
 
     def couplings(self) -> Couplings:
-        return coupling_record(traced_model(self.model))
+        return wing("couplings_of")(self.model)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -302,9 +314,7 @@ def open_subject(
         ValueError: a name that is none, or a model or problem that cannot be pruned.
     """
     if config.traced:
-        problem = made_problem(config.name)
-        options = {"norms": config.norms, "refused": config.refused}
-        return traced_subject(problem, name=config.name, layout=layout, **options)
+        return wing("open_problem")(config.name, norms=config.norms, refused=config.refused, layout=layout)
     model = load_model(config.name, config.dtype, layout=layout, lengths=dict(lengths or {}))
     return LlamaSubject(model, config.name, config.name, layout)
 
@@ -317,8 +327,6 @@ def subject_of(model: Any) -> Subject:
     """
     if isinstance(model, Llama):
         return LlamaSubject(model)
-    if isinstance(model, Problem):
-        return traced_subject(model)
-    if not isinstance(model, Subject):
+    if not isinstance(model, HasSubject):
         raise ValueError(f"model: expected one of saap_jax.load_model, or a Problem, got {type(model).__name__}")
-    return model
+    return model.as_subject()

@@ -20,6 +20,9 @@ from saap_jax.llama.spec import LlamaSpec
 from saap_jax.runtime.gather import concatenated, put_beside, read_in_place
 from saap_jax.types import PRUNABLE_AXES, STRUCTURES, Keep
 
+TILE = 128
+"""Channels that accelerators multiply at once: the lanes of a TPU, or the tile of a GPU's tensor cores."""
+
 
 def cut(model: Llama, keep: Keep) -> Llama:
     """Return a model with the removed units' weights gone; neighbouring layers of equal widths form one segment.
@@ -101,3 +104,21 @@ def keep_to_json(keep: Keep) -> dict:
         name: {"units": int(kept.shape[1]), "kept": [np.flatnonzero(row).tolist() for row in kept]}
         for name, kept in keep.items()
     }
+
+
+def width_note(spec: LlamaSpec) -> str:
+    """Say in a sentence that channels of MLPs suit no accelerator; empty where they do, and for small models.
+
+    >>> layers = tuple(LayerWidths(kv_heads=3, q_per_kv=3, mlp=mlp) for mlp in (536, 1126, 1024))
+    >>> width_note(LlamaSpec(vocab=9, embed=576, head_dim=64, layers=layers, tied=True)).split(",")[0]
+    '2 of 3 layers have numbers of channels (536 to 1126) that are no multiples of 128'
+    """
+    widths = [layer.mlp for layer in spec.layers]
+    odd = sum(width % TILE > 0 for width in widths)
+    if not odd or max(widths) < 4 * TILE or spec.constants.traits.experts:
+        return ""
+    return (
+        f"{odd} of {len(widths)} layers have numbers of channels ({min(widths)} to {max(widths)}) that are no "
+        f"multiples of {TILE}, by which TPUs and GPUs compute; within(multiple_of={{mlp: {TILE}}}) in the method keeps "
+        "multiples, and the step shape makes layers alike"
+    )

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from saap_jax.llama.model import Llama
-from saap_jax.runs.records import Couplings
-from saap_jax.structures import count_parameters, discover, prunable_parameters
+from saap_jax.records import Couplings
+from saap_jax.structures.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.trace.axes import REASONS, Place
 from saap_jax.trace.own_code import Verdict
 from saap_jax.trace.trace import Traced, TracedStructure, groups_of, trace
@@ -80,6 +80,11 @@ def coupling_record(traced: Traced) -> Couplings:
             for each in sorted(traced.structures, key=lambda each: not each.prunable)
         ],
     }
+
+
+def couplings_of(model: Llama) -> Couplings:
+    """Record the coupled structures of a model of ours, pinned ones too."""
+    return coupling_record(traced_model(model))
 
 
 def traced_tables(name: str, traced: Traced, verdicts: Mapping[str, Verdict]) -> list[Table | str]:

@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saap_jax.subjects.base import TOLERANCE, tolerance_of
 from saap_jax.trace.cut import keep_units, kept_shapes, smaller
 from saap_jax.trace.trace import Traced, TracedStructure, groups_of
-
-TOLERANCE = 1e-3
-"""How far numbers that are equal but for rounding may be apart, relative to the largest; see `tolerance_of`."""
 
 SAID = {"takes": "takes it", "shapes": "takes the shapes", "differs": "gives other outputs", "refuses": "refuses it"}
 """Verdicts in words, the worst last."""
@@ -102,15 +100,6 @@ def compared(own: Any, cut: Any) -> Verdict:
         differing = float(np.abs(one - other).max(initial=0))
         apart = max(apart, differing / (largest or 1), (differing - rounding) / (spread or largest or 1))
     return Verdict("takes") if apart <= near else Verdict("differs", f"by up to {apart:.1%} of the outputs")
-
-
-def tolerance_of(dtype: Any) -> float:
-    """Give `TOLERANCE`, or eight roundings of a coarser type.
-
-    >>> tolerance_of(jnp.float32), tolerance_of(jnp.bfloat16)
-    (0.001, 0.0625)
-    """
-    return max(TOLERANCE, 8 * float(jnp.finfo(dtype).eps)) if jnp.issubdtype(dtype, jnp.floating) else TOLERANCE
 
 
 def nearby(params: Any) -> Any:

@@ -69,6 +69,10 @@ class Problem:
                 like = f"the shapes and types of {first}, {expected}"
                 raise ValueError(f"Problem.{name}: expected examples of {like}, got {other}")
 
+    def as_subject(self) -> Any:
+        """Trace the function, so that steps of chains can prune the model."""
+        return importlib.import_module("saap_jax.trace.subject.subject").subject_of(self)
+
     @property
     def scenarios(self) -> dict[str, Examples]:
         """The calibration examples of each scenario; of one set, `calibration`."""

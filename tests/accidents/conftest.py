@@ -40,7 +40,7 @@ def problem():
 
 
 def cut():
-    from saap_jax.trace.subject import load_pruned
+    from saap_jax.trace.subject.saved import load_pruned
 
     function, params = load_pruned("small", problem())
     return function, params, problem().calibration[0]

@@ -14,9 +14,9 @@ import pytest
 import saap_jax
 from saap_jax.cli import main
 from saap_jax.cli.arguments import imported
+from saap_jax.errors import Doubt
 from saap_jax.jobs import compare, score
 from saap_jax.runs.directory import RunDirectory, read_run
-from saap_jax.runtime.errors import Doubt
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_help_of_a_command(name, capsys):
     assert set(re.findall(r"--[a-z][\w.-]*", short)) <= set(re.findall(r"--[a-z][\w.-]*", whole)) | {"--help-verbose"}
     assert len(whole) > len(short) or name == "recipes"
     assert ">>>" not in whole
-    assert callable(imported(f"jobs.{name}:{command.job}"))
+    assert callable(imported(command.job))
 
 
 def test_completion_is_tyros(capsys):

@@ -9,11 +9,12 @@ import pytest
 from saap_jax.cli import main
 from saap_jax.cli.arguments import load_config, parse
 from saap_jax.cli.words import check_names, options_of, steps_and_estimators
-from saap_jax.config import CompareConfig, MethodConfig
+from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import PACKAGED_MODELS
+from saap_jax.config.recover import MethodConfig
 from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.llama.files.sources import PACKAGED
-from saap_jax.recipes import RECIPES
+from saap_jax.recipes.registry import RECIPES
 from saap_jax.steps.base import STEPS
 from saap_jax.steps.score.oracles import ORACLES
 

@@ -5,9 +5,9 @@ import contextlib
 import pytest
 
 from saap_jax import config as c
+from saap_jax.checks import check_values
 from saap_jax.config import method as o
 from saap_jax.config import recover as r
-from saap_jax.config.checks import check_values
 from saap_jax.steps.chain import parse
 
 

@@ -5,7 +5,7 @@ import pytest
 from saap_jax.cli.arguments import load_config, parse
 from saap_jax.cli.main import COMMANDS
 from saap_jax.cli.words import steps_and_estimators
-from saap_jax.config import CompareConfig, PruneConfig
+from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.packaged import CONFIGS, find_file, packaged
 
 MINE = "from saap_jax.config import CompareConfig\nCONFIG = CompareConfig(name='mine')\n"

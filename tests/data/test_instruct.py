@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from saap_jax.data.chat import around_answer, exchange_of
-from saap_jax.data.packing import encode_exchange, read_pieces, response_piece, text_pieces
 from saap_jax.llama.generate import TextOutput
+from saap_jax.recovery.packing import encode_exchange, read_pieces, response_piece, text_pieces
 
 ALPACA = {"instruction": "Add the numbers.", "input": "1 and 2", "output": "3"}
 DOLLY = {"instruction": "Say hello.", "context": "", "response": "hello", "category": "open_qa"}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saap_jax.data.packing import Piece, count_batches, feed, pack, rows_fed, split_pieces
+from saap_jax.recovery.packing import Piece, count_batches, feed, pack, rows_fed, split_pieces
 
 LENGTH = 8
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from saap_jax.data import tfds_source
-from saap_jax.data.packing import read_pieces
 from saap_jax.data.sources import check_disjoint, read_texts
+from saap_jax.recovery.packing import read_pieces
 
 BUILDER = Path(__file__).parents[2] / "experiments" / "tfds_builder.py"
 DOCUMENTS = [f"Document {number}: " + f"words and words {number} é " * 12 for number in range(20)]

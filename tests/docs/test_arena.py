@@ -14,7 +14,9 @@ import pytest
 from scipy import stats
 
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.llama import load_model, load_tokenizer, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
 from tests.helpers import changed, reference
 
 PROJECT = Path(__file__).parents[2]

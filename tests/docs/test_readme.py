@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from saap_jax.cli.arguments import load_config
-from saap_jax.config import CompareConfig
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.contrib.leaderboard.page import MINUTES
 from saap_jax.llama.files.sources import resolve
-from saap_jax.report.leaderboard import MINUTES
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()

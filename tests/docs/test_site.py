@@ -15,7 +15,7 @@ import pytest
 import saap_jax
 from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import COMMANDS
-from saap_jax.estimation import ESTIMATORS
+from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.steps.base import Kind
 from saap_jax.steps.chain import expand
 

@@ -17,9 +17,13 @@ from saap_jax.estimation.ablation import (
     suffix_step,
 )
 from saap_jax.evaluation.perplexity import loss_step
-from saap_jax.llama import LayerWidths, Llama, LlamaSpec, load_model, loss, save_model
+from saap_jax.llama import loss
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
 from saap_jax.llama.loss import summed_losses
+from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units, ones_gates
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from tests.helpers import changed, losses_of
 
 DENSE = ((2, 6),) * 3

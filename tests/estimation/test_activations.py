@@ -4,18 +4,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import (
+from saap_jax.estimation.activations import (
     ACTIVATION_MOMENTS,
     ACTIVATION_NORMS,
     ACTIVATION_USAGE,
     BLOCK_CHANGE,
-    SECOND_MOMENT,
-    Statistics,
-    make_estimator,
-    observe,
+    MULTIPLES,
+    turn,
+    used,
 )
-from saap_jax.estimation.activations import MULTIPLES, turn, used
+from saap_jax.estimation.base import Statistics
+from saap_jax.estimation.observe import observe
+from saap_jax.estimation.reconstruction import SECOND_MOMENT
+from saap_jax.estimation.registry import make_estimator
 from saap_jax.llama.segments import existing_units
+from saap_jax.structures.weights import weights_of
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, layers_of, length_mask, ragged_model, random_tokens, reference
 
@@ -66,7 +69,9 @@ def test_moments_are_means_over_real_tokens(observed):
 @pytest.mark.parametrize("examples_by", ["mean", "l2"])
 def test_activation_norms_by_hand(observed, tokens_by, examples_by):
     model, statistics, active = observed
-    got = make_estimator(f"activation_norm(tokens='{tokens_by}', examples='{examples_by}')").score(statistics, model)
+    got = make_estimator(f"activation_norm(tokens='{tokens_by}', examples='{examples_by}')").score(
+        statistics, weights_of(model)
+    )
     for name, layer, each in places(active):
         sizes = [np.sqrt((x**2).sum(2)) for x in each]  # [tokens, units]
         norms = np.array([s.mean(0) if tokens_by == "mean" else np.sqrt((s**2).sum(0)) for s in sizes])
@@ -122,7 +127,7 @@ def test_scores_are_the_shares_at_one_multiple():
     values = {ACTIVATION_USAGE: {name: jnp.asarray(share) for name, share in shares.items()}}
     statistics = Statistics(jnp.asarray(1), jnp.asarray(9), jnp.zeros(1), values)
     for options, column in (("multiple=0.5", 0), ("", 1), ("multiple=4.0", 3)):
-        scores = make_estimator(f"activation_frequency({options})").score(statistics, model)
+        scores = make_estimator(f"activation_frequency({options})").score(statistics, weights_of(model))
         np.testing.assert_allclose(scores["mlp"][:2], shares["mlp"][:2, :, column], rtol=1e-6)
     with pytest.raises(ValueError, match=r"expected multiple to be one of 0.5, 1, 2, 4, got 3"):
         make_estimator("activation_frequency(multiple=3.0)")
@@ -183,7 +188,7 @@ def test_units_of_a_sub_block_share_its_score():
     change = {name: jnp.arange(4.0) + start for name, start in (("attention", 0.1), ("mlp", 0.2), ("layer", 0.3))}
     statistics = Statistics(jnp.asarray(1), jnp.asarray(9), jnp.zeros(1), {BLOCK_CHANGE: change})
     for granularity, starts in (("sub_block", {"attention": 0.1, "mlp": 0.2}), ("layer", dict.fromkeys(exists, 0.3))):
-        scores = make_estimator(f"block_influence(granularity='{granularity}')").score(statistics, model)
+        scores = make_estimator(f"block_influence(granularity='{granularity}')").score(statistics, weights_of(model))
         for name, start in starts.items():
             expected = np.broadcast_to(np.arange(4)[:, None] + start, exists[name].shape)
             np.testing.assert_allclose(scores[name], np.where(exists[name], expected, np.nan), rtol=1e-6)

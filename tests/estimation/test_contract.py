@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import ESTIMATORS, make_estimator, observe, score, union_of_needs
+from saap_jax.estimation.observe import observe, score, union_of_needs
+from saap_jax.estimation.registry import ESTIMATORS, make_estimator
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES

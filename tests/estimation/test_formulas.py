@@ -5,16 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import (
-    ACTIVATION_MOMENTS,
-    GATE_GRADIENT,
-    SQUARED_WEIGHT_GRADIENT,
-    WEIGHT_GRADIENT,
-    Moments,
-    make_estimator,
-)
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS, Moments
 from saap_jax.estimation.base import Statistics
-from saap_jax.structures.weights import TracedWeights
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.registry import make_estimator
+from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
+from saap_jax.estimation.taylor import WEIGHT_GRADIENT
+from saap_jax.structures.weights import weights_of
+from saap_jax.trace.subject.weights import TracedWeights
 from saap_jax.types import STRUCTURES
 from tests.helpers import layers_of, random_model, spec_of
 
@@ -45,7 +43,7 @@ def toy(x64):
 
 def scores_of(name, toy) -> dict[str, np.ndarray]:
     model, statistics = toy
-    return jax.tree.map(np.asarray, make_estimator(name).score(statistics, model))
+    return jax.tree.map(np.asarray, make_estimator(name).score(statistics, weights_of(model)))
 
 
 def matrices(tree, structure: str, layer: int, unit: int) -> list[np.ndarray]:
@@ -198,7 +196,9 @@ def test_variance_lost_to_rounding_is_zero(toy):
     moments = statistics.values[ACTIVATION_MOMENTS]
     mean, square = moments.mean, moments.square
     constant = Moments(mean, {name: jnp.square(m) * (1 - 1e-12) for name, m in mean.items()})
-    scores = make_estimator("fluctuation").score(statistics._replace(values={ACTIVATION_MOMENTS: constant}), model)
+    scores = make_estimator("fluctuation").score(
+        statistics._replace(values={ACTIVATION_MOMENTS: constant}), weights_of(model)
+    )
     assert all(bool(jnp.all(score == 0)) for score in scores.values())
     assert all(bool(jnp.all(score > 0)) for score in scores_of("fluctuation", toy).values())
     assert all(bool(jnp.all(square[name] >= jnp.square(mean[name]))) for name in STRUCTURES)
@@ -206,9 +206,9 @@ def test_variance_lost_to_rounding_is_zero(toy):
 
 def test_random_is_uniform_and_seeded(toy):
     model = random_model(spec_of((2, 3000)))
-    first = np.asarray(make_estimator("random").score(toy[1], model)["mlp"])
+    first = np.asarray(make_estimator("random").score(toy[1], weights_of(model))["mlp"])
     assert 0 <= first.min() < 0.01
     assert 0.99 < first.max() < 1
     assert abs(first.mean() - 0.5) < 0.03
-    np.testing.assert_array_equal(first, make_estimator("random(seed=0)").score(toy[1], model)["mlp"])
-    assert not np.array_equal(first, make_estimator("random(seed=1)").score(toy[1], model)["mlp"])
+    np.testing.assert_array_equal(first, make_estimator("random(seed=0)").score(toy[1], weights_of(model))["mlp"])
+    assert not np.array_equal(first, make_estimator("random(seed=1)").score(toy[1], weights_of(model))["mlp"])

@@ -7,19 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import (
-    GATE_GRADIENT,
-    GATE_HESSIAN,
-    Curvature,
-    curvature_of,
-    make_estimator,
-    make_estimators,
-    observe,
-    score,
-)
-from saap_jax.estimation.hessian import random_signs
+from saap_jax.estimation.base import Curvature
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.hessian import GATE_HESSIAN, curvature_of, random_signs
+from saap_jax.estimation.observe import observe, score
+from saap_jax.estimation.registry import make_estimator, make_estimators
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.segments import existing_units, masks, ones_gates
+from saap_jax.structures.weights import weights_of
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, length_mask, losses_of, random_model, random_tokens, spec_of
@@ -134,7 +129,10 @@ class TestOptions:
     def test_scores_use_as_many_probes_as_they_ask_for(self, x64):
         model = dense_model(dtype=np.float64)
         value = observed(512).of(GATE_HESSIAN)
-        scores = {n: make_estimator(f"gate_hessian(probes={n})").score(observed(512), model)["mlp"] for n in (3, 8)}
+        scores = {
+            n: make_estimator(f"gate_hessian(probes={n})").score(observed(512), weights_of(model))["mlp"]
+            for n in (3, 8)
+        }
         for probes, actual in scores.items():
             by_hand = np.abs(value.gradient["mlp"] - np.mean(value.probed["mlp"][:probes], axis=0) / 2)
             np.testing.assert_allclose(actual, by_hand, rtol=1e-12)
@@ -148,12 +146,14 @@ class TestOptions:
         model, statistics = dense_model(dtype=np.float64), observed(3, "probes")
         value = statistics.of(GATE_HESSIAN)
         assert not value.exact
-        scores = make_estimator("gate_hessian(probes=3, attention='probes')").score(statistics, model)["attention"]
+        scores = make_estimator("gate_hessian(probes=3, attention='probes')").score(statistics, weights_of(model))[
+            "attention"
+        ]
         by_hand = np.abs(value.gradient["attention"] - np.mean(value.probed["attention"], axis=0) / 2)
         np.testing.assert_allclose(scores, by_hand, rtol=1e-12)
         model = random_model(spec_of((0, 3)))
         statistics = observe(model, [(TOKENS, MASK)], NEED, curvature=Curvature(probes=5))
-        scores = make_estimator("gate_hessian(probes=5)").score(statistics, model)
+        scores = make_estimator("gate_hessian(probes=5)").score(statistics, weights_of(model))
         assert scores["attention"].shape == (1, 0)
         assert (scores["mlp"] > 0).all()
 
@@ -183,7 +183,7 @@ def test_gate_taylor_signed_against_finite_differences(x64):
     """-(1/N) Σ_n ∂ℒ_n/∂g_u is minus the slope of the mean over examples of their mean losses."""
     model = dense_model(dtype=np.float64)
     statistics = observe(model, [(TOKENS, MASK)], frozenset({GATE_GRADIENT}))
-    scores = make_estimator("gate_taylor_signed").score(statistics, model)
+    scores = make_estimator("gate_taylor_signed").score(statistics, weights_of(model))
 
     def loss(name, layer, unit, value) -> float:
         gates = gates_of(model)
@@ -195,6 +195,6 @@ def test_gate_taylor_signed_against_finite_differences(x64):
             slope = (loss(name, *unit, 1 + 1e-5) - loss(name, *unit, 1 - 1e-5)) / 2e-5
             np.testing.assert_allclose(scores[name][unit], -slope, rtol=1e-6, atol=1e-9)
     assert min(float(s.min()) for s in scores.values()) < 0 < max(float(s.max()) for s in scores.values())
-    absolute = make_estimator("gate_taylor").score(statistics, model)["mlp"]
+    absolute = make_estimator("gate_taylor").score(statistics, weights_of(model))["mlp"]
     assert bool(jnp.all(absolute >= jnp.abs(scores["mlp"]) - 1e-12))
     assert not np.allclose(absolute, jnp.abs(scores["mlp"]), rtol=1e-3)

@@ -5,15 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import (
-    GATE_GRADIENT,
-    SQUARED_WEIGHT_GRADIENT,
-    WEIGHT_GRADIENT,
-    make_estimator,
-    objectives,
-    observe,
-)
+from saap_jax.estimation import objectives
+from saap_jax.estimation.gates import GATE_GRADIENT
 from saap_jax.estimation.objectives import OBJECTIVES, drawn, draws
+from saap_jax.estimation.observe import observe
+from saap_jax.estimation.registry import make_estimator
+from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
+from saap_jax.estimation.taylor import WEIGHT_GRADIENT
 from saap_jax.llama.segments import ones_gates
 from saap_jax.runtime.gather import leaves_by_path
 from tests.helpers import forward, length_mask, losses_of, random_model, random_tokens, spec_of

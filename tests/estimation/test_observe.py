@@ -5,21 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import (
-    ACTIVATION_MOMENTS,
-    GATE_GRADIENT,
-    GATE_HESSIAN,
-    SQUARED_WEIGHT_GRADIENT,
-    WEIGHT_GRADIENT,
-    Estimator,
-    make_estimator,
-    observe,
-    score,
-)
-from saap_jax.estimation.base import Curvature, Statistic, matrices_of, mean_over
-from saap_jax.estimation.observe import observe_step
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS
+from saap_jax.estimation.base import Curvature, Estimator, Statistic, matrices_of, mean_over
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.hessian import GATE_HESSIAN
+from saap_jax.estimation.observe import observe, observe_step, score
+from saap_jax.estimation.registry import make_estimator
+from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
+from saap_jax.estimation.taylor import WEIGHT_GRADIENT
 from saap_jax.llama.segments import existing_units, join_segments, masks, ones_gates
-from saap_jax.structures import Member, discover, unit_view
+from saap_jax.structures.discovery import Member, discover, unit_view
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.helpers import (

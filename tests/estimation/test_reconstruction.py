@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy.optimize import isotonic_regression
 
-from saap_jax.estimation import SECOND_MOMENT, make_estimator
 from saap_jax.estimation.base import Statistics
-from saap_jax.estimation.reconstruction import _ascending, greedy_costs, leverages, single_costs, swapped
+from saap_jax.estimation.reconstruction import SECOND_MOMENT, _ascending, greedy_costs, leverages, single_costs, swapped
+from saap_jax.estimation.registry import make_estimator
+from saap_jax.structures.weights import weights_of
 from tests.helpers import dense_model
 from tests.in_sequence import matrices, swapped_by_hand
 
@@ -142,7 +143,7 @@ def test_units_of_a_layer_that_is_never_active_are_worth_nothing(name):
     sizes = {"attention": 16, "mlp": 6}
     moments = {name: jnp.stack([jnp.eye(size), jnp.zeros((size, size))]) for name, size in sizes.items()}
     statistics = Statistics(jnp.asarray(1), jnp.asarray(9), jnp.zeros(1), {SECOND_MOMENT: moments})
-    for values in make_estimator(name).score(statistics, dense_model()).values():
+    for values in make_estimator(name).score(statistics, weights_of(dense_model())).values():
         assert (values[0] > 0).all(), "control"
         assert not values[1].any()
 
@@ -159,7 +160,7 @@ def test_estimators_have_a_ridge_of_a_hundredth(name, x64):
     statistics = Statistics(
         jnp.asarray(1), jnp.asarray(9), jnp.zeros(1), {SECOND_MOMENT: jax.tree.map(jnp.asarray, moments)}
     )
-    found = make_estimator(name).score(statistics, model)
+    found = make_estimator(name).score(statistics, weights_of(model))
 
     def by_hand(structure: str, layer: int, share: float) -> np.ndarray:
         moment, weight = moments[structure][layer], matrices(model)[structure][layer]

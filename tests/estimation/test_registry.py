@@ -7,17 +7,9 @@ import numpy as np
 import pytest
 
 from saap_jax.api import select_units
-from saap_jax.estimation import (
-    ACTIVATION_MOMENTS,
-    ESTIMATORS,
-    STATISTICS,
-    Moments,
-    make_estimator,
-    make_estimators,
-    observe,
-    score,
-    union_of_needs,
-)
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS, Moments
+from saap_jax.estimation.observe import observe, score, union_of_needs
+from saap_jax.estimation.registry import ESTIMATORS, STATISTICS, make_estimator, make_estimators
 from saap_jax.llama.segments import existing_units
 from tests.helpers import layers_of, ragged_model, random_tokens
 

@@ -10,25 +10,20 @@ import numpy as np
 import pytest
 
 from saap_jax.config.mesh import MeshConfig, by_axis
-from saap_jax.estimation import (
-    GATE_GRADIENT,
-    GATE_HESSIAN,
-    SECOND_MOMENT,
-    SQUARED_WEIGHT_GRADIENT,
-    WEIGHT_GRADIENT,
-    Statistics,
-    observe,
-)
 from saap_jax.estimation.activations import WRITTEN_NORMS
-from saap_jax.estimation.base import Plan
-from saap_jax.estimation.observe import observe_step, refuse_not_finite
-from saap_jax.estimation.squares import _on_devices, gradient_sums, one_by_one, tiled
+from saap_jax.estimation.base import Plan, Statistics
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.hessian import GATE_HESSIAN
+from saap_jax.estimation.observe import observe, observe_step, refuse_not_finite
+from saap_jax.estimation.reconstruction import SECOND_MOMENT
+from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT, _on_devices, gradient_sums, one_by_one, tiled
+from saap_jax.estimation.taylor import WEIGHT_GRADIENT
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import ones_gates
 from saap_jax.planning.count import work_of
 from saap_jax.runtime.mesh import layout_of
-from saap_jax.structures import parameters_by_path
+from saap_jax.structures.discovery import parameters_by_path
 from tests.helpers import (
     PLAIN,
     changed,

@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.data import Windows
-from saap_jax.estimation import GATE_GRADIENT, STATISTICS, load_statistics, observe, save_statistics, storage
+from saap_jax.data.windows import Windows
+from saap_jax.estimation import storage
 from saap_jax.estimation.base import Statistic, mean_over
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.observe import observe
+from saap_jax.estimation.registry import STATISTICS
+from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, length_mask, random_model, random_tokens, spec_of
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "new_estimator.md"
 PEAK = """
 
-from saap_jax.estimation import Estimator
+from saap_jax.estimation.base import Estimator
 
 
 def peak() -> Estimator:

@@ -10,25 +10,18 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from saap_jax.estimation import (
-    BLOCK_CHANGE,
-    GATE_GRADIENT,
-    GATE_HESSIAN,
-    SECOND_MOMENT,
-    SQUARED_WEIGHT_GRADIENT,
-    WEIGHT_GRADIENT,
-    Curvature,
-    Statistic,
-    curvature_of,
-    load_statistics,
-    make_estimators,
-    observe,
-    save_statistics,
-    score,
-    union_of_needs,
-)
+from saap_jax.estimation.activations import BLOCK_CHANGE
+from saap_jax.estimation.base import Curvature, Statistic
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.hessian import GATE_HESSIAN, curvature_of
+from saap_jax.estimation.observe import observe, score, union_of_needs
+from saap_jax.estimation.reconstruction import SECOND_MOMENT
+from saap_jax.estimation.registry import make_estimators
+from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
+from saap_jax.estimation.storage import load_statistics, save_statistics
+from saap_jax.estimation.taylor import WEIGHT_GRADIENT
 from saap_jax.llama.model import abstract_llama
-from saap_jax.trace.subject import subject_of
+from saap_jax.trace.subject.subject import subject_of
 from tests.helpers import PLAIN, dense_model, length_mask, random_model, random_tokens, spec_of
 from tests.trace.subject.problems import problem_of, stacked
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from saap_jax.contrib.frontier.page import notes, summary
 from saap_jax.evaluation.crossing import Bracket, bisect, crossing, first_bracket, found_variants
 from saap_jax.evaluation.resample import FEWEST
-from saap_jax.report.pages.frontier import notes, summary
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from saap_jax.config.checks import Bound
+from saap_jax.checks import Bound
 from saap_jax.evaluation.differences import (
     ALL,
     Difference,

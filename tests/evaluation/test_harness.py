@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation.tasks import read_task, run_tasks
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
 from tests.evaluation.items import choice_lines, context_lines, write_lines
 from tests.helpers import forward
 

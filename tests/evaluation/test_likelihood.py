@@ -72,7 +72,7 @@ def test_a_continuation_counts_whole_and_in_order():
 
 
 def test_long_requests_lose_tokens_on_the_left():
-    from saap_jax.llama import Constants
+    from saap_jax.llama.spec import Constants
 
     model = random_model(spec_of((2, 6), (2, 6), constants=Constants(max_positions=8)))
     random = np.random.default_rng(0)

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from saap_jax.llama import load_tokenizer, save_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
 from tests.evaluation.items import choice_lines, context_lines
 from tests.evaluation.test_harness import requests_of, write_tasks
 

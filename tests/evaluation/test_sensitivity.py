@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.sensitivity import as_costly, changes_of
+from saap_jax.contrib import suggestions
+from saap_jax.contrib.sensitivity.page import extreme_table, marks_of
+from saap_jax.contrib.sensitivity.profiles import as_costly, changes_of
 from saap_jax.report.formats import BEST, TIED
-from saap_jax.report.pages.sensitivity import extreme_table, marks_of
-from saap_jax.runs import suggestions
 
 METRIC, WINDOWS, COSTS = "loss held_out", 24, (1.0, 0.5, 0.1, 0.01)
 

@@ -9,7 +9,8 @@ import pytest
 from saap_jax.evaluation.likelihood import Request, encode_pair, prefix_token
 from saap_jax.evaluation.task_results import TaskResult, compared_metric, result_json
 from saap_jax.evaluation.tasks import Item, Task, find_task, read_task, result_of, run_tasks
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
 from tests.evaluation.items import choice_lines, context_lines, write_lines
 from tests.evaluation.test_likelihood import alone
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.data import pairs
-from saap_jax.estimation import GATE_GRADIENT, observe
+from saap_jax.data.windows import pairs
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.observe import observe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

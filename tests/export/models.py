@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import no_vocabulary
 from saap_jax.export.hf import write_hf
-from saap_jax.llama import Constants, LayerWidths, LlamaSpec, RopeScaling
-from saap_jax.llama.spec import Apart
+from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling
 
 LINEAR = RopeScaling(kind="linear", factor=4.0)
 LLAMA3 = RopeScaling(kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64)

@@ -9,10 +9,11 @@ from safetensors.numpy import load_file
 
 from saap_jax.export.hf import REMOTE
 from saap_jax.export.widths import deci_widths
-from saap_jax.llama import Constants, load_model
 from saap_jax.llama.files.families import FAMILIES
 from saap_jax.llama.files.layout import unread
-from saap_jax.structures import count_parameters
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.spec import Constants
+from saap_jax.structures.discovery import count_parameters
 from tests.export.models import MIXTURES, PLAIN, RELATIVES, SPECS, config_of, fields_of, spec_of, types_of, written
 from tests.helpers import forward, random_model
 from tests.llama.conftest import assert_same

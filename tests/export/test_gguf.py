@@ -9,8 +9,8 @@ import pytest
 
 from saap_jax.export import gguf_file
 from saap_jax.export.gguf_file import architecture_of
-from saap_jax.llama import Constants, load_model
-from saap_jax.llama.spec import Apart, RopeScaling
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.spec import Apart, Constants, RopeScaling
 from saap_jax.recovery.quantization import quantize
 from tests.export.models import (
     EMPTY,

@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import lost, no_vocabulary, vocabulary_of
-from saap_jax.llama import Constants, load_model, load_tokenizer
-from saap_jax.llama.files.tokenizer import NORMALIZERS, PRE_TOKENIZERS
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import NORMALIZERS, PRE_TOKENIZERS, load_tokenizer
+from saap_jax.llama.spec import Constants
 from tests.export.models import fields_of, spec_of
 from tests.helpers import random_model
 

@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from saap_jax.export.hf import write_hf
-from saap_jax.llama import Constants, load_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.spec import Constants
 from tests.export.models import RELATIVES, SPECS, UNIFORM, config_of, spec_of
 from tests.helpers import random_model
 from tests.llama.conftest import assert_same

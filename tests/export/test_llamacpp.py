@@ -9,12 +9,14 @@ import pytest
 
 from saap_jax.config.use import ExportConfig
 from saap_jax.export import gguf_file
+from saap_jax.export.command import export_model
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import vocabulary_of
-from saap_jax.jobs.export import export_model
-from saap_jax.llama import Constants, load_model, load_tokenizer, save_model
-from saap_jax.llama.files.tokenizer import NORMALIZERS
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import NORMALIZERS, load_tokenizer
+from saap_jax.llama.files.write import save_model
 from saap_jax.llama.segments import existing_units
+from saap_jax.llama.spec import Constants
 from saap_jax.surgery.cut import cut
 from tests.export.models import MIXTURES, SPECS, spec_of, written
 from tests.export.test_contract import ALL, refusal

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from saap_jax.export.hf import write_hf
-from saap_jax.llama import load_model
+from saap_jax.llama.files.load import load_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
 from tests.export.models import EMPTY, RELATIVES, SPECS, spec_of

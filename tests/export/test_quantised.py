@@ -8,11 +8,13 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.config.use import ExportConfig
-from saap_jax.jobs import export
-from saap_jax.jobs.export import export_model
-from saap_jax.llama import load_model, save_model
+from saap_jax.export import command as export
+from saap_jax.export.command import export_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
 from saap_jax.llama.quantized import quantization_of
-from saap_jax.recovery import AdapterParam, groupwise, quantize
+from saap_jax.recovery.adapters import AdapterParam, groupwise
+from saap_jax.recovery.quantization import quantize
 from tests.export.models import spec_of, written
 from tests.helpers import forward, random_model
 from tests.recovery.models import trained

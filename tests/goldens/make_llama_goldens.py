@@ -14,7 +14,9 @@ import torch
 from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from saap_jax.llama import load_model, load_tokenizer, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
 
 HEADS = {"mha": 4, "gqa": 2, "mqa": 1}
 ROPES = {

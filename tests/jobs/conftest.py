@@ -9,7 +9,9 @@ import pytest
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.jobs import compare
-from saap_jax.llama import load_model, load_tokenizer, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
 

@@ -17,7 +17,9 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.task_results import TaskResult
 from saap_jax.jobs import ab
 from saap_jax.jobs.evaluate import evaluate
-from saap_jax.llama import attention, load_model, load_tokenizer
+from saap_jax.llama import attention
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from tests.cli.test_main import refused
 from tests.fake_runs import METRICS, fake_run

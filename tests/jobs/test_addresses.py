@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.llama import load_model, load_tokenizer, save_model
-from saap_jax.llama.files.load import load_keep
+from saap_jax.llama.files.load import load_keep, load_model
 from saap_jax.llama.files.sources import resolve
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
 from saap_jax.runtime.remote import exists, send

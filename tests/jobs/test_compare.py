@@ -17,6 +17,7 @@ from saap_jax.cli.arguments import parse as parse_words
 from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
+from saap_jax.errors import Doubt
 from saap_jax.estimation.observe import observe_step
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import candidates_step, loss_step
@@ -24,7 +25,6 @@ from saap_jax.jobs import candidates, compare, prune
 from saap_jax.llama.files.load import load_keep
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runtime.errors import Doubt
 from saap_jax.subjects.llama import open_subject, scenarios_of, texts_of
 from saap_jax.surgery.compensation import compensate
 from tests.jobs.conftest import tiny
@@ -183,7 +183,8 @@ class TestTheCache:
 
 ESTIMATOR = """
 import jax.numpy as jnp
-from saap_jax.estimation import ACTIVATION_MOMENTS, Estimator
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS
+from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.base import score_writers
 
 def energy():

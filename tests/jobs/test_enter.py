@@ -9,10 +9,10 @@ import pytest
 
 import saap_jax
 from saap_jax.config.use import EnterConfig
-from saap_jax.data import calibration_windows, evaluation_windows, pairs
+from saap_jax.contrib.leaderboard import enter
+from saap_jax.contrib.leaderboard import page as leaderboard
+from saap_jax.data.windows import calibration_windows, evaluation_windows, pairs
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.jobs import enter
-from saap_jax.report import leaderboard
 from saap_jax.report.render import markdown_text
 from saap_jax.steps import run as steps_run
 from tests.cli.test_main import refused
@@ -26,7 +26,8 @@ More of it."""
 
 import jax.numpy as jnp
 
-from saap_jax.estimation import ACTIVATION_MOMENTS, Estimator
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS
+from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.base import score_writers
 
 
@@ -166,7 +167,7 @@ def test_the_page_has_the_table_of_the_files():
     text = markdown_text(leaderboard.leaderboard(entries, ratio) for ratio in EnterConfig().ratios)
     page = (PROJECT / "docs" / "leaderboard.md").read_text()
     made = page.partition("<!-- table -->\n")[2].partition("<!-- end -->")[0]
-    assert made.strip() == text.strip(), "python -m saap_jax.report.leaderboard leaderboard/judged"
+    assert made.strip() == text.strip(), "python -m saap_jax.contrib.leaderboard.page leaderboard/judged"
 
 
 def test_entries_of_the_project_are_files_with_a_method():

@@ -8,7 +8,8 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.evaluation.tasks import read_task, run_tasks
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.runs.ab import together
 from saap_jax.runs.directory import read_candidates, read_run
 from tests.cli.test_main import refused

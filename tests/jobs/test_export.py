@@ -10,11 +10,13 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.config.use import ExportConfig
+from saap_jax.export import command as job
+from saap_jax.export.command import TOLERANCES, check_tokenizer, export_model
 from saap_jax.export.widths import without_empty_layers
-from saap_jax.jobs import export as job
-from saap_jax.jobs.export import TOLERANCES, check_tokenizer, export_model
-from saap_jax.llama import load_model, load_tokenizer, save_model
-from saap_jax.structures import count_parameters
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
+from saap_jax.structures.discovery import count_parameters
 from tests.export.models import EMPTY, LLAMA3, RAGGED, SPECS, UNIFORM, with_scaling
 from tests.helpers import changed, random_model
 

@@ -8,10 +8,12 @@ import pytest
 
 from saap_jax.api import perplexity, run_chain
 from saap_jax.config.jobs import CompareConfig, FrontierConfig
+from saap_jax.contrib.frontier import command as frontier
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.evaluation.perplexity import candidates_step
-from saap_jax.jobs import compare, frontier
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.jobs import compare
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.subjects.llama import scenarios_of, texts_of
 from saap_jax.types import STRUCTURES
 from tests.helpers import same

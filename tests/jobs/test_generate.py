@@ -7,8 +7,9 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.config.use import GenerateConfig
-from saap_jax.jobs import generate as job
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.contrib.serving import generate as job
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.llama.generate import Sampling, generate
 from tests.cli.test_main import refused
 

@@ -5,7 +5,7 @@ import platform
 
 import pytest
 
-from saap_jax.config import ScoreConfig
+from saap_jax.config.jobs import ScoreConfig
 from saap_jax.jobs import job as module
 from saap_jax.jobs.job import run_job
 from saap_jax.runs.directory import read_run

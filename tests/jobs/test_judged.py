@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from saap_jax.config import CompareConfig, EvaluateConfig, GenerateConfig, PruneConfig
+from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import EvaluationConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
+from saap_jax.config.use import EvaluateConfig, GenerateConfig
+from saap_jax.contrib.serving.generate import generate
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import format_figure, scale_of
-from saap_jax.jobs import compare, judged, prune, recover
+from saap_jax.jobs import compare, judged, prune
 from saap_jax.jobs.evaluate import evaluate
-from saap_jax.jobs.generate import generate
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.recovery import command as recover
 from saap_jax.report.write import render_report
 from saap_jax.runs.origin import read_origin
 from saap_jax.runtime.progress import quiet

@@ -10,14 +10,8 @@ import pytest
 import saap_jax
 from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import TargetsConfig
-from saap_jax.data import Windows
-from saap_jax.evaluation.cost import prefill_macs, weight_bytes
-from saap_jax.evaluation.timing import Times, Workload, compile_programs
-from saap_jax.jobs import prune
-from saap_jax.jobs import targets as module
-from saap_jax.jobs.candidates import Evaluator, fitting, key_of, runner_of
-from saap_jax.jobs.job import Material
-from saap_jax.jobs.targets import (
+from saap_jax.contrib import targets as module
+from saap_jax.contrib.targets import (
     Costs,
     LatencyTable,
     Phase,
@@ -27,15 +21,21 @@ from saap_jax.jobs.targets import (
     targets_of,
     workload_of,
 )
-from saap_jax.llama import Constants, LayerWidths, LlamaSpec
+from saap_jax.data.windows import Windows
+from saap_jax.evaluation.cost import prefill_macs, weight_bytes
+from saap_jax.evaluation.timing import Times, Workload, compile_programs
+from saap_jax.jobs import prune
+from saap_jax.jobs.candidates import Evaluator, fitting, key_of, runner_of
+from saap_jax.jobs.job import Material
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.segments import existing_units
+from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runtime.progress import Passes, quiet
 from saap_jax.steps.allocation import rounds
 from saap_jax.steps.chain import parse
 from saap_jax.steps.run import Runner
-from saap_jax.structures import count_parameters
+from saap_jax.structures.discovery import count_parameters
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut, pruned_spec
 from tests.helpers import dense_model, random_keep

@@ -8,11 +8,13 @@ import pytest
 
 from saap_jax.config.jobs import CompareConfig, FrontierConfig, SensitivityConfig
 from saap_jax.config.method import EvaluationConfig
-from saap_jax.evaluation.sensitivity import changes_of
-from saap_jax.jobs import compare, frontier, sensitivity
+from saap_jax.contrib.frontier import command as frontier
+from saap_jax.contrib.frontier.page import frontier_findings
+from saap_jax.contrib.sensitivity import command as sensitivity
+from saap_jax.contrib.sensitivity.page import sensitivity_findings
+from saap_jax.contrib.sensitivity.profiles import changes_of
+from saap_jax.jobs import compare
 from saap_jax.jobs.racing import looks_of
-from saap_jax.report.pages.frontier import frontier_findings
-from saap_jax.report.pages.sensitivity import sensitivity_findings
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import comparison_rows
 from tests.jobs.conftest import tiny

@@ -16,14 +16,14 @@ from saap_jax.cli import main
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.scales import format_ppl
 from saap_jax.evaluation.timing import Spread
-from saap_jax.jobs import recover as job
-from saap_jax.llama import load_model
+from saap_jax.llama.files.load import load_model
 from saap_jax.llama.quantized import Quantized
+from saap_jax.records import RECOVERY
+from saap_jax.recovery import command as job
 from saap_jax.recovery import loop
-from saap_jax.report.pages.recover import recovery_table, summary
+from saap_jax.recovery.page import recovery_table, summary
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
-from saap_jax.runs.records import RECOVERY
 from tests.cli.test_main import refused
 from tests.runs.test_directory import scalars_in
 

@@ -11,16 +11,18 @@ from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.config.method import EvaluationConfig
-from saap_jax.data import pairs
+from saap_jax.contrib.sensitivity import command as sensitivity
+from saap_jax.contrib.sensitivity.profiles import changes_of
+from saap_jax.data.windows import pairs
 from saap_jax.evaluation.perplexity import candidates_step, window_losses
 from saap_jax.evaluation.scales import format_ppl
-from saap_jax.evaluation.sensitivity import changes_of
-from saap_jax.jobs import compare, sensitivity
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.jobs import compare
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.commands import compare_command, prune_command
 from saap_jax.runs.scores import read_scores
-from saap_jax.structures import count_parameters
+from saap_jax.structures.discovery import count_parameters
 from saap_jax.subjects.llama import LlamaSubject, texts_of
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES

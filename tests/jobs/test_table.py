@@ -6,9 +6,11 @@ import itertools
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.config import CompareConfig, FrontierConfig, SensitivityConfig
+from saap_jax.config.jobs import CompareConfig, FrontierConfig, SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
-from saap_jax.jobs import candidates, compare, frontier, sensitivity
+from saap_jax.contrib.frontier import command as frontier
+from saap_jax.contrib.sensitivity import command as sensitivity
+from saap_jax.jobs import candidates, compare
 from tests.cli.test_main import refused
 
 SMALL = [

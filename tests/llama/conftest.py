@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from saap_jax.llama import LayerWidths, LlamaSpec, save_model
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from tests.helpers import random_model
 
 

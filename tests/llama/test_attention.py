@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, Curvature
-from saap_jax.estimation.base import Plan
-from saap_jax.estimation.hessian import hessian_step
+from saap_jax.estimation.base import Curvature, Plan
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.hessian import GATE_HESSIAN, hessian_step
 from saap_jax.estimation.observe import grown
 from saap_jax.estimation.registry import STATISTICS
 from saap_jax.llama import attention

@@ -5,9 +5,8 @@ import json
 
 import pytest
 
-from saap_jax.llama import Constants, LayerWidths, LlamaSpec, RopeScaling
 from saap_jax.llama.files.config import config_from_spec, quantization_from_config, spec_from_config
-from saap_jax.llama.spec import Apart
+from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling
 from tests.helpers import RELATIVES
 
 LEAST = {"vocab_size": 32000, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}

@@ -7,14 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import GATE_GRADIENT, SQUARED_WEIGHT_GRADIENT, WEIGHT_GRADIENT, observe
 from saap_jax.estimation.ablation import ablate, sample_units
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.observe import observe
+from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
+from saap_jax.estimation.taylor import WEIGHT_GRADIENT
 from saap_jax.llama.generate import Sampling, generate
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.passes import packed_hidden
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.llama.spec import Apart
-from saap_jax.structures import count_parameters, discover, prunable_parameters, unit_view
+from saap_jax.structures.discovery import count_parameters, discover, prunable_parameters, unit_view
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
 from tests.helpers import (

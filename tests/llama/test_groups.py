@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from saap_jax.api import score_units
-from saap_jax.data import Windows
-from saap_jax.estimation import ESTIMATORS
-from saap_jax.llama import LayerWidths, LlamaSpec, load_keep, load_model, save_model
+from saap_jax.data.windows import Windows
+from saap_jax.estimation.registry import ESTIMATORS
+from saap_jax.llama.files.load import load_keep, load_model
+from saap_jax.llama.files.write import save_model
 from saap_jax.llama.segments import existing_units, masks
-from saap_jax.structures import count_parameters
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
+from saap_jax.structures.discovery import count_parameters
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES

@@ -12,10 +12,11 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
-from saap_jax.llama import load_keep, load_model, save_model
 from saap_jax.llama.files import load as load_module
 from saap_jax.llama.files import sources
 from saap_jax.llama.files.layout import stored_parameters
+from saap_jax.llama.files.load import load_keep, load_model
+from saap_jax.llama.files.write import save_model
 from tests.helpers import relative
 from tests.llama.conftest import Saved, assert_same, spec_of
 

@@ -4,8 +4,9 @@ import gguf
 import numpy as np
 import pytest
 
-from saap_jax.llama import RopeScaling, load_model
 from saap_jax.llama.files.gguf import _scaling_of_factors
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.spec import RopeScaling
 from tests.llama.conftest import assert_same, spec_of
 
 SPEC = spec_of((2, 12), (2, 12))

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from tests.helpers import random_model
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
@@ -24,7 +26,8 @@ SAMPLER = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from safetensors.numpy import load_file
-from saap_jax.llama import load_model, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
 from tests.memory import growth
 
 jnp.zeros(3).block_until_ready()

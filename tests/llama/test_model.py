@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from saap_jax.llama import Constants, RopeScaling, abstract_llama
 from saap_jax.llama.attention import rotary
 from saap_jax.llama.loss import next_token_losses
+from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.segments import existing_units, ones_gates
+from saap_jax.llama.spec import Constants, RopeScaling
 from saap_jax.surgery.cut import cut
 from tests.helpers import (
     HEADS,

@@ -12,11 +12,13 @@ import pytest
 import yaml
 
 from saap_jax.config.use import ExportConfig
-from saap_jax.jobs.export import export_model
-from saap_jax.llama import Constants, Llama, LlamaSpec, RopeScaling, load_model, save_model
-from saap_jax.llama.files.orbax import arrays_of, item_of, tensor_of, tree_of
-from saap_jax.llama.files.trainers import configuration, departures, overrides
-from saap_jax.llama.spec import Apart
+from saap_jax.contrib.trainers.read import arrays_of, item_of, tensor_of, tree_of
+from saap_jax.contrib.trainers.write import configuration, departures, overrides
+from saap_jax.export.command import export_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.model import Llama
+from saap_jax.llama.spec import Apart, Constants, LlamaSpec, RopeScaling
 from tests.export.models import PLAIN, RELATIVES, UNIFORM, spec_of
 from tests.helpers import random_model
 

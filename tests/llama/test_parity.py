@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.llama import load_model, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
 from saap_jax.llama.generate import Sampling, generate
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from saap_jax.llama import LayerWidths, load_keep, load_model, save_model
 from saap_jax.llama.files.layout import model_tensors
-from saap_jax.llama.files.write import new_output
+from saap_jax.llama.files.load import load_keep, load_model
+from saap_jax.llama.files.write import new_output, save_model
+from saap_jax.llama.spec import LayerWidths
 from saap_jax.surgery.cut import cut
 from tests import helpers
 from tests.helpers import RELATIVES, random_model, relative

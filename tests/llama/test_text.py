@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from saap_jax.data import chat
 from saap_jax.data.chat import encode_chat
-from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.generate import Sampling, TextOutput, encode_prompt, generate, stream, stream_texts
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from tests.helpers import random_model
 
 TEXT = "naïve café — 東京 🙂👩‍👩‍👧 the cat\n\nsat on the mat"

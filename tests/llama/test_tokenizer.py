@@ -12,8 +12,9 @@ import gguf
 import pytest
 import transformers
 
-from saap_jax.llama import load_tokenizer, save_model
 from saap_jax.llama.files import tokenizer as tokenizer_module
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
 from tests.helpers import random_model
 from tests.llama.conftest import spec_of
 
@@ -209,7 +210,7 @@ def test_without_torch_and_without_a_word():
     """Where torch is not installed: it works, transformers comes late, and nothing is printed."""
     script = (
         "import sys\n"
-        "from saap_jax.llama import load_tokenizer\n"
+        "from saap_jax.llama.files.tokenizer import load_tokenizer\n"
         "assert 'transformers' not in sys.modules\n"
         "assert load_tokenizer('smollm2-135m').encode('is 1') == [271, 216, 33]\n"
         "assert 'torch' not in sys.modules\n"

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 
 from saap_jax.config.use import ExportConfig
-from saap_jax.jobs.export import export_model
-from saap_jax.llama import Constants, Llama, LlamaSpec, RopeScaling, load_model, load_tokenizer, save_model
+from saap_jax.export.command import export_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.model import Llama
+from saap_jax.llama.spec import Constants, LlamaSpec, RopeScaling
 from tests.export.models import RELATIVES, UNIFORM, spec_of
 from tests.helpers import random_model
 

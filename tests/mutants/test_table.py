@@ -2,8 +2,8 @@
 
 import ast
 
-from saap_jax.estimation import ESTIMATORS
-from saap_jax.recipes import RECIPES
+from saap_jax.estimation.registry import ESTIMATORS
+from saap_jax.recipes.registry import RECIPES
 from saap_jax.steps.chain import parse
 from saap_jax.steps.score.oracles import ORACLES
 from tests.mutants.running import ROOT

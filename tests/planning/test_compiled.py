@@ -11,7 +11,7 @@ from jax.sharding import SingleDeviceSharding
 from saap_jax.config.mesh import MESH_AXES, MeshConfig
 from saap_jax.config.use import PlanConfig
 from saap_jax.estimation.squares import gradient_sums
-from saap_jax.llama import LayerWidths, LlamaSpec
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.planning.chips import CHIPS, GIB, target_of, targets
 from saap_jax.planning.estimate import estimate
 from saap_jax.planning.models import spec_of

@@ -14,9 +14,9 @@ import pytest
 from saap_jax.cli.main import main
 from saap_jax.config.mesh import MESH_AXES, MeshConfig
 from saap_jax.config.use import PlanConfig
-from saap_jax.llama import Constants, LayerWidths, LlamaSpec
 from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.quantized import MATRICES
+from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.planning import plan
 from saap_jax.planning.chips import CHIPS, GIB, target_of, targets
 from saap_jax.planning.count import shard_bytes
@@ -25,7 +25,7 @@ from saap_jax.planning.models import KNOWN, spec_of
 from saap_jax.planning.plan import LIBTPU, overrun_of, plan_one, remedies, search, settings_of, work_of_device
 from saap_jax.planning.programs import program_of
 from saap_jax.runtime.mesh import RULES, Layout, layout_of
-from saap_jax.structures import count_parameters
+from saap_jax.structures.discovery import count_parameters
 
 SEVEN = spec_of("llama-2-7b")
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from saap_jax.data import Windows, pairs
-from saap_jax.estimation import make_estimators, observe, score, union_of_needs
+from saap_jax.data.windows import Windows, pairs
+from saap_jax.estimation.observe import observe, score, union_of_needs
+from saap_jax.estimation.registry import make_estimators
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.base import Context, State
 from saap_jax.steps.chain import parse

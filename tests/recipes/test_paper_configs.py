@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from saap_jax.config.packaged import CONFIGS
-from saap_jax.llama import abstract_llama
+from saap_jax.llama.model import abstract_llama
 from saap_jax.planning.models import spec_of
-from saap_jax.recipes import RECIPES
+from saap_jax.recipes.registry import RECIPES
 from saap_jax.steps.allocation.allocation import Allocation, choose
 from saap_jax.steps.chain import expand, limits_of
 from saap_jax.subjects.llama import LlamaSubject

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from saap_jax.cli.main import main
-from saap_jax.recipes import RECIPES, Recipe, register
+from saap_jax.recipes.base import Recipe
+from saap_jax.recipes.registry import RECIPES, register
 from saap_jax.steps.chain import parse
 
 RUN = [name for name, recipe in RECIPES.items() if not recipe.missing and not recipe.repair]

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import masks
-from saap_jax.recipes import RECIPES
+from saap_jax.recipes.registry import RECIPES
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation import attentions as step
 from saap_jax.steps.base import Store

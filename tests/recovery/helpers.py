@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from saap_jax.data.packing import Piece, Rows, pack
-from saap_jax.llama import Llama
+from saap_jax.llama.model import Llama
 from saap_jax.recovery.adapters import Method
 from saap_jax.recovery.objective import Packed
+from saap_jax.recovery.packing import Piece, Rows, pack
 from tests.helpers import VOCAB
 
 LENGTH = 12

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from saap_jax.llama import LayerWidths, Llama, LlamaSpec
+from saap_jax.llama.model import Llama
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from tests.helpers import VOCAB, random_model
 
 WIDTHS = ((2, 16), (2, 16), (1, 0), (0, 8))

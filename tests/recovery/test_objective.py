@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.data.packing import pack
 from saap_jax.recovery.objective import Objective, sums_of, total_of
+from saap_jax.recovery.packing import pack
 from tests.helpers import dense_model, forward, ragged_model, reference_losses
 from tests.recovery.helpers import LENGTH, packed, pieces_of, rows_of
 

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_jax.llama import load_model, quantized, save_model
+from saap_jax.llama import quantized
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
 from saap_jax.llama.product import product
 from saap_jax.llama.quantized import Quantized, dequantized, pack, quantization_of, unpack
 from saap_jax.llama.segments import existing_units
-from saap_jax.recovery import check_group_size, quantize
-from saap_jax.recovery.quantization import nearest, quantize_matrix, searched
-from saap_jax.structures import discover
+from saap_jax.recovery.quantization import check_group_size, nearest, quantize, quantize_matrix, searched
+from saap_jax.structures.discovery import discover
 from saap_jax.surgery.cut import cut
 from tests.helpers import forward, random_model, random_tokens
 from tests.recovery.models import pruned_model, spec_of

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from saap_jax.config import AbConfig
+from saap_jax.config.use import AbConfig
 from saap_jax.evaluation.differences import differences_against, paired_difference
 from saap_jax.jobs.ab import ab
 from saap_jax.report.blocks import Figure, Table, Words

@@ -11,7 +11,7 @@ from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import EvaluationConfig
 from saap_jax.jobs.prune import further_of
-from saap_jax.recovery import check_group_size
+from saap_jax.recovery.quantization import check_group_size
 from saap_jax.runs.commands import compare_command, prune_command
 from saap_jax.steps.chain import chain
 from tests.export.models import spec_of

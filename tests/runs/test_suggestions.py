@@ -15,16 +15,18 @@ from saap_jax.cli import arguments
 from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig, SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
+from saap_jax.contrib.sensitivity import command as sensitivity
+from saap_jax.contrib.sensitivity.page import extremes, marks_of
+from saap_jax.contrib.sensitivity.profiles import changes_of, costs_of, plan_of, predicted
+from saap_jax.contrib.suggestions import suggestions_of
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.evaluation.perplexity import WindowLosses, keep_digest
-from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predicted
-from saap_jax.jobs import sensitivity
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.report.blocks import Code, Words
 from saap_jax.report.pages.common import suggestion_blocks
-from saap_jax.report.pages.sensitivity import extremes, marks_of
-from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import MINUS
 from saap_jax.steps.chain import limits_of, parse

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from saap_jax.runtime.errors import UnreadableFileError, parse_json, read_lines, read_object, reading, shown
+from saap_jax.errors import UnreadableFileError, parse_json, read_lines, read_object, reading, shown
 
 
 @pytest.mark.parametrize("error", [KeyError("a"), ValueError("no\nheader"), RecursionError(), OSError(5, "broken")])

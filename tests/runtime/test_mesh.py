@@ -10,7 +10,8 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from saap_jax.config.mesh import MeshConfig, by_axis
-from saap_jax.llama import Constants, LayerWidths, LlamaSpec, abstract_llama
+from saap_jax.llama.model import abstract_llama
+from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.runtime.constraints import expert_shards, unit_axes
 from saap_jax.runtime.mesh import (
     RULES,

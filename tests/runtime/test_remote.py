@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from saap_jax.config.checks import check_local
+from saap_jax.checks import check_local
 from saap_jax.config.method import is_factory
 from saap_jax.runtime.remote import exists, fetched, send, staged
 from tests.buckets import Bucket, use

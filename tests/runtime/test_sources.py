@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saap_jax.estimation import register
-from saap_jax.estimation.registry import ESTIMATORS, from_file
+from saap_jax.estimation.registry import ESTIMATORS, from_file, register
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.sources import HOME, run_file, source_digest
 

@@ -6,7 +6,7 @@ import pytest
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.use import PlanConfig
 from saap_jax.evaluation.cost import program_bytes
-from saap_jax.llama import LayerWidths, LlamaSpec
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.planning.count import collectives_of, shard_bytes
 from saap_jax.planning.programs import program_of
 from saap_jax.runtime.mesh import layout_of

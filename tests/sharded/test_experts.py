@@ -10,7 +10,7 @@ import pytest
 
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.use import PlanConfig
-from saap_jax.llama import LayerWidths, LlamaSpec
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.planning.count import shard_bytes
 from saap_jax.planning.programs import program_of
 from saap_jax.recovery.adapters import full

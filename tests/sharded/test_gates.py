@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.data import Windows
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
+from saap_jax.data.windows import Windows
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.model import random_llama
 from saap_jax.llama.segments import masks
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import layout_of
 from saap_jax.steps.chain import parse

@@ -3,17 +3,13 @@
 import numpy as np
 import pytest
 
-from saap_jax.config import (
-    CalibrationConfig,
-    EvaluationConfig,
-    FidelityConfig,
-    FrontierConfig,
-    MeshConfig,
-    ModelConfig,
-    SensitivityConfig,
-)
+from saap_jax.config.jobs import FidelityConfig, FrontierConfig, SensitivityConfig
+from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
+from saap_jax.contrib.frontier import command as frontier
+from saap_jax.contrib.sensitivity import command as sensitivity
 from saap_jax.estimation.ablation import changes_from_lines
-from saap_jax.jobs import fidelity, frontier, sensitivity
+from saap_jax.jobs import fidelity
 
 pytestmark = pytest.mark.sharded
 MESH = MeshConfig(data=4, fsdp=2)

@@ -16,7 +16,7 @@ import json, re, sys
 from pathlib import Path
 import jax, numpy as np
 from saap_jax.config.use import PlanConfig
-from saap_jax.llama import LayerWidths, LlamaSpec
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.evaluation.cost import program_bytes
 from saap_jax.planning.programs import program_of

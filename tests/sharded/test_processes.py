@@ -14,7 +14,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from saap_jax.cli import main
-from saap_jax.llama import load_model, load_tokenizer, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
+from saap_jax.llama.files.write import save_model
 from saap_jax.runs.directory import read_candidates, read_run
 from tests.helpers import changed
 from tests.xla_flags import forced

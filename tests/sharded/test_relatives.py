@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.estimation import make_estimators, observe, score, union_of_needs
+from saap_jax.estimation.observe import observe, score, union_of_needs
+from saap_jax.estimation.registry import make_estimators
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.model import random_llama
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.runtime.mesh import layout_of
 from tests.helpers import RELATIVES, changed, random_model
 

@@ -7,18 +7,23 @@ import pytest
 
 from saap_jax.api import select_units
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, WEIGHT_GRADIENT, curvature_of
 from saap_jax.estimation.base import Plan
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.hessian import GATE_HESSIAN, curvature_of
 from saap_jax.estimation.observe import observe, observe_step, score, union_of_needs
 from saap_jax.estimation.registry import ESTIMATORS, make_estimator
 from saap_jax.estimation.storage import load_statistics, save_statistics
+from saap_jax.estimation.taylor import WEIGHT_GRADIENT
 from saap_jax.evaluation.perplexity import candidate_losses, window_losses
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.model import random_llama
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import ones_gates
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.mesh import laid_out, layout_of, mesh_of, settled, shard
-from saap_jax.structures import parameters_by_path
+from saap_jax.structures.discovery import parameters_by_path
 from saap_jax.surgery.cut import cut
 from saap_jax.types import Remat
 

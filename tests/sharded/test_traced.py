@@ -9,8 +9,8 @@ import pytest
 from saap_jax.cli.main import main
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.runtime.mesh import layout_of
-from saap_jax.trace.subject import subject_of
 from saap_jax.trace.subject.problem import place_rows
+from saap_jax.trace.subject.subject import subject_of
 from tests.trace.subject.problems import calibrate, repaired, selected
 from tests.trace.subject.test_compensation import transformer, transformer_problem
 

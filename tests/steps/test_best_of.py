@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.base import Store
 from saap_jax.steps.best_of import EVERY

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.config import PruneConfig
-from saap_jax.config.jobs import ScoreConfig
+from saap_jax.config.jobs import PruneConfig, ScoreConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.jobs import prune
 from saap_jax.jobs.score import calibration_of, score_run, scores_of
 from saap_jax.runs import scores as kept_module
@@ -204,7 +203,7 @@ def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
 def test_kept_scores_of_a_file_are_served_by_the_same_code_alone(score_config, tmp_path):
     file = tmp_path / "own.py"
     file.write_text(
-        "from saap_jax.estimation import make_estimator\n\ndef own():\n    return make_estimator('fisher')\n"
+        "from saap_jax.estimation.registry import make_estimator\n\ndef own():\n    return make_estimator('fisher')\n"
     )
     options = {"runs": str(tmp_path), "estimators": (f"{file}:own",)}
     run, made = score_run(dataclasses.replace(score_config, name="small", keep_statistics="small", **options))
@@ -221,7 +220,7 @@ def test_kept_scores_of_a_file_are_served_by_the_same_code_alone(score_config, t
 OWN = """
 import jax
 import jax.numpy as jnp
-from saap_jax.estimation import Estimator, Statistic
+from saap_jax.estimation.base import Estimator, Statistic
 from saap_jax.estimation.base import like_units, mean_over
 
 PUSH = Statistic(

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import saap_jax
-from saap_jax.recipes import RECIPES
+from saap_jax.recipes.registry import RECIPES
 from saap_jax.steps.allocation.allocations import Global, Uniform
 from saap_jax.steps.base import PLUGINS, STEPS, Extent, Step, literal, step
 from saap_jax.steps.chain import chain, expand, limits_of, parse, steps_of
@@ -22,7 +22,8 @@ from tests.helpers import random_model, spec_of
 MINE = """
 import dataclasses
 
-from saap_jax.estimation import GATE_GRADIENT, Estimator
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.base import Estimator
 from saap_jax.steps.repair.output import Bias
 
 

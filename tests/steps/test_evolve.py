@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.steps.allocation.allocations import Uniform
 from saap_jax.steps.limits import Within
 from saap_jax.steps.refinement.evolve import Evolve

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global
 from saap_jax.steps.base import State

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.evaluation.perplexity import WindowLosses, window_losses
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.progress import Passes

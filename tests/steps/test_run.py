@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.estimation.registry import code_of
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.digests import code_digest
@@ -303,7 +303,8 @@ LONG = "FILE:mine > within(protect=(0,)) > uniform > rounds(0.2) > learn(3, rate
 MINE = """
 import dataclasses
 
-from saap_jax.estimation import GATE_GRADIENT, Estimator
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.base import Estimator
 from saap_jax.steps.allocation.allocations import Uniform
 import helper
 

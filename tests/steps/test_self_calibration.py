@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.base import Context, Extent
 from saap_jax.steps.chain import parse

@@ -7,9 +7,10 @@ import pytest
 
 import saap_jax
 from saap_jax.config.use import ExportConfig
-from saap_jax.data import Windows
-from saap_jax.jobs.export import export_model
-from saap_jax.llama import load_model, save_model
+from saap_jax.data.windows import Windows
+from saap_jax.export.command import export_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
 from saap_jax.steps.allocation.allocations import Uniform
 from saap_jax.steps.limits import Within
 from saap_jax.steps.refinement.shape import Shape, UniformShape, shapes_of

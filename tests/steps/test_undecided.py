@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saap_jax import run_chain, score_units
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.llama.model import param
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocations import Uniform

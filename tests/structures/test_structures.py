@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from saap_jax.llama import abstract_llama
+from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.segments import existing_units
-from saap_jax.structures import count_parameters, discover, prunable_parameters
+from saap_jax.structures.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
 from tests.helpers import HEADS, dense_model, ragged_model, random_keep, relative

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.llama import Constants
 from saap_jax.llama.passes import run_layers
 from saap_jax.llama.segments import existing_units, masks
+from saap_jax.llama.spec import Constants
 from saap_jax.steps.repair.output import Bias, LeastSquares
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import (

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from saap_jax.data import Windows, calibration_windows, evaluation_windows
-from saap_jax.estimation import make_estimators, observe, score
-from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
+from saap_jax.data.windows import Windows, calibration_windows, evaluation_windows
+from saap_jax.estimation.observe import observe, score
+from saap_jax.estimation.registry import make_estimators
+from saap_jax.llama.model import random_llama
 from saap_jax.llama.segments import existing_units, masks
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.runs.stages import Stage, measuring
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global, Uniform

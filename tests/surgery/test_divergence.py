@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.llama.segments import existing_units
 from saap_jax.steps.refinement.learn import hard
 from saap_jax.surgery.divergence import Divergence

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from saap_jax.data import Windows
+from saap_jax.data.windows import Windows
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.steps.base import Context, State
 from saap_jax.steps.limits import Within

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from saap_jax.llama.segments import segment_bounds, split_gates
-from saap_jax.structures.weights import TracedWeights
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import retrace
+from saap_jax.trace.subject.weights import TracedWeights
 from saap_jax.trace.trace import Traced, by_path, trace
 from tests.helpers import dense_model, ragged_model, random_tokens
 from tests.models_for_tracing import EXAMPLES, all_ones, drawn, floats, masked_as_cut

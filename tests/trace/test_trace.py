@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
-from saap_jax.structures import discover, parameters_by_path
+from saap_jax.llama.model import abstract_llama
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
+from saap_jax.structures.discovery import discover, parameters_by_path
 from saap_jax.trace.listing import describe
 from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import TracedStructure, trace

@@ -11,9 +11,12 @@ import optax
 import pytest
 
 from saap_jax.config.use import ExportConfig
-from saap_jax.jobs.export import export_model
-from saap_jax.llama import Constants, Llama, LlamaSpec, load_model, save_model
-from saap_jax.llama.files.trainers import departures
+from saap_jax.contrib.trainers.write import departures
+from saap_jax.export.command import export_model
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.write import save_model
+from saap_jax.llama.model import Llama
+from saap_jax.llama.spec import Constants, LlamaSpec
 from tests.export.models import RELATIVES, UNIFORM, spec_of
 from tests.helpers import random_model
 

@@ -15,8 +15,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 from saap_jax.llama.segments import masks
 from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import verdicts
-from saap_jax.trace.subject import cut, subject_of
-from saap_jax.trace.subject.problem import at_shapes
+from saap_jax.trace.subject.problem import at_shapes, cut
+from saap_jax.trace.subject.subject import subject_of
 from saap_jax.trace.trace import by_path
 from tests.trace.subject.problems import cut_losses, masked_losses
 from tests.zoo.models import COUNT, ZOO, counted

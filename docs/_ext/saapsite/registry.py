@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.jobs.methods import recipe_facts, step_facts
-from saap_jax.recipes import RECIPES, Recipe
+from saap_jax.recipes.base import Recipe
+from saap_jax.recipes.registry import RECIPES
 from saap_jax.steps.base import STEPS, Kind, Step
 from saap_jax.steps.score.oracles import ORACLES
 

@@ -10,11 +10,11 @@ that all projections have biases; all but those of the output projections must t
 from collections.abc import Mapping
 from typing import Any
 
+from saap_jax.errors import reading, shown
 from saap_jax.llama.files.families import FAMILIES, Family, all_but_each
 from saap_jax.llama.files.per_layer import BLOCKS, LAYERS, NAS_TYPE, listed, sparse
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
 from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, Values, checked, per_layer, some
-from saap_jax.runtime.errors import reading, shown
 
 PER_LAYER_TYPE = "saap_llama"
 """`model_type` of a config with one width a layer."""

@@ -15,11 +15,11 @@ import numpy as np
 from gguf import GGUFValueType
 from jaxtyping import Float
 
+from saap_jax.errors import reading, shown
 from saap_jax.llama.files.families import FAMILIES, Family, all_but_each
 from saap_jax.llama.files.layout import Checkpoint, fused_groups, regrouped, stored_parameters, unread
 from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, Values, checked, per_layer, some
-from saap_jax.runtime.errors import reading, shown
 
 # --- names and layouts -----------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from safetensors import safe_open
 
+from saap_jax.errors import read_object, reading, shown
 from saap_jax.llama.files.config import quantization_from_config, spec_from_config
 from saap_jax.llama.files.layout import (
     EMBEDDING,
@@ -29,15 +30,14 @@ from saap_jax.llama.files.layout import (
     stored_parameters,
     unread,
 )
-from saap_jax.llama.files.orbax import open_orbax
 from saap_jax.llama.files.sources import resolve
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_length, checked, some
-from saap_jax.runtime.errors import read_object, reading, shown
 from saap_jax.runtime.mesh import Layout, check_experts, shardings
 from saap_jax.runtime.progress import within
 from saap_jax.types import STRUCTURES, Keep
+from saap_jax.wings import wing
 
 _ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if it starts at a multiple of this
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -124,7 +124,7 @@ def _opened(directory: Path) -> Checkpoint:
         from saap_jax.llama.files.gguf import open_gguf
 
         return open_gguf(directory)
-    if next(directory.glob("*.safetensors"), None) is None and (found := open_orbax(directory)) is not None:
+    if next(directory.glob("*.safetensors"), None) is None and (found := wing("open_orbax")(directory)) is not None:
         return found
     config = directory / "config.json"
     content = read_object(config)

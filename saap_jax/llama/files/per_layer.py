@@ -12,8 +12,8 @@ vLLM, `model_executor/models/nemotron_nas.py`.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from saap_jax.errors import shown
 from saap_jax.llama.spec import LayerWidths, checked
-from saap_jax.runtime.errors import shown
 
 LAYERS = "per_layer_config"
 BLOCKS = "block_configs"

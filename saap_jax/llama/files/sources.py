@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from saap_jax.config.checks import is_remote
+from saap_jax.checks import is_remote
+from saap_jax.errors import one_line
 from saap_jax.llama.files.config import PER_LAYER_TYPE
-from saap_jax.runtime.errors import one_line
 from saap_jax.runtime.files import cache
 from saap_jax.runtime.remote import fetched
 

@@ -13,9 +13,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from saap_jax.errors import read_object, reading, shown
 from saap_jax.llama.files.sources import resolve
 from saap_jax.llama.spec import Values, checked
-from saap_jax.runtime.errors import read_object, reading, shown
 
 Tokenizer = Any
 """A `transformers.PreTrainedTokenizerFast`; not named as such, because importing transformers takes seconds."""

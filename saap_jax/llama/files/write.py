@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.config.checks import check_local
+from saap_jax.checks import check_local
 from saap_jax.llama.files.config import config_from_spec
 from saap_jax.llama.files.layout import Tensor, as_stored, groups_of, model_tensors
 from saap_jax.llama.model import Llama

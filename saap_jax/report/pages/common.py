@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from saap_jax.evaluation.resample import FEWEST, too_few
 from saap_jax.evaluation.scales import Scale, format_figure, scale_of
+from saap_jax.records import RaceRecord, RunRecord, WrittenText
 from saap_jax.report.blocks import Block, Code, Column, Section, Words, facts, said, section, text_table
 from saap_jax.report.couplings import coupling_figure
 from saap_jax.report.formats import format_usd
-from saap_jax.runs.records import RaceRecord, RunRecord, WrittenText
 from saap_jax.runs.standing import DENSE, metrics
 from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import plural

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax import records
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.scales import Scale, format_figure
+from saap_jax.records import RunRecord
 from saap_jax.report.blocks import Block, Column, Figure, Row, Section, Table, facts, said, section, text_table
 from saap_jax.report.figures import MOST, Curve, is_baseline, learning_figure, ratio_figure, share_figure
 from saap_jax.report.formats import (
@@ -36,8 +38,6 @@ from saap_jax.report.pages.common import (
     suggestions_section,
 )
 from saap_jax.report.pages.score import fusion_section
-from saap_jax.runs import records
-from saap_jax.runs.records import RunRecord
 from saap_jax.runs.standing import (
     DENSE,
     ComparisonRow,

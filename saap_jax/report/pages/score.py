@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from saap_jax.records import Fused, RunRecord
 from saap_jax.report.blocks import Column, Findings, Row, Section, Table, folded, section, text_table
 from saap_jax.report.figures import share_figure
 from saap_jax.report.formats import format_hundredths, format_percent, slug
 from saap_jax.report.pages.common import model_name
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.records import Fused, RunRecord
 from saap_jax.runs.scores import ByScenario, read_scores
 from saap_jax.runtime.words import plural
 from saap_jax.steps.score.fusion import scope_parts

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import numpy as np
 
-from saap_jax.config.checks import check_positive
+from saap_jax.checks import check_positive
 from saap_jax.steps.allocation.allocation import Allocation, By
 from saap_jax.steps.allocation.blocks import SLACK
 from saap_jax.steps.base import step

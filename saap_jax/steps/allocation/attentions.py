@@ -5,7 +5,7 @@ from typing import Annotated
 
 import numpy as np
 
-from saap_jax.config.checks import Natural, check_positive
+from saap_jax.checks import Natural, check_positive
 from saap_jax.runtime.decisions import least_first
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import meets

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
-from saap_jax.config.checks import number
+from saap_jax.checks import number
 from saap_jax.steps.allocation.allocation import meets
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from saap_jax.config.checks import Natural, Positive, Share
+from saap_jax.checks import Natural, Positive, Share
 from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, need, step
 from saap_jax.steps.limits import first_prunable, levels_of

@@ -42,7 +42,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from saap_jax.config.checks import Natural, check_not_negative, check_positive
+from saap_jax.checks import Natural, check_not_negative, check_positive
 from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saap_jax.config.checks import Positive, Share
+from saap_jax.checks import Positive, Share
 from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.allocation.blocks import SLACK
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, need, step

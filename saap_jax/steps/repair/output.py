@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from saap_jax.config.checks import Share, check_positive
+from saap_jax.checks import Share, check_positive
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 from saap_jax.subjects.base import Subject
 from saap_jax.surgery.corrections import (

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import numpy as np
 
-from saap_jax.config.checks import Positive, check_positive
+from saap_jax.checks import Positive, check_positive
 from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 from saap_jax.steps.limits import first_prunable

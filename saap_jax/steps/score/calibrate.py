@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.estimation import GATE_GRADIENT, Statistics, score, union_of_needs
-from saap_jax.estimation.base import Estimator
+from saap_jax.estimation.base import Estimator, Statistics
+from saap_jax.estimation.gates import GATE_GRADIENT
 from saap_jax.estimation.hessian import curvature_of
+from saap_jax.estimation.observe import score, union_of_needs
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.score.fusion import Fusion, PerExample, fuse
 from saap_jax.steps.score.oracles import constant, is_oracle, make_oracle
 from saap_jax.steps.score.score import Plan, Score, fusion_members, make_members
 from saap_jax.steps.score.stability import ScenarioReduction, reduce_scenarios, stability_indicator
-from saap_jax.structures.weights import TracedWeights, Weights, units_of
+from saap_jax.structures.weights import Weights
 from saap_jax.subjects.base import Examples, Subject, explained
 from saap_jax.types import Keep, Scores
 
@@ -178,7 +179,7 @@ def score_examples(
 
 
 def score_plan(
-    model: Weights,
+    weights: Weights,
     statistics: Statistics,
     plan: Plan,
     keep: Keep | None = None,
@@ -193,13 +194,13 @@ def score_plan(
         known: scores of members that are not made anew, since the statistics that they need are not there any more.
         fixed: fusions, as were made of other statistics, whose σ are taken.
     """
-    present = {name: units if keep is None else keep[name] for name, units in units_of(model).items()}
-    if keep is not None and isinstance(model, TracedWeights):
-        model = model.without(keep)  # those of ours lie in one unit each
+    present = {name: units if keep is None else keep[name] for name, units in weights.units.items()}
+    if keep is not None:
+        weights = weights.without(keep)
     structures = tuple(present)
     members = make_members(plan, structures, given)
     anew = {name: made for name, made in members.items() if name not in known}
-    each: dict[str, Scores] = score(anew, statistics, model) | {name: known[name] for name in members.keys() - anew}
+    each: dict[str, Scores] = score(anew, statistics, weights) | {name: known[name] for name in members.keys() - anew}
     each = {name: {n: np.where(present[n], values, np.nan) for n, values in own.items()} for name, own in each.items()}
     gradients: PerExample = statistics.values.get(GATE_GRADIENT, {})
     examples: PerExample = {n: np.where(present[n], np.abs(fetched(g)), np.nan) for n, g in gradients.items()}

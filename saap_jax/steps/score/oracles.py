@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from saap_jax.config.checks import Seed, Share, at_least, check_positive
+from saap_jax.checks import Seed, Share, at_least, check_positive
 from saap_jax.estimation.ablation import Unit, changes_to_scores
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import call_factory

@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from saap_jax.config.checks import number
-from saap_jax.estimation import make_estimators
+from saap_jax.checks import number
 from saap_jax.estimation.base import Estimator
-from saap_jax.estimation.registry import names_file
+from saap_jax.estimation.registry import make_estimators, names_file
 from saap_jax.steps.allocation.allocation import checked
 from saap_jax.steps.base import Before, Context, Extent, State, Step, need, step
 from saap_jax.steps.score.fusion import FusionMethod, FusionScope

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Array, Float
 
-from saap_jax.config.checks import check_value
+from saap_jax.checks import check_value
 from saap_jax.steps.score.fusion import PerExample
 from saap_jax.types import Scores
 

@@ -19,28 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from saap_jax.estimation import (
-    ACTIVATION_MOMENTS,
-    ACTIVATION_USAGE,
-    GATE_GRADIENT,
-    GATE_HESSIAN,
-    SQUARED_WEIGHT_GRADIENT,
-    WEIGHT_GRADIENT,
-    Curvature,
-    GateHessian,
-    Statistic,
-    Statistics,
-)
-from saap_jax.estimation.activations import MULTIPLES, Moments, used
-from saap_jax.estimation.base import wide
-from saap_jax.estimation.hessian import in_chunks, random_signs
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS, ACTIVATION_USAGE, MULTIPLES, Moments, used
+from saap_jax.estimation.base import Curvature, Statistic, Statistics, wide
+from saap_jax.estimation.gates import GATE_GRADIENT
+from saap_jax.estimation.hessian import GATE_HESSIAN, GateHessian, in_chunks, random_signs
+from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
+from saap_jax.estimation.taylor import WEIGHT_GRADIENT
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.gather import first_not_finite
 from saap_jax.runtime.progress import OBSERVING, Passes
-from saap_jax.structures.weights import TracedWeights
 from saap_jax.trace.problem import Examples, count_examples
 from saap_jax.trace.program import Tap
 from saap_jax.trace.subject.problem import TracedProblem, batches, loss_of_one, rows_of
+from saap_jax.trace.subject.weights import TracedWeights
 from saap_jax.trace.trace import TracedStructure, by_path
 from saap_jax.trace.writers import Contraction
 from saap_jax.types import Gates, Keep

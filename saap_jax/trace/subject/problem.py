@@ -20,9 +20,10 @@ from jaxtyping import Array, Float
 from saap_jax.config.mesh import BATCH, WEIGHTS
 from saap_jax.estimation.base import wide
 from saap_jax.runtime.mesh import Layout
+from saap_jax.subjects.base import tolerance_of
 from saap_jax.trace.cut import keep_units, kept_shapes, smaller
 from saap_jax.trace.interpret import gated, tapped
-from saap_jax.trace.own_code import Verdict, compared, nearby, tolerance_of, verdicts
+from saap_jax.trace.own_code import Verdict, compared, nearby, verdicts
 from saap_jax.trace.problem import Examples, Problem, count_examples
 from saap_jax.trace.program import Tap
 from saap_jax.trace.trace import Traced, TracedStructure, trace

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.flax import load_file, save
 
-from saap_jax.config.checks import check_local
+from saap_jax.checks import check_local
+from saap_jax.errors import Doubt, reading
 from saap_jax.llama.files.write import new_output, write_further, write_json
 from saap_jax.runtime.digests import digest_of
-from saap_jax.runtime.errors import Doubt, reading
 from saap_jax.surgery.cut import keep_to_json
 from saap_jax.trace.cut import kept_shapes
 from saap_jax.trace.jaxpr import alive, constants_of, derivatives_of

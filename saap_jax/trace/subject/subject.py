@@ -16,14 +16,13 @@ from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Estimator
 from saap_jax.evaluation.cost import weight_bytes
-from saap_jax.runs.records import Couplings
+from saap_jax.records import Couplings
 from saap_jax.runtime.decisions import finite
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout
-from saap_jax.structures.weights import TracedWeights
 from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.trace.listing import coupling_record
-from saap_jax.trace.problem import Examples, Problem, count_examples
+from saap_jax.trace.problem import Examples, Problem, count_examples, made_problem
 from saap_jax.trace.subject import compensation, saved
 from saap_jax.trace.subject.observe import OBSERVED, members
 from saap_jax.trace.subject.observe import observe as observed
@@ -35,6 +34,7 @@ from saap_jax.trace.subject.problem import (
     place_params,
     traced_problem,
 )
+from saap_jax.trace.subject.weights import TracedWeights
 from saap_jax.trace.trace import by_name
 from saap_jax.types import Gates, Keep, Limits, WindowLosses
 
@@ -293,3 +293,8 @@ def subject_of(
     """Trace a problem's function on one example, and place its arrays; see `traced_problem`."""
     fields = vars(traced_problem(problem, layout, norms=norms, refused=refused))
     return TracedSubject(**fields, name=name)
+
+
+def open_problem(name: str, *, norms: bool, refused: bool, layout: Layout | None) -> TracedSubject:
+    """Make the problem of a factory, and trace it."""
+    return subject_of(made_problem(name), name=name, norms=norms, refused=refused, layout=layout)

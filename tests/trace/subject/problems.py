@@ -13,9 +13,8 @@ from saap_jax.llama.segments import masks
 from saap_jax.steps.base import Extent
 from saap_jax.steps.repair.output import LeastSquares
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import TracedSubject, subject_of
 from saap_jax.trace.subject.problem import cut_function, loss_of_one
-from saap_jax.trace.subject.subject import CutTraced
+from saap_jax.trace.subject.subject import CutTraced, TracedSubject, subject_of
 from tests.models_for_tracing import EXAMPLES, drawn
 from tests.trace.test_gates import example_of, values_like
 

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import ACTIVATION_MOMENTS, ACTIVATION_USAGE, make_estimators, observe, score
-from saap_jax.estimation.activations import MULTIPLES
-from saap_jax.llama import Llama
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS, ACTIVATION_USAGE, MULTIPLES
+from saap_jax.estimation.observe import observe, score
+from saap_jax.estimation.registry import make_estimators
+from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runtime.progress import Passes
+from saap_jax.structures.weights import weights_of
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import subject_of
+from saap_jax.trace.subject.subject import subject_of
 from tests.helpers import dense_model, random_tokens
 from tests.trace.subject.problems import calibrate, problem_of, square
 from tests.trace.subject.test_compensation import mlp_problem
@@ -51,7 +53,7 @@ def test_scores_are_those_of_our_llama(kind, masked):
     seen = subject.observe(subject.problem.scenarios["calibration"], NEEDS, Passes(4), keep=traced_keep)
     found = score(made, seen, subject.weights)
     for name in NAMES:
-        expected = made[name].score(own, model)
+        expected = made[name].score(own, weights_of(model))
         for structure, traced in pairs.items():
             np.testing.assert_allclose(
                 found[name][traced], expected[structure], rtol=2e-4, atol=1e-6, err_msg=f"{name} {structure}"

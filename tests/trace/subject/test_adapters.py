@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 import saap_jax
 from saap_jax.trace.adapters import from_linen, from_nnx
 from saap_jax.trace.cut import keep_units
-from saap_jax.trace.subject import cut, subject_of
+from saap_jax.trace.subject.problem import cut
+from saap_jax.trace.subject.subject import subject_of
 from saap_jax.trace.trace import trace
 from tests.models_for_tracing import drawn
 from tests.trace.subject.problems import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saap_jax.cli.main import main
-from saap_jax.trace.subject import load_pruned
+from saap_jax.trace.subject.saved import load_pruned
 from tests.cli.test_main import refused
 from tests.trace.subject.problems import stacked
 from tests.trace.subject.test_compensation import mlp_problem

@@ -10,8 +10,8 @@ import pytest
 
 from saap_jax.steps.repair.output import Bias, LeastSquares
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import subject_of
 from saap_jax.trace.subject.compensation import DAMPING
+from saap_jax.trace.subject.subject import subject_of
 from tests.trace.subject.problems import masked_losses, problem_of, repaired, square, subject_of_model, trained
 
 D, F, HEADS, WIDTH, LAYERS, SEQ, COUNT = 6, 9, 3, 4, 2, 5, 24

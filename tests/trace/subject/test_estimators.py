@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from saap_jax.trace.cut import keep_units, smaller
-from saap_jax.trace.subject import subject_of
 from saap_jax.trace.subject.problem import loss_of_one
+from saap_jax.trace.subject.subject import subject_of
 from tests.trace.subject.problems import calibrate, gated_losses, square, stacked
 
 ALL = (

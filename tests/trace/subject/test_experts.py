@@ -10,7 +10,8 @@ import pytest
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.interpret import Changes, evaluate, gated
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import cut, subject_of
+from saap_jax.trace.subject.problem import cut
+from saap_jax.trace.subject.subject import subject_of
 from saap_jax.trace.trace import trace
 from tests.trace.subject.problems import chosen, cut_losses, masked_losses
 

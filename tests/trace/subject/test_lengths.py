@@ -9,8 +9,9 @@ import pytest
 
 from saap_jax.trace.interpret import gated
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import cut, load_pruned, subject_of
-from saap_jax.trace.subject.problem import at_shapes
+from saap_jax.trace.subject.problem import at_shapes, cut
+from saap_jax.trace.subject.saved import load_pruned
+from saap_jax.trace.subject.subject import subject_of
 from tests.models_for_tracing import attend, layer_norm
 from tests.trace.subject.problems import chosen
 

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import ESTIMATORS
+from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.score.calibrate import score_examples
 from saap_jax.steps.score.score import Score
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import subject_of
 from saap_jax.trace.subject.observe import OBSERVED
 from saap_jax.trace.subject.problem import at_shapes
+from saap_jax.trace.subject.subject import subject_of
 from tests.helpers import dense_model, random_tokens
 from tests.models_for_tracing import drawn
 from tests.trace.subject.problems import problem_of, square, stacked

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from saap_jax.trace.own_code import compared, verdicts
-from saap_jax.trace.subject import subject_of
+from saap_jax.trace.subject.subject import subject_of
 from saap_jax.trace.trace import by_name, trace
 from tests.models_for_tracing import attend
 from tests.trace.subject.problems import chosen, stacked

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import cut, subject_of
+from saap_jax.trace.subject.problem import cut
+from saap_jax.trace.subject.subject import subject_of
 from tests.models_for_tracing import EXAMPLES
 from tests.trace.subject.problems import (
     MIXED,

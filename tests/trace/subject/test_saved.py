@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import cut, load_pruned, subject_of
+from saap_jax.trace.subject.problem import cut
+from saap_jax.trace.subject.saved import load_pruned
+from saap_jax.trace.subject.subject import subject_of
 from tests.models_for_tracing import drawn
 from tests.trace.subject.problems import chosen, drawn_scores, square, stacked
 

@@ -10,21 +10,14 @@ import pytest
 from jax.custom_derivatives import linear_call
 
 from saap_jax.api import select_units
-from saap_jax.config import (
-    CalibrationConfig,
-    CompareConfig,
-    EvaluationConfig,
-    FidelityConfig,
-    MeshConfig,
-    ModelConfig,
-    PruneConfig,
-    for_factory,
-)
+from saap_jax.config.jobs import CompareConfig, FidelityConfig, PruneConfig, for_factory
+from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.jobs import compare, fidelity
 from saap_jax.report.pages.fidelity import correlations
 from saap_jax.runs.scores import read_changes
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import subject_of
+from saap_jax.trace.subject.subject import subject_of
 from tests.trace.subject.problems import (
     SAAP,
     calibrate,

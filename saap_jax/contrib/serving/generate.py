@@ -4,7 +4,8 @@ import sys
 from collections.abc import Iterator
 
 from saap_jax.config.use import GenerateConfig
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.files.load import load_model
+from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.llama.generate import Sampling, decoder_of, stream_texts
 from saap_jax.runtime.progress import Track, quiet
 

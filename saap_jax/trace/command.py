@@ -5,7 +5,7 @@ from typing import Any
 
 from saap_jax.config.method import is_factory
 from saap_jax.config.use import DiscoverConfig
-from saap_jax.llama import load_model
+from saap_jax.llama.files.load import load_model
 from saap_jax.report.blocks import Code
 from saap_jax.report.couplings import coupling_figure
 from saap_jax.report.figures import saved

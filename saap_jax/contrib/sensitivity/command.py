@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from saap_jax.config.jobs import SensitivityConfig
+from saap_jax.contrib.sensitivity.page import extreme_table
+from saap_jax.contrib.sensitivity.profiles import Shares, changes_of, costs_of, nearest_share, plan_of, predicted
+from saap_jax.contrib.suggestions import suggestions_of, trial_options
 from saap_jax.evaluation.resample import LEVEL
-from saap_jax.evaluation.sensitivity import Shares, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.candidates import Evaluator, Row, candidate_of
 from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.racing import Race
 from saap_jax.report.pages.common import suggestion_blocks
-from saap_jax.report.pages.sensitivity import extreme_table
 from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE
-from saap_jax.runs.suggestions import suggestions_of, trial_options
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.chain import Chain, allocation_of, chain, parse

@@ -11,20 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax.contrib.sensitivity.profiles import Change, Shares, a_parameter, changes_of, judged_metric, nearest_share
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.evaluation.differences import Difference, decimals_of, paired_difference
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.scales import format_figure, scale_of
-from saap_jax.evaluation.sensitivity import (
-    Change,
-    Shares,
-    a_parameter,
-    changes_of,
-    judged_metric,
-    nearest_share,
-)
+from saap_jax.records import Row, RunRecord, Suggestion, Trial
 from saap_jax.runs.commands import compare_command, prune_command
-from saap_jax.runs.records import Row, RunRecord, Suggestion, Trial
 from saap_jax.runs.standing import DENSE, comparison_rows, primary_domain
 from saap_jax.runtime.words import plural, signed, some
 from saap_jax.types import STRUCTURES

@@ -14,28 +14,29 @@ import numpy as np
 from jaxtyping import Int
 from safetensors import safe_open
 
-from saap_jax.config.checks import is_remote
+from saap_jax.checks import is_remote
 from saap_jax.config.use import ExportConfig
+from saap_jax.errors import read_object
 from saap_jax.export.gguf_file import context_of, write_gguf
 from saap_jax.export.gguf_vocabulary import copied_vocabulary, lost, no_vocabulary, vocabulary_of
 from saap_jax.export.hf import TRAVELS, write_hf
-from saap_jax.export.widths import width_note, without_empty_layers
+from saap_jax.export.widths import without_empty_layers
 from saap_jax.jobs import origins
-from saap_jax.llama import Llama, load_model, load_tokenizer
-from saap_jax.llama.files import orbax, trainers
 from saap_jax.llama.files.config import config_from_spec
 from saap_jax.llama.files.gguf import ROPE_FACTORS
-from saap_jax.llama.files.orbax import arrays_of, item_of
+from saap_jax.llama.files.load import load_model
 from saap_jax.llama.files.sources import loader_of, resolve
-from saap_jax.llama.files.tokenizer import Tokenizer
+from saap_jax.llama.files.tokenizer import Tokenizer, load_tokenizer
 from saap_jax.llama.files.write import new_output, write_further, write_json, write_tokenizer
+from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import dequantized, quantization_of
 from saap_jax.report.blocks import Code, text_table
-from saap_jax.runtime.errors import read_object
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.remote import staged
 from saap_jax.runtime.words import plural
-from saap_jax.structures import count_parameters
+from saap_jax.structures.discovery import count_parameters
+from saap_jax.surgery.cut import width_note
+from saap_jax.wings import wing
 
 TUNIX, MAXTEXT = "tunix.json", "maxtext.yml"
 """Names of the files that say what configures Tunix, and MaxText."""
@@ -165,8 +166,10 @@ def count_written(place: Path) -> int:
     if place.is_file():
         tensors = gguf.GGUFReader(place).tensors
         return sum(int(tensor.n_elements) for tensor in tensors if tensor.name != ROPE_FACTORS)
-    if (items := item_of(place, orbax.ITEMS)) is not None:
-        return sum(array.size for array in arrays_of(items).values())
+    trainers = wing("trainers_read")
+    items = trainers.item_of(place, trainers.ITEMS)
+    if items is not None:
+        return sum(array.size for array in trainers.arrays_of(items).values())
     total = 0
     for path in place.glob("*.safetensors"):
         with safe_open(path, "numpy") as file:
@@ -199,9 +202,12 @@ def _write(
     if config.format == "maxtext":
         return _write_maxtext(config, model, tokenizer, place, teacher)
     generation = source / "generation_config.json"
-    about = trainers.configuration(model.spec) if config.format == "tunix" else None
-    if about is not None and (found := trainers.departures(model.spec)) and not config.anyway:
-        raise ValueError(f"format tunix: {'; '.join(found)}; say --anyway to write it all the same")
+    about = None
+    if config.format == "tunix":
+        about = wing("trainers_write").configuration(model.spec)
+        found = wing("trainers_write").departures(model.spec)
+        if found and not config.anyway:
+            raise ValueError(f"format tunix: {'; '.join(found)}; say --anyway to write it all the same")
     added = write_hf(
         model,
         place,
@@ -212,7 +218,8 @@ def _write(
     )
     if about is not None:
         write_json(about, place / TUNIX)
-        return f"{model.constants.traits.architecture} for {about['module']}", added, trainers.departures(model.spec)
+        departures = wing("trainers_write").departures(model.spec)
+        return f"{model.constants.traits.architecture} for {about['module']}", added, departures
     if config.format in TRAVELS:
         how = {"ragged": "load it in transformers with trust_remote_code=True"}
         how |= {"nas": f"serve it with vllm serve {shlex.quote(config.out)} --trust-remote-code"}
@@ -225,6 +232,8 @@ def _write_maxtext(
     config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, place: Path, teacher: Llama | None
 ) -> tuple[str, int, tuple[str, ...]]:
     """Write a checkpoint of MaxText, perhaps its teacher's beside it, what reads them back, and what MaxText takes."""
+    trainers = wing("trainers_write")
+    checkpoints = wing("trainers_read")
     remote = is_remote(config.out)
     where = config.out.rstrip("/") if remote else str(Path(config.out).expanduser().absolute())
     student = trainers.Side(model.spec, where)
@@ -234,7 +243,7 @@ def _write_maxtext(
     settings = trainers.settings_of(student, other, words)
     for each, directory in ((model, place), (teacher, place / TEACHER)):
         if each is not None:
-            orbax.write_maxtext(each, directory, jnp.dtype(config.dtype))
+            checkpoints.write_maxtext(each, directory, jnp.dtype(config.dtype))
             write_json(config_from_spec(each.spec, config.dtype), directory / "config.json")
             if tokenizer is not None:
                 write_tokenizer(tokenizer, directory)
@@ -246,7 +255,7 @@ def _write_maxtext(
         notes += (f"{MAXTEXT} lacks its teacher: export again with --teacher and the unpruned model",)
     elif len(teacher.spec.layers) != len(model.spec.layers):
         notes += ("whole layers went, so MaxText can compare logits, but not features of layers: leave distill_beta 0",)
-    return f"MaxText, decoder block {orbax.BLOCKS[model.constants.family]}", 0, notes
+    return f"MaxText, decoder block {checkpoints.BLOCKS[model.constants.family]}", 0, notes
 
 
 def sample_tokens(tokenizer: Tokenizer | None, vocab: int, max_positions: int) -> Int[np.ndarray, "1 seq"]:

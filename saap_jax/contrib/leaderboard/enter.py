@@ -16,11 +16,12 @@ import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.config.use import EnterConfig
-from saap_jax.data import check_disjoint, evaluation_windows
+from saap_jax.contrib.leaderboard.page import DENSE, EXAMPLES, JUDGED, Entry, leaderboard, read_entries
+from saap_jax.data.sources import check_disjoint
+from saap_jax.data.windows import evaluation_windows
+from saap_jax.errors import reading
 from saap_jax.evaluation.perplexity import metric_name
-from saap_jax.report.leaderboard import DENSE, EXAMPLES, JUDGED, Entry, leaderboard, read_entries
 from saap_jax.runtime.digests import digest_of, git_commit, versions
-from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import encoded, read_json, write_atomically
 from saap_jax.runtime.progress import Passes, Track, quiet, step
 from saap_jax.runtime.sources import run_file, source_digest

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
 
-from saap_jax.runtime.errors import shown
+from saap_jax.errors import shown
 
 Check = Callable[[str, Any], object]
 """Raises ValueError where the value of a field, which comes with its name, is not a good one."""

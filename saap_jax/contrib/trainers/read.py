@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from saap_jax.errors import read_object, reading
 from saap_jax.llama.files.config import spec_from_config
 from saap_jax.llama.files.layout import EMBEDDING, UNEMBEDDING, Checkpoint, model_tensors
 from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.runtime.errors import read_object, reading
 from saap_jax.runtime.gather import leaves_by_path
 
 ITEMS, PARAMETERS = "items", "model_params"

@@ -1,6 +1,6 @@
 """The leaderboard: tables of JSON files that `saap enter` writes. Who stands where is said by the race.
 
-    python -m saap_jax.report.leaderboard leaderboard/judged
+    python -m saap_jax.contrib.leaderboard.page leaderboard/judged
 
 prints the tables as Markdown.
 """
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax.errors import reading
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.race import race
 from saap_jax.evaluation.scales import PERPLEXITY, format_ppl
 from saap_jax.report.blocks import Column, Table
 from saap_jax.report.formats import BEST, TIED, marked, with_interval
 from saap_jax.report.render import markdown_text
-from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import read_json
 from saap_jax.runtime.words import plural
 

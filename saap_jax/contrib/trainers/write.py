@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from saap_jax.llama.files.orbax import BLOCKS, ITEMS
+from saap_jax.contrib.trainers.read import BLOCKS, ITEMS
 from saap_jax.llama.spec import LlamaSpec, RopeScaling
 
 BASE = "post_train/distillation.yml"

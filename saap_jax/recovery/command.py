@@ -13,33 +13,33 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from saap_jax.config.checks import is_remote
+from saap_jax.checks import is_remote
 from saap_jax.config.recover import MethodConfig, RecoverConfig
-from saap_jax.data import Windows, check_disjoint, pairs
-from saap_jax.data.packing import Pieces, Rows, count_batches, pack, read_pieces, rows_fed, split_pieces
-from saap_jax.data.windows import window_articles
+from saap_jax.data.sources import check_disjoint
+from saap_jax.data.windows import Windows, pairs, window_articles
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
 from saap_jax.jobs import origins
 from saap_jax.jobs.job import lengths_of, run_job
 from saap_jax.jobs.judged import NEW_TOKENS, written
-from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
-from saap_jax.llama.files.load import load_keep
+from saap_jax.llama.files.load import load_keep, load_model
 from saap_jax.llama.files.sources import resolve
-from saap_jax.llama.files.tokenizer import Tokenizer
-from saap_jax.llama.files.write import check_widths, write_further
+from saap_jax.llama.files.tokenizer import Tokenizer, load_tokenizer
+from saap_jax.llama.files.write import check_widths, save_model, write_further
 from saap_jax.llama.generate import decoder_of
+from saap_jax.llama.model import Llama
+from saap_jax.records import RECOVERY
 from saap_jax.recovery.adapters import METHODS, Method
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Outcome, Told, Training, held_out_loss, train
 from saap_jax.recovery.objective import Objective, cast
+from saap_jax.recovery.packing import Pieces, Rows, count_batches, pack, read_pieces, rows_fed, split_pieces
+from saap_jax.recovery.page import recovery_table, summary
 from saap_jax.recovery.top_k import KeptLogits, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
-from saap_jax.report.pages.recover import recovery_table, summary
 from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory, flatten, write_scalars
-from saap_jax.runs.records import RECOVERY
 from saap_jax.runtime.digests import digest_of, inputs_of, model_digest, provenance
 from saap_jax.runtime.files import held, plain
 from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
@@ -47,7 +47,7 @@ from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.remote import exists, send
 from saap_jax.runtime.words import plural
-from saap_jax.structures import count_parameters
+from saap_jax.structures.discovery import count_parameters
 from saap_jax.subjects.llama import texts_of
 
 

@@ -6,9 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.evaluation.resample import format_interval, too_few
-from saap_jax.evaluation.scales import format_figure, scale_of
-from saap_jax.evaluation.sensitivity import (
+from saap_jax.contrib.sensitivity.profiles import (
     Change,
     a_parameter,
     as_costly,
@@ -17,12 +15,14 @@ from saap_jax.evaluation.sensitivity import (
     nearest_share,
     structures_in,
 )
+from saap_jax.evaluation.resample import format_interval, too_few
+from saap_jax.evaluation.scales import format_figure, scale_of
+from saap_jax.records import Row, RunRecord
 from saap_jax.report.blocks import Column, Figure, Findings, Section, Table, folded
 from saap_jax.report.figures import change_figure
 from saap_jax.report.formats import BEST, TIED, VERDICT, format_change, format_hundredths
 from saap_jax.report.pages.common import metric_columns, share_evaluated
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.words import signed
 

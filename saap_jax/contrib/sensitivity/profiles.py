@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from saap_jax.evaluation.differences import Difference, Losses, losses_of, paired_difference
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.runs.records import Row, RunRecord
+from saap_jax.records import Row, RunRecord
 from saap_jax.types import STRUCTURES
 
 Place = tuple[str, int]

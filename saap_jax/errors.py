@@ -43,7 +43,7 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     >>> with reading("config.json", "JSON"):
     ...     {}["a"]
     Traceback (most recent call last):
-    saap_jax.runtime.errors.UnreadableFileError: config.json: expected JSON, which cannot be read (KeyError: 'a')
+    saap_jax.errors.UnreadableFileError: config.json: expected JSON, which cannot be read (KeyError: 'a')
     """
     try:
         yield
@@ -109,7 +109,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
     >>> parse_json(b'{"a": 1, "a": 2}', "c")
     Traceback (most recent call last):
-    saap_jax.runtime.errors.UnreadableFileError: c: expected JSON, which cannot be read (the key 'a' comes twice)
+    saap_jax.errors.UnreadableFileError: c: expected JSON, which cannot be read (the key 'a' comes twice)
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

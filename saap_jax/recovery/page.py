@@ -8,6 +8,7 @@ import numpy as np
 
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import format_ppl
+from saap_jax.records import RECOVERY, Row, RunRecord
 from saap_jax.report.blocks import Column, Figure, Findings, Table, section
 from saap_jax.report.figures import learning_figure
 from saap_jax.report.formats import (
@@ -21,7 +22,6 @@ from saap_jax.report.formats import (
 )
 from saap_jax.report.pages.common import DOMAINS
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.records import RECOVERY, Row, RunRecord
 from saap_jax.runs.standing import metrics, number
 from saap_jax.runtime.words import plural
 

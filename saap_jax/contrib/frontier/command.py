@@ -8,8 +8,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from saap_jax.config.checks import read_percent
+from saap_jax.checks import read_percent
 from saap_jax.config.jobs import FrontierConfig
+from saap_jax.contrib.frontier.page import frontier_table, summary
+from saap_jax.contrib.suggestions import suggestions_of
 from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket, found_variants
 from saap_jax.evaluation.resample import LEVEL
 from saap_jax.evaluation.scales import scale_of
@@ -17,12 +19,10 @@ from saap_jax.jobs.candidates import Candidate, Evaluator, Row, candidate_of
 from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.racing import Race
 from saap_jax.report.pages.common import suggestion_blocks
-from saap_jax.report.pages.frontier import frontier_table, summary
 from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
-from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps.chain import Chain, expand
 

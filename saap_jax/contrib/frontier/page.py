@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from saap_jax.evaluation.crossing import Found, found_variants
 from saap_jax.evaluation.resample import format_interval, too_few
 from saap_jax.evaluation.scales import format_figure, scale_of
+from saap_jax.records import Row, RunRecord
 from saap_jax.report.blocks import Column, Figure, Findings, Table, folded
 from saap_jax.report.figures import Curve, Limit, ratio_figure
 from saap_jax.report.formats import BEST, TIED_LEGEND, format_estimate, format_percent, marked
 from saap_jax.report.pages.common import metric_columns, share_evaluated
 from saap_jax.report.pages.compare import candidate_table
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, mean_figure
 from saap_jax.runtime.words import plural, some
 

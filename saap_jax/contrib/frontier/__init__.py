@@ -1,0 +1,1 @@
+"""The largest ratio within a limit: `saap frontier`, and its page."""

@@ -1,0 +1,1 @@
+"""A leaderboard that anybody can enter: `saap enter`, and its page."""

@@ -1,0 +1,1 @@
+"""What each layer costs: `saap sensitivity`, and its page."""

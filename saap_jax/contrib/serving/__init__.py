@@ -1,0 +1,1 @@
+"""Use a model: `saap generate` and `saap bench`."""

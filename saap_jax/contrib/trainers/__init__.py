@@ -1,0 +1,1 @@
+"""Checkpoints of trainers, MaxText and Tunix: read and written."""
