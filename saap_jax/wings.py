@@ -1,6 +1,6 @@
-"""What the core leaves to wings and contrib, by name: imported when somebody asks for it, and never before.
+"""What most jobs do without, by name: wings, contrib and some of the core, imported when it is asked for.
 
-The core needs none of it to compare, prune, score and evaluate a LLaMA.
+The core needs no wing and nothing of contrib to compare, prune, score and evaluate a LLaMA.
 """
 
 import importlib
@@ -13,6 +13,9 @@ WINGS: dict[str, str] = {
     "own_code": "trace.subject.pruned:own_code",
     "forms_of": "export.hf:forms_of",
     "check_group_size": "recovery.quantization:check_group_size",
+    "writer": "llama.generate",
+    "tfds": "data.tfds_source",
+    "fusion_section": "report.pages.score:fusion_section",
     "targets": "contrib.targets",
     "suggestions_of": "contrib.suggestions:suggestions_of",
     "open_orbax": "contrib.trainers.read:open_orbax",

@@ -28,9 +28,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from saap_jax.data import tfds_source
 from saap_jax.data.chat import Exchange, exchange_of
 from saap_jax.errors import fields_of, parse_json, read_lines, reading
+from saap_jax.wings import wing
 
 Part = Literal["calibration", "evaluation", "all"]
 """Which of a built-in source's documents to read; a file is always read whole."""
@@ -86,7 +86,7 @@ def parse_source(source: str) -> Source:
         return Source(kind, path)
     path, _, field = path.rpartition("#") if "#" in path and not path.endswith(".jsonl") else (path, "", "")
     if kind == "tfds":
-        tfds_source.parse_reference(source, path)
+        wing("tfds").parse_reference(source, path)
     return Source(kind, path, field or "text")
 
 
@@ -102,7 +102,7 @@ def read_texts(source: str, part: Part = "all") -> tuple[Document, ...]:
     if kind == "builtin":
         found = [(name, text) for name, text in BUILTIN[path]() if part in ("all", part_of(name))]
     elif kind == "tfds":
-        found = tfds_source.read_examples(source, path, field, part)
+        found = wing("tfds").read_examples(source, path, field, part)
     else:
         found = FORMATS[kind](_find(source, path), source, field)
     documents = tuple(Document(name, text) for name, text in found if text.strip())

@@ -1,6 +1,7 @@
 """Export a model: write it, read it back, compare, and only then give it its name."""
 
 import contextlib
+import dataclasses
 import math
 import shlex
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from saap_jax.llama.files.write import new_output, write_further, write_json, wr
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import dequantized, quantization_of
 from saap_jax.report.blocks import Code, text_table
+from saap_jax.runs.commands import options
+from saap_jax.runs.origin import OriginStep
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.remote import staged
 from saap_jax.runtime.words import plural
@@ -152,7 +155,7 @@ def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path,
             parameters = (count_parameters(model), count_written(place))
             if place.is_dir():
                 loader = "maxtext" if config.format == "maxtext" else loader_of(read_object(place / "config.json"))
-                made = origins.exported(config, parameters, tuple(notes))
+                made = origin_step(config, parameters, tuple(notes))
                 write_further(origins.files_of(origin, made, loader, out.name), place)
             if tokenizer is not None:
                 check_tokenizer(tokenizer, load_tokenizer(place), str(out))
@@ -311,6 +314,14 @@ def check_tokenizer(source: Tokenizer, exported: Tokenizer, where: str) -> None:
                 f"{where}: expected the tokenizer that was written to encode {text[:20]!r} as {expected[:12]}, "
                 f"got {got[:12]}; export with --format ragged or padded instead, which copy the tokenizer's files"
             )
+
+
+def origin_step(config: ExportConfig, parameters: tuple[int, int], notes: tuple[str, ...]) -> OriginStep:
+    """Write the step of `saap export`."""
+    words = options(dataclasses.asdict(config), ExportConfig(model=config.model, out=config.out))
+    facts = {"format": config.format, "dtype": config.dtype, "notes": "; ".join(notes)}
+    command = " ".join(["saap export", *map(shlex.quote, (config.model, config.out)), *words])
+    return OriginStep(kind="export", command=command, model=config.model, parameters=parameters, facts=facts)
 
 
 def shown(config: ExportConfig, exported: Exported) -> Iterator[Any]:

@@ -20,11 +20,13 @@ from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.judged import TURNS, in_turns, written_by
 from saap_jax.jobs.racing import Race, left_of
 from saap_jax.llama.files.write import write_further
-from saap_jax.records import RaceRecord
+from saap_jax.records import RaceRecord, Row, RunRecord
 from saap_jax.report.couplings import coupling_files
 from saap_jax.report.pages.common import structure_sentences, subject_sentence, written_section
 from saap_jax.report.pages.compare import comparison_table, cut_tables
+from saap_jax.runs.commands import command_of, prune_command
 from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.origin import OriginStep, figures_of
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, comparison_rows
 from saap_jax.runtime.processes import barrier, broadcast
@@ -123,7 +125,7 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
     else:
         place = evaluator.cut(best.name)
         loaded = subject.load(place)
-        made = origins.chosen(config, run.record, row, loaded.parameters)
+        made = origin_step(config, run.record, row, loaded.parameters)
         state = None if best.chain.repairs else evaluator.state(best)
         if texts_written := written_by(subject, loaded, state, config.new_tokens, track):
             run.update(written=texts_written)
@@ -162,6 +164,26 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
             "segments": loaded.segments,
         }
     )
+
+
+def origin_step(config: CompareConfig, run: RunRecord, row: Row, parameters: int) -> OriginStep:
+    """Write the step of `saap compare` that cuts the candidate of a row; `parameters` are those of the cut model."""
+    calibration = dataclasses.replace(config.calibration, seed=row["seed"])
+    facts = {
+        "candidate": row["candidate"],
+        "chain": row["chain"],
+        "calibration": origins.calibration_text(calibration, config.model.traced),
+        "made alone by": prune_command(run, row),
+    }
+    return {
+        "kind": "compare",
+        "command": command_of(config),
+        "model": config.model.name,
+        "parameters": (run["model"]["parameters"], parameters),
+        "ratio": (row["ratio_asked"], row["ratio_actual"]),
+        "facts": facts,
+        "figures": figures_of({"dense": run["dense"], "pruned": row}, run.get("articles", {})),
+    }
 
 
 def shown(config: CompareConfig, run: RunDirectory) -> Iterator[Any]:

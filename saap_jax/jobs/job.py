@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saap_jax.config.jobs import FidelityConfig, ScoreConfig
-from saap_jax.config.recover import RecoverConfig
 from saap_jax.data.sources import check_disjoint
 from saap_jax.data.windows import parse_scenario
 from saap_jax.jobs.since import Config, warn_of_changes
@@ -100,7 +99,7 @@ Files = Callable[[RunDirectory], dict[str, str]]
 
 
 def run_job(
-    config: Config | RecoverConfig,
+    config: Any,
     work: Callable[[RunDirectory], None],
     files: Files = lambda run: {},
     *,
@@ -116,13 +115,14 @@ def run_job(
     """
     options: dict[str, Any] = {"overwrite": overwrite, "command": command_of(config)}
 
+    recovers = isinstance(config.model, str)  # a directory, which the run does not watch
     path = Path(config.runs) / config.name
     run = RunDirectory.open(path, dataclasses.asdict(config), **options)
     if run.finished:
-        if not isinstance(config, RecoverConfig):
+        if not recovers:
             warn_of_changes(config, run, lambda: _digests(config, track))
         return run
-    attention = config.attention if isinstance(config, RecoverConfig) else config.model.attention
+    attention = config.attention if recovers else config.model.attention
     with attending(attention), held(path, f"the run {path}"):
         run = RunDirectory.open(path, dataclasses.asdict(config), **options)  # another may have gone on meanwhile
         if not run.finished:

@@ -1,5 +1,6 @@
 """One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
 
+import dataclasses
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ from saap_jax.llama.spec import LlamaSpec
 from saap_jax.records import WrittenText
 from saap_jax.report.blocks import Code, text_table
 from saap_jax.runs.cache import FileCache
-from saap_jax.runs.origin import figures_of
+from saap_jax.runs.commands import options
+from saap_jax.runs.origin import OriginStep, figures_of
 from saap_jax.runtime.files import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast
@@ -138,7 +140,7 @@ def _prune(
                 "ratio": selection.actual,
                 "held_out_loss": losses,
             }
-        made = origins.pruned(config, chain.written, calibration, selection, (subject.parameters, cut.parameters))
+        made = origin_step(config, chain.written, calibration, selection, (subject.parameters, cut.parameters))
         if judged is not None:
             made["figures"] = figures_of(judged.models, judged.articles)
         if texts_written:
@@ -208,6 +210,24 @@ def told_rows(told: Mapping[str, Any], places: str) -> list[tuple[str, str]]:
     if scaled := told.get("scaled"):
         rows.append((f"{kl} before and after scales", f"{scaled[0]:.4f} -> {min(scaled):.4f}"))
     return rows
+
+
+def origin_step(
+    config: PruneConfig, chain: str, calibration: CalibrationConfig, selection: Selection, parameters: tuple[int, int]
+) -> OriginStep:
+    """Write the step of `saap prune`; `chain` is the method in full, `parameters` are those before and after."""
+    facts = {
+        "method": config.chain,
+        "chain": chain if chain != config.chain else "",
+        "scores": f"of the run {config.from_run}" if config.from_run else "",
+        "calibration": origins.calibration_text(calibration, config.model.traced),
+        "targets": ", ".join(f"{name} {limit}" for name, limit in config.targets.asked.items()),
+    }
+    command = " ".join(["saap prune", *options(dataclasses.asdict(config), PruneConfig())])
+    ratio = (selection.asked, selection.actual)
+    return OriginStep(
+        kind="prune", command=command, model=config.model.name, parameters=parameters, ratio=ratio, facts=facts
+    )
 
 
 def shown(config: PruneConfig, pruned: PruneResult) -> Iterator[Any]:

@@ -5,9 +5,9 @@ for its chain wherever chains are written. A new one is an entry of a file here,
 call of `register` in a CONFIG.py.
 """
 
+import importlib
 import re
 
-from saap_jax.recipes import activations, blocks, default, derivatives, missing, reconstruction, saap, widths
 from saap_jax.recipes.base import Recipe
 
 RECIPES: dict[str, Recipe] = {}
@@ -28,8 +28,9 @@ def register(name: str, recipe: Recipe) -> Recipe:
     return recipe
 
 
-_FILES = (activations, blocks, default, derivatives, missing, reconstruction, saap, widths)
+FILES = ("activations", "blocks", "default", "derivatives", "missing", "reconstruction", "saap", "widths")
+"""The files of this package that have `RECIPES`, in the order in which they are listed."""
 
-for _file in _FILES:
-    for _name, _recipe in _file.RECIPES.items():
+for _file in FILES:
+    for _name, _recipe in importlib.import_module(f"saap_jax.recipes.{_file}").RECIPES.items():
         register(_name, _recipe)

@@ -6,7 +6,7 @@ A run that is killed at any moment goes on from its newest checkpoint, to the sa
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from saap_jax.llama.files.tokenizer import Tokenizer, load_tokenizer
 from saap_jax.llama.files.write import check_widths, save_model, write_further
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.model import Llama
-from saap_jax.records import RECOVERY
+from saap_jax.records import RECOVERY, Measured, RunRecord
 from saap_jax.recovery.adapters import METHODS, Method
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Outcome, Told, Training, held_out_loss, train
@@ -39,7 +39,9 @@ from saap_jax.recovery.page import recovery_table, summary
 from saap_jax.recovery.top_k import KeptLogits, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report.write import finding_files
+from saap_jax.runs.commands import command_of, options
 from saap_jax.runs.directory import RunDirectory, flatten, write_scalars
+from saap_jax.runs.origin import OriginStep, figures_of
 from saap_jax.runtime.digests import digest_of, inputs_of, model_digest, provenance
 from saap_jax.runtime.files import held, plain
 from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
@@ -141,7 +143,7 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
         run.update(after=measure(recovered))
     if config.new_tokens:
         _decode(config, run, recovered, tokenizer, track)
-    made = origins.recovered(config, run.record)
+    made = origin_step(config, run.record)
     write_further(origins.files_of(origin, made, recovered, config.name), out)
     if is_remote(config.out) and is_primary():
         with step(track, f"send the model to {config.out}"):
@@ -353,6 +355,31 @@ def _decode(config: RecoverConfig, run: RunDirectory, recovered: Llama, tokenize
             run.update(
                 **{name: run.record[name] | {"tokens_per_second": rates.median, "slowest_and_fastest": rates[1:]}}
             )
+
+
+def origin_step(config: RecoverConfig, run: RunRecord) -> OriginStep:
+    """Write the step of `saap recover`, whose record has what was measured of all models."""
+    training, data = run["training"], run["data"]
+    method = {name: value for name, value in dataclasses.asdict(config.method).items() if name != "name"}
+    models: Mapping[str, Measured] = {label: run[key] for key, label in RECOVERY.items() if key in run}
+    best = None if training["best_step"] == training["steps"] else training["best_step"]
+    facts = {
+        "method": " ".join([config.method.name, *options(method, MethodConfig())]),
+        "text": f"{', '.join(config.data.sources)}: {plural(data['rows'], 'row')} of {config.data.length} tokens, "
+        f"seed {config.data.seed}",
+        "training": f"{plural(training['steps'], 'step')} of {plural(training['rows'], 'row')}, "
+        f"seed {config.training.seed}" + (f"; the model is that of step {best}" if best else ""),
+        "learned from": config.dense if config.training.distillation or config.training.hidden else "",
+    }
+    return {
+        "kind": "recover",
+        "command": command_of(config),
+        "model": config.model,
+        "parameters": (run["before"]["parameters"], run["after"]["parameters"]),
+        "facts": facts,
+        "figures": figures_of(models, run.get("articles", {})),
+        "written": run.get("written", []),
+    }
 
 
 def shown(config: RecoverConfig, run: RunDirectory) -> Iterator[Any]:

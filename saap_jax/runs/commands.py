@@ -7,26 +7,21 @@ from typing import Any
 
 from saap_jax.config.jobs import (
     CompareConfig,
-    FidelityConfig,
-    FrontierConfig,
     PruneConfig,
-    ScoreConfig,
-    SensitivityConfig,
 )
-from saap_jax.config.recover import RecoverConfig
 from saap_jax.recipes.registry import RECIPES
 from saap_jax.records import Row, RunRecord
 from saap_jax.steps.chain import parse
 
 RUNS = {
-    CompareConfig: "compare",
-    FidelityConfig: "fidelity",
-    FrontierConfig: "frontier",
-    RecoverConfig: "recover",
-    ScoreConfig: "score",
-    SensitivityConfig: "sensitivity",
+    "CompareConfig": "compare",
+    "FidelityConfig": "fidelity",
+    "FrontierConfig": "frontier",
+    "RecoverConfig": "recover",
+    "ScoreConfig": "score",
+    "SensitivityConfig": "sensitivity",
 }
-"""Configuration of a job that keeps a run: its command."""
+"""Class of the configuration of a job that keeps a run -> its command."""
 
 
 def command_of(config: Any) -> str:
@@ -36,7 +31,7 @@ def command_of(config: Any) -> str:
     'saap score --name mine'
     """
     kind = type(config)
-    return " ".join(["saap", RUNS[kind], *options(dataclasses.asdict(config), kind())])
+    return " ".join(["saap", RUNS[kind.__name__], *options(dataclasses.asdict(config), kind())])
 
 
 def config_file(config: Any) -> str:

@@ -1,6 +1,7 @@
 """Weights seen unit by unit: what formulas of estimators are applied to."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float, Shaped
 
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units, segment_bounds
-from saap_jax.structures.discovery import channel_view, discover, unit_view
+from saap_jax.structures.discovery import Structure, channel_view, discover, unit_view
 from saap_jax.types import Keep
 
 
@@ -72,6 +73,8 @@ class LlamaWeights:
     """`Weights` of a model of ours."""
 
     model: Llama
+    structures: Mapping[str, Structure] | None = dataclasses.field(default=None, metadata={"static": True})
+    """Of a tree of gradients, which has no numbers for norms: those of the model."""
 
     @property
     def units(self) -> Keep:
@@ -82,18 +85,18 @@ class LlamaWeights:
         return frozenset({"attention"})
 
     def like(self, tree: Any) -> "LlamaWeights":
-        return LlamaWeights(tree)
+        return LlamaWeights(tree, self._structures())
 
     def without(self, keep: Keep) -> "LlamaWeights":
         return self  # each matrix belongs to one structure
 
     def matrices(self, structure: str, channels: bool = False) -> list[list[Float[Array, "layers units *rest"]]]:
         view = channel_view if channels else unit_view
-        members = discover(self.model)[structure].members
+        members = self._structures()[structure].members
         return [[view(segment, member) for member in members] for segment in self.model.segments]
 
     def writing(self, structure: str) -> list[tuple[slice, Float[Array, "layers units coordinates embed"]]]:
-        writer = discover(self.model)[structure].writer
+        writer = self._structures()[structure].writer
         embed = self.model.embedding.shape[-1]
         found = []
         for segment, bounds in zip(self.model.segments, segment_bounds(self.model.segments), strict=True):
@@ -101,6 +104,9 @@ class LlamaWeights:
             layers, units, rest = flat.shape
             found.append((slice(bounds.start, bounds.stop), jnp.reshape(flat, (layers, units, rest // embed, embed))))
         return found
+
+    def _structures(self) -> Mapping[str, Structure]:
+        return discover(self.model) if self.structures is None else self.structures
 
 
 def weights_of(model: Any) -> Weights:

@@ -27,7 +27,6 @@ from saap_jax.evaluation.perplexity import candidate_losses, metric_name, window
 from saap_jax.llama.files.load import load_model
 from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.llama.files.write import save_model
-from saap_jax.llama.generate import Sampling, generate
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.records import Couplings
@@ -192,8 +191,11 @@ class LlamaSubject(Subject):
         if not len(begun := examples.tokens[examples.mask.all(axis=1), :prompt]) or not prompt:
             raise ValueError("expected whole windows of two tokens or more to go on from, got none")
         prompts = [begun[row % len(begun)].tolist() for row in range(rows)]
-        sampling = Sampling(temperature=temperature, seed=seed, stop_tokens=())
-        written = generate(self.model, prompts, max_new_tokens=length - prompt, sampling=sampling, batch_size=WRITTEN)
+        writer = wing("writer")
+        sampling = writer.Sampling(temperature=temperature, seed=seed, stop_tokens=())
+        written = writer.generate(
+            self.model, prompts, max_new_tokens=length - prompt, sampling=sampling, batch_size=WRITTEN
+        )
         tokens = np.array([first + rest for first, rest in zip(prompts, written, strict=True)], np.int32)
         return Windows(tokens, np.ones(tokens.shape, bool))
 

@@ -50,14 +50,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import saap_jax.estimation
+import saap_jax.estimation.registry
 
 if TYPE_CHECKING:
     from nowhere import Thing
 
 
 def mine(*, root: bool = False, sizes: tuple[int, ...] = (1,), way: Literal["a"] | None = None, more: Any = 0):
-    return saap_jax.estimation.make_estimator("wanda")
+    return saap_jax.estimation.registry.make_estimator("wanda")
 
 
 def other(*, share: float, thing: Thing = 0):

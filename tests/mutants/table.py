@@ -905,7 +905,7 @@ _JUDGED = (
         ),
     ),
     *_of(
-        "structures/__init__.py",
+        "structures/discovery.py",
         "uniform global",
         "tests/structures/test_structures.py",
         ("costs: of one member", "each += math.prod(", "each = math.prod("),

@@ -79,7 +79,7 @@ def test_scenarios_are_scored_apart_and_reduced_when_asked(session, both):
 @pytest.mark.slow
 def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(session, both):
     model, windows = session
-    joined = saap_jax.data.Windows(*(np.concatenate(parts) for parts in zip(*windows.values(), strict=True)))
+    joined = saap_jax.data.windows.Windows(*(np.concatenate(parts) for parts in zip(*windows.values(), strict=True)))
     together = saap_jax.score_units(model, joined, NAMES, stability=True, batch_size=2)
     for name in STRUCTURES:
         np.testing.assert_allclose(

@@ -37,7 +37,6 @@ from saap_jax.report.pages.common import (
     structure_sentences,
     suggestions_section,
 )
-from saap_jax.report.pages.score import fusion_section
 from saap_jax.runs.standing import (
     DENSE,
     ComparisonRow,
@@ -53,6 +52,7 @@ from saap_jax.runs.standing import (
     untested,
 )
 from saap_jax.runtime.words import plural, signed, some
+from saap_jax.wings import wing
 
 
 def compare_sections(run: RunRecord, candidates: Sequence[records.Row]) -> tuple[list[Section], list[Row]]:
@@ -66,7 +66,7 @@ def compare_sections(run: RunRecord, candidates: Sequence[records.Row]) -> tuple
         *suggestions_section(run),
         *section("Comparison", *([table, *each_seed] if rows else [])),
         *_kept_section(run, variants, rows),
-        *fusion_section(run),
+        *wing("fusion_section")(run),
         *_divergence_sections(run),
         *section("The cut model", *cut_tables(run)),
         *closing_sections(run),
