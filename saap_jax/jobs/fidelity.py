@@ -14,6 +14,7 @@ from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_changes, save_scores
 from saap_jax.runtime.digests import provenance
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import append_line
 from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.subjects.base import explained
@@ -41,7 +42,10 @@ def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Trac
             stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
         units = sample_units(subject.existing, config.channels_per_layer, config.seed)
         path, known = run.claim("ablation.jsonl"), set(units)
-        there = changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
+        there = {}
+        if path.exists():
+            with reading(path, "changes of loss; remove the file, and the same command measures them again"):
+                there = changes_from_lines(path.read_text())
         with run.stage("ablate"), explained("fidelity", subject, scenarios, config.calibration.batch_size):
             subject.ablate(
                 subject.join([*scenarios.values()]),

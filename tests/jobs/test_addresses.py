@@ -69,14 +69,14 @@ def test_a_recovery_whose_sending_died_goes_on_without_training_again(bucket, tm
     bucket.dies_at = "model.safetensors"
     assert "the line went dead" in refused(capsys, words)
     assert not exists(PRUNED)
-    before = read_candidates(tmp_path / "runs" / "recover")[0]
+    before = read_candidates(tmp_path / "runs" / "recover")
     assert len(before) == 2
     assert read_run(tmp_path / "runs" / "recover")["status"] == "running"
     bucket.dies_at = ""
     assert main.main(words) == 0
     run = read_run(tmp_path / "runs" / "recover")
     assert (run["status"], run["out"]) == ("finished", PRUNED)
-    assert read_candidates(tmp_path / "runs" / "recover")[0] == before, "no step was done again"
+    assert read_candidates(tmp_path / "runs" / "recover") == before, "no step was done again"
     origin = read_origin(resolve(PRUNED))
     assert origin is not None
     assert [step["kind"] for step in origin["steps"]] == ["recover"]
