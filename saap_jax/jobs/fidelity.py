@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from saap_jax.config.jobs import FidelityConfig
+from saap_jax.errors import reading
 from saap_jax.estimation.ablation import changes_from_lines, changes_to_lines, sample_units
 from saap_jax.evaluation.rank_correlation import fidelity
 from saap_jax.jobs.candidates import cache_of, runner_of
@@ -14,7 +15,6 @@ from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_changes, save_scores
 from saap_jax.runtime.digests import provenance
-from saap_jax.runtime.errors import reading
 from saap_jax.runtime.files import append_line
 from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.subjects.base import explained

@@ -18,11 +18,13 @@ import dataclasses
 import difflib
 import itertools
 import keyword
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from saap_jax.checks import check_values
+from saap_jax.config.method import PACKAGED_MODELS
 from saap_jax.config.packaged import packaged
 from saap_jax.estimation.registry import ESTIMATORS, from_file, names_file
 from saap_jax.recipes.registry import RECIPES
@@ -317,6 +319,8 @@ def _score(segment: str) -> Score:
         return Score(segment)
     except ValueError as error:
         name = segment.partition("(")[0].strip()
+        if segment in PACKAGED_MODELS or os.path.exists(segment):
+            raise ValueError(f"unknown step {name!r}; did you mean --model {segment}?") from None
         if names_file(segment) or not str(error).startswith("unknown estimator") or set("+/") & set(name):
             raise
         near = difflib.get_close_matches(name, [*STEPS, *ESTIMATORS, *ORACLES, *RECIPES, *packaged()], 1, cutoff=0.0)
