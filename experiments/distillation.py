@@ -45,11 +45,10 @@ ROW, BATCH, RATE = 128, 4, 3e-3
 TEXTS = {f"ppl@{LENGTH} {source}": SHORT[source] for source in (WIKITEXT, TREEBANK)}
 """Metric -> what the page calls it."""
 
-BASE, LOGITS, TOP, HIDDEN = "language loss", "all logits", "top-64 logits", "hidden states"
+BASE, LOGITS, HIDDEN = "language loss", "all logits", "hidden states"
 ARMS: dict[str, dict[str, Any]] = {
     BASE: {},
     LOGITS: {"distillation": 0.5},
-    TOP: {"distillation": 0.5, "top_k_logits": 64},
     HIDDEN: {"hidden": 1.0},
     "hidden states and all logits": {"distillation": 0.5, "hidden": 1.0},
 }
@@ -83,12 +82,11 @@ rate {RATE:g}. It starts from
 the repaired model, where a table does not say that it is from the mask alone, or from scales of units behind the
 repair. Every arm takes the same rows in the same order; they differ in the loss alone:
 (1 − w) · language loss + w · T² · KL with w = 0.5 and T = 2 where logits are compared, + 1 · the distance of the
-residual streams where hidden states are. *{TOP}* are read from [disk](training.md#a-teacher-on-disk), and the dense
-model is not in memory. ppl@{LENGTH} on the
+residual streams where hidden states are. ppl@{LENGTH} on the
 first {WINDOWS} windows of WikiText-2 (raw test) and of Penn Treebank (valid); mean ± deviation over the seeds, which
 draw calibration text, rows and adapters. Differences in per cent of perplexity with 95 % intervals, those of
-`saap ab` ([racing](racing.md)). Minutes are wall time, on one core, of the training, and of the pass that keeps logits;
-GiB the peak of memory until the training has ended; MiB what lies on disk; of all three the median over the seeds.
+`saap ab` ([racing](racing.md)). Minutes are wall time, on one core, of the training; GiB the peak of memory until the
+training has ended; of both the median over the seeds.
 Weights, temperature and learning rate were not searched, and the steps are few: the longest training sees 65,536
 tokens, a published recovery millions to billions.
 """
@@ -155,9 +153,8 @@ def write(case: Case, arm: str, record: Mapping[str, Any]) -> None:
     found["dense"], found["pruned"] = (_losses(record[name]) for name in ("dense", "before"))
     found["rows"][arm] = {
         "losses": _losses(record["after"]),
-        "seconds": round(sum(stages[name]["seconds"] for name in ("top-k logits", "train") if name in stages), 1),
+        "seconds": round(stages["train"]["seconds"], 1),
         "gib": round(stages["train"]["peak_host_gib"], 3),
-        "disk": record.get("top_k_logits", {}).get("bytes", 0),
     }
     RESULTS.mkdir(exist_ok=True)
     _path(case).write_text(json.dumps(found, separators=(",", ":"), sort_keys=True) + "\n")
@@ -224,9 +221,6 @@ def section(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what was found with one number of steps, by seed, in Markdown."""
     arms = [arm for arm in ARMS if all(arm in each["rows"] for each in found)]
     said = [*table(found, arms), ""]
-    if {LOGITS, TOP} <= set(arms):
-        changes = (f"{text} {_change(found, TOP, LOGITS, text)} %" for text in TEXTS.values())
-        said += [f"Of the arm *{TOP}* against *{LOGITS}*: {', '.join(changes)}.", ""]
     if missing := [arm for arm in ARMS if arm not in arms]:
         said += [f"Not run on every seed, and so not shown: {', '.join(missing)}.", ""]
     return said
@@ -235,20 +229,20 @@ def section(found: Sequence[Mapping[str, Any]]) -> list[str]:
 def table(found: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
     """Return the arms in Markdown, below them the models that nothing was learned by."""
     head = " | ".join(f"{text} | against {BASE}, %" for text in TEXTS.values())
-    said = [f"{len(found)} seed{'s' * (len(found) > 1)}.", "", f"| learned from | {head} | minutes | GiB | MiB |"]
-    said.append("|---" + "|---:" * (2 * len(TEXTS) + 3) + "|")
+    said = [f"{len(found)} seed{'s' * (len(found) > 1)}.", "", f"| learned from | {head} | minutes | GiB |"]
+    said.append("|---" + "|---:" * (2 * len(TEXTS) + 2) + "|")
     for arm in arms:
         rows = [each["rows"][arm] for each in found]
         cells: list[str] = []
         for text in TEXTS.values():
             cells.append(perplexity([row["losses"][text] for row in rows]))
             cells.append(_change(found, arm, BASE, text) if arm != BASE and BASE in arms else "")
-        minutes, gib, mib = (np.median([row[name] for row in rows]) for name in ("seconds", "gib", "disk"))
-        cells += [f"{minutes / 60:.1f}", f"{gib:.2f}", f"{mib / 2**20:.0f}" if mib else "–"]
+        seconds, gib = (np.median([row[name] for row in rows]) for name in ("seconds", "gib"))
+        cells += [f"{seconds / 60:.1f}", f"{gib:.2f}"]
         said.append(f"| {arm} | {' | '.join(cells)} |")
     for name, what in (("pruned", "(pruned, not trained)"), ("dense", "(dense)")):
         cells = [cell for text in TEXTS.values() for cell in (perplexity([each[name][text] for each in found]), "")]
-        said.append(f"| {what} | {' | '.join(cells)} |  |  |  |")
+        said.append(f"| {what} | {' | '.join(cells)} |  |  |")
     return said
 
 

@@ -103,7 +103,7 @@ def print_tables(runs: Path) -> None:
     """Print perplexities over the seeds, and differences from no compensation and from FLAP's bias."""
     rows = []
     for seed in (seed for seed in SEEDS if (runs / f"compensation-{seed}" / "metrics.jsonl").exists()):
-        rows.append({row["candidate"]: row for row in read_candidates(runs / f"compensation-{seed}")[0]})
+        rows.append({row["candidate"]: row for row in read_candidates(runs / f"compensation-{seed}")})
         dense = {
             s: float(np.exp(np.mean(each))) for s, each in read_run(runs / f"compensation-{seed}")["dense"].items()
         }

@@ -229,7 +229,7 @@ def results(name: str, stage: Stage, runs: Path) -> tuple[dict[str, float], dict
     for seed in stage.seeds:
         path = runs / f"{name}-{seed}"
         dense = {source: float(np.exp(np.mean(each))) for source, each in read_run(path)["dense"].items()}
-        rows.append({row["candidate"]: row for row in read_candidates(path)[0]})
+        rows.append({row["candidate"]: row for row in read_candidates(path)})
     found = {}
     for arm, ratio in ((arm, ratio) for arm in stage.arms for ratio in RATIOS):
         each = [by_name.get(f"{arm}@{ratio:g}") for by_name in rows]

@@ -178,7 +178,7 @@ def print_tables(runs: Path, seeds: Sequence[int]) -> None:
     if not present:
         print(f"no results below {runs} yet")
         return
-    rows = [{row["candidate"]: row for row in read_candidates(runs / f"recovery-{seed}")[0]} for seed in present]
+    rows = [{row["candidate"]: row for row in read_candidates(runs / f"recovery-{seed}")} for seed in present]
     record = read_run(runs / f"recovery-{present[0]}")
     dense, measured = record["dense"], record.get("tokens_per_second", {})
     columns = [(source, ratio) for source in (WIKITEXT, TREEBANK) for ratio in RATIOS]

@@ -1,6 +1,8 @@
 """Types of the fields of configurations, checks that stand beside them, and amounts as they are written.
 
-Every message names the field, what was expected and what was given.
+Every message names the field, what was expected and what was given, in one line. Dataclasses of pydantic say it in four
+lines with an address, take no list for a tuple where they are strict, and import for 0.2 s; what options need beside
+them, and what was meant by 30 for a share, would be ours all the same.
 """
 
 import dataclasses
@@ -59,15 +61,24 @@ class Checked:
 
 def check_beside(config: Checked) -> None:
     """Raise ValueError for an option that lacks what its class, or one above that, says it needs beside it."""
-    for beside in (each for kind in type(config).__mro__ for each in vars(kind).get("BESIDE", ())):
-        for name in beside.names.split():
-            value, usual = map(operator.attrgetter(name), (config, type(config)))
-            if value != usual and not beside.holds(config):
-                got = f"got {shown(value)}; or leave it out"
-                raise ValueError(f"{config.PLACE}{name}: expected {beside.said} beside it, {got}")
+    for kind in type(config).__mro__:
+        for beside in vars(kind).get("BESIDE", ()):
+            if not beside.holds(config):
+                _check_default(config, beside)
 
 
-_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
+def _check_default(config: Checked, beside: Beside) -> None:
+    """Raise ValueError for an option of `beside` that is not as usual."""
+    for name in beside.names.split():
+        value = operator.attrgetter(name)(config)
+        if value != operator.attrgetter(name)(type(config)):
+            got = f"got {shown(value)}; or leave it out"
+            raise ValueError(f"{config.PLACE}{name}: expected {beside.said} beside it, {got}")
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def check_values(kind: type, values: Mapping[str, Any], place: str = "") -> None:
@@ -86,21 +97,25 @@ def check_values(kind: type, values: Mapping[str, Any], place: str = "") -> None
 
 def check_value(name: str, value: Any, hint: Any) -> None:
     """Raise ValueError for a value that is none of what a type says, and what `Annotated` adds to it."""
-    checks = ()
-    if get_origin(hint) is Annotated:
-        hint, *checks = get_args(hint)
+    hint, *checks = get_args(hint) if get_origin(hint) is Annotated else [hint]
     if not _is(value, hint):
-        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-        if get_origin(hint) is Literal:
-            expected = f"one of {', '.join(map(str, get_args(hint)))}"
-        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+        raise ValueError(f"{name}: expected {_named(hint)}, got {shown(value)}")
     for check in checks:
         if callable(check):  # others are tyro's
             check(name, value)
 
 
+def _named(hint: Any) -> str:
+    """Name what a type takes."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
 def _is(value: Any, hint: Any) -> bool:
-    origin, inner = get_origin(hint), get_args(hint)
+    """Say whether a value is of a type: a list counts as a tuple, a whole number as a float, True as no number."""
+    origin = get_origin(hint)
+    inner = get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_is(value, each) for each in inner)
     if origin is Literal:

@@ -217,8 +217,6 @@ class RunRecord(TypedDict, total=False):
     trials: list[Trial]
     data: Part
     training: Part
-    top_k_logits: Named
-    """`k`, `rows` and `bytes` of the dense model's likeliest tokens on disk, where they are asked for."""
     first_loss: float | None
     """Held out, before the first step."""
     out: str

@@ -58,9 +58,9 @@ Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the matrix products, or everything in a layer."""
 
 
-AttentionPath = Literal["auto", "plain", "blocks", "splash"]
+AttentionPath = Literal["auto", "plain", "blocks"]
 """How attention of whole rows is computed: with all scores in memory (`plain`), with those of some queries at a time
-(`blocks`), with none (`splash`, on TPU), or as the rows' length and the device suggest; see `llama.attention`."""
+(`blocks`), or as the rows' length suggests; see `llama.attention`."""
 
 
 HELD_OUT = 4

@@ -1,95 +1,68 @@
-"""A bucket that is none: `gs://` addresses kept in a directory, with what sets a store of objects apart from a disk."""
+"""A bucket that is none: `gs://` addresses kept in memory, with what sets a store of objects apart from a disk."""
 
-import os
-from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
-from etils.epath import backend, gpath
+from fsspec.implementations.memory import MemoryFileSystem
 
 
-class Bucket(backend._OsPathBackend):
-    """Objects below a directory: a prefix is there while an object is, and what was written until an error stays."""
+class Bucket(MemoryFileSystem):
+    """Objects by their names: a prefix is there while an object is, and an object when all of it has arrived."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    protocol = "gs"
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store: dict[str, Any] = {}
+        self.pseudo_dirs: list[str] = []
         self.written: list[str] = []
-        """Objects that were opened for writing, in order."""
+        """Objects that were written, in order."""
         self.read: list[str] = []
         self.dies_at = ""
-        """Part of the name of an object in whose middle writing dies."""
-        self.renames_left = -1
-        """Names that are changed before changing one dies; below 0: it never does."""
-        self.error: BaseException = ConnectionResetError("the line went dead")
+        """End of the name of an object on whose way, up or down, the line dies."""
 
-    def here(self, path: Any) -> str:
-        address = os.fspath(path)
-        return str(self.root / address.removeprefix("gs://"))
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> str:
+        return super()._strip_protocol(str(path).removeprefix("gs://"))
 
-    def open(self, path, mode):
-        (self.written if "w" in mode else self.read).append(os.fspath(path))
-        if "w" not in mode:
-            return super().open(self.here(path), mode)
-        os.makedirs(os.path.dirname(self.here(path)), exist_ok=True)
-        file = super().open(self.here(path), mode)
-        if not self.dies_at or self.dies_at not in os.path.basename(os.fspath(path)):
-            return file
-        write = file.write
+    def _reached(self, path: str) -> None:
+        if self.dies_at and path.endswith(self.dies_at):
+            raise ConnectionResetError("the line went dead")
 
-        def half(content):
-            write(content[: len(content) // 2])
-            raise self.error
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        self._reached(path)
+        self.written.append(path)
+        with super().open(path, "wb") as file:
+            file.write(value)
+        self.pseudo_dirs.clear()
 
-        return _Wrapped(file, half)
+    def put_file(self, lpath, rpath, *words, **kwargs):
+        with open(lpath, "rb") as file:
+            self.pipe_file(rpath, file.read())
 
-    def exists(self, path):
-        place = self.here(path)
-        return os.path.isfile(place) or self.isdir(path)
+    def get_file(self, rpath, lpath=None, *words, **kwargs):
+        self.read.append(rpath)
+        with open(lpath, "wb") as file:
+            content = self.store[self._strip_protocol(rpath)].getvalue()
+            file.write(content[: len(content) // 2])
+            self._reached(rpath)
+            file.write(content[len(content) // 2 :])
 
-    def isdir(self, path):
-        return any(files for _, _, files in os.walk(self.here(path)))
-
-    def listdir(self, path):
-        return super().listdir(self.here(path))
-
-    def mkdir(self, path, *, exist_ok=False, mode=None):
-        """Make nothing: there are no directories."""
-
-    makedirs = mkdir
-
-    def remove(self, path):
-        os.remove(self.here(path))
-
-    def replace(self, path, dst):
-        if not self.isdir(os.path.dirname(os.fspath(dst))):
-            raise FileNotFoundError(f"folder of {dst} does not exist")
-        if self.renames_left == 0:
-            raise self.error
-        self.renames_left -= 1
-        os.replace(self.here(path), self.here(dst))
-
-    def stat(self, path):
-        return super().stat(self.here(path))
+    def contents(self, address: str) -> dict[str, bytes]:
+        """Return the objects below an address by their names within it."""
+        prefix = f"{self._strip_protocol(address)}/"
+        found = [name for name in self.store if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self.store[name].getvalue() for name in found}
 
     def names(self, address: str) -> set[str]:
         """Return the names of the objects below an address."""
-        place = Path(self.here(address))
-        return {str(each.relative_to(place)) for each in place.rglob("*") if each.is_file()}
+        return set(self.contents(address))
 
 
-class _Wrapped:
-    def __init__(self, file, write):
-        self._file, self.write = file, write
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *args):
-        self._file.close()
-
-
-def use(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """Have `epath` take a bucket for `gs://`."""
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", bucket)
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+def use(monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """Have `fsspec` take a bucket for `gs://`."""
+    bucket = Bucket()
+    monkeypatch.setattr(fsspec, "url_to_fs", lambda address, **_: (bucket, bucket._strip_protocol(address)))
     return bucket

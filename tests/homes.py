@@ -51,7 +51,6 @@ _SLOW = {
     "llama/model": "layers_without gates_an_example",
     "recovery/adapters": "groupwise_merges_exactly[4-4",
     "recovery/memory": "",
-    "recovery/top_k": "a_small_rest",
     "report/write": "TestOneRun::test_a_command_writes",
     "steps/least_squares": "",
     "steps/run": "rounds_repair layers_are",

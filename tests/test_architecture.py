@@ -23,7 +23,7 @@ from saap_jax.planning.models import spec_of
 
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
-GROUND = ("version", "types", "errors", "checks", "records", "wings")
+GROUND = ("version", "types", "syntax", "errors", "checks", "records", "wings")
 """What everybody may import: it imports nothing of ours but what stands before it here."""
 CORE: dict[str, tuple[str, ...]] = {
     "config": (),
@@ -58,7 +58,7 @@ CONTRIB = "contrib"
 NO_MODEL = ("config", "recipes", "report", "steps", "runs.directory", "records", "runs.standing")
 """What sees no model, at most its widths (`llama.spec`)."""
 NO_JAX = (
-    *("config", "recipes", "report", "version", "errors", "checks", "records", "wings"),
+    *("config", "recipes", "report", "version", "syntax", "errors", "checks", "records", "wings"),
     *("runs.directory", "runs.stages", "runs.standing"),
     *("runtime.files", "runtime.interrupts", "runtime.sources", "runtime.words"),
 )

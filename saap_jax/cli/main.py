@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import errno
 import itertools
 import os
@@ -190,13 +191,17 @@ def _run(words: list[str]) -> int:
             return 0
         case [name, *rest] if name in COMMANDS:
             return _command(name, rest)
+        case [name, *_] if not name.startswith("-") and name != "help":
+            near = difflib.get_close_matches(name, COMMANDS, 1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown command {name!r}{meant} (saap --help lists all)")
     with contextlib.suppress(SystemExit) if not words else contextlib.nullcontext():
         _parse_alone(["--help"] if words in ([], ["help"], ["--help-verbose"]) else words)
     return 2
 
 
 def _parse_alone(words: list[str]) -> None:
-    """Have tyro answer words that are no command: help, an unknown name, `--tyro-print-completion SHELL`."""
+    """Have tyro answer words without a command: help, `--tyro-print-completion SHELL`."""
     whole = any(word.startswith("--tyro-") for word in words)  # else no configuration has to be imported
     kinds: list[Any] = [
         Annotated[
@@ -215,7 +220,6 @@ def _command(name: str, words: list[str]) -> int:
     if call.print_config:
         write(imported("runs.commands:config_file")(call.config))
         return 0
-    imported("cli.words:check_names")(call.config)
     if call.cluster is None:
         return _work(name, call)
     join(call.cluster)

@@ -43,9 +43,9 @@ class ModelConfig(Checked):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters; norms, softmax, losses and statistics are float32 in any case."""
     attention: AttentionPath = "auto"
-    """How attention of a model of ours is computed: with all scores in memory (`plain`), with those of some queries at
-    a time (`blocks`), or by a kernel that keeps none (`splash`, on TPU); `auto`: plain for rows of up to 2,048 tokens,
-    for longer ones the kernel where it can be, else blocks. Changes speed and memory; results by rounding alone."""
+    """How attention of a model of ours is computed: with all scores in memory (`plain`), or with those of some queries
+    at a time (`blocks`); `auto`: plain for rows of up to 2,048 tokens, blocks for longer ones. Changes speed and
+    memory; results by rounding alone."""
     norms: bool = False
     """Of a traced model: prune structures too that a norm averages over, such as the residual stream. Its divisor stays
     as it was, so the model's own code gives other outputs for the smaller arrays than the pruned program."""

@@ -114,20 +114,10 @@ class TrainingConfig(Checked):
     Needs a model with as many layers, of the same width."""
     temperature: Above = 2.0
     """What divides the logits before they are compared with the dense model's."""
-    top_k_logits: Natural = 0
-    """Compare on the dense model's so many likeliest tokens, and on all others together, which are kept on disk before
-    the training: the dense model is not in memory then. 0: on all tokens, with it in memory."""
     seed: Seed = 0
     """Seed of the adapters, and of the order of the rows."""
 
-    BESIDE = (
-        Beside("temperature", "training.distillation above 0", lambda config: config.distillation),
-        Beside(
-            "top_k_logits",
-            "training.distillation above 0, and training.hidden 0, which needs the dense model in memory,",
-            lambda config: config.distillation and not config.hidden,
-        ),
-    )
+    BESIDE = (Beside("temperature", "training.distillation above 0", lambda config: config.distillation),)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,7 +139,7 @@ class RecoverConfig(Checked):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters, also of the recovered model's."""
     attention: AttentionPath = "auto"
-    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap help score` says of
+    """How attention is computed: `plain`, `blocks` or `auto`, as `saap help score` says of
     `model.attention`."""
     out: str = ""
     """Directory of the recovered model; it must not exist. Empty: `model` in the run's directory."""

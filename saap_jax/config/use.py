@@ -63,7 +63,7 @@ class JudgedConfig(TasksConfig, WindowsConfig):
     dtype: Dtype = "float32"
     """Type of the parameters."""
     attention: AttentionPath = "auto"
-    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap help score` says of
+    """How attention is computed: `plain`, `blocks` or `auto`, as `saap help score` says of
     `model.attention`."""
     json: str = ""
     """File that the results are written to; empty: none."""
@@ -206,7 +206,7 @@ class PlanConfig(Checked):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the parameters; statistics and what is trained are float32."""
     attention: AttentionPath = "auto"
-    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap help score` says of
+    """How attention is computed: `plain`, `blocks` or `auto`, as `saap help score` says of
     `model.attention`."""
     remat: Remat = "full"
     """What the backward pass computes again."""

@@ -26,7 +26,6 @@ from saap_jax.estimation.base import (
     mean_over,
     only_units,
 )
-from saap_jax.llama.attention import attending
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.segments import existing_units
@@ -116,8 +115,7 @@ def hessian_step(
     zeros = jax.tree.map(jnp.zeros_like, gates)
 
     def loss(gates: Gates) -> Float[Array, ""]:
-        with attending(twice=True):
-            return jnp.sum(next_token_losses(model, *batch, gates, remat=remat)[0])
+        return jnp.sum(next_token_losses(model, *batch, gates, remat=remat)[0])
 
     def product(direction: Gates) -> Gates:
         return jax.jvp(jax.grad(loss), (gates,), (direction,))[1]

@@ -4,13 +4,11 @@ A plugin is a package with entry points of the group `saap_jax.estimators`: the 
 They are looked up when a name is asked for that is not known otherwise. `FILE.py:FACTORY` names one in a file.
 """
 
-import ast
 import difflib
 import functools
 import hashlib
 import importlib.metadata
 import inspect
-import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +20,7 @@ from saap_jax.estimation.base import Estimator, Statistic
 from saap_jax.estimation.objectives import OBJECTIVES
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.sources import run_file, source_digest
+from saap_jax.syntax import Call, read_call
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     factory.__name__: factory
@@ -124,14 +123,13 @@ def call_factory(text: str, factories: Mapping[str, Callable[..., Made]]) -> Mad
         ValueError: an unknown hyper-parameter, a value that is none of it, or a malformed call.
         KeyError: another name.
     """
-    name, options = _parse(text)
-    return _called(name, factories[name], options)
+    call, options = _read(text)
+    return _called(call.name, factories[call.name], options)
 
 
 def code_of(text: str) -> str:
     """Digest the code of an estimator that a name stands for; that of the package where it is its own."""
-    in_file = _FILE.fullmatch(text)
-    return code_digest(_found(text)[2] or code_of, in_file["file"] if in_file else "")
+    return code_digest(_found(text)[2] or code_of, _read(text)[0].file)
 
 
 def code_of_statistic(statistic: Statistic) -> str:
@@ -143,24 +141,12 @@ def code_of_statistic(statistic: Statistic) -> str:
 
 # --- names ---------------------------------------------------------------------------------------
 
-_FILE = re.compile(r"(?P<file>[^()]+\.py):(?P<call>\w+(\(.*\))?)", re.S)
-
-
-def names_file(text: str) -> bool:
-    """Say whether a name is of an estimator in a file, `FILE.py:FACTORY`, with hyper-parameters in brackets if any.
-
-    >>> names_file("lab/mine.py:energy(root=True)"), names_file("wanda/fisher")
-    (True, False)
-    """
-    return _FILE.fullmatch(text) is not None
-
 
 def _found(text: str) -> tuple[str, dict[str, Any], Factory | None]:
     """Find name, hyper-parameters and factory of an estimator; no factory where the name is unknown."""
-    in_file = _FILE.fullmatch(text)
-    name, options = _parse(in_file["call"] if in_file else text)
-    if in_file:
-        return name, options, from_file(in_file["file"], name)
+    (file, name, _), options = _read(text)
+    if file:
+        return name, options, from_file(file, name)
     for point in () if name in ESTIMATORS else importlib.metadata.entry_points(group=PLUGINS, name=name):
         try:
             register(name, point.load())
@@ -170,6 +156,25 @@ def _found(text: str) -> tuple[str, dict[str, Any], Factory | None]:
                 f"estimator {name!r}: the plugin {package} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
     return name, options, ESTIMATORS.get(name)
+
+
+def _read(text: str) -> tuple[Call, dict[str, Any]]:
+    """Read the call of an estimator, and its hyper-parameters.
+
+    Raises:
+        ValueError: it is none, or has values without a name.
+    """
+    said = f"estimator: expected NAME or NAME(option=value, …), and > between steps, got {text[:200]!r}"
+    call = read_call(text)
+    if call is None:
+        raise ValueError(said)
+    try:
+        given, options = call.arguments()
+    except ValueError:
+        raise ValueError(said) from None
+    if given:
+        raise ValueError(said)
+    return call, dict(options)
 
 
 def from_file(file: str, name: str) -> Any:
@@ -196,23 +201,6 @@ def from_file(file: str, name: str) -> Any:
 
 _namespaces: dict[Path, tuple[str, dict[str, Any]]] = {}
 """Digest and names of each file as it was run last; not of older ones, since modules that they import are gone."""
-
-
-def _parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Split "name(key=value, …)" into the name and its literal keyword arguments, words without quotes too."""
-    try:
-        match ast.parse(text.strip(), mode="eval").body:
-            case ast.Name(name):
-                return name, {}
-            case ast.Call(ast.Name(name), [], words) if all(word.arg for word in words):
-                values = {str(word.arg): word.value for word in words}
-                return name, {
-                    word: value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
-                    for word, value in values.items()
-                }
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: brackets in brackets
-        pass
-    raise ValueError(f"estimator: expected NAME or NAME(option=value, …), and > between steps, got {text[:200]!r}")
 
 
 def _called(name: str, factory: Callable[..., Made], options: dict[str, Any]) -> Made:

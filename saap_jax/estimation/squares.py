@@ -7,8 +7,7 @@ gradient of the whole model an example, and are spread over devices like any oth
 examples, layer by layer, and they are summed.
 
 An example's gradient is as large as the matrix, and a batch of them may be larger than the model, so no more than one
-is ever held. In plain JAX one example follows the other. On TPU it is a Pallas kernel: a tile of the result stays in
-vector memory while the examples pass by, so that no G_b is ever written to the memory of the chip.
+is ever held: one example follows the other.
 
 Sources: gradients of examples from activations and output gradients as in Goodfellow (arXiv:1510.01799), here squared
 and summed entry by entry instead of as norms.
@@ -22,19 +21,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from saap_jax.estimation.base import Statistic, like_matrices, mean_over
 from saap_jax.llama.model import Llama, at_least_float32, param
 from saap_jax.llama.product import Flat, flat_product, is_matrix
-from saap_jax.runtime.constraints import batch_parts, batch_shards, sum_of_shards, unit_axes
-
-TILE = (512, 512, 1024)
-"""Largest tile of the kernel: tokens, inputs, outputs; with both results and two buffers each 14 MiB in bfloat16."""
-
-ROWS, VMEM = 16, 32 * 2**20
-"""What the tokens of a tile are a multiple of, as bfloat16 lies in memory; bytes of vector memory for the kernel."""
+from saap_jax.runtime.constraints import batch_shards, sum_of_shards
 
 GradientSums = tuple[Float[Array, "inputs outputs"], Float[Array, "inputs outputs"]]
 
@@ -44,33 +36,14 @@ def gradient_sums(
     cotangent: Float[Array, "batch seq outputs"],
     scale: Float[Array, "batch"],
     embed: int,
-    axes: tuple[str, ...] = (),
 ) -> GradientSums:
-    """Sum G_b, in the type of `x`, and (s_b G_b)², float32 at least, over b: by the kernel on TPU, else plainly.
+    """Sum G_b, in the type of `x`, and (s_b G_b)², float32 at least, over b, one example after the other.
 
-    On a mesh each device takes its own examples; sums are exchanged once.
+    On a CPU G_b stays in the cache, and the sum of all is the gradient, which needs no product of its own. On a mesh
+    each device takes its own examples; sums are exchanged once.
 
     Args:
         embed: which axis of the result is the residual width, along which weights are spread over devices.
-        axes: logical axes of the matrix, which say what its units are spread over.
-    """
-    plain = functools.partial(one_by_one, embed=embed)
-    if x.dtype == jnp.float64 or min(x.shape[-1], cotangent.shape[-1]) < ROWS:  # a bias, a tiny model
-        return plain(x, cotangent, scale)
-    return jax.lax.platform_dependent(
-        x, cotangent, scale, tpu=functools.partial(_on_devices, embed=embed, axes=axes), default=plain
-    )
-
-
-def one_by_one(
-    x: Float[Array, "batch seq inputs"],
-    cotangent: Float[Array, "batch seq outputs"],
-    scale: Float[Array, "batch"],
-    embed: int,
-) -> GradientSums:
-    """Make the two sums, one example (of those of each device) after the other.
-
-    On a CPU G_b stays in the cache, and the sum of all is the gradient, which needs no product of its own.
     """
     wide, shards = at_least_float32(x.dtype), batch_shards(len(x))
 
@@ -85,114 +58,6 @@ def one_by_one(
     zeros = jnp.zeros((shards, x.shape[-1], cotangent.shape[-1]), wide)
     examples = split(x), split(cotangent), split(scale.astype(wide))
     (total, square), _ = jax.lax.scan(add, (zeros, zeros), examples)
-    return sum_of_shards(total.astype(x.dtype), embed), sum_of_shards(square, embed)
-
-
-def _kernel(scales: Any, some_x: Any, some_dy: Any, total: Any, square: Any, one: Any, *, steps: int) -> None:
-    """Add an example's tile of tokens to `one`, its gradient, and behind its last tile that to the sums."""
-    from jax.experimental import pallas as pl  # here: elsewhere than on a TPU nothing needs it
-
-    example, step = pl.program_id(2), pl.program_id(3)
-
-    @pl.when(step == 0)
-    def _() -> None:
-        one[...] = jnp.zeros_like(one)
-
-    one[...] += jax.lax.dot_general(some_x[0], some_dy[0], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-
-    @pl.when(step == steps - 1)
-    def _() -> None:
-        gradient = one[...]
-        squared = jnp.square(gradient * scales[example])
-
-        @pl.when(example == 0)
-        def _() -> None:
-            total[...], square[...] = gradient, squared
-
-        @pl.when(example > 0)
-        def _() -> None:
-            total[...] += gradient
-            square[...] += squared
-
-
-def tiled(
-    x: Float[Array, "batch seq inputs"],
-    cotangent: Float[Array, "batch seq outputs"],
-    scale: Float[Array, "batch"],
-    *,
-    tile: tuple[int, int, int] = TILE,
-    interpret: bool = False,
-) -> GradientSums:
-    """Make the two sums by one Pallas kernel for TPU.
-
-    Args:
-        tile: the most tokens, inputs and outputs at once.
-        interpret: run it anywhere, slowly, as the tests do.
-    """
-    from jax.experimental import pallas as pl
-    from jax.experimental.pallas import tpu as pltpu
-
-    (batch, length, inputs), outputs = x.shape, cotangent.shape[-1]
-    rows = min(tile[0], -(-length // ROWS) * ROWS)
-    padding = [(0, 0), (0, -length % rows), (0, 0)]  # zeros add nothing; what a tile reads beyond the end might
-    x, cotangent = jnp.pad(x, padding), jnp.pad(cotangent, padding)
-    high, broad = (size if size <= most else most for size, most in zip((inputs, outputs), tile[1:], strict=True))
-    steps = x.shape[1] // rows
-
-    result = pl.BlockSpec((high, broad), lambda i, o, b, t: (i, o))
-    total, square = pl.pallas_call(
-        functools.partial(_kernel, steps=steps),
-        grid=(pl.cdiv(inputs, high), pl.cdiv(outputs, broad), batch, steps),
-        in_specs=[
-            pl.BlockSpec(memory_space=pltpu.SMEM),
-            pl.BlockSpec((1, rows, high), lambda i, o, b, t: (b, t, i)),
-            pl.BlockSpec((1, rows, broad), lambda i, o, b, t: (b, t, o)),
-        ],
-        out_specs=[result, result],
-        out_shape=[jax.ShapeDtypeStruct((inputs, outputs), jnp.float32)] * 2,
-        scratch_shapes=[pltpu.VMEM((high, broad), jnp.float32)],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM
-        ),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * batch * length * inputs * outputs,
-            bytes_accessed=x.size * x.dtype.itemsize * pl.cdiv(outputs, broad)
-            + cotangent.size * cotangent.dtype.itemsize * pl.cdiv(inputs, high)
-            + 8 * inputs * outputs,
-            transcendentals=0,
-        ),
-        interpret=interpret,
-    )(scale.astype(jnp.float32), x, cotangent)
-    return total, square
-
-
-def _on_devices(
-    x: Float[Array, "batch seq inputs"],
-    cotangent: Float[Array, "batch seq outputs"],
-    scale: Float[Array, "batch"],
-    embed: int,
-    axes: tuple[str, ...] = (),
-    kernel: Callable[..., GradientSums] = tiled,
-) -> GradientSums:
-    """Run the kernel on every device of the mesh in force, on its own examples and units, and exchange the sums.
-
-    The partitioner cannot split a kernel, so what lies where is said here: examples by the batch, the width of the
-    units as `unit_axes` says, the residual width whole.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if math.prod(mesh.shape.values()) == 1:
-        total, square = kernel(x, cotangent, scale)
-        return total.astype(x.dtype), square
-    widths, batch = (x.shape[-1], cotangent.shape[-1]), batch_parts(len(x))
-    units: list[tuple[str, ...] | None] = [None, None]
-    units[1 - embed] = unit_axes(axes, widths[1 - embed]) or None
-    parts = (PartitionSpec(batch or None, None, units[0]), PartitionSpec(batch or None, None, units[1]))
-    total, square = jax.shard_map(
-        lambda *each: tuple(sums[None] for sums in kernel(*each)),
-        in_specs=(*parts, PartitionSpec(batch or None)),
-        out_specs=(PartitionSpec(batch or None, *units),) * 2,
-        check_vma=False,
-    )(x, cotangent, scale)
     return sum_of_shards(total.astype(x.dtype), embed), sum_of_shards(square, embed)
 
 
@@ -247,7 +112,7 @@ def _backward(equation: str, axes: tuple[str, ...], kept: Any, cotangent: Array)
     inputs, outputs = math.prod(weight.shape[:split]), math.prod(weight.shape[split:])
     of_x = cotangent.reshape(math.prod(batch), outputs) @ weight.reshape(inputs, outputs).T
     total, square = gradient_sums(
-        x.reshape(*batch, inputs), cotangent.reshape(*batch, outputs), scale, 0 if embed_first else 1, axes
+        x.reshape(*batch, inputs), cotangent.reshape(*batch, outputs), scale, 0 if embed_first else 1
     )
     for each in totals if square.size else ():  # a layer may be without units
         each[layer] += square.reshape(each.shape[1:])

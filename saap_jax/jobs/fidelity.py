@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from saap_jax.config.jobs import FidelityConfig
+from saap_jax.errors import reading
 from saap_jax.estimation.ablation import changes_from_lines, changes_to_lines, sample_units
 from saap_jax.evaluation.rank_correlation import fidelity
 from saap_jax.jobs.candidates import cache_of, runner_of
@@ -41,7 +42,10 @@ def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Trac
             stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
         units = sample_units(subject.existing, config.channels_per_layer, config.seed)
         path, known = run.claim("ablation.jsonl"), set(units)
-        there = changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
+        there = {}
+        if path.exists():
+            with reading(path, "changes of loss; remove the file, and the same command measures them again"):
+                there = changes_from_lines(path.read_text())
         with run.stage("ablate"), explained("fidelity", subject, scenarios, config.calibration.batch_size):
             subject.ablate(
                 subject.join([*scenarios.values()]),

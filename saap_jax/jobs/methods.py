@@ -13,8 +13,9 @@ from saap_jax.recipes.registry import RECIPES
 from saap_jax.report.blocks import Table, text_table
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
-from saap_jax.steps.base import STEPS, Kind, Step, default_of, literal
+from saap_jax.steps.base import STEPS, Kind, Step, default_of
 from saap_jax.steps.score.oracles import ORACLES
+from saap_jax.syntax import written
 
 
 def methods(config: MethodsConfig, *, track: Track = quiet) -> list[Table]:
@@ -43,7 +44,7 @@ def methods(config: MethodsConfig, *, track: Track = quiet) -> list[Table]:
         elif name in scores:
             options = inspect.signature(scores[name]).parameters.values()
             title, rows = "an estimator", _paragraphs(scores[name])
-            rows += [("option", f"{each.name} = {literal(each.default)}") for each in options]
+            rows += [("option", f"{each.name} = {written(each.default)}") for each in options]
         else:
             near = difflib.get_close_matches(name, [*STEPS, *scores, *RECIPES], n=1, cutoff=0.0)[0]
             raise ValueError(f"expected a step, an estimator or a recipe, got {name!r}; did you mean {near!r}?")
@@ -71,7 +72,7 @@ def _paragraphs(made: Any) -> list[tuple[str, str]]:
 def step_facts(kind: type[Step]) -> list[tuple[str, str]]:
     """Describe a step and its options."""
     docs, fields = field_docs(kind), [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
-    options = [(f"{field.name} = {literal(default_of(field))}", docs.get(field.name, "")) for field in fields]
+    options = [(f"{field.name} = {written(default_of(field))}", docs.get(field.name, "")) for field in fields]
     return [*_paragraphs(kind), *options]
 
 

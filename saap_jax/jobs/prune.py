@@ -12,6 +12,7 @@ import numpy as np
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.recover import MethodConfig
+from saap_jax.data.windows import parse_scenario
 from saap_jax.jobs import origins
 from saap_jax.jobs.candidates import fitting, runner_of
 from saap_jax.jobs.job import lengths_of
@@ -69,6 +70,9 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> PruneResult:
     config.check_asked()
     chain = parse(config.chain)
     calibration = calibration_of(config)
+    if not config.model.traced:
+        for text in calibration.scenarios:  # a source that is unknown is refused before a model is loaded
+            parse_scenario(text)
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
     if config.targets.asked:
         wing("targets").check(config.targets, chain)

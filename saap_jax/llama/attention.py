@@ -1,33 +1,30 @@
-"""How layers see positions, and attention of whole rows by one of three paths, whose results differ by rounding alone.
+"""How layers see positions, and attention of whole rows by one of two paths, whose results differ by rounding alone.
 
 In most families all layers see positions alike. In some, layers apart from the rest have a window or a base of their
 own (`Constants.apart`): a pass makes both sights once, and each layer takes its own.
 
-| path     | scores in memory                 | where                                                              |
-|----------|----------------------------------|--------------------------------------------------------------------|
-| `plain`  | the whole matrix, `[t, s]` a head | anywhere                                                           |
-| `blocks` | those of some queries            | anywhere, also for second derivatives                              |
-| `splash` | none: they stay in vector memory | TPU (`jax.experimental.pallas.ops.tpu.splash_attention`)           |
+| path     | scores in memory                  |
+|----------|-----------------------------------|
+| `plain`  | the whole matrix, `[t, s]` a head |
+| `blocks` | those of some queries             |
 
-`auto` is plain for rows of at most `LONG` tokens; for longer ones splash where it can be, else blocks. `attending` says
-otherwise for the programs that are traced within it.
+`auto` is plain for rows of at most `LONG` tokens, for longer ones blocks. `attending` says otherwise for the programs
+that are traced within it.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.segments import SegmentBounds
 from saap_jax.llama.spec import Apart, Constants
-from saap_jax.runtime.constraints import batch_parts, batch_shards, in_force
+from saap_jax.runtime.constraints import batch_shards
 from saap_jax.types import AttentionPath
 
 LONG = 2048
@@ -38,9 +35,6 @@ SCORES = 2**27
 
 FEWEST = 128
 """Queries of a block, at least: a side of a TPU's matrix unit."""
-
-TILES = (512, 256, 128)
-"""Queries and keys of a tile of the kernel: the largest that divides the row, which is padded to the smallest."""
 
 Queries = Float[Array, "batch seq kv_heads q_per_kv head_dim"]
 Keys = Float[Array, "batch seen kv_heads head_dim"]
@@ -168,74 +162,32 @@ def rotate(x: Array, rotation: Rotation) -> Array:
 # --- paths -----------------------------------------------------------------------------------------
 
 
-class Choice(NamedTuple):
-    """Which path programs take, part of what `jax.jit` tells them apart by."""
-
-    path: AttentionPath = "auto"
-    tpu: bool | None = None
-    """Whether they are for TPUs; None: if jax runs on them."""
-    twice: bool = False
-    """Whether they take second derivatives."""
+_PATH: Any = jax.make_user_context("auto")
+"""The path that programs take, part of what `jax.jit` tells them apart by."""
 
 
-_CHOICE = jax.make_user_context(Choice())
-
-
-def attending(
-    path: AttentionPath | None = None, *, tpu: bool | None = None, twice: bool | None = None
-) -> AbstractContextManager[None]:
-    """Make a context in which programs are traced with another choice; None leaves it as it is.
-
-    Args:
-        tpu: whether they are for TPUs, as when they are compiled elsewhere.
-        twice: whether they are differentiated twice, which the kernel cannot be.
-    """
-    changes = {name: value for name, value in (("path", path), ("tpu", tpu), ("twice", twice)) if value is not None}
-    return _CHOICE(_CHOICE.value._replace(**changes))
+def attending(path: AttentionPath) -> AbstractContextManager[None]:
+    """Make a context in which programs are traced with another path."""
+    return _PATH(path)
 
 
 def attended(query: Queries, key: Keys, value: Keys, seen: Seen, scale: float) -> Queries:
     """Compute each query's mean of the values that it sees, weighted by the softmax of `scale` times the scores.
 
     Scores and softmax are float32 (at least).
-
-    Raises:
-        ValueError: splash was asked for where it cannot be.
     """
-    path = chosen(query, seen)
-    if path == "plain":
-        return plain(query, key, value, seen, scale)
-    return (in_blocks if path == "blocks" else splash)(query, key, value, seen, scale)
+    path = plain if chosen(query) == "plain" else in_blocks
+    return path(query, key, value, seen, scale)
 
 
-def chosen(query: Queries, seen: Seen) -> Literal["plain", "blocks", "splash"]:
-    """Choose the path for rows; that of a layer without heads is plain."""
-    choice: Choice = _CHOICE.value
-    if not query.size:
-        return "plain"
-    if choice.path == "splash" and (reason := _no_kernel(query, choice)):
-        raise ValueError(f"attention: splash {reason}; pass auto or blocks")
-    if choice.path != "auto":
-        return choice.path
-    if whole(choice.path, query.shape[1]):
-        return "plain"
-    return "blocks" if _no_kernel(query, choice) else "splash"
+def chosen(query: Queries) -> AttentionPath:
+    """Choose the path for rows, `plain` or `blocks`; that of a layer without heads is plain."""
+    return "plain" if not query.size or whole(_PATH.value, query.shape[1]) else "blocks"
 
 
 def whole(path: AttentionPath, length: int) -> bool:
     """Say whether the scores of rows of `length` tokens are all in memory."""
     return path == "plain" or (path == "auto" and length <= LONG)
-
-
-def _no_kernel(query: Queries, choice: Choice) -> str:
-    """Give the reason against the kernel; empty where there is none."""
-    if not (jax.default_backend() == "tpu" if choice.tpu is None else choice.tpu):
-        return f"is for TPUs, got programs for {jax.default_backend()}"
-    if choice.twice:
-        return "has no second derivatives, which gate_hessian takes"
-    if query.dtype == jnp.float64:
-        return "computes in float32, got a model in float64"
-    return ""
 
 
 def plain(
@@ -287,59 +239,3 @@ def _tensor(kv_heads: int) -> str | None:
     """Find the axis of the mesh over which KV heads are spread evenly."""
     shards = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     return "tensor" if shards > 1 and kv_heads % shards == 0 else None
-
-
-def splash(query: Queries, key: Keys, value: Keys, seen: Seen, scale: float, *, interpret: bool = False) -> Queries:
-    """Attend by jax's kernel for TPU, each device its own rows and heads: the partitioner cannot split it.
-
-    Windows count places in the row: within a text they are as far apart as positions.
-
-    Args:
-        interpret: run it anywhere, slowly, as the tests do.
-    """
-    query, tensor = (query.astype(jnp.float32) * scale).astype(query.dtype), _tensor(key.shape[2])
-    windows = [seen.window] if seen.apart is None else [seen.apart[1], seen.window]
-    paths = [functools.partial(_rows, window=window, interpret=interpret) for window in windows]
-    if in_force():
-        parts = batch_parts(len(query))
-        rows, heads = PartitionSpec(parts or None), PartitionSpec(parts or None, None, tensor)
-        specs: Any = {"in_specs": (heads, heads, heads, rows), "out_specs": heads, "check_vma": False}
-        paths = [jax.shard_map(path, **specs) for path in paths]
-    if seen.apart is None:
-        return paths[0](query, key, value, seen.segments)
-    return jax.lax.cond(seen.apart[0], *paths, query, key, value, seen.segments)
-
-
-def _rows(
-    query: Queries, key: Keys, value: Keys, segments: Places | None, window: int | None, interpret: bool
-) -> Queries:
-    """Run the kernel on the rows and heads of a device."""
-    from jax.experimental.pallas.ops.tpu import splash_attention  # here: elsewhere than on a TPU nothing needs it
-
-    batch, length, kv_heads, q_per_kv, head_dim = query.shape
-    whole = length + -length % TILES[-1]  # padding is on the right, where nothing sees it but itself
-    mask = splash_attention.CausalMask((whole, whole))
-    if window is not None:
-        mask = splash_attention.LocalMask((whole, whole), (window - 1, 0), 0)
-    tile = next(size for size in TILES if whole % size == 0)
-    sizes = dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), tile)
-    kernel: Any = splash_attention.make_splash_mha(
-        splash_attention.MultiHeadMask([mask] * (kv_heads * q_per_kv)),
-        block_sizes=splash_attention.BlockSizes(**sizes),
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=interpret,
-    )
-
-    def by_head(x: Array) -> Array:
-        x = jnp.pad(x, [(0, 0), (0, whole - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, whole, -1, head_dim), 1, 2)
-
-    def attend(query: Array, key: Array, value: Array, segments: Array | None) -> Array:
-        ids = None if segments is None else splash_attention.SegmentIds(segments, segments)
-        return kernel(query, key, value, ids)
-
-    if segments is not None:
-        segments = jnp.pad(segments, [(0, 0), (0, whole - length)], constant_values=-1)
-    result = jnp.moveaxis(jax.vmap(attend)(by_head(query), by_head(key), by_head(value), segments), 1, 2)
-    return result[:, :length].reshape(query.shape)

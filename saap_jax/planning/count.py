@@ -31,27 +31,18 @@ def work_of(jaxpr: Any, weights: frozenset[int], *, counted: Callable[[Any], boo
     Args:
         jaxpr: of the program, gradients included.
         weights: numbers of elements that a weight of one layer, or an embedding, has.
-        counted: which of the products and kernels count.
+        counted: which of the products count.
 
-    A `while` whose turns are not known counts once, a `cond` as its dearest branch, a kernel as it says itself,
-    or as often as its grid has points, those that a mask leaves out among them.
+    A `while` whose turns are not known counts once, a `cond` as its dearest branch.
     """
     flops, moved = 0.0, {True: 0.0, False: 0.0}
     needed, _ = dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True)
     for equation, times in equations(needed):
-        name, params = equation.primitive.name, equation.params
-        if name not in ("pallas_call", "dot_general") or not counted(equation):
+        if equation.primitive.name != "dot_general" or not counted(equation):
             continue
-        if name == "dot_general":
-            flops += times * _flops_of(equation)
-        elif (cost := params["cost_estimate"]) is not None:
-            flops += times * float(cost.flops)
-        else:
-            inner = [(each, n) for each, n in equations(params["jaxpr"]) if each.primitive.name == "dot_general"]
-            flops += times * math.prod(params["grid_mapping"].grid) * sum(n * _flops_of(each) for each, n in inner)
+        flops += times * _flops_of(equation)
         for array in (var.aval for var in (*equation.invars, *equation.outvars)):
-            weight = name == "dot_general" and array.size in weights
-            moved[weight] += times * array.size * array.dtype.itemsize
+            moved[array.size in weights] += times * array.size * array.dtype.itemsize
     return Work(flops, moved[True], moved[False])
 
 
@@ -61,25 +52,15 @@ def _flops_of(product: Any) -> int:
 
 
 def equations(jaxpr: Any) -> Iterator[tuple[Any, float]]:
-    """Yield every equation of a program and of the programs in it, with the times that it runs on all devices.
-
-    Of what depends on the platform, those of a TPU. A kernel has no equations but itself.
-    """
+    """Yield every equation of a program and of the programs in it, with the times that it runs on all devices."""
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    platforms: dict[Any, tuple[Any, ...]] = {}
     for equation in inner.eqns:
         yield equation, 1.0
         name, params = equation.primitive.name, equation.params
-        if name == "platform_index":
-            platforms[equation.outvars[0]] = params["platforms"]
-        elif name == "cond" and equation.invars[0] in platforms:
-            known = platforms[equation.invars[0]]
-            chosen = next(index for index, each in enumerate(known) if each is None or "tpu" in each)
-            yield from equations(params["branches"][chosen])
-        elif name == "cond":
+        if name == "cond":
             branches = [list(equations(branch)) for branch in params["branches"]]
             yield from max(branches, key=lambda each: sum(times for _, times in each))
-        elif name != "pallas_call":
+        else:
             repeats = params["length"] if name == "scan" else 1
             if name == "shard_map":
                 manual = params.get("newly_manual_axes", params.get("manual_axes"))  # by jax's version

@@ -7,8 +7,8 @@ stream. A recovery holds the model as it was loaded, and what it trains in float
     a gradient of the weights, split like the parameters; for scoring, of the matrices of the layers alone
     where anything is differentiated, the residual stream in front of every layer, n · E; without rematerialisation all
         activations of every layer
-    the activations of one layer, of long rows with a block of their scores alone (as if there were no kernel), its
-    gathered weights twice, logits and their gradient in float32
+    the activations of one layer, of long rows with a block of their scores alone, its gathered weights twice, logits
+    and their gradient in float32
 
 Sent: with `fsdp`, all weights gathered in the forward and again in the backward pass, and gradients summed; with
 `tensor`, two sums of the residual stream a layer and pass; with `data`, one sum of the gradients. With `expert`, a

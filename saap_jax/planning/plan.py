@@ -115,7 +115,7 @@ def compiled(
     devices = _devices(target)
     layout = layout_of(dataclasses.replace(config.mesh, **by_axis(mesh)), devices)
     program = program_of(config, spec, layout, batch, remat)
-    with jax.set_mesh(layout.mesh), attending(config.attention, tpu=True):
+    with jax.set_mesh(layout.mesh), attending(config.attention):
         traced = program.trace()
         lowered = traced.lower()
     about = (target.topology, devices[0].client.platform_version, lowered.as_text(), computed_by())

@@ -122,19 +122,16 @@ def _batch(layout: Layout, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def of_experts(spec: LlamaSpec) -> Callable[[Any], bool]:
-    """Make what says of a product or kernel of a program whether devices along `expert` share its work.
+    """Make what says of a product of a program whether devices along `expert` share its work.
 
-    They share what has experts and their channels among its axes, two or flat. A kernel is counted once a device, as if
-    they shared it.
+    They share what has experts and their channels among its axes, two or flat.
     """
     inner = {(w.mlp, w.channels) for w in spec.layers}
     flat = {w.mlp_channels for w in spec.layers}
 
     def told(equation: Any) -> bool:
         shapes = [var.aval.shape for var in (*equation.invars, *equation.outvars)]
-        return equation.primitive.name == "pallas_call" or any(
-            flat & set(shape) or inner & set(itertools.pairwise(shape)) for shape in shapes
-        )
+        return any(flat & set(shape) or inner & set(itertools.pairwise(shape)) for shape in shapes)
 
     return told
 

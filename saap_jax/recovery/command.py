@@ -34,9 +34,8 @@ from saap_jax.recovery.adapters import METHODS, Method
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Outcome, Told, Training, held_out_loss, train
 from saap_jax.recovery.objective import Objective, cast
-from saap_jax.recovery.packing import Pieces, Rows, count_batches, pack, read_pieces, rows_fed, split_pieces
+from saap_jax.recovery.packing import Pieces, Rows, count_batches, pack, read_pieces, split_pieces
 from saap_jax.recovery.page import recovery_table, summary
-from saap_jax.recovery.top_k import KeptLogits, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report.write import finding_files
 from saap_jax.runs.commands import command_of, options
@@ -48,7 +47,6 @@ from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.remote import exists, send
-from saap_jax.runtime.words import plural
 from saap_jax.structures.discovery import count_parameters
 from saap_jax.subjects.llama import texts_of
 
@@ -126,8 +124,6 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
         for name in (name for name in models if name not in run.record):
             with step(track, f"evaluate the {RECOVERY[name]} model"):
                 run.update(**{name: measure(models[name])})
-    if dense is not None and config.training.top_k_logits:
-        training = _with_top_k(config, run, training, dense, track)
     del model, dense, models  # of which the training has what it needs
     outcome = _train(config, run, training, track)
     with run.stage("merge"), step(track, "merge and save"):
@@ -201,7 +197,7 @@ def training_of(
     weights = (float(each) for each in (options.distillation, options.temperature, options.hidden))
     objective = Objective(options.compute, options.remat, *weights)
     teacher = dense if objective.taught else None
-    trained, frozen = split(prepared, method.trainable, None if options.top_k_logits else teacher)
+    trained, frozen = split(prepared, method.trainable, teacher)
     about = flatten(plain(dataclasses.asdict(config)))
     about["digest of the model"] = digest_of((prepared, teacher))
     about["digest of the text"] = digest_of([each.arrays() for each in (rows, text.held_out) if each is not None])
@@ -213,11 +209,6 @@ def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> No
         raise ValueError(
             f"dense: expected a model of the {model.spec.vocab} tokens of {config.model}, got {config.dense} with "
             f"{dense.spec.vocab}; name the model that it was pruned from, or none: --dense ''"
-        )
-    if dense is not None and config.training.top_k_logits > dense.spec.vocab:
-        raise ValueError(
-            f"training.top_k_logits: expected at most the {dense.spec.vocab} tokens of {config.dense}, got "
-            f"{config.training.top_k_logits}"
         )
     sizes = [(len(each.spec.layers), each.spec.embed) for each in (model, dense) if each is not None]
     if config.training.hidden and len(set(sizes)) > 1:
@@ -257,29 +248,6 @@ def _about(
 def _note(track: Track, text: str, milestone: bool) -> None:
     """Tell how it goes: a line, and whether it is worth one where no bar is shown."""
     getattr(track, "note", lambda text, milestone: None)(text, milestone)
-
-
-def _with_top_k(config: RecoverConfig, run: RunDirectory, training: Training, dense: Llama, track: Track) -> Training:
-    """Give the training the dense model's likeliest tokens on disk; those that are not there yet are made."""
-    plan, k, length = training.plan, config.training.top_k_logits, config.data.length
-    fed = {"batch_size": plan.batch_size, "epochs": plan.epochs, "seed": plan.seed, "steps": training.schedule.steps}
-    numbers = rows_fed(training.rows, **fed)
-    kept = KeptLogits(run.claim("top_k_logits"), numbers, length - 1, k, dense.spec.vocab, plan.microbatch)
-    said = f"{plural(k, 'logit')} of the dense model behind each token of {plural(len(numbers), 'row')}"
-    _note(track, f"{said}: {kept.nbytes / 2**20:,.2f} MiB on disk", True)
-    run.update(top_k_logits={"k": k, "rows": len(numbers), "bytes": kept.nbytes})
-    about = {
-        **{name: run.record["inputs"][name] for name in ("dense model", "training text")},
-        "rows": digest_of(numbers),
-        "length": length,
-        "vocab": kept.vocab,
-        "k": k,
-        "temperature": training.objective.temperature,
-        "compute": training.objective.compute,
-    }
-    with run.stage("top-k logits") as stage:
-        stage.tokens += keep_top_k(kept, dense, training.rows, training.objective, about, track=track)
-    return training._replace(top=kept)
 
 
 def _train(config: RecoverConfig, run: RunDirectory, training: Training, track: Track) -> Outcome:

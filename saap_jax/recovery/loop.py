@@ -17,7 +17,6 @@ from saap_jax.config.recover import TrainingConfig
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.packing import Rows, feed, padded_rows
-from saap_jax.recovery.top_k import KeptLogits
 from saap_jax.recovery.train import (
     Frozen,
     Parameters,
@@ -84,8 +83,6 @@ class Training(NamedTuple):
     """How to train, beside objective and schedule: batches, epochs, checks, patience and seed."""
     about: dict[str, Any]
     """What identifies the training, for its checkpoints: plain values, equal ones in a training that goes on."""
-    top: KeptLogits | None = None
-    """The teacher's likeliest tokens on disk, which stand for a teacher."""
 
 
 def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told], None] = lambda step: None) -> Outcome:
@@ -116,8 +113,7 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told]
     while step < schedule.steps and not (plan.patience and progress["waited"] >= plan.patience):
         began, place = time.perf_counter(), batches.get_state()
         batch = next(batches)
-        top = None if training.top is None else training.top.of(batch["row"])
-        rows = microbatches(batch, plan.microbatch, state, top)
+        rows = microbatches(batch, plan.microbatch, state)
         with on_mesh_of(state):
             options: dict[str, Any] = {"objective": training.objective, "schedule": schedule, "places": places}
             state, measured = train_step(state, frozen, rows, **options)

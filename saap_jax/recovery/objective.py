@@ -13,14 +13,6 @@ from saap_jax.llama.passes import packed_hidden
 from saap_jax.types import Remat
 
 
-class TopK(NamedTuple):
-    """The teacher's likeliest tokens behind each token of packed rows but the last, at the temperature."""
-
-    indices: Int[Array, "*some before k"]
-    masses: Float[Array, "*some before buckets"]
-    """See `masses_of`."""
-
-
 class Packed(NamedTuple):
     """Packed rows on the device, see `recovery.packing`."""
 
@@ -28,8 +20,6 @@ class Packed(NamedTuple):
     segments: Int[Array, "*some seq"]
     positions: Int[Array, "*some seq"]
     targets: Bool[Array, "*some seq"]
-    top: TopK | None = None
-    """What is known of the teacher's logits, which are then not computed."""
 
 
 class Objective(NamedTuple):
@@ -56,8 +46,7 @@ class LossSums(NamedTuple):
     loss: Float[Array, ""]
     """In nats."""
     divergence: Float[Array, ""]
-    """KL(teacher ‖ student) at the temperature, in nats, of the buckets of `masses_of` where the rows have `top`; 0
-    without a teacher."""
+    """KL(teacher ‖ student) at the temperature, in nats; 0 without a teacher."""
     distance: Float[Array, ""]
     """‖x - y‖² / ‖y‖² of the residual stream x behind a layer and the teacher's y, the mean of the layers; 0 where it
     has no weight."""
@@ -67,9 +56,7 @@ class LossSums(NamedTuple):
 def sums_of(model: Llama, teacher: Llama | None, rows: Packed, objective: Objective) -> LossSums:
     """Sum the losses of packed rows; position t predicts token t + 1 where that is a target.
 
-    The first token of a piece is never a target, so no piece predicts another one. Where the rows have `top`, that
-    stands for the teacher's logits. The divergence of its buckets is never above that of all tokens, because merging
-    outcomes loses information (the log sum inequality), and equal to it where each token has a bucket.
+    The first token of a piece is never a target, so no piece predicts another one.
 
     Source of the distance: the hidden-state loss of Minitron (arXiv:2407.14679, section 2.5), a mean squared error.
     Deviation: divided by the teacher's own size, without which the few tokens with massive activations decide it.
@@ -77,50 +64,28 @@ def sums_of(model: Llama, teacher: Llama | None, rows: Packed, objective: Object
     student = cast(model, objective.compute)
     hidden, streams = _states(student, rows, objective)
     models, distance = [student], jnp.zeros(rows.tokens.shape, at_least_float32(hidden.dtype))
-    top, known = rows.top if objective.distillation else None, ()
+    known = ()
     if teacher is not None and objective.taught:
         models.append(cast(teacher, objective.compute))
         states, goals = jax.lax.stop_gradient(_states(models[1], rows, objective))
         known = (states[:, :-1],)
         if streams is not None and goals is not None:
             distance = _distance(streams, goals)
-    if top is not None:
-        models, known = [student], tuple(top)
 
     def of_tokens(target: Array, hidden: Array, *known: Array) -> tuple[Array, Array]:
         logits = student.logits(hidden)
         own = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), target[..., None], axis=-1)[..., 0]
         if not known:
             return -own, jnp.zeros_like(own)
-        tempered = logits / objective.temperature
-        if top is not None:
-            cooled, warm = masses_of(tempered, known[0]), known[1].astype(tempered.dtype)
-        else:
-            cooled = jax.nn.log_softmax(tempered, axis=-1)
-            warm = jax.nn.log_softmax(
-                jax.lax.stop_gradient(models[1].logits(known[0])) / objective.temperature, axis=-1
-            )
+        goal = jax.lax.stop_gradient(models[1].logits(known[0]))
+        cooled = jax.nn.log_softmax(logits / objective.temperature, axis=-1)
+        warm = jax.nn.log_softmax(goal / objective.temperature, axis=-1)
         return -own, jnp.sum(jnp.exp(warm) * (warm - cooled), axis=-1)
 
     each = over_positions(of_tokens, rows.tokens[:, 1:], hidden[:, :-1], *known, logits=models)
     targets = rows.targets[:, 1:]
     loss, divergence, distance = (jnp.sum(jnp.where(targets, of, 0)) for of in (*each, distance[:, :-1]))
     return LossSums(loss, divergence, distance, jnp.sum(targets))
-
-
-def masses_of(
-    logits: Float[Array, "batch seq vocab"], indices: Int[Array, "batch seq k"]
-) -> Float[Array, "batch seq buckets"]:
-    """Compute the log-probabilities of some tokens, each given once, and behind them that of all others together.
-
-    The others have no bucket where there are none, k being the whole vocabulary. Their logits are summed themselves:
-    in float32, 1 - Σ p would leave little of a small rest, and nothing of its gradient.
-    """
-    each = jnp.take_along_axis(logits, indices, axis=-1)
-    if indices.shape[-1] < logits.shape[-1]:
-        others = jax.vmap(jax.vmap(lambda row, some: row.at[some].set(-jnp.inf)))(logits, indices)
-        each = jnp.concatenate([each, jax.nn.logsumexp(others, axis=-1, keepdims=True)], axis=-1)
-    return jax.nn.log_softmax(each, axis=-1)
 
 
 def total_of(sums: LossSums, objective: Objective) -> Float[Array, ""]:

@@ -232,14 +232,6 @@ def feed(rows: Rows, *, batch_size: int, epochs: int, seed: int) -> grain.Datase
     return iter(filled.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
-def rows_fed(rows: Rows, *, batch_size: int, epochs: int, seed: int, steps: int) -> Int32[np.ndarray, "fed"]:
-    """List, in order, the numbers of the rows that the first `steps` batches of `feed` have, of all where those end."""
-    if steps * batch_size >= len(rows.tokens):
-        return np.arange(len(rows.tokens), dtype=np.int32)
-    batches = feed(rows, batch_size=batch_size, epochs=epochs, seed=seed)
-    return np.sort(np.concatenate([next(batches)["row"] for _ in range(steps)]))
-
-
 def count_batches(rows: Rows, *, batch_size: int, epochs: int) -> int:
     """Count the batches that `feed` gives."""
     return -(-len(rows.tokens) * epochs // batch_size)

@@ -9,7 +9,7 @@ A step whose loss or gradient is not finite changes nothing, so that what is sav
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.model import Llama, at_least_float32
-from saap_jax.recovery.objective import LossSums, Objective, Packed, TopK, sums_of, total_of
+from saap_jax.recovery.objective import LossSums, Objective, Packed, sums_of, total_of
 from saap_jax.recovery.packing import FIELDS
 from saap_jax.runtime.mesh import Places, held, mesh_of, settled, shard
 
@@ -157,16 +157,10 @@ def held_out_step(
     return sums.loss, sums.tokens
 
 
-def microbatches(
-    batch: dict[str, np.ndarray], size: int, like: Any = None, top: Sequence[np.ndarray] | None = None
-) -> Packed:
-    """Lay out the rows of a batch as `[microbatches, size, seq]`, where the devices that hold `like` want them.
-
-    Args:
-        top: the fields of `TopK` of these rows, `[batch, ...]`.
-    """
+def microbatches(batch: dict[str, np.ndarray], size: int, like: Any = None) -> Packed:
+    """Lay out the rows of a batch as `[microbatches, size, seq]`, where the devices that hold `like` want them."""
 
     def parts(array: np.ndarray) -> Array:
         return shard(array.reshape(-1, size, *array.shape[1:]), like, axis=1)
 
-    return Packed(*(parts(batch[name]) for name in FIELDS), top=None if top is None else TopK(*map(parts, top)))
+    return Packed(*(parts(batch[name]) for name in FIELDS))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from saap_jax.errors import reading
 from saap_jax.records import RunRecord
-from saap_jax.report.blocks import Figure, Findings, Page, Section, Table, View, Words, leaves, said, section
+from saap_jax.report.blocks import Figure, Findings, Page, Section, Table, View, leaves, said, section
 from saap_jax.report.figures import saved
 from saap_jax.report.formats import slug
 from saap_jax.report.pages.common import closing_sections, model_name, suggestions_section
@@ -15,7 +15,6 @@ from saap_jax.report.pages.several import overview_sections, results_table
 from saap_jax.report.render import MARK, markdown_report, markdown_text, render_page, table_csv
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.runtime.files import write_atomically
-from saap_jax.runtime.words import plural
 from saap_jax.wings import imported
 
 FINDINGS: dict[str, str] = {
@@ -139,11 +138,7 @@ def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", 
     kind = run.get("kind") or (command[1] if len(command) > 1 else "compare")
     with reading(path, f"a run of kind {kind}"):
         if kind == "compare":
-            candidates, corrupt = read_candidates(path)
-            sections, rows = compare_sections(run, candidates)
-            if corrupt:
-                torn = Words(f"{plural(corrupt, 'unreadable line')} of metrics.jsonl left out.")
-                sections[0] = sections[0]._replace(blocks=[*sections[0].blocks, torn])
+            sections, rows = compare_sections(run, read_candidates(path))
         elif kind in FINDINGS:
             found = imported(FINDINGS[kind])(RunDirectory(path, run))
             sections = [*_sections(run, found), *closing_sections(run, found.known)]

@@ -76,7 +76,7 @@ def find(text: str) -> Reference:
     """
     path = Path(text)  # of a long chain no name of a file: os.path says no then, where pathlib raises
     if os.path.isfile(path / "run.json") and not (path / "config.json").is_file():
-        example = next((row["candidate"] for row in read_candidates(path)[0]), DENSE)
+        example = next((row["candidate"] for row in read_candidates(path)), DENSE)
         raise ValueError(f"{text} is a run: expected RUN:CANDIDATE or RUN:{DENSE}, such as {path}:{example}")
     if os.path.exists(path) or ":" not in text or is_remote(text):
         return Reference(text)
@@ -88,7 +88,7 @@ def find(text: str) -> Reference:
 
 
 def _of_run(text: str, run: Path, candidate: str) -> Reference:
-    record, known = read_run(run), read_candidates(run)[0]
+    record, known = read_run(run), read_candidates(run)
     if candidate == DENSE:
         if DENSE not in record:
             raise ValueError(f"{text}: the run holds no unpruned model; it has not come that far, or is no comparison")

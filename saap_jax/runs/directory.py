@@ -81,19 +81,22 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
     return cast(RunRecord, record)
 
 
-def read_candidates(path: str | os.PathLike[str]) -> tuple[list[Row], int]:
-    """Read `metrics.jsonl` of a run directory: the last line of each candidate, in order, and whether the end is torn.
+def read_candidates(path: str | os.PathLike[str]) -> list[Row]:
+    """Read `metrics.jsonl` of a run directory: the last line of each candidate, in order.
+
+    An unfinished last line, as a kill leaves it, is left out.
 
     Raises:
-        ValueError: another line than a torn last one cannot be read.
+        ValueError: another line cannot be read.
     """
-    file, found = Path(path) / "metrics.jsonl", {}
-    *lines, torn = file.read_bytes().split(b"\n") if file.exists() else [b""]
+    file = Path(path) / "metrics.jsonl"
+    found: dict[str, Row] = {}
+    *lines, _ = file.read_bytes().split(b"\n") if file.exists() else [b""]
     for number, line in enumerate(lines, start=1):
         with reading(f"{file}, line {number}", "a candidate"):
             row = decoded(line)
             found[row["candidate"]] = row
-    return list(found.values()), int(bool(torn))
+    return list(found.values())
 
 
 class RunDirectory:
@@ -199,7 +202,7 @@ class RunDirectory:
 
     def candidates(self) -> list[Row]:
         """Read the finished candidates, in order; a name that was recorded twice counts once, with its last values."""
-        return broadcast(lambda: read_candidates(self.path)[0])
+        return broadcast(lambda: read_candidates(self.path))
 
     def has(self, name: str) -> bool:
         """Say whether the directory holds a file or directory, such as `scores.npz`."""

@@ -306,4 +306,4 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         FileNotFoundError: there is no run.
         ValueError: its record is damaged, or of another version.
     """
-    return Run(Path(path), read_run(path), read_candidates(path)[0])
+    return Run(Path(path), read_run(path), read_candidates(path))

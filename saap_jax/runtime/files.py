@@ -160,24 +160,16 @@ def is_left(file: Path) -> bool:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append a line to a file, whole or not at all; the end of one that a kill tore is taken off first."""
+    """Append a line to a file in place of an unfinished last one, as a kill or a full disk leaves it.
+
+    Who reads such a file ignores an unfinished last line.
+    """
     with _named(path), open(path, "ab+") as file:
-        whole = size = file.tell()
-        file.seek(max(size - 1, 0))
-        if file.read() not in (b"", b"\n"):
-            file.seek(0)
-            whole = file.read().rfind(b"\n") + 1
-        try:
-            file.truncate(whole)
-            rest = memoryview(line + b"\n")
-            while rest:  # around the buffer of the file: it would be written once more when the file is closed
-                rest = rest[os.write(file.fileno(), rest) :]
-            os.fsync(file.fileno())
-        except BaseException:
-            os.ftruncate(file.fileno(), whole)
-            if size == 0:
-                path.unlink()
-            raise
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.surgery.corrections import check_microbatches
+from saap_jax.syntax import written_call
 from saap_jax.types import Keep, Scores
 
 Kind = Literal["score", "limits", "allocation", "refinement", "repair", "text"]
@@ -218,9 +219,7 @@ class Step:
     @property
     def text(self) -> str:
         """The step as it is written: its name, and the options that are not as usual."""
-        said = ", ".join(f"{name}={literal(value)}" for name, value in self.said.items())
-        name = f"{self.source}:{self.name}" if self.source else self.name
-        return f"{name}({said})" if said else name
+        return written_call(f"{self.source}:{self.name}" if self.source else self.name, self.said)
 
     @property
     def inner(self) -> tuple[Any, ...]:
@@ -359,17 +358,3 @@ def need_room(on: Context, step: Step) -> Room:
 def default_of(field: Any) -> Any:
     """Read the default of a field."""
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-
-
-def literal(value: Any) -> str:
-    """Write the value of an option as the parser of chains reads it.
-
-    >>> literal((0.13, -0.07)), literal({"mlp": 32}), literal("wanda"), literal(("taylor_element(reduction='max')",))
-    ('(0.13, -0.07)', '{mlp: 32}', 'wanda', '("taylor_element(reduction=\\'max\\')",)')
-    """
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{literal(key)}: {literal(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, tuple):
-        return "(" + ", ".join(map(literal, value)) + ("," if len(value) == 1 else "") + ")"
-    plain = isinstance(value, str) and value.isidentifier() and value not in ("None", "True", "False")
-    return value if plain else repr(value)

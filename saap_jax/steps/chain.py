@@ -13,18 +13,18 @@ scores and limits at the beginning, `uniform` does. The name of a recipe stands 
 `steps.score.score.Score`.
 """
 
-import ast
 import dataclasses
 import difflib
 import itertools
-import keyword
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from saap_jax.checks import check_values
+from saap_jax.config.method import PACKAGED_MODELS
 from saap_jax.config.packaged import packaged
-from saap_jax.estimation.registry import ESTIMATORS, from_file, names_file
+from saap_jax.estimation.registry import ESTIMATORS, from_file
 from saap_jax.recipes.registry import RECIPES
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
 from saap_jax.steps.allocation.allocation import Allocation, most_removable
@@ -36,6 +36,7 @@ from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.steps.score.oracles import ORACLES
 from saap_jax.steps.score.score import Scenarios, Score
 from saap_jax.subjects.base import Subject
+from saap_jax.syntax import Call, alternatives, names_file, read_call, split
 from saap_jax.types import Keep
 
 _NAMED = re.compile(r"\s*(?P<name>[\w.+-]+)\s*=(?!=)")
@@ -144,8 +145,8 @@ def expand(texts: Iterable[str]) -> list[Chain]:
     found: dict[str, Chain] = {}
     for text in texts:
         given = _NAMED.match(text)
-        for alternative in _alternatives(text[given.end() :] if given else text):
-            segments = [each for each in _split(alternative, ">,") if each != NONE]
+        for alternative in alternatives(text[given.end() :] if given else text):
+            segments = [each for each in split(alternative, ">,") if each != NONE]
             choices = [list(_read(segment)) for segment in segments]
             for chosen in itertools.product(*choices):
                 name = given["name"] if given else " > ".join(said for said, _ in chosen)
@@ -198,55 +199,6 @@ def _whole(steps: list[Step], name: str) -> Chain:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def _depths(text: str) -> list[int]:
-    """Count the brackets (and quotes) that are open behind each letter.
-
-    Raises:
-        ValueError: brackets that do not match.
-    """
-    depths, depth, quote = [], 0, ""
-    for letter in text:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        else:
-            depth += (letter in "([{") - (letter in ")]}")
-        depths.append(depth + bool(quote))
-    if min(depths, default=0) < 0 or (depths and depths[-1]):
-        raise _not_in_order(text)
-    return depths
-
-
-def _not_in_order(text: str) -> ValueError:
-    return ValueError(f"chain {text!r}: expected steps with > between them and brackets in pairs")
-
-
-def _split(text: str, separators: str) -> list[str]:
-    """Split a text where no bracket is open.
-
-    Raises:
-        ValueError: brackets that do not match, or nothing between separators.
-    """
-    ends = [at for at, depth in enumerate(_depths(text)) if not depth and text[at] in separators]
-    parts = [text[start:end].strip() for start, end in zip([0, *(at + 1 for at in ends)], [*ends, None], strict=True)]
-    if not all(parts):
-        raise _not_in_order(text)
-    return parts
-
-
-def _alternatives(text: str) -> Iterator[str]:
-    """Yield a text with each of what its first braces outside of brackets hold, and so on."""
-    depths = _depths(text)
-    start = next((at for at, letter in enumerate(text) if letter == "{" and depths[at] == 1), None)
-    if start is None:
-        yield text
-        return
-    end = depths.index(0, start)
-    for each in _split(text[start + 1 : end], ","):
-        yield from _alternatives(text[:start] + each + text[end + 1 :])
-
-
 def steps_of(text: str) -> list[Step]:
     """Read steps, perhaps a part of a chain, of which none stands for several.
 
@@ -254,15 +206,12 @@ def steps_of(text: str) -> list[Step]:
         ValueError: something is unknown or wrong, or a step stands for several.
     """
     found: list[Step] = []
-    for segment in _split(text, ">,"):
+    for segment in split(text, ">,"):
         read = list(_read(segment)) if segment != NONE else [("", ())]
         if len(read) > 1:
             raise ValueError(f"chain: expected one value an option, got {segment!r}")
         found += read[0][1]
     return found
-
-
-_CALL = re.compile(r"(?P<name>(?:[^()]+\.py:)?[A-Za-z_][\w-]*)\s*(?:\((?P<options>.*)\))?", re.S)
 
 
 def _read(segment: str) -> Iterator[tuple[str, tuple[Step, ...]]]:
@@ -273,13 +222,13 @@ def _read(segment: str) -> Iterator[tuple[str, tuple[Step, ...]]]:
             raise ValueError(f"{segment} cannot be run: {recipe.missing}")
         yield segment, tuple(steps_of(recipe.chain))
         return
-    call = _CALL.fullmatch(segment)
-    kind = _kind_of(call["name"]) if call else None
+    call = read_call(segment)
+    kind = _kind_of(call) if call else None
     if call is None or kind is None:
         yield segment, (_score(segment),)
         return
     types = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    options = _options(segment, kind, call["options"] or "")
+    options = _options(segment, kind, call)
     many = {name: value for name, value in options.items()
             if isinstance(value, tuple) and value and "tuple" not in types[name]}  # fmt: skip
     for values in itertools.product(*many.values()):
@@ -293,17 +242,16 @@ def _read(segment: str) -> Iterator[tuple[str, tuple[Step, ...]]]:
         yield made.text if many else segment, (made,)
 
 
-def _kind_of(name: str) -> type[Step] | None:
-    """Return the step of a name, also one in a file; None of an estimator."""
-    if ".py:" not in name:
-        return find_step(name)
-    file, _, name = name.rpartition(":")
-    made = from_file(file, name)
+def _kind_of(call: Call) -> type[Step] | None:
+    """Return the step that is called, also one in a file; None of an estimator."""
+    if not call.file:
+        return find_step(call.name)
+    made = from_file(call.file, call.name)
     if not (isinstance(made, type) and issubclass(made, Step)):
         return None
     if "name" not in vars(made):
         made.name = made.__name__
-    made.source = file
+    made.source = call.file
     return made
 
 
@@ -317,6 +265,8 @@ def _score(segment: str) -> Score:
         return Score(segment)
     except ValueError as error:
         name = segment.partition("(")[0].strip()
+        if segment in PACKAGED_MODELS or os.path.exists(segment):
+            raise ValueError(f"unknown step {name!r}; did you mean --model {segment}?") from None
         if names_file(segment) or not str(error).startswith("unknown estimator") or set("+/") & set(name):
             raise
         near = difflib.get_close_matches(name, [*STEPS, *ESTIMATORS, *ORACLES, *RECIPES, *packaged()], 1, cutoff=0.0)
@@ -325,22 +275,14 @@ def _score(segment: str) -> Score:
         ) from None
 
 
-_KEYWORD = re.compile(rf"(?<![\w'\"])({'|'.join({*keyword.kwlist} - {'None', 'True', 'False'})})(?=\s*(?:,|$|\)))")
-"""A word of Python's own as a value, such as `global`."""
-
-
-def _options(segment: str, kind: type[Step], text: str) -> dict[str, Any]:
+def _options(segment: str, kind: type[Step], call: Call) -> dict[str, Any]:
     """Read the options of a step."""
     fields = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     if kind.begins:
-        return {fields[0].name: tuple(map(parse, _split(text, ","))) if text.strip() else ()}
-    text = _KEYWORD.sub(r"'\1'", text)
+        return {fields[0].name: tuple(map(parse, split(call.inside, ","))) if call.inside.strip() else ()}
     try:
-        call = ast.parse(f"_({text})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        given = [_value(node) for node in call.args]
-        named = [(str(keyword.arg), _value(keyword.value)) for keyword in call.keywords]
-    except (SyntaxError, ValueError, TypeError, ArithmeticError, AssertionError):
+        given, named = call.arguments(expressions=True)
+    except ValueError:
         raise ValueError(f"{segment!r}: expected NAME or NAME(option=value, …)") from None
     free = [field for field in fields if not field.kw_only]
     if given and free and str(free[0].type).startswith("tuple") and not isinstance(given[0], tuple):
@@ -358,25 +300,6 @@ def _options(segment: str, kind: type[Step], text: str) -> dict[str, Any]:
             f"{segment!r}: unknown option {unknown!r}; {kind.name} takes {', '.join(known) or 'none'}{hint}"
         )
     return options
-
-
-def _value(node: ast.expr) -> Any:
-    """Return the value of an option: words need no quotes, and an estimator may have hyper-parameters."""
-    match node:
-        case ast.Constant():
-            return node.value
-        case ast.Name():
-            return node.id
-        case ast.UnaryOp(op=ast.USub()):
-            return -_value(node.operand)
-        case ast.BinOp(op=ast.Div(), left=ast.Constant(), right=ast.Constant()):
-            return node.left.value / node.right.value  # type: ignore[operator]
-        case ast.Tuple() | ast.List():
-            return tuple(_value(each) for each in node.elts)
-        case ast.Dict():
-            return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True) if key}
-        case _:
-            return ast.unparse(node)
 
 
 def _number(value: Any) -> Any:

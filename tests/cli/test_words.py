@@ -1,28 +1,20 @@
-"""Words of a command: names of one thing, lists with commas, and what is known to be wrong before jax is loaded."""
+"""Words of a command: names of one thing, lists with commas, and what a wrong one is answered with."""
 
 import shlex
-import subprocess
-import sys
 
 import pytest
 
 from saap_jax.cli import main
 from saap_jax.cli.arguments import load_config, parse
-from saap_jax.cli.words import check_names, options_of, steps_and_estimators
+from saap_jax.cli.words import options_of
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import PACKAGED_MODELS
 from saap_jax.config.recover import MethodConfig
-from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.llama.files.sources import PACKAGED
-from saap_jax.recipes.registry import RECIPES
-from saap_jax.steps.base import STEPS
-from saap_jax.steps.score.oracles import ORACLES
+from tests.cli.test_main import refused
 
 
-def test_names_in_the_sources_are_those_that_are_registered():
-    ours = {name for name, step in STEPS.items() if step.__module__.startswith("saap_jax.")}
-    made = {name for name, each in ESTIMATORS.items() if each.__module__.startswith("saap_jax.")}
-    assert {*steps_and_estimators()} == ours | made | {*ORACLES, *RECIPES}
+def test_models_of_configurations_are_those_of_packages():
     assert tuple(PACKAGED) == PACKAGED_MODELS
 
 
@@ -56,6 +48,9 @@ def test_what_takes_several_values_is_said_once(words):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("comparee", "'compare'"),
+        ("compare --metod x", "--methods"),
+        ("compare --method.nme x", "--methods"),
         ("compare wanda,unform", "'uniform'"),
         ("compare quikstart", "'quickstart'"),
         ("score --estimators 'wnda+fisher'", "'wanda'"),
@@ -65,23 +60,10 @@ def test_what_takes_several_values_is_said_once(words):
         ("compare --estimators wanda", "--methods"),
     ],
 )
-def test_what_is_wrong_is_said_before_jax_is_loaded(words, said):
-    code = "import sys; from saap_jax.cli.main import main; code = main(sys.argv[1:]); "
-    code += "assert 'jax' not in sys.modules; sys.exit(code)"
-    done = subprocess.run([sys.executable, "-c", code, *words.replace("'", "").split()], capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert f"did you mean {said}" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("known", ["wanda", "a = {wanda,fisher+wanda/obs} > {uniform,none}", "mine.py:own > global"])
-def test_what_is_known_is_not_refused_by_its_name(known, monkeypatch):
-    monkeypatch.delitem(sys.modules, "saap_jax.steps.chain")
-    check_names(CompareConfig(methods=(known,)))
-    with pytest.raises(ValueError, match="unknown step 'wnda'"):
-        check_names(CompareConfig(methods=(known, "wnda")))
-    with pytest.raises(ValueError, match="unknown step 'wnda'"):
-        check_names(CompareConfig(methods=(f"{99 * 'wanda > '}wnda",)))
+def test_an_unknown_word_has_a_suggestion(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"did you mean {said}" in refused(capsys, shlex.split(words))
+    assert [*tmp_path.rglob("*")] == []
 
 
 @pytest.mark.parametrize("words", ["quickstart --ratio 0.3 --mesh.data -1", "mine.py:problem", "wanda,uniform"])

@@ -53,8 +53,6 @@ from saap_jax.steps.chain import parse
         (lambda: r.TrainingConfig(batch_size=8, microbatch=3), "expected a divisor of batch_size 8, got 3"),
         (lambda: r.TrainingConfig(learning_rate=0.0), "training.learning_rate: expected a number above 0, got 0.0"),
         (lambda: r.TrainingConfig(clip=-1.0), "training.clip: expected a number of at least 0, got -1.0"),
-        (lambda: r.TrainingConfig(top_k_logits=8), "top_k_logits: expected training.distillation above 0"),
-        (lambda: r.TrainingConfig(top_k_logits=8, distillation=0.5, hidden=0.1), "and training.hidden 0, .* got 8"),
         (lambda: r.TrainingConfig(temperature=1.0), "training.temperature: expected training.distillation above 0"),
         (lambda: r.MethodConfig(name="lora", bits=8), "method.bits: expected --method.name groupwise beside it, got 8"),
         (lambda: r.MethodConfig(name="full", rank=4), "method.rank: expected a --method.name with adapters beside it"),

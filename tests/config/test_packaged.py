@@ -4,9 +4,11 @@ import pytest
 
 from saap_jax.cli.arguments import load_config, parse
 from saap_jax.cli.main import COMMANDS
-from saap_jax.cli.words import steps_and_estimators
 from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.packaged import CONFIGS, find_file, packaged
+from saap_jax.estimation.registry import ESTIMATORS
+from saap_jax.recipes.registry import RECIPES
+from saap_jax.steps.base import STEPS
 
 MINE = "from saap_jax.config import CompareConfig\nCONFIG = CompareConfig(name='mine')\n"
 
@@ -36,7 +38,7 @@ def test_the_quickstart_compares_what_prune_makes():
     quick, prune = load_config("quickstart", CompareConfig), PruneConfig()
     for name in ("model", "calibration", "evaluation", "remat", "mesh"):
         assert getattr(quick, name) == getattr(CompareConfig(), name) == getattr(prune, name)
-    assert {*quick.methods} < {*steps_and_estimators()}
+    assert {*quick.methods} < {*STEPS, *ESTIMATORS, *RECIPES}
     assert "fast" in quick.methods
     assert quick.cut
     assert quick.new_tokens

@@ -174,7 +174,7 @@ def test_a_killed_job_goes_on():
 
     with pytest.raises(KeyboardInterrupt):
         changes_of(model, units, save=killed)
-    done = changes_from_lines("".join(lines) + '\n["mlp", 2, 3, 0.12')
+    done = changes_from_lines("\n".join(lines) + '\n["mlp", 2, 3, 0.12')
     assert 0 < len(done) < len(units)
     rest = []
     changes = changes_of(model, units, done=done, save=rest.extend)

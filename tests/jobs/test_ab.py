@@ -182,7 +182,7 @@ class TestOnARealComparison:
         found = ab.ab(AbConfig(a=f"{compared}:magnitude@0.5", b=f"{compared}:random@0.5"))
         assert len(found.metrics) == 2
         assert all(row.difference.value != 0 for row in found.metrics)
-        for row in read_candidates(compared)[0]:
+        for row in read_candidates(compared):
             for each in ab.ab(AbConfig(a=f"{compared}:{row['candidate']}", b=f"{compared}:dense")).metrics:
                 assert each.values[0] == pytest.approx(row["ppl"][each.name], rel=1e-12)
 
@@ -190,7 +190,7 @@ class TestOnARealComparison:
         best = read_run(compared)["best"]["candidate"]
         for row in ab.ab(AbConfig(a=f"{compared}:{best}", b=f"{compared}/best")).metrics:
             assert row.difference.same
-        other = next(row["candidate"] for row in read_candidates(compared)[0] if row["variant"] not in best)
+        other = next(row["candidate"] for row in read_candidates(compared) if row["variant"] not in best)
         for row in ab.ab(AbConfig(a=f"{compared}:{other}", b=f"{compared}/best")).metrics:
             assert not row.difference.same
 

@@ -64,7 +64,7 @@ def test_the_best_of_a_comparison_has_figures_with_intervals(tiny_model_director
     words = ["--model.name", str(tiny_model_directory), "--runs", str(tmp_path), *CALIBRATION, "--ratios", "0.3"]
     words += ["--methods", "magnitude", "--evaluation.windows", "8", "--evaluation.length", "16", "--cut"]
     assert main.main(["compare", *words]) == 0
-    (row,), _ = read_candidates(tmp_path / "compare")
+    (row,) = read_candidates(tmp_path / "compare")
     (step,) = read_origin(tmp_path / "compare" / "best")["steps"]
     found = {(figure["model"], figure["metric"]): figure for figure in step["figures"]}
     for model, ppl in (("pruned", row["ppl"]), ("dense", read_run(tmp_path / "compare")["dense"]["ppl"])):

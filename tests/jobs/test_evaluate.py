@@ -109,7 +109,7 @@ class TestAb:
         assert main.main(["ab", f"{compared}:{other}", f"{compared}:dense", *TASKS, "--json", str(out)]) == 0
         found = json.loads(out.read_text())
         assert found["seeds"] == 2
-        names = [row["candidate"] for row in read_candidates(compared)[0] if together(row) == other]
+        names = [row["candidate"] for row in read_candidates(compared) if together(row) == other]
         assert len(names) == 2
         each = []
         for name in names:

@@ -1,4 +1,4 @@
-"""Attention in blocks and by the kernel is that of the whole matrix, in values and gradients, and holds no matrix."""
+"""Attention in blocks is that of the whole matrix, in values and gradients, and holds no matrix."""
 
 import dataclasses
 import functools
@@ -14,10 +14,10 @@ from saap_jax.estimation.hessian import GATE_HESSIAN, hessian_step
 from saap_jax.estimation.observe import grown
 from saap_jax.estimation.registry import STATISTICS
 from saap_jax.llama import attention
-from saap_jax.llama.attention import LONG, Seen, attending, chosen, in_blocks, plain, splash
+from saap_jax.llama.attention import LONG, Seen, attending, chosen, in_blocks, plain
 from saap_jax.llama.passes import packed_hidden
 from saap_jax.llama.segments import ones_gates
-from saap_jax.planning.count import equations, work_of
+from saap_jax.planning.count import equations
 from tests.helpers import dense_model, length_mask, random_tokens, relative
 
 LENGTH = 37
@@ -115,43 +115,6 @@ def test_blocks_in_other_types(dtype, tolerance, x64):
     assert not close(found, run(plain, wide, Seen(LENGTH, 6)), tolerance), "control"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "heads", "dtype"),
-    [
-        ("causal", (2, 3), jnp.float32),
-        ("own window", (1, 2), jnp.bfloat16),
-        ("texts", (1, 2), jnp.float32),
-    ],
-)
-def test_the_kernel_is_the_whole_matrix(name, heads, dtype):
-    """Run by an interpreter; a row of 37 tokens is padded to 128."""
-    arrays, seen = inputs(dtype, heads), sight(name)
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # it is not ours
-        found = run(functools.partial(splash, interpret=True), arrays, seen)
-    whole = run(plain, arrays, seen)
-    tolerance = 1e-5 if dtype == jnp.float32 else 0.03
-    assert {each.dtype for each in found} == {jnp.dtype(dtype)}
-    assert close(found, whole, tolerance)
-    assert not close(found, run(plain, arrays, Seen(LENGTH, 3)), 2 * tolerance), "control"
-
-
-@pytest.mark.slow
-def test_the_kernel_takes_rows_of_several_tiles():
-    seen, arrays = Seen(300, 140), inputs(heads=(1, 1), length=300)[:3]
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        found = jax.jit(functools.partial(splash, seen=seen, scale=0.7, interpret=True))(*arrays)
-    assert close(found, plain(*arrays, seen, 0.7), 1e-5)
-    assert not close(found, plain(*arrays, Seen(300, 139), 0.7), 1e-5), "control"
-
-
-def test_operations_of_the_kernel_are_counted():
-    """Two products of each query with each key: tiles that a mask leaves out are counted too."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        program = jax.make_jaxpr(functools.partial(splash, seen=Seen(384), scale=1.0))(*inputs(length=384)[:3])
-    assert work_of(program, frozenset()).flops == 2 * 2 * (2 * 6 * 384**2 * 4)
-
-
 # --- in programs ---------------------------------------------------------------------------------
 
 
@@ -237,42 +200,25 @@ def test_second_derivatives_in_blocks(few):
             return jax.jit(run)(model, total, (tokens, mask), ones_gates(model.segments))
 
     assert close(hessian("blocks"), hessian("plain"), 1e-4)
-    with pytest.raises(ValueError, match="splash has no second derivatives"), attending(tpu=True):
-        hessian("splash")
 
 
 # --- the switch ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("length", "context", "path"),
+    ("length", "asked", "path"),
     [
-        (LONG, {}, "plain"),
-        (LONG + 1, {}, "blocks"),
-        (LONG + 1, {"path": "plain"}, "plain"),
-        (2, {"path": "blocks"}, "blocks"),
-        (LONG, {"tpu": True}, "plain"),
-        (LONG + 1, {"tpu": True}, "splash"),
-        (LONG + 1, {"tpu": True, "twice": True}, "blocks"),
-        (2, {"tpu": True, "path": "splash"}, "splash"),
+        (LONG, "auto", "plain"),
+        (LONG + 1, "auto", "blocks"),
+        (LONG + 1, "plain", "plain"),
+        (2, "blocks", "blocks"),
     ],
 )
-def test_which_path_is_taken(length, context, path):
-    with attending(**context):
-        assert chosen(jnp.zeros((1, length, 1, 1, 2)), Seen(length)) == path
-    assert chosen(jnp.zeros((1, 2, 1, 1, 2)), Seen(2)) == "plain", "the context has ended"
-
-
-def test_the_kernel_is_refused_where_it_cannot_be(x64):
-    for context, dtype, words in (
-        ({}, jnp.float32, "is for TPUs, got programs for cpu"),
-        ({"tpu": True}, jnp.float64, "computes in float32, got a model in float64"),
-    ):
-        message = f"^attention: splash {words}.*; pass auto or blocks$"
-        with pytest.raises(ValueError, match=message), attending("splash", **context):
-            chosen(jnp.zeros((1, 2, 1, 1, 2), dtype), Seen(2))
-    with attending("splash"):
-        assert chosen(jnp.zeros((1, 2, 0, 1, 2)), Seen(2)) == "plain", "a layer without heads"
+def test_which_path_is_taken(length, asked, path):
+    with attending(asked):
+        assert chosen(jnp.zeros((1, length, 1, 1, 2))) == path
+        assert chosen(jnp.zeros((1, length, 0, 1, 2))) == "plain", "a layer without heads"
+    assert chosen(jnp.zeros((1, 2, 1, 1, 2))) == "plain", "the context has ended"
 
 
 def test_compiled_programs_are_told_apart_by_the_switch():
@@ -280,7 +226,7 @@ def test_compiled_programs_are_told_apart_by_the_switch():
 
     @jax.jit
     def run(query, key):
-        traced.append(chosen(query, Seen(2)))
+        traced.append(chosen(query))
         return query
 
     for path in ("plain", "blocks", "plain", "blocks"):

@@ -1,7 +1,6 @@
 """Training from beginning to end: checks, stopping, going on, and what is said of trouble."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,9 @@ from saap_jax.config.recover import TrainingConfig
 from saap_jax.recovery.checkpoints import Checkpoints, arrays_of
 from saap_jax.recovery.loop import NotFiniteError, Training, held_out_loss, train
 from saap_jax.recovery.objective import Objective, sums_of
-from saap_jax.recovery.top_k import KeptLogits, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split, start
-from tests.helpers import VOCAB, changed, dense_model, ragged_model
-from tests.recovery.helpers import LENGTH, LORA_LIKE, packed, regular_rows, rows_of
+from tests.helpers import changed, dense_model, ragged_model
+from tests.recovery.helpers import LORA_LIKE, packed, regular_rows, rows_of
 
 PLAN = TrainingConfig(batch_size=4, microbatch=2, epochs=4, check_every=3, patience=0, seed=0)
 ROWS, HELD, IRREGULAR = regular_rows(9), regular_rows(3), rows_of(12, 12, seed=8)
@@ -74,33 +72,6 @@ def test_killed_twice_it_ends_with_the_same_parameters(tmp_path):
     assert not nothing
     other, _ = run(tmp_path / "other", training_of(plan=dataclasses.replace(PLAN, seed=1)))
     assert not same(other.trained, whole.trained)
-
-
-def taught(k: int | None, directory: Path) -> Training:
-    """Return a training with a teacher: in memory, or k likeliest tokens of it on disk; its last batch is padded."""
-    training, teacher = training_of(plan=dataclasses.replace(PLAN, epochs=3), steps=7), dense_model(seed=1)
-    training = training._replace(objective=Objective(distillation=0.7, temperature=2.0))
-    if k is None:
-        return training._replace(frozen=dataclasses.replace(training.frozen, teacher=teacher))
-    top = KeptLogits(directory / f"top {k}", np.arange(len(ROWS.tokens), dtype=np.int32), LENGTH - 1, k, VOCAB, 2)
-    keep_top_k(top, teacher, ROWS, training.objective, {})
-    return training._replace(top=top)
-
-
-@pytest.mark.slow
-def test_a_teacher_on_disk_stands_for_one_in_memory(tmp_path):
-    """All its tokens give the same steps up to rounding, three of them others; killed, to the last bit."""
-    one, told = run(tmp_path / "one", taught(None, tmp_path))
-    all_tokens, same_told = run(tmp_path / "all", taught(VOCAB, tmp_path))
-    few, other_told = run(tmp_path / "few", taught(3, tmp_path))
-    for each, again, other in zip(told, same_told, other_told, strict=True):
-        np.testing.assert_allclose(again[1:4], each[1:4], rtol=1e-4)
-        assert other.divergence < each.divergence
-    for a, b in zip(*map(jax.tree.leaves, (one.trained, all_tokens.trained)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-3)
-    assert not same(few.trained, one.trained)
-    run(tmp_path / "killed", taught(3, tmp_path), stop=4)
-    assert same(run(tmp_path / "killed", taught(3, tmp_path))[0].trained, few.trained)
 
 
 def test_the_best_parameters_are_returned_and_kept(tmp_path):

@@ -1,6 +1,7 @@
 """Where the files of a model are (a path, an address, a package, the hub), and what they say of where it comes from."""
 
 import contextlib
+import difflib
 import hashlib
 import importlib.util
 import os
@@ -51,9 +52,11 @@ def resolve(name: str | Path) -> Path:
     if path.exists():
         raise ValueError(f"{path}: expected a .gguf file or a directory with config.json and safetensors files")
     if not _REPOSITORY.fullmatch(str(name)) or path.suffix == ".gguf":
+        near = difflib.get_close_matches(str(name), PACKAGED, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
         raise FileNotFoundError(
             f"{name}: no such file or directory, and not a model name (expected {' or '.join(PACKAGED)}, a .gguf "
-            "file, a directory or a hub name 'org/name')"
+            f"file, a directory or a hub name 'org/name'){meant}"
         )
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled

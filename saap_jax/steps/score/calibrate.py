@@ -16,10 +16,11 @@ from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.score.fusion import Fusion, PerExample, fuse
 from saap_jax.steps.score.oracles import constant, is_oracle, make_oracle
-from saap_jax.steps.score.score import Plan, Score, fusion_members, make_members
+from saap_jax.steps.score.score import Plan, Score, make_members
 from saap_jax.steps.score.stability import ScenarioReduction, reduce_scenarios, stability_indicator
 from saap_jax.structures.weights import Weights
 from saap_jax.subjects.base import Examples, Subject, explained
+from saap_jax.syntax import fusion_members
 from saap_jax.types import Keep, Scores
 
 

@@ -17,6 +17,7 @@ from saap_jax.estimation.registry import call_factory
 from saap_jax.runtime.decisions import finite
 from saap_jax.runtime.progress import Passes
 from saap_jax.subjects.base import Examples, Subject, run_losses
+from saap_jax.syntax import read_call
 from saap_jax.types import STRUCTURES, Keep, Scores
 
 Examined = Annotated[int | None, at_least(1)]
@@ -125,7 +126,8 @@ def is_oracle(text: str) -> bool:
     >>> is_oracle("block_ablation(granularity='layer')"), is_oracle("wanda")
     (True, False)
     """
-    return text.partition("(")[0].strip() in ORACLES
+    call = read_call(text)
+    return call is not None and not call.file and call.name in ORACLES
 
 
 def make_oracle(text: str) -> Oracle:

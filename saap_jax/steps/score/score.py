@@ -9,13 +9,14 @@ import numpy as np
 
 from saap_jax.checks import number
 from saap_jax.estimation.base import Estimator
-from saap_jax.estimation.registry import make_estimators, names_file
+from saap_jax.estimation.registry import make_estimators
 from saap_jax.steps.allocation.allocation import checked
 from saap_jax.steps.base import Before, Context, Extent, State, Step, need, step
 from saap_jax.steps.score.fusion import FusionMethod, FusionScope
 from saap_jax.steps.score.oracles import constant, is_oracle, make_oracle
 from saap_jax.steps.score.stability import ScenarioReduction, stabilised
 from saap_jax.subjects.base import Subject
+from saap_jax.syntax import attention_and_mlp, fusion_members
 from saap_jax.types import STRUCTURES, Scores
 
 
@@ -64,10 +65,9 @@ class Score(Step):
         >>> Score("gate_fisher/wanda+magnitude").parts()
         {'attention': 'gate_fisher', 'mlp': 'wanda+magnitude'}
         """
-        if structures != STRUCTURES or names_file(self.named):
+        if structures != STRUCTURES:
             return dict.fromkeys(structures, self.named)
-        attention, slash, mlp = (part.strip() for part in self.named.partition("/"))
-        return dict(zip(STRUCTURES, (attention, mlp if slash else attention), strict=True))
+        return dict(zip(STRUCTURES, attention_and_mlp(self.named), strict=True))
 
     def members(self, structures: tuple[str, ...] = STRUCTURES) -> tuple[str, ...]:
         """List its estimators, each once."""
@@ -96,15 +96,6 @@ class Score(Step):
 
 Plan = Mapping[str, Score]
 """What is scored, by label."""
-
-
-def fusion_members(part: str) -> tuple[str, ...]:
-    """List the estimators of a fusion; of one estimator itself.
-
-    >>> fusion_members("gate_taylor+taylor_element")
-    ('gate_taylor', 'taylor_element')
-    """
-    return (part,) if names_file(part) else tuple(member.strip() for member in part.split("+"))
 
 
 def make_members(
