@@ -47,6 +47,7 @@ from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.remote import exists, send
+from saap_jax.runtime.words import plural
 from saap_jax.structures.discovery import count_parameters
 from saap_jax.subjects.llama import texts_of
 
