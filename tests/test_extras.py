@@ -64,14 +64,6 @@ def folder(tmp_path):
 @pytest.mark.slow
 def test_the_core_works_without_extras(folder, tiny_model_directory):
     model = str(tiny_model_directory)
-    texts = [
-        "--calibration.scenarios",
-        "a.txt",
-        "--evaluation.in-domain",
-        "b.txt",
-        "--evaluation.out-of-domain",
-        "c.txt",
-    ]
     commands = [
         ["compare", "wanda", "random", "--model", model, "--ratios", "0.5", *TEXT],
         ["prune", "--model", model, "--method", "wanda", "--ratio", "0.5", "--out", "pruned", *TEXT],
@@ -95,14 +87,6 @@ def test_the_core_works_without_extras(folder, tiny_model_directory):
 
 @pytest.mark.slow
 def test_with_extras_a_page_has_its_figures(folder, tiny_model_directory):
-    texts = [
-        "--calibration.scenarios",
-        "a.txt",
-        "--evaluation.in-domain",
-        "b.txt",
-        "--evaluation.out-of-domain",
-        "c.txt",
-    ]
     words = ["compare", "wanda", "random", "--model", str(tiny_model_directory), "--ratios", "0.5", *TEXT]
     done = run_bare((), [words], folder)
     assert done.stdout.endswith("exit 0\n"), done.stderr[-3000:]
