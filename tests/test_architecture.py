@@ -45,7 +45,7 @@ CORE: dict[str, tuple[str, ...]] = {
     "report": ("runs", "steps", "evaluation", "structures", "estimation", "runtime", "config"),
     "jobs": ("report", "runs", "api", "subjects", "subjects.base", "steps", "evaluation", "surgery", "estimation",
              "structures", "llama", "recipes", "data", "runtime", "config"),
-    "configs": ("config", "recipes"),
+    "configs": ("estimation", "recipes", "config"),
     "lm_eval": ("evaluation",),
     "cli": ("jobs", "runs", "report", "steps", "estimation", "recipes", "runtime", "config"),
     "__main__": ("cli", "runtime"),
