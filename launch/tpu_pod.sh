@@ -5,7 +5,7 @@
 #     score mine.py --mesh.fsdp -1 --calibration.batch-size 16 --runs /mnt/shared/runs
 #
 # DIR: a checkout of this repository at the same path on every host, installed into DIR/.venv with jax's TPU libraries:
-#   .venv/bin/pip install -q --no-deps -r requirements.lock && .venv/bin/pip install -q --no-deps -e . &&
+#   .venv/bin/pip install -q --no-deps -r requirements/base.lock && .venv/bin/pip install -q --no-deps -e . &&
 #   .venv/bin/pip install -q "jax[tpu]"
 # Models, texts and --runs lie on a file system that all hosts mount. A job that ended early goes on when the same
 # command is given again; ATTEMPTS gives it again by itself.

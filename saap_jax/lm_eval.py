@@ -8,13 +8,15 @@ are those of `saap_jax.evaluation.harness.HarnessModel`: path, dtype, max_length
 
 import sys
 
+from saap_jax.extras import missing
+
 
 def main() -> None:
     """Register the model and run the harness's command."""
-    try:
-        from lm_eval.__main__ import cli_evaluate
-    except ModuleNotFoundError as error:
-        sys.exit(f"saap: lm-evaluation-harness is not installed ({error}); run `pip install 'saap_jax[eval]'`")
+    if line := missing("eval", "lm-evaluation-harness"):
+        sys.exit(f"saap: {line}")
+    from lm_eval.__main__ import cli_evaluate
+
     import saap_jax.evaluation.harness  # noqa: F401  (registers the model)
 
     cli_evaluate()

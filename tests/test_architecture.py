@@ -23,7 +23,7 @@ from saap_jax.planning.models import spec_of
 
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
-GROUND = ("version", "types", "syntax", "errors", "checks", "records", "wings")
+GROUND = ("version", "types", "syntax", "errors", "checks", "extras", "records", "wings")
 """What everybody may import: it imports nothing of ours but what stands before it here."""
 CORE: dict[str, tuple[str, ...]] = {
     "config": (),
@@ -45,6 +45,7 @@ CORE: dict[str, tuple[str, ...]] = {
     "report": ("runs", "steps", "evaluation", "structures", "estimation", "runtime", "config"),
     "jobs": ("report", "runs", "api", "subjects", "subjects.base", "steps", "evaluation", "surgery", "estimation",
              "structures", "llama", "recipes", "data", "runtime", "config"),
+    "configs": ("estimation", "recipes", "config"),
     "lm_eval": ("evaluation",),
     "cli": ("jobs", "runs", "report", "steps", "estimation", "recipes", "runtime", "config"),
     "__main__": ("cli", "runtime"),
@@ -58,7 +59,7 @@ CONTRIB = "contrib"
 NO_MODEL = ("config", "recipes", "report", "steps", "runs.directory", "records", "runs.standing")
 """What sees no model, at most its widths (`llama.spec`)."""
 NO_JAX = (
-    *("config", "recipes", "report", "version", "syntax", "errors", "checks", "records", "wings"),
+    *("config", "recipes", "report", "version", "syntax", "errors", "checks", "extras", "records", "wings"),
     *("runs.directory", "runs.stages", "runs.standing"),
     *("runtime.files", "runtime.interrupts", "runtime.sources", "runtime.words"),
 )
@@ -289,8 +290,8 @@ def test_every_config_builds(name):
 
 
 def test_the_lock_pins_everything_and_names_no_index():
-    lines = (PROJECT / "requirements.lock").read_text().splitlines()
-    further = (PROJECT / "requirements-eval.lock").read_text().splitlines()
+    lines = (PROJECT / "requirements/base.lock").read_text().splitlines()
+    further = (PROJECT / "requirements/eval.lock").read_text().splitlines()
     assert all(re.match(r"[A-Za-z0-9._-]+==\S+( ;.*)?$", line) for line in lines + further)
     assert not any("http" in line.partition("==")[2] for line in lines + further)
     everywhere = {line.partition("==")[0] for line in lines if ";" not in line}

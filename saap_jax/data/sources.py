@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 
 from saap_jax.data.chat import Exchange, exchange_of
 from saap_jax.errors import fields_of, parse_json, read_lines, reading
+from saap_jax.extras import need
 from saap_jax.wings import wing
 
 Part = Literal["calibration", "evaluation", "all"]
@@ -269,9 +270,10 @@ def _reference() -> tuple[Document, ...]:
 @functools.cache
 def _descriptions() -> tuple[Document, ...]:
     # The package is only found, never imported: importing it takes seconds and reading its text needs no code of it.
+    need("tfds", "data source 'builtin:descriptions', in whose place a text of yours may stand")
     spec = importlib.util.find_spec("tensorflow_datasets")
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError("data source 'builtin:descriptions': tensorflow-datasets is not installed; install it")
+    assert spec is not None
+    assert spec.submodule_search_locations
     root = Path(spec.submodule_search_locations[0])
     readmes = sorted(root.glob("datasets/*/README.md"))
     found = [(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")) for path in readmes]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_jax.errors import reading
+from saap_jax.extras import need
 
 MOST = 100_000
 """Examples that a source may hold: they are read into memory. Larger splits have to be sliced."""
@@ -57,6 +58,7 @@ def read_examples(source: str, path: str, field: str, part: str) -> Iterator[tup
         ValueError: another file format; an unknown split or field; more than `MOST` examples.
     """
     where, (name, split) = f"data source {source!r}", parse_reference(source, path)
+    need("tfds", where)
     with _quiet(), reading(where, "a prepared data set"):
         builder = _builder(name, where)
         kinds = {name: type(feature).__name__ for name, feature in builder.info.features.items()}

@@ -10,7 +10,6 @@ highest log-likelihood a character of the choice (`acc_norm`); of equal ones, th
 """
 
 import codecs
-import importlib.util
 import math
 import os
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from saap_jax.config.use import TasksConfig
 from saap_jax.errors import parse_json, read_lines, shown
 from saap_jax.evaluation.likelihood import Progress, encode_pair, log_likelihoods
 from saap_jax.evaluation.task_results import TaskResult
+from saap_jax.extras import need
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
 
@@ -78,10 +78,10 @@ def find_tasks(config: TasksConfig) -> NamedTasks:
     paths = {name: find_task(name) for name in config.task_names}
     local = tuple(read_task(name, path, config.limit) for name, path in paths.items() if path is not None)
     others = tuple(name for name, path in paths.items() if path is None)
-    if others and importlib.util.find_spec("lm_eval") is None:
-        raise ValueError(
-            f"tasks: {others[0]!r} is no local task, which is a JSON-lines file or the name of zeroshot/NAME.jsonl "
-            "below SAAP_DATA; lm-evaluation-harness, which may know it, is not installed: pip install 'saap_jax[eval]'"
+    if others:
+        need(
+            "eval",
+            f"tasks: {others[0]!r}, which is no local task (a JSON-lines file, or zeroshot/NAME.jsonl below SAAP_DATA)",
         )
     return NamedTasks(local, others, config.limit, config.task_path)
 

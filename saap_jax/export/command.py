@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +17,11 @@ from safetensors import safe_open
 from saap_jax.checks import is_remote
 from saap_jax.config.use import ExportConfig
 from saap_jax.errors import read_object
-from saap_jax.export.gguf_file import context_of, write_gguf
-from saap_jax.export.gguf_vocabulary import copied_vocabulary, lost, no_vocabulary, vocabulary_of
 from saap_jax.export.hf import TRAVELS, write_hf
 from saap_jax.export.widths import without_empty_layers
+from saap_jax.extras import need
 from saap_jax.jobs import origins
 from saap_jax.llama.files.config import config_from_spec
-from saap_jax.llama.files.gguf import ROPE_FACTORS
 from saap_jax.llama.files.load import load_model
 from saap_jax.llama.files.sources import loader_of, resolve
 from saap_jax.llama.files.tokenizer import Tokenizer, load_tokenizer
@@ -105,6 +102,8 @@ def export_model(config: ExportConfig, *, track: Track = quiet) -> Exported:
         if not getattr(config, name):
             raise ValueError(f"{name}: expected a path, got none; say saap export MODEL OUT --format {config.format}")
     source, teacher = resolve(config.model), resolve(config.teacher) if config.teacher else None
+    if config.format == "gguf":
+        need("gguf", "format gguf")
     if (config.format == "gguf") != (Path(config.out).suffix == ".gguf"):
         raise ValueError(f"out: expected a name.gguf for format gguf alone, got {config.out} for {config.format}")
     with staged(config.out) as out:
@@ -135,7 +134,11 @@ def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path,
             layers, written = len(written.spec.layers), without_empty_layers(written)
             if gone := layers - len(written.spec.layers):
                 notes.append(f"left out, computing nothing: {plural(gone, 'layer')} without heads and channels")
-        positions = context_of(model.constants) if config.format == "gguf" else model.constants.max_positions
+        positions = model.constants.max_positions
+        if config.format == "gguf":
+            from saap_jax.export.gguf_file import context_of
+
+            positions = context_of(model.constants)
         tokens = sample_tokens(tokenizer, model.spec.vocab, positions)
         beside = None if teacher is None else load_model(teacher)
         if beside is not None and beside.spec.vocab != model.spec.vocab:
@@ -167,6 +170,10 @@ def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path,
 def count_written(place: Path) -> int:
     """Count the parameters in a GGUF file, the safetensors files of a directory, or a checkpoint of MaxText."""
     if place.is_file():
+        import gguf
+
+        from saap_jax.llama.files.gguf import ROPE_FACTORS
+
         tensors = gguf.GGUFReader(place).tensors
         return sum(int(tensor.n_elements) for tensor in tensors if tensor.name != ROPE_FACTORS)
     trainers = wing("trainers_read")
@@ -185,23 +192,7 @@ def _write(
 ) -> tuple[str, int, tuple[str, ...]]:
     """Write one format; tell what it is called, the parameters added, and notes."""
     if config.format == "gguf":
-        vocabulary, notes = no_vocabulary(), ()
-        if source.is_file():
-            vocabulary = copied_vocabulary(source)
-        elif tokenizer is not None:
-            vocabulary = vocabulary_of(tokenizer, model.spec.vocab, model.constants)
-            notes = lost(tokenizer, model.constants)
-        name = Path(config.out).stem
-        written = write_gguf(model, place, config.dtype, name=name, vocabulary=vocabulary)
-        if written.wider:
-            notes += (f"{written.wider} matrices are F16: their rows are no multiple of 32",)
-        if written.added and model.constants.traits.gguf.equal_layers:
-            notes += (f"llama.cpp has only equal layers of {written.architecture}, so narrower ones got zeros",)
-        if (positions := context_of(model.constants)) < model.constants.max_positions:
-            notes += (
-                f"llama.cpp has no sliding window here, so the context ends where that begins, at {positions} tokens",
-            )
-        return f"GGUF, architecture {written.architecture}", written.added, notes
+        return _write_gguf(config, model, tokenizer, source, place)
     if config.format == "maxtext":
         return _write_maxtext(config, model, tokenizer, place, teacher)
     generation = source / "generation_config.json"
@@ -229,6 +220,32 @@ def _write(
         notes = tuple(filter(None, (how[config.format], width_note(model.spec))))
         return TRAVELS[config.format]["architectures"][0], added, notes
     return model.constants.traits.architecture, added, ()
+
+
+def _write_gguf(
+    config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, source: Path, place: Path
+) -> tuple[str, int, tuple[str, ...]]:
+    """Write a GGUF file with the vocabulary of the source, or one made of its tokenizer."""
+    from saap_jax.export.gguf_file import context_of, write_gguf
+    from saap_jax.export.gguf_vocabulary import copied_vocabulary, lost, no_vocabulary, vocabulary_of
+
+    vocabulary, notes = no_vocabulary(), ()
+    if source.is_file():
+        vocabulary = copied_vocabulary(source)
+    elif tokenizer is not None:
+        vocabulary = vocabulary_of(tokenizer, model.spec.vocab, model.constants)
+        notes = lost(tokenizer, model.constants)
+    name = Path(config.out).stem
+    written = write_gguf(model, place, config.dtype, name=name, vocabulary=vocabulary)
+    if written.wider:
+        notes += (f"{written.wider} matrices are F16: their rows are no multiple of 32",)
+    if written.added and model.constants.traits.gguf.equal_layers:
+        notes += (f"llama.cpp has only equal layers of {written.architecture}, so narrower ones got zeros",)
+    if (positions := context_of(model.constants)) < model.constants.max_positions:
+        notes += (
+            f"llama.cpp has no sliding window here, so the context ends where that begins, at {positions} tokens",
+        )
+    return f"GGUF, architecture {written.architecture}", written.added, notes
 
 
 def _write_maxtext(

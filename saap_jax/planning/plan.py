@@ -17,6 +17,7 @@ import jax
 from saap_jax.config.mesh import by_axis
 from saap_jax.config.use import PlanConfig
 from saap_jax.evaluation.cost import program_bytes
+from saap_jax.extras import need
 from saap_jax.llama.attention import attending, whole
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning.chips import GIB, Machine, targets
@@ -231,21 +232,11 @@ def overrun_of(message: str) -> float | None:
     return amounts[0] - sum(amounts[1:])
 
 
-LIBTPU = "libtpu>=0.0.52"
-"""What planning for a TPU needs beside the package."""
-
-
 def _devices(target: Machine) -> Any:
     """Describe the devices of a machine that is not there, as the compiler describes them."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    try:
-        import libtpu  # noqa: F401
-    except ModuleNotFoundError:
-        raise ValueError(
-            f"target {target.topology}: planning for a TPU compiles for it, which needs libtpu, and no TPU; install it "
-            f"with: pip install '{LIBTPU}'"
-        ) from None
+    need("tpu-plan", f"target {target.topology}: planning for a TPU compiles for it, which takes no TPU")
     from jax.experimental import topologies
 
     try:

@@ -16,7 +16,7 @@ import numpy as np
 from saap_jax.config.recover import TrainingConfig
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.objective import Objective
-from saap_jax.recovery.packing import Rows, feed, padded_rows
+from saap_jax.recovery.packing import Feed, Rows, padded_rows
 from saap_jax.recovery.train import (
     Frozen,
     Parameters,
@@ -97,7 +97,7 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told]
     """
     plan, schedule, frozen = training.plan, training.schedule, training.frozen
     state = start(training.initial, schedule)
-    batches = feed(training.rows, batch_size=plan.batch_size, epochs=plan.epochs, seed=plan.seed)
+    batches = Feed(training.rows, batch_size=plan.batch_size, epochs=plan.epochs, seed=plan.seed)
     progress: dict[str, Any] = {"best_step": None, "best_loss": None, "waited": 0, **training.about}
     if (latest := checkpoints.latest) is not None:
         progress = checkpoints.progress(latest)

@@ -10,16 +10,17 @@ row holds several pieces. `segments` tells them apart, so that none sees another
     targets      F    T    T       F     T       F
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Bool, Int32
 
 from saap_jax.data.chat import Exchange, around_answer, encode_chat
 from saap_jax.data.sources import parse_source, read_exchanges, read_texts
 from saap_jax.data.windows import beginning, tokenize
+from saap_jax.recovery.shuffle import shuffled
 
 Template = Literal["alpaca", "chat"]
 
@@ -217,21 +218,40 @@ def padded_rows(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]
     }
 
 
-def feed(rows: Rows, *, batch_size: int, epochs: int, seed: int) -> grain.DatasetIterator:
-    """Iterate over batches of `batch_size` rows, `{field: [batch, seq]}` with `row: [batch]`, the number of each.
+class Feed(Iterator[dict[str, np.ndarray]]):
+    """Batches of rows, `{field: [batch, seq]}` with `row: [batch]`, the number of each.
 
     All rows come once an epoch, in an order drawn from seed and epoch; batches run on from one epoch to the next, and
-    only the last can be short, where it is filled with padding. `get_state` and `set_state` keep and restore the place.
+    only the last can be short, where it is filled with padding.
     """
 
-    def take(row: int) -> dict[str, np.ndarray]:
-        return {name: value[row] for name, value in rows.arrays().items()} | {"row": np.array(row, np.int32)}
+    def __init__(self, rows: Rows, *, batch_size: int, epochs: int, seed: int) -> None:
+        self._count = len(rows.tokens)
+        self._fields = rows.arrays() | {"row": np.arange(self._count, dtype=np.int32)}
+        self._places = range(self._count * epochs)
+        self._batch_size = batch_size
+        self._next = 0
+        # A batch lies in one epoch or two, where rows are not fewer than it has.
+        self._order = functools.lru_cache(maxsize=2)(functools.partial(shuffled, self._count, seed))
 
-    order = grain.MapDataset.range(len(rows.tokens)).shuffle(seed=seed).repeat(epochs)
-    filled = order.map(take).batch(batch_size).map(lambda batch: padded_rows(batch, batch_size))
-    return iter(filled.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    def __next__(self) -> dict[str, np.ndarray]:
+        first = self._next * self._batch_size
+        places = self._places[first : first + self._batch_size]
+        if not places:
+            raise StopIteration
+        self._next += 1
+        chosen = np.array([self._order(place // self._count)[place % self._count] for place in places])
+        return padded_rows({name: value[chosen] for name, value in self._fields.items()}, self._batch_size)
+
+    def get_state(self) -> dict[str, int]:
+        """Return the place, for JSON."""
+        return {"next_index": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Go on at a place."""
+        self._next = state["next_index"]
 
 
 def count_batches(rows: Rows, *, batch_size: int, epochs: int) -> int:
-    """Count the batches that `feed` gives."""
+    """Count the batches that `Feed` gives."""
     return -(-len(rows.tokens) * epochs // batch_size)

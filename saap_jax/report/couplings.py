@@ -4,15 +4,17 @@ from typing import Any
 
 from saap_jax.records import Couplings, RunRecord
 from saap_jax.report.blocks import Figure
-from saap_jax.report.figures import COLOURS, GREY, saved
+from saap_jax.report.figures import COLOURS, GREY, saved, undrawn
 
 _ROW, _BOX, _TOP, _MIDDLE, _LETTER = 18.0, 34.0, 30.0, 115.0, 5.2
 """Points that a row is high and a box is wide, above the first row, between boxes and structures, and of a letter."""
 
 
 def coupling_files(run: RunRecord) -> dict[str, str]:
-    """Draw the figure as a file of a run, nothing where it recorded no couplings."""
-    return {"couplings.svg": saved(coupling_figure(run["couplings"])).decode()} if "couplings" in run else {}
+    """Draw the figure as a file of a run, nothing where it recorded no couplings or nothing can be drawn."""
+    if "couplings" not in run or undrawn():
+        return {}
+    return {"couplings.svg": saved(coupling_figure(run["couplings"])).decode()}
 
 
 def coupling_figure(record: Couplings) -> Figure:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.evaluation.scales import PERPLEXITY, Scale, format_figure, format_ppl
+from saap_jax.extras import missing, need
 from saap_jax.report.blocks import Figure
 from saap_jax.report.formats import Number, short_name
 from saap_jax.runtime.words import MINUS
@@ -68,6 +69,11 @@ STYLE = {
 }
 
 
+def undrawn() -> str:
+    """Say in one line why there are no figures; empty where they can be drawn."""
+    return missing("figures", "no figures here")
+
+
 def inline(figure: Figure) -> str:
     """Draw a figure as SVG within a page, on the page's own background."""
     svg = saved(figure, "svg", "none").decode()
@@ -75,7 +81,12 @@ def inline(figure: Figure) -> str:
 
 
 def saved(figure: Figure, ending: str = "svg", background: str = "white") -> bytes:
-    """Draw a figure as a file: svg, png or pdf."""
+    """Draw a figure as a file: svg, png or pdf.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    need("figures", "figures")
     import matplotlib.style
 
     about = {"svg": {"Creator": "saap_jax", "Date": None, "Title": figure.title}, "png": {"Software": "saap_jax"}}

@@ -7,12 +7,14 @@ Markdown has its words and tables, for places that show no HTML; CSV has all dig
 import csv
 import io
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from saap_jax.errors import Doubt
 from saap_jax.report.blocks import Block, Code, Page, Section, Table, Words
-from saap_jax.report.figures import inline
+from saap_jax.report.figures import inline, undrawn
 from saap_jax.report.formats import slug
 from saap_jax.runtime.words import visible
 
@@ -29,7 +31,7 @@ _FORMULA = ("=", "+", "-", "@", "\t")
 
 
 def render_page(page: Page) -> str:
-    """Write a page as HTML."""
+    """Write a page as HTML; without matplotlib, without its figures, of which a line of the page and a warning tell."""
     import jinja2
     import markupsafe
 
@@ -40,6 +42,9 @@ def render_page(page: Page) -> str:
     svg = lambda figure: markupsafe.Markup(inline(figure))  # noqa: E731
     environment.globals |= {"slug": slug, "svg": svg, "kind": lambda block: type(block).__name__}
     view = {"page": page, "style": (HERE / "style.css").read_text("utf-8"), "opened": len(page.views) <= OPEN}
+    view["undrawn"] = undrawn()
+    if view["undrawn"]:
+        warnings.warn(undrawn(), Doubt, stacklevel=2)
     return environment.get_template("page.html").render(view).lstrip() + "\n"
 
 

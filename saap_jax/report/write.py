@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saap_jax.errors import reading
+from saap_jax.extras import need
 from saap_jax.records import RunRecord
 from saap_jax.report.blocks import Figure, Findings, Page, Section, Table, View, leaves, said, section
-from saap_jax.report.figures import saved
+from saap_jax.report.figures import saved, undrawn
 from saap_jax.report.formats import slug
 from saap_jax.report.pages.common import closing_sections, model_name, suggestions_section
 from saap_jax.report.pages.compare import compare_sections
@@ -49,7 +50,8 @@ def render_report(run_dir: str | os.PathLike[str], *, status: str = "") -> str:
 def finding_files(run: RunDirectory) -> dict[str, str]:
     """Write what a run found as the files that its command leaves: figures, tables of all digits, and the words."""
     sections = _sections(run.record, imported(FINDINGS[run.record["kind"]])(run))
-    figures = {f"{each.name}.svg": saved(each).decode() for each in leaves(sections) if isinstance(each, Figure)}
+    drawn = [] if undrawn() else [each for each in leaves(sections) if isinstance(each, Figure)]
+    figures = {f"{each.name}.svg": saved(each).decode() for each in drawn}
     tables = [each for each in leaves(sections) if isinstance(each, Table) and each.file]
     rows = {f"{each.file}.csv": table_csv(each) for each in tables}
     return figures | rows | {f"{tables[0].file}.md": markdown_text(sections)}
@@ -91,6 +93,8 @@ def write_reports(
     """
     if not runs:
         raise ValueError("report: expected at least one run directory, got none; name one, such as runs/quickstart")
+    if figures:
+        need("figures", f"--figures {figures}")
     path = Path(out) if out else (Path(runs[0]) if len(runs) == 1 else Path()) / "report.html"
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"--out: expected a file that ends in .html, got {path}")

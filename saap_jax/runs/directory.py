@@ -8,7 +8,7 @@
 | `<name>.json`   | further plain values, for instance `keep.json`                                                |
 | `results.csv`   | what was measured of each candidate, a line each, without the losses of single windows        |
 | `report.html`   | what people look at; `report.md` and `report.csv` beside it, where `saap report` was asked     |
-| `tensorboard/`  | stages and candidates as TensorBoard scalars                                                  |
+| `tensorboard/`  | stages and candidates as TensorBoard scalars, with the extra `tensorboard`                    |
 | `best/`         | a model directory, written by whoever cuts the model                                          |
 
 What is read back is what we wrote, so JSON and arrays as they are; anything else is an error of one line.
@@ -28,6 +28,7 @@ from typing import Any, cast
 import numpy as np
 
 from saap_jax.errors import reading
+from saap_jax.extras import missing
 from saap_jax.records import Row, RunRecord
 from saap_jax.runs.stages import Stage, measuring, with_stage
 from saap_jax.runtime.files import (
@@ -270,8 +271,11 @@ def write_scalars(run: RunDirectory) -> Path:
     """Write a run, finished or not, as TensorBoard scalars in place of those that are there.
 
     `FIELD/STAGE` at step 0, `candidates/METRIC` at the candidate's number, `training/FIELD` at its step; what was not
-    recorded has none. By `tensorboardX`, so no TensorFlow is needed.
+    recorded has none. By `tensorboardX`, so no TensorFlow is needed; nothing is written where that is not installed
+    (extra `tensorboard`), since `metrics.jsonl` and `run.json` have the same numbers.
     """
+    if missing("tensorboard", "TensorBoard"):
+        return run.path / "tensorboard"
     path, candidates = run.claim("tensorboard"), run.candidates()
     if not is_primary():
         return path

@@ -59,7 +59,7 @@ def test_help(capsys):
 
 
 MODEL = {"jax", "flax", "optax"}
-FILES = {"gguf", "huggingface_hub", "transformers", "tensorflow_datasets", "grain", "orbax", "fsspec", "tensorboardX"}
+FILES = {"gguf", "huggingface_hub", "transformers", "tensorflow_datasets", "orbax", "fsspec", "tensorboardX"}
 PAGES = {"scipy", "pandas", "matplotlib", "jinja2"}
 EARLY = "from saap_jax.cli.main import main; "
 

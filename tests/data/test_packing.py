@@ -1,5 +1,6 @@
 """Packed rows hold each piece once and whole; the feed gives each row once an epoch and goes on from where it was."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saap_jax.recovery.packing import Piece, count_batches, feed, pack, split_pieces
+from saap_jax.recovery.packing import Feed, Piece, count_batches, pack, split_pieces
+from saap_jax.recovery.shuffle import shuffled
 
 LENGTH = 8
 
@@ -64,31 +66,55 @@ def rows_of(count: int):
 
 
 def test_each_row_comes_once_an_epoch_in_another_order():
-    batches = list(feed(rows_of(10), batch_size=4, epochs=2, seed=3))
+    batches = list(Feed(rows_of(10), batch_size=4, epochs=2, seed=3))
     order = np.concatenate([batch["row"] for batch in batches])
     assert len(batches) == count_batches(rows_of(10), batch_size=4, epochs=2) == 5
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
     assert order[:10].tolist() != order[10:].tolist()
-    again = np.concatenate([batch["row"] for batch in feed(rows_of(10), batch_size=4, epochs=2, seed=3)])
-    other = np.concatenate([batch["row"] for batch in feed(rows_of(10), batch_size=4, epochs=2, seed=4)])
+    again = np.concatenate([batch["row"] for batch in Feed(rows_of(10), batch_size=4, epochs=2, seed=3)])
+    other = np.concatenate([batch["row"] for batch in Feed(rows_of(10), batch_size=4, epochs=2, seed=4)])
     np.testing.assert_array_equal(order, again)
     assert order.tolist() != other.tolist()
 
 
 def test_the_last_batch_is_filled_with_padding():
-    *_, last = feed(rows_of(5), batch_size=4, epochs=1, seed=0)
+    *_, last = Feed(rows_of(5), batch_size=4, epochs=1, seed=0)
     assert (last["row"] >= 0).tolist() == [True, False, False, False]
     assert not last["targets"][1:].any()
     assert (last["segments"][1:] == -1).all()
 
 
 def test_the_place_survives_json():
-    batches = feed(rows_of(7), batch_size=2, epochs=3, seed=0)
+    batches = Feed(rows_of(7), batch_size=2, epochs=3, seed=0)
     for _ in range(4):
         next(batches)
     place = json.loads(json.dumps(batches.get_state()))
     rest = [batch["row"].tolist() for batch in batches]
-    other = feed(rows_of(7), batch_size=2, epochs=3, seed=0)
+    other = Feed(rows_of(7), batch_size=2, epochs=3, seed=0)
     other.set_state(place)
     assert [batch["row"].tolist() for batch in other] == rest
     assert len(rest) == 7
+
+
+@pytest.mark.parametrize(
+    ("count", "seed", "epoch", "expected"),
+    [
+        (1, 5, 0, [0]),
+        (10, 3, 0, [4, 7, 0, 8, 2, 5, 3, 6, 1, 9]),
+        (10, 3, 1, [6, 0, 4, 3, 2, 1, 9, 8, 7, 5]),
+        (7, 2**32 - 1, 1, [0, 4, 6, 2, 5, 3, 1]),
+        (1000, 5, 0, "4f582bcba355c482"),
+        (70000, 11, 0, "a765b91d8af2528b"),
+    ],
+)
+def test_an_order_is_that_of_grain(count, seed, epoch, expected):
+    """As Grain 0.2.18's `MapDataset.range(count).shuffle(seed).repeat(epoch + 1)` has it; of many, a digest."""
+    order = shuffled(count, seed, epoch)
+    digest = hashlib.sha256(order.tobytes()).hexdigest()[:16]
+    assert expected in (order.tolist(), digest)
+
+
+@pytest.mark.parametrize("count", [2, 257, 2**16, 2**16 + 1])
+def test_an_order_has_each_row_once(count):
+    assert np.array_equal(np.sort(shuffled(count, seed=1, epoch=0)), np.arange(count))
+    assert not np.array_equal(shuffled(count, seed=1, epoch=0), shuffled(count, seed=5, epoch=0)), "control"

@@ -34,7 +34,10 @@ def entries(page: str) -> dict[str, list[str]]:
 
 def held() -> list[str]:
     """Return the sayings of README that have a number, made of the numbers of their sources."""
-    pythons, jaxes = found("pyproject.toml", r"Python :: (3\.\d+)"), found("requirements.lock", r"^jax==(\d+\.\d+)")
+    pythons, jaxes = (
+        found("pyproject.toml", r"Python :: (3\.\d+)"),
+        found("requirements/base.lock", r"^jax==(\d+\.\d+)"),
+    )
     (cores,), (devices,) = found("docs/benchmarks.md", r"of (\d+) cores"), found("Makefile", r"device_count=(\d+)")
     (time,) = found("docs/benchmarks.md", r"^\| `make quickstart`.*\(with them (\d+ min \d+) s\)")
     minutes, seconds = map(int, time.split(" min "))

@@ -153,10 +153,10 @@ def test_the_lock_file_adds_to_the_main_one():
     def names(file: str) -> list[str]:
         return re.findall(r"^([\w.-]+)==\S+", (PROJECT / file).read_text(), re.M)
 
-    lines = (PROJECT / "requirements-docs.lock").read_text().splitlines()
+    lines = (PROJECT / "requirements/docs.lock").read_text().splitlines()
     assert all(re.match(r"[\w.-]+==[\w.]+( ; .+)?$", line) for line in lines)
-    assert {"sphinx", "myst-nb", "sphinx-book-theme"} <= set(names("requirements-docs.lock"))
-    assert not set(names("requirements-docs.lock")) & set(names("requirements.lock"))
+    assert {"sphinx", "myst-nb", "sphinx-book-theme"} <= set(names("requirements/docs.lock"))
+    assert not set(names("requirements/docs.lock")) & set(names("requirements/base.lock"))
 
 
 def calls(page: str) -> list[str]:

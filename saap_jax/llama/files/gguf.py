@@ -10,16 +10,19 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gguf
 import numpy as np
-from gguf import GGUFValueType
 from jaxtyping import Float
 
 from saap_jax.errors import reading, shown
+from saap_jax.extras import need
 from saap_jax.llama.files.families import FAMILIES, Family, all_but_each
 from saap_jax.llama.files.layout import Checkpoint, fused_groups, regrouped, stored_parameters, unread
 from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, Values, checked, per_layer, some
+
+need("gguf", "GGUF files")
+import gguf  # noqa: E402  (behind what says that it is missing)
+from gguf import GGUFValueType  # noqa: E402
 
 # --- names and layouts -----------------------------------------------------------------------------
 
