@@ -1,4 +1,4 @@
-"""What does a pruned model learn from the unpruned one, beside the text? The ablation of docs/distillation.md.
+"""What does a pruned model learn from the unpruned one, beside the text? The ablation of docs/studies.md.
 
     SAAP_DATA=DATA python experiments/distillation.py run [--seeds 0 1 2] [--starts START …] [--arms ARM …] [--steps N]
     python experiments/distillation.py report
@@ -9,7 +9,7 @@ each arm: with LoRA, on the same rows of C4 in the same order, for the same step
 The seed draws the calibration text, the rows and the adapters. Judged on the first 32 windows of 128 tokens of
 WikiText-2 (raw test) and of Penn Treebank (valid). Each arm runs in a process of its own, so that its memory is its
 own. What is done is not done again, and what was killed goes on. Results become a small file for each number of steps
-and seed in docs/distillation; `report` makes docs/distillation.md of these files. Minutes are wall time: give each run
+and seed in docs/distillation; `report` makes tables of docs/studies.md of them. Minutes are wall time: give each run
 a core of its own (`taskset -c 0`), and leave that alone. A seed, two arms, three starts, in ten minutes on two cores:
 
     SAAP_DATA=DATA python experiments/distillation.py run --seeds 0 --starts mask "least squares" scales \\
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from study_defaults import CALIBRATION, LENGTH, SHORT, TREEBANK, WIKITEXT
-from tables import in_percent, perplexity
+from tables import in_percent, perplexity, write_block
 
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
@@ -65,33 +65,6 @@ STARTS = {
 """What is pruned, and how it is repaired before it learns."""
 
 PROTOCOL = {"ratio": RATIO, "batch": BATCH, "row": ROW, "rate": RATE, "windows": WINDOWS, "arms": ARMS}
-
-HEAD = f"""# Distillation: what a pruned model learns from the unpruned one
-
-It learns no more from the unpruned model than from the text alone, as far as these short trainings tell. What it starts
-from matters far more: after 12 steps the model that was repaired by least squares is at 161 and 381, its mask alone at
-210 and 459, and scales of units behind the repair at 157 and 376 (one seed).
-
-    SAAP_DATA=DATA python experiments/distillation.py run
-    SAAP_DATA=DATA python experiments/distillation.py run --steps 128 --arms "{BASE}" "{LOGITS}"
-    python experiments/distillation.py report
-
-SmolLM2-135M without {100 * RATIO:.0f} % of its prunable parameters (the choice of `fast` and `default` by 32 windows of
-128 tokens of C4; repairs on 64 that the unpruned model wrote; of 32 and 128 steps the default of an earlier version,
-hence their other beginning), then `saap recover` with LoRA on batches of {BATCH} rows of {ROW} tokens of C4, learning
-rate {RATE:g}. It starts from
-the repaired model, where a table does not say that it is from the mask alone, or from scales of units behind the
-repair. Every arm takes the same rows in the same order; they differ in the loss alone:
-(1 − w) · language loss + w · T² · KL with w = 0.5 and T = 2 where logits are compared, + 1 · the distance of the
-residual streams where hidden states are. *{TOP}* are read from [disk](training.md#a-teacher-on-disk), and the dense
-model is not in memory. ppl@{LENGTH} on the
-first {WINDOWS} windows of WikiText-2 (raw test) and of Penn Treebank (valid); mean ± deviation over the seeds, which
-draw calibration text, rows and adapters. Differences in per cent of perplexity with 95 % intervals, those of
-`saap ab` ([racing](racing.md)). Minutes are wall time, on one core, of the training, and of the pass that keeps logits;
-GiB the peak of memory until the training has ended; MiB what lies on disk; of all three the median over the seeds.
-Weights, temperature and learning rate were not searched, and the steps are few: the longest training sees 65,536
-tokens, a published recovery millions to billions.
-"""
 
 
 class Case(NamedTuple):
@@ -186,7 +159,16 @@ def _losses(measured: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def report() -> None:
-    """Write docs/distillation.md."""
+    """Write the tables to the page of studies."""
+    write_block("distillation", block(), DOCS / "studies.md")
+
+
+def block() -> list[str]:
+    """Return what the page of studies has.
+
+    Raises:
+        SystemExit: there are no results.
+    """
     cases: dict[int, dict[str, list[Case]]] = {}
     for path in sorted(RESULTS.glob(f"{MODEL}-*.json")):
         steps, seed, *start = path.stem.removeprefix(f"{MODEL}-").split("-")
@@ -194,16 +176,17 @@ def report() -> None:
         cases.setdefault(case.steps, {}).setdefault(case.start, []).append(case)
     if not cases:
         raise SystemExit(f"expected results in {RESULTS}, found none; run a seed first")
-    said = [HEAD]
+    columns = " | ".join(f"{text} | against {BASE}, %" for text in TEXTS.values())
+    lines = [f"| steps, tokens, seeds | from | learned from | {columns} | minutes |"]
+    lines.append("|---|---|---" + "|---:" * (2 * len(TEXTS) + 1) + "|")
+    notes = []
     for steps, by_start in sorted(cases.items()):
-        said += [f"## {steps} steps, {steps * BATCH * ROW:,} tokens", ""]
         for start in (start for start in STARTS if start in by_start):
-            found = [_results(case) for case in sorted(by_start[start])]
-            said += [f"### From {start}", ""] if len(by_start) > 1 else []
-            said += section(found)
-            said += against(start, {case.seed: _results(case) for case in by_start.get(REFITTED, [])},
-                            {case.seed: _results(case) for case in by_start[start]})  # fmt: skip
-    (DOCS / "distillation.md").write_text("\n".join(said).rstrip() + "\n")
+            found = {case.seed: _results(case) for case in sorted(by_start[start])}
+            lines += table(f"{steps}, {steps * BATCH * ROW:,}, {len(found)} | {start}", [*found.values()])
+            base = {case.seed: _results(case) for case in by_start.get(REFITTED, [])}
+            notes += against(start, base, found)
+    return [*lines, "", *notes]
 
 
 def against(start: str, base: Mapping[int, Any], found: Mapping[int, Any]) -> list[str]:
@@ -217,39 +200,23 @@ def against(start: str, base: Mapping[int, Any], found: Mapping[int, Any]) -> li
         changes = [f"{text} " + in_percent(*(np.array([each[seed]["rows"][arm]["losses"][text] for seed in seeds])
                                              for each in (found, base))) for text in TEXTS.values()]  # fmt: skip
         parts.append(f"by *{arm}* {' %, '.join(changes)} %")
-    return [f"Against the same from {REFITTED}, seed {', '.join(map(str, seeds))}: {'; '.join(parts)}.", ""]
+    return [f"- From {start}, against the same from {REFITTED}, seed {', '.join(map(str, seeds))}: {'; '.join(parts)}."]
 
 
-def section(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what was found with one number of steps, by seed, in Markdown."""
+def table(label: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return rows in Markdown: the model that nothing was learned by, then the arms that all seeds have."""
     arms = [arm for arm in ARMS if all(arm in each["rows"] for each in found)]
-    said = [*table(found, arms), ""]
-    if {LOGITS, TOP} <= set(arms):
-        changes = (f"{text} {_change(found, TOP, LOGITS, text)} %" for text in TEXTS.values())
-        said += [f"Of the arm *{TOP}* against *{LOGITS}*: {', '.join(changes)}.", ""]
-    if missing := [arm for arm in ARMS if arm not in arms]:
-        said += [f"Not run on every seed, and so not shown: {', '.join(missing)}.", ""]
-    return said
-
-
-def table(found: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
-    """Return the arms in Markdown, below them the models that nothing was learned by."""
-    head = " | ".join(f"{text} | against {BASE}, %" for text in TEXTS.values())
-    said = [f"{len(found)} seed{'s' * (len(found) > 1)}.", "", f"| learned from | {head} | minutes | GiB | MiB |"]
-    said.append("|---" + "|---:" * (2 * len(TEXTS) + 3) + "|")
+    cells = [cell for text in TEXTS.values() for cell in (perplexity([each["pruned"][text] for each in found]), "")]
+    lines = [f"| {label} | (not trained) | {' | '.join(cells)} | |"]
     for arm in arms:
         rows = [each["rows"][arm] for each in found]
-        cells: list[str] = []
+        cells = []
         for text in TEXTS.values():
             cells.append(perplexity([row["losses"][text] for row in rows]))
             cells.append(_change(found, arm, BASE, text) if arm != BASE and BASE in arms else "")
-        minutes, gib, mib = (np.median([row[name] for row in rows]) for name in ("seconds", "gib", "disk"))
-        cells += [f"{minutes / 60:.1f}", f"{gib:.2f}", f"{mib / 2**20:.0f}" if mib else "–"]
-        said.append(f"| {arm} | {' | '.join(cells)} |")
-    for name, what in (("pruned", "(pruned, not trained)"), ("dense", "(dense)")):
-        cells = [cell for text in TEXTS.values() for cell in (perplexity([each[name][text] for each in found]), "")]
-        said.append(f"| {what} | {' | '.join(cells)} |  |  |  |")
-    return said
+        minutes = np.median([row["seconds"] for row in rows]) / 60
+        lines.append(f"| {label} | {arm} | {' | '.join(cells)} | {minutes:.1f} |")
+    return lines
 
 
 def _change(found: Sequence[Mapping[str, Any]], arm: str, base: str, text: str) -> str:

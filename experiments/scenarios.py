@@ -1,4 +1,4 @@
-"""Importance over several tasks against one text, with as many tokens: docs/scenarios.md.
+"""Importance over several tasks against one text, with as many tokens: a section of docs/studies.md.
 
     SAAP_DATA=DATA python experiments/scenarios.py run [--seeds 3 4 5]
     python experiments/scenarios.py report
@@ -6,8 +6,8 @@
 SmolLM2-135M, calibrated on 32 windows of 128 tokens of C4, or on 8 of each of C4, instructions, descriptions of data
 sets and dialogue; and what the stability of importance brings, over examples or over the four. Judged on windows of
 each task that nobody calibrated on (files are cut in two: three quarters, and the rest), and on development text of
-other domains. What is done is not done again, and what was killed goes on. About an hour of processor time; list the
-page in docs/index.md when `report` has made it.
+other domains. What is done is not done again, and what was killed goes on. About an hour of processor time. `report`
+prints perplexities, and writes differences to the page.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from claims import FAR, crossed, verdicts
-from tables import perplexity
+from tables import perplexity, write_block
 
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.jobs.candidates import key_of
@@ -78,29 +78,14 @@ PAIRS = [
 ]
 """What is compared with what."""
 
-HEAD = f"""# Several tasks against one text
-
-Calibrate on what the model is for. With as many tokens, four tasks in place of C4 alone make `fast` 10 % better on
-the four tasks at 20 %, significantly (5.8 to 14.5), and 22 % at 50 % (8.2 to 33.7, but not significant beside the other
-pairs): instructions, descriptions and dialogue gain. Texts of other domains are 12 % higher at 20 %, which is not
-significant. For `saap`, whose idea it is, a gain by four tasks could not be told from chance.
-Nothing here speaks for the stability of importance, over examples or over tasks. Four pairs below set a chain with it
-beside the same chain and text without it, each at two ratios, on the four tasks and on the other texts: perplexity is
-higher with it in all 16, which share their rows, and significantly in one. That one removes what is stable: on the
-four tasks at 50 % it was worse by a factor of 8.
-
-    SAAP_DATA=DATA python experiments/scenarios.py run
-    python experiments/scenarios.py report
-
-SAAP's paper takes importance over several tasks, in which a unit may matter to one and not to another. Here the same
-{EXAMPLES} windows of {LENGTH} tokens are all of C4, or a quarter each of C4, instructions (Alpaca), descriptions of
-data sets, and dialogue (Shakespeare); scores of several texts are their mean. SmolLM2-135M; ppl@{LENGTH} on {WINDOWS}
-windows of each text, one of each of {WINDOWS} stretches of equal length: parts of the four that nobody calibrated on,
-and development text of two other domains. `saap` is our reading of that paper's selection from summaries, without its
-recovery. The stability weight λ is ours: the unstable goes with λ = -1/4, the stable with 1/4. The paper claims
-accuracy after recovery on 7B models; nothing here tells against that. *Over tasks* means stable from text to text in
-place of from window to window. `fast` also chooses between two scores, and repairs, by the same windows.
-"""
+CALLED = {
+    "saap, the unstable goes": "`saap`",
+    "saap, the stable goes": "`saap` with λ = 1/4",
+    "saap, no stability": "`saap` without stability",
+    "saap, the unstable over tasks goes": "`saap`, stability over tasks",
+    "fast": "`fast`",
+}
+"""Chain -> what the page calls it."""
 
 
 # --- running -----------------------------------------------------------------------------------------
@@ -179,18 +164,40 @@ def keep(model: str, seed: int, found: Mapping[str, Any]) -> None:
 
 
 def report(model: str = MODEL) -> None:
-    """Write docs/scenarios.md."""
+    """Print perplexities, and write the differences to the page of studies."""
+    found = results_of(model)
+    keys = keys_of(found)
+    for ratio in RATIOS:
+        print("\n".join([f"{100 * ratio:.0f} %", *table(found, keys, ratio), ""]))
+    write_block("scenarios", block(model))
+
+
+def results_of(model: str) -> list[dict[str, Any]]:
+    """Read the results of a model, a file a seed.
+
+    Raises:
+        SystemExit: there are none.
+    """
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{model}-*.json"))]
     if not found:
         raise SystemExit(f"expected results in {RESULTS}, found none; run a seed first")
-    keys = [key for key in found[0]["rows"] if all(key in each["rows"] for each in found)]
+    return found
+
+
+def keys_of(found: Sequence[Any]) -> list[str]:
+    """Return the rows that all seeds have."""
+    return [key for key in found[0]["rows"] if all(key in each["rows"] for each in found)]
+
+
+def block(model: str = MODEL) -> list[str]:
+    """Return what the page of studies has: differences at each ratio."""
+    found = results_of(model)
+    keys = keys_of(found)
     dates = sorted({each["date"] for each in found})
-    said = [HEAD, f"{len(found)} seeds of calibration text, {' and '.join(dates)}."]
-    said.append("")
-    for ratio in RATIOS:
-        said += [f"## {100 * ratio:.0f} % of the prunable parameters", "", *table(found, keys, ratio), ""]
-        said += [*compared(found, keys, ratio), ""]
-    (DOCS / "scenarios.md").write_text("\n".join(said).rstrip() + "\n")
+    lines = [f"{len(found)} seeds of calibration text, {' and '.join(dates)}.", ""]
+    lines += ["| ratio | | against | four tasks, % | verdict | other texts, % | verdict |"]
+    lines += ["|---|---|---|---:|---|---:|---|"]
+    return [*lines, *(line for ratio in RATIOS for line in compared(found, keys, ratio))]
 
 
 def table(found: Sequence[Any], keys: Sequence[str], ratio: float) -> list[str]:
@@ -207,12 +214,12 @@ def table(found: Sequence[Any], keys: Sequence[str], ratio: float) -> list[str]:
 
 def compared(found: Sequence[Any], keys: Sequence[str], ratio: float) -> list[str]:
     """Return what may be said of each pair on the tasks together and on the other texts together, in Markdown."""
-    said = ["| | against | four tasks, % | | other texts, % | |", "|---|---|---:|---|---:|---|"]
+    lines = []
     pairs, cells = [], []
     for a, b in PAIRS:
         both = [f"{text}, {name}@{ratio:g}" for text, name in (a, b)]
         if set(both) <= set(keys):
-            pairs.append([", ".join(each) for each in (a, b)])
+            pairs.append([f"{CALLED[name]} on {text}" for text, name in (a, b)])
             cells.append([estimate(found, both, group) for group in (TASKS, (*OTHERS,))])
     columns = [verdicts(column) for column in zip(*cells, strict=True)] if cells else []
     for number, (first, second) in enumerate(pairs):
@@ -222,9 +229,10 @@ def compared(found: Sequence[Any], keys: Sequence[str], ratio: float) -> list[st
             shown = f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
             if high > FAR:
                 shown = "× {:.2g} ({:.2g} to {:.2g})".format(*(1 + each / 100 for each in (value, low, high)))
-            parts.append(f"{shown} | {column[number].said}")
-        said.append(f"| {first} | {second} | {' | '.join(parts)} |")
-    return said
+            said = column[number].said.removeprefix("not significant, differences ").removesuffix(" cannot be seen")
+            parts.append(f"{shown} | {said}")
+        lines.append(f"| {100 * ratio:.0f} % | {first} | {second} | {' | '.join(parts)} |")
+    return lines
 
 
 def estimate(found: Sequence[Any], keys: Sequence[str], names: Sequence[str]) -> Any:

@@ -1,9 +1,9 @@
-"""How much of what pruning costs does compensation undo, without training? The study behind docs/compensation.md.
+"""How much of what pruning costs does compensation undo, without training? A section of docs/studies.md.
 
     SAAP_DATA=DATA python experiments/study_compensation.py run    # three seeds, 20 % and 50 %: 1.5 h on two cores
-    python experiments/study_compensation.py report                # the tables of docs/compensation.md
+    python experiments/study_compensation.py report                # its tables
 
-Units are chosen as docs/study.md found best, calibrated on C4; evaluation is on WikiText-2 and Penn
+Units are chosen as `study_defaults.py` found best, calibrated on C4; evaluation is on WikiText-2 and Penn
 Treebank, never on C4. Every arm keeps the same units and differs in what is done to the output matrices. Appends to a
 run directory a seed, and goes on where it was stopped.
 """

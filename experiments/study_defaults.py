@@ -1,9 +1,9 @@
-"""Which estimator, fusion, allocation and λ? The study behind the defaults; its result is docs/study.md.
+"""Which estimator, fusion, allocation and λ? The study behind the defaults; its result is in docs/studies.md.
 
     SAAP_DATA=DATA python experiments/study_defaults.py screen     # one seed, many arms: about 30 minutes on 2 cores
     SAAP_DATA=DATA python experiments/study_defaults.py confirm    # three seeds, the peers and what is left: 40 minutes
     SAAP_DATA=DATA python experiments/study_defaults.py more       # four times the calibration text: 25 minutes
-    python experiments/study_defaults.py report                    # tables, and the figures of docs/study.md
+    python experiments/study_defaults.py report                    # tables
 
 An arm is a chain: an estimator, how its scores are fused, and how a budget is shared. Calibration is always on C4,
 evaluation never: the screen looks at 32 windows of WikiText-2 that come after the 64 of the confirmation, so that
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from study_figures import Point, draw_points, draw_rows
 from tables import in_percent, with_spread
 
 import saap_jax
@@ -37,7 +36,6 @@ LENGTH = 128
 CALIBRATION = "jsonl:text/c4_en_300docs.jsonl#text"
 WIKITEXT, TREEBANK = "wikitext:wikitext2/test.txt", "ptb:ptb/valid.txt"
 SHORT = {WIKITEXT: "WikiText-2", TREEBANK: "PTB"}
-FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 
 
 # --- the arms ------------------------------------------------------------------------------------
@@ -268,36 +266,6 @@ def print_differences(name: str, stage: Stage, runs: Path) -> None:
             print(f"| {arm} | {peer} | {' | '.join(cells)} |")
 
 
-def draw_screen(name: str, stage: Stage, runs: Path) -> None:
-    """Draw every arm of the screen at 20 % and at 50 %."""
-    dense, found = results(name, stage, runs)
-    points = []
-    for arm, variant in stage.arms.items():
-        if all((arm, ratio) in found for ratio in RATIOS):
-            groups = {"rounds(": "in steps", "stable(": "one ranking with λ", "global": "one ranking"}
-            shown = next((group for part, group in groups.items() if part in variant), "uniform, layers protected")
-            points.append(Point(arm, *(float(found[arm, r].ppl(WIKITEXT)[0]) for r in RATIOS), shown))
-    labels = (f"ppl@128 at 20 % (dense {dense[WIKITEXT]:.1f})", "ppl@128 at 50 %")
-    title = "Screen: one seed, calibrated on C4, 32 windows of WikiText-2; lower left is better"
-    peers = ("taylor_element_second, uniform protected", "FLAP without its bias")
-    draw_points(points, peers, labels, title, FIGURES / f"study_{name}.svg")
-
-
-def draw_confirmed(name: str, stage: Stage, runs: Path) -> None:
-    """Draw the perplexity of each seed and its mean, a panel a text and ratio."""
-    dense, found = results(name, stage, runs)
-    arms = [arm for arm in stage.arms if all((arm, ratio) in found for ratio in RATIOS)]
-    panels = {
-        f"{SHORT[source]}, {ratio:.0%} removed (dense {dense[source]:.0f})": {
-            arm: found[arm, ratio].ppl(source) for arm in arms
-        }
-        for source in stage.texts
-        for ratio in RATIOS
-    }
-    title = f"ppl@128 of three calibration seeds, {stage.examples} windows of C4 each, and their mean"
-    draw_rows(panels, set(PEERS), title, FIGURES / f"study_{name}.svg")
-
-
 def main() -> None:
     """Run a stage, or print what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -311,7 +279,6 @@ def main() -> None:
     for name, stage in stages().items():
         if (arguments.runs / f"{name}-{stage.seeds[-1]}").exists():
             print_table(name, stage, arguments.runs)
-            (draw_screen if name == "screen" else draw_confirmed)(name, stage, arguments.runs)
             if name != "screen":
                 print_differences(name, stage, arguments.runs)
 

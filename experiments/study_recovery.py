@@ -4,7 +4,7 @@
     SAAP_DATA=DATA python experiments/study_recovery.py speed   # tokens a second of the first seed, on an idle machine
     python experiments/study_recovery.py report                 # its tables
 
-SmolLM2-135M, units chosen as docs/study.md found best, with MLP widths to multiples of 64 (the groups of the
+SmolLM2-135M, units chosen as `study_defaults.py` found best, with MLP widths to multiples of 64 (the groups of the
 quantisation), calibrated on C4. Groups of 64, because this SmolLM2 comes from a file of 4-bit blocks of 32: rounding to
 those again would lose nothing. Every arm trains the same pruned model on the same tokens: 16 steps of 4 rows of 256
 tokens, 16,384 in all, half of the rows text (C4), half responses to instructions (Alpaca). That is little: LLM-Pruner
@@ -51,7 +51,7 @@ SOURCES = (CALIBRATION, "instruct:instruct/alpaca_random9k.jsonl")
 ROW, BATCH, STEPS = 256, 4, 16
 GROUP = 64
 METHOD = f"fused > within(protect=(0.13, -0.07), attention=0.1, multiple_of={{mlp: {GROUP}}}) > uniform > rounds(0.1)"
-"""What docs/study.md found best, with widths that groups divide."""
+"""What `study_defaults.py` found best, with widths that groups divide."""
 
 
 class Arm(NamedTuple):

@@ -1,10 +1,36 @@
-"""Cells of the tables that the experiments write: a mean with its spread, a difference with its interval."""
+"""Tables that the experiments write: cells, and their place on the page of studies."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from saap_jax.evaluation.differences import paired_difference
+
+STUDIES = Path(__file__).parent.parent / "docs" / "studies.md"
+
+
+def markers(name: str) -> tuple[str, str]:
+    """Return the lines between which the tables of an experiment stand on a page.
+
+    >>> markers("choices")
+    ('<!-- choices: made by experiments/choices.py report -->', '<!-- /choices -->')
+    """
+    return f"<!-- {name}: made by experiments/{name}.py report -->", f"<!-- /{name} -->"
+
+
+def write_block(name: str, lines: Sequence[str], page: Path = STUDIES) -> None:
+    """Write the tables of an experiment between its markers on a page.
+
+    Raises:
+        SystemExit: the page does not have them.
+    """
+    begin, end = markers(name)
+    before, found, rest = page.read_text().partition(begin)
+    if not found or end not in rest:
+        raise SystemExit(f"{page}: expected {begin} and {end}, found them not; add them where the tables belong")
+    text = "\n".join(lines).strip("\n")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
 
 
 def with_spread(values: Sequence[float] | np.ndarray) -> str:

@@ -1,24 +1,31 @@
-"""The ablation of distillation end to end on a tiny model: starts, arms, files and page; pages of other experiments."""
+"""The ablation of distillation end to end on a tiny model: starts, arms, files and page; tables of the studies."""
 
 import importlib
 import json
+import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from tables import STUDIES, markers, write_block
 
 from saap_jax.steps.chain import parse
 
-DOCS = Path(__file__).parents[2] / "docs"
-
 
 @pytest.mark.parametrize("name", ["choices", "distillation", "scenarios"])
-def test_pages_are_those_of_their_files(name, tmp_path, monkeypatch):
-    module = importlib.import_module(name)
-    monkeypatch.setattr(module, "DOCS", tmp_path, raising=False)
-    found = module.report() or (tmp_path / f"{name}.md").read_text()
-    assert found == (DOCS / f"{name}.md").read_text(), f"run experiments/{name}.py report"
+def test_tables_are_those_of_their_files(name, tmp_path):
+    page, stale = STUDIES.read_text(), tmp_path / "studies.md"
+    begin, end = markers(name)
+    before, _, rest = page.partition(begin)
+    stale.write_text(f"{before}{begin}\nanother table\n{end}{rest.partition(end)[2]}")
+    write_block(name, importlib.import_module(name).block(), stale)
+    assert stale.read_text() == page, f"run experiments/{name}.py report"
+
+
+def test_a_table_wants_its_place(tmp_path):
+    (tmp_path / "studies.md").write_text(markers("choices")[0])
+    with pytest.raises(SystemExit, match=r"studies.md: expected <!-- choices: .* found them not"):
+        write_block("choices", ["| a |"], tmp_path / "studies.md")
 
 
 @pytest.fixture
@@ -57,9 +64,10 @@ def test_starts_and_arms(distillation, tmp_path, monkeypatch):
     monkeypatch.setattr(distillation.subprocess, "run", lambda words: pytest.fail(f"is done already: {words}"))
     for case, arms in cases.items():
         distillation.run(case, arms, tmp_path / "runs")
+    (tmp_path / "studies.md").write_text("\n".join(markers("distillation")))
     distillation.report()
-    page = (tmp_path / "distillation.md").read_text()
-    headings = [line for line in page.splitlines() if line.startswith("#")]
-    assert headings[1:] == ["## 4 steps, 256 tokens", "### From mask", "### From least squares", "### From scales"]
-    assert page.count("Against the same from least squares, seed 7: by *language loss* WikiText-2 ") == 2
+    page = (tmp_path / "studies.md").read_text()
+    starts = re.findall(r"^\| 4, 256, 1 \| (.+?) \| language loss \|", page, re.M)
+    assert starts == ["mask", "least squares", "scales"]
+    assert page.count("against the same from least squares, seed 7: by *language loss* WikiText-2 ") == 2
     assert page.count("| all logits |") == 1
