@@ -90,7 +90,7 @@ PROTOCOL = """\
     SAAP_DATA=DATA python experiments/arena.py run --rows default modegpt-mlp [--after lora] [--tasks --items 1000]
     python experiments/arena.py report
 
-- Each method is a [recipe](estimators.md#recipes): `saap methods NAME` says what it is made of, and where it differs
+- Each method is a [recipe](methods.md#recipes): `saap methods NAME` says what it is made of, and where it differs
   from its paper. All see the same windows of 128 tokens of C4, drawn with the seed, and lose the same share of the
   prunable parameters (attention and MLP); *removed* is what really went, *heads* are KV heads with all their query
   heads. float32. `default` has the unpruned model write more text, which begins as those windows do.
@@ -108,7 +108,7 @@ PROTOCOL = """\
   they give a quarter of what goes beyond (`attention=0.25`); and that heads are scored by `gate_fisher`. `best`, which
   trained longer, was taken out by rows of these windows. And `fast` was changed on 2026-12-01, after a row of Gemma at
   50 % on these windows had shown it above a published row, and was judged again on the same windows. What else was
-  chosen was chosen on [development text](choices.md), which no table here has.
+  chosen was chosen on [development text](studies.md#choices), which no table here has.
 - **The next change of `fast` or `default` is judged on windows that no table had** (`--windows fresh:1`, `fresh:2`):
   others of the same two texts, spread over them, without a token of the windows here and of the first 96 of each text,
   which older tables have. The rows here then stay as history.

@@ -1,10 +1,12 @@
-"""What was tried: parts of our methods on text for development, which no table of the arena has; docs/choices.md.
+"""What was tried: parts of our methods on development text, which no table of the arena has.
+
+`report` prints every row, and writes those that decided something to docs/studies.md.
 
     export SAAP_DATA=DATA JAX_COMPILATION_CACHE_DIR=runs/programs
     python experiments/choices.py run [--model gemma3-270m] [--seeds 8] [--ratios 0.2 0.5] [--rows ROW ...]
     python experiments/choices.py report
 
-`fast` takes one of the first two choices by held-out text. Rows behind the third differ from the first in what their
+`fast` takes one of the first two choices by held-out text. Rows after the third differ from the first in what their
 names say. Judged on 32 windows each of a part of WikiText-2's training text and of Penn Treebank's, one of each stretch
 of equal length; calibrated on 32 windows of C4, by seeds that the arena has not. One seed is a hint: rows that are
 close are not told apart. What is done is in docs/choices, a file a model and seed.
@@ -13,15 +15,18 @@ close are not told apart. What is done is in docs/choices, a file a model and se
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from arena import Setting, run
 from arena_report import MODELS, PROJECT
+from tables import write_block
 
 from saap_jax.recipes.registry import RECIPES
 
 PLACE = PROJECT / "docs" / "choices"
+RATIOS = ("0.2", "0.5")
 SETTING = Setting(
     texts={"WikiText-2": "wikitext:wikitext2/train_partial.txt", "Penn Treebank": "ptb:ptb/train.txt"},
     windows=32, first=32, drawn=8, docs=PLACE, timed=-1,
@@ -82,40 +87,74 @@ ROWS = {
 }
 
 
-FOUND = """\
-A hint, of one seed each. On SmolLM2 at 50 % five things bring most: least squares (39 % lower than no repair), more
-text of the model's own beside C4 for it (14 and 10 %; in place of C4 13 and 8 %), scales on other text than least
-squares had (13 and 19 %), ends that are protected (none: 27 and 74 % higher), and limits of heads (as channels: 47 and
-122 % higher; no head goes: 20 and 12 %). Fused scores are below each of their parts. What did not help: a bias, which
-is worse than no repair; to estimate again in steps; another damping, or a target at either end of the blend; text of
-its own at a lower temperature; and to choose behind least squares in place of before it, which took the same. Tokens
-that count alike are as good as scaled ones. On Gemma leverage with nobody protected is lower, at 50 % by a third, which
-is why `fast` and `default` choose.
-"""
+CHOICES = {
+    "choice: fused scores, the ends protected": "fused scores, first and last layers kept",
+    "choice: leverage, none protected, no head goes": "leverage, all layers pruned, no head",
+}
+"""Rows of the first table on the page -> what they are called there."""
+
+PARTS = {
+    "score: Fisher": "score: Fisher",
+    "score: leverage": "score: leverage",
+    "score: Wanda": "score: Wanda",
+    "limits: no layer protected": "limits: first and last layers pruned too",
+    "limits: no head goes": "limits: no head pruned",
+    "limits: heads go as channels do": "limits: heads pruned like channels",
+    "estimated again in steps of 10 %": "scores estimated again after each tenth",
+    "no repair": "repair: none",
+    "bias": "repair: bias",
+    "least squares: what it wrote (blend 0)": "least squares with blend 0",
+    "least squares: all that is lacking (blend 1)": "least squares with blend 1",
+    "least squares: damping 0.3": "least squares with damping 0.3",
+    "least squares: damping 3": "least squares with damping 3",
+    "least squares: all tokens alike": "least squares with equal tokens",
+    "least squares, then 24 steps of scales": "least squares, then scales on the same text",
+    "least squares, then scales on text of its own": "least squares, then scales on text that the model wrote",
+    "text: the model's own": "least squares on text that the model wrote",
+    "text: the model's own beside C4": "least squares on C4 and such text",
+    "text: twice as much of its own beside C4": "least squares on C4 and twice as much such text",
+}
+"""Rows of the second table."""
 
 
-def report() -> str:
-    """Make docs/choices.md."""
-    said = ["# What was tried on text for development", "", *FOUND.splitlines(), *(__doc__ or "").splitlines()[1:], ""]
-    for model, title in MODELS.items():
-        files = [json.loads(path.read_text()) for path in sorted((PLACE / "arena").glob(f"claims-{model}-*.json"))]
-        keys = {key for found in files for key in found["rows"]}
-        for ratio in sorted({key.rpartition("@")[2] for key in keys}):
-            said += [f"## {title}, {100 * float(ratio):.0f} %", "", f"{len(files)} seed{'s' * (len(files) > 1)}.", ""]
-            said += ["| row | " + " | ".join(f"{text} | from `fast`, %" for text in SETTING.texts) + " | KL |"]
-            said += ["|---" * (2 * len(SETTING.texts) + 2) + "|"]
-            for name in (name for name in ROWS if f"{name}@{ratio}" in keys):
-                there = [found["rows"] for found in files if f"{name}@{ratio}" in found["rows"]]
-                cells = []
-                for text in SETTING.texts:
-                    own, fast = (
-                        np.mean([rows[f"{each}@{ratio}"]["losses"][text] for rows in there]) for each in (name, "fast")
-                    )
-                    cells += [f"{math.exp(own):.1f}", f"{100 * math.expm1(own - fast):+.1f}"]
-                kl = np.mean([np.mean([*rows[f"{name}@{ratio}"]["kl"].values()]) for rows in there])
-                said.append(f"| {name} | {' | '.join(cells)} | {kl:.3f} |")
-            said.append("")
-    return "\n".join(said).rstrip() + "\n"
+def found_of(model: str) -> list[dict]:
+    """Read what was found of a model, a file a seed."""
+    return [json.loads(path.read_text())["rows"] for path in sorted((PLACE / "arena").glob(f"claims-{model}-*.json"))]
+
+
+def table(model: str, ratio: str, shown: Mapping[str, str], named: bool = True) -> list[str]:
+    """Return rows of a model at a ratio in Markdown, perhaps with both: perplexity, and its difference from `fast`."""
+    label = f"{MODELS[model]}, {100 * float(ratio):.0f} % | " if named else ""
+    lines = []
+    for name, called in shown.items():
+        seeds = [rows for rows in found_of(model) if f"{name}@{ratio}" in rows]
+        if not seeds:
+            continue
+        cells = []
+        for text in SETTING.texts:
+            own, fast = (
+                float(np.mean([rows[f"{each}@{ratio}"]["losses"][text] for rows in seeds])) for each in (name, "fast")
+            )
+            cells += [f"{math.exp(own):.1f}", f"{100 * math.expm1(own - fast):+.1f}"]
+        lines.append(f"| {label}{called} | {' | '.join(cells)} |")
+    return lines
+
+
+def block() -> list[str]:
+    """Return what the page of studies has."""
+    columns = " | ".join(f"{text} | from `fast`, %" for text in SETTING.texts)
+    rule = "|---:" * (2 * len(SETTING.texts)) + "|"
+    masks = [line for model in MODELS for ratio in RATIOS for line in table(model, ratio, CHOICES)]
+    parts = table("smollm2-135m", "0.5", PARTS, named=False)
+    return [
+        *(f"| model | mask | {columns} |", f"|---|---{rule}", *masks, ""),
+        *(f"| SmolLM2 at 50 % | {columns} |", f"|---{rule}", *parts),
+    ]
+
+
+def everything() -> list[str]:
+    """Return every row that was run, by the names of `ROWS`."""
+    return [line for model in MODELS for ratio in RATIOS for line in table(model, ratio, {name: name for name in ROWS})]
 
 
 def main() -> None:
@@ -129,7 +168,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/.cache"))
     asked = parser.parse_args()
     if asked.what == "report":
-        (PROJECT / "docs" / "choices.md").write_text(report())
+        print("\n".join(everything()))
+        write_block("choices", block())
         return
     run(asked.model, asked.seeds, {name: ROWS[name] for name in asked.rows}, asked.ratios, asked.cache, SETTING)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run a saap job on all hosts of a TPU pod slice that exists, one process a host. See docs/pods.md.
+# Run a saap job on all hosts of a TPU pod slice that exists, one process a host. See docs/scale.md.
 #
 #   TPU_NAME=my-slice ZONE=us-west4-a DIR=/mnt/shared/saap launch/tpu_pod.sh \
 #     score mine.py --mesh.fsdp -1 --calibration.batch-size 16 --runs /mnt/shared/runs

@@ -64,7 +64,7 @@ class Foretold(Written):
 
 @dataclasses.dataclass(frozen=True)
 class Distributed:
-    """Where the processes of a job meet, see docs/pods.md."""
+    """Where the processes of a job meet, see docs/scale.md."""
 
     distributed: Literal["auto"] | None = None
     """`auto`: as Slurm, Open MPI, a TPU pod or GKE says."""

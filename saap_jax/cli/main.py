@@ -28,7 +28,7 @@ DESCRIPTION = """Structured pruning of LLaMA-family language models, and of JAX 
 
 A CONFIG is a Python file that exports CONFIG, or one of the package by its name, as quickstart is; options given after
 it override its fields. MODULE:FACTORY or FILE.py:FACTORY names a JAX model of your own. On many devices and hosts:
-docs/pods.md. `saap help COMMAND` describes every option. Start with `saap compare quickstart`."""
+docs/scale.md. `saap help COMMAND` describes every option. Start with `saap compare quickstart`."""
 
 READER_GONE = 141
 """Exit code where the reader of standard output has gone (`saap ... | head -1`): the one that a shell gives then."""

@@ -32,7 +32,7 @@ Above = Annotated[float, check_positive]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodConfig(Checked):
-    """What is trained. See docs/recovery.md."""
+    """What is trained. See docs/recover.md."""
 
     PLACE = "method."
 

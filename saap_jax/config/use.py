@@ -223,7 +223,7 @@ class PlanConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig(Checked):
-    """Write a model for other programs, read it back, and compare its logits with the source's. See docs/export.md."""
+    """Write a model for other programs, read it back, and compare its logits with the source's. See docs/prune.md."""
 
     model: str = ""
     """The model: a name, GGUF file or directory."""

@@ -5,7 +5,7 @@
 Removes all 90 attention units and 8 MLP channels of each of the 30 layers, one at a time, and ranks the estimators by
 the correlation of their scores with what came of it, over all units, per structure and within layers, with bootstrap
 intervals and a scatter plot each. It takes 25 CPU-minutes, most of them for the exact curvature of `gate_hessian` (90
-Hessian-vector products); killed, it goes on where it was. The result on web text is in docs/study.md:
+Hessian-vector products); killed, it goes on where it was. The result on web text is in docs/studies.md:
 
     saap fidelity fidelity --calibration.scenarios "web=jsonl:text/c4_en_300docs.jsonl#text"
 """

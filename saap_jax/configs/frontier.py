@@ -3,7 +3,7 @@
     saap frontier frontier
 
 Draws the curves with their seeds, and marks the largest ratio that holds the limit (to 0.5 % of the prunable
-parameters). In steps, as docs/study.md found best, with an estimation anew at every tenth that goes:
+parameters). In steps (docs/studies.md), with an estimation anew at every tenth that goes:
 
     saap frontier frontier --name steps \
         --methods "fused > within(protect=(0.13, -0.07), attention=0.1) > uniform > rounds(0.1)"

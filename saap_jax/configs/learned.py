@@ -2,7 +2,7 @@
 
     saap compare learned
 
-The units that docs/study.md found best and those that are learnt from them, towards what the unpruned model predicts,
+The units that docs/studies.md compares and those that are learnt from them, towards what the unpruned model predicts,
 each as they are, with one factor a unit, with least squares, and with both; all on the same 128 windows of C4.
 Evaluated on the first 64 windows of WikiText-2 and of Penn Treebank (`SAAP_DATA` says where they are). By counting,
 not run, it takes four hours on two cores; it goes on where it was stopped, and units that were learnt serve all that

@@ -5,7 +5,7 @@ from saap_jax.recipes.base import Recipe
 _FUSED = "fused(fisher, leverage, wanda) > within(protect=(0.13, -0.07), attention=0.25, attention_from=0.3) > uniform"
 _LEVERAGE = "leverage > within(max_ratio={attention: 0}) > uniform"
 _CHOICE = f"best_of({_FUSED}, {_LEVERAGE})"
-# Chosen on SmolLM2-135M at 50 % by text for development (docs/choices.md), one seed: a hint. The noise gives δ = 1.2 on
+# Chosen on SmolLM2-135M at 50 % by text for development (docs/studies.md), one seed: a hint. The noise gives δ = 1.2 on
 # 32 windows of 128 tokens. Perplexity on WikiText-2 / Penn Treebank with both: 246.0 / 439.1; with damping=0.3 in the
 # place of the noise 252.2 / 460.0, damping=3 257.2 / 456.6; with blend=0 257.0 / 458.2, blend=1 266.2 / 479.7.
 _LEAST_SQUARES = "least_squares(noise=8, blend=0.3)"

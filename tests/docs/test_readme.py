@@ -38,11 +38,11 @@ def held() -> list[str]:
         found("pyproject.toml", r"Python :: (3\.\d+)"),
         found("requirements/base.lock", r"^jax==(\d+\.\d+)"),
     )
-    (cores,), (devices,) = found("docs/benchmarks.md", r"of (\d+) cores"), found("Makefile", r"device_count=(\d+)")
-    (time,) = found("docs/benchmarks.md", r"^\| `make quickstart`.*\(with them (\d+ min \d+) s\)")
+    (cores,), (devices,) = found("docs/studies.md", r"of (\d+) cores"), found("Makefile", r"device_count=(\d+)")
+    (time,) = found("docs/studies.md", r"^\| `make quickstart`.*\(with them (\d+ min \d+) s\)")
     minutes, seconds = map(int, time.split(" min "))
     (processes,) = found("tests/sharded/test_processes.py", r"words: list\[str\], processes: int = (\d+)")
-    estimator = re.findall(r"```python\n(.*?)```", (PROJECT / "docs/new_estimator.md").read_text(), re.S)[0]
+    estimator = re.findall(r"```python\n(.*?)```", (PROJECT / "docs/estimator.md").read_text(), re.S)[0]
     lines = len([line for line in estimator.split("\n") if line])
     methods = load_config("quickstart", CompareConfig).methods
     page = (PROJECT / "docs/leaderboard.md").read_text()
@@ -51,7 +51,7 @@ def held() -> list[str]:
     return [
         f"on {WORDS[int(cores)]} cores",
         f"{WORDS[len(methods)]} methods on a real model: {minutes + round(seconds / 60)} minutes",
-        f"a smaller SmolLM2: {found('docs/benchmarks.md', 'method fast .*?([0-9]+ to [0-9]+) min')[0]} minutes",
+        f"a smaller SmolLM2: {found('docs/studies.md', 'method fast .*?([0-9]+ to [0-9]+) min')[0]} minutes",
         f"Python {pythons[0]} to {pythons[-1]}",
         f"jax {found('pyproject.toml', r'jax>=([0-9.]+)')[0]} to {jaxes[-1]}",
         f"from {resolve('smollm2-135m').stem[-3]} bits",

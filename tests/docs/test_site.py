@@ -22,9 +22,13 @@ from saap_jax.steps.chain import expand
 PROJECT = Path(__file__).parents[2]
 DOCS = PROJECT / "docs"
 API = sorted((DOCS / "api").glob("*.md"))
-FORMULAS = (DOCS / "formulas.md").read_text()
-NOTEBOOKS = sorted(path for path in (DOCS / "notebooks").glob("*.md") if path.name != "index.md")
+FORMULAS = (DOCS / "api" / "formulas.md").read_text()
+NOTEBOOK = DOCS / "notebook.md"
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+BESIDE = {"arena", "leaderboard"}
+"""Pages of the site that are not counted, as the API reference is not."""
+PARTS = ("Start", "Use", "Extend", "Understand", "Results", "Reference")
+MOST_PAGES, MOST_WORDS, MOST_OF_A_TITLE = 15, 25_000, 4
 CELL = re.compile(r"^```\{code-cell\}\n(?::[^\n]*\n)*(.*?)^```$", re.M | re.S)
 
 
@@ -46,6 +50,11 @@ def entries(page: str) -> list[str]:
     """Return what the tables of contents of a page list."""
     blocks = re.findall(r"^```\{toctree\}\n(.*?)^```$", page, re.M | re.S)
     return [line for block in blocks for line in block.split("\n") if line and not line.startswith(":")]
+
+
+def target_of(entry: str) -> str:
+    """Return the page of an entry of a table of contents."""
+    return re.sub(r".*<(.+)>", r"\1", entry)
 
 
 @pytest.mark.parametrize("module", [registry, signs], ids=lambda module: module.__name__)
@@ -115,20 +124,53 @@ def test_rows_come_from_the_code():
 
 def test_every_page_is_in_a_table_of_contents():
     pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.glob("*.md")} - {"index"}
-    listed = [entry for path in DOCS.glob("*.md") for entry in entries(path.read_text())]
+    listed = [target_of(entry) for path in DOCS.glob("*.md") for entry in entries(path.read_text())]
     assert len(listed) == len(set(listed))
-    assert set(listed) == pages | {"api/index", "notebooks/index"}, "list new pages in docs/index.md, or on another"
-    for folder, paths in (("api", API), ("notebooks", NOTEBOOKS)):
-        there = entries((DOCS / folder / "index.md").read_text())
-        assert sorted(there) == [path.stem for path in paths if path.stem != "index"]
+    assert set(listed) == pages | {"api/index"}, "list new pages in docs/index.md, or on another"
+    there = entries((DOCS / "api" / "index.md").read_text())
+    assert sorted(there) == [path.stem for path in API if path.stem != "index"]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_begin_alike_and_are_python(path):
-    text = path.read_text()
+def too_much(pages: dict[str, str]) -> list[str]:
+    """Say what is more than the site may have; pages are texts by name."""
+    found = []
+    if len(pages) > MOST_PAGES:
+        found.append(f"{len(pages)} pages: expected at most {MOST_PAGES}; put new text on the page that it belongs to")
+    if (words := sum(len(text.split()) for text in pages.values())) > MOST_WORDS:
+        found.append(f"{words} words: expected at most {MOST_WORDS}; take as many out as come in")
+    return found
+
+
+def test_the_site_is_short():
+    pages = {path.stem: path.read_text() for path in DOCS.glob("*.md") if path.stem not in BESIDE}
+    pages["contributing"] = (PROJECT / "CONTRIBUTING.md").read_text()
+    assert too_much(pages) == []
+    assert [line.split()[1] for line in too_much({**pages, "more": "word " * MOST_WORDS})] == ["pages:", "words:"]
+    folders = {path.parent.name for path in DOCS.rglob("*.md")}
+    assert folders == {"docs", "api"}, "a page lies in docs; only the API reference has a folder of its own"
+
+
+def title_of(entry: str) -> str:
+    """Return what the menu calls an entry of a table of contents: its own title, else the heading of its page."""
+    if "<" in entry:
+        return entry.partition("<")[0].strip()
+    path = DOCS / f"{entry}.md"
+    text = (PROJECT / "CONTRIBUTING.md" if entry == "contributing" else path).read_text()
+    return re.search(r"^# (.+)$", text, re.M)[1]  # type: ignore[index]
+
+
+def test_menu_titles_have_few_words():
+    index = (DOCS / "index.md").read_text()
+    assert tuple(re.findall(r"^:caption: (.+)$", index, re.M)) == PARTS
+    listed = [*entries(index), *(f"api/{entry}" for entry in entries((DOCS / "api" / "index.md").read_text()))]
+    assert [title for entry in listed if len((title := title_of(entry)).split()) > MOST_OF_A_TITLE] == []
+    assert title_of("Leaderboard of <leaderboard>") == "Leaderboard of", "control: a title of its own comes first"
+
+
+def test_the_notebook_installs_and_is_python():
+    text = NOTEBOOK.read_text()
     assert text.startswith("---\nfile_format: mystnb\nkernelspec:\n  name: python3\n")
     first, *others = CELL.findall(text)
-    assert first == CELL.findall(NOTEBOOKS[0].read_text())[0]
     assert '\nREPOSITORY = ""\n' in first
     assert "figures are demonstrations" in text
     assert others
@@ -171,7 +213,7 @@ def calls(page: str) -> list[str]:
 def refusal(call: str, capsys) -> str:
     """Say why a call of `saap` cannot be read, whatever files it names; nothing where it can."""
     name, *words = shlex.split(call, comments=True)
-    if name == "help" or {"mine.py", "recipe.py", "energy"} & {*words}:
+    if name == "help" or {"mine.py", "recipe.py", "mine.py:energy > uniform"} & {*words}:
         return ""
     try:
         config, *_ = parse(name, COMMANDS[name], [word.replace("$i", "0") for word in words if word != "--resume"])

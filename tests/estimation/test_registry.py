@@ -95,12 +95,12 @@ def test_every_name_is_made_with_its_defaults():
 
 
 def test_the_how_to_adds_an_estimator(monkeypatch):
-    """The example of docs/new_estimator.md, as it stands there, is enough."""
-    page = (Path(__file__).parents[2] / "docs/new_estimator.md").read_text()
+    """The example of docs/estimator.md, as it stands there, is enough."""
+    page = (Path(__file__).parents[2] / "docs/estimator.md").read_text()
     code, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
     module: dict = {}
-    exec(compile(code, "docs/new_estimator.md", "exec"), module)
+    exec(compile(code, "docs/estimator.md", "exec"), module)
     monkeypatch.setitem(ESTIMATORS, "energy", module["energy"])
 
     model = ragged_model()

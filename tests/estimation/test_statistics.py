@@ -20,7 +20,7 @@ from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, length_mask, random_model, random_tokens, spec_of
 
-HOW_TO = Path(__file__).parents[2] / "docs" / "new_estimator.md"
+HOW_TO = Path(__file__).parents[2] / "docs" / "estimator.md"
 PEAK = """
 
 from saap_jax.estimation.base import Estimator

@@ -17,12 +17,15 @@ from saap_jax.report.write import render_report
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The report of a run that a notebook leaves below `runs`."""
+    """The report of a run that the notebook leaves below `runs`."""
 
     run: str
     title: str
     about: str
 
+
+NOTEBOOKS = ("notebook",)
+"""Pages that are notebooks."""
 
 REPORTS = (
     Report("compare", "Comparison", "three estimators at one ratio, the best one cut and measured"),
@@ -58,16 +61,11 @@ def write_run_reports(app: Sphinx, exception: Exception | None) -> None:
         (out / f"{each.run}.html").write_text(render_report(folder), "utf-8")
 
 
-def notebook_names(app: Sphinx) -> list[str]:
-    """Return the documents that are notebooks."""
-    return sorted(name for name in app.env.found_docs if name.startswith("notebooks/") and name != "notebooks/index")
-
-
 def write_notebooks(app: Sphinx, exception: Exception | None) -> None:
     """Write each notebook beside its page as a file that Jupyter opens, without outputs."""
     if exception or app.builder.name != "html":
         return
-    for name in notebook_names(app):
+    for name in NOTEBOOKS:
         text = installing(app, Path(app.env.doc2path(name)).read_text("utf-8"))
         config = MdParserConfig()
         notebook = read_myst_markdown_notebook(text, config, add_source_map=False)
@@ -86,7 +84,7 @@ def read_notebook(app: Sphinx, name: str, source: list[str]) -> None:
 
 def add_links(app: Sphinx, doctree: nodes.document, name: str) -> None:
     """Put a link to the notebook's file below its title, and to Colab where the repository is known."""
-    if name not in notebook_names(app):
+    if name not in NOTEBOOKS:
         return
     file = name.rpartition("/")[2]
     links: list[nodes.Node] = [nodes.reference("", "Download as .ipynb", refuri=f"{file}.ipynb", internal=False)]

@@ -14,7 +14,7 @@ Published: dense 12.62 on WikiText-2 and 22.14 on Penn Treebank, 63.25 mean accu
 19.09, 34.21, 56.69 (after LoRA 17.58, 30.11, 59.23); 50 %: 112.44 on WikiText-2, 41.58 (after LoRA 38.12, 48.98).
 `saap methods llm-pruner-param-first` has them.
 
-Machine: v5e:2x4 (`saap plan llama-7b v5e:2x4`; docs/plan.md has the others). Neither was run here: no such model and
+Machine: v5e:2x4 (`saap plan llama-7b v5e:2x4`; docs/scale.md has the others). Neither was run here: no such model and
 no such machine are at hand.
 """
 

@@ -9,7 +9,7 @@ arc_challenge openbookqa` of what was cut). The ratio is of the parameters of at
 
 Published: SAAP claims 2.39 points of mean accuracy more than its best baseline.
 
-Machine: v5e:4x4 (`saap plan llama-13b v5e:4x4`; docs/plan.md has the others). Neither was run here: no such model and
+Machine: v5e:4x4 (`saap plan llama-13b v5e:4x4`; docs/scale.md has the others). Neither was run here: no such model and
 no such machine are at hand.
 """
 

@@ -10,7 +10,7 @@ arc_challenge openbookqa` of what was cut). The ratio is of the parameters of at
 Published: SAAP claims 2.17 points of mean accuracy more than its best baseline, and 5 % more tokens a second; of its
 peers, dense 12.62 on WikiText-2, LLM-Pruner 19.09 and FLAP 14.62 at 20 %, 112.44 and 31.80 at 50 %.
 
-Machine: v5e:2x4 (`saap plan llama-7b v5e:2x4`; docs/plan.md has the others). Neither was run here: no such model and
+Machine: v5e:2x4 (`saap plan llama-7b v5e:2x4`; docs/scale.md has the others). Neither was run here: no such model and
 no such machine are at hand.
 """
 

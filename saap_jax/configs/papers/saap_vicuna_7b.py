@@ -11,7 +11,7 @@ arc_challenge openbookqa` of what was cut). The ratio is of the parameters of at
 
 Published: SAAP claims 2.37 points of mean accuracy more than its best baseline.
 
-Machine: v5e:2x4 (`saap plan llama-7b v5e:2x4`; docs/plan.md has the others). Neither was run here: no such model and
+Machine: v5e:2x4 (`saap plan llama-7b v5e:2x4`; docs/scale.md has the others). Neither was run here: no such model and
 no such machine are at hand.
 """
 

@@ -110,7 +110,7 @@ def test_prune_compensates(here, capsys):
 
 @pytest.mark.slow
 def test_the_example_of_the_documentation(here, capsys):
-    text = (Path(__file__).parents[3] / "docs" / "discovery.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "own_model.md").read_text()
     blocks = [block.removeprefix("python\n") for block in text.split("```") if block.startswith("python\n")]
     (example,) = [block for block in blocks if "return Problem(" in block]
     (load,) = [block for block in blocks if "load_pruned(" in block]
