@@ -59,7 +59,8 @@ def score_units(
     Raises:
         ValueError: an unknown estimator, one that is named twice, or one that looks at what the model does not have.
     """
-    subject, plan = subject_of(model), {}
+    subject = subject_of(model)
+    plan = {}
     named = [(str(name), each) for name, each in estimators.items()] if isinstance(estimators, Mapping) else [
         (getattr(each.score, "__name__", "estimator") if isinstance(each, Estimator) else each, each)
         for each in estimators
@@ -108,7 +109,8 @@ def select_units(
     Raises:
         ValueError: a ratio that cannot be met, a step that reads text, or several estimators and none named.
     """
-    subject, steps = subject_of(model), steps_of(method)
+    subject = subject_of(model)
+    steps = steps_of(method)
     keep = subject.existing if gone is None else {name: units & ~gone[name] for name, units in subject.existing.items()}
     state = State(subject, keep, Within())
     scored = scores if isinstance(scores, Calibrated) else Calibrated({"": {estimator or "": scores}}, {}, {})

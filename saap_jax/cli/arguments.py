@@ -141,10 +141,12 @@ def parse(name: str, command: Command, words: list[str]) -> Call:
             return_unknown_args=True,
         )  # fmt: skip
         if left:
-            first, got = command.first.replace("--", "").upper(), " ".join(left)
+            first = command.first.replace("--", "").upper()
+            got = " ".join(left)
             raise ValueError(f"expected options, and before them {first}, got {got} in their place")
         said = {type(each): each for each in vars(found).values()}
-        options, cluster = said.get(RunOptions), said.get(Distributed, Distributed()).cluster
+        options = said.get(RunOptions)
+        cluster = said.get(Distributed, Distributed()).cluster
         instead = said.get(Foretold) or said.get(Written)
         getattr(found.config, "check_asked", lambda: None)()
         if options:
@@ -159,10 +161,12 @@ def parse(name: str, command: Command, words: list[str]) -> Call:
 def _first(name: str, command: Command, kind: type, words: list[str]) -> tuple[list[Any], list[str]]:
     """Take the first words for a default configuration, none or one, and for options."""
     if "CONFIG" not in command.first:
-        options, rest = [], list(words)
+        options = []
+        rest = list(words)
         for word in command.first.replace("[", "").replace("]", "").split():
             if word == "...":
-                options, rest = [*options, *rest], []
+                options = [*options, *rest]
+                rest = []
             elif rest:
                 options += [word, rest.pop(0)]
         if rest:

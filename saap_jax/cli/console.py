@@ -60,7 +60,11 @@ def show_blocks(*things: "Block | Drawn | str | Mapping[str, object]") -> None:
             case Drawn():
                 for column in thing.columns:
                     column.overflow = "fold"
-                title, caption, thing.title, thing.caption = thing.title, thing.caption, None, None  # as wide as they
+                # as wide as they
+                title = thing.title
+                caption = thing.caption
+                thing.title = None
+                thing.caption = None
                 console.print(*(part for part in (title, thing, caption) if part))
             case str() | Words():
                 console.print(visible(thing if isinstance(thing, str) else thing.text))
@@ -119,11 +123,14 @@ class Shown:
     """A `Track` that shows bars with the time left on a terminal, and lines elsewhere."""
 
     def __init__(self, bars: Progress) -> None:
-        self._bars, self._plain, self._depth = bars, not bars.console.is_terminal, 0
+        self._bars = bars
+        self._plain = not bars.console.is_terminal
+        self._depth = 0
         self._told = time.monotonic()
 
     def __call__(self, doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-        doing, start = visible(doing), time.monotonic()
+        doing = visible(doing)
+        start = time.monotonic()
         task = self._bars.add_task("  " * self._depth + doing, total=total, note="")
         if self._depth == 0:
             self._print(f"{doing}: {total} steps" if total > 1 else f"{doing} ...")

@@ -36,8 +36,10 @@ READER_GONE = 141
 GRACE = 5.0
 """Seconds that the first of several processes waits, when it has failed, for others to fail likewise."""
 
-_CONFIG, _SEVERAL = "[MODULE:FACTORY] [CONFIG]", "[MODULE:FACTORY] [CONFIG] [--methods ...]"
-_RUN, _BOTH = (RunOptions, Written), (RunOptions, Written, Distributed)
+_CONFIG = "[MODULE:FACTORY] [CONFIG]"
+_SEVERAL = "[MODULE:FACTORY] [CONFIG] [--methods ...]"
+_RUN = (RunOptions, Written)
+_BOTH = (RunOptions, Written, Distributed)
 _ALL = (RunOptions, Foretold, Distributed)
 
 COMMANDS: dict[str, Command] = {
@@ -239,7 +241,8 @@ def _command(name: str, words: list[str]) -> int:
 
 def _work(name: str, call: Call) -> int:
     """Do what a command does, and show what came of it."""
-    config, options = call.config, call.options
+    config = call.config
+    options = call.options
     command = COMMANDS[name]
     with progress() as track:
         told = options and "jax" not in sys.modules  # of jobs that tell their stages; it is most of their start
@@ -247,7 +250,8 @@ def _work(name: str, call: Call) -> int:
             job = imported(command.job.partition(":")[0])
             work = imported(command.job)
         if call.dry_run:
-            result, job = imported("jobs.dry_run:dry_run")(config, track=track), None
+            result = imported("jobs.dry_run:dry_run")(config, track=track)
+            job = None
         elif options:
             interrupts.goes_on()
             config, result = _run_of_its_own(work, call, track)
@@ -268,7 +272,8 @@ def _run_of_its_own(job: Any, call: Call, track: Any) -> tuple[Any, Any]:
     from saap_jax.runs.directory import OtherRunError  # jax comes with it
 
     assert call.options is not None
-    config, numbers = call.config, itertools.count(2)
+    config = call.config
+    numbers = itertools.count(2)
     overwrite = call.options.overwrite and (call.named or None)  # no other run than its own where no name says so
     while True:
         try:
@@ -298,11 +303,13 @@ def fail(error: BaseException) -> int:
         with contextlib.suppress(OSError, ValueError):  # give up standard output, without a word
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
-    line, code = explained(error), 2
+    line = explained(error)
+    code = 2
     if interrupts.received() or isinstance(error, KeyboardInterrupt):
         line, code = interrupts.interruption()
     elif peer_has_gone(error):
-        line, code = GONE, LOST
+        line = GONE
+        code = LOST
     elif os.environ.get("SAAP_TRACEBACK"):
         traceback.print_exception(error)
     with contextlib.suppress(BrokenPipeError):

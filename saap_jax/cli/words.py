@@ -28,7 +28,8 @@ def options_of(kind: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
-        hint, name = hints[field.name], f"{prefix}{field.name}".replace("_", "-")
+        hint = hints[field.name]
+        name = f"{prefix}{field.name}".replace("_", "-")
         for each in getattr(hint, "__metadata__", ()):  # a name of its own, which tyro takes too
             name = getattr(each, "name", None) or name
         if dataclasses.is_dataclass(hint):

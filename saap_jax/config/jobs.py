@@ -30,7 +30,9 @@ T = TypeVar("T")
 USUAL = ("random", "magnitude", "taylor_vector", "taylor_element", "gate_taylor", "gate_fisher", "wanda", "fluctuation")
 """Estimators that are compared where nothing is said."""
 
-OURS, QUICK, TRACED = "default", "fast", "gate_taylor"
+OURS = "default"
+QUICK = "fast"
+TRACED = "gate_taylor"
 """Methods where nothing is said: of `saap prune`; of jobs that prune many times; of traced models."""
 
 OF_OURS = ("no model of a factory, whose program is as it is,", lambda config: not config.model.traced)

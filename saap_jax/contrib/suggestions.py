@@ -25,7 +25,8 @@ from saap_jax.types import STRUCTURES
 MORE_WINDOWS = 24
 """Windows that are suggested where a run has too few, the usual number."""
 
-SEVERAL, LITTLE = 3.0, 0.1
+SEVERAL = 3.0
+LITTLE = 0.1
 """Times the average a place costs from where on it is costly, and up to where it costs almost nothing."""
 
 SHARES = tuple(round(0.05 * step, 2) for step in range(11))
@@ -51,7 +52,8 @@ def suggestions_of(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion
 
 def _more_of_it(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     """Ask for more windows where a comparison has too few for a test, and for more seeds where there is one."""
-    asked, domain = run.get("config", {}).get("best_ratio"), f"ppl_{primary_domain(run)}"
+    asked = run.get("config", {}).get("best_ratio")
+    domain = f"ppl_{primary_domain(run)}"
     found = [row for row in comparison_rows(run, candidates) if row.candidate != DENSE and row.asked == asked]
     figures = [figure for row in found if math.isfinite(figure := getattr(row, domain))]
     if len(figures) < 2:
@@ -80,14 +82,17 @@ def _more_of_it(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
 
 def _prune_there(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     """Prune with the variant of the largest ratio, as far as it holds for all its seeds."""
-    (best, *others), frontier = found_variants(run, candidates), run["frontier"]
+    (best, *others) = found_variants(run, candidates)
+    frontier = run["frontier"]
     lines = [line for line in frontier["lines"] if line["variant"] == best.variant and line["ratio"] > 0]
     if len(lines) < best.seeds or best.windows < FEWEST:
         return []
     least = min(lines, key=lambda line: line["ratio"])
     row = next(row for row in candidates if row["candidate"] == least["candidate"])
-    metric, tied = frontier["metric"], [other.variant for other in others if other.tied]
-    dense, value = run[DENSE]["ppl"][metric], row["ppl"][metric]
+    metric = frontier["metric"]
+    tied = [other.variant for other in others if other.tied]
+    dense = run[DENSE]["ppl"][metric]
+    value = row["ppl"][metric]
     change = 100 * (value - dense) / abs(dense) if dense else math.inf
     text = f"{best.variant} can be pruned to {100 * least['ratio']:.4g} % within +{frontier['percent']:g} %"
     text += ", whatever the seed" if best.seeds > 1 else ""
@@ -126,13 +131,17 @@ def trial_options(now: Mapping[str, Any], changes: Sequence[Change], plan: Share
 def _from_trials(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     """List what `saap sensitivity` tried at its ratio and found to be surely better."""
     rows = {row["candidate"]: row for row in candidates}
-    found, metric, where = [], judged_metric(run), f"measured at {100 * run['config']['ratio']:g} %:"
+    found = []
+    metric = judged_metric(run)
+    where = f"measured at {100 * run['config']['ratio']:g} %:"
     for trial in run.get("trials", []):
-        row, base = rows[trial["candidate"]], rows[trial["instead_of"]]
+        row = rows[trial["candidate"]]
+        base = rows[trial["instead_of"]]
         command = compare_command(run, trial["kind"], {"methods": [trial["chain"]]})
         change = _difference(run, row, base)
         if change.sure and change.value < 0:
-            digits, scale = decimals_of(change.percent[0]), scale_of(metric)
+            digits = decimals_of(change.percent[0])
+            scale = scale_of(metric)
             before, after = (format_figure(each["ppl"][metric], scale) for each in (base, row))
             value, low, high = (f"{signed(end, digits)} %" for end in change.percent)
             effect = f"{where} {scale.short} {after} instead of {before} ({value}, {low.removesuffix(' %')} to {high})"

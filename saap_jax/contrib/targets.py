@@ -138,7 +138,8 @@ class Costs(NamedTuple):
         Memory is that of its weights and cache beside the temporaries of the unpruned model: at most too high, since
         those of a smaller model are no larger.
         """
-        model, table = abstract_llama(spec, self.dtype), self.table
+        model = abstract_llama(spec, self.dtype)
+        table = self.table
         takes: dict[str, Callable[[], float]] = {
             "parameters": lambda: count_parameters(model),
             "macs": lambda: prefill_macs(model, self.config.batch, self.config.length),
@@ -174,7 +175,8 @@ def costs_of(config: TargetsConfig, model: Llama, track: Track = quiet) -> Costs
         ValueError: a target of peak memory where no compiler tells it, or a workload that does not fit the positions.
     """
     check_length(model.spec.constants, config.length, "targets.at")
-    table, temporaries = None, 0
+    table = None
+    temporaries = 0
     if TIMED & {*config.asked}:
         table = measure_table(model, workload_of(config), repeats=config.repeats, track=track)
     if "peak_memory" in config.asked:
@@ -202,7 +204,8 @@ def measure_table(model: Llama, workload: Workload, *, repeats: int = 5, track: 
     Raises:
         ValueError: the workload does not fit the model's positions.
     """
-    spec, dtype = model.spec, model.embedding.dtype
+    spec = model.spec
+    dtype = model.embedding.dtype
 
     def most(name: str) -> int:
         return max(getattr(layer, name) or 0 for layer in spec.layers)
@@ -268,7 +271,8 @@ def smallest(
         ValueError: targets that do not hold at the largest ratio that the chain can meet.
     """
     assert isinstance(runner.subject, LlamaSubject)
-    top, spec = runner.most_removable(chain), runner.subject.model.spec
+    top = runner.most_removable(chain)
+    spec = runner.subject.model.spec
     if any(isinstance(each, Repair) and each.biases for each in chain.every):
         spec = dataclasses.replace(spec, output_biases=True)
 
@@ -283,14 +287,16 @@ def smallest(
             f"targets: cannot be met by removing {top:.2%} of the prunable parameters, the most that the chain can: "
             f"{', '.join(still)}; ask for less, or relax min_keep, max_ratio, protect, … of `within`"
         )
-    low, high = least, top
+    low = least
+    high = top
     while high - low > TOLERANCE:
         middle = (low + high) / 2
         tried = runner.choose(chain, middle)
         if missed(tried):
             low = middle
         else:
-            high, state = middle, tried
+            high = middle
+            state = tried
     return state, high
 
 
@@ -298,8 +304,10 @@ def reached_by(
     pruned: Llama, model: Llama, costs: Costs, targets: Sequence[Target], track: Track = quiet
 ) -> list[Target]:
     """Tell what became of the targets; times and memory are measured anew, the unpruned model taking turns."""
-    config, predicted = costs.config, costs.of(pruned.spec)
-    now, before = dict(predicted), costs.of(model.spec)
+    config = costs.config
+    predicted = costs.of(pruned.spec)
+    now = dict(predicted)
+    before = costs.of(model.spec)
     if MEASURED & {*config.asked}:
         programs = [compile_programs(decoder_of(each), workload_of(config)) for each in (model, pruned)]
         found: list[dict[str, float]] = [{"peak_memory": float(each.memory_bytes or math.nan)} for each in programs]

@@ -65,7 +65,8 @@ def _ending(seconds: float) -> Iterator[None]:
 def around_answer(tokenizer: Any) -> tuple[str, int | None]:
     """Find what the chat template writes around an answer: the white space before it, of Llama 2 a blank, and the
     special token that ends it, of Gemma `<end_of_turn>`; where there is none, the end of text."""
-    asked, answer = "Is it so?", "So it is."
+    asked = "Is it so?"
+    answer = "So it is."
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     prompt = conversation(tokenizer, turns[:1], add_generation_prompt=True)
     before, _, behind = conversation(tokenizer, turns).removeprefix(prompt).rpartition(answer)

@@ -73,7 +73,8 @@ def parse_source(source: str) -> Source:
     kind, colon, path = source.partition(":")
     if not colon:
         file = source if Path(source).suffix in _SUFFIXES else source.rpartition("#")[0]
-        kind, path = _SUFFIXES.get(Path(file).suffix, ""), source
+        kind = _SUFFIXES.get(Path(file).suffix, "")
+        path = source
     if not path or (kind not in (*FORMATS, "tfds") and not (kind == "builtin" and path in BUILTIN)):
         known = {name: f"builtin:{name}" for name in BUILTIN}
         known |= {name: name for name in known.values()} | {name: f"{name}:PATH" for name in FORMATS}
@@ -302,7 +303,8 @@ def _unrepeated(documents: Iterable[tuple[str, str]]) -> tuple[Document, ...]:
     Half of the reference's topics are chapters that hold other topics whole: without this, what is calibrated on
     would come back in the evaluation.
     """
-    seen, kept = set(), []
+    seen = set()
+    kept = []
     for name, text in documents:
         fresh = []
         for paragraph in re.split(r"\n\s*\n", text.strip("\n")):

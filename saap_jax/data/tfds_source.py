@@ -57,7 +57,8 @@ def read_examples(source: str, path: str, field: str, part: str) -> Iterator[tup
         FileNotFoundError: the data set is not prepared here.
         ValueError: another file format; an unknown split or field; more than `MOST` examples.
     """
-    where, (name, split) = f"data source {source!r}", parse_reference(source, path)
+    where = f"data source {source!r}"
+    (name, split) = parse_reference(source, path)
     need("tfds", where)
     with _quiet(), reading(where, "a prepared data set"):
         builder = _builder(name, where)
@@ -67,7 +68,8 @@ def read_examples(source: str, path: str, field: str, part: str) -> Iterator[tup
             raise ValueError(
                 f"{where}: expected a feature {field!r} of type Text, found features: {found}; name one as #FIELD"
             )
-        splits, wanted = builder.info.splits, ("validation", "test") if part == "evaluation" else ("train",)
+        splits = builder.info.splits
+        wanted = ("validation", "test") if part == "evaluation" else ("train",)
         split = split or next((each for each in wanted if each in splits), "")
         if not split:
             raise ValueError(

@@ -186,7 +186,8 @@ def window_articles(
         return []
     plain: Any = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     places = np.array(tokenizer(text, return_offsets_mapping=True, **plain)["offset_mapping"])[:, 0]
-    numbers, begun = np.arange(len(places), dtype=np.int32), len(beginning(tokenizer, bos))
+    numbers = np.arange(len(places), dtype=np.int32)
+    begun = len(beginning(tokenizer, bos))
     windows = _windows(source, numbers, tokenizer, length, bos, _evaluated(limit, drawn))
     middles = windows.tokens[:, begun + (length - begun) // 2]
     return np.searchsorted(heads, places[middles], side="right").tolist()

@@ -172,7 +172,8 @@ def remove_step(
     again).
     """
     parameters = layer_of(segment, layer)
-    attention, mlp = parameters.attention, parameters.mlp
+    attention = parameters.attention
+    mlp = parameters.mlp
     sight = sight_of(x.shape[1], attention.query.shape[-1], constants).of(apart)
     _, seen = decode(parameters, x, None, sight, constants, observe=lambda point, activation: activation)
 
@@ -187,7 +188,8 @@ def remove_step(
         rest = jax.lax.map(lambda gates: written_by(mlp, feed(mlp, normed, constants, gates)), without)
         return behind(rest, None, parameters.mlp_post_norm, seen["mlp_in"])
     if structure == "mlp":
-        active, down = seen["mlp"].reshape(*x.shape[:2], -1), mlp.down[...].reshape(-1, x.shape[-1])
+        active = seen["mlp"].reshape(*x.shape[:2], -1)
+        down = mlp.down[...].reshape(-1, x.shape[-1])
         each = jnp.einsum("btf,fd->fbtd", active[..., units], down[units])
         if parameters.mlp_post_norm is None:
             return seen["mlp_out"][None] - each

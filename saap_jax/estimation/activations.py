@@ -86,7 +86,8 @@ def used(
 def _usage(point: Point) -> dict[str, Int[Array, "units multiples"]]:
     if point.name not in STRUCTURES:
         return {}
-    activation, gates = point.units(point.name), point.gates(point.name)
+    activation = point.units(point.name)
+    gates = point.gates(point.name)
     each = (used(activation, multiple, gates) & point.mask[..., None] for multiple in MULTIPLES)
     return {point.name: jnp.stack([jnp.sum(one, axis=(0, 1)) for one in each], axis=-1)}
 
@@ -247,7 +248,8 @@ def fluctuation(*, standardize: bool = False, attention_power: Literal[1, 2] = 2
         return formula
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        moments, exist = statistics.of(ACTIVATION_MOMENTS), statistics.there(params)
+        moments = statistics.of(ACTIVATION_MOMENTS)
+        exist = statistics.there(params)
         if not standardize:
             return score_writers(lambda *given: jnp.sum(metric(*given), axis=-1), params, moments.mean, moments.square)
         there = {name: jnp.asarray(units)[..., None] for name, units in exist.items()}

@@ -289,9 +289,11 @@ def like_matrices(model: Llama, plan: Plan) -> Llama:
     """Make zeros like the matrices of the layers, spread over the same devices, and a single 0 for each other one."""
 
     def zeros(variable: nnx.Variable) -> Array:
-        shape, place = (), None
+        shape = ()
+        place = None
         if is_matrix(variable):
-            shape, place = variable.shape, getattr(variable.get_value(), "sharding", None)
+            shape = variable.shape
+            place = getattr(variable.get_value(), "sharding", None)
         place = place if isinstance(place, NamedSharding) else None
         return jnp.zeros(shape, at_least_float32(variable.dtype), device=place)
 

@@ -161,7 +161,8 @@ def random_signs(
 
 
 def _zeros(model: Llama, plan: Plan) -> GateHessian:
-    gates, probed = like_units(model), like_units(model, (plan.curvature.probes,))
+    gates = like_units(model)
+    probed = like_units(model, (plan.curvature.probes,))
     if plan.curvature.attention == "exact":
         return GateHessian(gates, {"attention": jnp.zeros_like(gates["attention"])}, {"mlp": probed["mlp"]})
     return GateHessian(gates, {}, probed)

@@ -65,7 +65,8 @@ def observe(
             matrices are not plain floats; two statistics of one name.
     """
     check_plain(model, "observing")
-    batches, curvature = list(batches), curvature or Curvature()
+    batches = list(batches)
+    curvature = curvature or Curvature()
     _check_batches(batches)
     known = dict(STATISTICS)
     for need in sorted(needs):
@@ -93,7 +94,8 @@ def observe(
         before = losses
     state |= apart
     masks = np.concatenate([mask for _, mask in batches])
-    examples, tokens = int(masks.any(axis=1).sum()), int(masks[:, 1:].sum())
+    examples = int(masks.any(axis=1).sum())
+    tokens = int(masks[:, 1:].sum())
     counts = Statistics(jnp.asarray(examples), jnp.asarray(tokens), losses[:examples], {}, gates and at)
     for need in sorted(needs):
         finish = need.accumulation.finish
@@ -144,7 +146,8 @@ def grown(
 
     def one_pass(objective: Objective, needs: frozenset[Statistic]) -> tuple[dict[Statistic, Any], Array]:
         sources = {need.source for need in needs}
-        on_weights, on_gates = not sources.isdisjoint(("weights", "squares")), "gates" in sources
+        on_weights = not sources.isdisjoint(("weights", "squares"))
+        on_gates = "gates" in sources
         totals = {need: jax.tree.map(jax.new_ref, state[need]) for need in sorted(needs) if need.source == "squares"}
 
         def summed(model: Llama, gates: Gates) -> tuple[Array, tuple[Array, list]]:
@@ -154,7 +157,8 @@ def grown(
             values, sums, observed = summed_objective(model, tokens, mask, gates, objective, observe=seen, remat=remat)
             return jnp.sum(values), (sums, observed)
 
-        inputs, argnums = (model, examples_gates if on_gates else gates), (0,) * on_weights + (1,) * on_gates
+        inputs = (model, examples_gates if on_gates else gates)
+        argnums = (0,) * on_weights + (1,) * on_gates
         gradients: Any = ()
         if argnums:
             gradients, (sums, observed) = jax.grad(summed, argnums=argnums, has_aux=True)(*inputs)

@@ -56,7 +56,8 @@ def token_weights(
 
 
 def _zeros(model: Llama, plan: Plan) -> dict[str, Array]:
-    layers, dtype = sum(segment.length for segment in model.segments), statistics_dtype(model)
+    layers = sum(segment.length for segment in model.segments)
+    dtype = statistics_dtype(model)
     widest = {
         "attention": max(math.prod(segment.attention.output.shape[1:4]) for segment in model.segments),
         "mlp": max(segment.widths.mlp_channels for segment in model.segments),
@@ -129,7 +130,8 @@ def _by_layer(formula: Callable[..., Array], damping: float) -> Estimator:
     def score(statistics: Statistics, params: Weights) -> Scores:
         if params.model is None:
             raise ValueError("estimator: expected a model of ours, whose second moments are observed, got a traced one")
-        moments, there = statistics.of(SECOND_MOMENT), statistics.there(params)
+        moments = statistics.of(SECOND_MOMENT)
+        there = statistics.there(params)
         scores = {}
         for name in params.units:
             pieces = []
@@ -187,12 +189,14 @@ def greedy_costs(
         rows = (chosen[:, None] * coordinates + jnp.arange(coordinates)[None]).reshape(-1)
         real = jnp.repeat(new, coordinates)
         inner = jnp.where(real[:, None] & real[None], inverse[rows][:, rows], jnp.eye(len(rows), dtype=inverse.dtype))
-        outer, flat = inverse[:, rows], matrix.reshape(-1, embed)
+        outer = inverse[:, rows]
+        flat = matrix.reshape(-1, embed)
         both = jnp.linalg.solve(inner, jnp.concatenate([flat[rows], outer.T], axis=1))
         alone = jnp.where(new, costs[chosen], 0)
         together = 0.5 * jnp.sum(flat[rows] * both[:, :embed])
         shared = together * alone / jnp.maximum(jnp.sum(alone), jnp.finfo(alone.dtype).tiny)
-        flat, inverse = flat - outer @ both[:, :embed], inverse - outer @ both[:, embed:]
+        flat = flat - outer @ both[:, :embed]
+        inverse = inverse - outer @ both[:, embed:]
         inverse = inverse.at[rows].set(0).at[:, rows].set(0)
         matrix = flat.at[rows].set(0).reshape(weight.shape)
         return (matrix, inverse, gone.at[chosen].set(True)), (chosen, jnp.where(new, shared, jnp.inf), new)
@@ -237,7 +241,8 @@ def swapped(
     where both are ½ tr(B_uᵀ (± M_uu)⁻¹ B_u), with - for a unit of S. Putting one in or taking it out sweeps it alone.
     """
     units, coordinates, embed = weight.shape
-    size, each = len(moment), jnp.arange(units)
+    size = len(moment)
+    each = jnp.arange(units)
     # the scale of a layer that is never active does not matter, but that its system can be solved
     system = moment + jnp.where(ridge > 0, ridge, 1) * jnp.eye(size, dtype=moment.dtype)
     rows = jnp.repeat(kept, coordinates)
@@ -267,7 +272,8 @@ def swapped(
         swept, kept, _, count = state
         costs = jnp.where(kept, prices(swept, kept), jnp.inf)
         out = jnp.argmin(costs)
-        without, left = sweep(swept, out, -1), kept.at[out].set(False)
+        without = sweep(swept, out, -1)
+        left = kept.at[out].set(False)
         gains = jnp.where(kept, -jnp.inf, prices(without, left))
         into = jnp.argmax(gains)
         better = gains[into] > costs[out] * (1 + 1e-4)  # no further than numbers of 32 bits tell apart

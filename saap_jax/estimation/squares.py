@@ -45,7 +45,8 @@ def gradient_sums(
     Args:
         embed: which axis of the result is the residual width, along which weights are spread over devices.
     """
-    wide, shards = at_least_float32(x.dtype), batch_shards(len(x))
+    wide = at_least_float32(x.dtype)
+    shards = batch_shards(len(x))
 
     def split(array: Array) -> Array:
         return jnp.moveaxis(array.reshape(shards, len(array) // shards, *array.shape[1:]), 0, 1)
@@ -89,7 +90,8 @@ class Watched(Flat):
 
     def add(self, y: Array) -> Array:
         """Add the bias to y."""
-        ones, sizes = jnp.ones((*y.shape[:2], 1), y.dtype), "kgh"[: y.ndim - 2]
+        ones = jnp.ones((*y.shape[:2], 1), y.dtype)
+        sizes = "kgh"[: y.ndim - 2]
         return y + self._product(f"bti,i{sizes}->bt{sizes}", ("embed", *self.axes[1:]), ones, self.weight[...][None])
 
     def _product(self, equation: str, axes: tuple[str, ...], x: Array, weight: Array) -> Array:
@@ -107,9 +109,12 @@ def _forward(equation: str, axes: tuple[str, ...], x: Array, weight: Array, *res
 
 
 def _backward(equation: str, axes: tuple[str, ...], kept: Any, cotangent: Array) -> tuple[Array | None, ...]:
-    (x, weight, scale, layer, totals), embed_first = kept, axes[0] == "embed"
-    split, batch = 1 if embed_first else len(weight.shape) - 1, x.shape[:2]
-    inputs, outputs = math.prod(weight.shape[:split]), math.prod(weight.shape[split:])
+    (x, weight, scale, layer, totals) = kept
+    embed_first = axes[0] == "embed"
+    split = 1 if embed_first else len(weight.shape) - 1
+    batch = x.shape[:2]
+    inputs = math.prod(weight.shape[:split])
+    outputs = math.prod(weight.shape[split:])
     of_x = cotangent.reshape(math.prod(batch), outputs) @ weight.reshape(inputs, outputs).T
     total, square = gradient_sums(
         x.reshape(*batch, inputs), cotangent.reshape(*batch, outputs), scale, 0 if embed_first else 1

@@ -94,14 +94,16 @@ def load_statistics(path: str | Path, model: Any, known: Iterable[Statistic] = (
     by_name = STATISTICS | {statistic.name: statistic for statistic in known}
     with reading(path, f"a file of {FORMAT!r}"), safe_open(path, framework="numpy") as file:
         about = _counts(path, file)
-        examples, tokens = about["examples"], about["tokens"]
+        examples = about["examples"]
+        tokens = about["tokens"]
         stored: dict[str, dict[str, tuple[int, ...]]] = {}
         for name in file.keys():  # noqa: SIM118
             statistic, _, place = name.partition("/")
             stored.setdefault(statistic, {})[place] = tuple(file.get_slice(name).get_shape())
 
         def read(name: str, like: Any, homes: Mapping[str, Any] = MappingProxyType({})) -> Any:
-            expected, found = leaves_by_path(like), stored.get(name, {})
+            expected = leaves_by_path(like)
+            found = stored.get(name, {})
             for place in sorted(expected.keys() | found.keys()):
                 shape = expected[place].shape if place in expected else None
                 if shape != found.get(place):
@@ -167,7 +169,8 @@ def _like(statistic: Statistic, stored: Mapping[str, tuple[int, ...]], examples:
     for place, shape in stored.items():
         field, _, structure = place.partition("/") if statistic.kind else ("", "", place)
         layers, units = exists.get(structure, next(iter(exists.values()))).shape
-        sizes, axes = {"examples": examples, "layers": layers, "units": units}, statistic.axes(place)
+        sizes = {"examples": examples, "layers": layers, "units": units}
+        axes = statistic.axes(place)
         leading = (sizes.get(axis, own) for axis, own in zip(axes, shape, strict=False))
         array = jax.ShapeDtypeStruct((*leading, *shape[len(axes) :]), dtype)
         arrays.setdefault(field, {})[structure] = array

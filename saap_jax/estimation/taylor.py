@@ -135,7 +135,8 @@ def _of_blocks(model: Llama, gradient: Llama) -> Scores:
     for name, structure in discover(model).items():
         pieces = []
         for weights, slopes in zip(model.segments, gradient.segments, strict=True):
-            sums, sizes = {}, {}
+            sums = {}
+            sizes = {}
             for member in structure.members:
                 if "embed" not in parameters_by_path(weights)[member.path].axes:
                     continue  # biases do not count there

@@ -127,7 +127,8 @@ def step_bytes(model: Llama, batch: int, context: int | float) -> int | float:
 
     Of an embedding that is not tied only the rows of the tokens are read.
     """
-    read, (vocab, embed) = weight_bytes(model), model.embedding.shape
+    read = weight_bytes(model)
+    (vocab, embed) = model.embedding.shape
     if model.unembedding is not None:
         read += (batch - vocab) * embed * jnp.dtype(model.embedding.dtype).itemsize
     return read + cache_bytes(model, batch, 1) * context
@@ -189,7 +190,8 @@ def run_cost(run: RunRecord, prices: Sequence[Price]) -> Cost:
     Without a price for the device, amounts in US dollars are None and `note` says how to give one. A run that was taken
     up again counts as if all of it had been on the devices of its last call.
     """
-    about, best = run["devices"], run.get("best", {})
+    about = run["devices"]
+    best = run.get("best", {})
     devices = about["count"] if about["platform"] != "cpu" else about["cores"]
     hours = sum((stage["seconds"] for stage in run["stages"]), 0.0) * devices / 3600
     cost: Cost = {"device_hours": hours, "devices": devices, "usd": None, "usd_per_million_tokens": None}

@@ -95,7 +95,8 @@ def crossing(
     losses = np.where(np.isfinite(losses), losses, 1e300)
     above = losses > limits[:, None]
     after = np.where(above.any(axis=1), above.argmax(axis=1), len(ratios) - 1)
-    before, rows = np.maximum(after - 1, 0), np.arange(len(losses))
+    before = np.maximum(after - 1, 0)
+    rows = np.arange(len(losses))
     rise = losses[rows, after] - losses[rows, before]
     share = np.divide(limits - losses[rows, before], rise, out=np.ones(len(rows)), where=rise > 0)
     share = np.where(above.any(axis=1), np.clip(share, 0, 1), 1.0)
@@ -187,19 +188,25 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
     the same draws. Few seeds that are drawn hardly tell how much seeds differ: of several, neither interval nor p-value
     is below Student's over the seeds.
     """
-    frontier, metric = run["frontier"], run["frontier"]["metric"]
-    dense, articles = np.asarray(run["dense"]["losses"][metric], np.float64), run.get("articles", {}).get(metric, ())
-    scale, lines = scale_of(metric), {}
+    frontier = run["frontier"]
+    metric = run["frontier"]["metric"]
+    dense = np.asarray(run["dense"]["losses"][metric], np.float64)
+    articles = run.get("articles", {}).get(metric, ())
+    scale = scale_of(metric)
+    lines = {}
     for line in frontier["lines"]:
         lines.setdefault(line["variant"], []).append(line)
     resamples = resamples_for(len(lines) - 1, frontier["resamples"])
-    random, windows = np.random.default_rng(seed), by_article(dense, articles).size
+    random = np.random.default_rng(seed)
+    windows = by_article(dense, articles).size
     by_window, by_seed = (
         counts(count, resamples, random) / count for count in (windows, max(len(each) for each in lines.values()))
     )
-    found, drawn_ratios = [], {}
+    found = []
+    drawn_ratios = {}
     for variant, own in lines.items():
-        at, ratios = [], []
+        at = []
+        ratios = []
         for line in own:
             rows = [row for row in candidates if (row["variant"], row["seed"]) == (variant, line["seed"])]
             rows.sort(key=lambda row: row["ratio_asked"])

@@ -85,7 +85,8 @@ class Difference(NamedTuple):
         >>> Difference(2.0, 1.0, 3.0, scale=ACCURACY).numbers, Difference(math.log(1.02), math.nan, math.nan).numbers
         ('+2.0 points (+1.0 to +3.0)', '+2.0 %, without an interval, which takes 8 windows; here are 0')
         """
-        (value, low, high), (unit, unit_of_ends) = self.percent, self.scale.units
+        (value, low, high) = self.percent
+        (unit, unit_of_ends) = self.scale.units
         digits = decimals_of(value)
         interval = format_interval(low, high, lambda end: signed(end, digits))
         why_not = few(self.windows, self.scale.drawn)
@@ -100,7 +101,8 @@ class Difference(NamedTuple):
         >>> Difference(-3.0, -5.5, -0.5, scale=ACCURACY).sentence
         'A has a lower accuracy than B by 3.0 points (0.5 to 5.5)'
         """
-        (value, low, high), (unit, unit_of_ends) = self.percent, self.scale.units
+        (value, low, high) = self.percent
+        (unit, unit_of_ends) = self.scale.units
         if self.largest == 0 or self.value == self.low == self.high == 0:
             return "A and B are the same: the difference is exactly 0"
         if self.same:
@@ -112,8 +114,10 @@ class Difference(NamedTuple):
         if not self.sure:
             told = "who is better is not known" if math.isnan(low) else "A and B cannot be told apart"
             return f"{told}: the difference is {self.numbers}"
-        (least, most), show = sorted((abs(low), abs(high))), f"{{:.{decimals_of(value)}f}}".format
-        than, interval = "lower" if value < 0 else "higher", format_interval(least, most, show)
+        (least, most) = sorted((abs(low), abs(high)))
+        show = f"{{:.{decimals_of(value)}f}}".format
+        than = "lower" if value < 0 else "higher"
+        interval = format_interval(least, most, show)
         return f"A has a {than} {self.scale.noun} than B by {show(abs(value))}{unit} ({interval}{unit_of_ends})"
 
 
@@ -165,7 +169,8 @@ def differences_against(
     Raises:
         ValueError: shapes that differ, or no window.
     """
-    base, variants = np.asarray(base, np.float64), np.asarray(variants, np.float64)
+    base = np.asarray(base, np.float64)
+    variants = np.asarray(variants, np.float64)
     if variants.ndim != 3 or variants.shape[1:] != base.shape or not base.size:
         raise ValueError(
             f"differences: expected [seeds, windows] of one window or more, the same of all, got {base.shape} and "
@@ -173,11 +178,13 @@ def differences_against(
         )
     with np.errstate(invalid="ignore"):
         difference = variants - base
-        values, largest = difference.mean(axis=(1, 2)), np.abs(difference).max(axis=(1, 2))
+        values = difference.mean(axis=(1, 2))
+        largest = np.abs(difference).max(axis=(1, 2))
         units = by_article(difference, articles)
     wins = ((variants < base) + 0.5 * (variants == base)).mean(axis=(1, 2))
     halves = half_widths(units, len(variants) if others is None else others)
-    of, found = math.inf if scale.logarithmic else float(base.mean()), []
+    of = math.inf if scale.logarithmic else float(base.mean())
+    found = []
     rows = np.stack((values, halves, wins, largest), axis=1).tolist()
     for value, half, win, most in rows:
         most = most if math.isfinite(value) else math.nan
@@ -189,7 +196,8 @@ def half_widths(units: Float[np.ndarray, "variants seeds units"], others: int) -
     """Compute half the width of each mean's interval, NaN of fewer than `FEWEST` units, or of what is not finite."""
     count = units.shape[2]
     known = np.isfinite(units).all(axis=(1, 2))
-    halves, means = np.full(len(units), np.nan), units[known]
+    halves = np.full(len(units), np.nan)
+    means = units[known]
     if count < FEWEST:
         return halves
     by_unit = boundary(count, threshold(others)) * means.mean(axis=1).std(axis=1, ddof=1) / math.sqrt(count)
@@ -211,7 +219,8 @@ def student_p(differences: Sequence[float]) -> float:
     """Compute Student's two-sided p-value of "their mean is 0"; 0 of one, which tells nothing of how much they vary."""
     from scipy.special import stdtr
 
-    mean, count = float(np.mean(differences)), len(differences)
+    mean = float(np.mean(differences))
+    count = len(differences)
     if count < 2 or not mean:
         return float(not mean)
     with np.errstate(divide="ignore"):
@@ -238,10 +247,12 @@ def paired_tasks(a: Outcomes, b: Outcomes, *, others: int = 1) -> dict[str, Diff
         a, b: the same tasks, items and seeds.
         others: how many a model is compared with.
     """
-    found, by_seed = {}, []
+    found = {}
+    by_seed = []
     for task in a:
         points = 100 * (np.asarray(a[task], np.float64) - np.asarray(b[task], np.float64))
-        value, half = float(points.mean()), float(half_widths(points[None], others)[0])
+        value = float(points.mean())
+        half = float(half_widths(points[None], others)[0])
         wins = 0.5 + value / 200
         found[task] = Difference(value, value - half, value + half, wins, windows=points.shape[1], scale=ACCURACY)
         by_seed.append(points.mean(axis=1))
@@ -281,14 +292,17 @@ def check_difference(what: str, difference: Difference, limit: float) -> Check:
     The estimate decides; its interval is reported, or why there is none. A perplexity that is not finite breaks every
     limit.
     """
-    unit, falls = difference.scale.units[0], difference.scale is ACCURACY
-    value, measured = difference.percent[0], difference.numbers
+    unit = difference.scale.units[0]
+    falls = difference.scale is ACCURACY
+    value = difference.percent[0]
+    measured = difference.numbers
     held = math.isfinite(difference.value)
     if not held:
         measured = "a perplexity is not finite"
     elif difference.same or not any(difference[:3]):
         exact = difference.largest == 0 or not any(difference[:3])
-        value, measured = 0.0, f"0{unit}" if exact else f"0{unit} up to rounding"
+        value = 0.0
+        measured = f"0{unit}" if exact else f"0{unit} up to rounding"
     name, sign = ("max_accuracy_drop", MINUS) if falls else ("max_ppl_increase", "+")
     passed = held and (-value if falls else value) <= limit + _SLACK
     return Check(name, what, f"{sign}{limit:g}{unit}", measured, passed)

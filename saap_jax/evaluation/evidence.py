@@ -45,7 +45,8 @@ def threshold(others: int, level: float = LEVEL) -> float:
 @functools.cache
 def boundary(count: int, evidence: float) -> float:
     """Find the t of `count` differences at which log e⁺ reaches `evidence`; infinite where none does."""
-    low, high = 0.0, 1e6
+    low = 0.0
+    high = 1e6
     if float(log_evidence(high, count)) < evidence:
         return math.inf
     for _ in range(100):
@@ -63,7 +64,9 @@ def log_evidence(t: float | Float[np.ndarray, "*pairs"], count: int) -> Float[np
     from scipy.special import stdtr
 
     t = np.clip(np.asarray(t, np.float64), -1e150, 1e150)[..., None]  # an axis for scales; its square is finite
-    square, free, spread = np.square(t), count - 1, count * np.asarray(SCALES)
+    square = np.square(t)
+    free = count - 1
+    spread = count * np.asarray(SCALES)
     each = -0.5 * np.log1p(spread) + 0.5 * count * (np.log1p(square / free) - np.log1p(square / (free * (1 + spread))))
     posterior = t * np.sqrt(spread / (1 + spread) * count / (free + square / (1 + spread)))
     with np.errstate(divide="ignore"):

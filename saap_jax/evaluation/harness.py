@@ -174,7 +174,8 @@ class HarnessModel(TemplateLM):
         """Continue contexts that share their options."""
         wanted: dict[str, Any] = dict(normalize_gen_kwargs(options, MAX_NEW_TOKENS))
         until = handle_stop_sequences(wanted.pop("until"), eos=self.tokenizer.decode([self.eot_token_id]))
-        new, sampled = wanted.pop("max_gen_toks"), wanted.pop("do_sample")
+        new = wanted.pop("max_gen_toks")
+        sampled = wanted.pop("do_sample")
         sampling = {name: wanted.pop(name) for name in ("temperature", "top_k", "top_p") if name in wanted}
         if wanted:
             raise ValueError(

@@ -84,7 +84,8 @@ def log_likelihoods(
     Raises:
         ValueError: an empty context or continuation, or a continuation longer than the model's positions.
     """
-    sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
+    sums = np.zeros(len(requests))
+    greedy = np.ones(len(requests), bool)
     for batch in progress(batches_of(distinct_inputs(requests, model.constants.positions), batch_size)):
         *arrays, owner = lay_out(batch, requests)
         values, likeliest = score_step(model, *map(jnp.asarray, arrays), jnp.asarray(len(owner), jnp.int32))
@@ -114,9 +115,11 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Reques
     Source: `TemplateLM._encode_pair` and `HFLM.tok_encode` of lm-evaluation-harness 0.4.13.
     """
     if not context.rstrip():
-        tokens, prefix = encode(tokenizer, context + continuation, special=False), prefix_token(tokenizer)
+        tokens = encode(tokenizer, context + continuation, special=False)
+        prefix = prefix_token(tokenizer)
         return Request((prefix,), tuple(tokens[1:] if tokens[:1] == [prefix] else tokens))
-    before, whole = encode(tokenizer, context.rstrip()), encode(tokenizer, context + continuation)
+    before = encode(tokenizer, context.rstrip())
+    whole = encode(tokenizer, context + continuation)
     return Request(tuple(before), tuple(whole[len(before) :]))
 
 
@@ -163,7 +166,8 @@ def padded_length(length: int) -> int:
 
 def batches_of(inputs: Sequence[Inputs], batch_size: int) -> list[PaddedRows]:
     """Put inputs into batches, the longest first, so that what does not fit into memory is known at once."""
-    batches, rows = [], sorted(inputs, key=lambda each: -len(each.tokens))
+    batches = []
+    rows = sorted(inputs, key=lambda each: -len(each.tokens))
     while rows:
         length = padded_length(len(rows[0].tokens))
         size = max(1, batch_size * ROW_TOKENS // length)

@@ -52,7 +52,8 @@ def window_losses(
         ValueError: no window at all.
     """
     gates = ones_gates(model.segments) if gates is None else gates
-    sums, counts = [], []
+    sums = []
+    counts = []
     for tokens, mask in tell_windows(batches):
         with on_mesh_of(model):
             batch_sums, batch_counts = loss_step(model, shard(tokens, model), shard(mask, model), gates)
@@ -120,7 +121,8 @@ def candidate_losses(
         gates = {name: jnp.asarray(np.stack([keeps[row][name] for row in rows]), jnp.float32) for name in STRUCTURES}
         common, count = (jnp.asarray(number, jnp.int32) for number in (group.common, len(group.members)))
         first = {name: gate[0] for name, gate in gates.items()}
-        sums, counts = [], []
+        sums = []
+        counts = []
         for step in itertools.islice(steps, len(batches)):
             tokens, mask = batches[step.batch]
             inputs = shard(tokens, model), shard(mask, model)
@@ -129,7 +131,8 @@ def candidate_losses(
                 made = candidates_step(model, shared, gates, common, count, *inputs)
             sums.append(fetched(made))
             counts.append(np.asarray(mask)[:, 1:].sum(axis=1))
-        by_candidate, tokens_each = np.concatenate(sums, axis=1).astype(np.float64), np.concatenate(counts)
+        by_candidate = np.concatenate(sums, axis=1).astype(np.float64)
+        tokens_each = np.concatenate(counts)
         real = tokens_each > 0
         yield {
             member: WindowLosses(by_candidate[row][real], tokens_each[real]) for row, member in enumerate(group.members)
@@ -188,7 +191,9 @@ def candidates_step(
     mask: Bool[Array, "batch seq"],
 ) -> Float[Array, "candidates batch"]:
     """Sum each window's loss under the gates of the first `count` candidates, `[candidates, layers, units]`."""
-    candidates, batch, layers = len(gates[STRUCTURES[0]]), len(tokens), len(model.spec.layers)
+    candidates = len(gates[STRUCTURES[0]])
+    batch = len(tokens)
+    layers = len(model.spec.layers)
     if fits_kept_width(model):
 
         def one(number: Int[Array, ""], sums: Array) -> Array:

@@ -55,13 +55,16 @@ def race(
         level: of the intervals.
         margin: nats a token that count as no difference; 0: a tie is never sure.
     """
-    left, seen = [*range(len(losses))], np.zeros(len(losses), int)
-    others, pairs = len(losses) - 1, len(losses) * (len(losses) - 1) // 2
+    left = [*range(len(losses))]
+    seen = np.zeros(len(losses), int)
+    others = len(losses) - 1
+    pairs = len(losses) * (len(losses) - 1) // 2
     ending: Ending = "spent" if others else "alone"
     following = 0
     for count in looks if others else ():
         if any(losses[each].shape[1] < count for each in left):
-            ending, following = "", count
+            ending = ""
+            following = count
             break
         seen[left] = count
         found = pairwise(np.stack([losses[each][:, :count].mean(axis=0) for each in left]))

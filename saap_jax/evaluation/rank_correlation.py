@@ -77,7 +77,8 @@ def fidelity(
     Raises:
         ValueError: shapes that differ, or a score that is NaN where the change was measured.
     """
-    rows, resamples = [], resamples_for(len(scores) - 1, resamples)
+    rows = []
+    resamples = resamples_for(len(scores) - 1, resamples)
     for scope in (*exact, "pooled"):
         names = tuple(exact) if scope == "pooled" else (scope,)
         measured = {name: np.isfinite(np.asarray(exact[name], np.float64)) for name in names}
@@ -142,7 +143,8 @@ def correlations(
     (1.0, -1.0)
     """
     s, t = ((above := x[:, None] > x[None]).astype(np.float64) - above.T for x in (a, b))  # of infinite values too
-    r, q = counts @ s.T / 2, counts @ t.T / 2
+    r = counts @ s.T / 2
+    q = counts @ t.T / 2
     products = np.sum(counts * r * q, axis=1)
     scale = np.sqrt(np.sum(counts * r * r, axis=1) * np.sum(counts * q * q, axis=1))
     return np.divide(products, scale, out=np.full(products.shape, np.nan), where=scale > 0)

@@ -111,7 +111,8 @@ def find_task(name: str) -> Path | None:
     Raises:
         FileNotFoundError: a name that is a path, of no file.
     """
-    is_path, data = name.endswith(".jsonl") or "/" in name, os.environ.get("SAAP_DATA")
+    is_path = name.endswith(".jsonl") or "/" in name
+    data = os.environ.get("SAAP_DATA")
     tried = [Path(name)] if is_path else []
     tried += [Path(data) / (name if is_path else f"zeroshot/{name}.jsonl")] if data else []
     found = next((path for path in tried if path.is_file()), None)
@@ -152,7 +153,9 @@ def read_task(name: str, path: Path, limit: int = 0) -> Task:
 def _item(fields: dict[str, Any], where: str, number: int) -> Item:
     """Make an item of a line's fields."""
     many, one = ("choices", "context") if "choices" in fields else ("contexts", "continuation")
-    texts, text, gold = fields.get(many), fields.get(one), fields.get("gold")
+    texts = fields.get(many)
+    text = fields.get(one)
+    gold = fields.get("gold")
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(each, str) and each for each in texts):
         raise ValueError(f"{where}: {many}: expected a list of two texts or more, none empty, got {shown(texts)}")
     if not isinstance(text, str):
@@ -195,5 +198,6 @@ def result_of(task: Task, log_likelihoods: tuple[tuple[float, ...], ...]) -> Tas
         if task.by_length:
             lengths = np.array([len(choice) for choice in item.choices], np.float64)
             values["acc_norm"].append(float(np.argmax(likelihoods / lengths) == item.gold))
-    ids, metrics = tuple(item.id for item in task.items), {name: np.array(each) for name, each in values.items()}
+    ids = tuple(item.id for item in task.items)
+    metrics = {name: np.array(each) for name, each in values.items()}
     return TaskResult(task.name, str(task.path), ids, metrics, log_likelihoods)

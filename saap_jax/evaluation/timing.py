@@ -86,7 +86,9 @@ def compile_programs(model: Llama, workload: Workload) -> Programs:
         )
     prompts = np.random.default_rng(0).integers(0, model.embedding.shape[0], (batch, prompt)).tolist()
     keys = jax.random.split(jax.random.key(0), batch)
-    inputs, settings, stops = padded(prompts, batch), settings_of(Sampling()), stops_of(())
+    inputs = padded(prompts, batch)
+    settings = settings_of(Sampling())
+    stops = stops_of(())
     arguments = (model, inputs, keys, settings, stops)
     lowered = prefill.lower(*arguments, slots=rounded(inputs.tokens.shape[1] + new))
     _, state = lowered.out_info
@@ -98,7 +100,9 @@ def compile_programs(model: Llama, workload: Workload) -> Programs:
 
 def time_once(programs: Programs) -> Times:
     """Read the prompts and make the new tokens once; every number is of work that has ended."""
-    settings, stops, model = settings_of(Sampling()), stops_of(()), programs.model
+    settings = settings_of(Sampling())
+    stops = stops_of(())
+    model = programs.model
     start = time.perf_counter()
     inputs = jax.block_until_ready(padded(programs.prompts, programs.workload.batch))
     ready = time.perf_counter()
@@ -135,7 +139,8 @@ def spread(values: Iterable[float]) -> Spread:
 def speed_up(model: Programs, times: Sequence[Times], base: Programs, base_times: Sequence[Times]) -> Predicted:
     """Tell how many times faster than the baseline a model should be, by operations and bytes, and was."""
     batch, prompt, new = model.workload
-    seq, context = rounded(prompt), prompt + new / 2
+    seq = rounded(prompt)
+    context = prompt + new / 2
     pairs = list(zip(times, base_times, strict=True))
     return Predicted(
         prefill=prefill_macs(base.model, batch, seq) / prefill_macs(model.model, batch, seq),

@@ -38,7 +38,8 @@ from saap_jax.structures.discovery import count_parameters
 from saap_jax.surgery.cut import width_note
 from saap_jax.wings import wing
 
-TUNIX, MAXTEXT = "tunix.json", "maxtext.yml"
+TUNIX = "tunix.json"
+MAXTEXT = "maxtext.yml"
 """Names of the files that say what configures Tunix, and MaxText."""
 
 TEACHER = "teacher"
@@ -101,7 +102,8 @@ def export_model(config: ExportConfig, *, track: Track = quiet) -> Exported:
     for name in ("model", "out"):
         if not getattr(config, name):
             raise ValueError(f"{name}: expected a path, got none; say saap export MODEL OUT --format {config.format}")
-    source, teacher = resolve(config.model), resolve(config.teacher) if config.teacher else None
+    source = resolve(config.model)
+    teacher = resolve(config.teacher) if config.teacher else None
     if config.format == "gguf":
         need("gguf", "format gguf")
     if (config.format == "gguf") != (Path(config.out).suffix == ".gguf"):
@@ -115,23 +117,27 @@ def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path,
     notes: list[str] = []
     with new_output(out, "the model", suffix=".gguf" if config.format == "gguf" else None) as place:
         with step(track, "load the model"):
-            model, tokenizer = load_model(source), None
+            model = load_model(source)
+            tokenizer = None
             with contextlib.suppress(FileNotFoundError):
                 tokenizer = load_tokenizer(source)
             if tokenizer is None:
                 notes.append(f"{source} has no tokenizer, so there is none in what was written either")
             origin = origins.origin_of(config.model, source)
-        written, quantization = model, quantization_of(model)
+        written = model
+        quantization = quantization_of(model)
         blocks = quantization is not None and config.format == "gguf" and not config.dequantize
         if blocks:
             notes.append("quantised matrices are Q4_1: their integers as they are, scales and offsets in float16")
         elif quantization is not None:
-            written, bits = dequantized(model), quantization.bits
+            written = dequantized(model)
+            bits = quantization.bits
             notes.append(
                 f"matrices of {bits} bits were dequantised to {config.dtype}, so the model is no smaller there"
             )
         if config.format not in ("ragged", "gguf"):
-            layers, written = len(written.spec.layers), without_empty_layers(written)
+            layers = len(written.spec.layers)
+            written = without_empty_layers(written)
             if gone := layers - len(written.spec.layers):
                 notes.append(f"left out, computing nothing: {plural(gone, 'layer')} without heads and channels")
         positions = model.constants.max_positions
@@ -229,7 +235,8 @@ def _write_gguf(
     from saap_jax.export.gguf_file import context_of, write_gguf
     from saap_jax.export.gguf_vocabulary import copied_vocabulary, lost, no_vocabulary, vocabulary_of
 
-    vocabulary, notes = no_vocabulary(), ()
+    vocabulary = no_vocabulary()
+    notes = ()
     if source.is_file():
         vocabulary = copied_vocabulary(source)
     elif tokenizer is not None:
@@ -325,7 +332,8 @@ def check_agreement(
 def check_tokenizer(source: Tokenizer, exported: Tokenizer, where: str) -> None:
     """Raise `ValueError` unless both tokenizers encode `TEXT` and some hard spans of text alike."""
     for text in (TEXT, "  two  spaces,\ttabs\n\n\nand lines \n", "naïve café — 東京 🙂 e\u0301", "1234567.89 'll I'VE"):
-        expected, got = source.encode(text), exported.encode(text)
+        expected = source.encode(text)
+        got = exported.encode(text)
         if expected != got:
             raise ValueError(
                 f"{where}: expected the tokenizer that was written to encode {text[:20]!r} as {expected[:12]}, "

@@ -67,8 +67,10 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
     tokenizer's metadata. One tensor at a time is in memory beside the model. Raises `ValueError` for a matrix whose
     values are beyond float16, or that is quantised otherwise, and for a model that llama.cpp has no architecture for.
     """
-    blocks, spec = check_blocks(model), model.spec
-    architecture, traits = architecture_of(spec), spec.constants.traits
+    blocks = check_blocks(model)
+    spec = model.spec
+    architecture = architecture_of(spec)
+    traits = spec.constants.traits
     layers = gguf_widths(spec, architecture)
     writer = gguf.GGUFWriter(path, architecture)
     pairs = [*_attributes(spec, layers, architecture, name, "q4_1" if blocks else dtype), *vocabulary]
@@ -121,8 +123,10 @@ def _windows(constants: Constants, architecture: str) -> dict[str, int | list[in
 
     Windows of layers whose rotary positions differ too have no such key.
     """
-    apart, known = constants.apart, constants.traits.gguf
-    window, layers = constants.sliding_window, None
+    apart = constants.apart
+    known = constants.traits.gguf
+    window = constants.sliding_window
+    layers = None
     if apart is not None:
         alike = (apart.rope_theta, apart.rope_scaling) == (constants.rope_theta, constants.rope_scaling)
         window = apart.sliding_window if alike and window is None else None
@@ -145,11 +149,15 @@ def architecture_of(spec: LlamaSpec) -> str:
     >>> architecture_of(LlamaSpec(vocab=9, embed=8, head_dim=4, layers=layers, tied=True))
     'deci'
     """
-    family, scaling, gguf = spec.constants.family, spec.constants.rope_scaling, spec.constants.traits.gguf
+    family = spec.constants.family
+    scaling = spec.constants.rope_scaling
+    gguf = spec.constants.traits.gguf
     if spec.constants.traits.experts:
-        least, counts = spec.constants.experts_per_token or 1, sorted({layer.mlp for layer in spec.layers})
+        least = spec.constants.experts_per_token or 1
+        counts = sorted({layer.mlp for layer in spec.layers})
         if len(counts) > 1 or counts[0] < least:
-            expected, got = f"as many experts in each layer, at least {least}", f"{counts[0]} to {counts[-1]}"
+            expected = f"as many experts in each layer, at least {least}"
+            got = f"{counts[0]} to {counts[-1]}"
             raise unfit("gguf", expected, got, "prune with the allocation uniform, all layers alike")
         if spec.constants.route_scale != "sum_to_one":
             expected = "weights of a token's experts that are divided by their sum, as in llama.cpp"
@@ -214,7 +222,8 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
     said |= {f"{arch}.{key}": value for key, value in own.items()} | _windows(constants, arch)
     if scaling is not None and scaling.kind == "llama3":
         said |= {key: getattr(scaling, setting) for setting, key in SCALING_KEYS.items()}
-    kinds, one = gguf.GGUFValueType, {str: "STRING", int: "UINT32", float: "FLOAT32"}
+    kinds = gguf.GGUFValueType
+    one = {str: "STRING", int: "UINT32", float: "FLOAT32"}
     many = (kinds.ARRAY, kinds.INT32)
     return [(key, each, many if isinstance(each, list) else (kinds[one[type(each)]],)) for key, each in said.items()]
 
@@ -226,7 +235,9 @@ def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
     if traits.norm_offset and tensor.name.endswith("norm.weight"):
         return Tensor(name, tensor.shape, lambda: tensor.read().astype(np.float32) + traits.norm_offset, tensor.dtype)
     if (side := experts_side(tensor.name, spec.constants.family)) is not None:
-        (rows, columns), experts = tensor.shape, spec.layers[0].mlp  # which lie side by side; a matrix for each of them
+        # which lie side by side; a matrix for each of them
+        (rows, columns) = tensor.shape
+        experts = spec.layers[0].mlp
         shape = (experts, rows, columns // experts) if side else (experts, rows // experts, columns)
         return Tensor(name, shape, lambda: expert_matrices(tensor.read(), experts, side), tensor.dtype)
     if architecture not in PERMUTED or not tensor.name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -257,7 +268,8 @@ def _stored(tensor: Tensor, kind: Type) -> np.ndarray:
 # k + 16 in its high half; a weight is d·q + m. That is what a `Quantized` matrix holds (α = d, the offset = m) but for
 # the type of d and m: each is off by at most 2⁻¹¹ of itself, so a weight by at most 2⁻¹¹ (15·α + |m|).
 
-BITS, GROUP = 4, gguf.GGML_QUANT_SIZES[Type.Q4_1][0]
+BITS = 4
+GROUP = gguf.GGML_QUANT_SIZES[Type.Q4_1][0]
 
 
 def check_blocks(model: Llama) -> bool:

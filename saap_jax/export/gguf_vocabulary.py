@@ -115,7 +115,8 @@ def _tokens(tokenizer: Tokenizer, vocab: int) -> tuple[list[str], list[int]]:
             "give the tokenizer that belongs to the model"
         )
     added = tokenizer.added_tokens_decoder
-    tokens, types = [], []
+    tokens = []
+    types = []
     for index in range(vocab):
         if index not in known:
             kind = TokenType.UNUSED

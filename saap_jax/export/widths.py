@@ -32,7 +32,8 @@ def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
     (4, 1, 9)
     """
     widest = widest_layer(spec)
-    kv_heads, q_per_kv = widest.kv_heads, widest.q_per_kv
+    kv_heads = widest.kv_heads
+    q_per_kv = widest.q_per_kv
     if not spec.constants.traits.heads_divide:
         return (widest,) * len(spec.layers)
     fitting = [

@@ -173,7 +173,8 @@ def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple
         windows[name] = {metric: evaluation_windows(source, **each) for metric, (source, each) in asked.items()}
         if a.run is b.run is None:
             articles = {metric: window_articles(source, **each) for metric, (source, each) in asked.items()}
-    of_a, of_b = windows[a.tokenizer], windows[b.tokenizer]
+    of_a = windows[a.tokenizer]
+    of_b = windows[b.tokenizer]
     for metric in of_a:
         if not np.array_equal(of_a[metric].tokens, of_b[metric].tokens):
             raise ValueError(
@@ -184,7 +185,8 @@ def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple
     names = list(dict.fromkeys(model.text for model in new))
     for name in track("evaluate models", names, len(names)):
         longest = max((length for _, length, _ in texts.values()), default=0)
-        model, found[name] = load_model(name, config.dtype, lengths={"length": longest}), {}
+        model = load_model(name, config.dtype, lengths={"length": longest})
+        found[name] = {}
         with attending(config.attention):
             for metric, text in windows[name].items():
                 losses = window_losses(model, pairs(text, config.batch_size, model.embedding.shape[0]))
@@ -196,7 +198,8 @@ def _setting_of(config: AbConfig, a: Reference, b: Reference) -> tuple[AbConfig,
     """Tell on what two models are compared: as the run of one of them was evaluated, or as the configuration says."""
     run = a if a.run is not None else b
     if run.run is None:
-        length, windows = config.length, config.windows
+        length = config.length
+        windows = config.windows
         texts = {metric_name(length, source): (source, length, windows) for source in config.sources}
         return config, texts
     default = AbConfig()
@@ -244,10 +247,12 @@ def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) ->
     Raises:
         ValueError: no such task, one without a metric to compare, or a model that cannot be had.
     """
-    tasks, dtype = find_tasks(config), next((each.model["dtype"] for each in (a, b) if each.run), config.dtype)
+    tasks = find_tasks(config)
+    dtype = next((each.model["dtype"] for each in (a, b) if each.run), config.dtype)
 
     def score(reference: Reference) -> list[tuple[TaskResult, ...]]:
-        tokenizer, progress = load_tokenizer(reference.tokenizer), scoring(track, reference.text)
+        tokenizer = load_tokenizer(reference.tokenizer)
+        progress = scoring(track, reference.text)
         with attending(config.attention):
             return [
                 run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=progress)
@@ -257,7 +262,8 @@ def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) ->
     of_a = score(a)
     of_b = of_a if a.text == b.text else score(b)
     metrics = {result.task: compared_metric(result, config.task_metric) for result in of_a[0]}
-    seeds, outcomes = max(len(of_a), len(of_b)), []
+    seeds = max(len(of_a), len(of_b))
+    outcomes = []
     for results in (of_a, of_b):
         each = {}
         for number, (task, metric) in enumerate(metrics.items()):
@@ -283,7 +289,8 @@ def models_of(reference: Reference, dtype: str) -> Iterator[Llama]:
     if reference.run is None:
         yield load_model(reference.text, dtype)
         return
-    own, dense = reference.model["dtype"], reference.model["name"]
+    own = reference.model["dtype"]
+    dense = reference.model["name"]
     compensated = any(row.get("model") != row.get("keep") for row in reference.rows)
     if reference.candidate == DENSE or compensated or not (reference.run / "keeps.npz").exists():
         why = (
@@ -291,7 +298,8 @@ def models_of(reference: Reference, dtype: str) -> Iterator[Llama]:
         )
         yield load_model(loadable(reference, why), own)
         return
-    model, run = load_model(dense, own), RunDirectory(reference.run, reference.record)
+    model = load_model(dense, own)
+    run = RunDirectory(reference.run, reference.record)
     arrays = run.load_arrays("keeps")
     for candidate in (row["candidate"] for row in reference.rows):
         if missing := [name for name in run.structures if f"{candidate}/{name}" not in arrays]:
@@ -307,7 +315,8 @@ def models_of(reference: Reference, dtype: str) -> Iterator[Llama]:
 
 def _check_costs(config: AbConfig, a: Reference, b: Reference, names: Sequence[str], track: Track) -> list[Check]:
     """Hold bytes and time against their limits; `names` are those of the models to run, none where bytes suffice."""
-    (config, texts), checks = _setting_of(config, a, b), []
+    (config, texts) = _setting_of(config, a, b)
+    checks = []
     dtypes = [config.dtype if each.run is None else each.model["dtype"] for each in (a, b)]
     models = [load_model(name, dtype) for name, dtype in zip(names, dtypes, strict=False)]
     if config.max_size:

@@ -79,7 +79,8 @@ def fitting(passes: Passes, subject: Subject, scenarios: Mapping[str, Examples],
     """Make microbatches smaller where the text is so little that a chain, which holds some of them out, would have too
     few; on one device alone. Other chains beside it change nothing.
     """
-    windows, size = sum(subject.count(each)[0] for each in scenarios.values()), passes.batch_size
+    windows = sum(subject.count(each)[0] for each in scenarios.values())
+    size = passes.batch_size
     while size and getattr(subject, "layout", None) is None:
         with contextlib.suppress(ValueError):
             chain.check(subject, Extent(windows, size))
@@ -103,15 +104,23 @@ class Evaluator:
     ) -> None:  # fmt: skip
         """Make what runs the chains on the text of each seed, check that it can, and take what is evaluated on."""
         self.passes = Passes(config.calibration.batch_size, config.remat, track)
-        subject, texts = material.subject, material.texts
-        self.run, self.texts, self.subject, self.track, self.material = run, texts, subject, track, material
+        subject = material.subject
+        texts = material.texts
+        self.run = run
+        self.texts = texts
+        self.subject = subject
+        self.track = track
+        self.material = material
         self.chains = chains
-        self.cache, self.evaluation, self.raced = cache_of(run), config.evaluation, config.race
+        self.cache = cache_of(run)
+        self.evaluation = config.evaluation
+        self.raced = config.race
         self.runners: dict[tuple[int, int], Runner] = {}
         """By seed, and windows of a microbatch, which are the same for most chains."""
         for seed, chain in itertools.product(material.calibration, chains):
             self.runner(chain, seed).check(chain, ratios)
-        self.batch_size, self.at_once = config.evaluation.batch_size, config.evaluation.candidates_at_once
+        self.batch_size = config.evaluation.batch_size
+        self.at_once = config.evaluation.candidates_at_once
         self.rows = {name: self.subject.count(text)[0] for name, text in texts.items()}
         self.judging = [*texts][:2][-1]
         """The metric that judges: that out of the calibration domain, where there is one."""
@@ -126,7 +135,9 @@ class Evaluator:
     def begin(self, kind: str, **about: Any) -> None:
         """Record what a run is of, what on, and what its metrics mean (the one of the calibration domain first); score
         what all chains ask for on the text of each seed, and keep the scores of the first."""
-        run, subject, material = self.run, self.subject, self.material
+        run = self.run
+        subject = self.subject
+        material = self.material
         steps = [step for chain in self.chains for step in chain.steps]
         run.begin(material.inputs | codes_of(steps, [*subject.existing]))
         run.update(
@@ -173,7 +184,8 @@ class Evaluator:
 
     def add(self, name: str, keep: Keep) -> None:
         """Add a keep-set that no chain made."""
-        self.keeps[name], self.models[name] = keep, keep_digest(keep)
+        self.keeps[name] = keep
+        self.models[name] = keep_digest(keep)
 
     def state(self, candidate: Candidate) -> State:
         """Run the whole chain of a candidate."""
@@ -233,7 +245,8 @@ class Evaluator:
 
         lowest = min((mean(model) for model in found if firsts[model] in self.cuttable), default=np.inf)
         for model in self.track("repair and evaluate", changed, len(changed)) if changed else ():
-            began, candidate = time.perf_counter(), self.asked[firsts[model]]
+            began = time.perf_counter()
+            candidate = self.asked[firsts[model]]
             state = self.state(candidate)
             losses = run_losses(state.subject, text, state.keep, self.batch_size)
             keep(model, losses, time.perf_counter() - began, state.subject, state.keep)
@@ -265,7 +278,8 @@ class Evaluator:
     ) -> dict[str, Row]:
         """Evaluate candidates on all windows, and record them; `dense`, the unpruned model, in the run's record."""
         windows = {name: np.arange(rows) for name, rows in self.rows.items()}
-        found, rows = self.losses(names, windows, doing, stage), {}
+        found = self.losses(names, windows, doing, stage)
+        rows = {}
         for name in names:
             ppl = {metric: figure(metric, np.asarray(each)) for metric, each in found[name]["losses"].items()}
             rows[name] = self.record(name, about.get(name, {}), {"ppl": ppl, **found[name]})

@@ -84,7 +84,8 @@ def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Tra
                 for name, each in about.items():
                     evaluator.record(name, each, race.measured(name))
         if config.cut:
-            rows, ratio = comparison_rows(run.record, run.candidates()), config.cut_ratio
+            rows = comparison_rows(run.record, run.candidates())
+            ratio = config.cut_ratio
             label = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)
             best = next(each for each in candidates if (each.chain.name, each.ratio) == (label, ratio))
             with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
@@ -116,7 +117,9 @@ def _raced(race: Race, ratio: float, candidates: Sequence[Candidate], stage: Sta
 
 def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, track: Track) -> None:
     """Cut the best candidate, save it, load it back, and check and measure what was loaded beside the dense model."""
-    run, subject, keep = evaluator.run, evaluator.subject, evaluator.keeps[best.name]
+    run = evaluator.run
+    subject = evaluator.subject
+    keep = evaluator.keeps[best.name]
     row = next(each for each in run.candidates() if each["candidate"] == best.name)
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))

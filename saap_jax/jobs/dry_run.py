@@ -52,7 +52,8 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
             runner = runner_of(subject, scenarios, [chain], passes)
             runner.check(chain, [config.ratio or 0.0] if alone else ratios)
             extents.append(runner.extent)
-        whole, part = subject.whole(), subject.rows(next(iter(scenarios.values())), slice(0, size))
+        whole = subject.whole()
+        part = subject.rows(next(iter(scenarios.values())), slice(0, size))
         whole.losses(part, size)  # compiles
         began = time.perf_counter()
         whole.losses(part, size)

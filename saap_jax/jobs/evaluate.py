@@ -40,11 +40,14 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
     """
     check_target("json", config.json)
     layout = layout_of_job(config.mesh, batch_size=config.batch_size)
-    rows, tasks, lengths = {}, find_tasks(config), {"length": config.length} if config.sources else {}
+    rows = {}
+    tasks = find_tasks(config)
+    lengths = {"length": config.length} if config.sources else {}
     with attending(config.attention):
         how: Any = {"limit": config.windows or None, "bos": config.bos, "drawn": config.drawn}
         for name in track("evaluate models", config.models, len(config.models)):
-            model, tokenizer = load_model(name, config.dtype, layout=layout, lengths=lengths), load_tokenizer(name)
+            model = load_model(name, config.dtype, layout=layout, lengths=lengths)
+            tokenizer = load_tokenizer(name)
             ppl = {}
             for source in config.sources:
                 windows = evaluation_windows(source, tokenizer, config.length, **how)
@@ -67,7 +70,8 @@ def scoring(track: Track, name: str) -> Progress:
 
 def shown(config: EvaluateConfig, rows: dict[str, Evaluated]) -> list[Table]:
     """Show perplexities, a line a model, and metrics of tasks in percent, a line a model and task."""
-    first, tables = next(iter(rows.values())), []
+    first = next(iter(rows.values()))
+    tables = []
     if first.ppl:
         lines = [(name, f"{row.parameters:,}", *map(format_ppl, row.ppl.values())) for name, row in rows.items()]
         tables.append(text_table("perplexity", ("model", "parameters", *first.ppl), lines))

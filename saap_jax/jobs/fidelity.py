@@ -25,11 +25,14 @@ def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Trac
 
     Ablation is the longest job: finished units are appended to `ablation.jsonl`, and the same call goes on from there.
     """
-    estimators, layout = scores_of(config.estimators), check(config)  # a wrong word is refused at once
+    # a wrong word is refused at once
+    estimators = scores_of(config.estimators)
+    layout = check(config)
 
     def work(run: RunDirectory) -> None:
         material = load(config, run, layout, track)
-        subject, scenarios = material.subject, material.calibration[config.calibration.seed]
+        subject = material.subject
+        scenarios = material.calibration[config.calibration.seed]
         run.begin(material.inputs)
         about = {name: subject.shape(examples) for name, examples in scenarios.items()}
         run.update(kind="fidelity", scenarios=about, **subject.structures_record(), **provenance())
@@ -41,7 +44,8 @@ def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Trac
             save_scores(run, runner.first())
             stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
         units = sample_units(subject.existing, config.channels_per_layer, config.seed)
-        path, known = run.claim("ablation.jsonl"), set(units)
+        path = run.claim("ablation.jsonl")
+        known = set(units)
         there = {}
         if path.exists():
             with reading(path, "changes of loss; remove the file, and the same command measures them again"):

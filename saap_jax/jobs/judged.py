@@ -26,7 +26,8 @@ from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.types import WindowLosses
 
-DENSE, PRUNED = "dense", "pruned"
+DENSE = "dense"
+PRUNED = "pruned"
 TURNS = 3
 """The fewest turns that both models take; one warms up, the others are timed."""
 
@@ -65,7 +66,8 @@ def judge(
     traced model, whose losses are checked instead."""
     if not texts or not isinstance(subject, LlamaSubject):
         return None
-    whole, rows = subject.whole(), config.batch_size
+    whole = subject.whole()
+    rows = config.batch_size
     with step(track, "judge the unpruned and the pruned model"):
         (first, text), *others = texts.items()
         both, seconds = in_turns(subject, whole, cut, text, rows)

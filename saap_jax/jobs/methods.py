@@ -38,12 +38,15 @@ def methods(config: MethodsConfig, *, track: Track = quiet) -> list[Table]:
     found = []
     for name in config.names:
         if name in RECIPES:
-            title, rows = RECIPES[name].title, recipe_facts(RECIPES[name])
+            title = RECIPES[name].title
+            rows = recipe_facts(RECIPES[name])
         elif name in STEPS:
-            title, rows = f"a step ({STEPS[name].kind})", step_facts(STEPS[name])
+            title = f"a step ({STEPS[name].kind})"
+            rows = step_facts(STEPS[name])
         elif name in scores:
             options = inspect.signature(scores[name]).parameters.values()
-            title, rows = "an estimator", _paragraphs(scores[name])
+            title = "an estimator"
+            rows = _paragraphs(scores[name])
             rows += [("option", f"{each.name} = {written(each.default)}") for each in options]
         else:
             near = difflib.get_close_matches(name, [*STEPS, *scores, *RECIPES], n=1, cutoff=0.0)[0]
@@ -71,7 +74,8 @@ def _paragraphs(made: Any) -> list[tuple[str, str]]:
 
 def step_facts(kind: type[Step]) -> list[tuple[str, str]]:
     """Describe a step and its options."""
-    docs, fields = field_docs(kind), [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    docs = field_docs(kind)
+    fields = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     options = [(f"{field.name} = {written(default_of(field))}", docs.get(field.name, "")) for field in fields]
     return [*_paragraphs(kind), *options]
 

@@ -165,7 +165,8 @@ def _prune(
 
 def further_of(config: PruneConfig, spec: LlamaSpec) -> list[str]:
     """List commands that compare, recover and export what was pruned, with adapters that its widths suit."""
-    out, dense = shlex.quote(config.out.rstrip("/")), shlex.quote(config.model.name)
+    out = shlex.quote(config.out.rstrip("/"))
+    dense = shlex.quote(config.model.name)
     default = MethodConfig()
     matrices = default.matrices
     recover = f"recover {out} --dense {dense}"
@@ -200,7 +201,8 @@ def size_rows(subject: Subject, cut: Any, selection: Selection, losses: Mapping[
 
 def told_rows(told: Mapping[str, Any], places: str) -> list[tuple[str, str]]:
     """Write what the steps of a chain report; `places` are those that repairs write to."""
-    rows, kl = [], "KL to the unpruned model, nats a token,"
+    rows = []
+    kl = "KL to the unpruned model, nats a token,"
     if chosen := told.get("chosen"):
         rows.append((f"{kl} on held-out text, of {chosen}", f"{min(told['judged']):.4f}"))
     if price := told.get("price"):

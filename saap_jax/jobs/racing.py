@@ -30,7 +30,8 @@ class Race:
         Raises:
             ValueError: too few windows for a race.
         """
-        self.evaluator, self.margin = evaluator, margin
+        self.evaluator = evaluator
+        self.margin = margin
         self.judging, self.rows = evaluator.judging, evaluator.rows[evaluator.judging]
         self.looks = looks_of(self.rows, evaluator.batch_size)
         self.orders = {name: np.random.default_rng(0).permutation(rows) for name, rows in evaluator.rows.items()}
@@ -94,7 +95,8 @@ class Race:
         """Stack the losses of a variant, `[seeds, windows]`, as many windows as all its seeds have."""
         if DENSE in names:
             return self._dense(self.judging)[None, self.orders[self.judging]] + handicap
-        count, models = min(map(self._have, names)), [self.evaluator.models[name] for name in names]
+        count = min(map(self._have, names))
+        models = [self.evaluator.models[name] for name in names]
         return np.array([self.laps[model][self.judging][:count] if count else [] for model in models])
 
     def _dense(self, metric: str) -> np.ndarray:
@@ -103,15 +105,20 @@ class Race:
     def measured(self, name: str) -> Row:
         """Read the losses of a candidate: of all windows in their order, or figures as some of them let expect, and
         these losses as `seen`, None for the other windows."""
-        model, ppl, losses = self.evaluator.models[name], {}, {}
+        model = self.evaluator.models[name]
+        ppl = {}
+        losses = {}
         for metric, values in self.laps[model].items():
-            whole, order, own = self._dense(metric), self.orders[metric][: len(values)], np.asarray(values, np.float64)
+            whole = self._dense(metric)
+            order = self.orders[metric][: len(values)]
+            own = np.asarray(values, np.float64)
             with np.errstate(invalid="ignore"):
                 expected = scale_of(metric).value(whole.mean() + (own - whole[order]).mean())
             losses[metric] = np.full(len(whole), None)
             losses[metric][order] = own.tolist()
             ppl[metric] = figure(metric, own) if len(values) == len(whole) else expected
-        count, lists = self._have(name), {metric: values.tolist() for metric, values in losses.items()}
+        count = self._have(name)
+        lists = {metric: values.tolist() for metric, values in losses.items()}
         rest = {"losses": lists} if count == self.rows else {"windows": count, "seen": lists}
         return {"ppl": ppl, "parameters": self.parameters[model], **rest, "seconds": self.seconds[model]}
 

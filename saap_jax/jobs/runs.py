@@ -55,7 +55,8 @@ def list_runs(config: RunsConfig, *, track: Track = quiet) -> list[Any]:
 def _line(path: Path, view: View) -> tuple[str, ...]:
     """Write a run in one line; what has the lowest figure of the text that judges is of its largest ratio."""
     rows = [row for row in view.rows if row["candidate"] != DENSE and row["best"]]
-    best, seconds = max(rows, key=lambda row: row["ratio_asked"], default=None), seconds_of(view.run)
+    best = max(rows, key=lambda row: row["ratio_asked"], default=None)
+    seconds = seconds_of(view.run)
     lowest = ""
     if best is not None:
         value = format_figure(best[f"ppl_{primary_domain(view.run)}"], figure_of(view.run))

@@ -52,7 +52,8 @@ def score_run(
     With `from_run` the statistics of that run are scored, and no text is read; unless estimators are named, those of
     the usual ones that it serves.
     """
-    scores, left_out = scores_of(config.estimators), []
+    scores = scores_of(config.estimators)
+    left_out = []
     if config.from_run and config.estimators == USUAL:
         names = served(config.from_run, scores)
         left_out = [name for name in USUAL if name not in names]
@@ -73,7 +74,8 @@ def score_run(
             run.begin(digests | codes_of(scores.values(), [*subject.existing]))
         else:
             material = load(config, run, layout, track)
-            subject, scenarios = material.subject, material.calibration[config.calibration.seed]
+            subject = material.subject
+            scenarios = material.calibration[config.calibration.seed]
             check_scores(scores, subject)
             about = {name: subject.shape(examples) for name, examples in scenarios.items()}
             run.begin(material.inputs | codes_of(scores.values(), [*subject.existing]))
@@ -133,7 +135,9 @@ def calibration_of(config: PruneConfig) -> CalibrationConfig:
     Raises:
         ValueError: no run of the model, or one on other text than is asked for beside it.
     """
-    path, model, asked = config.from_run, config.model.name, config.calibration
+    path = config.from_run
+    model = config.model.name
+    asked = config.calibration
     if not path:
         return asked
     record = observing_run(path, model)

@@ -65,7 +65,8 @@ class Seen(NamedTuple):
 
     def by(self, rows: Int[Array, "some"]) -> Bool[Array, "#batch some seq"]:
         """Mask the places that some token at the places `rows` sees."""
-        place, window = jnp.arange(self.length), self.window
+        place = jnp.arange(self.length)
+        window = self.window
         seen = (place[None] <= rows[:, None])[None]
         if self.apart is not None:
             apart, other = self.apart
@@ -97,7 +98,8 @@ class Sight(NamedTuple):
         if isinstance(apart, bool | np.bool_):
             return self.apart if apart else self._replace(apart=None)
         rotation = jax.tree.map(lambda own, main: jnp.where(apart, own, main), self.apart.rotation, self.rotation)
-        own, main = self.apart.seen, self.seen
+        own = self.apart.seen
+        main = self.seen
         if isinstance(own, Seen) and isinstance(main, Seen):
             return Sight(rotation, main if own.window == main.window else main._replace(apart=(apart, own.window)))
         return Sight(rotation, jnp.where(apart, self.apart.seen, self.seen))
@@ -207,13 +209,16 @@ def in_blocks(query: Queries, key: Keys, value: Keys, seen: Seen, scale: float, 
     Gradients by keys and values are summed over the blocks in float32 (at least).
     """
     batch, length, kv_heads, q_per_kv, _ = query.shape
-    wide, dtype, tensor = at_least_float32(query.dtype), query.dtype, _tensor(kv_heads)
+    wide = at_least_float32(query.dtype)
+    dtype = query.dtype
+    tensor = _tensor(kv_heads)
     if size is None:
         shards = jax.sharding.get_abstract_mesh().shape[tensor] if tensor else 1
         size = block_of(length, (batch // batch_shards(batch)) * (kv_heads // shards) * q_per_kv)
     count = -(-length // size)
     rows = jnp.minimum(jnp.arange(count * size), length - 1).reshape(count, size)  # what is padded sees something too
-    key, value = key.astype(wide), value.astype(wide)
+    key = key.astype(wide)
+    value = value.astype(wide)
 
     def block(inputs: tuple[Array, Array]) -> Array:
         some, places = inputs

@@ -128,7 +128,8 @@ def extend(
 
     def step(x: Array, inputs: tuple[DecoderLayer, SegmentCache, Any]) -> tuple[Array, SegmentCache]:
         layer, own, apart = inputs
-        attention, written = layer.attention, None
+        attention = layer.attention
+        written = None
         if own.keys.size:
             normed = rms_norm(x, layer.attention_norm[...], constants)
             heads, own = _attend(attention, normed, own, sight.of(apart), slot, constants, empty)
@@ -279,7 +280,8 @@ def _largest(holds: Callable[[Array], Array], rows: int) -> Int[Array, "rows"]:
     Where it holds nowhere: the smallest int32.
     """
     limits = jnp.iinfo(jnp.int32)
-    low, high = jnp.full(rows, limits.min, jnp.int32), jnp.full(rows, limits.max, jnp.int32)
+    low = jnp.full(rows, limits.min, jnp.int32)
+    high = jnp.full(rows, limits.max, jnp.int32)
 
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
@@ -347,7 +349,8 @@ class FusedAttention(Attention):
     def heads(self, x: Hidden) -> Heads:
         kv_heads, q_per_kv, head_dim, _ = self.output.shape
         columns = product("btd,df->btf", x, self.inputs)
-        queries, own = kv_heads * q_per_kv * head_dim, kv_heads * head_dim
+        queries = kv_heads * q_per_kv * head_dim
+        own = kv_heads * head_dim
         query, key, value = jnp.split(columns, (queries, queries + own), axis=-1)
         single = (*x.shape[:2], kv_heads, head_dim)
         return query.reshape(*x.shape[:2], kv_heads, q_per_kv, head_dim), key.reshape(single), value.reshape(single)
@@ -359,7 +362,9 @@ class FusedMlp(Mlp):
     def __init__(self, mlp: Mlp, parts: int) -> None:
         columns = concatenated([mlp.gate[...], mlp.up[...]], axis=-1)
         self.inputs = Shared(("layers", "embed", "mlp"), columns, parts)
-        self.down, self.down_bias, self.router = mlp.down, mlp.down_bias, None
+        self.down = mlp.down
+        self.down_bias = mlp.down_bias
+        self.router = None
 
     def halves(self, x: Hidden) -> tuple[Float[Array, "batch seq mlp"], Float[Array, "batch seq mlp"]]:
         gate, up = jnp.split(product("btd,df->btf", x, self.inputs), 2, axis=-1)

@@ -157,7 +157,9 @@ def stream(
         raise ValueError(f"expected batch_size >= 1 and steps in 1 … {STEPS}, got {batch_size} and {steps}")
     stops = stops_of(model.constants.eos_tokens if sampling.stop_tokens is None else sampling.stop_tokens)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # equal lengths together: less padding
-    settings, root, mesh = settings_of(sampling), jax.random.key(sampling.seed), mesh_of(model)
+    settings = settings_of(sampling)
+    root = jax.random.key(sampling.seed)
+    mesh = mesh_of(model)
 
     def of_batch(decoder: Llama, rows: list[int]) -> Iterator[tuple[int, int]]:
         inputs = padded([prompts[row] for row in rows], min(batch_size, power_of_two(len(rows))))
@@ -167,8 +169,10 @@ def stream(
         keys = jax.random.wrap_key_data(data)
         slots = rounded(inputs.tokens.shape[1] + max_new_tokens)
         first, state = prefill(decoder, inputs, keys, *others, slots=slots)
-        ended, texts = fetched(inputs.done).copy(), [[] for _ in rows]
-        tokens, made = fetched(first)[:, None], 1
+        ended = fetched(inputs.done).copy()
+        texts = [[] for _ in rows]
+        tokens = fetched(first)[:, None]
+        made = 1
         while True:
             for column in tokens.T:
                 for place, token in enumerate(column[: len(rows)].tolist()):
@@ -182,7 +186,8 @@ def stream(
                 return
             count = min(steps, max_new_tokens - made)
             tokens, state = decode_steps(decoder, state, *others, settled(jnp.int32(count), mesh))
-            tokens, made = fetched(tokens)[:, :count], made + count
+            tokens = fetched(tokens)[:, :count]
+            made = made + count
 
     def of_all() -> Iterator[tuple[int, int]]:
         decoder = decoder_of(model)
@@ -204,7 +209,8 @@ class Padded(NamedTuple):
 def padded(prompts: Sequence[Sequence[int]], batch: int) -> Padded:
     """Pad prompts on the left to one rounded length, and the batch with rows that are done."""
     seq = rounded(max(map(len, prompts)))
-    tokens, start = np.zeros((batch, seq), np.int32), np.zeros(batch, np.int32)
+    tokens = np.zeros((batch, seq), np.int32)
+    start = np.zeros(batch, np.int32)
     for row, prompt in enumerate(prompts):
         start[row] = seq - len(prompt)
         tokens[row, start[row] :] = prompt
@@ -241,7 +247,8 @@ def decoder_of(model: Llama) -> Llama:
 
 def check_prompts(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raise ValueError unless every prompt and what follows it fit the model."""
-    vocab, most = model.embedding.shape[0], model.constants.positions
+    vocab = model.embedding.shape[0]
+    most = model.constants.positions
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     for row, prompt in enumerate(prompts):
@@ -272,25 +279,30 @@ class TextOutput:
         """All that was returned so far."""
         self.stopped = False
         """True once a stop string came."""
-        self._tokenizer, self._stops = tokenizer, tuple(stop_strings)
+        self._tokenizer = tokenizer
+        self._stops = tuple(stop_strings)
         self._tokens = [*behind]
         # tokens before `_first` are done with; those before `_read` were returned
-        self._first, self._read = 0, len(behind)
+        self._first = 0
+        self._read = len(behind)
         self._held = ""
 
     def push(self, token: int) -> str:
         """Take a token; return the text that is sure by now, often none."""
         self._tokens.append(token)
-        before, now = self._decode(self._first, self._read), self._decode(self._first, len(self._tokens))
+        before = self._decode(self._first, self._read)
+        now = self._decode(self._first, len(self._tokens))
         if len(now) <= len(before) or now.endswith(_INCOMPLETE):
             return ""
         # The last tokens returned are decoded again with the next ones: some decoders drop the space of a first token.
-        self._first, self._read = self._read, len(self._tokens)
+        self._first = self._read
+        self._read = len(self._tokens)
         return self._release(now[len(before) :], final=False)
 
     def finish(self) -> str:
         """Release the text that was held back, when no more tokens come."""
-        before, now = self._decode(self._first, self._read), self._decode(self._first, len(self._tokens))
+        before = self._decode(self._first, self._read)
+        now = self._decode(self._first, len(self._tokens))
         self._first = self._read = len(self._tokens)
         return self._release(now[len(before) :], final=True)
 
@@ -305,7 +317,8 @@ class TextOutput:
         found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         self.stopped = bool(found)
         sure = min(found) if found else len(self._held) - (0 if final else _begun(self._held, self._stops))
-        piece, self._held = self._held[:sure], self._held[sure:]
+        piece = self._held[:sure]
+        self._held = self._held[sure:]
         self.text += piece
         return piece
 

@@ -16,7 +16,8 @@ from saap_jax.types import Gates, Remat
 LOGITS = 2**28
 """Bytes of logits that a device has in memory at once; see `over_positions`."""
 
-VOCAB_CHUNK, TARGETS = 1024, 64
+VOCAB_CHUNK = 1024
+TARGETS = 64
 """Words, and tokens, whose logits `summed_losses` and `log_likelihoods_of` have in memory at once: they stay in the
 cache, and large vocabularies fit."""
 
@@ -47,7 +48,8 @@ def next_token_losses(
             and never all in memory. For first derivatives; the words' own gradient, if it is used, makes them again.
     """
     hidden, observed = model.hidden(tokens, gates, observe=observe, remat=remat)
-    before, target = hidden[:, :-1], tokens[:, 1:]
+    before = hidden[:, :-1]
+    target = tokens[:, 1:]
     losses: Array
     if once:
         losses = _losses_once(model.embedding.shape[0], model.unembedding is None, before, target, model.words())
@@ -106,7 +108,8 @@ def _mapped(function: Callable[[Any], Any], arrays: Sequence[Shaped[Array, "batc
 
 def _bytes_of_logits(batch: int, vocab: int, dtype: Any) -> int:
     """Count the bytes of the logits of one position of each example on a device."""
-    rows, words = batch // batch_shards(batch), vocab // vocab_shards(vocab)
+    rows = batch // batch_shards(batch)
+    words = vocab // vocab_shards(vocab)
     return rows * words * jnp.dtype(at_least_float32(dtype)).itemsize
 
 
@@ -200,10 +203,12 @@ def _over_words(
     model: Llama, hidden: Float[Array, "*rows embed"], target: Int[Array, "*rows"] | None = None
 ) -> tuple[Array, Array, Any]:
     """Return the highest logit z of each row, Σ_v exp(z_v - highest), and the target's, by chunks of the vocabulary."""
-    tied, dtype = model.unembedding is None, at_least_float32(hidden.dtype)
+    tied = model.unembedding is None
+    dtype = at_least_float32(hidden.dtype)
     table = model.embedding[...] if model.unembedding is None else model.unembedding[...]
     axis, product = (0, "...d,vd->...v") if tied else (1, "...d,dv->...v")
-    vocab, chunk = table.shape[axis], min(VOCAB_CHUNK, table.shape[axis])
+    vocab = table.shape[axis]
+    chunk = min(VOCAB_CHUNK, table.shape[axis])
 
     def gather(index: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
         highest, total, own = carry

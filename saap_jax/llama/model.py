@@ -65,7 +65,10 @@ class Attention(nnx.Module):
     """Grouped-query attention, stacked over the layers of a segment; an output bias only where it was compensated."""
 
     def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
-        d, k, g, h = spec.embed, widths.kv_heads, widths.q_per_kv, spec.head_dim
+        d = spec.embed
+        k = widths.kv_heads
+        g = widths.q_per_kv
+        h = spec.head_dim
         self.query = param(("layers", "embed", "kv_heads", "q_per_kv", "head_dim"), make((layers, d, k, g, h), d))
         self.key = param(("layers", "embed", "kv_heads", "head_dim"), make((layers, d, k, h), d))
         self.value = param(("layers", "embed", "kv_heads", "head_dim"), make((layers, d, k, h), d))
@@ -73,8 +76,10 @@ class Attention(nnx.Module):
             ("layers", "kv_heads", "q_per_kv", "head_dim", "embed"), make((layers, k, g, h, d), max(k * g * h, 1))
         )
         self.output_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
-        biases, norms = spec.constants.traits.input_biases, spec.constants.traits.head_norms
-        grouped, single = ("layers", "kv_heads", "q_per_kv", "head_dim"), ("layers", "kv_heads", "head_dim")
+        biases = spec.constants.traits.input_biases
+        norms = spec.constants.traits.head_norms
+        grouped = ("layers", "kv_heads", "q_per_kv", "head_dim")
+        single = ("layers", "kv_heads", "head_dim")
         self.query_bias = param(grouped, make((layers, k, g, h), d)) if biases else None
         self.key_bias = param(single, make((layers, k, h), d)) if biases else None
         self.value_bias = param(single, make((layers, k, h), d)) if biases else None
@@ -91,7 +96,8 @@ class Mlp(nnx.Module):
     """Gated feed-forward block (SwiGLU, GeGLU), stacked over the layers of a segment; or a mixture of such experts."""
 
     def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
-        d, experts = spec.embed, widths.channels is not None
+        d = spec.embed
+        experts = widths.channels is not None
         units = ("experts", "channels") if experts else ("mlp",)
         inner = (widths.mlp,) if widths.channels is None else (widths.mlp, widths.channels)
         self.router = param(("layers", "embed", "experts"), make((layers, d, widths.mlp), d)) if experts else None
@@ -185,7 +191,8 @@ class Llama(nnx.Module):
         """
         sight = sight_of(tokens.shape[1], self.head_dim, self.constants) if sight is None else sight
         bounds = segment_bounds(self.segments)
-        x, observed = self.embedded(tokens), []
+        x = self.embedded(tokens)
+        observed = []
         parts = self.segments, split_gates(gates, bounds), apart_of(self.constants, bounds)
 
         def layer(x: Array, inputs: tuple[DecoderLayer, LayerGates | None, Any]) -> tuple[Array, Any]:
@@ -256,9 +263,11 @@ def decode(
 
 def written_norms(active: Float[Array, "batch seq units *rest"], matrix: Weight) -> Float[Array, "batch seq units"]:
     """Return the L2 norm of what each unit writes for each token, before a norm behind the sub-block."""
-    units, embed = active.shape[2], matrix.shape[-1]
+    units = active.shape[2]
+    embed = matrix.shape[-1]
     count = math.prod(active.shape[3:])
-    rows, own = active.reshape(*active.shape[:2], units, count), matrix[...].reshape(units, count, embed)
+    rows = active.reshape(*active.shape[:2], units, count)
+    own = matrix[...].reshape(units, count, embed)
     if count == 1:
         return jnp.abs(rows[..., 0]) * jnp.linalg.norm(own[:, 0], axis=-1)[None, None]
     return _norms_of_parts(rows, own, expert_shards(matrix.axes, units))
@@ -292,7 +301,8 @@ def attend(attention: Attention, x: Hidden, sight: Sight, constants: Constants) 
 def project(attention: Attention, x: Hidden, rotation: Rotation, constants: Constants) -> Heads:
     """Return queries, keys and values; queries and keys normalised, if they have norms, and turned to positions."""
     query, key, value = attention.heads(x)
-    query, key = added(query, attention.query_bias), added(key, attention.key_bias)
+    query = added(query, attention.query_bias)
+    key = added(key, attention.key_bias)
     if attention.query_norm is not None and attention.key_norm is not None:
         query = rms_norm(query, attention.query_norm[...], constants)
         key = rms_norm(key, attention.key_norm[...], constants)
@@ -358,7 +368,8 @@ def rms_norm(
     x: Float[Array, "batch seq *heads width"], scale: Float[Array, "width"], constants: Constants
 ) -> Float[Array, "batch seq *heads width"]:
     """Root-mean-square normalisation along the last axis, in float32 (at least), returned in the dtype of `x`."""
-    wide, offset = x.astype(at_least_float32(x.dtype)), constants.traits.norm_offset
+    wide = x.astype(at_least_float32(x.dtype))
+    offset = constants.traits.norm_offset
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + constants.norm_eps)
     scale = scale[(None,) * (x.ndim - 1)]
     if offset:

@@ -48,7 +48,8 @@ def run_layers(
         gates: whole-model, `[layers, units]` or `[examples, layers, units]`; None stands for all ones.
         kept_width: compute only the units that `gates` keep, see `decode_kept`; of `[layers, units]` alone.
     """
-    sight, bounds = sight_of(x.shape[1], model.head_dim, model.constants), segment_bounds(model.segments)
+    sight = sight_of(x.shape[1], model.head_dim, model.constants)
+    bounds = segment_bounds(model.segments)
     parts = model.segments, split_gates(gates, bounds), apart_of(model.constants, bounds), bounds
     for segment, segment_gates, apart, place in zip(*parts, strict=True):
 
@@ -56,7 +57,8 @@ def run_layers(
             index: Array, x: Array, segment: DecoderLayer = segment, own: tuple[Any, Any] = (segment_gates, apart)
         ) -> Array:
             own_gates, own_apart = (None if each is None else layer_of(each, index) for each in own)
-            of_layer, seen = layer_of(segment, index), sight.of(own_apart)
+            of_layer = layer_of(segment, index)
+            seen = sight.of(own_apart)
             if kept_width and own_gates is not None:
                 return decode_kept(of_layer, x, own_gates, seen, model.constants)
             return decode(of_layer, x, own_gates, seen, model.constants)[0]
@@ -106,7 +108,9 @@ def _written_by_kept(block: Any, normed: Hidden, gates: Float[Array, "units"], w
     """Sum up what the kept units of a block write, a part of them at a time."""
     if not len(gates):
         return jnp.zeros_like(normed)
-    order, count, size = jnp.argsort(gates == 0, stable=True), jnp.sum(gates != 0), -(-len(gates) // PARTS)
+    order = jnp.argsort(gates == 0, stable=True)
+    count = jnp.sum(gates != 0)
+    size = -(-len(gates) // PARTS)
 
     def part(number: Int[Array, ""], total: Array) -> Array:
         places = number * size + jnp.arange(size)

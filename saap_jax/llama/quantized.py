@@ -61,7 +61,10 @@ class Quantized(Matrix):
     def __init__(
         self, axes: tuple[str, ...], sizes: tuple[int, ...], bits: int, group_size: int, arrays: tuple[Any, Any, Any]
     ) -> None:
-        self.axes, self.sizes, self.bits, self.group_size = axes, sizes, bits, group_size
+        self.axes = axes
+        self.sizes = sizes
+        self.bits = bits
+        self.group_size = group_size
         packed, scale, offset = arrays
         self.packed = QuantizedArray(packed, axes=("layers", "groups", "bytes", "outputs"))
         self.scale = QuantizedArray(scale, axes=("layers", "groups", "outputs"))
@@ -101,7 +104,9 @@ def pack(integers: UInt8[np.ndarray, "*any group outputs"], bits: int) -> UInt8[
     >>> pack(np.arange(8, dtype=np.uint8)[:, None], 4)[:, 0].tolist()
     [64, 81, 98, 115]
     """
-    size, pieces, shift = integers.shape[-2], [], 0
+    size = integers.shape[-2]
+    pieces = []
+    shift = 0
     for width in PLANES[bits]:
         part = (integers >> shift) & (2**width - 1)
         shift += width
@@ -115,14 +120,17 @@ def pack(integers: UInt8[np.ndarray, "*any group outputs"], bits: int) -> UInt8[
 def unpack(packed: UInt8[Array, "*any bytes outputs"], bits: int) -> UInt8[Array, "*any group outputs"]:
     """Undo `pack`."""
     size = packed.shape[-2] * 8 // bits
-    value, start, shift = None, 0, 0
+    value = None
+    start = 0
+    shift = 0
     for width in PLANES[bits]:
         rows = size * width // 8
         plane = packed[..., start : start + rows, :]
         parts = [(plane >> (width * i)) & (2**width - 1) for i in range(8 // width)]
         part = jnp.concatenate(parts, axis=-2) << shift
         value = part if value is None else value | part
-        start, shift = start + rows, shift + width
+        start = start + rows
+        shift = shift + width
     assert value is not None
     return value
 

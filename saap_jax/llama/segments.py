@@ -20,7 +20,8 @@ class SegmentBounds(NamedTuple):
 
 def segment_bounds(segments: Sequence[Any]) -> list[SegmentBounds]:
     """Return the bounds of each segment of a model, from the shapes of its arrays."""
-    bounds, start = [], 0
+    bounds = []
+    start = 0
     for segment in segments:
         units = {"attention": segment.widths.kv_heads, "mlp": segment.widths.mlp}
         bounds.append(SegmentBounds(start, start + segment.length, units))
@@ -61,7 +62,8 @@ def join_segments(pieces: Sequence[Any], fill: float = 0.0) -> Any:
 
 def existing_units(segments: Sequence[Any]) -> Keep:
     """Mark the units of a model: all True for a dense one, False in the padding of a cut one's narrow layers."""
-    bounds, found = segment_bounds(segments), {}
+    bounds = segment_bounds(segments)
+    found = {}
     for name in STRUCTURES:
         places = np.arange(max(segment.units[name] for segment in bounds))
         found[name] = np.stack([places < at.units[name] for at in bounds for _ in range(at.start, at.stop)])

@@ -216,7 +216,9 @@ class Values(dict[str, Any]):
 
     def __init__(self, values: Mapping[str, Any], kinds: Mapping[str, str], where: str, prefix: str = "") -> None:
         super().__init__(values)
-        self.kinds, self.where, self.prefix = kinds, where, prefix
+        self.kinds = kinds
+        self.where = where
+        self.prefix = prefix
 
     def __missing__(self, key: str) -> Any:
         raise self.unlike(key, None)
@@ -244,7 +246,8 @@ def checked(given: Mapping[str, Any], kinds: Mapping[str, str], where: str, pref
     values = Values({key: value for key, value in given.items() if value is not None}, kinds, where, prefix)
     for key, kind in ((key, kind) for key, kind in kinds.items() if key in values):
         many = isinstance(values[key], list) and kind.endswith("*")
-        each, name = values[key] if many else [values[key]], kind.removesuffix("*")
+        each = values[key] if many else [values[key]]
+        name = kind.removesuffix("*")
         if name in TYPES:
             fits = all(type(one) is TYPES[name] for one in each)
         else:

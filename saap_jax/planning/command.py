@@ -21,7 +21,8 @@ def plan_job(config: PlanConfig, *, track: Track = quiet) -> Record:
             the result.
     """
     check_target("json", config.json)
-    spec, target = spec_of(config.model), target_of(config.target)
+    spec = spec_of(config.model)
+    target = target_of(config.target)
     if config.search:
         machines = targets(target.chip)
         best, tried = search(config, spec, track("trying machines", machines, len(machines)))
@@ -39,7 +40,8 @@ def shown(config: PlanConfig, result: Record) -> list[Block]:
     """Show what a device holds and what a step does, or why the job does not fit."""
     record = result["plan"]
     if record is None:
-        kind, tried = target_of(config.target).chip.kind, result["tried"]
+        kind = target_of(config.target).chip.kind
+        tried = result["tried"]
         largest = tried[-1]["target"] if tried else "none, by arithmetic"
         return [Words(f"{config.model} does not fit any {kind} machine: the largest that was tried is {largest}.")]
     if not record["fits"]:
@@ -50,7 +52,8 @@ def shown(config: PlanConfig, result: Record) -> list[Block]:
         )
         return [*map(Words, (said, *record["remedies"], "Or let --search find a machine."))]
     mesh = " x ".join(f"{axis} {size}" for axis, size in record["mesh"].items() if size > 1) or "one device"
-    held, seconds = record["bytes"], record["seconds"]
+    held = record["bytes"]
+    seconds = record["seconds"]
     parts = {
         "parameters": held["parameters"],
         "statistics" if config.task == "score" else "optimiser": held["state"],

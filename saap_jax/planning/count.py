@@ -35,7 +35,8 @@ def work_of(jaxpr: Any, weights: frozenset[int], *, counted: Callable[[Any], boo
 
     A `while` whose turns are not known counts once, a `cond` as its dearest branch.
     """
-    flops, moved = 0.0, {True: 0.0, False: 0.0}
+    flops = 0.0
+    moved = {True: 0.0, False: 0.0}
     needed, _ = dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True)
     for equation, times in equations(needed):
         if equation.primitive.name != "dot_general" or not counted(equation):
@@ -56,7 +57,8 @@ def equations(jaxpr: Any) -> Iterator[tuple[Any, float]]:
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     for equation in inner.eqns:
         yield equation, 1.0
-        name, params = equation.primitive.name, equation.params
+        name = equation.primitive.name
+        params = equation.params
         if name == "cond":
             branches = [list(equations(branch)) for branch in params["branches"]]
             yield from max(branches, key=lambda each: sum(times for _, times in each))
@@ -117,11 +119,14 @@ def collectives_of(text: str, devices: int) -> Collectives:
     largest: dict[str, float] = defaultdict(float)
     counted: set[str] = set()
     for name, line in ((name, line) for name, lines in computations.items() if times[name] for line in lines):
-        found, channel = _COLLECTIVE.match(line), re.search(r"channel_id=(\d+)", line)
+        found = _COLLECTIVE.match(line)
+        channel = re.search(r"channel_id=(\d+)", line)
         if not found or (channel and channel[1] in counted):
             continue
         counted |= {channel[1]} if channel else set()
-        kind, size, n = found[2], _size(found[1], halved=bool(found[3])), _group_size(line, devices)
+        kind = found[2]
+        size = _size(found[1], halved=bool(found[3]))
+        n = _group_size(line, devices)
         share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0, "collective-permute": 1.0}
         total[kind] += times[name] * size * share.get(kind, (n - 1) / n)
         largest[kind] = max(largest[kind], size)
@@ -163,7 +168,8 @@ def _step(body: list[str], place: int) -> int:
     """Tell what a turn adds to the counter at a place of the loop's tuple; 1 where that cannot be read."""
     root = next((line for line in body if line.lstrip().startswith("ROOT") and " tuple(" in line), "")
     names = re.sub(r"/\*.*?\*/", "", root.partition(" tuple(")[2]).split(",")
-    constants, total = _constants(body), 0
+    constants = _constants(body)
+    total = 0
     name = names[place].strip().lstrip("%").rstrip(") ") if place < len(names) else ""
     while True:  # along the additions that make a scalar
         add = rf"^\s*(?:ROOT )?%?{re.escape(name)} = [su]32\[\]\S* add\(%?([\w.\-]+), %?([\w.\-]+)\)"

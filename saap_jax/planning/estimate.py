@@ -71,17 +71,21 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     """Estimate a step of `batch` rows on all devices."""
     data, fsdp, tensor = mesh[:3]
     expert = math.prod(mesh[3:])
-    shards, rows = fsdp * tensor, batch / (data * fsdp)
-    tokens, width = rows * config.length, 2 if config.dtype == "bfloat16" else 4
+    shards = fsdp * tensor
+    rows = batch / (data * fsdp)
+    tokens = rows * config.length
+    width = 2 if config.dtype == "bfloat16" else 4
     layers = [  # with the channels of all experts that a device has a part of
         (w.kv_heads, w.kv_heads * w.q_per_kv, -(-w.mlp // expert) * (w.channels or 1)) for w in spec.layers
     ]
     matrices = [spec.embed * (spec.head_dim * (2 * kv + 2 * heads) + 3 * mlp) for kv, heads, mlp in layers]
     embeddings = spec.vocab * spec.embed * (1 if spec.tied else 2)
-    count, parameters = sum(matrices) + embeddings, (sum(matrices) + embeddings) * width
+    count = sum(matrices) + embeddings
+    parameters = (sum(matrices) + embeddings) * width
     loaded = parameters if config.task == "recover" and config.method == "groupwise" else 0
     if loaded:  # beside it integers, and of a group a scale and an offset
-        method, of_attention = method_of(config, spec), [2 * (kv + heads) for kv, heads, _ in layers]
+        method = method_of(config, spec)
+        of_attention = [2 * (kv + heads) for kv, heads, _ in layers]
         packed = sum(matrices) if "up" in method.matrices else spec.embed * spec.head_dim * sum(of_attention)
         parameters -= packed * (width - tensor * (method.bits / 8 + 8 / method.group_size))  # whole along tensor
     gradient, squares, state = _state(config, spec, count, sum(matrices), fsdp, tensor)
@@ -169,11 +173,14 @@ def _state(
     config: PlanConfig, spec: LlamaSpec, count: int, matrices: int, fsdp: int, tensor: int
 ) -> tuple[float, float, float]:
     """The bytes of a gradient, of squared gradients, and of what is carried from step to step."""
-    width, shards = 2 if config.dtype == "bfloat16" else 4, fsdp * tensor
+    width = 2 if config.dtype == "bfloat16" else 4
+    shards = fsdp * tensor
     if config.task == "evaluate":
         return 0.0, 0.0, 0.0
     if config.task == "recover":
-        method, embed, both = method_of(config, spec), spec.embed, not spec.constants.traits.experts
+        method = method_of(config, spec)
+        embed = spec.embed
+        both = not spec.constants.traits.experts
         group = method.group_size if config.method == "groupwise" else 1  # inputs, of which an adapter sees one number
         units = [(w.kv_heads * spec.head_dim, w.kv_heads * w.q_per_kv * spec.head_dim, both * w.mlp)
                  for w in spec.layers]  # fmt: skip
@@ -183,7 +190,8 @@ def _state(
         return 4 * trained, 0.0, 12 * trained
     needs = needs_of(config)
     sources = [need.source for need in needs]
-    squared, first = sources.count("squares"), sources.count("weights")
+    squared = sources.count("squares")
+    first = sources.count("weights")
     state = 4 * matrices * (first + squared) / shards + whole_bytes(needs, spec, config.examples)
     return (width * matrices / shards if first or squared else 0.0), 4 * matrices * squared / shards, state
 
@@ -191,7 +199,8 @@ def _state(
 @functools.cache
 def whole_bytes(needs: frozenset[Statistic], spec: LlamaSpec, examples: int) -> int:
     """Count the bytes of statistics of activations and of gates, which every device holds whole."""
-    model, plan = abstract_llama(spec, jnp.dtype("float32")), Plan(examples)
+    model = abstract_llama(spec, jnp.dtype("float32"))
+    plan = Plan(examples)
     some = [need for need in needs if need.source in ("activations", "gates")]
     shapes = [jax.eval_shape(lambda model, need=need: need.init(model, plan), model) for need in some]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
@@ -208,7 +217,8 @@ def meshes(devices: int, spec: LlamaSpec) -> list[Mesh]:
     for expert, tensor in itertools.product(range(1, most + 1), (1, 2, 4, 8)):
         if devices % (expert * tensor) or units % (expert * tensor) or math.gcd(heads, spec.vocab) % tensor:
             continue
-        rest, behind = devices // (expert * tensor), (expert,) if expert > 1 else ()
+        rest = devices // (expert * tensor)
+        behind = (expert,) if expert > 1 else ()
         found += [
             (rest // fsdp, fsdp, tensor, *behind)
             for fsdp in range(1, rest + 1)

@@ -120,7 +120,8 @@ def compiled(
         traced = program.trace()
         lowered = traced.lower()
     about = (target.topology, devices[0].client.platform_version, lowered.as_text(), computed_by())
-    told, beside = remembered(about, lambda: told_by(lowered, target, guess)), shard_bytes(program.beside)
+    told = remembered(about, lambda: told_by(lowered, target, guess))
+    beside = shard_bytes(program.beside)
     held = {"parameters": shard_bytes(program.parameters) + beside, "state": shard_bytes(program.state)}
     held |= {name: size + beside * (name == "peak") for name, size in told.get("bytes", {}).items()}
     work = work_of_device(traced.jaxpr, spec, mesh)
@@ -154,7 +155,9 @@ def work_of_device(jaxpr: Any, spec: LlamaSpec, mesh: Mesh) -> dict[str, float]:
 
     Along `expert`, devices share the products of experts, and each does all of the rest for itself.
     """
-    work, tensor, expert = work_of(jaxpr, weight_sizes(spec)), mesh[2], math.prod(mesh[3:])
+    work = work_of(jaxpr, weight_sizes(spec))
+    tensor = mesh[2]
+    expert = math.prod(mesh[3:])
     alone = math.prod(mesh[:3])
     if expert == 1:
         return {"flops": work.flops / alone, "moved": work.weight_bytes / tensor + work.other_bytes / alone}
@@ -168,7 +171,8 @@ def _times(config: PlanConfig, record: Record, target: Machine) -> Record:
     guess = Estimate(0, 0, 0, record["flops"], record["moved"], sum(record["sent"].values()))
     seconds = guess.seconds(target)
     bound = max(seconds, key=lambda name: seconds[name])
-    step, steps = seconds[bound], -(-config.examples // record["batch"])
+    step = seconds[bound]
+    steps = -(-config.examples // record["batch"])
     return {
         "seconds": seconds,
         "bound": bound,
@@ -186,7 +190,8 @@ def remedies(
     config: PlanConfig, spec: LlamaSpec, target: Machine, mesh: Mesh, batch: int, remat: Remat, overrun: float
 ) -> list[str]:
     """Name the three cheapest changes, with the bytes a device that each saves by arithmetic; least time first."""
-    (data, fsdp, tensor), expert = mesh[:3], mesh[3:]
+    (data, fsdp, tensor) = mesh[:3]
+    expert = mesh[3:]
     parts = data * fsdp
     tries: list[tuple[str, PlanConfig, Mesh, int, Remat]] = []
     if config.task != "evaluate" and remat != "full":
@@ -285,7 +290,8 @@ def search(
     """
     tried: list[Record] = []
     for machine in machines:
-        choices, fit = ways(config, spec, machine), []
+        choices = ways(config, spec, machine)
+        fit = []
         small = sorted(choices, key=lambda way: estimate(config, spec, *way).peak)
         for way in dict.fromkeys([*choices[:TRIES], *small[:TRIES]]):
             if len(fit) >= enough or (fit and way not in choices[:TRIES]):

@@ -45,7 +45,8 @@ def program_of(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, 
     if config.task == "recover":
         return _recover(config, spec, layout, batch, remat)
     plain = abstract_llama(spec, jnp.dtype(config.dtype))
-    model, read = placed(plain, layout), batch * config.length
+    model = placed(plain, layout)
+    read = batch * config.length
     gates = {name: _whole(layout, units.shape) for name, units in existing_units(model.segments).items()}
     tokens, mask = (_batch(layout, (batch, config.length), kind) for kind in (jnp.int32, jnp.bool_))
     if config.task == "evaluate":
@@ -56,7 +57,8 @@ def program_of(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, 
         need: placed(jax.eval_shape(lambda model, need=need: need.init(model, Plan(examples)), plain), layout)
         for need in sorted(needs)
     }
-    losses, position = _whole(layout, (examples,)), _whole(layout, (), jnp.int32)
+    losses = _whole(layout, (examples,))
+    position = _whole(layout, (), jnp.int32)
 
     def trace() -> Any:
         return observe_step.trace(model, state, losses, (tokens, mask, position), gates, remat=remat)
@@ -66,7 +68,9 @@ def program_of(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, 
 
 def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
     method = method_of(config, spec)
-    model, trainable, group = abstract_llama(spec, jnp.dtype(config.dtype)), nnx.Param, None
+    model = abstract_llama(spec, jnp.dtype(config.dtype))
+    trainable = nnx.Param
+    group = None
     beside = () if config.method == "lora" else placed(model, layout)  # LoRA's adapters are beside these very arrays
     if config.method == "groupwise":
         group = method.group_size
@@ -78,7 +82,8 @@ def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, re
         trainable = AdapterParam
     trained, frozen = split(placed(model, layout), trainable)
     trained = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trained)
-    schedule, objective = Schedule(), Objective(compute=config.dtype, remat=remat)
+    schedule = Schedule()
+    objective = Objective(compute=config.dtype, remat=remat)
     places = {leaf.shape: leaf.sharding for leaf in reversed(jax.tree.leaves(trained))}  # each moment where its own is
     moments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(x.shape, _everywhere(layout))),

@@ -48,7 +48,8 @@ class Adapted(Matrix):
     def product(self, equation: str, x: Array) -> Array:
         y = product(equation, x, self.base)
         batch, seq = x.shape[:2]
-        a, b = self.a[...].astype(x.dtype), self.b[...].astype(x.dtype)
+        a = self.a[...].astype(x.dtype)
+        b = self.b[...].astype(x.dtype)
         seen = x.reshape(batch, seq, math.prod(x.shape[2:]))
         if self.group_size is not None:
             seen = jnp.mean(seen.reshape(batch, seq, a.shape[0], self.group_size), axis=-1)
@@ -57,7 +58,8 @@ class Adapted(Matrix):
 
     def dense(self) -> Array:
         """W + (η/r)·A·B, of which each input of a group has a share 1/s."""
-        base, change = self.base[...], self.factor * jnp.einsum("...jr,...ro->...jo", self.a[...], self.b[...])
+        base = self.base[...]
+        change = self.factor * jnp.einsum("...jr,...ro->...jo", self.a[...], self.b[...])
         if self.group_size is not None:
             change = jnp.repeat(change / self.group_size, self.group_size, axis=-2)
         return base + change.reshape(self.shape).astype(base.dtype)

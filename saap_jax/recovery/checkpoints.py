@@ -50,7 +50,10 @@ class Checkpoints:
 
         # A line for each file that is written, otherwise; and what fails in the background is raised later, by `wait`.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._ocp, self._directory, self._failed, self._best = ocp, directory, False, _Best()
+        self._ocp = ocp
+        self._directory = directory
+        self._failed = False
+        self._best = _Best()
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -82,7 +85,8 @@ class Checkpoints:
         Args:
             progress: its `best_step` stays, beside the latest.
         """
-        args, step = self._ocp.args, int(state.step)
+        args = self._ocp.args
+        step = int(state.step)
         items = args.Composite(state=args.StandardSave(arrays_of(state)), progress=args.JsonSave(progress))
         self._best.step = progress.get("best_step")
         with self._writing():

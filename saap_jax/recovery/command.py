@@ -107,7 +107,8 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
         if keep is not None:  # before anything is trained; it goes with the result
             check_widths(keep, model)
     with run.stage("text"), step(track, "tokenise the texts"):
-        texts, text = texts_of(config.evaluation, tokenizer), read_text(config, tokenizer)
+        texts = texts_of(config.evaluation, tokenizer)
+        text = read_text(config, tokenizer)
     with run.stage("prepare"), step(track, "prepare the model"):
         training = training_of(config, method, model, dense, text, layout)
     run.begin(
@@ -181,7 +182,8 @@ def training_of(
     Raises:
         ValueError: the rows make no more steps than the warm-up has.
     """
-    options, rows = config.training, text.rows
+    options = config.training
+    rows = text.rows
     steps = count_batches(rows, batch_size=options.batch_size, epochs=options.epochs)
     steps = min(steps, options.max_steps or steps)
     warmup = min(WARMUP, steps // 10) if options.warmup is None else options.warmup
@@ -223,7 +225,8 @@ def _about(
     config: RecoverConfig, text: TrainingText, texts: dict[str, Windows], training: Training, model: Llama
 ) -> dict[str, Any]:
     """Describe a run: what is learned from what, and what the metrics mean."""
-    rows, held = text.rows, text.held_out
+    rows = text.rows
+    held = text.held_out
     return {
         "kind": "recover",
         **provenance(),
@@ -253,7 +256,8 @@ def _note(track: Track, text: str, milestone: bool) -> None:
 
 def _train(config: RecoverConfig, run: RunDirectory, training: Training, track: Track) -> Outcome:
     """Train with checkpoints, a line of `metrics.jsonl` a step."""
-    steps, rates = training.schedule.steps, collections.deque[float](maxlen=10)
+    steps = training.schedule.steps
+    rates = collections.deque[float](maxlen=10)
     with run.stage("train") as stage, Checkpoints(run.claim("checkpoints"), keep=2) as checkpoints:
         if "first_loss" not in run.record:
             run.update(first_loss=held_out_loss(training.initial, training))
@@ -328,7 +332,8 @@ def _decode(config: RecoverConfig, run: RunDirectory, recovered: Llama, tokenize
 
 def origin_step(config: RecoverConfig, run: RunRecord) -> OriginStep:
     """Write the step of `saap recover`, whose record has what was measured of all models."""
-    training, data = run["training"], run["data"]
+    training = run["training"]
+    data = run["data"]
     method = {name: value for name, value in dataclasses.asdict(config.method).items() if name != "name"}
     models: Mapping[str, Measured] = {label: run[key] for key, label in RECOVERY.items() if key in run}
     best = None if training["best_step"] == training["steps"] else training["best_step"]

@@ -95,7 +95,9 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told]
         NotFiniteError: a loss or gradient is not finite.
         ValueError: a checkpoint of another training.
     """
-    plan, schedule, frozen = training.plan, training.schedule, training.frozen
+    plan = training.plan
+    schedule = training.schedule
+    frozen = training.frozen
     state = start(training.initial, schedule)
     batches = Feed(training.rows, batch_size=plan.batch_size, epochs=plan.epochs, seed=plan.seed)
     progress: dict[str, Any] = {"best_step": None, "best_loss": None, "waited": 0, **training.about}
@@ -109,9 +111,11 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told]
             )
         state = checkpoints.read(latest, state)
         batches.set_state(progress["iterator"])
-    step, places = int(state.step), places_of(state)
+    step = int(state.step)
+    places = places_of(state)
     while step < schedule.steps and not (plan.patience and progress["waited"] >= plan.patience):
-        began, place = time.perf_counter(), batches.get_state()
+        began = time.perf_counter()
+        place = batches.get_state()
         batch = next(batches)
         rows = microbatches(batch, plan.microbatch, state)
         with on_mesh_of(state):
@@ -131,14 +135,16 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told]
         loss = held_out_loss(state.trained, training) if check else None
         done(told._replace(held_out=loss))  # before the checkpoint, so that a kill leaves no step untold
         if check:
-            finite, best = loss is not None and math.isfinite(loss), progress["best_loss"]
+            finite = loss is not None and math.isfinite(loss)
+            best = progress["best_loss"]
             if finite and (best is None or loss < best):
                 progress |= {"best_step": step, "best_loss": loss, "waited": 0}
             elif loss is not None:
                 progress |= {"waited": progress["waited"] + 1}
             progress |= {"iterator": batches.get_state()}
             checkpoints.save(state, progress)
-    best, trained = progress["best_step"], state.trained
+    best = progress["best_step"]
+    trained = state.trained
     if best is not None and best != step:
         checkpoints.wait()
         trained = checkpoints.read(best, state).trained
@@ -149,20 +155,24 @@ def held_out_loss(trained: Parameters, training: Training) -> float | None:
     """Measure the mean loss of the held-out rows in nats; None where there are none."""
     if training.held_out is None:
         return None
-    total, count, size = 0.0, 0, training.plan.microbatch
+    total = 0.0
+    count = 0
+    size = training.plan.microbatch
     arrays = training.held_out.arrays()
     for first in range(0, len(training.held_out.tokens), size):
         batch = padded_rows({name: value[first : first + size] for name, value in arrays.items()}, size)
         rows = jax.tree.map(lambda x: x[0], microbatches(batch, size, trained))
         with on_mesh_of(trained):
             loss, tokens = held_out_step(trained, training.frozen, rows, objective=training.objective)
-        total, count = total + float(loss), count + int(tokens)
+        total = total + float(loss)
+        count = count + int(tokens)
     return total / count
 
 
 def _not_finite(training: Training, state: TrainingState, batch: dict[str, np.ndarray], what: str) -> NotFiniteError:
     """Make what is to be said of a step that could not be made; `state` is the one before it."""
-    step, rows = int(state.step) + 1, [int(row) for row in batch["row"] if row >= 0]
+    step = int(state.step) + 1
+    rows = [int(row) for row in batch["row"] if row >= 0]
     names = [name for row in rows for name in training.rows.names[row]]
     cause = "its activations or its gradient overflow; lower training.learning_rate" + (
         "" if training.objective.compute == "float32" else ", or pass --training.compute float32"

@@ -63,7 +63,8 @@ def sums_of(model: Llama, teacher: Llama | None, rows: Packed, objective: Object
     """
     student = cast(model, objective.compute)
     hidden, streams = _states(student, rows, objective)
-    models, distance = [student], jnp.zeros(rows.tokens.shape, at_least_float32(hidden.dtype))
+    models = [student]
+    distance = jnp.zeros(rows.tokens.shape, at_least_float32(hidden.dtype))
     known = ()
     if teacher is not None and objective.taught:
         models.append(cast(teacher, objective.compute))
@@ -110,7 +111,8 @@ def _distance(
     streams: Float[Array, "layers batch seq embed"], goals: Float[Array, "layers batch seq embed"]
 ) -> Float[Array, "batch seq"]:
     wide = at_least_float32(streams.dtype)
-    own, other = streams.astype(wide), goals.astype(wide)
+    own = streams.astype(wide)
+    other = goals.astype(wide)
     size = jnp.maximum(jnp.sum(jnp.square(other), axis=-1), jnp.finfo(wide).tiny)
     return jnp.mean(jnp.sum(jnp.square(own - other), axis=-1) / size, axis=0)
 

@@ -57,13 +57,17 @@ def read_pieces(sources: Sequence[str], tokenizer: Any, *, length: int, template
     Raises:
         ValueError: bad input, or nothing to predict in all of it.
     """
-    documents, blank, end = [], "", tokenizer.eos_token_id
+    documents = []
+    blank = ""
+    end = tokenizer.eos_token_id
     for source in sources:
         if (instruct := parse_source(source).format == "instruct") and template == "chat":
             blank, end = around_answer(tokenizer)
         documents += [(source, each) for each in (read_exchanges if instruct else read_texts)(source, "calibration")]
     order = np.random.Generator(np.random.Philox(seed)).permutation(len(documents))
-    pieces, cut, left_out = [], 0, 0
+    pieces = []
+    cut = 0
+    left_out = 0
     begin = beginning(tokenizer)
     for source, document in (documents[place] for place in order):
         name = f"{source} {document.name}"
@@ -203,7 +207,9 @@ def pack(pieces: Sequence[Piece], length: int) -> Rows:
         start = 0
         for segment, piece in enumerate(row, start=1):
             here = place, slice(start, start + len(piece.tokens))
-            tokens[here], segments[here], targets[here] = piece.tokens, segment, piece.targets
+            tokens[here] = piece.tokens
+            segments[here] = segment
+            targets[here] = piece.targets
             positions[here] = np.arange(len(piece.tokens))
             start = here[1].stop
     return Rows(tokens, segments, positions, targets, tuple(tuple(piece.name for piece in row) for row in rows))
@@ -211,7 +217,8 @@ def pack(pieces: Sequence[Piece], length: int) -> Rows:
 
 def padded_rows(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
     """Fill up to `size` rows with padding; `row` is -1 there."""
-    missing, blank = size - len(rows["tokens"]), {"segments": -1, "row": -1}
+    missing = size - len(rows["tokens"])
+    blank = {"segments": -1, "row": -1}
     return {
         name: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1), constant_values=blank.get(name, 0))
         for name, value in rows.items()

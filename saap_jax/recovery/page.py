@@ -28,7 +28,8 @@ from saap_jax.runtime.words import plural
 
 def recover_findings(directory: RunDirectory) -> Findings:
     """Show the models before and after, and the losses of every step."""
-    run, steps = directory.record, [row for row in directory.candidates() if "step" in row]
+    run = directory.record
+    steps = [row for row in directory.candidates() if "step" in row]
     done = {"data", "training", "after"} <= run.keys()
     table = recovery_table(run) if {"before", "after"} <= run.keys() else None
     course = section("The course of the training", _course(steps) if steps else None)
@@ -37,7 +38,8 @@ def recover_findings(directory: RunDirectory) -> Findings:
 
 def recovery_table(run: RunRecord) -> Table:
     """List the models, each beside the one before the training."""
-    before, texts = run["before"], [metric["name"] for metric in metrics(run)]
+    before = run["before"]
+    texts = [metric["name"] for metric in metrics(run)]
     rows = []
     for key, name in RECOVERY.items():
         if key in run:
@@ -52,7 +54,8 @@ def recovery_table(run: RunRecord) -> Table:
         return format_ppl(number(value)) + change
 
     rate = functools.partial(with_interval, form=format_count)
-    timed, rounds = any(row["tokens_per_second"] for row in rows), run.get("config", {}).get("repeats")
+    timed = any(row["tokens_per_second"] for row in rows)
+    rounds = run.get("config", {}).get("repeats")
     columns = [
         Column("model", ("model",), words=True),
         Column("parameters (M)", ("parameters",), format_millions),
@@ -61,7 +64,8 @@ def recovery_table(run: RunRecord) -> Table:
         *(Column(f"{each['name']} ({each['domain']})", (each["name"], f"before {each['name']}"), figure)
           for each in metrics(run)),
     ]  # fmt: skip
-    config, training = run.get("config", {}), run.get("training")
+    config = run.get("config", {})
+    training = run.get("training")
     title = ""
     if training:
         title = f"{config['method']['name']}, {plural(training['steps'], 'step')} of {plural(training['rows'], 'row')}"
@@ -72,8 +76,10 @@ def recovery_table(run: RunRecord) -> Table:
 
 def summary(run: RunRecord) -> list[str]:
     """Say what was trained on what, which parameters the recovered model has, and what it changed against what."""
-    data, training = run["data"], run["training"]
-    tokens, held = run["config"]["data"]["length"], data["held_out_rows"]
+    data = run["data"]
+    training = run["training"]
+    tokens = run["config"]["data"]["length"]
+    held = data["held_out_rows"]
     lines = [
         f"text: {plural(data['documents'], 'document')} in {plural(data['rows'], 'row')} of {tokens} tokens, "
         f"{format_percent(data['filled'])} % filled; "
@@ -102,12 +108,14 @@ def changes(run: RunRecord) -> list[str]:
     """
     lines = []
     for metric in metrics(run) if "after" in run else ():
-        name, parts = metric["name"], []
+        name = metric["name"]
+        parts = []
         after = run["after"].get("losses", {}).get(name, ())
         for key, of in (("before", "the model before"), ("dense", "the dense model")):
             if key in run:
                 figures = [number(run[which]["ppl"].get(name)) for which in (key, "after")]
-                said, losses = format_relative(*figures), run[key].get("losses", {}).get(name, ())
+                said = format_relative(*figures)
+                losses = run[key].get("losses", {}).get(name, ())
                 if after and len(after) == len(losses) and all(map(math.isfinite, figures)):
                     pair = (np.array([each], np.float64) for each in (after, losses))
                     found = paired_difference(*pair, articles=run.get("articles", {}).get(name, ()))

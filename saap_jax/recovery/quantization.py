@@ -23,10 +23,12 @@ from saap_jax.runtime.gather import fetched
 Rounding = Literal["nearest", "search"]
 """How a group is rounded: to a grid from its least to its largest weight, or to the best of some narrower grids."""
 
-SHRINK, LEAST = 24, 0.5
+SHRINK = 24
+LEAST = 0.5
 """Grids that `search` tries, from the whole range of a group down to this share of it."""
 
-_FEWEST, _ROWS = 2**8, 2**15
+_FEWEST = 2**8
+_ROWS = 2**15
 """Groups that are quantised at once, a power of two: 4 MiB of floats with 32 weights each; few programs for all."""
 
 
@@ -98,7 +100,8 @@ def nearest(rows: Float[Array, "rows group"], levels: int) -> Fitted:
     α = (max − min)/levels, m = min, q = round((w − m)/α); a constant group has α = 0, q = 0 and is m exactly. So
     does one whose α is below the smallest normal float32 (1.2e-38), which XLA takes for 0.
     """
-    low, high = jnp.min(rows, axis=1), jnp.max(rows, axis=1)
+    low = jnp.min(rows, axis=1)
+    high = jnp.max(rows, axis=1)
     return _on_grid(rows, low, (high - low) / levels, levels)
 
 
@@ -109,7 +112,8 @@ def searched(rows: Float[Array, "rows group"], levels: int) -> Fitted:
     The refit gives the integers of a grid the α and m that minimise Σ (w − αq − m)²: α = cov(q, w)/var(q),
     m = mean w − α·mean q.
     """
-    low, high = jnp.min(rows, axis=1), jnp.max(rows, axis=1)
+    low = jnp.min(rows, axis=1)
+    high = jnp.max(rows, axis=1)
 
     def error(fitted: Fitted) -> Array:
         q, scale, offset = fitted
@@ -120,7 +124,8 @@ def searched(rows: Float[Array, "rows group"], levels: int) -> Fitted:
         cut = (1 - share) / 2 * (high - low)
         q = _on_grid(rows, low + cut, share * (high - low) / levels, levels)[0]
         real = q.astype(rows.dtype)
-        middle, mean = jnp.mean(real, axis=1), jnp.mean(rows, axis=1)
+        middle = jnp.mean(real, axis=1)
+        mean = jnp.mean(rows, axis=1)
         centred = real - middle[:, None]
         variance = jnp.sum(jnp.square(centred), axis=1)
         scale = jnp.sum(centred * rows, axis=1) / jnp.where(variance > 0, variance, 1)

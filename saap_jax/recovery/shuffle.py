@@ -40,7 +40,8 @@ def _encrypted(values: UInt64[np.ndarray, " rows"], keys: list[int], word: int) 
     def rotated(x: np.ndarray, by: int) -> np.ndarray:
         return (x << np.uint64(by) | x >> np.uint64(word - by)) & ones
 
-    left, right = values >> np.uint64(word), values & ones
+    left = values >> np.uint64(word)
+    right = values & ones
     for key in keys:
         mixed = rotated(right, 1) & rotated(right, 8) ^ rotated(right, 2)
         left, right = right, left ^ mixed ^ np.uint64(key) & ones

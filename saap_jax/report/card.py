@@ -49,7 +49,9 @@ def card(origin: Origin, name: str) -> str:
     """
     from huggingface_hub import ModelCardData
 
-    base, loader, steps = origin["base"], origin["loader"], origin["steps"]
+    base = origin["base"]
+    loader = origin["loader"]
+    steps = origin["steps"]
     kinds = {step["kind"] for step in steps}
     pruned = bool(kinds & {"prune", "compare"})
     metadata = ModelCardData(
@@ -61,12 +63,14 @@ def card(origin: Origin, name: str) -> str:
         pipeline_tag=None if loader == "traced" else "text-generation",
         tags=[*(["pruned"] if pruned else []), "saap_jax"],
     )
-    whole, (sentence, code) = base.get("repository") or base["name"], _USE[loader]
+    whole = base.get("repository") or base["name"]
+    (sentence, code) = _USE[loader]
     what = "pruned: whole units went, so that its arrays are smaller" if pruned else "in other files"
     what = "fine-tuned" if not pruned and "recover" in kinds else what
     blocks: list[Block] = [*said(f"{name} is {whole}, {what}. Made with saap_jax, in {plural(len(steps), 'step')}.")]
     if steps:
-        before, after = steps[0]["parameters"][0], steps[-1]["parameters"][1]
+        before = steps[0]["parameters"][0]
+        after = steps[-1]["parameters"][1]
         row = ("parameters", f"{before:,}", f"{after:,}", format_relative(float(before), float(after)))
         blocks.append(text_table("", ("", "before", "after", "change"), [row]))
     licence = f"The files of {whole} do not say its licence: look it up before you pass this model on."

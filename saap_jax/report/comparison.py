@@ -98,7 +98,8 @@ def comparison_blocks(comparison: Comparison) -> list[Block]:
         line(one, f"{one.name} ({one.about})" if one.about else one.name, format_ppl) for one in comparison.metrics
     ]
     tasks = [line(one, f"{one.name} ({one.about}, {one.size:,} items)", "{:.1f}".format) for one in comparison.tasks]
-    about, title = f"{VERDICT}: {plural(comparison.others, 'other')}", f"A: {comparison.a}\nB: {comparison.b}"
+    about = f"{VERDICT}: {plural(comparison.others, 'other')}"
+    title = f"A: {comparison.a}\nB: {comparison.b}"
     heads = (("metric", "ppl A", "ppl B", f"A {MINUS} B %"), ("task", "acc A %", "acc B %", f"A {MINUS} B points"))
     blocks: list[Block] = [
         text_table(title, (*head, "95 % interval", "A wins %"), lines, notes=[about])
@@ -109,7 +110,8 @@ def comparison_blocks(comparison: Comparison) -> list[Block]:
     if comparison.checks:
         header = ("limit", "of", "at most", "measured", "")
         lines = [(*check[:4], "PASS" if check.passed else "FAIL") for check in comparison.checks]
-        table, marks = text_table("A against the limits", header, lines, words=len(header)), ("bad", "good")
+        table = text_table("A against the limits", header, lines, words=len(header))
+        marks = ("bad", "good")
         marked = [{**row, "mark": marks[one.passed]} for row, one in zip(table.rows, comparison.checks, strict=True)]
         blocks += [table._replace(rows=marked), *said(verdict(comparison.checks))]
     return blocks

@@ -6,7 +6,11 @@ from saap_jax.records import Couplings, RunRecord
 from saap_jax.report.blocks import Figure
 from saap_jax.report.figures import COLOURS, GREY, saved, undrawn
 
-_ROW, _BOX, _TOP, _MIDDLE, _LETTER = 18.0, 34.0, 30.0, 115.0, 5.2
+_ROW = 18.0
+_BOX = 34.0
+_TOP = 30.0
+_MIDDLE = 115.0
+_LETTER = 5.2
 """Points that a row is high and a box is wide, above the first row, between boxes and structures, and of a letter."""
 
 
@@ -23,7 +27,8 @@ def coupling_figure(record: Couplings) -> Figure:
     A box is an axis of a parameter with its size; an axis that is fused of several structures has a line to each, one
     of no structure is dashed.
     """
-    shapes, structures = record["parameters"], record["structures"]
+    shapes = record["parameters"]
+    structures = record["structures"]
     boxes = 12 + max(map(len, shapes), default=0) * _LETTER + 8
     right = boxes + max(map(len, shapes.values()), default=1) * _BOX + _MIDDLE
     width = right + 18 + max((len(line) for each in structures for line in each["label"]), default=0) * _LETTER
@@ -48,7 +53,9 @@ def coupling_figure(record: Couplings) -> Figure:
         for x, head in ((12, "parameter"), (boxes, "axes"), (right + 11, "coupled structure")):
             axes.text(x, 15, head, weight="bold", **text)
         for structure in structures:
-            y, colour, (first, second) = places[structure["name"]], colours[structure["name"]], structure["label"]
+            y = places[structure["name"]]
+            colour = colours[structure["name"]]
+            (first, second) = structure["label"]
             for path, axis in structure["members"]:
                 x = boxes + axis * _BOX + _BOX / 2
                 bends = [(x, rows[path]), (x + (right - x) * 0.55, rows[path]), (right - 36, y), (right, y)]
@@ -61,7 +68,8 @@ def coupling_figure(record: Couplings) -> Figure:
         for path, shape in shapes.items():
             axes.text(12, rows[path], path, **text)
             for axis, size in enumerate(shape):
-                owner, corner = owners.get((path, axis)), (boxes + axis * _BOX, rows[path] - 6.5)
+                owner = owners.get((path, axis))
+                corner = (boxes + axis * _BOX, rows[path] - 6.5)
                 edge = {
                     "edgecolor": colours[owner] if owner else GREY,
                     "linestyle": "solid" if owner else (0, (2.5, 1.5)),

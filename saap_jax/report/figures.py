@@ -38,7 +38,9 @@ MOST = 14
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = "osD^vP*X"
-_LINE, _LETTERS, _BESIDE = 0.165, 62, 24
+_LINE = 0.165
+_LETTERS = 62
+_BESIDE = 24
 """Inches of a line of the legend, its letters at most, and those of a name beside a line."""
 
 STYLE = {
@@ -159,7 +161,8 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
             break
-    ticks, room = ticks[:: math.ceil(len(ticks) / 9)] if ticks else [low], math.log(high / low) / 18
+    ticks = ticks[:: math.ceil(len(ticks) / 9)] if ticks else [low]
+    room = math.log(high / low) / 18
     return [one for one, after in zip(ticks, [*ticks[1:], math.inf], strict=True) if math.log(after / one) > room]
 
 
@@ -200,7 +203,8 @@ def ratio_figure(
     def paint(figure: Any) -> None:
         axis = figure.add_axes((0.11, 1 - 2.6 / height, 0.58, 2.5 / height))
         low, high = _ends(curves, limit)
-        log, more = low > 0, 0.05 * (high - low)
+        log = low > 0
+        more = 0.05 * (high - low)
         axis.set_ylim(*((low / 1.06, high * 1.06) if log else (low - more, high + more)))
         if log:
             logarithmic(axis)
@@ -235,7 +239,8 @@ def _ends(curves: Sequence[Curve], limit: Limit | None) -> tuple[float, float]:
     judged = [curve for curve in curves if not is_baseline(curve.name) and math.isfinite(curve.points[-1][1])] or curves
     values = [value for curve in judged for _, value in curve.points if math.isfinite(value)]
     values += [end for curve in judged for end in (curve.ends[0][1:2] if curve.ends else ())]
-    low, high = min(values, default=1.0), max(values, default=10.0)
+    low = min(values, default=1.0)
+    high = max(values, default=10.0)
     last = sorted(curve.points[-1][1] for curve in judged if math.isfinite(curve.points[-1][1]))
     if last and low > 0:
         high = min(high, 4 * last[(len(last) - 1) // 2])
@@ -279,13 +284,15 @@ def _label(axis: Any, across: str, up: str) -> None:
     inches = axis.get_position().height * axis.figure.get_figheight()
     if grey:
         axis.legend(handles=grey[::-1], loc="upper left", bbox_to_anchor=(-0.18, -0.42 / inches))
-    named, step = [line for line in lines if line not in grey], _LINE / inches
+    named = [line for line in lines if line not in grey]
+    step = _LINE / inches
     ends = [axis.transAxes.inverted().transform(axis.transData.transform(line.get_xydata()[-1])) for line in named]
     order = sorted(range(len(named)), key=lambda place: ends[place][1])
     apart = step * np.arange(len(order))
     places = isotonic_regression(np.array([ends[place][1] for place in order]) - apart).x if order else apart
     for place, at in zip(order, places + apart, strict=True):
-        line, (x, y) = named[place], ends[place]
+        line = named[place]
+        (x, y) = ends[place]
         arrow = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
         where = {"xycoords": "axes fraction", "xytext": (1.07, at), "arrowprops": arrow, "annotation_clip": False}
         label, _, found = line.get_label().partition(": ")
@@ -336,7 +343,8 @@ def _map(
     height = len(panels) * each + 0.6
 
     def paint(figure: Any) -> None:
-        options, image = colours(), None
+        options = colours()
+        image = None
         for place, (panel, cells) in enumerate(panels.items()):
             bottom = height - (place + 1) * each + 0.42
             axis = figure.add_axes((0.06, bottom / height, 0.92, 0.2 * len(rows) / height))
@@ -408,7 +416,8 @@ def _ranks(
     from scipy.stats import rankdata
 
     where = np.isfinite(exact)
-    changes, layers = exact[where], np.nonzero(where)[0]
+    changes = exact[where]
+    layers = np.nonzero(where)[0]
     sizes = np.abs(changes[changes != 0])
     unit = 10.0 ** math.floor(math.log10(np.median(sizes))) if len(sizes) else 1.0
     powers = [unit * 10.0**power for power in range(8) if unit * 10.0**power <= np.abs(changes).max(initial=0)]

@@ -13,7 +13,9 @@ from saap_jax.runtime.words import MINUS, plural, signed
 Number = float | int
 """A number; checked at run time, `float` alone refuses whole ones."""
 
-BEST, TIED, ESTIMATED = "*", "≈", "~"
+BEST = "*"
+TIED = "≈"
+ESTIMATED = "~"
 """Marks of the best of a group, of what cannot be told apart from it, and of a figure that is not of all windows."""
 
 TIED_LEGEND = f"{TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)"

@@ -137,7 +137,9 @@ def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", 
     Raises:
         FileNotFoundError, ValueError: the directory holds no readable run.
     """
-    path, rows, run = Path(run_dir), [], read_run(run_dir)
+    path = Path(run_dir)
+    rows = []
+    run = read_run(run_dir)
     command = run.get("command", "").split()  # of a run that has not come far enough to record its kind
     kind = run.get("kind") or (command[1] if len(command) > 1 else "compare")
     with reading(path, f"a run of kind {kind}"):
@@ -149,7 +151,8 @@ def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", 
         else:
             other = said(f"A run of kind {kind}, of which a report says no more than what follows.")
             sections = [Section("Summary", other), *suggestions_section(run), *closing_sections(run)]
-        status, name = status or run.get("status", "unknown"), name or run.get("name", path.name)
+        status = status or run.get("status", "unknown")
+        name = name or run.get("name", path.name)
         return View(name, kind, status, model_name(run), sections, run, rows, id)
 
 

@@ -88,7 +88,8 @@ def find(text: str) -> Reference:
 
 
 def _of_run(text: str, run: Path, candidate: str) -> Reference:
-    record, known = read_run(run), read_candidates(run)
+    record = read_run(run)
+    known = read_candidates(run)
     if candidate == DENSE:
         if DENSE not in record:
             raise ValueError(f"{text}: the run holds no unpruned model; it has not come that far, or is no comparison")
@@ -123,7 +124,8 @@ def together(row: Row) -> str:
     >>> together({"candidate": "wanda, seed 1@0.2", "variant": "wanda", "seed": 1, "ratio_asked": 0.2})
     'wanda@0.2'
     """
-    variant, ratio = row.get("variant"), row.get("ratio_asked")
+    variant = row.get("variant")
+    ratio = row.get("ratio_asked")
     return row["candidate"] if variant is None or ratio is None else f"{variant}@{ratio:g}"
 
 
@@ -170,7 +172,9 @@ def loadable(reference: Reference, why: str) -> str:
         return reference.text
     if reference.candidate == DENSE:
         return reference.model["name"]
-    row, record, best = reference.rows[0], reference.record, reference.run / "best"
+    row = reference.rows[0]
+    record = reference.record
+    best = reference.run / "best"
     is_best = len(reference.rows) == 1 and record.get("best", {}).get("candidate") == row["candidate"]
     if is_best and (best / "config.json").is_file():
         return str(best)

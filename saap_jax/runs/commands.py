@@ -99,7 +99,8 @@ def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[s
     for field in dataclasses.fields(default):
         if field.name not in config:
             continue
-        value, usual = config[field.name], getattr(default, field.name)
+        value = config[field.name]
+        usual = getattr(default, field.name)
         name = "model" if (prefix, field.name) == ("model.", "name") else f"{prefix}{field.name}".replace("_", "-")
         if dataclasses.is_dataclass(usual):
             words += options(value, usual, f"{name}.")

@@ -108,7 +108,9 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, record: RunRecord, *, begun: bool = True):
-        self.path, self._record, self._begun = path, record, begun
+        self.path = path
+        self._record = record
+        self._begun = begun
 
     @classmethod
     def open(
@@ -125,7 +127,8 @@ class RunDirectory:
             OtherRunError: the directory holds a run of another configuration.
             ValueError: it holds files but no run.
         """
-        path, config = Path(path), plain(config)
+        path = Path(path)
+        config = plain(config)
         found = broadcast(lambda: _found(path, damaged=overwrite is not False))
         if found and not overwrite:
             said = "holds a run of another configuration"
@@ -276,7 +279,8 @@ def write_scalars(run: RunDirectory) -> Path:
     """
     if missing("tensorboard", "TensorBoard"):
         return run.path / "tensorboard"
-    path, candidates = run.claim("tensorboard"), run.candidates()
+    path = run.claim("tensorboard")
+    candidates = run.candidates()
     if not is_primary():
         return path
     from tensorboardX import SummaryWriter  # here: it imports torch where there is one

@@ -115,7 +115,8 @@ def figures_of(models: Mapping[str, Measured], articles: Mapping[str, Sequence[i
                 continue
             figure: Measurement = {"metric": metric, "model": model, "value": float(value)}
             figures.append(figure)
-            scale, losses = scale_of(metric), np.asarray(measured.get("losses", {}).get(metric, ()), np.float64)
+            scale = scale_of(metric)
+            losses = np.asarray(measured.get("losses", {}).get(metric, ()), np.float64)
             if losses.size and math.isclose(scale.value(float(losses.mean())), value, rel_tol=_SAME):
                 figure["windows"] = losses.size
                 _, low, high, *_ = paired_difference(

@@ -56,7 +56,8 @@ def kept_scores(
     A scenario whose statistics the run holds is not observed again. Statistics are in memory for one scenario at a
     time.
     """
-    made, needs = {}, union_of_needs(make_members(plan, tuple(subject.existing)).values())
+    made = {}
+    needs = union_of_needs(make_members(plan, tuple(subject.existing)).values())
     for name, examples in scenarios.items():
         path = statistics_path(run.path, name)
         known = run.has(str(path.relative_to(run.path)))
@@ -86,7 +87,8 @@ def rescored(source: str, subject: Subject, plan: Plan) -> Calibrated:
     members = make_members(plan, tuple(subject.existing))
     if oracles := [member for member in members if is_oracle(member)]:
         raise ValueError(f"from_run: {oracles[0]!r} takes passes over the examples, not statistics; leave it out")
-    kept, needs = kept_by(source), union_of_needs(members.values())
+    kept = kept_by(source)
+    needs = union_of_needs(members.values())
     for name in members:
         if not kept.serves(name):
             able = ", ".join(each for each in ESTIMATORS if kept.serves(each))
@@ -100,7 +102,8 @@ def rescored(source: str, subject: Subject, plan: Plan) -> Calibrated:
         own = {
             each: kept.scores[name][each] for each, estimator in members.items() if kept.missing(estimator.needs, name)
         }
-        path, weights = statistics_path(Path(source), name), subject.weights
+        path = statistics_path(Path(source), name)
+        weights = subject.weights
         try:
             observed = load_statistics(path, weights, needs)
             made[name] = score_plan(weights, observed, plan, known=own)
@@ -144,7 +147,8 @@ def kept_by(source: str) -> KeptStatistics:
         FileNotFoundError: no run there, or one that kept no statistics.
         ValueError: no run of `saap score`.
     """
-    run, statistics = RunDirectory(Path(source), read_run(source)), {}
+    run = RunDirectory(Path(source), read_run(source))
+    statistics = {}
     with reading(f"{source}/run.json", "scenarios by name"):
         names = list(run.record.get("scenarios", {}))
     if not names:
@@ -282,7 +286,8 @@ class Run(NamedTuple):
             yield {name: row.get(name) for name in names}
 
     def __repr__(self) -> str:
-        kind, status = self.record.get("kind", "run"), self.record.get("status")
+        kind = self.record.get("kind", "run")
+        status = self.record.get("status")
         return f"Run({str(self.path)!r}, {kind}, {status}, {len(self.candidates)} candidates)"
 
 

@@ -100,7 +100,8 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
     >>> covered([(2.0, 3.0), (1.0, 4.0), (6.0, 6.5)])
     3.5
     """
-    total, end = 0.0, float("-inf")
+    total = 0.0
+    end = float("-inf")
     for start, stop in sorted(spans):
         total += max(0.0, stop - max(start, end))
         end = max(end, stop)

@@ -113,7 +113,8 @@ def merged(candidates: Sequence[Row]) -> list[Variant]:
         groups.setdefault((candidate.get("variant", DENSE), candidate["ratio_asked"]), []).append(candidate)
     found = []
     for (label, asked), members in groups.items():
-        first, several = members[0], len(members) > 1
+        first = members[0]
+        several = len(members) > 1
         names = first.get("ppl", {})
         ppl = {name: np.array([number(each.get("ppl", {}).get(name)) for each in members]) for name in names}
         losses = {name: [each.get("losses", each.get("seen", {})).get(name, []) for each in members] for name in names}
@@ -150,7 +151,8 @@ def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[Compariso
     Perplexities that are not finite come last within their ratio, and are never the best. The best is the same on every
     text; others may be below it in domain.
     """
-    primary, races = first_metric(run, primary_domain(run)) or "", {race["ratio"]: race for race in run.get("race", [])}
+    primary = first_metric(run, primary_domain(run)) or ""
+    races = {race["ratio"]: race for race in run.get("race", [])}
 
     def quality(record: Variant) -> float:
         ppl = number(record.get("ppl", {}).get(primary))
@@ -213,8 +215,10 @@ def differences_from_dense(run: RunRecord, variants: Sequence[Variant], metric: 
     """Measure the distance of each variant above the unpruned model on a text, by candidate, as far as losses are on
     record; corrected for the number of others at its ratio, as all is that is said of it.
     """
-    dense, asked = run.get(DENSE, {}).get("losses", {}).get(metric, ()), [each["ratio_asked"] for each in variants]
-    articles, found = run.get("articles", {}).get(metric, ()), {}
+    dense = run.get(DENSE, {}).get("losses", {}).get(metric, ())
+    asked = [each["ratio_asked"] for each in variants]
+    articles = run.get("articles", {}).get(metric, ())
+    found = {}
     for each, ratio in zip(variants, asked, strict=True):
         losses = each["losses_by_seed"].get(metric, [])
         found[each["candidate"]] = beside(losses, [dense] * len(losses), metric, asked.count(ratio) - 1, articles)

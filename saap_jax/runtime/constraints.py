@@ -110,7 +110,8 @@ def gathered(tree: Any) -> Any:
 
 
 def _gathered(variable: Any) -> Any:
-    axes, value = getattr(variable, "axes", ()), variable[...] if isinstance(variable, nnx.Variable) else None
+    axes = getattr(variable, "axes", ())
+    value = variable[...] if isinstance(variable, nnx.Variable) else None
     split = next((axis for axis in ("embed", "outputs") if axis in axes), None)
     if value is None or split is None:
         return variable

@@ -105,11 +105,14 @@ def _raise(number: int, _: FrameType | None) -> None:
 
 def _watch(inbox: socket.socket) -> None:
     """End the process when the main thread does not, or at a second signal."""
-    start, left = 0.0, None  # the first one is waited for without end
+    # the first one is waited for without end
+    start = 0.0
+    left = None
     while select.select([inbox], [], [], left)[0]:
         number = inbox.recv(1)[0]
         if number in SIGNALS and left is None:
-            _State.received, start = _State.received or number, time.monotonic()
+            _State.received = _State.received or number
+            start = time.monotonic()
         elif number in SIGNALS and time.monotonic() - start > ONCE:
             break
         if start:  # Python passes on the numbers of all signals that it handles

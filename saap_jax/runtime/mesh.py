@@ -129,7 +129,8 @@ def rules_of(overrides: Sequence[str]) -> Rules:
     >>> rules_of(["vocab=", "embed=data+fsdp"])["embed"]
     ('data', 'fsdp')
     """
-    rules, known = dict(RULES), (*MESH_AXES, EXPERT)
+    rules = dict(RULES)
+    known = (*MESH_AXES, EXPERT)
     for text in overrides:
         axis, equals, places = text.partition("=")
         parts = tuple(part for part in places.split("+") if part)

@@ -61,7 +61,8 @@ def remembered(about: Any, make: Callable[[], Any]) -> Any:
     import jax
 
     settings: Any = jax.config  # whose fields no checker of types knows
-    folder, name = settings.jax_compilation_cache_dir, hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    folder = settings.jax_compilation_cache_dir
+    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     if not folder or not settings.jax_enable_compilation_cache or "://" in folder:
         return make()
     path = Path(folder) / f"{name}-cache"

@@ -70,7 +70,8 @@ class BestOf(Step):
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Take the outcome of the chain that has the lowest divergence."""
         assert on.run is not None
-        (fit, judge, tokens), chains = _held_out(on), self.chains
+        (fit, judge, tokens) = _held_out(on)
+        chains = self.chains
         judged = on.store.load().get("judged", np.zeros(0)).tolist()
         for chain in on.progress("choose between chains")(chains[len(judged) :]):
             tried = on.run(chain, fit, len(chain.steps))
@@ -88,12 +89,15 @@ def _held_out(on: Context) -> tuple[dict[str, Examples], Examples, np.ndarray]:
     Raises:
         ValueError: too few windows.
     """
-    fit, judge, counts = {}, [], []
+    fit = {}
+    judge = []
+    counts = []
     for name, examples in on.scenarios.items():
         windows = [on.dense.rows(examples, slice(at, at + 1)) for at in range(on.dense.count(examples)[0])]
         tokens = np.array([on.dense.count(each)[1] for each in windows])
         left = np.cumsum(tokens > 0)  # a choice around this one may have blanked some
-        every, real = max(2, min(EVERY, left[-1])), (tokens > 0) & (left[-1] > 1)
+        every = max(2, min(EVERY, left[-1]))
+        real = (tokens > 0) & (left[-1] > 1)
         ways = [real & (left % every == rest) for rest in ([every - 1, 0] if on.batch_size == 1 else [0, every - 1])]
         judging = real & (np.arange(len(real)) // on.batch_size % HELD_OUT == HELD_OUT - 1)  # by steps in the chains
         held = next((way for way in ways if (judging & ~way).any()), ways[0])

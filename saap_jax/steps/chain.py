@@ -336,7 +336,8 @@ def _limits_of(steps: Sequence[Step]) -> Within:
 
 def choices(steps: Sequence[Step]) -> list[tuple[Allocation, Within]]:
     """List which allocation chooses by which limits: the first one, and as refinements do by limits behind it."""
-    (allocation, before), every = _allocation_of(steps), _limits_of(steps)
+    (allocation, before) = _allocation_of(steps)
+    every = _limits_of(steps)
     return [(allocation, before), *([(allocation, every)] if every != before else [])]
 
 

@@ -101,7 +101,8 @@ class Within(Step):
 
     def layer(self, structure: str) -> Limits:
         """Limit each layer's attention or MLP."""
-        least, most = int(self.of("min_keep", structure, 1)), float(self.of("max_ratio", structure, 1.0))
+        least = int(self.of("min_keep", structure, 1))
+        most = float(self.of("max_ratio", structure, 1.0))
         return Limits(least, most, int(self.of("multiple_of", structure, 1)))
 
     def at(self, ratio: float) -> "Within":
@@ -172,7 +173,8 @@ def levels_of(existing: Keep, within: Within) -> dict[str, list[np.ndarray]]:
     """List the numbers of units that each layer may lose, ascending from 0; a list over layers a structure."""
     found = {}
     for name, exists in existing.items():
-        limits, skipped = within.layer(name), protected(within.protect, len(exists))
+        limits = within.layer(name)
+        skipped = protected(within.protect, len(exists))
         stops = [stops_of(0 if skip else int(units.sum()), limits, within.depth)
                  for units, skip in zip(exists, skipped, strict=True)]  # fmt: skip
         found[name] = [np.concatenate([np.zeros(1, np.int64), each]) for each in stops]

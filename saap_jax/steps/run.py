@@ -57,7 +57,10 @@ class Runner:
                 look ahead then go by the ratio of the round.
         """
         self.open_end = open_end
-        self.subject, self.scenarios, self.passes, self.cache = subject, scenarios, passes, store.cache
+        self.subject = subject
+        self.scenarios = scenarios
+        self.passes = passes
+        self.cache = store.cache
         self.text = scenarios
         self.steps: dict[str, Score] = {}
         self.stable: set[str] = set()
@@ -193,7 +196,10 @@ class Runner:
             return self
         self.first()
         other = copy.copy(self)
-        other.text, other.root, other._states, other._known = text, digest(self.root, "some"), {}, {}
+        other.text = text
+        other.root = digest(self.root, "some")
+        other._states = {}
+        other._known = {}
         return other
 
     # --- scores

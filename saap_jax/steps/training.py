@@ -18,7 +18,8 @@ def rounds(parts: int, steps: Iterable[int], done: int = 0) -> Iterator[list[tup
     Args:
         done: how many rounds there were before.
     """
-    random, left = np.random.default_rng(0), iter(steps)
+    random = np.random.default_rng(0)
+    left = iter(steps)
     for _ in range(done):
         random.permutation(parts)
     while some := list(zip(random.permutation(parts).tolist(), left, strict=False)):

@@ -77,7 +77,9 @@ def discover(model: Llama) -> dict[str, Structure]:
 
 def _layout(segment: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]:
     """Find the members, the units a layer and the parameters a unit of the structure on `axis` in one segment."""
-    members, units, each = [], set(), 0
+    members = []
+    units = set()
+    each = 0
     for path, parameter in parameters_by_path(segment).items():
         axes = getattr(parameter, "axes", ())
         if len(axes) != len(parameter.shape):
@@ -120,7 +122,8 @@ def channel_view(segment: Any, member: Member) -> Float[Array, "layers units cha
     Of a bias, which does not meet it, each number is a channel.
     """
     parameter = parameters_by_path(segment)[member.path]
-    moved, axes = jnp.moveaxis(parameter[...], member.axis, 1), list(parameter.axes)
+    moved = jnp.moveaxis(parameter[...], member.axis, 1)
+    axes = list(parameter.axes)
     axes.insert(1, axes.pop(member.axis))
     moved = jnp.moveaxis(moved, axes.index("embed"), -1) if "embed" in axes else moved[..., None]
     return moved.reshape(*moved.shape[:2], math.prod(moved.shape[2:-1]), moved.shape[-1])

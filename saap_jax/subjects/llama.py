@@ -147,7 +147,8 @@ class LlamaSubject(Subject):
         curvature: Curvature | None = None,
         keep: Keep | None = None,
     ) -> Statistics:
-        gates, parts = None if keep is None else masks(keep), self._parts(examples, passes.batch_size)
+        gates = None if keep is None else masks(keep)
+        parts = self._parts(examples, passes.batch_size)
         options: Any = {"remat": passes.remat, "progress": passes.progress(OBSERVING)}
         return observe(self.model, parts, needs, gates=gates, curvature=curvature, **options)
 
@@ -170,7 +171,8 @@ class LlamaSubject(Subject):
     def repaired(
         self, keep: Keep, examples: Windows, repair: Repair, *, dense: Any, batch_size: int = 8, **options: Any
     ) -> tuple["LlamaSubject", Sequence[Correction]]:
-        parts, other = self._parts(examples, batch_size), self._other(dense)
+        parts = self._parts(examples, batch_size)
+        other = self._other(dense)
         model, corrections = compensate(self.model, keep, parts, repair, dense=other, **options)
         return self.with_model(model), corrections
 
@@ -207,7 +209,8 @@ class LlamaSubject(Subject):
     def layerwise(
         self, keep: Keep, examples: Windows, rule: str, walk: Walk, *, dense: Any, batch_size: int = 8, **options: Any
     ) -> tuple[Keep, tuple["LlamaSubject", Sequence[Correction]] | None]:
-        parts, other = self._parts(examples, batch_size), self._other(dense)
+        parts = self._parts(examples, batch_size)
+        other = self._other(dense)
         chosen, made = chosen_in_sequence(self.model, keep, parts, rule, walk, dense=other, **options)
         return chosen, None if made is None else (self.with_model(made.model), made.corrections)
 

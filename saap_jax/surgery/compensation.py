@@ -115,7 +115,8 @@ def corrected_in_turn(
     Args:
         choose: chooses again what is kept of a sub-block, on the activations that it is corrected on.
     """
-    masks, (repair, through, _) = [jnp.asarray(mask) for _, mask in batches], walk
+    masks = [jnp.asarray(mask) for _, mask in batches]
+    (repair, through, _) = walk
     streams = [Stream(x := model.embedded(jnp.asarray(tokens)), x) for tokens, _ in batches]
     same = True
     for at in sub_blocks(model, keep, progress):
@@ -246,8 +247,10 @@ def normal_step(
         whole: what writes in the unpruned model.
         rows: the coordinates that the sums are of.
     """
-    active, bias = activations(model, at, stream.dense), whole.bias[None, None]
-    written, post = active @ whole.weight + bias, post_norm_of(model, at)
+    active = activations(model, at, stream.dense)
+    bias = whole.bias[None, None]
+    written = active @ whole.weight + bias
+    post = post_norm_of(model, at)
     after = stream.dense + post_normed(written, post, model.constants)
     active = active[..., rows]
     if walk.through:
@@ -258,7 +261,9 @@ def normal_step(
             own = activations(model, at, stream.pruned) @ whole.weight + bias  # compiled only if a target looks at it
             written = walk.repair.target(own, written if post is None else own)
     written = written - writer_of(model, at).bias[None, None]  # perhaps of a repair before
-    a, target, behind = wide(active), wide(written), wide(after)
+    a = wide(active)
+    target = wide(written)
+    behind = wide(after)
     weights = mask.astype(behind.dtype) if walk.equal else token_weights(behind, mask, model.constants.norm_eps)
     product, mean, weight = gram_sums(a, weights)
     return Normal(
@@ -291,7 +296,8 @@ def activations(
     model: Llama, at: Site, x: Hidden, gates: Float[Array, "experts"] | None = None, rows: Rows = None
 ) -> Float[Array, "batch seq coordinates"]:
     """Compute what enters the output matrix of a sub-block, or some rows of it, from the residual stream before it."""
-    layer, constants = layer_of(model.segments[at.segment], at.index), model.constants
+    layer = layer_of(model.segments[at.segment], at.index)
+    constants = model.constants
     if at.structure == "mlp":
         if rows is not None:  # what goes is not computed
             layer.mlp.gate, layer.mlp.up = (param(w.axes, w[...][:, rows]) for w in (layer.mlp.gate, layer.mlp.up))

@@ -222,7 +222,8 @@ def corrected(
             judges it, or None.
     """
     fit, held = sums
-    (rows, real), nothing = map(jnp.asarray, kept_rows(kept)), jnp.zeros(weight.shape[1], fit.gram.dtype)
+    (rows, real) = map(jnp.asarray, kept_rows(kept))
+    nothing = jnp.zeros(weight.shape[1], fit.gram.dtype)
     some = weight[rows].astype(fit.gram.dtype)
     judge = fit if held is None else held
     before = float(output_error(judge, jnp.where(real[:, None], some, 0), nothing))

@@ -54,7 +54,9 @@ class Divergence:
         Layers in front of `first` are whole, whatever gates say, and run once.
         """
         check_microbatches("divergence", len(batches))
-        self._model, self._teacher, self._language_loss = model, model if teacher is None else teacher, language_loss
+        self._model = model
+        self._teacher = model if teacher is None else teacher
+        self._language_loss = language_loss
         self.first = first
         texts = [self._text(batch) for batch in batches]
         self._held = texts[HELD_OUT - 1 :: HELD_OUT]
@@ -71,7 +73,8 @@ class Divergence:
 
         Raises ValueError where one of them is not finite.
         """
-        given, options = self._gates(gates), {"first": self.first, "language_loss": self._language_loss}
+        given = self._gates(gates)
+        options = {"first": self.first, "language_loss": self._language_loss}
         with on_mesh_of(self._model):
             value, gradient = gradient_step(self._model, self._teacher, given, self._rest[part], **options)
         slopes: Scores = {name: fetched(each).astype(np.float64) for name, each in gradient.items()}
@@ -188,7 +191,8 @@ def hidden_behind(model: Llama, stream: Hidden, first: int, gates: Gates) -> Hid
 
     As `Llama.hidden`, but for the layers before; weights are no inputs of the loop, so that none is copied.
     """
-    sight, bounds = sight_of(stream.shape[1], model.head_dim, model.constants), segment_bounds(model.segments)
+    sight = sight_of(stream.shape[1], model.head_dim, model.constants)
+    bounds = segment_bounds(model.segments)
     parts = model.segments, split_gates(gates, bounds), apart_of(model.constants, bounds), bounds
     for segment, own_gates, own_apart, place in zip(*parts, strict=True):
 
@@ -196,7 +200,8 @@ def hidden_behind(model: Llama, stream: Hidden, first: int, gates: Gates) -> Hid
             index, own, apart = inputs
             return decode(layer_of(segment, index), x, own, sight.of(apart), model.constants)[0], None
 
-        left, inputs = slice(max(first - place.start, 0), None), (jnp.arange(segment.length), own_gates, own_apart)
+        left = slice(max(first - place.start, 0), None)
+        inputs = (jnp.arange(segment.length), own_gates, own_apart)
         inputs = jax.tree.map(lambda each, left=left: each[left], inputs)
         stream, _ = jax.lax.scan(rematerialised(layer, "dots"), stream, inputs)
     return model.final(stream)

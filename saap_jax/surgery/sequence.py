@@ -29,7 +29,8 @@ from saap_jax.surgery.corrections import Normal, Walk
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import Keep
 
-DAMPING, BLOCK = 0.01, 16
+DAMPING = 0.01
+BLOCK = 16
 """Of the moments, relative to the mean of their diagonal, and coordinates that the surgeon takes at once."""
 
 
@@ -85,10 +86,12 @@ def chosen_in_sequence(
             "layerwise: expected a model without experts, whose output matrices are never corrected, got a "
             f"{model.constants.family}"
         )
-    existing, new = existing_units(model.segments), {name: units.copy() for name, units in keep.items()}
+    existing = existing_units(model.segments)
+    new = {name: units.copy() for name, units in keep.items()}
 
     def choose(at: SubBlock, sums: Normal) -> Bool[np.ndarray, "_"]:
-        units, row = int(existing[at.structure][at.layer].sum()), new[at.structure][at.layer]
+        units = int(existing[at.structure][at.layer].sum())
+        row = new[at.structure][at.layer]
         kept = int(row.sum())
         scores = np.asarray(_scores(at.old.weight, sums.gram, sums.weight, jnp.int32(kept), rule=rule, units=units))
         writes = np.asarray(at.old.weight != 0).reshape(units, -1).any(axis=1)  # what a repair took out does not

@@ -155,7 +155,9 @@ class Axes:
             inner = self.size(node) // self.size(major)
             sides = None if at % inner else self.split_at(major, at // inner)
             return sides and (self._times(sides[0], minor), self._times(sides[1], minor))
-        left, right, start = [], [], 0
+        left = []
+        right = []
+        start = 0
         for segment in self.segments(node):
             end = start + self.size(segment)
             if start < at < end:
@@ -172,7 +174,8 @@ class Axes:
     def factor_at(self, node: int, major: int) -> tuple[int, int] | None:
         """Factor an atom (or a sum of equal terms), the major factor having a given size; None if that cannot be."""
         node = self.find(node)
-        size, parts = self.size(node), self._parts[node]
+        size = self.size(node)
+        parts = self._parts[node]
         if major == 0 or size % major:
             return None
         if parts is None:
@@ -217,16 +220,19 @@ class Axes:
         parts = self._parts[node]
         if parts is None:
             return [within] if node == atom else []
-        found, (is_sum, children) = [], parts
+        found = []
+        (is_sum, children) = parts
         if is_sum:
             offset = within.offset
             for child in children:
                 found += self._places(child, atom, within._replace(offset=offset))
                 offset += self.size(child) * within.block
             return found
-        inner, repeats = self.size(node) * within.block, within.repeats
+        inner = self.size(node) * within.block
+        repeats = within.repeats
         for child in children:
-            outer, inner = inner, inner // self.size(child)
+            outer = inner
+            inner = inner // self.size(child)
             found += self._places(child, atom, Place(within.offset, inner, repeats))
             merges = repeats and len(repeats) > len(within.repeats) and repeats[-1][1] == outer
             count = self.size(child) * (repeats[-1][0] if merges else 1)
@@ -234,13 +240,15 @@ class Axes:
         return found
 
     def _unite(self, first: int, second: int) -> bool:
-        first, second = self.find(first), self.find(second)
+        first = self.find(first)
+        second = self.find(second)
         if first == second or self.size(first) == 0:
             return True
         if ONE in (first, second):
             self.pin(first or second, "repeat", "meets an axis of size 1")
             return True
-        one, other = self._parts[first], self._parts[second]
+        one = self._parts[first]
+        other = self._parts[second]
         if one is None or other is None:
             atom, kept = (first, second) if one is None else (second, first)
             self._alias[atom] = kept
@@ -268,7 +276,8 @@ class Axes:
     def _unite_products(self, first: list[int], second: list[int]) -> bool:
         """Unite two lists of factors, the major one last."""
         while first and second:
-            one, other = first.pop(), second.pop()
+            one = first.pop()
+            other = second.pop()
             if self.size(one) == self.size(other):
                 if not self._unite(one, other):
                     return False

@@ -24,7 +24,8 @@ def discover(config: DiscoverConfig, *, track: Track = quiet) -> list[Any]:
         found = [*traced_tables(config.model, traced, verdicts), *([Code("", describe(traced))] * config.details)]
     else:
         model = load_model(config.model)
-        traced, found = traced_model(model) if config.drawing else None, [*listing(config.model, model)]
+        traced = traced_model(model) if config.drawing else None
+        found = [*listing(config.model, model)]
     if config.drawing and traced is not None:
         write_atomically(Path(config.drawing), saved(coupling_figure(coupling_record(traced))))
         found.append({"drawing": config.drawing})

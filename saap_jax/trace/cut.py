@@ -36,7 +36,8 @@ def _removed(traced: Traced, keep: Mapping[str, KeptUnits]) -> dict[int, int]:
 
 def kept_shapes(traced: Traced, keep: Mapping[str, KeptUnits]) -> dict[str, tuple[int, ...]]:
     """Tell the shape of each parameter that `keep_units` makes."""
-    axes, removed = traced.follower.notes.axes, _removed(traced, keep)
+    axes = traced.follower.notes.axes
+    removed = _removed(traced, keep)
     return {path: tuple(axes.resized(node, removed) for node in layout) for path, layout in traced.layouts.items()}
 
 
@@ -140,7 +141,9 @@ def smaller(traced: Traced, keep: Mapping[str, KeptUnits]) -> Callable[..., Any]
     missing = keep.keys() - traced.atoms.keys()
     if missing:
         raise ValueError(f"keep: expected names of structures {sorted(traced.atoms)}, got {sorted(missing)}")
-    removed, tree, axes = _removed(traced, keep), jax.tree.structure(traced.results), traced.follower.notes.axes
+    removed = _removed(traced, keep)
+    tree = jax.tree.structure(traced.results)
+    axes = traced.follower.notes.axes
     nodes = {path: itertools.chain(*layouts) for path, layouts in traced.follower.layouts.items()}
     resized = [path for path, some in nodes.items() if any(axes.resized(n, removed) != axes.size(n) for n in some)]
     around = {path[:end] for path in resized for end in range(1, len(path) + 1)}
@@ -160,7 +163,8 @@ def smaller(traced: Traced, keep: Mapping[str, KeptUnits]) -> Callable[..., Any]
 
 def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn, values: Sequence[Any]) -> dict:
     """Bring the sizes that an equation holds up to date."""
-    axes, name = traced.follower.notes.axes, eqn.primitive.name
+    axes = traced.follower.notes.axes
+    name = eqn.primitive.name
     parameters = dict(eqn.primitive.get_bind_params(eqn.params))
     outs = [tuple(axes.resized(node, removed) for node in layout) for layout in traced.follower.layouts[path]]
     if name in ("broadcast_in_dim", "reshape"):

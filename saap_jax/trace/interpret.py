@@ -85,16 +85,19 @@ def evaluate(program: Any, inputs: Sequence[Any], path: Path, changes: Changes) 
 
     A literal may be a Python number: it becomes an array, for what is asked for its shape.
     """
-    (jaxpr, constants), found = opened(program), {}
+    (jaxpr, constants) = opened(program)
+    found = {}
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
 
     def read(atom: Any) -> Any:
         return np.asarray(atom.val, dtype_of(atom)) if isinstance(atom, Literal) else known[atom]
 
     places = [gate.equation for gate, _, _ in changes.gates] + [equation for equation, _ in changes.taps]
-    busy, idle = {place[len(path)] for place in places}, Changes(resize=changes.resize)
+    busy = {place[len(path)] for place in places}
+    idle = Changes(resize=changes.resize)
     for number, eqn in enumerate(jaxpr.eqns):
-        here, values = (*path, number), [read(atom) for atom in eqn.invars]
+        here = (*path, number)
+        values = [read(atom) for atom in eqn.invars]
         inside = changes.inside(here) if number in busy else idle
         for gate, along, gate_values in inside.gates:
             if gate.equation == here:
@@ -168,7 +171,8 @@ def _scan(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> tup
     rows = [jnp.moveaxis(each, along.index(here), 0) for _, along, each in changes.gates if here in along]
 
     def body(carry: list[Any], row: tuple[list[Any], list[Array]]) -> tuple[list[Any], tuple[list[Any], Found]]:
-        stacked, own = row[0], iter(row[1])
+        stacked = row[0]
+        own = iter(row[1])
         placed = [
             (gate, tuple(axis for axis in along if axis != here), next(own) if here in along else each)
             for gate, along, each in changes.gates
@@ -194,7 +198,8 @@ def _while(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> tu
         path = (*here, number)
         return lambda carry: evaluate(eqn.params[name], [*constants, *carry], path, changes.inside(path))[0]
 
-    condition, body = part(0, "cond_jaxpr", values[:first]), part(1, "body_jaxpr", values[first:last])
+    condition = part(0, "cond_jaxpr", values[:first])
+    body = part(1, "body_jaxpr", values[first:last])
     if not eqn.params["cond_jaxpr"].out_avals[0].shape:
         return jax.lax.while_loop(lambda carry: condition(carry)[0], body, values[last:]), {}
 

@@ -102,7 +102,8 @@ def scan_split(eqn: JaxprEqn) -> tuple[int, int]:
     Before jax 0.12 a scan counts its constants and carries; since then it has the trees of its three operands.
     """
     if "num_consts" in eqn.params:
-        constants, carry = eqn.params["num_consts"], eqn.params["num_carry"]
+        constants = eqn.params["num_consts"]
+        carry = eqn.params["num_carry"]
     else:
         constants, carry = (len(part) for part in eqn.params["ft_in"].unpack()[:2])
     return constants, constants + carry

@@ -21,9 +21,12 @@ def listing(name: str, model: Llama) -> tuple[Table, str]:
     table = _table(f"coupled structures of {name}", *columns)
     for structure in structures.values():
         members = "\n".join(f"{member.path}, {member.axis}" for member in structure.members)
-        units, each = _range(structure.units), _range(structure.parameters_per_unit)
+        units = _range(structure.units)
+        each = _range(structure.parameters_per_unit)
         table.add_row(f"{structure.name} ({structure.axis})", members, units, f"{sum(structure.units):,}", each)
-    prunable, total, many = prunable_parameters(structures), count_parameters(model), len(model.segments)
+    prunable = prunable_parameters(structures)
+    total = count_parameters(model)
+    many = len(model.segments)
     return table, (
         f"{len(model.spec.layers)} layers in {many} segment{'s' * (many > 1)}; {total:,} parameters, "
         f"{prunable:,} of them prunable ({prunable / total:.1%})"
@@ -93,11 +96,15 @@ def traced_tables(name: str, traced: Traced, verdicts: Mapping[str, Verdict]) ->
     Equal layers share a row, the name of which is a pattern that the options of `within` take. Where nothing is
     prunable, or pinned, there is no table.
     """
-    prunable, shown = traced.prunable, []
+    prunable = traced.prunable
+    shown = []
     columns = "structure", "role", "units", "parameters a unit", "own code"
-    table, said = _table(f"prunable structures of {name}", *columns), []
+    table = _table(f"prunable structures of {name}", *columns)
+    said = []
     for pattern, group in groups_of(prunable).items():
-        first, layers, verdict = group[0], len(group) * group[0].copies, verdicts[group[0].name]
+        first = group[0]
+        layers = len(group) * group[0].copies
+        verdict = verdicts[group[0].name]
         role = first.role + (", averaged by a norm" if first.normalised and first.role == "stream" else "")
         units = f"{first.units}" + (f" in each of {layers}" if layers > 1 else "")
         table.add_row(pattern, role, units, f"{first.parameters_per_unit:,}", str(verdict._replace(detail="")))
@@ -125,5 +132,6 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _range(values: tuple[int, ...]) -> str:
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"

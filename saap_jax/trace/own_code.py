@@ -85,15 +85,19 @@ def compared(own: Any, cut: Any) -> Verdict:
     far it is from its mean: what all outputs have in common, such as a large bias, may hide no difference but eight of
     its roundings.
     """
-    apart, near = 0.0, TOLERANCE
+    apart = 0.0
+    near = TOLERANCE
     for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(cut), strict=True):
-        near, dtype = max(near, tolerance_of(other.dtype)), other.dtype
+        near = max(near, tolerance_of(other.dtype))
+        dtype = other.dtype
         wide = complex if jnp.issubdtype(other.dtype, jnp.complexfloating) else float
-        one, other = np.asarray(one, wide), np.asarray(other, wide)
+        one = np.asarray(one, wide)
+        other = np.asarray(other, wide)
         wild = ~(np.isfinite(one) & np.isfinite(other))
         if not np.array_equal(one[wild], other[wild], equal_nan=True):
             return Verdict("differs", "in what is not finite")
-        one, other = one[~wild], other[~wild]
+        one = one[~wild]
+        other = other[~wild]
         largest = np.abs(other).max(initial=0)
         spread = np.abs(other - other.mean()).max() if other.size else 0.0
         rounding = 8 * float(jnp.finfo(dtype).eps) * largest if jnp.issubdtype(dtype, jnp.inexact) else 0.0
@@ -109,7 +113,8 @@ def nearby(params: Any) -> Any:
     def draw(leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        factor, more = random.uniform(0.7, 1.3, leaf.shape), random.uniform(0.01, 0.1, leaf.shape)
+        factor = random.uniform(0.7, 1.3, leaf.shape)
+        more = random.uniform(0.01, 0.1, leaf.shape)
         return jnp.asarray(np.asarray(leaf, np.float64) * factor + more, leaf.dtype)
 
     return jax.tree.map(draw, params)

@@ -20,7 +20,8 @@ def concatenate(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
 
 def stack(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`stack`: a new axis that numbers the arrays."""
-    out, axis = list(ins[0]), eqn.params["axis"]
+    out = list(ins[0])
+    axis = eqn.params["axis"]
     for layout in ins[1:]:
         out = list(map(notes.equate, out, layout))
     return [(*out[:axis], notes.axes.pinned(len(ins), "split", "stack"), *out[axis:])]
@@ -61,10 +62,12 @@ def slice_(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`slice`: a stretch of an axis, or every n-th index of the whole of it."""
     starts, limits = (map(int, eqn.params[key]) for key in ("start_indices", "limit_indices"))
     strides = map(int, eqn.params["strides"] or (1,) * len(ins[0]))
-    out, taken = [], []
+    out = []
+    taken = []
     for node, start, limit, stride in zip(ins[0], starts, limits, strides, strict=True):
         size = notes.axes.size(node)
-        before, part = notes.axes.atom(start), node
+        before = notes.axes.atom(start)
+        part = node
         if (start, limit, stride) == (0, size, 1):
             out.append(node)
         elif stride == 1:
@@ -88,7 +91,8 @@ def slice_(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 def _cut(notes: Notes, node: int, sizes: Sequence[int], detail: str) -> list[int]:
     """Cut an axis into parts of the given sizes; parts of blocks are pinned."""
-    parts, rest = [], node
+    parts = []
+    rest = node
     for i, size in enumerate(sizes):
         left = notes.axes.size(rest)
         if size == 0:
@@ -142,7 +146,8 @@ def _written(notes: Notes, node: int, update: int, eqn: JaxprEqn) -> int:
 
 def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`gather`: axes that are taken whole pass, indexed ones are read by position, batch axes go with the indices."""
-    numbers, (operand, indices) = eqn.params["dimension_numbers"], ins
+    numbers = eqn.params["dimension_numbers"]
+    (operand, indices) = ins
     batch = list(indices[:-1])
     for axis, position in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
         batch[position] = notes.equate(batch[position], operand[axis])
@@ -155,14 +160,18 @@ def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         taken = notes.lost(node, 1, "lookup", "gather") if one else _taken(notes, node, size, eqn)
         if axis not in numbers.collapsed_slice_dims:
             window.append(taken)
-    offset, rows, columns = set(numbers.offset_dims), iter(batch), iter(window)
+    offset = set(numbers.offset_dims)
+    rows = iter(batch)
+    columns = iter(window)
     return [tuple(next(columns if axis in offset else rows) for axis in range(len(batch) + len(window)))]
 
 
 def scatter(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`scatter` and its kin: axes that are written whole are equated, indexed ones and their indices go by position."""
     numbers = eqn.params["dimension_numbers"]
-    operand, indices, updates = list(ins[0]), ins[1][:-1], ins[2]
+    operand = list(ins[0])
+    indices = ins[1][:-1]
+    updates = ins[2]
     columns = iter([updates[axis] for axis in numbers.update_window_dims])
     rows = [node for axis, node in enumerate(updates) if axis not in numbers.update_window_dims]
     rows = list(map(notes.equate, rows, indices))
@@ -182,11 +191,13 @@ def scatter(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 def convolution(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`conv_general_dilated`: features contract, or pass group by group; windows pin the spatial axes."""
-    numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    numbers = eqn.params["dimension_numbers"]
+    groups = eqn.params["feature_group_count"]
     if eqn.params["batch_group_count"] != 1:
         return unknown(notes, eqn, ins)
     left, right = ins
-    (batch, features, *spatial), (outs, inputs, *kernel) = numbers.lhs_spec, numbers.rhs_spec
+    (batch, features, *spatial) = numbers.lhs_spec
+    (outs, inputs, *kernel) = numbers.rhs_spec
     out: dict[int, int] = dict(zip(numbers.out_spec[:2], (left[batch], right[outs]), strict=True))
     if groups == 1:
         notes.contract(notes.equate(left[features], right[inputs]), (features, inputs), ins)
@@ -209,7 +220,8 @@ def convolution(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
 
 def reduce_window(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Pooling: axes that the window does not span pass, the others keep their size."""
-    kinds, out = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"), []
+    kinds = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+    out = []
     spans = zip(*(eqn.params[kind] or (1,) * len(ins[0]) for kind in kinds), strict=True)
     for node, size, (width, stride, padding, *dilation) in zip(ins[0], shape_of(eqn.outvars[0]), spans, strict=True):
         plain = (width, stride, tuple(padding), dilation) == (1, 1, (0, 0), [1, 1])

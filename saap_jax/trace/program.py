@@ -152,7 +152,8 @@ class Follower:
         self, program: Any, inputs: Sequence[Value], parent: Equation | None = None, branch: int = 0
     ) -> list[Value]:
         """Follow a program, inside an equation or not, to its results."""
-        notes, (jaxpr, constants) = self.notes, opened(program)
+        notes = self.notes
+        (jaxpr, constants) = opened(program)
         around = [parent, *parent.above] if parent else []
         loops = tuple(self.lengths[site.path] for site in around[::-1] if site.path in self.lengths)
         known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -165,15 +166,18 @@ class Follower:
 
         for index, eqn in enumerate(jaxpr.eqns):
             site = notes.axes.site = Equation(index, eqn, parent, branch)
-            values, name = [read(atom) for atom in eqn.invars], eqn.primitive.name
+            values = [read(atom) for atom in eqn.invars]
+            name = eqn.primitive.name
             self.operands[site.path] = tuple(value.layout for value in values)
             if name in INNER:
                 results = INNER[name](self, site, values)
             else:
-                notes.active, notes.numbering = tuple(value.active for value in values), {}
+                notes.active = tuple(value.active for value in values)
+                notes.numbering = {}
                 rule = RULES.get(name) or PART_RULES.get(name) or unknown
                 layouts = rule(notes, eqn, [value.layout for value in values])
-                passed, moved = self._positions(eqn, values), self._moved(site, values)
+                passed = self._positions(eqn, values)
+                moved = self._moved(site, values)
                 results = [
                     Value(tuple(layout), any(notes.active), notes.numbering.get(number, passed), moved[number])
                     for number, layout in enumerate(layouts)
@@ -187,7 +191,9 @@ class Follower:
 
     def _positions(self, eqn: JaxprEqn, values: Sequence[Value]) -> Pin | None:
         """Follow positions: compared with others of the same axis, as `one_hot` does, they pin nothing."""
-        axes, name, known = self.notes.axes, eqn.primitive.name, [value.positions for value in values]
+        axes = self.notes.axes
+        name = eqn.primitive.name
+        known = [value.positions for value in values]
         if name in PASSES:
             return known[0]
         nodes = [each.node for each in known if each]
@@ -199,8 +205,10 @@ class Follower:
 
     def _moved(self, site: Equation, values: Sequence[Value]) -> Sequence[Moved | None]:
         """Follow parameters that are only moved by an equation; otherwise they are used there."""
-        eqn, known = site.eqn, [value.moved for value in values]
-        name, nothing = eqn.primitive.name, [None] * len(eqn.outvars)
+        eqn = site.eqn
+        known = [value.moved for value in values]
+        name = eqn.primitive.name
+        nothing = [None] * len(eqn.outvars)
         if not any(known):
             return nothing
         floats = [jnp.issubdtype(dtype_of(each), jnp.floating) for each in (eqn.invars[0], eqn.outvars[0])]
@@ -230,7 +238,9 @@ def _call(follower: Follower, site: Equation, values: list[Value]) -> list[Value
 
 
 def _scan(follower: Follower, site: Equation, values: list[Value]) -> list[Value]:
-    parameters, axes, path = site.eqn.params, follower.notes.axes, site.path
+    parameters = site.eqn.params
+    axes = follower.notes.axes
+    path = site.path
     first, last = scan_split(site.eqn)
     active = any(value.active for value in values)
     carry = [value._replace(active=active) for value in follower.plain(values[first:last], path, first)]
@@ -250,7 +260,8 @@ def _scan(follower: Follower, site: Equation, values: list[Value]) -> list[Value
 
 
 def _while(follower: Follower, site: Equation, values: list[Value]) -> list[Value]:
-    parameters, active = site.eqn.params, any(value.active for value in values)
+    parameters = site.eqn.params
+    active = any(value.active for value in values)
     first = parameters["cond_nconsts"]
     last = first + parameters["body_nconsts"]
     values = follower.plain(values, site.path)

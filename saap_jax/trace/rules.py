@@ -103,7 +103,8 @@ polygamma population_count pow pvary real reduce_precision regularized_incomplet
 select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
 threefry2x32 xor zeta sharding_constraint"""
 _REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin"
-ELEMENTWISE, REDUCTIONS = frozenset(_ELEMENTWISE.split()), frozenset(_REDUCTIONS.split())
+ELEMENTWISE = frozenset(_ELEMENTWISE.split())
+REDUCTIONS = frozenset(_REDUCTIONS.split())
 
 
 def unknown(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -182,7 +183,8 @@ def ragged_dot(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[L
     """`ragged_dot`: rows are dealt out to groups in their order; the contracted axes are equated."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (left_sum, _), (left_batch, _) = numbers.dot_dimension_numbers
-    groups, ragged = tuple(numbers.rhs_group_dimensions), set(numbers.lhs_ragged_dimensions)
+    groups = tuple(numbers.rhs_group_dimensions)
+    ragged = set(numbers.lhs_ragged_dimensions)
     if len(groups) != 1 or ragged & {*left_sum, *left_batch}:  # a product of gradients: groups are in the result
         return unknown(notes, eqn, ins)
     left, right, sizes = ins[:3]
@@ -195,7 +197,8 @@ def ragged_dot(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[L
 def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Reductions over axes: a statistic of the units, or the position of an extremum among them."""
     name = eqn.primitive.name
-    axes, chosen = [int(axis) for axis in eqn.params["axes"]], int(name.startswith("arg"))
+    axes = [int(axis) for axis in eqn.params["axes"]]
+    chosen = int(name.startswith("arg"))
     for axis in axes:
         notes.reductions.append(Acting(ins[0][axis], 0, axis, ins[0], notes.axes.site, name, chosen))
         if name == "reduce_sum":
@@ -207,7 +210,8 @@ def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 def ordered(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`cumsum` and its kin, `rev`, `sort`: what stands at a place depends on those at others."""
-    first, name = ins[0], eqn.primitive.name
+    first = ins[0]
+    name = eqn.primitive.name
     for layout in ins[1:]:
         first = tuple(map(notes.equate, first, layout))
     along = {"rev": "dimensions", "sort": "dimension"}.get(name, "axis")
@@ -220,7 +224,8 @@ def ordered(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 def top_k(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`top_k`: a statistic of the units of which as many have to remain, and positions among them."""
     axis = eqn.params.get("axis", -1) % len(ins[0])
-    node, least = ins[0][axis], shape_of(eqn.outvars[0])[axis]
+    node = ins[0][axis]
+    least = shape_of(eqn.outvars[0])[axis]
     notes.reductions.append(Acting(node, 0, axis, ins[0], notes.axes.site, "top_k", least))
     notes.chooses(1, node, eqn)
     chosen = notes.axes.pinned(least, "order", "top_k")
@@ -247,7 +252,8 @@ def keys(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Random keys, and bits from them: the axes of the keys come first, and pass; those of the draw are pinned."""
     if not draws_apart(eqn):
         return drawn(notes, eqn, ins)
-    shape, first = shape_of(eqn.outvars[0]), ins[0]
+    shape = shape_of(eqn.outvars[0])
+    first = ins[0]
     own = (notes.axes.pinned(size, "random", eqn.primitive.name) for size in shape[len(first) :])
     return [(*first[: len(shape)], *own)]
 
@@ -278,7 +284,8 @@ def reshape(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 def _ones(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> dict[int, int]:
     """Match each new axis of size 1 with an old one: as many of them before the same elements."""
-    old, new = [notes.axes.size(node) for node in layout], list(sizes)
+    old = [notes.axes.size(node) for node in layout]
+    new = list(sizes)
     passed: dict[int, int] = {}
     places = [[math.prod(shape[:axis]) for axis in range(len(shape))] for shape in (old, new)]
     for place in {place for place, size in zip(places[0], old, strict=True) if size == 1}:
@@ -298,7 +305,8 @@ def regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
     factors = [factor for node in nodes for factor in axes.factors(node)][::-1]
     out = []
     for target in targets:
-        taken, left = [], target
+        taken = []
+        left = target
         while left > 1:
             *minor, factor = axes.factors(factors.pop())[::-1]  # an atom may have become a product in the meantime
             factors += minor

@@ -165,7 +165,8 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     if not paths:
         raise ValueError(f"params: expected a pytree of arrays or jax.ShapeDtypeStructs, got {params!r}")
     program, results = jax.make_jaxpr(function, return_shape=True)(params, *inputs)
-    program, follower = alive(program), Follower()
+    program = alive(program)
+    follower = Follower()
     axes = follower.notes.axes
     variables = list(map(shape_of, program.jaxpr.invars))
     shapes = dict(zip(paths, variables, strict=False))
@@ -178,9 +179,11 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
         for node in result.layout:
             axes.pin(node, "output", "")
     layouts = {path: value.layout for path, value in zip(paths, values, strict=False)}
-    structures, atoms = [], {}
+    structures = []
+    atoms = {}
     for coupling in _collect(follower, layouts):
-        structure, number = _structure(follower, layouts, coupling), 1
+        structure = _structure(follower, layouts, coupling)
+        number = 1
         name = structure.name
         while name in atoms:  # another structure whose first member is the same axis
             number += 1
@@ -262,7 +265,8 @@ def _name_roles(follower: Follower, found: dict[int, Coupling]) -> None:
     activation and a parameter, and is no head, is experts too. Query heads are left over where a head's width is
     contracted. A stream is a sum of activations that several layers read, or averaged by a norm.
     """
-    axes, notes = follower.notes.axes, follower.notes
+    axes = follower.notes.axes
+    notes = follower.notes
     roles: dict[int, set[str]] = {}
     inputs = {atom for pin in axes.pins if pin.kind == "input" for atom in axes.atoms(pin.node)}
     for node, role in notes.paired:
@@ -329,9 +333,11 @@ def _find_companions(follower: Follower, layouts: dict[str, Layout], found: dict
 
 
 def _structure(follower: Follower, layouts: dict[str, Layout], coupling: Coupling) -> TracedStructure:
-    axes, atom = follower.notes.axes, coupling.atom
+    axes = follower.notes.axes
+    atom = coupling.atom
     copied = sorted(coupling.companions)
-    members, removed = [], 0
+    members = []
+    removed = 0
     for path in coupling.holders:
         layout = layouts[path]
         lost = [axes.drop(node, atom) for node in layout]

@@ -69,7 +69,8 @@ class Contraction:
         """Make a key by which systems are applied one after the other: the place, with the turn of each scan."""
         lengths = [int(self.scans[loop].params["length"]) for loop in self.loops]
         turn = np.unravel_index(system // (self.systems // math.prod(lengths)), lengths) if lengths else ()
-        turns, key = dict(zip(self.loops, turn, strict=True)), []
+        turns = dict(zip(self.loops, turn, strict=True))
+        key = []
         for depth, number in enumerate(self.tap[0]):
             key.append(number)
             if (scan := self.tap[0][: depth + 1]) in turns:
@@ -80,7 +81,8 @@ class Contraction:
         """Arrange the activations of one example, `[*turns of the scans, *operand]`, as rows of each system."""
         if not self.is_convolution:
             return self.by_system(active, *self.axes(self.tap[1]))
-        numbers, parameters = self.eqn.params["dimension_numbers"], self.eqn.params
+        numbers = self.eqn.params["dimension_numbers"]
+        parameters = self.eqn.params
         kernel = shape_of(self.eqn.invars[1])
 
         def windows(images: Float[Array, "..."]) -> Float[Array, "rows coordinates"]:
@@ -108,12 +110,15 @@ class Contraction:
 
     def axes(self, operand: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Tell the batch, contracted and other axes of an operand."""
-        name, parameters = self.eqn.primitive.name, self.eqn.params
+        name = self.eqn.primitive.name
+        parameters = self.eqn.params
         if name == "reduce_sum":
-            batch, contracted = self.copied, tuple(map(int, parameters["axes"]))
+            batch = self.copied
+            contracted = tuple(map(int, parameters["axes"]))
         elif name == "conv_general_dilated":
             spec = parameters["dimension_numbers"].rhs_spec
-            batch, contracted = (), (spec[1], *spec[2:]) if operand else parameters["dimension_numbers"].lhs_spec[1:2]
+            batch = ()
+            contracted = (spec[1], *spec[2:]) if operand else parameters["dimension_numbers"].lhs_spec[1:2]
         else:
             contracted, batch = (tuple(map(int, each[operand])) for each in parameters["dimension_numbers"])
         axes = range(len(shape_of(self.eqn.invars[operand])))
@@ -240,9 +245,12 @@ def writers_of(traced: Traced, structures: Sequence[TracedStructure]) -> Writers
 
 def _contraction(program: ClosedJaxpr, tap: Tap, gates: Mapping[str, Sequence[Gate]]) -> Contraction:
     """Look up a contraction whose rows can be told, each turn of the scans around it a system; without its units."""
-    path, jaxpr, scans = tap[0], program.jaxpr, {}
+    path = tap[0]
+    jaxpr = program.jaxpr
+    scans = {}
     for depth in range(0, len(path) - 1, 2):
-        around, here = jaxpr.eqns[path[depth]], path[: depth + 1]
+        around = jaxpr.eqns[path[depth]]
+        here = path[: depth + 1]
         if around.primitive.name == "scan":
             scans[here] = around
             jaxpr = opened(around.params["jaxpr"])[0]
@@ -250,7 +258,8 @@ def _contraction(program: ClosedJaxpr, tap: Tap, gates: Mapping[str, Sequence[Ga
             jaxpr = opened(called_program(around))[0]
         else:
             raise _NoWriterError(f"its units act inside a {around.primitive.name}")
-    eqn, copied = jaxpr.eqns[path[-1]], ()
+    eqn = jaxpr.eqns[path[-1]]
+    copied = ()
     if eqn.primitive.name == "reduce_sum":
         along = {axis for own in gates.values() for gate in own for axis in gate.along if isinstance(axis, int)}
         copied = tuple(sorted(along - {*eqn.params["axes"]}))
@@ -273,9 +282,11 @@ def _parameter(traced: Traced, place: Contraction) -> tuple[dict[str, Any], str]
         return {}, "its units meet no parameter as it is"
     if not jnp.issubdtype(traced.dtypes[moved.path], jnp.floating):
         return {}, f"its units meet integers, {moved.path},"
-    shape, depth = traced.shapes[moved.path], len(moved.loops)
+    shape = traced.shapes[moved.path]
+    depth = len(moved.loops)
     batch, contracted, free = ([depth + axis for axis in axes] for axes in place.axes(1 - place.tap[1]))
-    index, shared = _blocks(moved.index(shape), (*range(depth), *batch), contracted, free), ""
+    index = _blocks(moved.index(shape), (*range(depth), *batch), contracted, free)
+    shared = ""
     own = np.zeros(math.prod(shape), bool)
     own[index.ravel()] = True
     if np.count_nonzero(own) != index.size:
@@ -290,13 +301,15 @@ def _lying(
     traced: Traced, place: Contraction, tap: Tap, structures: Sequence[TracedStructure]
 ) -> list[tuple[str, Int[np.ndarray, "..."]]]:
     """Find the units that lie in an operand of a contraction: what `Contraction.lying` says of it."""
-    axes, follower = traced.follower.notes.axes, traced.follower
+    axes = traced.follower.notes.axes
+    follower = traced.follower
     layout = follower.operands[tap[0]][tap[1]]
     roots = [axes.find(node) for node in layout]
     around = {axes.find(follower.lengths[scan]): scan for scan in place.scans}
     found = []
     for structure in structures:
-        member, atom = structure.members[0], traced.atoms[structure.name]
+        member = structure.members[0]
+        atom = traced.atoms[structure.name]
         # what numbers the copies stands beside the units wherever they are: in the array, or around it
         copies = [axes.find(traced.layouts[member.path][axis]) for axis in member.shared]
         for axis, node in enumerate(layout):
@@ -312,7 +325,8 @@ def _numbers(place: Contraction, structure: TracedStructure, gate: Gate) -> list
 
     Axes of the scans around come first, axes along which it is the same have size 1.
     """
-    shape, depth = shape_of(place.eqn.invars[gate.operand]), len(place.scans)
+    shape = shape_of(place.eqn.invars[gate.operand])
+    depth = len(place.scans)
     order = [*(list(place.scans).index(each) if isinstance(each, tuple) else depth + each for each in gate.along)]
     order.append(depth + gate.axis)
     flat = np.arange(structure.copies * structure.units).reshape(*structure.copied, structure.units)
@@ -330,7 +344,8 @@ def _units(
     place: Contraction, structures: Mapping[str, TracedStructure], gates: Mapping[str, Sequence[Gate]]
 ) -> dict[str, Int[np.ndarray, "systems coordinates"]]:
     """Tell which unit of which copy each coordinate of a contraction belongs to."""
-    shape, depth = shape_of(place.eqn.invars[place.tap[1]]), len(place.scans)
+    shape = shape_of(place.eqn.invars[place.tap[1]])
+    depth = len(place.scans)
     batch, contracted, free = place.axes(place.tap[1])
     told = [int(scan.params["length"]) for scan in place.scans.values()]
     told += [1 if axis in free else size for axis, size in enumerate(shape)]

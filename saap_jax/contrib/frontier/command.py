@@ -36,7 +36,8 @@ def frontier(config: FrontierConfig, *, overwrite: bool | None = False, track: T
     Raises:
         ValueError: bad input, or a ratio that a method cannot meet.
     """
-    chains, layout = expand(config.methods), check(config)
+    chains = expand(config.methods)
+    layout = check(config)
 
     def work(run: RunDirectory) -> None:
         seeds = config.seeds_drawn
@@ -59,9 +60,14 @@ class _Points:
     """
 
     def __init__(self, config: FrontierConfig, chains: Mapping[str, Chain], evaluator: Evaluator, race: Race | None):
-        self.config, self.chains, self.evaluator, self.race = config, chains, evaluator, race
-        self.percent, self.metric = read_percent("max_ppl_increase", config.max_ppl_increase), evaluator.judging
-        self.scale, self.about = scale_of(self.metric), {}
+        self.config = config
+        self.chains = chains
+        self.evaluator = evaluator
+        self.race = race
+        self.percent = read_percent("max_ppl_increase", config.max_ppl_increase)
+        self.metric = evaluator.judging
+        self.scale = scale_of(self.metric)
+        self.about = {}
         self.level = LEVEL / (len(config.ratios) + math.ceil(1 - math.log2(config.tolerance)))  # for each of a line
 
     @property
@@ -80,7 +86,8 @@ class _Points:
 
     def hold(self, asked: Sequence[tuple[Key, float]], doing: str, stage: Stage, *first: str) -> list[bool]:
         """Evaluate points, and tell of each whether it holds the limit."""
-        made, evaluator = [self.at(key, ratio) for key, ratio in asked], self.evaluator
+        made = [self.at(key, ratio) for key, ratio in asked]
+        evaluator = self.evaluator
         evaluator.choose([candidate for candidate in made if candidate.name not in evaluator.keeps])
         about = {candidate.name: candidate.about for candidate in made}
         self.about |= about
@@ -112,7 +119,9 @@ def _measure(
     race: Race | None,
 ) -> Row:  # fmt: skip
     """Measure the grid, bisect every line, keep all keep-sets; return what was found."""
-    run, ratios, points = evaluator.run, sorted(config.ratios), _Points(config, chains, evaluator, race)
+    run = evaluator.run
+    ratios = sorted(config.ratios)
+    points = _Points(config, chains, evaluator, race)
     lines: list[Key] = [(name, seed) for name in chains for seed in config.seeds_drawn]
     grid = [(key, ratio) for ratio in ratios for key in lines]
     with run.stage("search"):

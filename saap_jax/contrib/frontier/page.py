@@ -19,7 +19,9 @@ from saap_jax.runtime.words import plural, some
 
 def frontier_findings(directory: RunDirectory) -> Findings:
     """Show figure and table of what was found, then each seed and all that was measured."""
-    run, candidates, title = directory.record, directory.candidates(), "How far each variant goes"
+    run = directory.record
+    candidates = directory.candidates()
+    title = "How far each variant goes"
     if not run.get("frontier"):
         return Findings(["Nothing is found yet."], title, [])
     found = found_variants(run, candidates)
@@ -29,11 +31,13 @@ def frontier_findings(directory: RunDirectory) -> Findings:
 
 def summary(run: RunRecord, found: Sequence[Found]) -> str:
     """Say who can be pruned furthest within the limit, or why that is not known."""
-    best, frontier = found[0], run["frontier"]
+    best = found[0]
+    frontier = run["frontier"]
     limit = f"+{frontier['percent']:g} % of {frontier['metric']}"
     if not best.ratio.mean > 0:
         return f"No variant keeps within {limit} at a ratio of {100 * frontier['tolerance']:g} %."
-    tied, untested = [each.variant for each in found if each.tied], too_few(best.windows)
+    tied = [each.variant for each in found if each.tied]
+    untested = too_few(best.windows)
     if len(found) == 1 or untested:
         lead = f"{best.variant} reaches"
     elif tied:
@@ -55,8 +59,10 @@ def summary(run: RunRecord, found: Sequence[Found]) -> str:
 
 def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
     """Say what the numbers mean, and what is special about some of them."""
-    frontier, why = run["frontier"], too_few(found[0].windows)
-    scale, windows = scale_of(frontier["metric"]), len(run[DENSE]["losses"][frontier["metric"]])
+    frontier = run["frontier"]
+    why = too_few(found[0].windows)
+    scale = scale_of(frontier["metric"])
+    windows = len(run[DENSE]["losses"][frontier["metric"]])
     units = "windows" if found[0].windows == windows else "articles"
     at_least = ", no narrower than Student's over seeds" if found[0].seeds > 1 else ""
     interval = f"[95 % interval, bootstrap over seeds and {units}{at_least}]"
@@ -113,7 +119,8 @@ def _seed_table(run: RunRecord, candidates: Sequence[Row]) -> Table:
     rows = []
     for line in run["frontier"]["lines"]:
         row = measured[line["candidate"]]
-        again, actual = " ".join(map(str, line["again"])), row.get("ratio_actual", 0.0)
+        again = " ".join(map(str, line["again"]))
+        actual = row.get("ratio_actual", 0.0)
         rows.append({**line, "again": again, "ratio_actual": actual, "parameters": row["parameters"], **row["ppl"]})
     columns = [
         Column("variant", ("variant",), words=True),
@@ -137,8 +144,11 @@ def _figure(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found]) -
     A curve is the mean over the seeds of log perplexity, on the grid and where bisection tried the same ratio for all
     of them; its upright lines go from the lowest seed to the highest.
     """
-    frontier, scale = run["frontier"], scale_of(run["frontier"]["metric"])
-    metric, seeds, curves = frontier["metric"], len(run["seeds"]["calibration"]), []
+    frontier = run["frontier"]
+    scale = scale_of(run["frontier"]["metric"])
+    metric = frontier["metric"]
+    seeds = len(run["seeds"]["calibration"])
+    curves = []
     for each in found:
         values: dict[float, list[float]] = {}
         for candidate in candidates:

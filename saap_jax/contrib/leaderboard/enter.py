@@ -33,7 +33,10 @@ from saap_jax.subjects.llama import LlamaSubject, open_subject
 
 SAME = ("chain", "code", "versions", "text", "seeds", "judged", DENSE)
 """What an entry of before has to have in common with this one so that its other ratios stay."""
-MODEL, LENGTH, WINDOWS, ROWS = "smollm2-135m", 128, 96, 8
+MODEL = "smollm2-135m"
+LENGTH = 128
+WINDOWS = 96
+ROWS = 8
 """The model; tokens a window, windows that are evaluated, and windows a microbatch."""
 
 

@@ -22,9 +22,11 @@ from saap_jax.report.render import markdown_text
 from saap_jax.runtime.files import read_json
 from saap_jax.runtime.words import plural
 
-EXAMPLES, MINUTES = 128, 10.0
+EXAMPLES = 128
+MINUTES = 10.0
 """Windows of calibration text, and processor minutes, that a method may take."""
-DENSE, JUDGED = "dense", "judged"
+DENSE = "dense"
+JUDGED = "judged"
 
 Entry = dict[str, Any]
 """A file: `name`, `idea`, `author`, `chain`, `date`, `commit`, `versions`, `text`, `seeds`, `judged`, the losses of the
@@ -81,8 +83,10 @@ def leaderboard(entries: Sequence[Entry], ratio: float) -> Table:
     racing = [row["losses"] for row in rows if row["minutes"] <= MINUTES]
     for number in race(racing, [len(newest[DENSE])]).left if racing else ():
         rows[number] |= {"best": number == 0, "tied": number > 0}
-    late, others = rows[len(racing) :], [entry for entry in there if entry["about"] != newest["about"]]
-    (calibration, metric, _), draws = newest["text"], plural(len(newest["seeds"]), "draw")
+    late = rows[len(racing) :]
+    others = [entry for entry in there if entry["about"] != newest["about"]]
+    (calibration, metric, _) = newest["text"]
+    draws = plural(len(newest["seeds"]), "draw")
     notes = [
         f"{metric}, {len(newest[DENSE])} windows; calibrated on {EXAMPLES} windows of {calibration}, {draws}. "
         "Intervals of 95 % are over windows and draws.",

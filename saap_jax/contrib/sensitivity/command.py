@@ -37,7 +37,8 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool | None = False, tr
     Raises:
         ValueError: bad input, or a ratio that the method cannot meet.
     """
-    method, layout = parse(config.method), check(config)
+    method = parse(config.method)
+    layout = check(config)
     if (first := method.steps[0]).begins:
         raise ValueError(
             f"method: expected a chain that scores units once, got {method.name}, which chooses between chains; name "
@@ -81,7 +82,8 @@ def one_place_each(
     A place is a structure of a layer; of a traced model, whose copies lose as many units each, a whole structure. The
     units of the lowest scores go, of equal ones the first; as many as make up the share, rounded up.
     """
-    existing, limits = subject.existing, subject.limits(Within())
+    existing = subject.existing
+    limits = subject.limits(Within())
     layers = max(len(units) for units in existing.values())
     places = (
         [(layer, name, [layer]) for layer in range(layers) for name in existing]
@@ -114,7 +116,9 @@ def one_place_each(
 def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores: Scores) -> list[Row]:
     """Try what may be better than the method at `ratio`, of each kind what is predicted to cost least; evaluate it as a
     comparison does, repaired where the method repairs, and record it."""
-    run, subject, ratio = evaluator.run, evaluator.subject, config.ratio
+    run = evaluator.run
+    subject = evaluator.subject
+    ratio = config.ratio
     candidates = run.candidates()
     costs = costs_of(run.record, candidates)
 
@@ -143,7 +147,8 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
             except ValueError:  # a budget that this option cannot meet
                 continue
             if cost < best:
-                best, chosen[kind] = cost, option
+                best = cost
+                chosen[kind] = option
     chains = {"plain": method} | {kind: changed(option) for kind, option in chosen.items()}
     named = {kind: dataclasses.replace(each, name=f"{method.name},{kind}") for kind, each in chains.items()}
     made = {kind: candidate_of(each, ratio, config.calibration.seed, told=False) for kind, each in named.items()}

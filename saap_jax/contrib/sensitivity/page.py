@@ -32,7 +32,9 @@ EXTREMES = 5
 
 def sensitivity_findings(directory: RunDirectory) -> Findings:
     """Show the map, the extremes, and all changes behind a fold."""
-    run, candidates, title = directory.record, directory.candidates(), "What each layer costs"
+    run = directory.record
+    candidates = directory.candidates()
+    title = "What each layer costs"
     if "losses" not in run.get(DENSE, {}) or not any("layer" in row for row in candidates):
         return Findings(["Nothing is measured yet."], title, [])
     changes = changes_of(run, candidates)
@@ -56,11 +58,13 @@ def extremes(changes: Sequence[Change], ratio: float) -> tuple[list[Change], lis
 
 def marks_of(run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change]) -> dict[Change, str]:
     """Mark what costs most and what costs least of these changes, and places on its side that may cost as much."""
-    marks, shown = {}, nearest_share(changes, run["config"]["ratio"])
+    marks = {}
+    shown = nearest_share(changes, run["config"]["ratio"])
     most, least = extremes(changes, run["config"]["ratio"])
     for side in (most, least[::-1]):
         if side:
-            first, others = side[0], [change for change in shown if change != side[0]]
+            first = side[0]
+            others = [change for change in shown if change != side[0]]
             found = dict(zip(others, as_costly(run, candidates, first, others), strict=True))
             marks |= {first: BEST} | {change: TIED for change in side[1:] if found[change].tied}
     return marks
@@ -100,7 +104,8 @@ def _table(
 
 def _notes(run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change]) -> list[str]:
     """Say what the numbers mean, and what a structure costs on the whole."""
-    metric, shown = judged_metric(run), nearest_share(changes, run["config"]["ratio"])
+    metric = judged_metric(run)
+    shown = nearest_share(changes, run["config"]["ratio"])
     together = "all structures" if any("among" in row for row in candidates) else "all layers of the structure"
     why = too_few(len(run[DENSE]["losses"][metric]))
     how = f"; no intervals, and which others cost as much is not tested: {why}"
@@ -114,7 +119,8 @@ def _notes(run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change])
     for structure in structures_in(candidates):
         each = a_parameter(shown, structure)
         if not math.isnan(each):
-            cost, at = f"{signed(1e6 * each, 4)} {scale_of(metric).unit}", f"{100 * shown[0].asked:g}"
+            cost = f"{signed(1e6 * each, 4)} {scale_of(metric).unit}"
+            at = f"{100 * shown[0].asked:g}"
             lines.append(f"{structure}: {cost} for a million parameters, over all layers at {at} %")
     if "raced" in run:
         lines.append(
@@ -132,5 +138,6 @@ def _map(run: RunRecord, changes: Sequence[Change], structures: Sequence[str]) -
         panels[change.structure][shares.index(change.asked), change.layer] = change.nats
     panels = {name: cells for name, cells in panels.items() if np.isfinite(cells).any()}
     title = "What each layer costs when it alone is pruned"
-    rows, of = [f"{100 * share:g} %" for share in shares], scale_of(judged_metric(run)).unit
+    rows = [f"{100 * share:g} %" for share in shares]
+    of = scale_of(judged_metric(run)).unit
     return change_figure("sensitivity", title, panels, rows, of)

@@ -86,12 +86,14 @@ def changes_of(run: RunRecord, candidates: Sequence[Row]) -> list[Change]:
     """Measure what each removal at one place changed, by structure, layer and share."""
     metric = judged_metric(run)
     whole = np.array(run["dense"]["losses"][metric], np.float64)
-    dense, order = float(np.mean(whole)), structures_in(candidates)
+    dense = float(np.mean(whole))
+    order = structures_in(candidates)
     rows = sorted(at_one_place(candidates), key=lambda r: (order.index(r["structure"]), r["layer"], r["asked"]))
     losses = [losses_of(row, metric) for row in rows]
     nats = [_change(each, whole) for each in losses]
     differences: list[Difference] = []
-    scale, articles = scale_of(metric), run.get("articles", {}).get(metric, ())
+    scale = scale_of(metric)
+    articles = run.get("articles", {}).get(metric, ())
     for values, seen in losses:
         differences.append(paired_difference(values[None, seen], whole[None, seen], scale=scale, articles=articles))
     totals: dict[tuple[str, float], list[float]] = {}
@@ -122,9 +124,11 @@ def as_costly(run: RunRecord, candidates: Sequence[Row], first: Change, others: 
 
     What is compared is `relative`, or `nats` where that is not known.
     """
-    metric, together = judged_metric(run), [first, *others]
+    metric = judged_metric(run)
+    together = [first, *others]
     by_place = {(row["structure"], row["layer"], row["asked"]): row for row in at_one_place(candidates)}
-    dense, costs = np.array(run["dense"]["losses"][metric], np.float64), []
+    dense = np.array(run["dense"]["losses"][metric], np.float64)
+    costs = []
     several = not any(math.isnan(change.relative) for change in together)
     for change in together:
         losses, seen = losses_of(by_place[change.structure, change.layer, change.asked], metric)

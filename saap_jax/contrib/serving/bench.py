@@ -50,7 +50,8 @@ def bench(config: BenchConfig, *, track: Track = quiet) -> Record:
     ]
     rows: list[Record] = []
     for batch, prompt in itertools.product(config.batch_sizes, config.prompt_lengths):
-        workload, what = Workload(batch, prompt, config.new_tokens), f"{batch} x {prompt} + {config.new_tokens}"
+        workload = Workload(batch, prompt, config.new_tokens)
+        what = f"{batch} x {prompt} + {config.new_tokens}"
         programs = [
             compile_programs(model, workload) for model in track(f"compile {what}", models.values(), len(names))
         ]
@@ -105,7 +106,8 @@ def shown(config: BenchConfig, result: Record) -> list[Block]:
     groups: dict[str, list[tuple[str, ...]]] = {}
     for row in result["workloads"]:
         title = f"batch {row['batch']}, {row['prompt']} prompt tokens, {row['new']} new ones"
-        memory, decoded = row["memory_bytes"], "tokens_per_second" in row
+        memory = row["memory_bytes"]
+        decoded = "tokens_per_second" in row
         groups.setdefault(title, []).append(
             (
                 row["model"],

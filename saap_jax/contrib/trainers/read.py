@@ -23,7 +23,8 @@ from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.runtime.gather import leaves_by_path
 
-ITEMS, PARAMETERS = "items", "model_params"
+ITEMS = "items"
+PARAMETERS = "model_params"
 """Names of the items that hold parameters: of MaxText, and of Tunix and MaxText's distillation."""
 
 Arrays = Mapping[str, np.ndarray]
@@ -240,7 +241,8 @@ _TUNIX = {
 
 def _of_tunix(arrays: Arrays, item: Path) -> dict[str, np.ndarray]:
     """Return the Hugging Face tensors of Tunix's arrays."""
-    tensors, apart = {}, dict[str, np.ndarray]()
+    tensors = {}
+    apart = dict[str, np.ndarray]()
     for name, array in arrays.items():  # keys and values of Gemma are one array, and as many queries with them
         kinds = found[1] if (found := re.search("(q?kv)_einsum/w$", name)) else ""
         apart |= {name.replace(f"{kinds}_", f"{each}_"): array[at] for at, each in enumerate(kinds)} or {name: array}

@@ -165,10 +165,12 @@ def _whole(value: float) -> int | float:
 def departures(spec: LlamaSpec) -> tuple[str, ...]:
     """List in sentences where Tunix differs from the model; of a family that it has."""
     constants, apart, module = spec.constants, spec.constants.apart, TUNIX[spec.constants.family].module
-    gemma, window = module == "gemma3", (apart or constants).sliding_window
+    gemma = module == "gemma3"
+    window = (apart or constants).sliding_window
     local = tuple(layer for layer in range(len(spec.layers)) if layer % 6 != 5)
     scalings = [constants.rope_scaling, None if apart is None else apart.rope_scaling]
-    theta, eps = constants.rope_theta, constants.norm_eps
+    theta = constants.rope_theta
+    eps = constants.norm_eps
     said = (
         (
             module in ("llama3", "qwen3") and theta != THETA,

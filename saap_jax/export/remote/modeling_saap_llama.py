@@ -27,7 +27,8 @@ class SaapLlamaAttention(LlamaAttention):
 
     def __init__(self, config: SaapLlamaConfig, layer: int) -> None:
         own = config.of_layer(layer)
-        heads, group = own.num_key_value_heads, own.num_attention_heads // own.num_key_value_heads
+        heads = own.num_key_value_heads
+        group = own.num_attention_heads // own.num_key_value_heads
         heads = 0 if "attention" in own.skip else heads
         sizes = LlamaConfig(
             hidden_size=config.head_dim * group,  # only so that it is accepted: the projections are made below
@@ -41,7 +42,8 @@ class SaapLlamaAttention(LlamaAttention):
         self.config = config  # which attention to run is set on the model's configuration
         self.heads = heads
         self.sliding_window = config.sliding_window
-        inner, biases = config.head_dim * heads, config.family == "qwen2"
+        inner = config.head_dim * heads
+        biases = config.family == "qwen2"
         self.q_proj = nn.Linear(config.hidden_size, inner * group, bias=biases)
         self.k_proj = nn.Linear(config.hidden_size, inner, bias=biases)
         self.v_proj = nn.Linear(config.hidden_size, inner, bias=biases)
@@ -104,7 +106,8 @@ class SaapLlamaModel(SaapLlamaPreTrainedModel, MistralModel):
 
     def __init__(self, config: SaapLlamaConfig) -> None:
         super(MistralModel, self).__init__(config)
-        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(SaapLlamaDecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)

@@ -77,7 +77,8 @@ _HARMLESS = {
 
 _DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2}
 
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+_FULL = "full_attention"
+_SLIDING = "sliding_attention"
 
 _ORIGINAL = "original_max_position_embeddings"
 _FACTORS = dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor"), "factor")
@@ -137,7 +138,8 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
     if "num_key_value_heads" in config or not family.groups_said:  # else as many as query heads
         given.setdefault("num_key_value_heads", config.get("num_attention_heads"))
     found = checked(defaults | given, _FIELDS, where)
-    embed, layers = found["hidden_size"], _widths(found, family, by_layer)
+    embed = found["hidden_size"]
+    layers = _widths(found, family, by_layer)
     if "head_dim" not in found:
         heads = layers[0].kv_heads * layers[0].q_per_kv
         if not heads or embed % heads:
@@ -196,12 +198,16 @@ def _refuse_unsupported(config: dict[str, Any], where: str, family: Family) -> N
 
 def _widths(found: Values, family: Family, by_layer: bool) -> tuple[LayerWidths, ...]:
     """Read the widths of all layers, of lists or of one number for all."""
-    layers, where, mixture = found["num_hidden_layers"], found.where, family.mixture
+    layers = found["num_hidden_layers"]
+    where = found.where
+    mixture = family.mixture
 
     def each(key: str) -> list[int]:
         return per_layer(found[key], layers, key, where)
 
-    heads, kv_heads, group_key = each("num_attention_heads"), each("num_key_value_heads"), "query_heads_per_kv_head"
+    heads = each("num_attention_heads")
+    kv_heads = each("num_key_value_heads")
+    group_key = "query_heads_per_kv_head"
     pairs = zip(heads, kv_heads, strict=True)
     groups = each(group_key) if group_key in found else [max(1, queries // max(keys, 1)) for queries, keys in pairs]
     if mixture is None:
@@ -211,7 +217,8 @@ def _widths(found: Values, family: Family, by_layer: bool) -> tuple[LayerWidths,
         if any(count != next(iter(said.values())) for count in said.values()):
             raise ValueError(f"{where}: expected one number of experts in {' and '.join(said)}, got others")
         experts = each(next(iter(said)))
-        most, asked = next(iter(said.values())), found["num_experts_per_tok"]
+        most = next(iter(said.values()))
+        asked = found["num_experts_per_tok"]
         if not by_layer and isinstance(most, int) and asked > most:
             raise ValueError(f"{where}: expected num_experts_per_tok of at most {most} experts, got {asked}")
         inner = [{"mlp": n, "channels": width} for n, width in zip(experts, each(mixture.channels), strict=True)]
@@ -268,10 +275,12 @@ def _rope(config: Values, family: Family) -> tuple[float, RopeScaling | None, fl
     """Read base and scaling of the rotary embedding, and the base of local layers where the family has one."""
     if family.local_theta is None:
         return (*_one_rope(config, config.where, family), None)
-    given, local = config.get("rope_parameters"), config.get("rope_local_base_freq")
+    given = config.get("rope_parameters")
+    local = config.get("rope_local_base_freq")
     full: Mapping[str, Any] = config
     if given and set(given) <= {_FULL, _SLIDING}:
-        of_local, full = given.get(_SLIDING), dict(config) | {"rope_parameters": given.get(_FULL)}
+        of_local = given.get(_SLIDING)
+        full = dict(config) | {"rope_parameters": given.get(_FULL)}
         if isinstance(of_local, dict):
             theta, other = _one_rope({"rope_parameters": of_local}, config.where, family)
             if other is not None or (local is not None and local != theta):

@@ -62,7 +62,8 @@ def gguf_name(name: str, architecture: str = "llama") -> str:
     >>> gguf_name("model.layers.3.mlp.down_proj.bias")
     'blk.3.ffn_down.bias'
     """
-    known, suffixes = _names(architecture), (".weight", ".bias")
+    known = _names(architecture)
+    suffixes = (".weight", ".bias")
     if not name.startswith("model.layers."):
         return known.get_name(name, suffixes) or name
     layer, inner = name.removeprefix("model.layers.").split(".", 1)
@@ -303,7 +304,8 @@ def open_gguf(path: Path) -> Checkpoint:
 
 def _attributes(file: GgufFile) -> tuple[Values, str, str]:
     """Return the attributes of a model, its architecture, and its family: one with experts if the file counts any."""
-    architecture, where = file.fields.get("general.architecture"), str(file.path)
+    architecture = file.fields.get("general.architecture")
+    where = str(file.path)
     known = list(dict.fromkeys([*gguf_families(), *gguf_families(experts=True)]))
     if not isinstance(architecture, str) or architecture not in known:
         raise ValueError(
@@ -343,7 +345,8 @@ def _number(value: float) -> float:
 
 def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted: bool) -> Checkpoint:
     """Present the tensors under Hugging Face names, and those that an empty sub-block lacks in the file."""
-    family, own = spec.constants.family, {known: name for name, known in names.items() if name in file.tensors}
+    family = spec.constants.family
+    own = {known: name for name, known in names.items() if name in file.tensors}
     shapes = unread(spec)
     for known, name in own.items():
         shapes[known] = shape = file.shape(name)
@@ -367,10 +370,12 @@ def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted
 
 
 def _spec(found: Values, file: GgufFile, architecture: str, name: str) -> LlamaSpec:
-    where, family = found.where, FAMILIES[name]
+    where = found.where
+    family = FAMILIES[name]
     if _WORDS not in file.tensors:
         raise ValueError(f"{where}: missing tensor {_WORDS}")
-    layers, embed = _widths(found, architecture, family), found["embedding_length"]
+    layers = _widths(found, architecture, family)
+    embed = found["embedding_length"]
     if "attention.key_length" not in found and layers[0].kv_heads:
         found["attention.key_length"] = embed // (layers[0].kv_heads * layers[0].q_per_kv)
     head_dim = found["attention.key_length"]
@@ -386,7 +391,8 @@ def _spec(found: Values, file: GgufFile, architecture: str, name: str) -> LlamaS
             raise ValueError(f"{where}: both {ROPE_FACTORS} and rope.scaling.type are given, expected one")
         how["rope_scaling"] = scaling or how["rope_scaling"]
     if family.experts:  # llama.cpp divides the weights of a token's experts by their sum
-        most, experts = found["expert_used_count"], found["expert_count"]
+        most = found["expert_used_count"]
+        experts = found["expert_count"]
         if most > experts:
             raise ValueError(
                 f"{where}: expected {found.prefix}expert_used_count of at most {experts} experts, got {most}"
@@ -446,7 +452,8 @@ def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
 
 
 def _widths(found: Values, architecture: str, family: Family) -> tuple[LayerWidths, ...]:
-    where, widths = found.where, []
+    where = found.where
+    widths = []
     names = "attention.head_count", "attention.head_count_kv", family.gguf.expert_channels
     found.setdefault(names[1], found[names[0]])
     each = [per_layer(found[name], found["block_count"], f"{found.prefix}{name}", where) for name in names]

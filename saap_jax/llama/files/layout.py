@@ -135,7 +135,8 @@ class Stored(NamedTuple):
 def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
     """Place each parameter of a (possibly abstract) model in the checkpoint; beside it, the tree's definition."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    traits, bounds = model.constants.traits, segment_bounds(model.segments)
+    traits = model.constants.traits
+    bounds = segment_bounds(model.segments)
     in_layer = _LAYER | dict(traits.layer_names) | (traits.mixture.names if traits.mixture is not None else {})
     stored = []
     for key_path, variable in leaves:
@@ -147,7 +148,8 @@ def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
             kind = "bias" if name.endswith("_bias") else "weight"
             whole, _, part = name.rpartition("/")
             if part in QUANTIZED:
-                name, kind = whole, QUANTIZED[part]
+                name = whole
+                kind = QUANTIZED[part]
             layers = range(bounds[int(segment)].start, bounds[int(segment)].stop)
             names = tuple(f"model.layers.{layer}.{in_layer[name]}.{kind}" for layer in layers)
         stored.append(Stored(path, variable, names))
@@ -186,7 +188,8 @@ def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> 
         for index, name in enumerate(item.names):
             size: dict[str, int | None] = {}
             if item.stacked:
-                have, want = own[start + index], wanted[start + index]
+                have = own[start + index]
+                want = wanted[start + index]
                 of_block = ("mlp",) if "/mlp/" in item.path else ("kv_heads", "q_per_kv")
                 changed = any(getattr(have, each) != getattr(want, each) for each in of_block)
                 if isinstance(item.variable, QuantizedArray) and changed and item.variable.size:
@@ -246,7 +249,8 @@ def groups_of(spec: LlamaSpec, model_type: str) -> list[Fusion]:
     if (mixture := spec.constants.traits.mixture) is None:
         return groups
     for layer, widths in enumerate(spec.layers):
-        below, each = f"model.layers.{layer}.{mixture.experts}", widths.channels or 0
+        below = f"model.layers.{layer}.{mixture.experts}"
+        each = widths.channels or 0
         for part, axis in zip(mixture.parts, mixture.sides.values(), strict=True):
             apart = {f"{below}.{number}.{part}.weight": each for number in range(widths.mlp)}
             groups.append(Fusion(axis, {f"{below}.{part}.weight": widths.mlp * each}, apart, spec.embed))
@@ -272,7 +276,8 @@ def regrouped(checkpoint: Checkpoint, groups: Iterable[Fusion]) -> Checkpoint:
     Raises:
         ValueError: a stored matrix is missing or misshapen, or one of ours is there too.
     """
-    where, shapes = checkpoint.where, dict(checkpoint.shapes)
+    where = checkpoint.where
+    shapes = dict(checkpoint.shapes)
     owners: dict[str, tuple[Fusion, int]] = {}
     for group in groups:
         start = 0
@@ -285,7 +290,8 @@ def regrouped(checkpoint: Checkpoint, groups: Iterable[Fusion]) -> Checkpoint:
                 got = f"{name} has shape {list(found)}" if found else f"missing tensors {name}"
                 raise ValueError(f"{where}: {got}, expected {list(group.shape(size))}")
         for name, size in group.ours.items():
-            shapes[name], owners[name] = group.shape(size), (group, start)
+            shapes[name] = group.shape(size)
+            owners[name] = (group, start)
             start += size
 
     def read_part(name: str, block: tuple[slice, ...]) -> np.ndarray:

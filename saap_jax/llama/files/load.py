@@ -95,7 +95,8 @@ def load_keep(directory: str | Path) -> Keep:
         if record.keys() != set(STRUCTURES):
             raise ValueError(f"{path}: expected kept units of {', '.join(STRUCTURES)}, got {shown(list(record))}")
         for structure, entry in record.items():
-            rows, where = entry["kept"], f"{path}: {structure}"
+            rows = entry["kept"]
+            where = f"{path}: {structure}"
             units = checked({"units": entry["units"]}, {"units": "channels"}, where)["units"]
             keep[structure] = np.zeros((len(rows), units), bool)
             for layer, kept in enumerate(rows):
@@ -132,7 +133,8 @@ def _opened(directory: Path) -> Checkpoint:
         said = checked(read_object(generation), {"eos_token_id": "token*"}, str(generation))
         content |= {key: value for key, value in said.items() if key == "eos_token_id"}
     spec = spec_from_config(content, str(config))
-    shapes, homes = {}, {}
+    shapes = {}
+    homes = {}
     for file in _tensor_files(directory):
         with reading(file, "a whole safetensors file"):
             file.open("rb").close()  # of a file that may not be read, the library says that there is none
@@ -180,7 +182,8 @@ def _drop_zero_biases(checkpoint: Checkpoint) -> None:
 
 def _tensor_files(directory: Path) -> list[Path]:
     """List the safetensors files of a directory: the one, or those that its index names."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    single = directory / "model.safetensors"
+    index = directory / "model.safetensors.index.json"
     if single.is_file() == index.is_file():
         found = "both; remove one" if single.is_file() else "neither"
         kind = ValueError if single.is_file() else FileNotFoundError
@@ -197,8 +200,10 @@ def _tensor_files(directory: Path) -> list[Path]:
 
 
 def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:
-    expected, where = {name: item.shape(item.sizes) for item in stored for name in item.names}, checkpoint.where
-    found, family = checkpoint.shapes, checkpoint.spec.constants.family
+    expected = {name: item.shape(item.sizes) for item in stored for name in item.names}
+    where = checkpoint.where
+    found = checkpoint.shapes
+    family = checkpoint.spec.constants.family
     if missing := sorted(expected.keys() - found.keys()):
         raise ValueError(f"{where}: missing tensors {some(missing)}")
     if extra := sorted(found.keys() - expected.keys() - ({UNEMBEDDING} if checkpoint.spec.tied else set())):
@@ -233,7 +238,8 @@ def _read_parameter(checkpoint: Checkpoint, item: Stored, place: NamedSharding |
 
 def _read_part(checkpoint: Checkpoint, item: Stored, part: tuple[slice, ...]) -> np.ndarray:
     """Return a part of a parameter, tensor by tensor."""
-    dtype, shape = jnp.dtype(item.variable.dtype), item.variable.shape
+    dtype = jnp.dtype(item.variable.dtype)
+    shape = item.variable.shape
     sizes = [len(range(*each.indices(size))) for each, size in zip(part, shape, strict=True)]
     buffer = _aligned_empty(tuple(sizes), dtype)
     if not buffer.size:  # of a layer without heads or channels, from which the library cannot slice a part

@@ -112,7 +112,8 @@ PACKAGED = {
 
 def _file_of(name: str) -> Path:
     """Find the file of a packaged model, whose parts are put together once."""
-    model, target = PACKAGED[name], cache() / f"{name}.gguf"
+    model = PACKAGED[name]
+    target = cache() / f"{name}.gguf"
     if model.sha256 and target.is_file():
         return target
     found = []
@@ -155,7 +156,8 @@ def source_of(name: str, place: Path) -> dict[str, str]:
     Raises:
         ValueError: a damaged GGUF file.
     """
-    said, card = dict[str, Any](), place / CARD
+    said = dict[str, Any]()
+    card = place / CARD
     if place.is_file():
         from saap_jax.llama.files.gguf import open_gguf_file
 

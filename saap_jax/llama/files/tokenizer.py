@@ -74,7 +74,8 @@ def pre_tokenizer_name(backend: dict[str, Any]) -> str:
             return [item for inner in pre["pretokenizers"] for item in splitters(inner)]
         return [] if pre is None else [{key: value for key, value in pre.items() if key != "trim_offsets"}]
 
-    model, normalizer = backend["model"], (backend.get("normalizer") or {}).get("type")
+    model = backend["model"]
+    normalizer = (backend.get("normalizer") or {}).get("type")
     of_bytes = model["type"] == "BPE" and not model.get("byte_fallback")
     found = splitters(backend.get("pre_tokenizer")), normalizer, bool(model.get("ignore_merges"))
     for name, build in PRE_TOKENIZERS.items():
@@ -184,11 +185,13 @@ ROLES = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_to
 def _from_gguf(path: Path) -> Tokenizer:
     from saap_jax.llama.files.gguf import WINDOW_KEYS, open_gguf_file
 
-    file, prefix = open_gguf_file(path), "tokenizer.ggml."
+    file = open_gguf_file(path)
+    prefix = "tokenizer.ggml."
     fields = file.fields
     given = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
     found = checked(given, _FIELDS, str(path), prefix)
-    kind, pre = found.get("model"), found.get("pre")
+    kind = found.get("model")
+    pre = found.get("pre")
     if kind in (None, "none"):
         raise FileNotFoundError(f"{path}: expected {prefix}model, found none; it has no tokenizer")
     pieces = kind == "llama" and fields.get("general.architecture") in SENTENCE_PIECES
@@ -250,7 +253,8 @@ def _sentence_pieces(found: Values, vocabulary: dict[str, int], named: dict[str,
     """
     if "unk_token" not in named:
         raise ValueError(f"{found.where}: expected tokenizer.ggml.unknown_token_id, got none")
-    kinds, scores = found["token_type"], found["scores"]
+    kinds = found["token_type"]
+    scores = found["scores"]
     joined = {token for token, index in vocabulary.items() if kinds[index] == _NORMAL}
     merges = [
         (-scores[vocabulary[token]], vocabulary[token], vocabulary[left], left, right)

@@ -80,7 +80,8 @@ def check_widths(keep: Keep, model: Llama) -> None:
     """Raise ValueError unless a model has as many units in each layer as `keep` says were kept."""
     units = existing_units(model.segments)
     for name in STRUCTURES:
-        widths, kept = units[name].sum(axis=1).tolist(), keep[name].sum(axis=1).tolist() if name in keep else "none"
+        widths = units[name].sum(axis=1).tolist()
+        kept = keep[name].sum(axis=1).tolist() if name in keep else "none"
         if kept != widths:
             raise ValueError(f"keep: expected {name} units a layer {widths}, as in the model, got {kept}; cut it first")
 
@@ -100,7 +101,8 @@ def write_tensors(
         ValueError: a tensor whose values are too large for `dtype`.
     """
     header: dict[str, Any] = {"__metadata__": dict(about or {"format": "pt"})}
-    offset, codes = 0, CODES | {"uint8": "U8"}
+    offset = 0
+    codes = CODES | {"uint8": "U8"}
     for tensor in tensors:
         stored = tensor.dtype or dtype
         end = offset + int(np.prod(tensor.shape)) * stored.itemsize

@@ -71,7 +71,9 @@ def closing_sections(run: RunRecord, about: Mapping[str, str | None] | None = No
 
 def _reproduce(run: RunRecord, about: Mapping[str, str | None]) -> list[Block]:
     """Say command, versions, devices and configuration; what is known beside them comes first."""
-    devices, model, versions = run.get("devices", {}), run.get("model", {}), run.get("versions", {})
+    devices = run.get("devices", {})
+    model = run.get("model", {})
+    versions = run.get("versions", {})
     seeds = {name: ", ".join(map(str, s)) if isinstance(s, list) else s for name, s in run.get("seeds", {}).items()}
     known = {
         **about,
@@ -98,7 +100,8 @@ def _cost(run: RunRecord) -> list[Block]:
     """Say time, memory and cost; the table of stages has the columns that some stage has a number for."""
     blocks: list[Block] = []
     if stages := run.get("stages"):
-        fields, lines = [field for field in _STAGE if any(stage.get(field) is not None for stage in stages)], []
+        fields = [field for field in _STAGE if any(stage.get(field) is not None for stage in stages)]
+        lines = []
         for stage in stages:
             name = stage["name"] + (f" ({stage['times']} times)" if stage.get("times", 1) > 1 else "")
             values = [(stage.get(field), _STAGE[field][1]) for field in fields]
@@ -117,7 +120,8 @@ def _cost(run: RunRecord) -> list[Block]:
             source = ", ".join(part for part in (prices.get("kind"), each, prices.get("date")) if part)
             blocks += said(f"{text}: {format_usd(usd)}{f' ({source})' if source else ''}.")
             if (million := cost.get("usd_per_million_tokens")) and "structures" not in run:
-                dense, cut = format_usd(million["dense"]), format_usd(million["cut"])
+                dense = format_usd(million["dense"])
+                cut = format_usd(million["cut"])
                 blocks += said(f"A million tokens in the timed forward pass: {dense} dense, {cut} cut.")
     if stages:
         more = "Memory is the highest of the process until the end of a stage."
@@ -184,7 +188,8 @@ def structure_sentences(run: RunRecord) -> list[str]:
     ]
     if "structures" not in run:
         return lines
-    structures, model = run["structures"], run["model"]
+    structures = run["structures"]
+    model = run["model"]
     held = f"{model['prunable_parameters']:,} of {model['parameters']:,} parameters"
     found = [f"{plural(len(structures), 'structure')} with {held} can be pruned."]
     if copied := ", ".join(structure["name"] for structure in structures if structure["copied"]):

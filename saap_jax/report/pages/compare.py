@@ -57,8 +57,10 @@ from saap_jax.wings import wing
 
 def compare_sections(run: RunRecord, candidates: Sequence[records.Row]) -> tuple[list[Section], list[Row]]:
     """Make the sections of a compare run, finished or not, and its rows."""
-    variants, rows = merged(candidates), comparison_rows(run, candidates)
-    table, seeds = comparison_table(run, candidates), {candidate.get("seed") for candidate in candidates}
+    variants = merged(candidates)
+    rows = comparison_rows(run, candidates)
+    table = comparison_table(run, candidates)
+    seeds = {candidate.get("seed") for candidate in candidates}
     each_seed = [Section("Each seed", [candidate_table(run, candidates)], folded=True)] if len(seeds) > 1 else []
     sections = [
         Section("Summary", [facts(_about(run, rows)), *said(*summary(run, rows))]),
@@ -79,7 +81,8 @@ def compare_sections(run: RunRecord, candidates: Sequence[records.Row]) -> tuple
 
 def comparison_table(run: RunRecord, candidates: Sequence[records.Row]) -> Table:
     """Set every variant beside the dense model and the best of its ratio, with the intervals of its difference."""
-    rows, scale = comparison_rows(run, candidates), figure_of(run)
+    rows = comparison_rows(run, candidates)
+    scale = figure_of(run)
     names = {domain: name for domain in DOMAINS if (name := first_metric(run, domain))}
     compared = [domain for domain, name in names.items() if any(name in row.against for row in rows)]
 
@@ -138,7 +141,8 @@ def candidate_table(run: RunRecord, candidates: Sequence[records.Row], file: str
 
 def _about(run: RunRecord, rows: Sequence[ComparisonRow]) -> dict[str, str]:
     """Say what was compared: model, ratios, variants, texts, and by which windows."""
-    model, found = run.get("model", {}), [row for row in rows if row.candidate != DENSE]
+    model = run.get("model", {})
+    found = [row for row in rows if row.candidate != DENSE]
     names = list(dict.fromkeys(row.label for row in found))
     ratios = ", ".join(f"{100 * asked:g}" for asked in dict.fromkeys(row.asked for row in found))
     parameters = f", {model['parameters']:,} parameters" if "parameters" in model else ""
@@ -188,7 +192,8 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, scale: Scal
         tied = [row.named for row in others if row.tied or row.best]
         return f"{lead}, and {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}."
     if others:
-        second, most = others[0], figures[others[0].label]
+        second = others[0]
+        most = figures[others[0].label]
         gap = 100 * (most - figures[first.label]) / abs(most) if most else 0.0
         lead += f", {gap:,.1f} % below {second.named}" if gap >= 0.05 else f", level with {second.named}"
     return f"{lead}."
@@ -196,7 +201,9 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, scale: Scal
 
 def _legend(run: RunRecord, rows: Sequence[ComparisonRow], compared: Sequence[str]) -> list[str]:
     """Say what the marks and columns mean, of what the verdicts are, and by what protocol the numbers."""
-    race, noun, seeds = run.get("race", []), figure_of(run).noun, max((row.seeds for row in rows), default=1)
+    race = run.get("race", [])
+    noun = figure_of(run).noun
+    seeds = max((row.seeds for row in rows), default=1)
     lines = [f"{BEST} lowest {noun} {DOMAINS[primary_domain(run)]} at its ratio"]
     if any(row.tied for row in rows):
         lines[0] += f"   {TIED} cannot be told apart from it: the interval of the difference holds 0"
@@ -222,8 +229,10 @@ def _units(run: RunRecord) -> str:
 
 def _protocol(run: RunRecord) -> list[str]:
     """Say by what the figures were measured, without which they compare with none of another table; as far as known."""
-    config, model = run.get("config", {}), run.get("model", {})
-    evaluation, calibration = config.get("evaluation", {}), config.get("calibration", {})
+    config = run.get("config", {})
+    model = run.get("model", {})
+    evaluation = config.get("evaluation", {})
+    calibration = config.get("calibration", {})
     losses = run.get("dense", {}).get("losses", {})
     if not (evaluation and calibration and losses and "prunable_parameters" in model):
         return []
@@ -257,7 +266,8 @@ def _size(text: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 def _ratio_section(run: RunRecord, variants: Sequence[Variant], rows: Sequence[ComparisonRow]) -> list[Section]:
     """Draw perplexity against ratio, a figure a text, with the intervals of the differences from the dense model."""
-    order, scale = leading(rows, MOST), figure_of(run)
+    order = leading(rows, MOST)
+    scale = figure_of(run)
     figures = []
     for place, metric in enumerate(metrics(run)):
         title = f"{metric['name']} ({DOMAINS[metric['domain']]})"
@@ -272,12 +282,15 @@ def _ratio_section(run: RunRecord, variants: Sequence[Variant], rows: Sequence[C
 
 def _ratio_curves(run: RunRecord, variants: Sequence[Variant], metric: str, order: Sequence[str]) -> list[Curve]:
     """Make the curve of each variant on a metric in an order, from the unpruned model on, with its intervals."""
-    scale, dense = figure_of(run), number(run.get(DENSE, {}).get("ppl", {}).get(metric))
-    differences, base = differences_from_dense(run, variants, metric), scale.loss(dense)
+    scale = figure_of(run)
+    dense = number(run.get(DENSE, {}).get("ppl", {}).get(metric))
+    differences = differences_from_dense(run, variants, metric)
+    base = scale.loss(dense)
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in order}
     ends: dict[str, list[tuple[float, float, float]]] = {name: [] for name in order}
     for variant in variants:
-        value, name = number(variant.get("ppl", {}).get(metric)), variant["label"]
+        value = number(variant.get("ppl", {}).get(metric))
+        name = variant["label"]
         ratio = number(variant.get("ratio_actual", variant.get("ratio_asked")))
         if name not in order or math.isnan(value):
             continue
@@ -295,7 +308,8 @@ def _kept_section(run: RunRecord, variants: Sequence[Variant], rows: Sequence[Co
     blocks: list[Block | None] = []
     for asked in dict.fromkeys(row.asked for row in rows if row.candidate in named):
         chosen = [named[row.candidate] for row in rows if row.candidate in named and row.asked == asked]
-        title, alike = f"{100 * asked:g} % asked", {json.dumps(each.get("kept"), sort_keys=True) for each in chosen}
+        title = f"{100 * asked:g} % asked"
+        alike = {json.dumps(each.get("kept"), sort_keys=True) for each in chosen}
         if len(chosen) > 1 and len(alike) == 1 and chosen[0].get("kept"):
             blocks += said(f"At {title}, all {len(chosen)} variants keep equally many units of each layer.")
         else:
@@ -321,7 +335,8 @@ def kept_figure(run: RunRecord, candidates: Sequence[records.Row], name: str, ti
     if "structures" in run:
         shares = [[kept[each][0] / units[each] if each in kept else math.nan for each in units]
                   for kept in rows.values()]  # fmt: skip
-        panels, across = {"kept, by structure": np.array(shares)}, ", ".join(units)
+        panels = {"kept, by structure": np.array(shares)}
+        across = ", ".join(units)
         return share_figure(name, title, panels, [*rows], "units kept", across)
     panels = {}
     for each, total in units.items():
@@ -389,7 +404,9 @@ def cut_tables(run: RunRecord) -> list[Block]:
 
 def _cut_rows(run: RunRecord) -> list[tuple[str, str, str, str]]:
     """List property, dense, cut and change; properties that were not recorded are left out."""
-    best, dense, scale = run.get("best", {}), run.get("dense", {}), figure_of(run)
+    best = run.get("best", {})
+    dense = run.get("dense", {})
+    scale = figure_of(run)
     times = [("forward pass (ms)", *format_times(*best["turns"]))] if "turns" in best else []
     pairs: list[tuple[str, float, float, Any]] = [
         ("parameters (M)", number(dense.get("parameters")), number(best.get("parameters")), format_millions),

@@ -94,17 +94,20 @@ def fidelity_table(rows: Sequence[Fidelity], scope: str) -> Table:
     correlation = functools.partial(with_interval, form=format_hundredths)
     columns = [Column("estimator", ("estimator", "best", "tied"), marked, words=True)]
     for each in measures:
-        head, fields = each.replace("_in_layers", " in layers").capitalize(), (each, f"{each}_low", f"{each}_high")
+        head = each.replace("_in_layers", " in layers").capitalize()
+        fields = (each, f"{each}_low", f"{each}_high")
         columns.append(Column(head, fields, correlation))
     lines = []
     for place, (name, found) in enumerate(ranked):
-        first, best = found["spearman"], place == 0 and math.isfinite(found["spearman"].value)
+        first = found["spearman"]
+        best = place == 0 and math.isfinite(found["spearman"].value)
         line = {"estimator": name, "best": best, "tied": first.tied and not best, "mark": "best" * best}
         for each in measures:
             line |= {each: found[each].value, f"{each}_low": found[each].low, f"{each}_high": found[each].high}
         lines.append(line)
     firsts = [found["spearman"] for _, found in ranked]
-    units, note = firsts[0].units if firsts else 0, f"{BEST} highest Spearman"
+    units = firsts[0].units if firsts else 0
+    note = f"{BEST} highest Spearman"
     if any(row.tied for row in firsts):
         note += f"   {TIED_LEGEND}"
     elif why := _untested(firsts):

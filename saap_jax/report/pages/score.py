@@ -162,8 +162,10 @@ def score_findings(directory: RunDirectory) -> Findings:
     Raises:
         ValueError: scores of another layout, or patterns that name an unknown estimator.
     """
-    run, scores = directory.record, read_scores(directory).scenarios if directory.has("scores.npz") else {}
-    found, alike = find_patterns(scores), []
+    run = directory.record
+    scores = read_scores(directory).scenarios if directory.has("scores.npz") else {}
+    found = find_patterns(scores)
+    alike = []
     for name, part in found.structures.items() if found else ():
         if found and part.units:
             by_layer = [[str(layer), str(units)] for layer, units in enumerate(part.consistent.sum(axis=1))]
@@ -180,7 +182,8 @@ def summary(scores: ByScenario, found: Patterns | None) -> list[str]:
     """Say in words what was scored, which estimators agree most and least, and what scenarios have in common."""
     if not scores:
         return ["Nothing is scored yet."]
-    (scenario, by_estimator), many = next(iter(scores.items())), len(scores)
+    (scenario, by_estimator) = next(iter(scores.items()))
+    many = len(scores)
     first = next(iter(by_estimator.values()))
     units = ", ".join(f"{(~np.isnan(np.asarray(values))).sum():,} {name}" for name, values in first.items())
     what = f"{plural(len(by_estimator), 'estimator')} scored all units ({units})"
@@ -188,10 +191,12 @@ def summary(scores: ByScenario, found: Patterns | None) -> list[str]:
     chosen = {name: values for name, values in by_estimator.items() if not _RANDOM.fullmatch(name)}
     for structure in first:
         matrix = rank_agreement(each[structure] for each in chosen.values())
-        names, pairs = list(chosen), itertools.combinations(range(len(chosen)), 2)
+        names = list(chosen)
+        pairs = itertools.combinations(range(len(chosen)), 2)
         known = [(matrix[i, j], names[i], names[j]) for i, j in pairs if math.isfinite(matrix[i, j])]
         if len(known) > 1:
-            (most, *alike), (least, *unlike) = max(known), min(known)
+            (most, *alike) = max(known)
+            (least, *unlike) = min(known)
             where = f"On {structure} units" + (f" of scenario {scenario}" if many > 1 else "")
             agree = f"{' and '.join(alike)} agree most (Spearman {format_hundredths(most)})"
             sentences.append(f"{where}, {agree}, {' and '.join(unlike)} least ({format_hundredths(least)}).")
@@ -200,8 +205,10 @@ def summary(scores: ByScenario, found: Patterns | None) -> list[str]:
 
 def _about(run: RunRecord, scores: ByScenario) -> dict[str, str | None]:
     """Say the facts of a score run's configuration that its scores depend on."""
-    config, model = run.get("config", {}), run.get("config", {}).get("model", "")
-    calibration, windows = config.get("calibration", {}), run.get("scenarios", {})
+    config = run.get("config", {})
+    model = run.get("config", {}).get("model", "")
+    calibration = config.get("calibration", {})
+    windows = run.get("scenarios", {})
     shapes = {
         name: f" ({many:,} windows of {length:,} tokens)" if length > 1 else f" ({plural(many, 'example')})"
         for name, (many, length) in windows.items()
@@ -353,14 +360,16 @@ def pattern_table(found: Patterns, structure: str) -> Table:
 
 def pattern_notes(found: Patterns, structure: str) -> list[str]:
     """Say how many units of a structure are unimportant in all scenarios, against chance, and how many change sides."""
-    part, many = found.structures[structure], len(found.scenarios)
+    part = found.structures[structure]
+    many = len(found.scenarios)
     if not part.units:
         return [f"No {structure} units."]
     lowest = f"lowest {100 * found.share:g} % by {found.importance}"
     counted = f"{part.agreed:,} of {part.units:,} {structure} units ({format_percent(part.share)} %)"
     if many == 1:
         return [f"{counted} are the {lowest}: with one scenario, consistently unimportant is no more than that."]
-    alike, are = format_percent(part.lowest / part.units), "unit is" if part.task_specific == 1 else "units are"
+    alike = format_percent(part.lowest / part.units)
+    are = "unit is" if part.task_specific == 1 else "units are"
     chance = f"{100 * part.chance:.1g}" if 0 < part.chance < 0.0005 else format_percent(part.chance)
     return [
         f"{counted} are among the {lowest} in all {many} scenarios; independent orders would give {chance} %, equal "

@@ -14,7 +14,9 @@ from saap_jax.runs.standing import DENSE, first_metric, primary_domain
 from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import plural
 
-_TEXTS, _FIELDS, _LETTERS = 4, 12, 60
+_TEXTS = 4
+_FIELDS = 12
+_LETTERS = 60
 """Drawings, differing fields of the configuration, and letters of a value that are shown at most."""
 
 
@@ -112,8 +114,10 @@ def _run_table(views: Sequence[View]) -> Table:
     lines = []
     for view in views:
         rows = [row for row in view.rows if row["candidate"] != DENSE]
-        variants, seeds = len({row["variant"] for row in rows}), max((row["seeds"] for row in rows), default=0)
-        seconds, usd = seconds_of(view.run), view.run["cost"].get("usd") if "cost" in view.run else None
+        variants = len({row["variant"] for row in rows})
+        seeds = max((row["seeds"] for row in rows), default=0)
+        seconds = seconds_of(view.run)
+        usd = view.run["cost"].get("usd") if "cost" in view.run else None
         text = evaluated(view, primary_domain(view.run))
         words = [view.kind, view.model.rstrip("/").rpartition("/")[2], text, view.status]
         numbers = [f"{variants:,}" if variants else "", f"{seeds:,}" if seeds else ""]
@@ -131,7 +135,8 @@ def joint_curves(views: Sequence[View]) -> dict[str, list[Curve]]:
     found: dict[str, list[Curve]] = {}
     for view in views:
         for domain in ("in", "out"):
-            text, rows = evaluated(view, domain), [r for r in view.rows if r["best"] or r["candidate"] == DENSE]
+            text = evaluated(view, domain)
+            rows = [r for r in view.rows if r["best"] or r["candidate"] == DENSE]
             points = sorted((row["ratio_actual"], row[f"ppl_{domain}"]) for row in rows)
             points = [(ratio, ppl) for ratio, ppl in points if not math.isnan(ppl)]
             if text and any(ratio > 0 for ratio, _ in points):
@@ -152,7 +157,8 @@ def _differences(views: Sequence[View]) -> list[Block]:
     keys = [key for key in dict.fromkeys(key for each in fields for key in each) if key not in ("name", "runs", "")]
     differing = [key for key in keys if len({each.get(key) for each in fields}) > 1]
     differing.sort(key=lambda key: not key.startswith("evaluat"))
-    shown, more = differing[:_FIELDS], len(differing) - _FIELDS
+    shown = differing[:_FIELDS]
+    more = len(differing) - _FIELDS
     lines = []
     for view, each in zip(views, fields, strict=True):
         texts = [each.get(key, "-") for key in shown]

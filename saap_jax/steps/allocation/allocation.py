@@ -150,7 +150,8 @@ def choose(
         return chosen(min(ratio, top))
     if meets(subject, (least := chosen(0.0)).keep, ratio):
         return least
-    low, high = 0.0, top
+    low = 0.0
+    high = top
     while high - low > TOLERANCE:
         middle = (low + high) / 2
         low, high = (low, middle) if meets(subject, chosen(middle).keep, ratio) else (middle, high)
@@ -206,7 +207,9 @@ def _kept(
     subject: Subject, scores: Scores, ratio: float, allocation: Allocation, limits: AnyLimits, gone: Keep | None = None
 ) -> Keep:
     """Return the units to keep, where parameters of all units add up; the arguments are those of `choose`."""
-    existing, costs, asked = subject.existing, subject.costs, limits
+    existing = subject.existing
+    costs = subject.costs
+    asked = limits
     if isinstance(asked, Within):
         asked = asked.where_can_go(existing)
         limits = asked.at(ratio)
@@ -232,7 +235,8 @@ def _kept(
     removed = blocks.rows(taken(blocks, allocation.key(blocks), budgets, target, allocation.alike))
     keep = {name: units.copy() for name, units in existing.items()}
     for number in np.unique(removed.group):
-        stop, (name, rows) = removed.stop[removed.group == number].max(), groups[number]
+        stop = removed.stop[removed.group == number].max()
+        (name, rows) = groups[number]
         for row in rows:
             keep[name][row, order[name][row, :stop]] = False
     if isinstance(limits, Within) and limits.whole_layers:
@@ -264,7 +268,8 @@ def _largest_ratio(subject: Subject, allocation: Allocation, limits: AnyLimits) 
     if isinstance(limits, Within):
         limits = limits.where_can_go(subject.existing)
         if limits.at(1.0) is not limits:  # the more goes, the more of it comes from attention
-            low, high = 0, 10_000
+            low = 0
+            high = 10_000
             while high - low > 1:
                 ratio = (middle := (low + high) // 2) / 10_000
                 holds = _largest_ratio(subject, allocation, limits.at(ratio)) >= ratio
@@ -395,7 +400,8 @@ def _joined_layers(blocks: Blocks) -> Blocks:
     """Return blocks of whole layers, in the place of those of the last structure; alone where a layer has one."""
     last = blocks.structure == len(STRUCTURES) - 1
     other = {int(blocks.layer[row]): row for row in np.flatnonzero(~last)}
-    cost, score = blocks.cost.copy(), blocks.score.copy()
+    cost = blocks.cost.copy()
+    score = blocks.score.copy()
     for row in np.flatnonzero(last):
         if (first := other.pop(int(blocks.layer[row]), None)) is not None:
             cost[row] += blocks.cost[first]

@@ -72,7 +72,8 @@ def _mixed(shares: np.ndarray, even: np.ndarray, most: np.ndarray, target: int |
 
 def _most(shares: np.ndarray, even: np.ndarray, most: np.ndarray) -> int:
     """Find how many parameters can go by some mixture of two shares, by halving."""
-    low, high = 0, int(most.sum()) + 1
+    low = 0
+    high = int(most.sum()) + 1
     while high - low > 1:
         middle = (low + high) // 2
         fits = _mixed(shares, even, most, middle) is not None
@@ -104,7 +105,8 @@ class Softmax(Allocation):
         """Share what a layer cannot lose between the others, in proportion to their shares."""
         if not 0 < target < most.sum():
             return most / most.sum() if most.any() else shares
-        most, full = most / target, np.zeros(len(shares), bool)
+        most = most / target
+        full = np.zeros(len(shares), bool)
         while True:  # min(most, c · shares) with the c at which they make 1
             rest = np.where(full, 0.0, shares)
             if not rest.any():  # too small to be told from 0

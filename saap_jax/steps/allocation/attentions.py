@@ -57,7 +57,8 @@ class Attentions(Step):
 
         As many as the formula says; more where the chain before cannot remove the rest.
         """
-        existing, costs = room.subject.existing, room.subject.costs
+        existing = room.subject.existing
+        costs = room.subject.costs
         sizes = {name: units.sum(axis=1) * costs[name] for name, units in existing.items()}
         there = existing["attention"].any(axis=1)
         gone = there & ~keep["attention"].any(axis=1)

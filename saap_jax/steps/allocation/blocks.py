@@ -53,8 +53,10 @@ def blocks_of(
         ranked: the priorities of the units, ascending, `[layers, units]` a structure.
         stops: after how many units a block may end, of each group.
     """
-    none, nothing = np.zeros(0, np.int64), np.zeros(0)
-    parts, names = [Blocks(none, none, none, none, none, nothing, nothing)], [*existing]
+    none = np.zeros(0, np.int64)
+    nothing = np.zeros(0)
+    parts = [Blocks(none, none, none, none, none, nothing, nothing)]
+    names = [*existing]
     for number, ((name, rows), ends) in enumerate(zip(groups, stops, strict=True)):
         if not len(ends):
             continue
@@ -72,7 +74,8 @@ def blocks_of(
 
 def taken(blocks: Blocks, key: np.ndarray, budgets: Budgets, target: int, alike: bool) -> np.ndarray:
     """Take the rows of the blocks of the lowest key of each budget; `alike`: each budget's, whatever is too much."""
-    parts, levels = [], []
+    parts = []
+    levels = []
     for rows, share in budgets:
         due = math.ceil(target * share * (1 - SLACK))
         parts.append(rows[greedy(blocks.rows(rows), key[rows], due)])
@@ -103,7 +106,8 @@ def needed(found: Blocks, target: int) -> np.ndarray:
     for row in range(len(found.cost) - 1, -1, -1):
         if surplus < max(cheapest, 1):
             break
-        group, cost = int(found.group[row]), int(found.cost[row])
+        group = int(found.group[row])
+        cost = int(found.cost[row])
         if group not in held and cost <= surplus:
             surplus -= cost
             needed[row] = False

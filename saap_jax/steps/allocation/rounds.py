@@ -34,7 +34,9 @@ class Rounds(Step):
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Run the rounds; a round that a larger block has made needless is left out."""
-        limits, text = state.limits, state.text  # what the end of the chain says of them is not for its beginning
+        # what the end of the chain says of them is not for its beginning
+        limits = state.limits
+        text = state.text
         for ratio in stations(on.ratio, self.every):
             if not (ratio and meets(state.subject, state.keep, ratio)):
                 state = before(state._replace(limits=limits, text=text), ratio)

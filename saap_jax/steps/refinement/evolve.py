@@ -103,7 +103,8 @@ class Evolve(Step):
             return keep
 
         first = {(name, layer): int(np.searchsorted(each, gone[name][layer])) for (name, layer), each in levels.items()}
-        best, random = first, np.random.default_rng(0)
+        best = first
+        random = np.random.default_rng(0)
         for _ in on.progress("evolve how much each layer loses")(range(self.generations)):
             children = [moves.child(best, random) for _ in range(self.offspring)]
             best = _selected(best, children, self, lambda at, part: objective.value(keep_of(at), part),
@@ -153,7 +154,8 @@ class _Moves:
         for _ in range(TRIES if self._places else 0):
             places = self._places[random.integers(len(self._places))]
             less, more = (places[at] for at in random.choice(len(places), size=2, replace=False))
-            down, up = state[less] - self._steps[less], state[more] + self._steps[more]
+            down = state[less] - self._steps[less]
+            up = state[more] + self._steps[more]
             if down < 0 or up >= len(self._parameters[more]):
                 continue
             kept = self._parameters[less][state[less]] - self._parameters[less][down]

@@ -57,10 +57,12 @@ LearnRule = Literal["momentum", "sigmoid", "soft"]
 MOMENTUM = 0.9
 """β of the derivatives, and of the mean of their squares."""
 
-KEPT, GONE = 0.75, 0.25
+KEPT = 0.75
+GONE = 0.25
 """Values at the start."""
 
-SHARP, BINARY = (0.5, 0.05), 1.0
+SHARP = (0.5, 0.05)
+BINARY = 1.0
 """μ of soft gates at the start and at the end, and λ₃."""
 
 
@@ -101,7 +103,9 @@ class Learn(Step):
         """Return the best keep-set of the start and of what the rounds ended with."""
         if not self.steps:
             return state
-        subject, rule, within = state.subject, RULES[self.rule], state.limits.at(on.final)
+        subject = state.subject
+        rule = RULES[self.rule]
+        within = state.limits.at(on.final)
         first = first_prunable(state.keep, subject.existing, subject.limits(within))
         objective = subject.objective(on.text, on.batch_size, on.dense, self.language_loss, first)
         judged, keeps, learnt = _restored(on.store.load(), rule.start(state.keep), state.keep)
@@ -202,7 +206,8 @@ def retention(z: np.ndarray, sharp: float) -> tuple[np.ndarray, np.ndarray]:
     """Compute how much of units stays, in [0, 1], and its slope by z, straight through the clip; `sharp` is μ."""
     from scipy.special import expit
 
-    v, stretch = expit((z - sharp) * math.log(11) / sharp), 1.2
+    v = expit((z - sharp) * math.log(11) / sharp)
+    stretch = 1.2
     return np.clip(stretch * v - 0.1, 0, 1), stretch * v * (1 - v) * math.log(11) / sharp
 
 

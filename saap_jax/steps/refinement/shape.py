@@ -59,7 +59,8 @@ class UniformShape(Step):
         within = state.subject.limits(state.limits.at(on.final))
         if within.depth:
             raise ValueError("shape: expected no depth: it says what each layer keeps")
-        existing, scores = state.subject.existing, need(state, self)
+        existing = state.subject.existing
+        scores = need(state, self)
         objective = state.subject.objective(on.text, on.batch_size, on.dense)
         found = shapes_of(existing, state.subject.costs, on.ratio, within, self.layers)
 
@@ -124,7 +125,8 @@ def list_shapes(
         raise ValueError("shape: expected a model whose layers are alike, to keep them so, got others")
     heads, channels = (int(units[name][0]) for name in STRUCTURES)
     head, channel = (int(costs[name][0]) for name in STRUCTURES)
-    layers, limits = len(existing["mlp"]), {name: within.layer(name) for name in STRUCTURES}
+    layers = len(existing["mlp"])
+    limits = {name: within.layer(name) for name in STRUCTURES}
     left = layers * (heads * head + channels * channel) * (1 - ratio)
     fewest = {
         name: max(limits[name].min_keep, 1, count - math.floor(count * limits[name].max_ratio * (1 + SLACK)))

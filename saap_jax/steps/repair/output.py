@@ -41,7 +41,8 @@ class OutputRepair(Repair, Step):
         """Repair the model as it is pruned."""
         ready = state.ready
         if ready is not None and ready.repair == self and ready.of is state.subject and ready.keep is state.keep:
-            subject, made = ready.subject, ready.corrections
+            subject = ready.subject
+            made = ready.corrections
         else:
             subject, made = state.subject.repaired(
                 state.keep, on.text, self, dense=on.dense, batch_size=on.batch_size, progress=on.progress("repair"),
@@ -117,7 +118,8 @@ class LeastSquares(OutputRepair):
 
     def solve(self, sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]) -> Solved:
         """Solve for the kept rows."""
-        damping, nothing = self.damping, jnp.zeros(weight.shape[1], weight.dtype)
+        damping = self.damping
+        nothing = jnp.zeros(weight.shape[1], weight.dtype)
         if damping is None:
             damping = max(self.noise * float(jnp.sum(kept)) / max(float(sums.everything.tokens), 1.0), LEAST)
         fitted, new = (

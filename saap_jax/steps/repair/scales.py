@@ -46,7 +46,8 @@ class Scales(Step):
 
     def __call__(self, state: State, on: Context, before: Before) -> State:
         """Train the factors of the model as it is."""
-        keep, limits = state.keep, state.subject.limits(state.limits.at(on.final))
+        keep = state.keep
+        limits = state.subject.limits(state.limits.at(on.final))
         first = first_prunable(keep, state.subject.existing, limits)
         objective = state.subject.objective(on.text, on.batch_size, on.dense, first=first)
 
@@ -54,7 +55,8 @@ class Scales(Step):
             return {name: np.where(kept, scales[name], 0.0) for name, kept in keep.items()}
 
         scales: Scores = {name: np.ones(kept.shape) for name, kept in keep.items()}
-        learnt, found = adam_start(scales), [(objective.judge(gates(scales)), scales)]
+        learnt = adam_start(scales)
+        found = [(objective.judge(gates(scales)), scales)]
         for some in rounds(objective.parts, on.progress("train scales")(range(self.steps))):
             for part, at in some:
                 _, gradient = objective.gradient(gates(scales), part)

@@ -101,12 +101,14 @@ def calibrate(
         stability: labels of which the stability indicator is wanted, which takes a second pass, an example at a time.
         keep: score the model with all other units masked.
     """
-    several, made = len(scenarios) > 1, {}
+    several = len(scenarios) > 1
+    made = {}
     for name, examples in scenarios.items():
         own = passes._replace(scenario=name if several else "")
         with explained("calibration", subject, {name: examples}, passes.batch_size):
             _, made[name] = score_examples(subject, examples, plan, own, keep=keep)
-    wanted, found = {label: plan[label] for label in stability}, joined(made)
+    wanted = {label: plan[label] for label in stability}
+    found = joined(made)
     return found._replace(stability=indicators(subject, scenarios, wanted, found, passes, keep)) if wanted else found
 
 
@@ -125,7 +127,8 @@ def indicators(
     scenario have led to. Nothing where there are fewer than two examples.
     """
     rows: dict[str, dict[str, list[Any]]] = {label: {name: [] for name in subject.existing} for label in plan}
-    several, alone = len(scenarios) > 1, Passes(1, passes.remat)
+    several = len(scenarios) > 1
+    alone = Passes(1, passes.remat)
     for scenario, examples in scenarios.items():
         progress = passes._replace(scenario=scenario if several else "").progress(EACH)
         for at in progress(range(subject.count(examples)[0])):
@@ -212,12 +215,14 @@ def score_plan(
     for label, entry in plan.items():
         parts = entry.parts(structures)
         for part in dict.fromkeys(parts.values()):
-            own, named = fusion_members(part), (part, *entry.fusion)
+            own = fusion_members(part)
+            named = (part, *entry.fusion)
             if len(own) < 2:
                 continue
             name = part if label == entry.named else label
             if named not in known_fusions:
-                scores_of, rest = {member: each[member] for member in own}, per_example if examples else None
+                scores_of = {member: each[member] for member in own}
+                rest = per_example if examples else None
                 known_fusions[named] = (
                     fixed[name].again(scores_of) if name in fixed else fuse(scores_of, *entry.fusion, rest)
                 )

@@ -57,7 +57,8 @@ def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", 
 
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         present = _present(subject, keep, "block_ablation")
-        blocks, layers = [], np.arange(len(present[STRUCTURES[0]]))[:, None]
+        blocks = []
+        layers = np.arange(len(present[STRUCTURES[0]]))[:, None]
         for layer in range(len(layers)):
             there = tuple(name for name in STRUCTURES if present[name][layer].any())
             names = [(name,) for name in there] if granularity == "sub_block" else [there] * bool(there)
@@ -176,7 +177,8 @@ def mean_losses(subject: Subject, examples: Examples, keeps: list[Keep], passes:
         ValueError: one is not finite, and neither is that of the model with all its units, so that the input is at
             fault and no keep-set.
     """
-    progress, size = passes.progress(doing), passes.batch_size
+    progress = passes.progress(doing)
+    size = passes.batch_size
     groups = subject.losses(examples, keeps, batch_size=size, at_once=2, progress=progress)
     means = {number: losses.mean for group in groups for number, losses in group.items()}
     found = [means[number] for number in range(len(keeps))]
@@ -187,7 +189,8 @@ def mean_losses(subject: Subject, examples: Examples, keeps: list[Keep], passes:
 
 def _ridge(x: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
     """Return Xᵀ (X Xᵀ + r t I)⁻¹ y of centred X and y; t is the mean of the diagonal."""
-    x, y = x - x.mean(axis=0), y - y.mean()
+    x = x - x.mean(axis=0)
+    y = y - y.mean()
     product = x @ x.T
     scale = np.trace(product) / len(product)
     if not scale > 0:

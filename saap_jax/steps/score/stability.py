@@ -41,7 +41,8 @@ def fluctuation_of(per_example: PerExample) -> Scores:
                 f"stability: expected scores of at least 0, got {values[tuple(wrong[0])]:.4g} for {name} unit {unit} "
                 f"in layer {layer} on example {example}; use an estimator of absolute values"
             )
-        std, mean = values.std(axis=0), values.mean(axis=0)
+        std = values.std(axis=0)
+        mean = values.mean(axis=0)
         varies = values.max(axis=0) > values.min(axis=0)  # rounding gives equal values a std above 0
         relative = np.divide(std, mean, out=np.zeros_like(mean), where=varies)
         fluctuation[name] = np.where(np.isnan(mean), np.nan, relative)

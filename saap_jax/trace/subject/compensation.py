@@ -129,9 +129,12 @@ def repaired(
     check_repair(subject, repair, 0)
     if dense is not subject:
         raise ValueError("repair: expected one repair of a traced model, got a second one behind it")
-    params, pruned, repair = subject.problem.params, repair.propagate == "pruned", _damped(repair)
+    params = subject.problem.params
+    pruned = repair.propagate == "pruned"
+    repair = _damped(repair)
     given = by_path(params)
-    values, corrections = dict(given), []
+    values = dict(given)
+    corrections = []
     gates: Gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
 
     def now() -> Any:
@@ -146,7 +149,8 @@ def repaired(
     run = subject.program(("rows", *(place.tap for place in places)), lambda: jax.jit(rows_of(subject, [*places])))
     stages = [[turn] for turn in turns] if pruned else [turns] if turns else []
     for stage in progress(stages):
-        params_now, weights_of = now(), [wide(w.matrices(given[w.path]))[np.asarray(s)] for w, _, s in stage]
+        params_now = now()
+        weights_of = [wide(w.matrices(given[w.path]))[np.asarray(s)] for w, _, s in stage]
         sums: list[list[Normal | None]] = [[None, None] for _ in stage]
         for number, ((inputs, _), weights) in enumerate(parts):
             whole = run({}, params, inputs)
@@ -178,7 +182,8 @@ def _normal(
     """Sum over the rows of a batch what the least-squares problem of each system needs, toward T = a W."""
     target = jnp.einsum("bsrc,sco->bsro", dense, weight, precision="highest")
     own = weights.astype(active.dtype)[:, None, None, None]
-    weighted, wanted = active * own, target * own
+    weighted = active * own
+    wanted = target * own
     gram = jnp.einsum("bsrc,bsrd->scd", weighted, active, precision="highest")
     cross = jnp.einsum("bsrc,bsro->sco", active, wanted, precision="highest")
     count = jnp.broadcast_to(jnp.sum(own) * active.shape[2], weight.shape[:1])

@@ -65,11 +65,14 @@ def observe(
                 f"{names} of {structure.name}: cannot be observed, {subject.writers.without[structure.name]}; expected "
                 "estimators of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"
             )
-    problem, curvature, count = subject.problem, curvature or Curvature(), count_examples(examples)
+    problem = subject.problem
+    curvature = curvature or Curvature()
+    count = count_examples(examples)
     parts = list(batches(examples, passes.batch_size, subject.layout))
     masked = keep is not None and bool(needs & ACTIVATIONS)
     step = subject.program(("observe", needs, curvature, masked), lambda: _step(subject, needs, curvature, masked))
-    values, gates = members(subject), subject.ones if keep is None else masks(keep)
+    values = members(subject)
+    gates = subject.ones if keep is None else masks(keep)
     sums: dict[Statistic, Any] = {}
     rows: list[tuple[Any, Any]] = []
     for (inputs, targets), weights in passes.progress(OBSERVING)(parts) if needs else ():
@@ -82,7 +85,8 @@ def observe(
         if need in observed:
             observed[need] = TracedWeights(subject.structures, observed[need], subject.acting)
     if ACTIVATION_MOMENTS in observed:
-        mean, square = {}, {}
+        mean = {}
+        square = {}
         for name, places in observed[ACTIVATION_MOMENTS].items():  # the coordinates of all places side by side
             pairs = [(a * jnp.sqrt(met[0]), b * met[0]) if met else (a, b) for a, b, *met in places]
             mean[name], square[name] = (jnp.concatenate(parts, axis=-1) for parts in zip(*pairs, strict=True))
@@ -119,7 +123,8 @@ def _step(
     subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvature, masked: bool
 ) -> Callable[..., Any]:
     """Compile the step: sums over a batch, the loss of each example, and its gate gradients."""
-    one, argnums = loss_of_one(subject), (0,) * (WEIGHT_GRADIENT in needs) + (1,) * (GATE_GRADIENT in needs)
+    one = loss_of_one(subject)
+    argnums = (0,) * (WEIGHT_GRADIENT in needs) + (1,) * (GATE_GRADIENT in needs)
     activations = _activation_sums(subject, needs, masked) if needs & ACTIVATIONS else lambda *_: {}
 
     def step(
@@ -188,7 +193,9 @@ def _activation_sums(
         moments: dict[str, list[list[Array]]] = {}
         usage: dict[str, Any] = {}
         for structure, own in acting.items():
-            moments[structure.name], shares, there = [], [], gates[structure.name]
+            moments[structure.name] = []
+            shares = []
+            there = gates[structure.name]
             for place in own:
                 at = place.places(structure)
                 active, more = left(place, gates, place.tap, rows[place.tap])

@@ -129,7 +129,8 @@ def traced_problem(
         floats = any(jnp.issubdtype(traced.dtypes[member.path], jnp.floating) for member in structure.members)
         return bool(structure.gates) and floats and (norms or not structure.normalised or structure.least > 0)
 
-    structures, left_out = tuple(filter(may_go, traced.prunable)), {}
+    structures = tuple(filter(may_go, traced.prunable))
+    left_out = {}
     if not refused:
         plain = [each for each in structures if not each.normalised]  # others are asked for by `norms`
         found = verdicts(problem.function, traced, plain, problem.params, *problem.example)
@@ -276,7 +277,8 @@ def at_shapes(subject: TracedProblem, inputs: tuple[Any, ...]) -> Traced:
     Raises:
         ValueError: the function does not take such inputs, or a structure is another there.
     """
-    problem, before = subject.problem, subject.traced
+    problem = subject.problem
+    before = subject.traced
     if _shapes(inputs) == _shapes(problem.example):
         return before
     said = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))

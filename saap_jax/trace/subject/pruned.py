@@ -106,7 +106,8 @@ def prune(
     runner = Runner(subject, subject.problem.scenarios, [chain], Passes(batch_size, track=track))
     runner.check(chain, [ratio])
     state = runner.run(chain, ratio)
-    repaired, keep = state.subject, state.keep
+    repaired = state.subject
+    keep = state.keep
     assert isinstance(repaired, TracedSubject)
     cut = repaired.cut(keep)
     losses = checked_losses(subject, keep, cut, subject.problem.held_out_sets, batch_size)
@@ -114,7 +115,8 @@ def prune(
     for pattern, group in groups_of(subject.structures).items():
         each = {one.name: Width(one.role, one.units, int(keep[one.name].sum(1)[0])) for one in group}
         widths |= {pattern: each[group[0].name]} if len(set(each.values())) == 1 else each
-    params, before = jax.tree.map(like, cut.params, given.params), subject.traced.shapes
+    params = jax.tree.map(like, cut.params, given.params)
+    before = subject.traced.shapes
     after = {path: tuple(leaf.shape) for path, leaf in by_path(params).items()}
     return Pruned(
         params=params,

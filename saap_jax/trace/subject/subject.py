@@ -160,7 +160,9 @@ class TracedSubject(TracedProblem, Subject):
             one = jax.vmap(loss_of_one(self), (None, None, 0, 0))
             return jax.jit(jax.vmap(one, (0, None, None, None)))
 
-        step, count, numbers = self.program("losses", make), count_examples(examples), range(len(keeps))
+        step = self.program("losses", make)
+        count = count_examples(examples)
+        numbers = range(len(keeps))
         groups = [list(numbers[start : start + at_once]) for start in range(0, len(keeps), at_once)]
         groups = [group for group in groups if not set(group) <= set(done)]
         parts = [batch for batch, _ in batches(examples, batch_size, self.layout)]
