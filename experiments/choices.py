@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 from arena import Setting, run
 from arena_report import MODELS, PROJECT
-from tables import write_block
 
 from saap_jax.recipes.registry import RECIPES
 
 PLACE = PROJECT / "docs" / "choices"
+PAGE = PROJECT / "docs" / "studies.md"
+BEGIN, END = "<!-- choices: made by experiments/choices.py report -->", "<!-- /choices -->"
 RATIOS = ("0.2", "0.5")
 SETTING = Setting(
     texts={"WikiText-2": "wikitext:wikitext2/train_partial.txt", "Penn Treebank": "ptb:ptb/train.txt"},
@@ -152,6 +153,19 @@ def block() -> list[str]:
     ]
 
 
+def with_block(page: str) -> str:
+    """Return a page with the tables between their markers.
+
+    Raises:
+        SystemExit: the page does not have them.
+    """
+    before, found, rest = page.partition(BEGIN)
+    if not found or END not in rest:
+        raise SystemExit(f"expected {BEGIN} and {END} on the page, found them not; add them where the tables belong")
+    text = "\n".join(block())
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}"
+
+
 def everything() -> list[str]:
     """Return every row that was run, by the names of `ROWS`."""
     return [line for model in MODELS for ratio in RATIOS for line in table(model, ratio, {name: name for name in ROWS})]
@@ -169,7 +183,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.what == "report":
         print("\n".join(everything()))
-        write_block("choices", block())
+        PAGE.write_text(with_block(PAGE.read_text()))
         return
     run(asked.model, asked.seeds, {name: ROWS[name] for name in asked.rows}, asked.ratios, asked.cache, SETTING)
 

@@ -1,11 +1,16 @@
-"""The page of what the constants of `default` were chosen by is made of its file."""
+"""The tables of what the constants of `default` were chosen by are made of their file."""
 
-import importlib
-from pathlib import Path
-
-DOCS = Path(__file__).parents[2] / "docs"
+import choices
+import pytest
 
 
-def test_the_page_is_made_of_its_file():
-    module = importlib.import_module("choices")
-    assert module.report() == (DOCS / "choices.md").read_text(), "run experiments/choices.py report"
+def test_the_tables_are_made_of_their_file():
+    page = choices.PAGE.read_text()
+    before, _, rest = page.partition(choices.BEGIN)
+    stale = f"{before}{choices.BEGIN}\nanother table\n{choices.END}{rest.partition(choices.END)[2]}"
+    assert choices.with_block(stale) == page, "run experiments/choices.py report"
+
+
+def test_tables_want_their_place():
+    with pytest.raises(SystemExit, match="expected <!-- choices: .* found them not"):
+        choices.with_block(choices.BEGIN)
