@@ -68,7 +68,7 @@ from saap_jax.runtime.progress import Passes
 from saap_jax.steps.base import State, Store
 from saap_jax.steps.chain import Chain, expand
 from saap_jax.steps.run import Runner, digest
-from saap_jax.subjects.base import run_losses
+from saap_jax.subjects.base import rows_of, run_losses
 from saap_jax.subjects.llama import LlamaSubject, open_subject
 from saap_jax.types import Keep
 
@@ -192,7 +192,7 @@ class Judge:
 
     def __init__(self, subject: LlamaSubject, texts: Mapping[str, Text], first: int) -> None:
         self.dense, self.texts, self.first = subject.model, texts, first
-        batches = {name: pairs(subject.rows(text.windows, slice(first)), BATCH) for name, text in texts.items()}
+        batches = {name: pairs(rows_of(text.windows, slice(first)), BATCH) for name, text in texts.items()}
         self.batches = {n: [(*b, hidden_step(self.dense, b[0])) for b in some] for n, some in batches.items()}
         """Tokens, mask and the unpruned model's last hidden states."""
 
@@ -211,7 +211,7 @@ class Judge:
             counts = text.windows.mask[: self.first, 1:].sum(1, keepdims=True)
             means = np.concatenate(sums)[: self.first].astype(np.float64) / counts
             losses, (_, divergence, changed) = means[:, 0], means.mean(0)
-            rest = subject.rows(text.windows, slice(self.first, None))
+            rest = rows_of(text.windows, slice(self.first, None))
             if losses.mean() <= lowest.get(name, math.inf) + BEYOND and len(rest.tokens):
                 losses = np.concatenate([losses, run_losses(subject, rest, keep, BATCH).means])
             found["losses"][name] = np.round(losses, 4).tolist()
@@ -313,8 +313,8 @@ class Arena:
             _, scoring, gib = self.alone[chain.name]
             took = {"scoring": round(scoring, 2), "seconds": round(time.process_time() - began, 2)}
             took["gib"] = gib and max(gib, peak_gib() or 0.0)
-            pair = self.subject.whole(), state.subject.cut(state.keep)
-            rows = self.subject.rows(next(iter(self.text.values())), slice(BATCH))
+            pair = self.subject.cut(self.subject.existing), state.subject.cut(state.keep)
+            rows = rows_of(next(iter(self.text.values())), slice(BATCH))
             whole, smaller = median_seconds([functools.partial(each.losses, rows, BATCH) for each in pair], 5)
             took["forward"] = round(smaller / whole, 3)
         others = [row for name, row in self.found["rows"].items() if name.endswith(f"@{ratio:g}")]

@@ -30,7 +30,7 @@ from saap_jax.steps.base import Extent, State, Store
 from saap_jax.steps.chain import Chain
 from saap_jax.steps.run import Runner, codes_of, digest
 from saap_jax.steps.score.calibrate import put_together
-from saap_jax.subjects.base import Examples, Subject, run_losses
+from saap_jax.subjects.base import Examples, Subject, articles_of, joined, rows_of, run_losses, structures_record
 from saap_jax.types import Keep, WindowLosses
 
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def fitting(passes: Passes, subject: Subject, scenarios: Mapping[str, Examples],
     """Make microbatches smaller where the text is so little that a chain, which holds some of them out, would have too
     few; on one device alone. Other chains beside it change nothing.
     """
-    windows = sum(subject.count(each)[0] for each in scenarios.values())
+    windows = sum(subject.size(each).rows for each in scenarios.values())
     size = passes.batch_size
     while size and getattr(subject, "layout", None) is None:
         with contextlib.suppress(ValueError):
@@ -121,7 +121,7 @@ class Evaluator:
             self.runner(chain, seed).check(chain, ratios)
         self.batch_size = config.evaluation.batch_size
         self.at_once = config.evaluation.candidates_at_once
-        self.rows = {name: self.subject.count(text)[0] for name, text in texts.items()}
+        self.rows = {name: self.subject.size(text).rows for name, text in texts.items()}
         self.judging = [*texts][:2][-1]
         """The metric that judges: that out of the calibration domain, where there is one."""
         about = {name: digest_of(text) for name, text in texts.items()}
@@ -145,14 +145,14 @@ class Evaluator:
             **provenance(),
             seeds={"calibration": list(material.calibration)},
             model=subject.about(),
-            **subject.structures_record(),
-            articles={} if self.raced else subject.articles(self.evaluation),  # windows are what a race goes by
+            **structures_record(subject),
+            articles={} if self.raced else articles_of(subject, self.evaluation),  # windows are what a race goes by
             metrics=[{"name": n, "domain": d} for n, d in zip(self.texts, ("in", "out"), strict=False)],
             **about,
         )
         with run.stage("score") as stage:
             for (seed, _), runner in self.runners.items():
-                stage.tokens += sum(subject.count(text)[1] for text in material.calibration[seed].values())
+                stage.tokens += sum(subject.size(text).tokens for text in material.calibration[seed].values())
                 runner.first()
             first, scenarios = next(iter(material.calibration.items()))
             scored = [runner.first() for (seed, _), runner in self.runners.items() if seed == first]
@@ -223,8 +223,8 @@ class Evaluator:
         rows = {name: chosen.tolist() for name, chosen in windows.items()}
         keys = {model: digest(self.key, model, rows) for model in order}
         found = {model: value for model, key in keys.items() if (value := self.cache.value(key)) is not None}
-        text = self.subject.join([self.subject.rows(self.texts[n], c) for n, c in windows.items() if len(c)])
-        tokens = self.subject.count(text)[1]
+        text = joined([rows_of(self.texts[n], c) for n, c in windows.items() if len(c)])
+        tokens = self.subject.size(text).tokens
 
         def keep(model: str, losses: WindowLosses, seconds: float, subject: Subject, units: Keep) -> None:
             ends = np.cumsum([len(chosen) for chosen in windows.values()])[:-1]

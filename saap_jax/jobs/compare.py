@@ -6,7 +6,6 @@ and evaluated is kept as it comes; the same command again does only what is miss
 
 import dataclasses
 import gc
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -32,6 +31,7 @@ from saap_jax.runs.standing import DENSE, comparison_rows
 from saap_jax.runtime.processes import barrier, broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.steps.chain import expand
+from saap_jax.subjects.base import tokens_at_once
 from saap_jax.surgery.cut import keep_to_json
 from saap_jax.wings import wing
 
@@ -90,7 +90,7 @@ def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Tra
             best = next(each for each in candidates if (each.chain.name, each.ratio) == (label, ratio))
             with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
                 _cut_best(config, evaluator, best, track)
-        run.update(cost=run_cost(run.record, prices), couplings=material.subject.couplings())
+        run.update(cost=run_cost(run.record, prices), couplings=wing("couplings_of")(material.subject))
         run.update(suggestions=wing("suggestions_of")(run.record, run.candidates()))
 
     return run_job(config, work, lambda run: coupling_files(run.record), overwrite=overwrite, track=track)
@@ -139,7 +139,7 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
         broadcast(lambda: place.rename(directory).name)
         evaluator.drop()
     gc.collect()
-    whole = subject.whole()
+    whole = subject.cut(subject.existing)
     size = config.evaluation.batch_size
     (first, text), *others = evaluator.texts.items()
     (_, judged), turns = in_turns(subject, whole, loaded, text, size, most=TURNS)
@@ -161,7 +161,7 @@ def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, trac
             "forward_seconds": seconds,
             "dense_forward_seconds": dense_seconds,
             "turns": turns,
-            "forward_tokens": math.prod(subject.shape(text, size)),
+            "forward_tokens": tokens_at_once(subject, text, size),
             "ppl": ppl,
             "ppl_masked": row["ppl"],
             "segments": loaded.segments,

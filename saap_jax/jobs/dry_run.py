@@ -12,6 +12,7 @@ from saap_jax.runtime.progress import Passes, Track, quiet, step
 from saap_jax.runtime.remote import exists
 from saap_jax.runtime.words import plural
 from saap_jax.steps.chain import expand
+from saap_jax.subjects.base import rows_of
 from saap_jax.subjects.llama import open_subject
 from saap_jax.wings import wing
 
@@ -52,14 +53,14 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
             runner = runner_of(subject, scenarios, [chain], passes)
             runner.check(chain, [config.ratio or 0.0] if alone else ratios)
             extents.append(runner.extent)
-        whole = subject.whole()
-        part = subject.rows(next(iter(scenarios.values())), slice(0, size))
+        whole = subject.cut(subject.existing)
+        part = rows_of(next(iter(scenarios.values())), slice(0, size))
         whole.losses(part, size)  # compiles
         began = time.perf_counter()
         whole.losses(part, size)
-        each = (time.perf_counter() - began) / subject.count(part)[1]
-    text = sum(subject.count(examples)[1] for examples in scenarios.values())
-    judged = sum(subject.count(examples)[1] for examples in texts.values())
+        each = (time.perf_counter() - began) / subject.size(part).tokens
+    text = sum(subject.size(examples).tokens for examples in scenarios.values())
+    judged = sum(subject.size(examples).tokens for examples in texts.values())
     candidates = len(chains) * len(seeds) * (len(ratios) + ROUNDS * isinstance(config, FrontierConfig))
     pairs = [*zip(chains, extents, strict=True)]
     passes = sum(chain.passes(extent, each, subject) for chain, extent in pairs for each in ratios) * candidates

@@ -17,7 +17,7 @@ from saap_jax.runs.scores import read_changes, save_scores
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import append_line
 from saap_jax.runtime.progress import Passes, Track, quiet
-from saap_jax.subjects.base import explained
+from saap_jax.subjects.base import explained, joined, structures_record
 
 
 def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Track = quiet) -> RunDirectory:
@@ -34,15 +34,15 @@ def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Trac
         subject = material.subject
         scenarios = material.calibration[config.calibration.seed]
         run.begin(material.inputs)
-        about = {name: subject.shape(examples) for name, examples in scenarios.items()}
-        run.update(kind="fidelity", scenarios=about, **subject.structures_record(), **provenance())
+        about = {name: list(subject.size(examples)[:2]) for name, examples in scenarios.items()}
+        run.update(kind="fidelity", scenarios=about, **structures_record(subject), **provenance())
         check_scores(estimators, subject)
         with run.stage("score") as stage:
             passes = Passes(config.calibration.batch_size, config.remat, track)
             runner = runner_of(subject, scenarios, (), passes, cache_of(run))
             runner.steps = estimators
             save_scores(run, runner.first())
-            stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
+            stage.tokens = sum(subject.size(examples).tokens for examples in scenarios.values())
         units = sample_units(subject.existing, config.channels_per_layer, config.seed)
         path = run.claim("ablation.jsonl")
         known = set(units)
@@ -52,7 +52,7 @@ def judge(config: FidelityConfig, *, overwrite: bool | None = False, track: Trac
                 there = changes_from_lines(path.read_text())
         with run.stage("ablate"), explained("fidelity", subject, scenarios, config.calibration.batch_size):
             subject.ablate(
-                subject.join([*scenarios.values()]),
+                joined([*scenarios.values()]),
                 units,
                 batch_size=config.calibration.batch_size,
                 done={unit: change for unit, change in there.items() if unit in known},

@@ -22,7 +22,7 @@ from saap_jax.runs.origin import figures_of
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.words import signed
 from saap_jax.steps.base import State
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.base import Examples, Subject, articles_of, rows_of, tokens_at_once
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.types import WindowLosses
 
@@ -66,7 +66,7 @@ def judge(
     traced model, whose losses are checked instead."""
     if not texts or not isinstance(subject, LlamaSubject):
         return None
-    whole = subject.whole()
+    whole = subject.cut(subject.existing)
     rows = config.batch_size
     with step(track, "judge the unpruned and the pruned model"):
         (first, text), *others = texts.items()
@@ -78,7 +78,7 @@ def judge(
                 "ppl": {metric: scale_of(metric).value(each.mean) for metric, each in losses.items()},
                 "losses": {metric: each.means.tolist() for metric, each in losses.items()},
             }
-    return Judged(models, seconds, math.prod(subject.shape(text, rows)), subject.articles(config))
+    return Judged(models, seconds, tokens_at_once(subject, text, rows), articles_of(subject, config))
 
 
 def in_turns(
@@ -92,8 +92,8 @@ def in_turns(
     Args:
         most: turns of the unpruned model; None: all.
     """
-    count = subject.count(text)[0]
-    parts = [subject.rows(text, slice(first, first + rows)) for first in range(0, count, rows)]
+    count = subject.size(text).rows
+    parts = [rows_of(text, slice(first, first + rows)) for first in range(0, count, rows)]
     timed = max(alike := max(1, count // rows), TURNS)
     found: list[list[WindowLosses]] = [[], []]
     taken: list[list[float]] = [[], []]

@@ -186,7 +186,7 @@ def size_rows(subject: Subject, cut: Any, selection: Selection, losses: Mapping[
     rows = [
         ("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})"),
         ("parameters", f"{subject.parameters:,} -> {cut.parameters:,}"),
-        ("bytes of weights in memory", f"{subject.whole().bytes:,} -> {cut.bytes:,}"),
+        ("bytes of weights in memory", f"{subject.cut(subject.existing).bytes:,} -> {cut.bytes:,}"),
     ]
     if not losses:
         return [*rows, ("segments of equal layers", str(cut.segments))]

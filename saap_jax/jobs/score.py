@@ -21,7 +21,7 @@ from saap_jax.steps.chain import steps_of
 from saap_jax.steps.run import codes_of
 from saap_jax.steps.score.calibrate import Calibrated
 from saap_jax.steps.score.score import Score
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.base import Examples, Subject, structures_record
 from saap_jax.subjects.llama import open_subject
 
 
@@ -77,7 +77,7 @@ def score_run(
             subject = material.subject
             scenarios = material.calibration[config.calibration.seed]
             check_scores(scores, subject)
-            about = {name: subject.shape(examples) for name, examples in scenarios.items()}
+            about = {name: list(subject.size(examples)[:2]) for name, examples in scenarios.items()}
             run.begin(material.inputs | codes_of(scores.values(), [*subject.existing]))
             passes = Passes(config.calibration.batch_size, config.remat, track)
             with run.stage("score") as stage:
@@ -85,8 +85,8 @@ def score_run(
                 runner = runner_of(subject, scenarios, (), passes, cache_of(run))
                 runner.steps = scores
                 runner.first(calibrated)  # for chains on this text, as `saap prune --from-run`
-                stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
-        run.update(kind="score", scenarios=about, **subject.structures_record(), **provenance())
+                stage.tokens = sum(subject.size(examples).tokens for examples in scenarios.values())
+        run.update(kind="score", scenarios=about, **structures_record(subject), **provenance())
         save_scores(run, calibrated)
         if left_out:
             run.update(left_out=left_out)

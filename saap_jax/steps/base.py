@@ -26,7 +26,7 @@ import numpy as np
 from saap_jax.checks import check_values
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.base import Examples, LanguageModel, Subject, joined, language_model
 from saap_jax.surgery.corrections import check_microbatches
 from saap_jax.syntax import written_call
 from saap_jax.types import Keep, Scores
@@ -157,7 +157,7 @@ class Context:
     @property
     def text(self) -> Examples:
         """All examples that the step goes by, one scenario behind the other."""
-        return self.dense.join([*(self.instead or self.scenarios).values()])
+        return joined([*(self.instead or self.scenarios).values()])
 
     def progress(self, doing: str) -> Callable[[Sequence[Any]], Iterator[Any]]:
         """Make a wrapper of the parts of a step that shows them."""
@@ -200,6 +200,8 @@ class Step:
     """Whether the step goes by the divergence from the unpruned model on text, of which some is held out."""
     reorders: ClassVar[bool] = False
     """Whether units that have gone may come back by their scores, which those that went in rounds do not have."""
+    of: ClassVar[type[Subject]] = Subject
+    """The models that the step is for: all, or `LanguageModel`."""
     source: ClassVar[str] = ""
     """The Python file that the step is from, where a chain names one."""
 
@@ -273,13 +275,10 @@ class Step:
 
     def check(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for a model, or too little text, with which the step cannot work, before time is spent."""
+        if self.of is LanguageModel:
+            language_model(self.name, subject)
         if self.judges:
-            self.check_objective(subject, text)
-
-    def check_objective(self, subject: Subject, text: Extent) -> None:
-        """Raise ValueError for too little text to hold some out, or a model whose units have no gates of their own."""
-        check_microbatches(self.name, text.parts)
-        subject.check_objective(self.name)
+            check_microbatches(self.name, text.parts)
 
 
 STEPS: dict[str, type[Step]] = {}

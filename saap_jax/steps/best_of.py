@@ -9,7 +9,7 @@ import numpy as np
 from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 from saap_jax.steps.repair.output import OutputRepair
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.base import Examples, Subject, joined, language_model, rows_of
 from saap_jax.types import HELD_OUT
 
 EVERY = 5
@@ -58,7 +58,7 @@ class BestOf(Step):
 
     def check(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for a model whose predictions are not compared, or where a chain cannot work."""
-        subject.check_objective(self.name)
+        language_model(self.name, subject)
         for chain in self.chains:
             chain.check(subject, text)
 
@@ -75,7 +75,9 @@ class BestOf(Step):
         judged = on.store.load().get("judged", np.zeros(0)).tolist()
         for chain in on.progress("choose between chains")(chains[len(judged) :]):
             tried = on.run(chain, fit, len(chain.steps))
-            found = on.dense.divergences(judge, tried.keep, tried.subject, batch_size=on.batch_size)
+            found = language_model(self.name, on.dense).divergences(
+                judge, tried.keep, tried.subject, batch_size=on.batch_size
+            )
             judged.append(float(np.average(found, weights=tokens)))
             on.store.save({"judged": np.array(judged)})
         best = chains[int(least_first("divergences of chains", judged)[0])]
@@ -93,17 +95,17 @@ def _held_out(on: Context) -> tuple[dict[str, Examples], Examples, np.ndarray]:
     judge = []
     counts = []
     for name, examples in on.scenarios.items():
-        windows = [on.dense.rows(examples, slice(at, at + 1)) for at in range(on.dense.count(examples)[0])]
-        tokens = np.array([on.dense.count(each)[1] for each in windows])
+        windows = [rows_of(examples, slice(at, at + 1)) for at in range(on.dense.size(examples).rows)]
+        tokens = np.array([on.dense.size(each).tokens for each in windows])
         left = np.cumsum(tokens > 0)  # a choice around this one may have blanked some
         every = max(2, min(EVERY, left[-1]))
         real = (tokens > 0) & (left[-1] > 1)
         ways = [real & (left % every == rest) for rest in ([every - 1, 0] if on.batch_size == 1 else [0, every - 1])]
         judging = real & (np.arange(len(real)) // on.batch_size % HELD_OUT == HELD_OUT - 1)  # by steps in the chains
         held = next((way for way in ways if (judging & ~way).any()), ways[0])
-        fit[name] = on.dense.blanked(examples, held)
-        judge.append(on.dense.rows(examples, held))
+        fit[name] = language_model("best_of", on.dense).blanked(examples, held)
+        judge.append(rows_of(examples, held))
         counts.append(tokens[held])
     if not any(map(len, counts)):
         raise ValueError("best_of: expected two windows of calibration text or more, to hold one out, got one")
-    return fit, on.dense.join(judge), np.concatenate(counts)
+    return fit, joined(judge), np.concatenate(counts)

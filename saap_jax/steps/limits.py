@@ -94,16 +94,16 @@ class Within(Step):
                     f"{value}; leave it out"
                 )
 
-    def of(self, option: str, structure: str, default: int | float) -> int | float:
+    def value(self, option: str, structure: str, default: int | float) -> int | float:
         """Read an option for a structure."""
         value = getattr(self, option)
         return value.get(structure, default) if isinstance(value, Mapping) else value
 
     def layer(self, structure: str) -> Limits:
         """Limit each layer's attention or MLP."""
-        least = int(self.of("min_keep", structure, 1))
-        most = float(self.of("max_ratio", structure, 1.0))
-        return Limits(least, most, int(self.of("multiple_of", structure, 1)))
+        least = int(self.value("min_keep", structure, 1))
+        most = float(self.value("max_ratio", structure, 1.0))
+        return Limits(least, most, int(self.value("multiple_of", structure, 1)))
 
     def at(self, ratio: float) -> "Within":
         """Set the limits at a ratio: with a share for attention of all that goes.

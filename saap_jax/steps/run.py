@@ -110,7 +110,7 @@ class Runner:
     @property
     def extent(self) -> Extent:
         """Size of the calibration text."""
-        return Extent(sum(self.subject.count(each)[0] for each in self.text.values()), self.passes.batch_size)
+        return Extent(sum(self.subject.size(each).rows for each in self.text.values()), self.passes.batch_size)
 
     def begin(self, chain: Chain, ratio: float) -> None:
         """Score the unpruned model, and say how many passes over the text a chain takes behind that."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from saap_jax.checks import Natural, Positive, check_positive
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
-from saap_jax.subjects.base import Subject
+from saap_jax.subjects.base import LanguageModel, joined, language_model
 
 PASSES = 4.0
 """Forward passes over a text that it takes about as long to write."""
@@ -24,6 +24,7 @@ class SelfCalibration(Step):
     """
 
     kind = "text"
+    of = LanguageModel
 
     windows: Positive = 96
     """How many, each as long as those of the calibration text."""
@@ -35,10 +36,6 @@ class SelfCalibration(Step):
     """Seed of the draws."""
     beside: bool = False
     """Whether the calibration text stays, in front of what is written."""
-
-    def check(self, subject: Subject, text: Extent) -> None:
-        """Raise ValueError for a model that writes no text."""
-        subject.check_objective(self.name)
 
     def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
         """Those that writing takes as long as."""
@@ -52,7 +49,9 @@ class SelfCalibration(Step):
         """Write the text, as one scenario."""
         how = {"temperature": self.temperature, "seed": self.seed}
         if (written := on.known.get(self.text)) is None:
-            given = on.dense.join([*on.scenarios.values()])
-            written = on.known[self.text] = on.dense.continued(given, self.windows, self.prompt, **how)
+            given = joined([*on.scenarios.values()])
+            written = on.known[self.text] = language_model(self.name, on.dense).continued(
+                given, self.windows, self.prompt, **how
+            )
         text = {**(on.scenarios if self.beside else {}), self.name: written}
         return state._replace(text=text, ready=None)  # a repair that is done is not of this text

@@ -14,7 +14,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ import numpy as np
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics
-from saap_jax.records import Couplings
 from saap_jax.runtime.decisions import UndecidedError
 from saap_jax.runtime.gather import first_not_finite
 from saap_jax.runtime.progress import Passes
@@ -42,6 +41,16 @@ silent: Progress = iter
 
 TOLERANCE = 1e-3
 """How far numbers that are equal but for rounding may be apart, relative to the largest; see `tolerance_of`."""
+
+
+class Size(NamedTuple):
+    """The size of examples."""
+
+    rows: int
+    length: int
+    """Tokens of a row, with padding; 1 of a traced model."""
+    tokens: int
+    """Tokens of all rows, without padding; of a traced model, rows."""
 
 
 @runtime_checkable
@@ -88,11 +97,11 @@ class Subject(abc.ABC):
     prunable: functools.cached_property[int]
     """The parameters that belong to a structure, each once."""
     weights: functools.cached_property[Any]
-    """What the formulas of estimators are applied to, `structures.weights.Weights`."""
-
-    def as_subject(self) -> "Subject":
-        """Return itself, as `HasSubject` asks."""
-        return self
+    """The parameters as formulas of estimators see them, `structures.weights.Weights`."""
+    tolerance: float
+    """How far figures of the masked and of the cut model may be apart, relative to them."""
+    described: Sequence[dict[str, Any]] = ()
+    """The structures as a run records them; none where `attention` and `mlp` explain themselves."""
 
     @abc.abstractmethod
     def limits(self, within: Any) -> Any:
@@ -121,30 +130,9 @@ class Subject(abc.ABC):
     def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
         """What the model is judged on by metric, the one of the calibration domain first."""
 
-    def articles(self, config: EvaluationConfig) -> dict[str, list[int]]:
-        """The number of the article of each window of these texts, as far as they have articles."""
-        return {}
-
-    def join(self, parts: Sequence[Examples]) -> Examples:
-        """Put examples one behind the other."""
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-    def rows(self, examples: Examples, chosen: slice | np.ndarray) -> Examples:
-        """Take some rows of examples, in the order that is asked for."""
-        return jax.tree.map(lambda array: array[chosen], examples)
-
     @abc.abstractmethod
-    def count(self, examples: Examples) -> tuple[int, int]:
-        """Count rows, and of tokens (of a traced model, rows again) without padding."""
-
-    @abc.abstractmethod
-    def shape(self, examples: Examples, rows: int | None = None) -> list[int]:
-        """`[rows, tokens]` of examples, or of the first rows of them; of a traced model `[rows, 1]`."""
-
-    @property
-    @abc.abstractmethod
-    def tolerance(self) -> float:
-        """How far the figures of the masked and of the cut model may be apart, relative to them."""
+    def size(self, examples: Examples) -> "Size":
+        """Measure examples."""
 
     @abc.abstractmethod
     def observe(
@@ -211,13 +199,34 @@ class Subject(abc.ABC):
         It wants the masks all the same. `dense` is the unpruned model; `progress` wraps the places.
         """
 
-    def check_objective(self, step: str) -> None:
-        """Raise ValueError where units are not those of attention and MLP of layers, of which a step is.
+    @abc.abstractmethod
+    def load(self, directory: Any) -> "Cut":
+        """Read back what `Cut.save` wrote."""
 
-        So it is where `objective`, `divergences`, `blanked`, `continued`, `layerwise` and `folded` are not defined.
-        """
-        raise ValueError(f"{step}: is for attention and MLP of layers, which this model does not tell apart")
+    @abc.abstractmethod
+    def cut(self, keep: Keep) -> "Cut":
+        """The smaller model."""
 
+    @abc.abstractmethod
+    def digests(self) -> dict[str, str]:
+        """Digests of what the model is, by what a refusal calls them."""
+
+    @abc.abstractmethod
+    def about(self) -> dict[str, Any]:
+        """What a run records of the model: name, parameters, groups (`layers`), units."""
+
+
+class LanguageModel(Subject):
+    """A model of tokens that tells attention and MLP of layers apart: what more steps can ask of it.
+
+    A step that needs it says so by `of = LanguageModel`.
+    """
+
+    @abc.abstractmethod
+    def articles(self, config: EvaluationConfig) -> dict[str, list[int]]:
+        """The number of the article of each window of these texts, as far as they have articles."""
+
+    @abc.abstractmethod
     def objective(
         self, examples: Examples, batch_size: int, dense: "Subject", language_loss: float = 0.0, first: int = 0
     ) -> "GateObjective":
@@ -231,12 +240,12 @@ class Subject(abc.ABC):
         Raises:
             ValueError: too few examples to hold some out, or nothing but padding in these.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def blanked(self, examples: Examples, rows: np.ndarray) -> Examples:
         """Leave the tokens of some rows, `[rows]` True, out of every mean; shapes stay."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def continued(self, examples: Examples, rows: int, prompt: int, *, temperature: float, seed: int) -> Examples:
         """Write as many rows as are asked for, each from the first tokens of one of the examples on, in turn.
 
@@ -248,12 +257,12 @@ class Subject(abc.ABC):
         Raises:
             ValueError: no example without padding.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def divergences(self, examples: Examples, keep: Keep, pruned: "Subject", *, batch_size: int = 8) -> np.ndarray:
         """Compute the mean KL(p ‖ p_pruned) of each row in nats a token, `[rows]`; of rows without tokens NaN."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def layerwise(
         self,
         keep: Keep,
@@ -269,39 +278,10 @@ class Subject(abc.ABC):
 
         With a repair in `walk` also what `repaired` would give of them.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def folded(self, scales: Scores) -> "Subject":
         """Multiply what each unit writes by its factor."""
-        raise NotImplementedError
-
-    @abc.abstractmethod
-    def load(self, directory: Any) -> "Cut":
-        """Read back what `Cut.save` wrote."""
-
-    @abc.abstractmethod
-    def cut(self, keep: Keep) -> "Cut":
-        """The smaller model."""
-
-    @abc.abstractmethod
-    def whole(self) -> "Cut":
-        """The model itself, as `cut` would."""
-
-    @abc.abstractmethod
-    def digests(self) -> dict[str, str]:
-        """Digests of what the model is, by what a refusal calls them."""
-
-    @abc.abstractmethod
-    def about(self) -> dict[str, Any]:
-        """What a run records of the model: name, parameters, groups (`layers`), units."""
-
-    def structures_record(self) -> dict[str, Any]:
-        """The `structures` as a run records them; nothing where `attention` and `mlp` explain themselves."""
-        return {}
-
-    @abc.abstractmethod
-    def couplings(self) -> Couplings:
-        """The coupled structures of its program, pinned ones too, as a run records them."""
 
 
 class Cut(Protocol):
@@ -353,6 +333,43 @@ def tolerance_of(dtype: Any) -> float:
     return max(TOLERANCE, 8 * float(jnp.finfo(dtype).eps)) if jnp.issubdtype(dtype, jnp.floating) else TOLERANCE
 
 
+def joined(parts: Sequence[Examples]) -> Examples:
+    """Put examples one after the other."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def rows_of(examples: Examples, chosen: slice | np.ndarray) -> Examples:
+    """Take some rows of examples, in the order that is asked for."""
+    return jax.tree.map(lambda array: array[chosen], examples)
+
+
+def tokens_at_once(subject: Subject, examples: Examples, rows: int) -> int:
+    """Count the tokens, with padding, of a batch of so many rows, or of all rows where there are fewer."""
+    size = subject.size(examples)
+    return min(rows, size.rows) * size.length
+
+
+def articles_of(subject: Subject, config: EvaluationConfig) -> dict[str, list[int]]:
+    """Number the article of each window of the evaluation texts; none of a traced model."""
+    return subject.articles(config) if isinstance(subject, LanguageModel) else {}
+
+
+def structures_record(subject: Subject) -> dict[str, Any]:
+    """Record the structures of a run, where the model has others than `attention` and `mlp`."""
+    return {"structures": subject.described} if subject.described else {}
+
+
+def language_model(who: str, subject: Subject) -> LanguageModel:
+    """Return a subject as a language model.
+
+    Raises:
+        ValueError: its units are not those of attention and MLP of layers, which `who` is for.
+    """
+    if not isinstance(subject, LanguageModel):
+        raise ValueError(f"{who}: is for attention and MLP of layers, which this model does not tell apart")
+    return subject
+
+
 def run_losses(subject: Subject, examples: Examples, keep: Keep, batch_size: int) -> WindowLosses:
     """The losses of each row under one keep-set."""
     (group,) = subject.losses(examples, [keep], batch_size=batch_size, at_once=1)
@@ -381,8 +398,8 @@ def _fault(subject: Subject, texts: Mapping[str, Examples], batch_size: int) -> 
     """Find the first window on which the loss of a model with all its units is not finite, and say why."""
     model = f"the model {subject.name}, with all its units,"
     for name, examples in texts.items():
-        count, length = subject.shape(examples)
-        tokens = [subject.count(subject.rows(examples, slice(row, row + 1)))[1] for row in range(count)]
+        count, length, _ = subject.size(examples)
+        tokens = [subject.size(rows_of(examples, slice(row, row + 1))).tokens for row in range(count)]
         predicting = np.flatnonzero(np.array(tokens) >= min(length, 2))  # rows that have a loss
         losses = run_losses(subject, examples, subject.existing, batch_size).means
         wrong = np.flatnonzero(~np.isfinite(losses))

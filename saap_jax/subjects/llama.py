@@ -29,13 +29,12 @@ from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.llama.files.write import save_model
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units, masks
-from saap_jax.records import Couplings
 from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, refuse_explicit_axes
 from saap_jax.runtime.progress import OBSERVING, Passes
 from saap_jax.structures.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.structures.weights import LlamaWeights
-from saap_jax.subjects.base import HasSubject, Subject, tolerance_of
+from saap_jax.subjects.base import HasSubject, LanguageModel, Size, Subject, tolerance_of
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction, Repair, Walk
 from saap_jax.surgery.cut import cut
@@ -49,8 +48,8 @@ WRITTEN = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LlamaSubject(Subject):
-    """A `Subject` of windows of tokens; groups are layers. What methods do is said there."""
+class LlamaSubject(LanguageModel):
+    """A `LanguageModel` of windows of tokens; groups are layers. What methods do is said there."""
 
     model: Llama
     tokenizer: Any = None
@@ -75,8 +74,8 @@ class LlamaSubject(Subject):
         """Load the tokenizer, which raises ValueError where there is none."""
         _ = self.words
 
-    @property
-    def tolerance(self) -> float:
+    @functools.cached_property
+    def tolerance(self) -> float:  # type: ignore[override]
         return tolerance_of(self.model.embedding.dtype)
 
     @functools.cached_property
@@ -126,11 +125,8 @@ class LlamaSubject(Subject):
     def articles(self, config: EvaluationConfig) -> dict[str, list[int]]:
         return texts_of(config, self.words, window_articles)
 
-    def count(self, examples: Windows) -> tuple[int, int]:
-        return len(examples.tokens), int(examples.mask.sum())
-
-    def shape(self, examples: Windows, rows: int | None = None) -> list[int]:
-        return list(examples.tokens[:rows].shape)
+    def size(self, examples: Windows) -> Size:
+        return Size(*examples.tokens.shape, tokens=int(examples.mask.sum()))
 
     # --- observed, judged
 
@@ -175,9 +171,6 @@ class LlamaSubject(Subject):
         other = self._other(dense)
         model, corrections = compensate(self.model, keep, parts, repair, dense=other, **options)
         return self.with_model(model), corrections
-
-    def check_objective(self, step: str) -> None:
-        pass  # units are those of attention and MLP of layers
 
     def objective(
         self, examples: Windows, batch_size: int, dense: Any, language_loss: float = 0.0, first: int = 0
@@ -229,10 +222,9 @@ class LlamaSubject(Subject):
         return CutLlama(load_model(directory, str(self.model.embedding.dtype), layout=layout), self.words)
 
     def cut(self, keep: Keep) -> "CutLlama":
+        if keep is self.existing:
+            return CutLlama(self.model, self.words)
         return CutLlama(cut(self.model, keep), self.words)
-
-    def whole(self) -> "CutLlama":
-        return CutLlama(self.model, self.words)
 
     # --- recorded
 
@@ -248,9 +240,6 @@ class LlamaSubject(Subject):
             "layers": len(self.model.spec.layers),
             "units": {name: int(units.sum(axis=1).max()) for name, units in self.existing.items()},
         }
-
-    def couplings(self) -> Couplings:
-        return wing("couplings_of")(self.model)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -332,6 +321,8 @@ def subject_of(model: Any) -> Subject:
     """
     if isinstance(model, Llama):
         return LlamaSubject(model)
+    if isinstance(model, Subject):
+        return model
     if not isinstance(model, HasSubject):
         raise ValueError(f"model: expected one of saap_jax.load_model, or a Problem, got {type(model).__name__}")
     return model.as_subject()

@@ -1,6 +1,7 @@
 """The coupled structures of a model as tables: of one of ours, and of any traced function."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,9 +86,14 @@ def coupling_record(traced: Traced) -> Couplings:
     }
 
 
-def couplings_of(model: Llama) -> Couplings:
-    """Record the coupled structures of a model of ours, pinned ones too."""
-    return coupling_record(traced_model(model))
+def couplings_of(subject: Any) -> Couplings:
+    """Record the coupled structures of a subject's program, pinned ones too.
+
+    A traced subject has its trace; a model of ours is traced for it.
+    """
+    if hasattr(subject, "traced"):
+        return coupling_record(subject.traced)
+    return coupling_record(traced_model(subject.model))
 
 
 def traced_tables(name: str, traced: Traced, verdicts: Mapping[str, Verdict]) -> list[Table | str]:

@@ -28,7 +28,7 @@ from saap_jax.runtime.sources import run_file, source_digest
 from saap_jax.steps.allocation.allocation import meets
 from saap_jax.steps.chain import Chain, parse
 from saap_jax.steps.run import Runner
-from saap_jax.subjects.base import run_losses
+from saap_jax.subjects.base import rows_of, run_losses
 from saap_jax.subjects.llama import LlamaSubject, open_subject
 
 SAME = ("chain", "code", "versions", "text", "seeds", "judged", DENSE)
@@ -65,7 +65,7 @@ def enter(config: EnterConfig, *, track: Track = quiet) -> Path:
         subject = open_subject(ModelConfig(name=MODEL))
         assert isinstance(subject, LlamaSubject)
     windows = evaluation_windows(config.evaluation, subject.words, LENGTH, 2 * WINDOWS)
-    windows = subject.rows(windows, slice(int(hidden), None, 2))
+    windows = rows_of(windows, slice(int(hidden), None, 2))
     with step(track, "evaluate the unpruned model"):
         dense = run_losses(subject, windows, subject.existing, ROWS).means
     found: dict[str, list[Any]] = {f"{ratio:g}": [] for ratio in config.ratios}

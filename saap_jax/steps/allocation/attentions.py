@@ -12,7 +12,7 @@ from saap_jax.steps.allocation.allocation import meets
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, need_room, step
 from saap_jax.steps.limits import protected
 from saap_jax.steps.score.oracles import mean_losses
-from saap_jax.subjects.base import Subject
+from saap_jax.subjects.base import LanguageModel, rows_of
 from saap_jax.types import Keep
 
 
@@ -29,15 +29,12 @@ class Attentions(Step):
 
     kind = "allocation"
     drives = True
+    of = LanguageModel
 
     balance: Annotated[float, check_positive] = 1.5
     """α; the larger, the more attentions go."""
     examples: Natural = 0
     """On how many of the first windows of the text attentions are judged; 0: on all."""
-
-    def check(self, subject: Subject, text: Extent) -> None:
-        """Raise ValueError for a model that does not tell attention and MLP apart."""
-        subject.check_objective(self.name)
 
     def asks(self, room: Room, ratio: float) -> float:
         """Leave out what the attentions come to."""
@@ -80,7 +77,7 @@ class Attentions(Step):
         free = _free(room, state.keep)
         state = before(state, rest)
         subject = state.subject  # perhaps repaired
-        text = subject.rows(dataclasses.replace(on, instead=state.text).text, slice(self.examples or None))
+        text = rows_of(dataclasses.replace(on, instead=state.text).text, slice(self.examples or None))
         gone = on.store.load().get("gone", np.zeros(0, np.int64)).tolist()
         for _ in on.progress("remove attentions")(range(count - len(gone))):
             tried = [layer for layer in np.flatnonzero(free).tolist() if layer not in gone]

@@ -19,6 +19,7 @@ from saap_jax.checks import Natural, Positive, Share
 from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, need, step
 from saap_jax.steps.limits import first_prunable, levels_of
+from saap_jax.subjects.base import LanguageModel, language_model
 from saap_jax.types import Keep
 
 SWITCHES = 3
@@ -48,6 +49,7 @@ class Evolve(Step):
     kind = "refinement"
     costly = True
     judges = True
+    of = LanguageModel
     reorders = True
 
     generations: Natural = 15
@@ -89,7 +91,9 @@ class Evolve(Step):
         order = {name: np.argsort(np.where(existing[name], each, np.inf), axis=1, kind="stable")
                  for name, each in need(state, self).items()}  # fmt: skip
         unchanged = first_prunable(state.keep, existing, within)
-        objective = state.subject.objective(on.text, on.batch_size, on.dense, first=unchanged)
+        objective = language_model(self.name, state.subject).objective(
+            on.text, on.batch_size, on.dense, first=unchanged
+        )
         gone = {name: (existing[name] & ~kept).sum(axis=1) for name, kept in state.keep.items()}
         levels = {(name, layer): each if gone[name][layer] in each else gone[name][[layer]]  # else nothing moves there
                   for name, all_of in levels_of(existing, within).items()

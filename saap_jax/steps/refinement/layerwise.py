@@ -6,6 +6,7 @@ from typing import Literal
 
 from saap_jax.steps.base import Before, Context, Extent, Ready, Room, State, Step, step
 from saap_jax.steps.repair.output import OutputRepair
+from saap_jax.subjects.base import LanguageModel, language_model
 from saap_jax.surgery.corrections import Tokens, Walk
 
 Rule = Literal["wanda", "obs", "obs_swaps", "leverage"]
@@ -24,6 +25,7 @@ class Layerwise(Step):
 
     kind = "refinement"
     judges = True
+    of = LanguageModel
 
     rule: Rule = "leverage"
     """Wanda's score, the optimal brain surgeon's (with swaps behind it or without), or ridge leverage."""
@@ -53,7 +55,7 @@ class Layerwise(Step):
         """Choose as many units of each layer and structure."""
         repair = self.ahead(on.behind)
         tokens = self.tokens or (repair.tokens if repair else "scaled")
-        keep, made = state.subject.layerwise(
+        keep, made = language_model(self.name, state.subject).layerwise(
             state.keep, on.text, self.rule, Walk(repair, equal=tokens == "equal"), dense=on.dense,
             batch_size=on.batch_size, progress=on.progress("choose layer by layer"),
         )  # fmt: skip

@@ -49,7 +49,8 @@ from saap_jax.steps.allocation.allocations import Global
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 from saap_jax.steps.limits import first_prunable
 from saap_jax.steps.training import adam, adam_start, cosine, rounds, trained
-from saap_jax.subjects.base import Subject
+from saap_jax.subjects.base import Subject, language_model
+from saap_jax.surgery.corrections import check_microbatches
 from saap_jax.types import Keep, Scores
 
 LearnRule = Literal["momentum", "sigmoid", "soft"]
@@ -93,7 +94,8 @@ class Learn(Step):
     def check(self, subject: Subject, text: Extent) -> None:
         """Raise ValueError for too little text, or a model whose units have no gates of their own."""
         if self.steps:
-            self.check_objective(subject, text)
+            language_model(self.name, subject)
+            check_microbatches(self.name, text.parts)
 
     def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
         """Those of the steps of training."""
@@ -107,7 +109,9 @@ class Learn(Step):
         rule = RULES[self.rule]
         within = state.limits.at(on.final)
         first = first_prunable(state.keep, subject.existing, subject.limits(within))
-        objective = subject.objective(on.text, on.batch_size, on.dense, self.language_loss, first)
+        objective = language_model(self.name, subject).objective(
+            on.text, on.batch_size, on.dense, self.language_loss, first
+        )
         judged, keeps, learnt = _restored(on.store.load(), rule.start(state.keep), state.keep)
         judged = judged or [objective.judge(state.keep)]
         share: Scores = {name: units * subject.costs[name][:, None] / max(subject.prunable, 1)

@@ -24,6 +24,7 @@ from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.allocation.blocks import SLACK
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, need, step
 from saap_jax.steps.limits import Within
+from saap_jax.subjects.base import LanguageModel, language_model
 from saap_jax.types import HELD_OUT, STRUCTURES, Keep
 
 
@@ -39,6 +40,7 @@ class UniformShape(Step):
     kind = "refinement"
     costly = True
     judges = True
+    of = LanguageModel
     reorders = True
 
     layers: Share = 0.25
@@ -61,7 +63,7 @@ class UniformShape(Step):
             raise ValueError("shape: expected no depth: it says what each layer keeps")
         existing = state.subject.existing
         scores = need(state, self)
-        objective = state.subject.objective(on.text, on.batch_size, on.dense)
+        objective = language_model(self.name, state.subject).objective(on.text, on.batch_size, on.dense)
         found = shapes_of(existing, state.subject.costs, on.ratio, within, self.layers)
 
         def without(layer: int) -> Keep:

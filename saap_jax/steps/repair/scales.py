@@ -20,6 +20,7 @@ from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
 from saap_jax.steps.limits import first_prunable
 from saap_jax.steps.training import adam, adam_start, cosine, rounds, trained
+from saap_jax.subjects.base import LanguageModel, language_model
 from saap_jax.types import Scores
 
 
@@ -34,6 +35,7 @@ class Scales(Step):
 
     kind = "repair"
     judges = True
+    of = LanguageModel
 
     steps: Positive = 32
     """Steps of Adam, each on a microbatch of the calibration text and shorter than three forward passes over it."""
@@ -49,7 +51,7 @@ class Scales(Step):
         keep = state.keep
         limits = state.subject.limits(state.limits.at(on.final))
         first = first_prunable(keep, state.subject.existing, limits)
-        objective = state.subject.objective(on.text, on.batch_size, on.dense, first=first)
+        objective = language_model(self.name, state.subject).objective(on.text, on.batch_size, on.dense, first=first)
 
         def gates(scales: Scores) -> Scores:
             return {name: np.where(kept, scales[name], 0.0) for name, kept in keep.items()}
@@ -65,4 +67,4 @@ class Scales(Step):
             found.append((objective.judge(gates(scales)), scales))
         judged = [each for each, _ in found]
         best = found[int(least_first("divergences of rounds", judged)[0])][1]
-        return state._replace(subject=state.subject.folded(best)).tell(scaled=judged)
+        return state._replace(subject=language_model(self.name, state.subject).folded(best)).tell(scaled=judged)

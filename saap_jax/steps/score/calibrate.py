@@ -19,7 +19,7 @@ from saap_jax.steps.score.oracles import constant, is_oracle, make_oracle
 from saap_jax.steps.score.score import Plan, Score, make_members
 from saap_jax.steps.score.stability import ScenarioReduction, reduce_scenarios, stability_indicator
 from saap_jax.structures.weights import Weights
-from saap_jax.subjects.base import Examples, Subject, explained
+from saap_jax.subjects.base import Examples, Subject, explained, rows_of
 from saap_jax.syntax import fusion_members
 from saap_jax.types import Keep, Scores
 
@@ -131,9 +131,9 @@ def indicators(
     alone = Passes(1, passes.remat)
     for scenario, examples in scenarios.items():
         progress = passes._replace(scenario=scenario if several else "").progress(EACH)
-        for at in progress(range(subject.count(examples)[0])):
-            one = subject.rows(examples, slice(at, at + 1))
-            if subject.count(one)[1]:  # else padding
+        for at in progress(range(subject.size(examples).rows)):
+            one = rows_of(examples, slice(at, at + 1))
+            if subject.size(one).tokens:  # else padding
                 _, scored = score_examples(subject, one, plan, alone, keep=keep, fixed=found.fusions[scenario])
                 for label, name in itertools.product(plan, subject.existing):
                     rows[label][name].append(scored.scores[label][name])

@@ -16,7 +16,7 @@ from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import call_factory
 from saap_jax.runtime.decisions import finite
 from saap_jax.runtime.progress import Passes
-from saap_jax.subjects.base import Examples, Subject, run_losses
+from saap_jax.subjects.base import Examples, Subject, rows_of, run_losses
 from saap_jax.syntax import read_call
 from saap_jax.types import STRUCTURES, Keep, Scores
 
@@ -151,7 +151,7 @@ def constant(scores: Scores, existing: Keep) -> Estimator:
 
 def _first(count: int | None) -> Callable[[Subject, Examples], Examples]:
     """Make a function that takes the first so many of the examples, or all where there are fewer or None is said."""
-    return lambda subject, examples: subject.rows(examples, slice(count))
+    return lambda subject, examples: rows_of(examples, slice(count))
 
 
 def _present(subject: Subject, keep: Keep | None, name: str) -> Keep:

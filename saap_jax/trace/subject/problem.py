@@ -63,7 +63,7 @@ class TracedProblem:
         """Find where the units of a structure act."""
         return self.writers.acting(name)
 
-    @property
+    @functools.cached_property
     def tolerance(self) -> float:
         """How far the losses of the masked and of the cut model may be apart, by the type of the parameters."""
         return max(tolerance_of(leaf.dtype) for leaf in jax.tree.leaves(self.problem.params))

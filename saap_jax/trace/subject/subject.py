@@ -16,12 +16,10 @@ from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Estimator
 from saap_jax.evaluation.cost import weight_bytes
-from saap_jax.records import Couplings
 from saap_jax.runtime.decisions import finite
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout
-from saap_jax.subjects.base import Progress, Subject, silent
-from saap_jax.trace.listing import coupling_record
+from saap_jax.subjects.base import Progress, Size, Subject, rows_of, silent
 from saap_jax.trace.problem import Examples, Problem, count_examples, made_problem
 from saap_jax.trace.subject import compensation, saved
 from saap_jax.trace.subject.observe import OBSERVED, members
@@ -102,7 +100,7 @@ class TracedSubject(TracedProblem, Subject):
                     "all of them"
                 )
             rows = np.random.Generator(np.random.Philox(config.seed)).permutation(count)[: config.examples]
-            drawn[name] = self.rows(examples, np.sort(rows))
+            drawn[name] = rows_of(examples, np.sort(rows))
         return drawn
 
     def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
@@ -113,7 +111,7 @@ class TracedSubject(TracedProblem, Subject):
         chosen: dict[str, Examples] = {}
         for field, name in (("in_domain", first), ("out_of_domain", second)):
             chosen |= self._named(f"evaluation.{field}", [name], known, "held-out sets") if name else {}
-        return {f"loss {name}": self.rows(each, self._some(each, config)) for name, each in chosen.items()}
+        return {f"loss {name}": rows_of(each, self._some(each, config)) for name, each in chosen.items()}
 
     def _some(self, examples: Examples, config: EvaluationConfig) -> Any:
         """Say which examples are evaluated: the first ones, or some drawn over all of them."""
@@ -131,13 +129,9 @@ class TracedSubject(TracedProblem, Subject):
             raise ValueError(f"{field}: expected some of {', '.join(known)}, {got}")
         return {name: known[name] for name in names or known}
 
-    def count(self, examples: Examples) -> tuple[int, int]:
-        rows = count_examples(examples)
-        return rows, rows
-
-    def shape(self, examples: Examples, rows: int | None = None) -> list[int]:
+    def size(self, examples: Examples) -> Size:
         count = count_examples(examples)
-        return [count if rows is None else min(rows, count), 1]
+        return Size(rows=count, length=1, tokens=count)
 
     # --- observed, judged
 
@@ -217,10 +211,9 @@ class TracedSubject(TracedProblem, Subject):
         return CutTraced(self, function, place_params(params, self.layout))
 
     def cut(self, keep: Keep) -> "CutTraced":
+        if keep is self.existing:
+            return CutTraced(self, self.problem.function, self.problem.params)
         return CutTraced(self, *cut(self, keep))
-
-    def whole(self) -> "CutTraced":
-        return CutTraced(self, self.problem.function, self.problem.params)
 
     # --- recorded
 
@@ -245,11 +238,9 @@ class TracedSubject(TracedProblem, Subject):
             "units": {structure.name: structure.units for structure in self.structures},
         }
 
-    def structures_record(self) -> dict[str, Any]:
-        return {"structures": [saved.described(each) for each in self.structures]}
-
-    def couplings(self) -> Couplings:
-        return coupling_record(self.traced)
+    @functools.cached_property
+    def described(self) -> Sequence[dict[str, Any]]:  # type: ignore[override]
+        return [saved.described(each) for each in self.structures]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
