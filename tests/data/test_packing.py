@@ -117,4 +117,4 @@ def test_an_order_is_that_of_grain(count, seed, epoch, expected):
 @pytest.mark.parametrize("count", [2, 257, 2**16, 2**16 + 1])
 def test_an_order_has_each_row_once(count):
     assert np.array_equal(np.sort(shuffled(count, seed=1, epoch=0)), np.arange(count))
-    assert not np.array_equal(shuffled(count, seed=1, epoch=0), shuffled(count, seed=5, epoch=0)), "control"
+    assert not np.array_equal(shuffled(count, seed=1, epoch=0), shuffled(count, seed=2, epoch=0)), "control"

@@ -8,8 +8,8 @@ from huggingface_hub.repocard import metadata_load
 
 from saap_jax.cli import main
 from saap_jax.config.recover import MethodConfig, RecoverConfig
-from saap_jax.jobs.origins import recovered
 from saap_jax.llama.files.sources import source_of
+from saap_jax.recovery.command import origin_step
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
 from tests.jobs.test_table import SMALL
@@ -88,7 +88,7 @@ def test_the_best_of_a_comparison_has_figures_with_intervals(tiny_model_director
 def test_the_method_of_a_recovered_model_is_what_is_not_usual(method, said):
     training, data, size = {"steps": 4, "best_step": 3, "rows": 8}, {"rows": 1}, {"parameters": 9}
     run = {"training": training, "data": data, "before": size, "after": size}
-    facts = recovered(RecoverConfig(method=MethodConfig(**method)), run)["facts"]
+    facts = origin_step(RecoverConfig(method=MethodConfig(**method)), run)["facts"]
     assert (facts["method"], facts["learned from"]) == (said, "")
     assert facts["training"] == "4 steps of 8 rows, seed 0; the model is that of step 3"
 

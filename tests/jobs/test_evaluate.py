@@ -60,7 +60,7 @@ class TestEvaluate:
         assert "make the directory first" in refused(capsys, [*words, "choosing", "--json", str(tmp_path / "n" / "a")])
         assert "at least one source, or a task" in refused(capsys, ["evaluate", str(tiny_model_directory), "--sources"])
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        assert "'other' is no local task" in refused(capsys, [*words, "other"])
+        assert "'other', which is no local task" in refused(capsys, [*words, "other"])
 
 
 def accuracy(directory, data, name: str, metric: str = "acc") -> np.ndarray:

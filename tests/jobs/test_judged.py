@@ -23,6 +23,7 @@ from saap_jax.recovery import command as recover
 from saap_jax.report.write import render_report
 from saap_jax.runs.origin import read_origin
 from saap_jax.runtime.progress import quiet
+from saap_jax.subjects.base import Size
 from saap_jax.types import WindowLosses
 from tests.jobs.conftest import tiny
 
@@ -107,7 +108,7 @@ def test_both_models_take_turns_and_every_window_counts_once(count, most, turns,
             clock.append(len(part))
             return WindowLosses(part * 2, np.full(len(part), 2))
 
-    subject = SimpleNamespace(count=lambda text: (len(text), 0), rows=lambda text, chosen: text[chosen])
+    subject = SimpleNamespace(size=lambda text: Size(rows=len(text), length=1, tokens=len(text)))
     (dense, cut), seconds = judged.in_turns.__wrapped__(subject, Model("dense"), Model("cut"), text, 4, most)
     assert cut.means.tolist() == text.tolist()
     assert dense.means.tolist() == text[: len(dense.means)].tolist()

@@ -36,6 +36,7 @@ from saap_jax.steps.allocation import rounds
 from saap_jax.steps.chain import parse
 from saap_jax.steps.run import Runner
 from saap_jax.structures.discovery import count_parameters
+from saap_jax.subjects.base import rows_of
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut, pruned_spec
 from tests.helpers import dense_model, random_keep
@@ -79,7 +80,7 @@ def test_of_little_text_microbatches_are_split(tmp_path, windows, size):
         alone = runner_of(subject, text, [chain], fitting(Passes(8), subject, text, chain), evaluator.cache)
         assert alone.passes.batch_size == found
         assert evaluator.runner(chain, 0).key_of(chain, 0.2) == alone.key_of(chain, 0.2)
-    few = {"text": subject.rows(text["text"], slice(3))}
+    few = {"text": rows_of(text["text"], slice(3))}
     with pytest.raises(ValueError, match="microbatches"):
         runner_of(subject, few, chains[:1], fitting(Passes(8), subject, few, chains[0])).check(chains[0], [0.2])
 

@@ -216,8 +216,8 @@ _ESTIMATORS = (
         ),
         (
             "obs: weights are not fitted again",
-            "flat, inverse = flat - outer @ both[:, :embed],",
-            "flat, inverse = flat,",
+            "flat = flat - outer @ both[:, :embed]",
+            "flat = flat",
         ),
         ("obs: the dearest first", "chosen = jnp.argsort(costs)[:at_once]", "chosen = jnp.argsort(-costs)[:at_once]"),
         ("obs: swaps that lose", "better = gains[into] > costs[out]", "better = gains[into] < costs[out]"),
