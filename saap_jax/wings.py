@@ -14,6 +14,8 @@ WINGS: dict[str, str] = {
     "forms_of": "export.hf:forms_of",
     "check_group_size": "recovery.quantization:check_group_size",
     "writer": "llama.generate",
+    "write_report": "report.write:write_report",
+    "race": "jobs.racing:Race",
     "tfds": "data.tfds_source",
     "fusion_section": "report.pages.score:fusion_section",
     "targets": "contrib.targets",

@@ -22,7 +22,7 @@ import numpy as np
 
 from saap_jax.checks import read_bound
 from saap_jax.config.method import MEASURED, TARGETS, TIMED, TargetsConfig
-from saap_jax.evaluation.cost import prefill_macs, weight_bytes
+from saap_jax.evaluation.cost import prefill_macs
 from saap_jax.evaluation.timing import Times, Workload, compile_programs, spread, time_in_turns
 from saap_jax.llama.decoder import cache_bytes
 from saap_jax.llama.generate import decoder_of, rounded
@@ -36,7 +36,7 @@ from saap_jax.steps.allocation.allocation import TOLERANCE
 from saap_jax.steps.base import State
 from saap_jax.steps.chain import Chain
 from saap_jax.steps.run import Runner
-from saap_jax.structures.discovery import count_parameters
+from saap_jax.structures.discovery import count_parameters, weight_bytes
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.corrections import Repair
 from saap_jax.surgery.cut import pruned_spec

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 from saap_jax.llama.decoder import cache_bytes
 from saap_jax.llama.model import Llama
 from saap_jax.records import Cost, RunRecord
-from saap_jax.structures.discovery import parameters_by_path
+from saap_jax.structures.discovery import parameters_by_path, weight_bytes
 
 Taken = TypeVar("Taken")
 
@@ -89,11 +89,6 @@ def program_bytes(memory: Any) -> int:
     """
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return held + memory.temp_size_in_bytes
-
-
-def weight_bytes(model: Any) -> int:
-    """Count the bytes of all parameters in memory; a tied unembedding counts once."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model))
 
 
 def token_macs(model: Llama, context: int | float = 0, *, unembed: bool = True) -> int | float:

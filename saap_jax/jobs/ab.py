@@ -21,7 +21,7 @@ from saap_jax.config.use import LIMITS, AbConfig
 from saap_jax.data.windows import Windows, evaluation_windows, pairs, window_articles
 from saap_jax.errors import reading
 from saap_jax.errors import shown as quoted
-from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
+from saap_jax.evaluation.cost import forward_bytes, forward_seconds
 from saap_jax.evaluation.differences import (
     ALL,
     Check,
@@ -48,6 +48,7 @@ from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.structures.discovery import weight_bytes
 from saap_jax.surgery.cut import cut
 
 _OWN = ("sources", "dtype", "windows", "drawn", "length", "bos", "batch_size")

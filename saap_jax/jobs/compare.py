@@ -7,7 +7,7 @@ and evaluated is kept as it comes; the same command again does only what is miss
 import dataclasses
 import gc
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from saap_jax.config.jobs import CompareConfig
@@ -17,16 +17,14 @@ from saap_jax.jobs import origins
 from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of
 from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.judged import TURNS, in_turns, written_by
-from saap_jax.jobs.racing import Race, left_of
 from saap_jax.llama.files.write import write_further
-from saap_jax.records import RaceRecord, Row, RunRecord
+from saap_jax.records import Row, RunRecord
 from saap_jax.report.couplings import coupling_files
 from saap_jax.report.pages.common import structure_sentences, subject_sentence, written_section
 from saap_jax.report.pages.compare import comparison_table, cut_tables
 from saap_jax.runs.commands import command_of, prune_command
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.origin import OriginStep, figures_of
-from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, comparison_rows
 from saap_jax.runtime.processes import barrier, broadcast
 from saap_jax.runtime.progress import Track, quiet, step
@@ -59,7 +57,7 @@ def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Tra
         seeds = config.seeds_drawn
         material = load(config, run, layout, track, seeds)
         evaluator = Evaluator(config, run, material, chains, config.ratios, track)
-        race = Race(evaluator, config.race_margin) if config.race else None
+        race = wing("race")(evaluator, config.race_margin) if config.race else None
         left = {chain.name: reasons for chain in chains if (reasons := chain.unrepaired(material.subject))}
         evaluator.begin("compare", unrepaired=left)
         several = len(seeds) > 1
@@ -80,7 +78,7 @@ def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Tra
             doing = "evaluate dense model" + " and candidates" * (not race)
             evaluator.measure([DENSE, *([] if race else about)], about, doing=doing, stage=stage)
             if race:
-                run.update(race=[_raced(race, ratio, candidates, stage) for ratio in config.ratios])
+                run.update(race=[race.of_ratio(ratio, candidates, stage) for ratio in config.ratios])
                 for name, each in about.items():
                     evaluator.record(name, each, race.measured(name))
         if config.cut:
@@ -94,25 +92,6 @@ def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Tra
         run.update(suggestions=wing("suggestions_of")(run.record, run.candidates()))
 
     return run_job(config, work, lambda run: coupling_files(run.record), overwrite=overwrite, track=track)
-
-
-def _raced(race: Race, ratio: float, candidates: Sequence[Candidate], stage: Stage) -> RaceRecord:
-    """Let the candidates of a ratio race, and evaluate those that are left on all windows."""
-    field: dict[str, list[str]] = {}
-    for each in candidates:
-        if each.ratio == ratio:
-            field.setdefault(each.chain.name, []).append(each.name)
-    doing = f"race at {100 * ratio:g} %"
-    (verdict,) = race.run([field], doing, stage)
-    race.evaluate(dict.fromkeys(left_of(field, verdict), race.rows), doing, stage)
-    names = [*field]
-    return {
-        "ratio": ratio,
-        "left": [names[number] for number in verdict.left],
-        "windows": dict(zip(names, verdict.windows, strict=True)),
-        "ending": verdict.ending,
-        **race.counted(name for each in field.values() for name in each),
-    }
 
 
 def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, track: Track) -> None:

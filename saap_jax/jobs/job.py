@@ -16,7 +16,6 @@ from saap_jax.jobs.since import Config, warn_of_changes
 from saap_jax.llama.attention import attending
 from saap_jax.report.blocks import Column, Table
 from saap_jax.report.render import table_csv
-from saap_jax.report.write import write_report
 from saap_jax.runs.commands import command_of
 from saap_jax.runs.directory import RunDirectory, now, write_scalars
 from saap_jax.runs.scores import Run
@@ -27,6 +26,7 @@ from saap_jax.runtime.processes import alone, is_primary
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import open_subject
+from saap_jax.wings import wing
 
 
 class Material(NamedTuple):
@@ -143,5 +143,5 @@ def _finish(run: RunDirectory, files: Files) -> None:
     run.update(finished=now())
     if is_primary():
         with alone():
-            write_report(run.path, status="finished")
+            wing("write_report")(run.path, status="finished")
     run.update(status="finished")

@@ -14,7 +14,6 @@ from saap_jax.data.windows import parse_scenario
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.llama.files.tokenizer import Tokenizer
-from saap_jax.llama.generate import stream_texts
 from saap_jax.llama.model import Llama
 from saap_jax.records import Measured, WrittenText
 from saap_jax.report.formats import format_times
@@ -25,6 +24,7 @@ from saap_jax.steps.base import State
 from saap_jax.subjects.base import Examples, Subject, articles_of, rows_of, tokens_at_once
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.types import WindowLosses
+from saap_jax.wings import wing
 
 DENSE = "dense"
 PRUNED = "pruned"
@@ -168,6 +168,6 @@ def written(models: Mapping[str, Llama], tokenizer: Tokenizer, most: int, track:
     found: list[WrittenText] = [{"prompt": prompt, "texts": dict.fromkeys(models, "")} for prompt in PROMPTS]
     with step(track, "let the models write"):
         for name, model in models.items():
-            for row, piece in stream_texts(model, tokenizer, PROMPTS, max_new_tokens=most):
+            for row, piece in wing("writer").stream_texts(model, tokenizer, PROMPTS, max_new_tokens=most):
                 found[row]["texts"][name] += piece
     return found

@@ -13,7 +13,8 @@ import numpy as np
 from saap_jax.evaluation.race import RaceState, race
 from saap_jax.evaluation.resample import FEWEST, LEVEL
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.jobs.candidates import Evaluator, Row, figure
+from saap_jax.jobs.candidates import Candidate, Evaluator, Row, figure
+from saap_jax.records import RaceRecord
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 
@@ -39,6 +40,24 @@ class Race:
         """By model and metric, losses of the windows in the order of the race."""
         self.seconds: dict[str, float] = {}
         self.parameters: dict[str, int] = {}
+
+    def of_ratio(self, ratio: float, candidates: Sequence[Candidate], stage: Stage) -> RaceRecord:
+        """Let the candidates of a ratio race, and evaluate those that are left on all windows."""
+        field: dict[str, list[str]] = {}
+        for each in candidates:
+            if each.ratio == ratio:
+                field.setdefault(each.chain.name, []).append(each.name)
+        doing = f"race at {100 * ratio:g} %"
+        (verdict,) = self.run([field], doing, stage)
+        self.evaluate(dict.fromkeys(left_of(field, verdict), self.rows), doing, stage)
+        names = [*field]
+        return {
+            "ratio": ratio,
+            "left": [names[number] for number in verdict.left],
+            "windows": dict(zip(names, verdict.windows, strict=True)),
+            "ending": verdict.ending,
+            **self.counted(name for each in field.values() for name in each),
+        }
 
     def run(
         self, fields: Sequence[Field], doing: str, stage: Stage | None, *, level: float = LEVEL, handicap: float = 0.0

@@ -17,7 +17,6 @@ from saap_jax.checks import is_remote
 from saap_jax.config.recover import MethodConfig, RecoverConfig
 from saap_jax.data.sources import check_disjoint
 from saap_jax.data.windows import Windows, pairs, window_articles
-from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
 from saap_jax.jobs import origins
@@ -48,7 +47,7 @@ from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.remote import exists, send
 from saap_jax.runtime.words import plural
-from saap_jax.structures.discovery import count_parameters
+from saap_jax.structures.discovery import count_parameters, weight_bytes
 from saap_jax.subjects.llama import texts_of
 
 

@@ -106,6 +106,11 @@ def parameters_by_path(tree: Any) -> dict[str, nnx.Variable | Matrix]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def weight_bytes(model: Any) -> int:
+    """Count the bytes of all parameters in memory; a tied unembedding counts once."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model))
+
+
 def unit_view(segment: Any, member: Member) -> Float[Array, "layers units rest"]:
     """Show a member of one segment (of weights, or of any tree of the same shape) with the unit axis second.
 

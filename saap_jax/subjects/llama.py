@@ -22,7 +22,6 @@ from saap_jax.data.windows import (
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Batch, Curvature, Statistic, Statistics
 from saap_jax.estimation.observe import observe
-from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import candidate_losses, metric_name, window_losses
 from saap_jax.llama.files.load import load_model
 from saap_jax.llama.files.tokenizer import load_tokenizer
@@ -32,7 +31,7 @@ from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, refuse_explicit_axes
 from saap_jax.runtime.progress import OBSERVING, Passes
-from saap_jax.structures.discovery import count_parameters, discover, prunable_parameters
+from saap_jax.structures.discovery import count_parameters, discover, prunable_parameters, weight_bytes
 from saap_jax.structures.weights import LlamaWeights
 from saap_jax.subjects.base import HasSubject, LanguageModel, Size, Subject, tolerance_of
 from saap_jax.surgery.compensation import compensate

@@ -14,12 +14,11 @@ from saap_jax.evaluation.cost import (
     run_cost,
     step_bytes,
     token_macs,
-    weight_bytes,
 )
 from saap_jax.llama.decoder import empty_cache, extend, fused_layers, single_layers
 from saap_jax.llama.segments import existing_units
 from saap_jax.planning.count import work_of
-from saap_jax.structures.discovery import count_parameters
+from saap_jax.structures.discovery import count_parameters, weight_bytes
 from saap_jax.surgery.cut import cut
 from tests.helpers import dense_model, ragged_model, random_keep, random_tokens
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.evaluation.cost import step_bytes, weight_bytes
+from saap_jax.evaluation.cost import step_bytes
 from saap_jax.evaluation.timing import Times, Workload, compile_programs, speed_up, time_in_turns, time_once
 from saap_jax.llama.decoder import single_layers
 from saap_jax.llama.files.load import load_model
 from saap_jax.llama.files.write import save_model
 from saap_jax.llama.generate import Sampling, generate, padded, settings_of, stops_of
 from saap_jax.llama.segments import existing_units
+from saap_jax.structures.discovery import weight_bytes
 from saap_jax.surgery.cut import cut
 from tests.helpers import dense_model, random_keep
 

@@ -19,12 +19,12 @@ from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.errors import Doubt
 from saap_jax.estimation.observe import observe_step
-from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import candidates_step, loss_step
 from saap_jax.jobs import candidates, compare, prune
 from saap_jax.llama.files.load import load_keep
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import RunDirectory
+from saap_jax.structures.discovery import weight_bytes
 from saap_jax.subjects.llama import open_subject, scenarios_of, texts_of
 from saap_jax.surgery.compensation import compensate
 from tests.jobs.conftest import tiny

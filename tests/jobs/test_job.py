@@ -51,9 +51,9 @@ def test_the_status_comes_last(config, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    for name in ("write_report", "write_scalars"):
+    for place in ("saap_jax.report.write.write_report", "saap_jax.jobs.job.write_scalars"):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, full)
+            patch.setattr(place, full)
             with pytest.raises(OSError, match="No space"):
                 work(config)
         assert read_run(f"{config.runs}/one")["status"] == "running"

@@ -144,9 +144,12 @@ def test_no_more_is_written_than_the_positions(tiny_model_directory, monkeypatch
     model, tokenizer = load_model(tiny_model_directory), load_tokenizer(tiny_model_directory)
     longest = max(len(tokenizer.encode(prompt)) for prompt in judged.PROMPTS)
     asked: list[int] = []
-    monkeypatch.setattr(
-        judged, "stream_texts", lambda *_, max_new_tokens: asked.append(max_new_tokens) or iter([(0, "x"), (0, "y")])
-    )
+
+    def written(*_, max_new_tokens):
+        asked.append(max_new_tokens)
+        return iter([(0, "x"), (0, "y")])
+
+    monkeypatch.setattr("saap_jax.llama.generate.stream_texts", written)
     short = [load_model(tiny_model_directory) for _ in range(2)]
     for each, more in zip(short, (3, 0), strict=True):
         each.constants = dataclasses.replace(each.constants, max_positions=longest + more)

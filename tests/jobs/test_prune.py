@@ -22,7 +22,7 @@ from saap_jax.contrib.targets import (
     workload_of,
 )
 from saap_jax.data.windows import Windows
-from saap_jax.evaluation.cost import prefill_macs, weight_bytes
+from saap_jax.evaluation.cost import prefill_macs
 from saap_jax.evaluation.timing import Times, Workload, compile_programs
 from saap_jax.jobs import prune
 from saap_jax.jobs.candidates import Evaluator, fitting, key_of, runner_of
@@ -35,7 +35,7 @@ from saap_jax.runtime.progress import Passes, quiet
 from saap_jax.steps.allocation import rounds
 from saap_jax.steps.chain import parse
 from saap_jax.steps.run import Runner
-from saap_jax.structures.discovery import count_parameters
+from saap_jax.structures.discovery import count_parameters, weight_bytes
 from saap_jax.subjects.base import rows_of
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut, pruned_spec

@@ -13,7 +13,6 @@ import pytest
 from flax import nnx
 
 from saap_jax.cli import main
-from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.scales import format_ppl
 from saap_jax.llama.files.load import load_model
 from saap_jax.llama.quantized import Quantized
@@ -23,6 +22,7 @@ from saap_jax.recovery import loop
 from saap_jax.recovery.page import recovery_table, summary
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.origin import read_origin
+from saap_jax.structures.discovery import weight_bytes
 from tests.cli.test_main import refused
 from tests.runs.test_directory import scalars_in
 

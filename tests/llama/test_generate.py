@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.llama.decoder import (
     FusedAttention,
     FusedMlp,
@@ -32,6 +31,7 @@ from saap_jax.llama.generate import (
 from saap_jax.llama.model import Attention
 from saap_jax.llama.product import product
 from saap_jax.llama.spec import Constants, RopeScaling
+from saap_jax.structures.discovery import weight_bytes
 from tests.helpers import (
     RELATIVES,
     VOCAB,

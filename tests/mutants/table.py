@@ -274,8 +274,8 @@ _ESTIMATORS = (
         ("perturbation: ridge", "np.linalg.solve(product + ridge * scale", "np.linalg.solve(product - ridge * scale"),
         (
             "perturbation: masks are not centred",
-            "x, y = x - x.mean(axis=0), y - y.mean()",
-            "x, y = x, y - y.mean()",
+            "x = x - x.mean(axis=0)",
+            "x = x + 0.0",
         ),
     ),
 )
@@ -319,8 +319,8 @@ _OBSERVED = (
         "tests/evaluation/test_perplexity.py -k numpy",
         (
             "loss: of the same token",
-            "before, target = hidden[:, :-1], tokens[:, 1:]",
-            "before, target = hidden[:, :-1], tokens[:, :-1]",
+            "target = tokens[:, 1:]",
+            "target = tokens[:, :-1]",
         ),
         (
             "loss: padding counts",
@@ -487,7 +487,7 @@ _CHOSEN = (
         ),
         (
             "best_of: fitted on what judges",
-            "fit[name] = on.dense.blanked(examples, held)",
+            'fit[name] = language_model("best_of", on.dense).blanked(examples, held)',
             "fit[name] = examples",
         ),
         (
@@ -541,7 +541,7 @@ _CHOSEN = (
             'int(least_first("divergences of rounds", judged)[0])',
             'int(least_first("divergences of rounds", judged)[-1])',
         ),
-        ("learn: all that was kept begins lower", "KEPT, GONE = 0.75, 0.25", "KEPT, GONE = 0.25, 0.75"),
+        ("learn: all that was kept begins lower", "np.where(kept, KEPT, GONE)", "np.where(kept, GONE, KEPT)"),
     ),
 )
 
@@ -727,7 +727,7 @@ _REPAIRED = (
             "np.argsort(-np.where(writes, scores, -np.inf)",
             "np.argsort(np.where(writes, scores, np.inf)",
         ),
-        ("layerwise: another ridge", "DAMPING, BLOCK = 0.01, 16", "DAMPING, BLOCK = 0.5, 16"),
+        ("layerwise: another ridge", "DAMPING = 0.01", "DAMPING = 0.5"),
     ),
     *_of(
         "surgery/divergence.py",
@@ -819,13 +819,13 @@ _REPAIRED = (
         ),
         (
             "self_calibration: by the pruned model",
-            "on.known[self.text] = on.dense.continued(given",
-            "on.known[self.text] = state.subject.continued(given",
+            "language_model(self.name, on.dense).continued(",
+            "language_model(self.name, state.subject).continued(",
         ),
         (
             "self_calibration: prompt of one less",
-            "on.dense.continued(given, self.windows, self.prompt, **how)",
-            "on.dense.continued(given, self.windows, self.prompt - 1, **how)",
+            "given, self.windows, self.prompt, **how",
+            "given, self.windows, self.prompt - 1, **how",
         ),
     ),
     *_of(

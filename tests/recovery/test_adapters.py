@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.llama.decoder import single_layers
 from saap_jax.llama.generate import Sampling, generate
 from saap_jax.llama.product import inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, Quantized, quantization_of
 from saap_jax.recovery.adapters import METHODS, Adapted, AdapterParam, full, groupwise, lora, merged
 from saap_jax.recovery.quantization import quantize
-from saap_jax.structures.discovery import count_parameters
+from saap_jax.structures.discovery import count_parameters, weight_bytes
 from tests.helpers import forward, random_tokens
 from tests.recovery.models import constant_groups, pruned_model, trained
 

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.timing import Workload, compile_programs
 from saap_jax.llama import quantized
 from saap_jax.llama.decoder import single_layers
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.recovery.adapters import groupwise
 from saap_jax.recovery.quantization import quantize
+from saap_jax.structures.discovery import weight_bytes
 from tests.helpers import random_model
 from tests.recovery.models import spec_of
 

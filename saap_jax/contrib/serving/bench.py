@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_jax.config.use import BenchConfig
-from saap_jax.evaluation.cost import prefill_macs, step_bytes, token_macs, weight_bytes
+from saap_jax.evaluation.cost import prefill_macs, step_bytes, token_macs
 from saap_jax.evaluation.timing import Programs, Times, Workload, compile_programs, speed_up, spread, time_in_turns
 from saap_jax.llama.files.load import load_model
 from saap_jax.llama.generate import decoder_of, rounded
@@ -16,7 +16,7 @@ from saap_jax.report.formats import format_count, format_mebibytes, format_milli
 from saap_jax.runtime.digests import provenance
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.structures.discovery import count_parameters
+from saap_jax.structures.discovery import count_parameters, weight_bytes
 
 Record = dict[str, Any]
 

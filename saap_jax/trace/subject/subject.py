@@ -15,10 +15,10 @@ import numpy as np
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Estimator
-from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.runtime.decisions import finite
 from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout
+from saap_jax.structures.discovery import weight_bytes
 from saap_jax.subjects.base import Progress, Size, Subject, rows_of, silent
 from saap_jax.trace.problem import Examples, Problem, count_examples, made_problem
 from saap_jax.trace.subject import compensation, saved
