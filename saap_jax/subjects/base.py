@@ -98,7 +98,7 @@ class Subject(abc.ABC):
     """The parameters that belong to a structure, each once."""
     weights: functools.cached_property[Any]
     """The parameters as formulas of estimators see them, `structures.weights.Weights`."""
-    tolerance: float
+    tolerance: functools.cached_property[float]
     """How far figures of the masked and of the cut model may be apart, relative to them."""
     described: Sequence[dict[str, Any]] = ()
     """The structures as a run records them; none where `attention` and `mlp` explain themselves."""

@@ -74,7 +74,7 @@ class LlamaSubject(LanguageModel):
         _ = self.words
 
     @functools.cached_property
-    def tolerance(self) -> float:  # type: ignore[override]
+    def tolerance(self) -> float:
         return tolerance_of(self.model.embedding.dtype)
 
     @functools.cached_property
