@@ -109,6 +109,7 @@ def keep_to_json(keep: Keep) -> dict:
 def width_note(spec: LlamaSpec) -> str:
     """Say in a sentence that channels of MLPs suit no accelerator; empty where they do, and for small models.
 
+    >>> from saap_jax.llama.spec import LayerWidths
     >>> layers = tuple(LayerWidths(kv_heads=3, q_per_kv=3, mlp=mlp) for mlp in (536, 1126, 1024))
     >>> width_note(LlamaSpec(vocab=9, embed=576, head_dim=64, layers=layers, tied=True)).split(",")[0]
     '2 of 3 layers have numbers of channels (536 to 1126) that are no multiples of 128'
