@@ -27,7 +27,7 @@ RUNS = {
 def command_of(config: Any) -> str:
     """Write the command for a configuration of a run.
 
-    >>> from saap_jax.config.jobs import ScoreConfig
+    >>> from saap_jax.config import ScoreConfig
     >>> command_of(ScoreConfig(name="mine"))
     'saap score --name mine'
     """
@@ -38,9 +38,9 @@ def command_of(config: Any) -> str:
 def config_file(config: Any) -> str:
     """Write a Python file whose CONFIG is a configuration, as far as it is not the usual one.
 
-    >>> from saap_jax.config.jobs import ScoreConfig
+    >>> from saap_jax.config import ScoreConfig
     >>> print(config_file(ScoreConfig(name="mine", estimators=("wanda",))), end="")
-    from saap_jax.config.jobs import ScoreConfig
+    from saap_jax.config import ScoreConfig
     <BLANKLINE>
     CONFIG = ScoreConfig(
         name='mine',
