@@ -171,7 +171,7 @@ class Spent(LlamaSubject):
     windows = 0
 
     def losses(self, examples, keeps, **options):
-        self.windows += self.count(examples)[0] * len(keeps)
+        self.windows += self.size(examples).rows * len(keeps)
         return super().losses(examples, keeps, **options)
 
     def objective(self, text, batch_size, *given, **options):
@@ -183,7 +183,7 @@ class Spent(LlamaSubject):
             return value(*asked)
 
         def judged(*asked):
-            self.windows += batch_size * (self.count(text)[0] // batch_size - found.parts)
+            self.windows += batch_size * (self.size(text).rows // batch_size - found.parts)
             return judge(*asked)
 
         found.value, found.judge = valued, judged
