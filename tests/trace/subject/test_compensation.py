@@ -224,7 +224,7 @@ def test_what_each_corrected_matrix_writes_nears_the_dense_output(name):
         assert corrections, each.name
         assert all(c.corrected <= c.error * (1 + 1e-6) for c in corrections)
         before, after = (np.mean([getattr(each, name) for each in corrections]) for name in ("error", "corrected"))
-        assert after < 0.99 * before or before == 0, each.name  # dead channels leave nothing to correct
+        assert after < 0.99 * before or before < 1e-6, each.name  # dead channels leave only rounding to correct
         restored.append(after < 0.98 * before)
     assert any(restored)
     keep = keep_for(subject, only=subject.existing.keys() - subject.unrepaired(LeastSquares()).keys())
