@@ -282,7 +282,7 @@ class Arena:
             if after or tasks:
                 row = self._further(shared.run(chain, ratio), name, key, after, asked)
             else:
-                row = {"key": key, "chain": [[step.kind, step.text] for step in chain.steps]}
+                row = {"key": key, "chain": [[step.kind, step.written] for step in chain.steps]}
                 row |= {"date": datetime.date.today().isoformat(), "commit": (provenance()["git_commit"] or "")[:9]}
                 try:
                     row |= self._row(shared, chain, ratio)

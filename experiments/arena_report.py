@@ -174,7 +174,7 @@ def rows() -> dict[str, Row]:
         steps = parse(there[name]).steps
         allocated = next(at for at, step in enumerate(steps, 1) if step.kind == "allocation")
         for end in (end for end in range(allocated, len(steps)) if steps[end - 1].kind != "text"):
-            part = " > ".join(step.text for step in steps[:end])
+            part = " > ".join(step.written for step in steps[:end])
             if part not in chains:
                 chains.add(part)
                 found[f"{name}[:{end}]"] = Row(part, "part")

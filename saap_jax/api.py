@@ -14,7 +14,7 @@ from saap_jax.llama.segments import masks
 from saap_jax.runtime.mesh import refuse_explicit_axes
 from saap_jax.runtime.progress import Passes, Track, quiet
 from saap_jax.steps.allocation.allocation import Selection, selection_of
-from saap_jax.steps.base import Context, Extent, State
+from saap_jax.steps.base import Context, State, TextSize
 from saap_jax.steps.chain import Chain, parse, steps_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.run import Runner
@@ -75,7 +75,7 @@ def score_units(
         step, *others = steps_of(each)
         if others or not isinstance(step, Score):
             raise ValueError(f"estimators: expected a score, got {each!r}")
-        step.check(subject, Extent(0, 1))
+        step.check(subject, TextSize(0, 1))
         plan[name] = step
     if not plan:
         raise ValueError("estimators: expected at least one, got none")
@@ -121,10 +121,11 @@ def select_units(
         raise ValueError(f"estimator: expected one of {', '.join(names)}, got {name!r}")
     state = state._replace(scored=scored, label=name, scores=scored.scores(name))
     for at, step in enumerate(steps):
-        if step.kind in ("refinement", "repair", "text") or step.drives or isinstance(step, Score):
-            raise ValueError(f"method: expected steps that read no text, got {step.text}; call run_chain")
-        on = Context(dense=subject, scenarios={}, ratio=ratio, final=ratio, behind=tuple(steps[at + 1 :]))
-        state = step(state, on, lambda state, ratio: state)
+        reads_text = step.kind in ("refinement", "repair", "text") or isinstance(step, Score)
+        if reads_text or step.runs_prefix or step.inner:
+            raise ValueError(f"method: expected steps that read no text, got {step.written}; call run_chain")
+        on = Context(dense=subject, scenarios={}, ratio=ratio, final=ratio, following=tuple(steps[at + 1 :]))
+        state = step(state, on)
     if not any(step.kind == "allocation" for step in steps):
         raise ValueError(f"method: expected an allocation, such as uniform, got {method!r}")
     return selection_of(subject, state.keep, ratio)

@@ -167,7 +167,7 @@ def test_steps_that_read_text_are_no_selection(model, windows, method, said):
 def test_a_chain_prunes_and_repairs(model, windows):
     """Masked is cut; the chain may be a text, or made of steps."""
     made = saap_jax.run_chain(model, "wanda > uniform > least_squares", windows, 0.3, batch_size=2)
-    assert made.told["corrections"]
+    assert made.metrics["corrections"]
     assert made.subject.removed(made.keep) >= 0.3 * made.subject.prunable
     small = made.subject.cut(made.keep).model
     masked, cut = saap_jax.perplexity(made.subject.model, windows, made.keep), saap_jax.perplexity(small, windows)

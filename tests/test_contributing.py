@@ -135,7 +135,7 @@ def test_a_refinement(tmp_path):
     chain = f"wanda > uniform > {file_of('A refinement', tmp_path)}:Jittered(6, noise=0.5)"
     model, text = dense_model(mlp=24), Windows(np.tile(TOKENS, (2, 1)), np.tile(MASK, (2, 1)))
     made = saap_jax.run_chain(model, chain, text, 0.4, batch_size=3)
-    judged = made.told["divergences"]
+    judged = made.metrics["divergences"]
     assert len(judged) == 7
     assert made.subject.removed(made.keep) >= 0.4 * made.subject.prunable
     plain = saap_jax.run_chain(model, "wanda > uniform", text, 0.4, batch_size=3).keep
@@ -146,7 +146,7 @@ def test_a_refinement(tmp_path):
 def test_a_repair(tmp_path):
     chain = f"random > uniform > {file_of('A repair', tmp_path)}:Rescaled(propagate=dense)"
     made = saap_jax.run_chain(dense_model(mlp=8), chain, Windows(TOKENS, MASK), 0.4, batch_size=2)
-    corrections = made.told["corrections"]
+    corrections = made.metrics["corrections"]
     assert corrections
     assert all(each.corrected <= each.error * (1 + 1e-5) for each in corrections)
     assert any(each.corrected < 0.99 * each.error for each in corrections)

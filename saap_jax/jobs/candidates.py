@@ -26,7 +26,7 @@ from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.digests import computed_by, digest_of, provenance
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Passes, Track
-from saap_jax.steps.base import Extent, State, Store
+from saap_jax.steps.base import State, Store, TextSize
 from saap_jax.steps.chain import Chain
 from saap_jax.steps.run import Runner, codes_of, digest
 from saap_jax.steps.score.calibrate import put_together
@@ -83,7 +83,7 @@ def fitting(passes: Passes, subject: Subject, scenarios: Mapping[str, Examples],
     size = passes.batch_size
     while size and getattr(subject, "layout", None) is None:
         with contextlib.suppress(ValueError):
-            chain.check(subject, Extent(windows, size))
+            chain.check(subject, TextSize(windows, size))
             return passes._replace(batch_size=size)
         size //= 2
     return passes
@@ -179,7 +179,7 @@ class Evaluator:
             if candidate.chain.repairs:
                 self.models[candidate.name] = runner.key_of(candidate.chain, candidate.ratio)
             for kind, name in (("divergences", "divergences"), ("price", "prices")):
-                if told := state.told.get(kind):
+                if told := state.metrics.get(kind):
                     self.run.update(**{name: {**self.run.record.get(name, {}), candidate.name: list(told)}})
 
     def add(self, name: str, keep: Keep) -> None:

@@ -47,12 +47,12 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
         subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
         scenarios = subject.scenarios(calibration)
         texts = texts_of(config, subject, calibration.scenarios) if alone else subject.texts(config.evaluation)
-        extents = []
+        sizes = []
         for chain in chains:
             passes = fitting(Passes(size, config.remat), subject, scenarios, chain)
             runner = runner_of(subject, scenarios, [chain], passes)
             runner.check(chain, [config.ratio or 0.0] if alone else ratios)
-            extents.append(runner.extent)
+            sizes.append(runner.text_size)
         whole = subject.cut(subject.existing)
         part = rows_of(next(iter(scenarios.values())), slice(0, size))
         whole.losses(part, size)  # compiles
@@ -62,8 +62,8 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
     text = sum(subject.size(examples).tokens for examples in scenarios.values())
     judged = sum(subject.size(examples).tokens for examples in texts.values())
     candidates = len(chains) * len(seeds) * (len(ratios) + ROUNDS * isinstance(config, FrontierConfig))
-    pairs = [*zip(chains, extents, strict=True)]
-    passes = sum(chain.passes(extent, each, subject) for chain, extent in pairs for each in ratios) * candidates
+    pairs = [*zip(chains, sizes, strict=True)]
+    passes = sum(chain.passes(text, each, subject) for chain, text in pairs for each in ratios) * candidates
     passes /= len(chains) * len(ratios)
     cuts = 1 if alone or (isinstance(config, CompareConfig) and config.cut) else 0
     tokens = text * (SCORING * len(seeds) + passes) + judged * (1 + candidates + 2 * cuts * (not alone))

@@ -153,14 +153,14 @@ def _prune(
 
     # Say what was done, and what comes next.
     facts = size_rows(subject, cut, selection, losses)
-    facts += told_rows(state.told, "matrices" if llama is None else "sub-blocks")
+    facts += told_rows(state.metrics, "matrices" if llama is None else "sub-blocks")
     facts += [(f"seconds to {doing}", f"{taken:,.0f}") for doing, taken in seconds.items()]
     facts += judged_rows(judged) if judged else []
     note = wing("own_code")(cut) if llama is None else width_note(cut.model.spec)
     notes = [note] if note else []
     notes += [f"{name} is not repaired: {why}" for name, why in chain.unrepaired(subject, selection.keep).items()]
     further = () if llama is None else further_of(config, cut.model.spec)
-    return PruneResult(selection, state.told, reached, judged, texts_written, facts, notes, further)
+    return PruneResult(selection, state.metrics, reached, judged, texts_written, facts, notes, further)
 
 
 def further_of(config: PruneConfig, spec: LlamaSpec) -> list[str]:

@@ -16,7 +16,7 @@ from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served
 from saap_jax.runtime.digests import inputs_of, provenance
 from saap_jax.runtime.progress import Passes, Track, quiet, step
-from saap_jax.steps.base import Extent
+from saap_jax.steps.base import TextSize
 from saap_jax.steps.chain import steps_of
 from saap_jax.steps.run import codes_of
 from saap_jax.steps.score.calibrate import Calibrated
@@ -35,10 +35,10 @@ def scores_of(texts: Sequence[str]) -> dict[str, Score]:
     for text in texts:
         for each in steps_of(text):
             if not isinstance(each, Score):
-                raise ValueError(f"estimators: expected a score, such as wanda, got {each.text}")
-            if each.text in found:
-                raise ValueError(f"estimators: expected each once, got {each.text} twice")
-            found[each.text] = each
+                raise ValueError(f"estimators: expected a score, such as wanda, got {each.written}")
+            if each.written in found:
+                raise ValueError(f"estimators: expected each once, got {each.written} twice")
+            found[each.written] = each
     if not found:
         raise ValueError("estimators: expected at least one, such as wanda, got none")
     return found
@@ -98,7 +98,7 @@ def score_run(
 def check_scores(scores: dict[str, Score], subject: Subject) -> None:
     """Raise ValueError for an estimator that looks at what a model does not have."""
     for score in scores.values():
-        score.check(subject, Extent(0, 1))
+        score.check(subject, TextSize(0, 1))
 
 
 def source_run(path: str, model: str) -> RunRecord:

@@ -1,19 +1,20 @@
 """What a chain is made of: a state, what steps look at beside it, and the steps by name.
 
 A step is a frozen dataclass: its fields are its options, its docstring is its help, its name is that of `@step`. It
-takes what the steps before it have come to and returns what it has come to. Whatever cannot follow what came before is
-said by the step that cannot, in one line. Steps know a `Subject` and never a kind of model.
+takes the state that the steps before it left, and returns another one. Where a step may stand is data: `after` and
+`excludes`. What it costs is one method: `plan`. Steps know a `Subject` and never a kind of model.
 
 | kind       | from what to what                                    |
 |------------|------------------------------------------------------|
-| score      | a model and text -> importance of its units           |
-| limits     | what may go at all, and to which widths               |
+| score      | a model and text -> importance of its units          |
+| limits     | what may go at all, and to which widths              |
 | allocation | importance, limits, a share of the parameters -> keep |
-| refinement | keep, text -> another keep of the same share          |
-| repair     | keep, text -> changed weights                         |
-| text       | text -> the text that steps behind go by              |
+| refinement | keep, text -> another keep of the same share         |
+| repair     | keep, text -> changed weights                        |
+| text       | text -> the text that later steps go by              |
 """
 
+import abc
 import dataclasses
 import functools
 import importlib.metadata
@@ -44,33 +45,34 @@ class State(NamedTuple):
     limits: Any
     """What may go: `steps.limits.Within`."""
     scored: Any = None
-    """What the last observation tells of the units that were there: `steps.score.calibrate.Calibrated`; None: nothing
-    yet."""
+    """The last observation of the units that were there: `steps.score.calibrate.Calibrated`; None: nothing yet."""
     label: str = ""
     """Which of the scores in it."""
     scores: Scores | None = None
     """Importance as steps have turned it since, larger = more important; NaN where no unit was there."""
-    ready: "Ready | None" = None
-    """What a step has done already of the repair behind it."""
+    precomputed: "Precomputed | None" = None
+    """A repair that was done while units were chosen."""
     text: Mapping[str, Examples] | None = None
     """What steps go by in place of the calibration text."""
-    told: Mapping[str, Any] = MappingProxyType({})
+    metrics: Mapping[str, Any] = MappingProxyType({})
     """What steps report, by name: divergences, prices, corrections."""
     key: str = ""
     """Digest of all that it was made from."""
 
-    def tell(self, **said: Any) -> "State":
-        """Add a report; that of an earlier step of the name is replaced."""
-        return self._replace(told={**self.told, **said})
+    def report(self, **metrics: Any) -> "State":
+        """Add metrics; those of an earlier step of the same names are replaced."""
+        return self._replace(metrics={**self.metrics, **metrics})
 
     @property
-    def gone(self) -> Keep | None:
+    def removed(self) -> Keep | None:
         """The units that were removed so far; None where all are there."""
-        gone = {name: units & ~self.keep[name] for name, units in self.subject.existing.items()}
-        return gone if any(each.any() for each in gone.values()) else None
+        removed = {}
+        for name, units in self.subject.existing.items():
+            removed[name] = units & ~self.keep[name]
+        return removed if any(each.any() for each in removed.values()) else None
 
 
-class Ready(NamedTuple):
+class Precomputed(NamedTuple):
     """A repair that was done while units were chosen, for the step that asks for it with the same units."""
 
     repair: "Step"
@@ -101,7 +103,9 @@ class Store(NamedTuple):
 
     def load(self) -> dict[str, np.ndarray]:
         """Read the arrays that were saved last; none if there are none."""
-        return {} if self.cache is None else self.cache.load(self.key) or {}
+        if self.cache is None:
+            return {}
+        return self.cache.load(self.key) or {}
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep arrays in place of what was saved before."""
@@ -109,20 +113,60 @@ class Store(NamedTuple):
             self.cache.save(self.key, arrays)
 
 
+class TextSize(NamedTuple):
+    """How much text there is."""
+
+    windows: int
+    batch: int
+    """Windows of a microbatch."""
+
+    @property
+    def microbatches(self) -> int:
+        """How many microbatches it is; the last one may be smaller."""
+        return -(-self.windows // self.batch)
+
+
 @dataclasses.dataclass(frozen=True)
-class Room:
+class Prefix:
     """What is known of the steps before one while nothing has run yet."""
 
     subject: Subject
     """The unpruned model."""
     within: Any
     """The limits that they set: `steps.limits.Within`."""
-    find_most: Callable[[], float]
+    find_largest_ratio: Callable[[], float]
 
     @functools.cached_property
-    def most(self) -> float:
+    def largest_ratio(self) -> float:
         """The largest ratio that they can meet whatever the scores, rounded down to four decimals."""
-        return self.find_most()
+        return self.find_largest_ratio()
+
+
+class Cost(NamedTuple):
+    """What a step takes, and what it asks of the steps before it."""
+
+    passes: float = 0.0
+    """Forward passes over the text that the step goes by."""
+    prefix_runs: int = 1
+    """How often the steps before it run."""
+    prefix_ratio: float | None = None
+    """The share of the prunable parameters that they are to remove; None: as much as the step itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """What a chain runs for a step: the steps before it, other chains, and the observation of a model."""
+
+    prefix: Prefix
+    """What was known of the steps before it, as `Step.plan` was given it."""
+    run_prefix: Callable[[State, float], State]
+    """(where to start, share that is to be gone) -> the state that the steps before it leave."""
+    run: Callable[[Any, Mapping[str, Examples], int], State]
+    """(another chain, text of the shape of `scenarios`, of how many of its steps) -> the state that they leave."""
+    observe: Callable[[Any, State, bool], Any]
+    """(score, state, with stability) -> `steps.score.calibrate.Calibrated`."""
+    memory: dict[str, Any]
+    """What steps keep in memory that comes of the unpruned model and the calibration text alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,152 +177,127 @@ class Context:
     """The unpruned model."""
     scenarios: Mapping[str, Examples]
     """Calibration examples by name."""
-    instead: Mapping[str, Examples] | None = None
+    own_text: Mapping[str, Examples] | None = None
     """What a step before has put in their place."""
     ratio: float
-    """Share of the prunable parameters that is to be gone behind the step."""
+    """Share of the prunable parameters that is to be gone after the step."""
     final: float
     """The same at the end of the chain; within a round it is more than `ratio`."""
-    behind: tuple["Step", ...] = ()
+    following: tuple["Step", ...] = ()
     """The steps that follow."""
     batch_size: int = 8
     track: Track = quiet
-    observe: Callable[[Any, State, bool], Any] | None = None
-    """Scores a state by a step: `steps.run.Runner`."""
-    run: Callable[[Any, Mapping[str, Examples], int], State] | None = None
-    """Runs so many steps of another chain to `ratio` on a text of the shape of `scenarios`."""
     store: Store = dataclasses.field(default_factory=Store)
     """What the step can go on from."""
-    room: Room | None = None
-    """What was known of the steps before, as `Step.asks` was given it."""
-    known: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What steps keep in memory that comes of the unpruned model and the calibration text alone."""
+    runs: Runs | None = None
+    """What the chain runs for it; see `chain`."""
 
     @property
     def text(self) -> Examples:
-        """All examples that the step goes by, one scenario behind the other."""
-        return joined([*(self.instead or self.scenarios).values()])
+        """All examples that the step goes by, one scenario after the other."""
+        scenarios = self.own_text or self.scenarios
+        return joined([*scenarios.values()])
 
     def progress(self, doing: str) -> Callable[[Sequence[Any]], Iterator[Any]]:
         """Make a wrapper of the parts of a step that shows them."""
         return lambda parts: self.track(doing, parts, len(parts))
 
+    def chain(self, step: "Step") -> Runs:
+        """Return what the chain runs for a step.
 
-class Extent(NamedTuple):
-    """How much text there is."""
-
-    windows: int
-    batch: int
-    """Windows of a microbatch."""
-
-    @property
-    def parts(self) -> int:
-        """Microbatches."""
-        return -(-self.windows // self.batch)
+        Raises:
+            ValueError: the step is not called by a chain.
+        """
+        if self.runs is None:
+            raise ValueError(f"{step.name}: expected to be run in a chain, as run_chain does, got a call of its own")
+        return self.runs
 
 
-Before = Callable[[State, float], State]
-"""The chain up to a step, as a function of where it starts and of the share that is to be gone."""
-
-
-class Step:
+class Step(abc.ABC):
     """One step of a chain.
 
-    >>> find_step("rounds")(every=0.2).text
+    >>> find_step("rounds")(every=0.2).written
     'rounds(every=0.2)'
     """
 
     kind: ClassVar[Kind]
     name: ClassVar[str]
-    drives: ClassVar[bool] = False
-    """Whether the step runs the chain before it by itself: it is given the start, and `before`."""
-    costly: ClassVar[bool] = False
-    """Whether the keep-set that the step chooses is worth a file."""
-    begins: ClassVar[bool] = False
-    """Whether a chain may begin with the step, as it may with a score."""
-    judges: ClassVar[bool] = False
-    """Whether the step goes by the divergence from the unpruned model on text, of which some is held out."""
-    reorders: ClassVar[bool] = False
-    """Whether units that have gone may come back by their scores, which those that went in rounds do not have."""
     of: ClassVar[type[Subject]] = Subject
     """The models that the step is for: all, or `LanguageModel`."""
+    after: ClassVar[tuple[Kind, ...]] = ("score", "allocation")
+    """Kinds of steps of which one stands earlier in the chain; none: the chain may begin with the step."""
+    excludes: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Name of a step that may not stand in the same chain -> why."""
+    needs_objective: ClassVar[bool] = False
+    """Whether the step goes by the divergence from the unpruned model on text, of which some is held out."""
+    runs_prefix: ClassVar[bool] = False
+    """Whether the step runs the steps before it by itself: its state is then the start of the chain."""
+    cacheable: ClassVar[bool] = False
+    """Whether the keep-set that the step chooses is worth a file."""
     source: ClassVar[str] = ""
     """The Python file that the step is from, where a chain names one."""
 
     def __post_init__(self) -> None:
         """Check the options by their types, and by what `Annotated` adds to those."""
-        fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
         name = getattr(self, "name", type(self).__name__)  # a class that is no step yet has no name
-        check_values(type(self), {each.name: getattr(self, each.name) for each in fields if each.init}, f"{name}.")
+        check_values(type(self), {each.name: getattr(self, each.name) for each in options_of(self)}, f"{name}.")
 
     @property
-    def said(self) -> dict[str, Any]:
+    def non_default_options(self) -> dict[str, Any]:
         """The options that are not as usual."""
-        fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
-        return {field.name: value for field in fields
-                if field.init and (value := getattr(self, field.name)) != default_of(field)}  # fmt: skip
+        options = {}
+        for field in options_of(self):
+            value = getattr(self, field.name)
+            if value != default_of(field):
+                options[field.name] = value
+        return options
 
     @property
-    def text(self) -> str:
-        """The step as it is written: its name, and the options that are not as usual."""
-        return written_call(f"{self.source}:{self.name}" if self.source else self.name, self.said)
+    def written(self) -> str:
+        """The step as a chain writes it: its name, and the options that are not as usual."""
+        name = f"{self.source}:{self.name}" if self.source else self.name
+        return written_call(name, self.non_default_options)
 
     @property
     def inner(self) -> tuple[Any, ...]:
         """The chains that the step runs, each a `steps.chain.Chain`."""
         return ()
 
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether the step depends on what is to be gone at the end of the chain."""
-        return False
-
-    def ahead(self, behind: Sequence["Step"]) -> "Step | None":
-        """Find the step behind it on which it depends, if any.
+    def depends_on(self, following: Sequence["Step"]) -> "Step | None":
+        """Find the later step on which it depends, if any.
 
         Raises:
             ValueError: the step cannot work before that one.
         """
         return None
 
-    def asks(self, room: Room, ratio: float) -> float:
-        """Say how much of the prunable parameters the chain before it is to remove, where `ratio` is to be gone."""
-        return ratio
-
-    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
-        """Estimate how many forward passes over the text a chain takes up to this step.
-
-        The one that scores the unpruned model does not count.
+    def plan(self, text: TextSize, ratio: float, prefix: Prefix) -> Cost:
+        """Estimate what the step takes. The pass that scores the unpruned model does not count.
 
         Args:
-            before: passes of the steps before it.
             text: of which size the text is that the step goes by.
-            ratio: share of the prunable parameters that goes.
-            room: what is known of the steps before it.
+            ratio: share of the prunable parameters that is to be gone after the step.
+            prefix: what is known of the steps before it.
 
         Raises:
             ValueError: a ratio that the step cannot meet.
         """
-        return before
+        return Cost()
 
-    def extent(self, text: Extent, calibration: Extent) -> Extent:
-        """Say of which size the text is that steps behind go by; `text` is what this step goes by."""
+    def text_size(self, text: TextSize, calibration: TextSize) -> TextSize:
+        """Say of which size the text is that later steps go by; `text` is what this step goes by."""
         return text
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
-        """Take the step.
-
-        Raises:
-            ValueError: something before it that this step cannot follow.
-        """
-        raise NotImplementedError
-
-    def check(self, subject: Subject, text: Extent) -> None:
+    def check(self, subject: Subject, text: TextSize) -> None:
         """Raise ValueError for a model, or too little text, with which the step cannot work, before time is spent."""
         if self.of is LanguageModel:
             language_model(self.name, subject)
-        if self.judges:
-            check_microbatches(self.name, text.parts)
+        if self.needs_objective:
+            check_microbatches(self.name, text.microbatches)
+
+    @abc.abstractmethod
+    def __call__(self, state: State, on: Context) -> State:
+        """Take the step."""
 
 
 STEPS: dict[str, type[Step]] = {}
@@ -296,9 +315,9 @@ def step(name: str) -> Callable[[S], S]:
     >>> @step("nothing")
     ... @dataclasses.dataclass(frozen=True)
     ... class Nothing(Step):
-    ...     def __call__(self, state, on, before):
+    ...     def __call__(self, state, on):
     ...         return state
-    >>> STEPS.pop("nothing")().text
+    >>> STEPS.pop("nothing")().written
     'nothing'
 
     Raises:
@@ -313,7 +332,8 @@ def step(name: str) -> Callable[[S], S]:
             raise ValueError(f"step: {name!r} exists already; choose another name")
         kind.name = name
         STEPS[name] = kind
-        code_digest(kind)  # of the file as it is now, whatever becomes of it while this process runs
+        # The digest is kept: it is that of the file as it is now, whatever becomes of it while this process runs.
+        code_digest(kind)
         return kind
 
     return register
@@ -343,17 +363,14 @@ def need(state: State, step: Step) -> Scores:
     return state.scores
 
 
-def need_room(on: Context, step: Step) -> Room:
-    """Read what is known of the steps before one.
-
-    Raises:
-        ValueError: the step is not called by a chain.
-    """
-    if on.room is None:
-        raise ValueError(f"{step.name}: expected to be run in a chain, as run_chain does, got a call of its own")
-    return on.room
+def options_of(step: Step | type[Step]) -> list[Any]:
+    """List the fields of a step that are its options."""
+    fields: Any = dataclasses.fields(step)  # type: ignore[arg-type]
+    return [field for field in fields if field.init]
 
 
 def default_of(field: Any) -> Any:
     """Read the default of a field."""
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from saap_jax.runtime.decisions import least_first
-from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
-from saap_jax.steps.repair.output import OutputRepair
+from saap_jax.steps.base import Context, Cost, Prefix, State, Step, TextSize, step
+from saap_jax.steps.repair.output import OutputRepair, next_repair
 from saap_jax.subjects.base import Examples, Subject, joined, language_model, rows_of
 from saap_jax.types import HELD_OUT
 
@@ -29,9 +29,7 @@ class BestOf(Step):
     """
 
     kind = "allocation"
-    drives = True
-    judges = True
-    begins: ClassVar[bool] = True
+    after = ()
 
     chains: tuple[Any, ...] = ()
     """Chains, with commas between them."""
@@ -43,8 +41,8 @@ class BestOf(Step):
             raise ValueError(f"best_of: expected two chains or more, each once, got {names}")
 
     @property
-    def text(self) -> str:
-        """The step as it is written."""
+    def written(self) -> str:
+        """The step as a chain writes it."""
         return f"best_of({', '.join(each.written for each in self.chains)})"
 
     @property
@@ -52,37 +50,37 @@ class BestOf(Step):
         """The chains."""
         return self.chains
 
-    def ahead(self, behind: Sequence[Step]) -> OutputRepair | None:
-        """Find the repair in closed form behind this step."""
-        return next((each for each in behind if isinstance(each, OutputRepair)), None)
+    def depends_on(self, following: Sequence[Step]) -> OutputRepair | None:
+        """Find the repair in closed form after this step."""
+        return next_repair(following)
 
-    def check(self, subject: Subject, text: Extent) -> None:
+    def check(self, subject: Subject, text: TextSize) -> None:
         """Raise ValueError for a model whose predictions are not compared, or where a chain cannot work."""
         language_model(self.name, subject)
         for chain in self.chains:
             chain.check(subject, text)
 
-    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
+    def plan(self, text: TextSize, ratio: float, prefix: Prefix) -> Cost:
         """Each chain once, and one of them again."""
-        each = [chain.passes(text, ratio, room.subject) for chain in self.chains]
-        return before + sum(each) + max(each)
+        each = [chain.passes(text, ratio, prefix.subject) for chain in self.chains]
+        return Cost(sum(each) + max(each))
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Take the outcome of the chain that has the lowest divergence."""
-        assert on.run is not None
-        (fit, judge, tokens) = _held_out(on)
+        run = on.chain(self).run
+        fit, judge, tokens = _held_out(on)
         chains = self.chains
         judged = on.store.load().get("judged", np.zeros(0)).tolist()
         for chain in on.progress("choose between chains")(chains[len(judged) :]):
-            tried = on.run(chain, fit, len(chain.steps))
+            tried = run(chain, fit, len(chain.steps))
             found = language_model(self.name, on.dense).divergences(
                 judge, tried.keep, tried.subject, batch_size=on.batch_size
             )
             judged.append(float(np.average(found, weights=tokens)))
             on.store.save({"judged": np.array(judged)})
         best = chains[int(least_first("divergences of chains", judged)[0])]
-        end = best.choosing if self.ahead(on.behind) else len(best.steps)
-        return on.run(best, on.scenarios, end).tell(judged=judged, chosen=best.name)
+        end = best.choosing if self.depends_on(on.following) else len(best.steps)
+        return run(best, on.scenarios, end).report(judged=judged, chosen=best.name)
 
 
 def _held_out(on: Context) -> tuple[dict[str, Examples], Examples, np.ndarray]:

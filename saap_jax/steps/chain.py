@@ -29,8 +29,7 @@ from saap_jax.recipes.registry import RECIPES
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
 from saap_jax.steps.allocation.allocation import Allocation, most_removable
 from saap_jax.steps.allocation.allocations import Uniform
-from saap_jax.steps.allocation.rounds import Rounds
-from saap_jax.steps.base import STEPS, Extent, Room, Step, find_step
+from saap_jax.steps.base import STEPS, Prefix, Step, TextSize, find_step, options_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.repair.output import OutputRepair
 from saap_jax.steps.score.oracles import ORACLES
@@ -58,12 +57,17 @@ class Chain:
     @property
     def written(self) -> str:
         """All steps in full, also those of a recipe."""
-        return " > ".join(each.text for each in self.steps)
+        return " > ".join(each.written for each in self.steps)
 
     @property
     def every(self) -> tuple[Step, ...]:
         """All steps, also those of chains that a step runs."""
-        return tuple(one for each in self.steps for one in (each, *(s for chain in each.inner for s in chain.every)))
+        found: list[Step] = []
+        for each in self.steps:
+            found.append(each)
+            for inner in each.inner:
+                found += inner.every
+        return tuple(found)
 
     @property
     def repairs(self) -> bool:
@@ -78,34 +82,40 @@ class Chain:
     @property
     def scores(self) -> tuple[Score, ...]:
         """The steps that score the unpruned model: those before the first that chooses units."""
-        early = itertools.takewhile(lambda each: each.kind in ("score", "limits"), self.steps)
-        inner = (score for each in self.steps for chain in each.inner for score in chain.scores)
-        return (*(each for each in early if isinstance(each, Score)), *inner)
+        found = [each for each in _scoring(self.steps) if isinstance(each, Score)]
+        for each in self.steps:
+            for inner in each.inner:
+                found += inner.scores
+        return tuple(found)
 
-    def passes(self, text: Extent, ratio: float, subject: Subject) -> float:
+    def passes(self, text: TextSize, ratio: float, subject: Subject) -> float:
         """Estimate how many forward passes over the calibration text it takes beside the one that scores."""
         spent = 0.0
-        for (each, now), room in zip(self._extents(text), rooms(self.steps, subject), strict=True):
-            size = now.windows / text.windows  # passes of a step are those over the text that it goes by
-            spent = each.passes(spent / size, now, ratio, room) * size
+        for at, (each, own_text) in enumerate(self._text_sizes(text)):
+            cost = each.plan(own_text, ratio, prefix_of(self.steps[:at], subject))
+            # a step counts passes over the text that it goes by, which may be longer than the calibration text
+            spent = cost.prefix_runs * spent + cost.passes * own_text.windows / text.windows
         return spent
 
-    def check(self, subject: Subject, text: Extent) -> None:
+    def check(self, subject: Subject, text: TextSize) -> None:
         """Raise ValueError for a model, or too little text, with which a step cannot work."""
-        for each, now in self._extents(text):
-            each.check(subject, now)
+        for each, own_text in self._text_sizes(text):
+            each.check(subject, own_text)
 
-    def _extents(self, text: Extent) -> Iterator[tuple[Step, Extent]]:
+    def _text_sizes(self, text: TextSize) -> Iterator[tuple[Step, TextSize]]:
         """Yield the steps, and how much text each goes by."""
-        now = text
+        own_text = text
         for each in self.steps:
-            yield each, now
-            now = each.extent(now, text)
+            yield each, own_text
+            own_text = each.text_size(own_text, text)
 
     def unrepaired(self, subject: Subject, keep: Keep | None = None) -> dict[str, str]:
         """Give the reasons for which repairs leave structures alone, by name; with `keep` those that lose units."""
-        repairs = [each for each in self.every if isinstance(each, OutputRepair)]
-        return {name: why for each in repairs for name, why in subject.unrepaired(each, keep).items()}
+        found = {}
+        for each in self.every:
+            if isinstance(each, OutputRepair):
+                found |= subject.unrepaired(each, keep)
+        return found
 
 
 def chain(*steps: Step | str) -> Chain:
@@ -117,8 +127,16 @@ def chain(*steps: Step | str) -> Chain:
     Raises:
         ValueError: a text that names several chains or none, or steps that cannot stand so.
     """
-    found = [one for each in steps for one in ([each] if isinstance(each, Step) else steps_of(each))]
-    return _whole(found, " > ".join(each if isinstance(each, str) else each.text for each in steps))
+    made: list[Step] = []
+    names = []
+    for each in steps:
+        if isinstance(each, Step):
+            made.append(each)
+            names.append(each.written)
+        else:
+            made += steps_of(each)
+            names.append(each)
+    return _checked(made, " > ".join(names))
 
 
 def parse(text: str) -> Chain:
@@ -145,55 +163,94 @@ def expand(texts: Iterable[str]) -> list[Chain]:
     found: dict[str, Chain] = {}
     for text in texts:
         given = _NAMED.match(text)
-        for alternative in alternatives(text[given.end() :] if given else text):
+        chain_text = text[given.end() :] if given else text
+        for alternative in alternatives(chain_text):
             segments = [each for each in split(alternative, ">,") if each != NONE]
-            choices = [list(_read(segment)) for segment in segments]
-            for chosen in itertools.product(*choices):
-                name = given["name"] if given else " > ".join(said for said, _ in chosen)
-                made = _whole([each for _, steps in chosen for each in steps], name)
-                if found.setdefault(name, made) is not made and (given or found[name] != made):
+            # each segment stands for one or several (name, steps); a chain takes one of each
+            for chosen in itertools.product(*[list(_read(segment)) for segment in segments]):
+                steps = [each for _, steps in chosen for each in steps]
+                name = given["name"] if given else " > ".join(written for written, _ in chosen)
+                made = _checked(steps, name)
+                earlier = found.setdefault(name, made)
+                if earlier is not made and (given or earlier != made):
                     raise ValueError(f"chain: expected each name once, got {name!r} for several chains")
     return list(found.values())
 
 
-def _whole(steps: list[Step], name: str) -> Chain:
+# --- which steps may stand where -------------------------------------------------------------------
+
+
+def _checked(steps: list[Step], name: str) -> Chain:
     """Return a chain with an allocation.
 
     Raises:
-        ValueError: no score at the beginning, or a step that cannot stand where it does, or changes nothing there.
+        ValueError: a step that cannot stand where it does, or changes nothing there.
     """
     if name in RECIPES and RECIPES[name].repair:
         raise ValueError(f"{name} only repairs: expected a chain before it, such as wanda > {name}")
-    first = next((each for each in steps if each.kind != "limits"), None)
-    if any(each.begins for each in steps[1:]):
-        raise ValueError(f"chain {name!r}: expected best_of first, got it behind {steps[0].text}")
-    begun = first is not None and first.begins
-    if begun and any(isinstance(each, Rounds) for each in steps):
-        raise ValueError(f"chain {name!r}: expected rounds in the chains of best_of, got them behind it")
-    if not (begun or isinstance(first, Score)):
-        raise ValueError(
-            f"chain {name!r}: expected a score first, such as wanda, got {first.name if first else 'nothing'}"
-        )
-    early = [*itertools.takewhile(lambda each: each.kind in ("score", "limits"), steps)]
-    rest = steps[len(early) :]
-    if not (begun or (rest and isinstance(rest[0], Allocation))):
-        rest = [Uniform(), *rest]
-    last = max(at for at, each in enumerate(rest) if each.kind in ("allocation", "refinement"))
-    idle = [each for each in early if isinstance(each, Score)][:-1]
-    turned = max((at for at, each in enumerate(early) if isinstance(each, Scenarios)), default=0)  # begins with scores
-    idle += [each for each in early[:turned] if each.kind == "score" and not isinstance(each, Score)]
-    idle += [each for each in rest[1:] if isinstance(each, (Allocation, Score))]
-    idle += [each for each in rest[last:] if each.kind in ("score", "limits")]
-    if idle:
-        said = "expected one score and limits, then one allocation, then other steps"
-        raise ValueError(f"chain {name!r}: {said}, got {idle[0].text}, which changes nothing there")
-    for at, each in enumerate(rest, 1):
-        each.ahead(rest[at:])  # refuses what cannot stand behind it
-    made = Chain((*early, *rest), name)
-    reader = next((each for each in rest if each.reorders), None)
-    if reader and any(isinstance(each, Rounds) for each in made.every):
-        raise ValueError(f"chain {name!r}: expected no rounds beside {reader.name}: it reads the scores of all units")
+    _check_order(steps, name)
+    steps = _with_allocation(steps)
+    if idle := _idle(steps):
+        expected = "expected one score and limits, then one allocation, then other steps"
+        raise ValueError(f"chain {name!r}: {expected}, got {idle[0].written}, which changes nothing there")
+    for at, each in enumerate(steps, 1):
+        each.depends_on(steps[at:])  # refuses the steps that cannot follow it
+    made = Chain(tuple(steps), name)
+    for each, other in itertools.product(steps, made.every):
+        if other.name in each.excludes:
+            raise ValueError(
+                f"chain {name!r}: expected no {other.name} beside {each.name}: {each.excludes[other.name]}"
+            )
     return made
+
+
+def _check_order(steps: Sequence[Step], name: str) -> None:
+    """Raise ValueError where nothing earlier is of a kind that a step stands after."""
+    kinds = set()
+    for each in steps:
+        if begins_chain(type(each)) and each is not steps[0]:
+            raise ValueError(f"chain {name!r}: expected {each.name} first, got it behind {steps[0].written}")
+        if each.after and not kinds.intersection(each.after):
+            if kinds <= {"limits"}:
+                raise ValueError(f"chain {name!r}: expected a score first, such as wanda, got {each.name}")
+            expected = " or ".join(each.after)
+            raise ValueError(f"chain {name!r}: expected {expected} before {each.name}, got {steps[0].name}")
+        kinds.add(each.kind)
+    if kinds <= {"limits"}:
+        raise ValueError(f"chain {name!r}: expected a score first, such as wanda, got nothing")
+
+
+def begins_chain(kind: type[Step]) -> bool:
+    """Tell whether a step stands at the beginning in place of a score and an allocation: it takes chains."""
+    return kind.kind == "allocation" and not kind.after
+
+
+def _scoring(steps: Sequence[Step]) -> list[Step]:
+    """Take the scores and limits at the beginning."""
+    return [*itertools.takewhile(lambda each: each.kind in ("score", "limits"), steps)]
+
+
+def _with_allocation(steps: list[Step]) -> list[Step]:
+    """Add `uniform` behind the scores and limits where no allocation follows them."""
+    early = _scoring(steps)
+    rest = steps[len(early) :]
+    chooses = rest and (begins_chain(type(rest[0])) or isinstance(rest[0], Allocation))
+    return steps if chooses else [*early, Uniform(), *rest]
+
+
+def _idle(steps: Sequence[Step]) -> list[Step]:
+    """List the steps that change nothing where they stand."""
+    early = _scoring(steps)
+    rest = steps[len(early) :]
+    # The last score takes the place of those before it; `scenarios` takes that of all that turned scores before it.
+    idle: list[Step] = [*[each for each in early if isinstance(each, Score)][:-1]]
+    reduced = max((at for at, each in enumerate(early) if isinstance(each, Scenarios)), default=0)
+    idle += [each for each in early[:reduced] if each.kind == "score" and not isinstance(each, Score)]
+    # Nothing after the first allocation chooses by another one, nor reads scores or limits after the last choice.
+    idle += [each for each in rest[1:] if isinstance(each, (Allocation, Score))]
+    last = max(at for at, each in enumerate(rest) if each.kind in ("allocation", "refinement"))
+    idle += [each for each in rest[last:] if each.kind in ("score", "limits")]
+    return idle
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -207,10 +264,12 @@ def steps_of(text: str) -> list[Step]:
     """
     found: list[Step] = []
     for segment in split(text, ">,"):
-        read = list(_read(segment)) if segment != NONE else [("", ())]
-        if len(read) > 1:
+        if segment == NONE:
+            continue
+        (_, steps), *others = _read(segment)
+        if others:
             raise ValueError(f"chain: expected one value an option, got {segment!r}")
-        found += read[0][1]
+        found += steps
     return found
 
 
@@ -227,19 +286,24 @@ def _read(segment: str) -> Iterator[tuple[str, tuple[Step, ...]]]:
     if call is None or kind is None:
         yield segment, (_score(segment),)
         return
-    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    types = {field.name: str(field.type) for field in options_of(kind)}
     options = _options(segment, kind, call)
-    many = {name: value for name, value in options.items()
-            if isinstance(value, tuple) and value and "tuple" not in types[name]}  # fmt: skip
-    for values in itertools.product(*many.values()):
-        chosen = {**options, **dict(zip(many, values, strict=True))}
+    several = {}
+    for name, value in options.items():
+        if isinstance(value, tuple) and value and "tuple" not in types[name]:
+            several[name] = value
+    for values in itertools.product(*several.values()):
+        chosen = {**options, **dict(zip(several, values, strict=True))}
         check_values(kind, chosen, f"{kind.name}.")
+        for name, value in chosen.items():
+            if "float" in types[name] and "int" not in types[name]:
+                chosen[name] = _number(value)
         try:
-            made = kind(**{name: _number(value) if "float" in types[name] and "int" not in types[name] else value
-                           for name, value in chosen.items()})  # fmt: skip
+            made = kind(**chosen)
         except TypeError as error:
+            # Python names the constructor in front of what is wrong, which the user has not seen
             raise ValueError(f"{segment!r}: {str(error).partition(') ')[2] or error}") from None
-        yield made.text if many else segment, (made,)
+        yield made.written if several else segment, (made,)
 
 
 def _kind_of(call: Call) -> type[Step] | None:
@@ -277,9 +341,10 @@ def _score(segment: str) -> Score:
 
 def _options(segment: str, kind: type[Step], call: Call) -> dict[str, Any]:
     """Read the options of a step."""
-    fields = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
-    if kind.begins:
-        return {fields[0].name: tuple(map(parse, split(call.inside, ","))) if call.inside.strip() else ()}
+    fields = options_of(kind)
+    if begins_chain(kind):
+        inside = split(call.inside, ",") if call.inside.strip() else []
+        return {fields[0].name: tuple(map(parse, inside))}
     try:
         given, named = call.arguments(expressions=True)
     except ValueError:
@@ -290,10 +355,12 @@ def _options(segment: str, kind: type[Step], call: Call) -> dict[str, Any]:
     if len(given) > len(free):
         raise ValueError(f"{segment!r}: {kind.name} takes {len(free)} options without a name, got {len(given)}")
     pairs = [*zip([field.name for field in free], given, strict=False), *named]
-    if len(options := dict(pairs)) < len(pairs):
+    options = dict(pairs)
+    if len(options) < len(pairs):
         raise ValueError(f"{segment!r}: expected each option of {kind.name} once, got one twice")
     known = [field.name for field in fields]
-    if unknown := next((name for name in options if name not in known), None):
+    unknown = next((name for name in options if name not in known), None)
+    if unknown is not None:
         near = difflib.get_close_matches(unknown, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
@@ -320,14 +387,17 @@ def limits_of(chain: Chain) -> Within:
 
 
 def _allocation_of(steps: Sequence[Step]) -> tuple[Allocation, Within]:
-    at, allocation = next((at, each) for at, each in enumerate(steps) if isinstance(each, Allocation))
-    return allocation, _limits_of(steps[:at])
+    for at, each in enumerate(steps):
+        if isinstance(each, Allocation):
+            return each, _limits_of(steps[:at])
+    raise ValueError("chain: expected an allocation, got none")
 
 
 def _limits_of(steps: Sequence[Step]) -> Within:
     limits = Within()
     for each in steps:
-        limits = each.behind(limits) if isinstance(each, Within) else limits
+        if isinstance(each, Within):
+            limits = each.joined(limits)
     return limits
 
 
@@ -335,36 +405,37 @@ def _limits_of(steps: Sequence[Step]) -> Within:
 
 
 def choices(steps: Sequence[Step]) -> list[tuple[Allocation, Within]]:
-    """List which allocation chooses by which limits: the first one, and as refinements do by limits behind it."""
-    (allocation, before) = _allocation_of(steps)
+    """List which allocation chooses by which limits: the first one, and as refinements do by limits after it."""
+    allocation, before = _allocation_of(steps)
     every = _limits_of(steps)
-    return [(allocation, before), *([(allocation, every)] if every != before else [])]
+    if every == before:
+        return [(allocation, before)]
+    return [(allocation, before), (allocation, every)]
 
 
-def rooms(steps: Sequence[Step], subject: Subject) -> list[Room]:
-    """Tell for each step what is known of those before it."""
-    return [room_behind(steps[:at], subject) for at in range(len(steps))]
-
-
-def room_behind(steps: Sequence[Step], subject: Subject) -> Room:
-    """Tell what is known of some steps."""
-    return Room(subject, _limits_of(steps), lambda: most_of_steps(steps, subject))
+def prefix_of(steps: Sequence[Step], subject: Subject) -> Prefix:
+    """Tell what is known of some steps before they run."""
+    return Prefix(subject, _limits_of(steps), lambda: largest_ratio_of(steps, subject))
 
 
 def asked_of_first(steps: Sequence[Step], subject: Subject, ratios: Iterable[float]) -> Iterator[float]:
-    """Yield how much the first allocation is to remove where some ratios are to be gone behind all steps."""
-    backwards = [*zip(steps, rooms(steps, subject), strict=True)][::-1]
+    """Yield how much the first allocation is to remove where some ratios are to be gone after all steps."""
+    backwards = []
+    for at, each in reversed([*enumerate(steps)]):
+        if each.runs_prefix:
+            backwards.append((each, prefix_of(steps[:at], subject)))
     for ratio in ratios:
-        for each, room in backwards:
-            ratio = each.asks(room, ratio)
+        for each, prefix in backwards:
+            asked = each.plan(TextSize(1, 1), ratio, prefix).prefix_ratio
+            ratio = ratio if asked is None else asked
         yield ratio
 
 
-def most_of_steps(steps: Sequence[Step], subject: Subject) -> float:
+def largest_ratio_of(steps: Sequence[Step], subject: Subject) -> float:
     """Find the largest ratio that steps can meet whatever the scores, rounded down to four decimals."""
     inner = [each for step in steps for each in step.inner]
     if inner:
-        top = min(most_of_steps(each.steps, subject) for each in inner)
+        top = min(largest_ratio_of(each.steps, subject) for each in inner)
     else:
         top = min(most_removable(subject, *each) for each in choices(steps))
     ratios = [share / 10_000 for share in range(9_999, -1, -1)]

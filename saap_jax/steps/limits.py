@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from saap_jax.checks import Share, at_least, check_share
-from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.base import Context, State, Step, options_of, step
 from saap_jax.types import Keep, Limits
 
 
@@ -21,6 +21,7 @@ class Within(Step):
     """Say what may go: what is left alone, floors and widths, and how much of what goes is attention."""
 
     kind = "limits"
+    after = ()
     _given: ClassVar[frozenset[str]] = frozenset()
 
     protect: tuple[int | float, ...] = ()
@@ -51,43 +52,40 @@ class Within(Step):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if wrong := [layer for layer in self.protect if isinstance(layer, float) and not -1 < layer < 1]:
-            raise ValueError(
-                f"within.protect: expected numbers of layers, or shares of them in (-1, 1), got {wrong[0]}"
-            )
+        for layer in self.protect:
+            if isinstance(layer, float) and not -1 < layer < 1:
+                raise ValueError(
+                    f"within.protect: expected numbers of layers, or shares of them in (-1, 1), got {layer}"
+                )
         if self.attention_from and self.attention is None:
             raise ValueError(f"within.attention_from: expected attention beside it, got {self.attention_from} alone")
         if self.whole_layers and not self.depth:
             raise ValueError("within.whole_layers: expected depth beside it, got depth False")
 
     @property
-    def said(self) -> dict[str, Any]:
+    def non_default_options(self) -> dict[str, Any]:
         """The options that are given."""
-        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name in self._given}
+        return {each.name: getattr(self, each.name) for each in options_of(self) if each.name in self._given}
 
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether attention has a share of what goes beyond some part of the end."""
-        return bool(self.attention_from)
+    def __call__(self, state: State, on: Context) -> State:
+        """Add these limits to those of the steps before."""
+        return state._replace(limits=self.joined(state.limits))
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
-        """Add what is said here to what was said before."""
-        return state._replace(limits=self.behind(state.limits))
-
-    def behind(self, before: "Within") -> "Within":
-        """Return the limits of both, those said here where both say something."""
-        return dataclasses.replace(before, **self.said)
+    def joined(self, earlier: "Within") -> "Within":
+        """Return the limits of both; an option that is given here takes the place of the earlier one."""
+        return dataclasses.replace(earlier, **self.non_default_options)
 
     def check_structures(self, known: Sequence[str]) -> None:
         """Raise ValueError for an option of a structure that a model of layers does not have."""
         for option in ("min_keep", "max_ratio", "multiple_of"):
             value = getattr(self, option)
-            if isinstance(value, Mapping) and (strange := [name for name in value if name not in known]):
-                raise ValueError(f"within.{option}: expected some of {', '.join(known)}, got {strange[0]!r}")
+            for name in value if isinstance(value, Mapping) else ():
+                if name not in known:
+                    raise ValueError(f"within.{option}: expected some of {', '.join(known)}, got {name!r}")
 
     def check_traced(self) -> None:
         """Raise ValueError for what only attention and MLP of layers have."""
-        for name, value in super().said.items():
+        for name, value in super().non_default_options.items():
             if name not in ("min_keep", "max_ratio", "multiple_of"):
                 raise ValueError(
                     f"within.{name}: is for attention and MLP of layers, which a traced model does not tell apart, got "
@@ -127,6 +125,11 @@ class Within(Step):
         return self
 
 
+def limits_at_end(state: State, on: Context) -> Any:
+    """Return the limits of a state at the ratio of the end of the chain: those of layers, `Within`."""
+    return state.subject.limits(state.limits.at(on.final))
+
+
 def protected(protect: Sequence[int | float], layers: int) -> np.ndarray:
     """List the layers that are left alone; negative numbers count from the end, shares are of the layers.
 
@@ -157,7 +160,8 @@ def first_prunable(keep: Keep, existing: Keep, within: Within) -> int:
     """
     losing = np.zeros(len(keep[next(iter(keep))]), bool)
     for name, levels in levels_of(existing, within).items():
-        losing |= (keep[name] != existing[name]).any(axis=1) | np.array([len(each) > 1 for each in levels])
+        losing |= (keep[name] != existing[name]).any(axis=1)
+        losing |= np.array([len(each) > 1 for each in levels])
     return int(np.argmax(losing)) if losing.any() else 0
 
 
@@ -174,8 +178,9 @@ def levels_of(existing: Keep, within: Within) -> dict[str, list[np.ndarray]]:
     found = {}
     for name, exists in existing.items():
         limits = within.layer(name)
-        skipped = protected(within.protect, len(exists))
-        stops = [stops_of(0 if skip else int(units.sum()), limits, within.depth)
-                 for units, skip in zip(exists, skipped, strict=True)]  # fmt: skip
-        found[name] = [np.concatenate([np.zeros(1, np.int64), each]) for each in stops]
+        removable = np.where(protected(within.protect, len(exists)), 0, exists.sum(axis=1))
+        found[name] = []
+        for units in removable.tolist():
+            stops = stops_of(units, limits, within.depth)
+            found[name].append(np.concatenate([np.zeros(1, np.int64), stops]))
     return found

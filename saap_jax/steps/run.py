@@ -20,8 +20,8 @@ from saap_jax.runtime import progress
 from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import choose, impossible
-from saap_jax.steps.base import Context, Extent, State, Step, Store
-from saap_jax.steps.chain import Chain, asked_of_first, choices, most_of_steps, room_behind
+from saap_jax.steps.base import Context, Runs, State, Step, Store, TextSize
+from saap_jax.steps.chain import Chain, asked_of_first, choices, largest_ratio_of, prefix_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.score.calibrate import Calibrated, calibrate, put_together
 from saap_jax.steps.score.fusion import Fusion
@@ -54,7 +54,7 @@ class Runner:
             chains: all that will be run, so that one pass observes what all of them ask of the unpruned model.
             store: the cache, and a digest of the model and the text.
             open_end: the ratio at the end is not known on the way, as where targets say how much goes; steps that
-                look ahead then go by the ratio of the round.
+                depend on the end then go by the ratio of the round.
         """
         self.open_end = open_end
         self.subject = subject
@@ -66,7 +66,7 @@ class Runner:
         self.stable: set[str] = set()
         self.key = self.root = digest(store.key, passes.batch_size)
         self._parts: dict[str, Calibrated] = {}
-        self._known: dict[str, Any] = {}
+        self._memory: dict[str, Any] = {}
         self._states: dict[str, State] = {}
         for chain in chains:
             self._expect(chain)
@@ -97,36 +97,39 @@ class Runner:
 
     def _expect(self, chain: Chain) -> None:
         """Add what a chain asks of the unpruned model to what the one pass observes."""
-        self.steps |= {step.text: step for step in chain.scores}
-        self.stable |= {step.text for at, step in enumerate(chain.steps, 1)
-                        if isinstance(step, Score) and step.ahead(chain.steps[at:])}  # fmt: skip
-        for inner in (inner for step in chain.steps for inner in step.inner):
-            self._expect(inner)
+        self.steps |= {step.written: step for step in chain.scores}
+        for at, step in enumerate(chain.steps, 1):
+            if isinstance(step, Score) and step.depends_on(chain.steps[at:]):
+                self.stable.add(step.written)
+            for inner in step.inner:
+                self._expect(inner)
 
     def _to(self, chain: Chain, end: int, ratio: float) -> State:
         self._expect(chain)
         return self._after(chain.steps[:end], self._start(), ratio, ratio, chain.steps[end:])
 
     @property
-    def extent(self) -> Extent:
+    def text_size(self) -> TextSize:
         """Size of the calibration text."""
-        return Extent(sum(self.subject.size(each).rows for each in self.text.values()), self.passes.batch_size)
+        windows = sum(self.subject.size(each).rows for each in self.text.values())
+        return TextSize(windows, self.passes.batch_size)
 
     def begin(self, chain: Chain, ratio: float) -> None:
         """Score the unpruned model, and say how many passes over the text a chain takes behind that."""
-        after = round(chain.passes(self.extent, ratio, self.subject))
+        after = round(chain.passes(self.text_size, ratio, self.subject))
         then = f", before about {after} passes over the text" if after > 1 else ""
         with progress.step(self.passes.track, f"score all units{then}"):
             self.first()
 
     def check(self, chain: Chain, ratios: Sequence[float]) -> None:
         """Raise ValueError for what can be known to fail before any time is spent."""
-        chain.check(self.subject, self.extent)
+        chain.check(self.subject, self.text_size)
         asked = [*asked_of_first(chain.steps, self.subject, ratios)]
         for ratio, rest in zip(ratios, asked, strict=True):
-            if rest != ratio and ratio > (top := self.most_removable(chain)):
-                raise impossible(ratio, top)
-        if inner := [each for step in chain.steps for each in step.inner]:
+            if rest != ratio and ratio > self.most_removable(chain):
+                raise impossible(ratio, self.most_removable(chain))
+        inner = [each for step in chain.steps for each in step.inner]
+        if inner:
             for each in inner:
                 self.check(each, asked)
             return
@@ -136,59 +139,79 @@ class Runner:
 
     def most_removable(self, chain: Chain) -> float:
         """Find the largest ratio that a chain can meet whatever the scores, rounded down to four decimals."""
-        return most_of_steps(chain.steps, self.subject)
+        return largest_ratio_of(chain.steps, self.subject)
 
     # --- steps
 
-    def _key(self, steps: Sequence[Step], start: State, ratio: float, final: float, behind: Sequence[Step]) -> str:
-        """Digest what the state behind some steps is made from."""
+    def _key(self, steps: Sequence[Step], start: State, ratio: float, final: float, following: Sequence[Step]) -> str:
+        """Digest all that the state after some steps is made from."""
         made = []
         for at, each in enumerate(steps, 1):
-            ahead = each.ahead((*steps[at:], *behind))
+            later = each.depends_on((*steps[at:], *following))
             codes = self._code(each) if isinstance(each, Score) else []
             inner = [self._key(chain.steps, start, ratio, final, ()) for chain in each.inner]
-            made.append([each.text, code_digest(type(each), each.source), ahead and ahead.text, codes, *inner])
-        end = [final, self.open_end] if any(each.looks_ahead for each in steps) else None
+            made.append([each.written, code_digest(type(each), each.source), later and later.written, codes, *inner])
+        # a share for attention from some ratio on is that of the end of the chain, also in the rounds before it
+        by_end = any(isinstance(each, Within) and each.attention_from for each in steps)
+        end = [final, self.open_end] if by_end else None
         return digest(start.key, made, ratio, end)
 
     def _after(
-        self, steps: Sequence[Step], start: State, ratio: float, final: float, behind: tuple[Step, ...]
+        self, steps: Sequence[Step], start: State, ratio: float, final: float, following: tuple[Step, ...]
     ) -> State:
         """Run some steps."""
         if not steps:
             return start
-        *first, step = steps
-        key = self._key(steps, start, ratio, final, behind)
+        key = self._key(steps, start, ratio, final, following)
         if key in self._states:
             return self._states[key]
+        *earlier, step = steps
 
-        def before(state: State, ratio: float) -> State:
-            return self._after(first, state, ratio, ratio if self.open_end else final, (step, *behind))
+        def run_prefix(state: State, ratio: float) -> State:
+            return self._after(earlier, state, ratio, ratio if self.open_end else final, (step, *following))
 
-        state = start if step.drives else before(start, ratio)
+        def run(chain: Chain, text: Mapping[str, Examples], end: int) -> State:
+            return self.fitted_on(text)._to(chain, end, ratio)
+
+        state = start if step.runs_prefix else run_prefix(start, ratio)
+        prefix = prefix_of(earlier, self.subject)
         on = Context(
-            dense=self.subject, scenarios=self.text, instead=state.text, ratio=ratio, final=final, behind=behind,
-            known=self._known, batch_size=self.passes.batch_size, track=self.passes.track, observe=self._observe,
-            run=lambda chain, text, end: self.fitted_on(text)._to(chain, end, ratio),
-            store=Store(self.cache, digest(key, "training")), room=room_behind(first, self.subject),
-        )  # fmt: skip
-        kept = Store(self.cache, key)
-        if step.costly and (found := kept.load()):
-            keep = {name: found[f"keep/{name}"] for name in state.keep}
-            new = state._replace(keep=keep, told=json.loads(found["told"].tobytes()))
-        else:
-            with explained(step.name, self.subject, state.text or self.text, self.passes.batch_size):
-                new = step(state, on, before)
-            if step.costly and new.subject is self.subject:
-                told = np.frombuffer(json.dumps(dict(new.told)).encode(), np.uint8)
-                kept.save({f"keep/{name}": units for name, units in new.keep.items()} | {"told": told})
-        new = new._replace(key=key)
-        if new.subject is not self.subject or new.ready:  # weights of its own: one such model is held at a time
-            self._states = {
-                k: each for k, each in self._states.items() if each.subject is self.subject and not each.ready
-            }
+            dense=self.subject,
+            scenarios=self.text,
+            own_text=state.text,
+            ratio=ratio,
+            final=final,
+            following=following,
+            batch_size=self.passes.batch_size,
+            track=self.passes.track,
+            store=Store(self.cache, digest(key, "training")),
+            runs=Runs(prefix, run_prefix, run, self._observe, self._memory),
+        )
+        new = self._taken(step, state, on, Store(self.cache, key))._replace(key=key)
+        if new.subject is not self.subject or new.precomputed:
+            self._forget_other_models()
         self._states[key] = new
         return new
+
+    def _taken(self, step: Step, state: State, on: Context, kept: Store) -> State:
+        """Take a step, or read the keep-set that it has chosen before."""
+        found = kept.load() if step.cacheable else {}
+        if found:
+            keep = {name: found[f"keep/{name}"] for name in state.keep}
+            return state._replace(keep=keep, metrics=json.loads(found["metrics"].tobytes()))
+        with explained(step.name, self.subject, state.text or self.text, self.passes.batch_size):
+            new = step(state, on)
+        if step.cacheable and new.subject is self.subject:
+            arrays = {f"keep/{name}": units for name, units in new.keep.items()}
+            metrics = json.dumps(dict(new.metrics)).encode()
+            kept.save({**arrays, "metrics": np.frombuffer(metrics, np.uint8)})
+        return new
+
+    def _forget_other_models(self) -> None:
+        """Drop the states that have weights of their own, since one such model is held at a time."""
+        for key, state in [*self._states.items()]:
+            if state.subject is not self.subject or state.precomputed:
+                del self._states[key]
 
     def fitted_on(self, text: Mapping[str, Examples]) -> "Runner":
         """Give a runner whose scores come from all of the text, and whose other steps see some of it alone."""
@@ -199,35 +222,47 @@ class Runner:
         other.text = text
         other.root = digest(self.root, "some")
         other._states = {}
-        other._known = {}
+        other._memory = {}
         return other
 
     # --- scores
 
     def _observe(self, step: Score, state: State, stability: bool) -> Calibrated:
         """Score a state by a step; of the unpruned model from the one pass for all."""
-        if state.subject is self.subject and state.gone is None:
+        if state.subject is self.subject and state.removed is None:
             return self.first()
-        kept = Store(self.cache, digest(state.key, "scores", step.text, stability, self._code(step)))
-        if found := kept.load():
+        kept = Store(self.cache, digest(state.key, "scores", step.written, stability, self._code(step)))
+        found = kept.load()
+        if found:
             return unpacked(found)
-        made = self._calibrate({step.text: step}, state, [step.text] * stability)
+        made = self._calibrate({step.written: step}, state, [step.written] if stability else [])
         kept.save(packed(made))
         return made
 
     def first(self, made: Calibrated | None = None) -> Calibrated:
         """Score the unpruned model for all chains in one pass, or take what a pass has `made`; each score has a file of
         its own."""
-        asked = {label: Store(self.cache, digest(self.key, "scores", label, self._code(step), *self.stable & {label}))
-                 for label, step in self.steps.items()}  # fmt: skip
-        self._parts |= {store.key: unpacked(kept) for store in asked.values()
-                        if store.key not in self._parts and (kept := store.load())}  # fmt: skip
-        if missing := {label: self.steps[label] for label, store in asked.items() if store.key not in self._parts}:
+        stores = {label: self._store_of(label, step) for label, step in self.steps.items()}
+        missing = {}
+        for label, store in stores.items():
+            if store.key in self._parts:
+                continue
+            kept = store.load()
+            if kept:
+                self._parts[store.key] = unpacked(kept)
+            else:
+                missing[label] = self.steps[label]
+        if missing:
             made = made or self._calibrate(missing, self._start(), self.stable & missing.keys())
             for label, step in missing.items():
-                self._parts[asked[label].key] = part = made.part(label, step)
-                asked[label].save(packed(part))
-        return put_together([self._parts[store.key] for store in asked.values()], [*self.scenarios])
+                part = made.part(label, step)
+                self._parts[stores[label].key] = part
+                stores[label].save(packed(part))
+        return put_together([self._parts[store.key] for store in stores.values()], [*self.scenarios])
+
+    def _store_of(self, label: str, step: Score) -> Store:
+        """Name the file of a score of the unpruned model."""
+        return Store(self.cache, digest(self.key, "scores", label, self._code(step), *self.stable & {label}))
 
     def _code(self, score: Score) -> list[str]:
         """Digest the code of estimators that are not the package's."""
@@ -235,7 +270,7 @@ class Runner:
         return [score.named, *map(str, score.fusion), *map(code_of, members)]
 
     def _calibrate(self, plan: Plan, state: State, stability: Collection[str]) -> Calibrated:
-        keep = None if state.gone is None else state.keep
+        keep = None if state.removed is None else state.keep
         return calibrate(state.subject, self.scenarios, plan, self.passes, stability=stability, keep=keep)
 
 
@@ -243,9 +278,9 @@ def codes_of(steps: Iterable[Step], structures: Sequence[str]) -> dict[str, str]
     """Digest the files of the estimators, statistics and steps that are not the package's, by `code of NAME`."""
     found = {}
     for each in steps:
-        found |= {f"code of {each.text}": code_digest(type(each), each.source)}
+        found |= {f"code of {each.written}": code_digest(type(each), each.source)}
         if isinstance(each, Score):
-            members = make_members({each.text: each}, tuple(structures))
+            members = make_members({each.written: each}, tuple(structures))
             found |= {f"code of {member}": code_of(member) for member in members}
             needs = union_of_needs(members.values())
             found |= {f"code of the statistic {need.name}": code_of_statistic(need) for need in needs}

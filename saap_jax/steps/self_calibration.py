@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from saap_jax.checks import Natural, Positive, check_positive
-from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
+from saap_jax.steps.base import Context, Cost, Prefix, State, Step, TextSize, step
 from saap_jax.subjects.base import LanguageModel, joined, language_model
 
 PASSES = 4.0
@@ -37,21 +37,22 @@ class SelfCalibration(Step):
     beside: bool = False
     """Whether the calibration text stays, in front of what is written."""
 
-    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
-        """Those that writing takes as long as."""
-        return before + PASSES * self.windows / text.windows
+    def plan(self, text: TextSize, ratio: float, prefix: Prefix) -> Cost:
+        """The passes that take as long as the writing."""
+        return Cost(PASSES * self.windows / text.windows)
 
-    def extent(self, text: Extent, calibration: Extent) -> Extent:
+    def text_size(self, text: TextSize, calibration: TextSize) -> TextSize:
         """What it writes, and perhaps the calibration text."""
         return calibration._replace(windows=self.windows + self.beside * calibration.windows)
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Write the text, as one scenario."""
-        how = {"temperature": self.temperature, "seed": self.seed}
-        if (written := on.known.get(self.text)) is None:
+        memory = on.chain(self).memory  # the text is the same at each ratio
+        if self.written not in memory:
             given = joined([*on.scenarios.values()])
-            written = on.known[self.text] = language_model(self.name, on.dense).continued(
-                given, self.windows, self.prompt, **how
+            memory[self.written] = language_model(self.name, on.dense).continued(
+                given, self.windows, self.prompt, temperature=self.temperature, seed=self.seed
             )
-        text = {**(on.scenarios if self.beside else {}), self.name: written}
-        return state._replace(text=text, ready=None)  # a repair that is done is not of this text
+        text = dict(on.scenarios) if self.beside else {}
+        text[self.name] = memory[self.written]
+        return state._replace(text=text, precomputed=None)  # a repair that is done is not of this text

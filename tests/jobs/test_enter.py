@@ -104,7 +104,7 @@ WRONG = {
     "units that stay": (
         "import dataclasses\nimport saap_jax\n\n@saap_jax.step('all_stay')\n@dataclasses.dataclass(frozen=True)\n"
         "class AllStay(saap_jax.Step):\n    '''Keep all.'''\n    kind = 'refinement'\n\n"
-        "    def __call__(self, state, on, before):\n        return state._replace(keep=state.subject.existing)\n\n"
+        "    def __call__(self, state, on):\n        return state._replace(keep=state.subject.existing)\n\n"
         "METHOD = 'wanda > uniform > all_stay'\n",
         "expected 50% of the prunable parameters gone, got 0.0%",
     ),

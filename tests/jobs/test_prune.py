@@ -123,9 +123,9 @@ def test_in_rounds_the_model_is_observed_again_until_the_round_that_does_it(monk
     model, observed = dense_model(layers=4, mlp=64), []
     calls = rounds.Rounds.__call__
 
-    def counted(self, state, on, before):
+    def counted(self, state, on):
         observed.append(on.ratio)
-        return calls(self, state, on, before)
+        return calls(self, state, on)
 
     monkeypatch.setattr(rounds.Rounds, "__call__", counted)
     chain = "wanda > uniform > rounds(every=0.1)"
@@ -251,15 +251,15 @@ def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
     pruned = prune.prune(config)
     assert pruned.selection.asked == config.ratio
     assert not pruned.reached
-    assert {"judged", "corrections", "scaled"} <= pruned.told.keys(), "by default something makes up for what goes"
-    assert len(pruned.told["scaled"]) > 1
+    assert {"judged", "corrections", "scaled"} <= pruned.metrics.keys(), "by default something makes up for what goes"
+    assert len(pruned.metrics["scaled"]) > 1
     said = dict(pruned.rows)
     assert {"seconds to choose units", "seconds to make up for what went"} <= said.keys()
     sizes = [weight_bytes(saap_jax.load_model(each)) for each in (tiny_model_directory, tmp_path / "out")]
     assert said["bytes of weights in memory"] == "{:,} -> {:,}".format(*sizes)
     assert not (tmp_path / "out" / "targets.json").exists()
     quick = prune.prune(dataclasses.replace(config, method="fast", out=str(tmp_path / "fast")))
-    assert all(each.corrected <= each.error for each in quick.told["corrections"]), "on the text that is given"
+    assert all(each.corrected <= each.error for each in quick.metrics["corrections"]), "on the text that is given"
 
 
 @pytest.mark.parametrize(

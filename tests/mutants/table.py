@@ -426,7 +426,7 @@ _CHOSEN = (
         ),
     ),
     *_of(
-        "steps/allocation/allocations.py",
+        "steps/allocation/allocation.py",
         "uniform",
         f"{_ALLOCATION} -k plain_rules",
         ("uniform: the same of each", "return size / size.sum()", "return (size > 0) / (size > 0).sum()"),
@@ -804,18 +804,18 @@ _REPAIRED = (
         "tests/steps/test_self_calibration.py",
         (
             "self_calibration: one seed",
-            '{"temperature": self.temperature, "seed": self.seed}',
-            '{"temperature": self.temperature, "seed": 0}',
+            "temperature=self.temperature, seed=self.seed",
+            "temperature=self.temperature, seed=0",
         ),
         (
             "self_calibration: one temperature",
-            '{"temperature": self.temperature, "seed": self.seed}',
-            '{"temperature": 1.0, "seed": self.seed}',
+            "temperature=self.temperature, seed=self.seed",
+            "temperature=1.0, seed=self.seed",
         ),
         (
             "self_calibration: always beside",
-            "(on.scenarios if self.beside else {})",
-            "(on.scenarios if not self.beside else {})",
+            "dict(on.scenarios) if self.beside else {}",
+            "dict(on.scenarios) if not self.beside else {}",
         ),
         (
             "self_calibration: by the pruned model",
@@ -824,8 +824,8 @@ _REPAIRED = (
         ),
         (
             "self_calibration: prompt of one less",
-            "given, self.windows, self.prompt, **how",
-            "given, self.windows, self.prompt - 1, **how",
+            "given, self.windows, self.prompt, temp",
+            "given, self.windows, self.prompt - 1, temp",
         ),
     ),
     *_of(

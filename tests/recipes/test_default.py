@@ -70,7 +70,7 @@ def model():
 def test_fast_matches_numpy(model):
     state, ways = pruned(model, "fast"), masks_by_hand(model)
     judged = [divergence(model, keep, TOKENS[HELD]) for keep in ways]
-    assert state.told["judged"] == pytest.approx(judged, rel=1e-4)
+    assert state.metrics["judged"] == pytest.approx(judged, rel=1e-4)
     keep = ways[int(np.argmin(judged))]
     assert same(dict(state.keep), keep)
     made, masked = matrices(state.subject.model), matrices(model)
@@ -96,12 +96,12 @@ def test_default_repairs_are_those_one_by_one(model):
     def repaired(text: Windows, on_scales: Windows, rate: float) -> State:
         fitted = whole.with_model(compensate(model, keep, pairs(text, 2), LeastSquares()).model)
         on = Context(dense=whole, scenarios={"text": on_scales}, ratio=0.5, final=0.5, batch_size=2)
-        return Scales(12, rate)(State(fitted, keep, Within()), on, lambda state, ratio: state)
+        return Scales(12, rate)(State(fitted, keep, Within()), on)
 
     expected = repaired(both, second, 0.03)
-    assert state.told["scaled"] == pytest.approx(expected.told["scaled"], rel=1e-4)
+    assert state.metrics["scaled"] == pytest.approx(expected.metrics["scaled"], rel=1e-4)
     found = matrices(state.subject.model)
     for name, own in matrices(expected.subject.model).items():
         np.testing.assert_allclose(found[name], own, rtol=1e-4, atol=1e-5)
     for wrong in (repaired(first, second, 0.03), repaired(both, first, 0.03), repaired(both, second, 0.01)):
-        assert wrong.told["scaled"] != pytest.approx(expected.told["scaled"], rel=1e-2), "control"
+        assert wrong.metrics["scaled"] != pytest.approx(expected.metrics["scaled"], rel=1e-2), "control"

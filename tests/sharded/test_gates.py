@@ -37,8 +37,8 @@ def test_scales_do_not_depend_on_the_mesh(subjects):
     text = Windows(np.tile(rows, (4, 1)), np.ones((32, 8), bool))  # what is learnt holds on what is held out
     chain = parse("random > global > scales(9, rate=0.02)")
     one, other = (Runner(each, {"text": text}, [chain]).run(chain, 0.4) for each in subjects)
-    np.testing.assert_allclose(other.told["scaled"], one.told["scaled"], rtol=1e-4)
-    assert min(one.told["scaled"]) < one.told["scaled"][0], "control"
+    np.testing.assert_allclose(other.metrics["scaled"], one.metrics["scaled"], rtol=1e-4)
+    assert min(one.metrics["scaled"]) < one.metrics["scaled"][0], "control"
     for expected, got in zip(jax.tree.leaves(one.subject.model), jax.tree.leaves(other.subject.model), strict=True):
         np.testing.assert_allclose(fetched(got), expected, rtol=0, atol=1e-3)
 
@@ -47,9 +47,9 @@ def test_what_is_best_does_not_depend_on_the_mesh(subjects):
     text = Windows(np.random.default_rng(0).integers(0, 32, (32, 8)).astype(np.int32), np.ones((32, 8), bool))
     chain = parse("best_of(magnitude > global, magnitude > uniform > least_squares, magnitude > uniform)")
     one, other = (Runner(each, {"text": text}, [chain]).run(chain, 0.4) for each in subjects)
-    np.testing.assert_allclose(other.told["judged"], one.told["judged"], rtol=1e-3)
-    assert other.told["chosen"] == one.told["chosen"]
-    assert len(set(one.told["judged"])) == 3, "control"
+    np.testing.assert_allclose(other.metrics["judged"], one.metrics["judged"], rtol=1e-3)
+    assert other.metrics["chosen"] == one.metrics["chosen"]
+    assert len(set(one.metrics["judged"])) == 3, "control"
     for name, kept in one.keep.items():
         np.testing.assert_array_equal(other.keep[name], kept)
 
@@ -73,7 +73,7 @@ def test_learned_units_do_not_depend_on_the_mesh(subjects):
         np.testing.assert_allclose(gradients[1][1][name], expected, rtol=2e-3, atol=2e-6)
         assert np.abs(expected[~keep[name]]).max() > 1e-3, "control"
     one, other = (each.choose(learnt, 0.4) for each in runners)
-    np.testing.assert_allclose(other.told["divergences"], one.told["divergences"], rtol=1e-3)
-    assert min(one.told["divergences"]) < one.told["divergences"][0]
+    np.testing.assert_allclose(other.metrics["divergences"], one.metrics["divergences"], rtol=1e-3)
+    assert min(one.metrics["divergences"]) < one.metrics["divergences"][0]
     for name, kept in one.keep.items():
         np.testing.assert_array_equal(other.keep[name], kept)

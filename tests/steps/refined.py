@@ -32,4 +32,4 @@ def refined(subject, start: State, step: Step, objective: Any, ratio: float) -> 
     object.__setattr__(judged, "given", objective)
     on = Context(dense=judged, scenarios={"text": None}, ratio=ratio, final=ratio)
     object.__setattr__(judged, "join", lambda parts: None)
-    return step(start._replace(subject=judged), on, lambda state, ratio: state)
+    return step(start._replace(subject=judged), on)

@@ -56,7 +56,7 @@ class Problem(Subject):
         state = State(self, keep, Within(), scored=scored, label="own", scores=self.scores)
         on = Context(dense=self, scenarios={}, ratio=ratio, final=ratio)
         for step in steps_of(method):
-            state = step(state, on, lambda state, ratio: state)
+            state = step(state, on)
         return state.keep
 
 
@@ -77,7 +77,7 @@ def drawn(seed: int, layers=3, heads=3, channels=6, costs=(7, 2), ties=False, mi
 def limits_of(method: str) -> Within:
     limits = Within()
     for step in steps_of(method):
-        limits = step.behind(limits) if isinstance(step, Within) else limits
+        limits = step.joined(limits) if isinstance(step, Within) else limits
     return limits
 
 
@@ -350,7 +350,7 @@ class TestScores:
         )
         on = Context(dense=problem, scenarios={}, ratio=0.5, final=0.5)
         found = {
-            each: Normalize(within=each, to="ranks")(state, on, lambda state, _: state).scores["mlp"]
+            each: Normalize(within=each, to="ranks")(state, on).scores["mlp"]
             for each in ("structure", "sub_block")
         }
         np.testing.assert_allclose(found["structure"], [[0.6, 0.6, np.nan], [0.2, 1.0, 0.8]])

@@ -9,7 +9,7 @@ import pytest
 import saap_jax
 from saap_jax.recipes.registry import RECIPES
 from saap_jax.steps.allocation.allocations import Global, Uniform
-from saap_jax.steps.base import PLUGINS, STEPS, Extent, Step, step
+from saap_jax.steps.base import PLUGINS, STEPS, Step, TextSize, step
 from saap_jax.steps.chain import chain, expand, limits_of, parse, steps_of
 from saap_jax.steps.limits import Within
 from saap_jax.steps.refinement.evolve import Evolve
@@ -123,7 +123,7 @@ def test_what_a_chain_tells_of_itself():
     assert limits_of(parse(again.written)) == limits_of(again)
     assert parse("flap").written == parse(RECIPES["flap"].chain).written
     assert not parse("wanda > uniform").repairs
-    assert [each.text for each in steps_of("uniform > none > bias")] == ["uniform", "bias"]
+    assert [each.written for each in steps_of("uniform > none > bias")] == ["uniform", "bias"]
     assert saap_jax.chain("wanda", Uniform(floor=True), "bias").name == "wanda > uniform(floor=True) > bias"
 
 
@@ -138,15 +138,18 @@ def test_values_are_read_as_they_are_written(value):
         value: object = 0
         more: tuple[int | float | str, ...] = ()
 
+        def __call__(self, state, on):
+            return state
+
     made = Takes(more=value) if isinstance(value, tuple) else Takes(value=value)
-    assert steps_of(made.text) == [made]
-    assert written(value) in made.text or value == ()
+    assert steps_of(made.written) == [made]
+    assert written(value) in made.written or value == ()
 
 
 def test_a_step_and_an_estimator_of_a_file(file):
     made = parse(f"{file}:twice(times=3) > uniform > {file}:Half(share=0.25)")
     score, _, half = made.steps
-    assert (score.text, half.share, half.name) == (f"{file}:twice(times=3)", 0.25, "Half")
+    assert (score.written, half.share, half.name) == (f"{file}:twice(times=3)", 0.25, "Half")
     assert made.written == f"{file}:twice(times=3) > uniform > {file}:Half(share=0.25)"
     assert parse(made.written).steps == made.steps
     assert "Half" not in STEPS, "by its file alone"
@@ -299,4 +302,4 @@ def test_a_name_does_not_stand_for_two_methods(texts):
 )
 def test_passes_are_counted_before_they_are_taken(text, passes):
     subject = LlamaSubject(random_model(spec_of((2, 4))))
-    assert parse(text).passes(Extent(32, 8), 0.2, subject) == pytest.approx(passes)
+    assert parse(text).passes(TextSize(32, 8), 0.2, subject) == pytest.approx(passes)

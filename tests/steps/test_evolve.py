@@ -65,7 +65,7 @@ def test_it_finds_what_brute_force_finds(small):
             if sum(kept) == 12:
                 units = np.arange(UNITS) < np.array(kept)[:, None]
                 best = min(best, objective.judge({"mlp": units}))
-        assert done.told["divergences"] == [objective.judge(start.keep), objective.judge(done.keep)]
+        assert done.metrics["divergences"] == [objective.judge(start.keep), objective.judge(done.keep)]
         assert small.removed(done.keep) == small.removed(start.keep)
         for layer, kept in enumerate(done.keep["mlp"]):
             highest = np.sort(np.argsort(-start.scores["mlp"][layer])[: kept.sum()])
@@ -113,7 +113,7 @@ def test_it_begins_and_ends_with_the_start_where_nothing_is_better(small):
 
     start, done = run(small, Worse())
     assert done.keep is start.keep
-    assert done.told["divergences"] == [1.0, 2.0]
+    assert done.metrics["divergences"] == [1.0, 2.0]
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_budget_and_limits_are_those_of_the_allocation(ratio, limits, allocation
     start = saap_jax.run_chain(subject, chosen, text, ratio, batch_size=2)
     done = saap_jax.run_chain(subject, f"{chosen} > evolve(12, offspring=8, quantum=0.2)", text, ratio, batch_size=2)
     assert subject.removed(done.keep) == subject.removed(start.keep)
-    before, after = done.told["divergences"]
+    before, after = done.metrics["divergences"]
     assert after < before or (not limits and after == before), "no switch helps the first of these"
     for name in done.keep:
         first, last = (each.keep[name].sum(axis=1) for each in (start, done))
@@ -160,7 +160,7 @@ def test_what_stays_is_no_worse_than_what_was_chosen_whatever_the_scores(small):
     start = start_of(small, 0.4, Uniform(), within)
     start.scores["mlp"][:, 0] = -1.0
     done = refined(small, start._replace(keep=learnt_of(start.keep)), EVOLVE, objective, 0.4)
-    assert done.told["divergences"][0] == objective.judge(learnt_of(start.keep)) < done.told["divergences"][1]
+    assert done.metrics["divergences"][0] == objective.judge(learnt_of(start.keep)) < done.metrics["divergences"][1]
     assert done.keep["mlp"][:, 0].all()
 
 

@@ -105,8 +105,8 @@ def test_it_nears_what_brute_force_finds(small, rule, worst, mean):
         start = State(small, ways[int(costs.argmax())], Within(min_keep=0))
         done = refined(small, start, Learn(steps=60, rate=0.2, rule=rule), objective, 0.4)
         assert done.keep["mlp"].sum() == 6
-        assert done.told["divergences"][0] == pytest.approx(costs.max())
-        assert objective.judge(done.keep) == min(done.told["divergences"])
+        assert done.metrics["divergences"][0] == pytest.approx(costs.max())
+        assert objective.judge(done.keep) == min(done.metrics["divergences"])
         ranks.append((costs < objective.judge(done.keep) - 1e-9).mean())
     assert max(ranks) < worst
     assert np.mean(ranks) < mean
@@ -132,7 +132,7 @@ def test_steps_are_those_that_are_written_out(small):
         value = value - rate * momentum / np.sqrt(square / (1 - 0.9**step))
         keep = choose(small, {"attention": nothing, "mlp": value}, 0.4, Global(by="score"), Within()).keep
         judged += [objective.judge(keep)] * (step in (3, 5))
-    np.testing.assert_allclose(done.told["divergences"], judged)
+    np.testing.assert_allclose(done.metrics["divergences"], judged)
 
 
 def worths_by_hand(start, costs, derivatives, rate, *, sign=-1.0, corrected=True, divided=True, apart=False):
@@ -250,7 +250,7 @@ def test_steps_of_soft_gates_are_those_of_an_augmented_lagrangian(small):
         keep = {"attention": small.existing["attention"], "mlp": z > np.sort(z.ravel())[3]}
         judged += [objective.judge(keep)] * (step % 3 == 0)
     assert closed > 0, "control: some gates closed"
-    np.testing.assert_allclose(done.told["divergences"], judged)
+    np.testing.assert_allclose(done.metrics["divergences"], judged)
 
 
 def test_what_it_chose_before_stays_where_nothing_is_better(small):
@@ -264,7 +264,7 @@ def test_what_it_chose_before_stays_where_nothing_is_better(small):
     start = start_of(small, 0.4, Global())
     done = refined(small, start, Learn(steps=12, rate=0.2), Worse(small, 0), 0.4)
     assert done.keep is start.keep
-    assert done.told["divergences"] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert done.metrics["divergences"] == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 @pytest.mark.slow
@@ -283,12 +283,12 @@ def test_budget_and_limits_are_those_of_the_allocation(ratio, chosen):
         saap_jax.run_chain(subject, f"{chosen} > {then}", text, ratio, batch_size=2)
         for then in ("none", "learn(12, rate=0.2)", "learn(0)")
     )
-    assert len(done.told["divergences"]) == 5
+    assert len(done.metrics["divergences"]) == 5
     assert subject.removed(done.keep) >= ratio * subject.prunable
     assert any((done.keep[name] != start.keep[name]).any() for name in start.keep)
-    assert min(done.told["divergences"]) < done.told["divergences"][0]
+    assert min(done.metrics["divergences"]) < done.metrics["divergences"][0]
     if "protect" in chosen:
         assert all(done.keep[name][0].sum() == subject.existing[name][0].sum() for name in done.keep)
         assert all(done.keep["mlp"].sum(axis=1) % 2 == 0)
     assert all((same.keep[name] == start.keep[name]).all() for name in start.keep)
-    assert "divergences" not in same.told
+    assert "divergences" not in same.metrics

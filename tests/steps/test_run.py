@@ -16,7 +16,7 @@ from saap_jax.runtime.progress import Passes
 from saap_jax.steps.allocation.allocation import choose, meets
 from saap_jax.steps.allocation.allocations import Uniform
 from saap_jax.steps.allocation.rounds import stations
-from saap_jax.steps.base import Extent, Store
+from saap_jax.steps.base import Store, TextSize
 from saap_jax.steps.chain import expand, parse
 from saap_jax.steps.limits import Within
 from saap_jax.steps.run import Runner
@@ -86,7 +86,7 @@ def test_rounds_repair_and_observe_the_repaired_model(subject):
     whole = runner(subject).run(parse("wanda > uniform > least_squares(damping=0.1) > rounds(0.2)"), 0.4)
     one = runner(subject).run(parse("wanda > uniform > least_squares(damping=0.1)"), 0.2)
     scored = calibrate(one.subject, TEXT, {"wanda": Score("wanda")}, Passes(2), keep=one.keep)
-    keep = choose(subject, scored.scores("wanda"), 0.4, Uniform(), Within(), one.gone).keep
+    keep = choose(subject, scored.scores("wanda"), 0.4, Uniform(), Within(), one.removed).keep
     assert same(whole.keep, keep)
     plain = runner(subject).run(parse("wanda > uniform > rounds(0.2) > least_squares(damping=0.1)"), 0.4)
     weights = [each.subject.model.segments[0].mlp.down[...] for each in (whole, plain)]
@@ -206,7 +206,7 @@ class Spent(LlamaSubject):
 def test_passes_of_a_search_are_those_that_it_takes(chain, ratio):
     subject = Spent(random_model(spec_of(*[(2, 8)] * 4)))
     chain, run = parse(chain), runner(subject)
-    expected = chain.passes(run.extent, ratio, subject)
+    expected = chain.passes(run.text_size, ratio, subject)
     assert expected > 0
     run.run(chain, ratio)
     assert subject.windows / len(TOKENS) == pytest.approx(expected)
@@ -248,9 +248,9 @@ def test_layers_are_repaired_in_rounds_as_the_repair_behind_them_says(subject):
 def test_too_little_text_to_hold_some_out_is_refused(subject, step):
     chain, name = parse(f"wanda > uniform > {step}"), step.partition("(")[0]
     with pytest.raises(ValueError, match=f"{name}: expected at least 4 microbatches of calibration text .* got 3"):
-        chain.check(subject, Extent(3, 1))
-    chain.check(subject, Extent(4, 1))
-    parse("wanda > uniform > learn(0) > least_squares").check(subject, Extent(3, 1))
+        chain.check(subject, TextSize(3, 1))
+    chain.check(subject, TextSize(4, 1))
+    parse("wanda > uniform > learn(0) > least_squares").check(subject, TextSize(3, 1))
 
 
 # --- done once -------------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ def test_a_second_runner_is_served(subject, file, monkeypatch):
     monkeypatch.setattr(Divergence, "gradient", lambda *_: pytest.fail("trained again"))
     second = runner(subject, [chain], key="a", cache=cache).run(chain, 0.4)
     assert same(first.keep, second.keep)
-    assert (second.told["divergences"], Counted.seen) == (first.told["divergences"], seen)
+    assert (second.metrics["divergences"], Counted.seen) == (first.metrics["divergences"], seen)
     monkeypatch.setattr(Divergence, "gradient", asked)
     other = parse(f"{chain.written.rpartition(' > ')[0]} > learn(3, rate=0.4) > bias")
     served = runner(subject, [other], key="a", cache=cache).run(other, 0.4)
@@ -447,8 +447,8 @@ def test_training_goes_on_where_it_was_killed(subject, monkeypatch, rule):
     resumed = runner(subject, key="a", cache=cache).run(chain, 0.4)
     assert len(asked) == 5 + 6, "the round that was killed, and the one behind it"
     assert same(resumed.keep, whole.keep)
-    assert resumed.told["divergences"] == whole.told["divergences"]
-    assert len(set(whole.told["divergences"])) > 1, "control"
+    assert resumed.metrics["divergences"] == whole.metrics["divergences"]
+    assert len(set(whole.metrics["divergences"])) > 1, "control"
     runner(subject, key="a", cache=cache).run(chain, 0.4)
     assert len(asked) == 5 + 6, "what is done is not done again"
 

@@ -7,7 +7,7 @@ import pytest
 
 from saap_jax.data.windows import Windows
 from saap_jax.runtime.progress import Passes
-from saap_jax.steps.base import Context, Extent
+from saap_jax.steps.base import Context, TextSize
 from saap_jax.steps.chain import parse
 from saap_jax.steps.run import Runner
 from saap_jax.subjects.llama import LlamaSubject, subject_of
@@ -85,7 +85,7 @@ def test_steps_behind_go_by_what_was_written_and_scores_do_not():
     repair = parse("wanda > uniform > least_squares").steps[-1]
     for text, beside in (({"own": written}, False), ({**TEXT, "own": written}, True)):
         on = Context(dense=subject, scenarios=text, ratio=0.3, final=0.3, batch_size=2)
-        expected = repair(plain, on, lambda state, ratio: state).subject.model
+        expected = repair(plain, on).subject.model
         found = run(f"wanda > uniform > self_calibration(12, 3, beside={beside}) > least_squares", subject)
         assert same(found.subject.model, expected)
     of_text = run("wanda > uniform > least_squares", subject)
@@ -113,7 +113,7 @@ def test_a_repair_that_is_done_is_done_again_on_what_was_written():
     assert same(dict(found.keep), dict(done.keep))
     on = Context(dense=subject, scenarios=found.text, ratio=0.3, final=0.3, batch_size=2)
     repair, start = parse("wanda > uniform > least_squares").steps[-1], before._replace(keep=found.keep)
-    assert same(repair(start, on, lambda state, ratio: state).subject.model, found.subject.model)
+    assert same(repair(start, on).subject.model, found.subject.model)
     assert not same(done.subject.model, found.subject.model), "control"
 
 
@@ -132,25 +132,25 @@ def test_steps_that_need_more_text_than_there_is_get_it():
         Runner(subject, few, (), Passes(2)).check(parse("wanda > uniform > scales(2)"), [0.2])
     chain = parse(f"wanda > uniform > {MANY} > scales(2)")
     Runner(subject, few, (), Passes(2)).check(chain, [0.2])
-    assert len(run(chain.written, subject, few).told["scaled"]) == 2
+    assert len(run(chain.written, subject, few).metrics["scaled"]) == 2
 
 
 def test_a_choice_between_chains_leaves_a_repair_behind_it_to_what_was_written():
     subject = LlamaSubject(dense_model(mlp=8))
     chains = "wanda > uniform > bias, magnitude > uniform > bias"
     found = run(f"best_of({chains}) > {MANY} > least_squares", subject)
-    choice = found.told["chosen"].partition(" > ")[0]
+    choice = found.metrics["chosen"].partition(" > ")[0]
     expected = run(f"{choice} > uniform > {MANY} > least_squares", subject)
     assert same(found.subject.model, expected.subject.model)
-    twice = run(f"{found.told['chosen']} > {MANY} > least_squares", subject)
+    twice = run(f"{found.metrics['chosen']} > {MANY} > least_squares", subject)
     assert not same(found.subject.model, twice.subject.model), "control"
     kept = Runner(subject, TEXT, (), Passes(1)).run(parse(f"best_of({chains}) > scales(1)"), 0.3)
-    assert kept.told.keys() > {"corrections"}, "nothing in closed form behind it: the winner keeps its own"
+    assert kept.metrics.keys() > {"corrections"}, "nothing in closed form behind it: the winner keeps its own"
 
 
 def test_who_writes_no_text_and_what_is_no_beginning_are_refused():
     with pytest.raises(ValueError, match="self_calibration: is for attention and MLP of layers"):
-        parse(f"wanda > uniform > {MANY} > bias").check(subject_of(stacked()), Extent(5, 1))
+        parse(f"wanda > uniform > {MANY} > bias").check(subject_of(stacked()), TextSize(5, 1))
     padded = {"text": Windows(TOKENS, np.arange(10) < np.full((6, 1), 9))}
     with pytest.raises(ValueError, match="expected whole windows of two tokens or more to go on from, got none"):
         run(f"wanda > uniform > {MANY} > bias", LlamaSubject(dense_model()), padded)

@@ -67,7 +67,7 @@ def test_it_is_the_best_of_all_shapes(subject, ratio):
                         best = min(best, objective.judge(keep))
         assert subject.removed(done.keep) >= ratio * subject.prunable
         assert objective.judge(done.keep) == pytest.approx(best)
-        assert done.told["price"] == [objective.judge(start.keep), objective.judge(done.keep)]
+        assert done.metrics["price"] == [objective.judge(start.keep), objective.judge(done.keep)]
         stays = done.keep["attention"].any(axis=1)
         np.testing.assert_array_equal(stays, done.keep["mlp"].any(axis=1))
         for name, kept in done.keep.items():
@@ -130,7 +130,7 @@ def test_the_whole_way_to_a_plain_export(tiny_model_directory, tmp_path):
     pairs = zip(*(kept.sum(axis=1).tolist() for kept in done.keep.values()), strict=True)
     counts = [pair for pair in pairs if any(pair)]
     assert len(set(counts)) == 1
-    assert len(done.told["price"]) == 2
+    assert len(done.metrics["price"]) == 2
     small = save_model(done.subject.cut(done.keep).model, tmp_path / "pruned", tokenizer=tokenizer)
     export_model(ExportConfig(model=str(small), out=str(tmp_path / "plain"), format="hf"))
     said = json.loads((tmp_path / "plain" / "config.json").read_text())

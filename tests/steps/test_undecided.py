@@ -69,7 +69,7 @@ def test_nan_weights_choose_nothing(name):
     with pytest.raises(ValueError, match=said) as caught:
         run_chain(subject, CHAINS[name], text, 0.3, batch_size=2)
     assert "\n" not in str(caught.value)
-    assert run_chain(subject, CHAINS[name], {"web": text["web"]}, 0.3, batch_size=2).gone, "control"
+    assert run_chain(subject, CHAINS[name], {"web": text["web"]}, 0.3, batch_size=2).removed, "control"
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_traced_examples_that_are_not_finite():
     for asks, chain in chains.items():
         with pytest.raises(ValueError, match=f"{asks}: expected finite .* a loss of nan on example 3 of own, from 0"):
             run_chain(problem, chain, {"own": (inputs, targets)}, 0.3, batch_size=4)
-        assert run_chain(problem, chain, {"own": problem.calibration}, 0.3, batch_size=4).gone, "control"
+        assert run_chain(problem, chain, {"own": problem.calibration}, 0.3, batch_size=4).removed, "control"
 
 
 # --- candidates ------------------------------------------------------------------------------------

@@ -60,6 +60,6 @@ def test_steps_leave_out_what_is_in_front_of_the_first_prunable_layer(protect, f
     chain = f"random > within(protect={protect}, min_keep=0) > uniform > learn(1) > scales(6, rate=0.05)"
     scaled: Any = saap_jax.run_chain(model, chain, text, 0.2, batch_size=2)
     assert asked == [first] * 7
-    assert min(told := scaled.told["scaled"]) < told[0]
+    assert min(told := scaled.metrics["scaled"]) < told[0]
     before, after = (each.segments[0].attention.output[...].reshape(3, -1) for each in (model, scaled.subject.model))
     np.testing.assert_array_equal(np.abs(np.asarray(after - before)).max(axis=1) > 0, np.arange(3) >= first)

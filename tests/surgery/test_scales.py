@@ -40,8 +40,8 @@ def scaled(model, teacher, keep, batches, steps: int, rate: float):
     """Return the model with factors folded in, the factors, and the divergences."""
     text = Windows(*(np.concatenate(each) for each in zip(*batches, strict=True)))
     on = Context(dense=LlamaSubject(teacher), scenarios={"text": text}, ratio=0.4, final=0.4, batch_size=2)
-    state = Scales(steps, rate)(State(Caught(model), keep, Within()), on, lambda state, ratio: state)
-    return state.subject.model, Caught.found.pop(), state.told["scaled"]
+    state = Scales(steps, rate)(State(Caught(model), keep, Within()), on)
+    return state.subject.model, Caught.found.pop(), state.metrics["scaled"]
 
 
 def gates_of(keep, scales):

@@ -39,7 +39,8 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool | None = False, tr
     """
     method = parse(config.method)
     layout = check(config)
-    if (first := method.steps[0]).begins:
+    first = method.steps[0]
+    if first.inner:
         raise ValueError(
             f"method: expected a chain that scores units once, got {method.name}, which chooses between chains; name "
             f"one of them, such as '{first.inner[0].written}'"
@@ -130,7 +131,7 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
     def changed(option: Row) -> Chain:
         if "allocation" in option:
             other = parse(f"random > {option['allocation']}").steps[-1]
-            return chain(*(other if s.kind == "allocation" and not s.drives else s for s in method.steps))
+            return chain(*(other if s.kind == "allocation" and not s.runs_prefix else s for s in method.steps))
         given: Row = {name: tuple(value) if isinstance(value, list) else value for name, value in option.items()}
         at = next(number for number, step in enumerate(method.steps) if step.kind == "allocation")
         return chain(*method.steps[:at], Within(**given), *method.steps[at:])

@@ -14,7 +14,6 @@ from saap_jax.checks import is_remote
 from saap_jax.errors import one_line
 from saap_jax.llama.files.config import PER_LAYER_TYPE
 from saap_jax.runtime.files import cache
-from saap_jax.runtime.remote import fetched
 
 CARD = "README.md"
 """The model card of a directory."""
@@ -45,6 +44,8 @@ def resolve(name: str | Path) -> Path:
     if str(name) in PACKAGED:
         return _file_of(str(name))
     if is_remote(name):
+        from saap_jax.runtime.remote import fetched  # only here: most models are on a disk
+
         return fetched(str(name), _HUB_FILES)
     path = Path(name).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):

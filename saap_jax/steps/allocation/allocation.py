@@ -34,7 +34,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from saap_jax.steps.allocation.blocks import SLACK, Blocks, Budgets, Groups, blocks_of, most_of, taken
-from saap_jax.steps.base import Before, Context, State, Step, need
+from saap_jax.steps.base import Context, State, Step, need
 from saap_jax.steps.limits import Within, protected, stops_of
 from saap_jax.subjects.base import Subject
 from saap_jax.types import STRUCTURES, Keep, Limits, Scores
@@ -88,8 +88,11 @@ class Allocation(Step):
         Args:
             size: prunable parameters of each layer, or of each structure of a traced model; 0 of what is left alone.
             scores: mean score of the units of each.
+
+        Returns:
+            Shares in proportion to the parameters, unless a subclass says otherwise.
         """
-        raise NotImplementedError
+        return size / size.sum()
 
     def fitted(self, shares: np.ndarray, size: np.ndarray, most: np.ndarray, target: int | float) -> np.ndarray:
         """Change shares that ask for more of a layer than it can lose; together they make 1 again.
@@ -109,10 +112,10 @@ class Allocation(Step):
         """Compute the key by which blocks are taken, ascending: their scores, or how far widths have shrunk."""
         return blocks.score if self.ranks else blocks.share
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Keep the units of the highest scores that the budget leaves."""
         within = state.limits.at(on.final)
-        selection = choose(state.subject, need(state, self), on.ratio, self, within, state.gone)
+        selection = choose(state.subject, need(state, self), on.ratio, self, within, state.removed)
         return state._replace(keep=selection.keep, limits=within)
 
 

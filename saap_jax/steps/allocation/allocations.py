@@ -21,10 +21,6 @@ class Uniform(Allocation):
     alike: bool = False
     """Leave layers of one shape alike: round what each loses up to whole blocks, and give nothing of it back."""
 
-    def shares(self, size: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return shares in proportion to the parameters."""
-        return size / size.sum()
-
 
 @step("log")
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +109,8 @@ class Softmax(Allocation):
                 rest = np.where(full, 0.0, most)
             left = 1 - most[full].sum()
             scaled = np.where(full, most, rest * left / max(rest.sum(), np.finfo(float).tiny))
-            if not (over := ~full & (scaled > most)).any():
+            over = ~full & (scaled > most)
+            if not over.any():
                 return scaled
             full |= over
 

@@ -4,11 +4,9 @@ import dataclasses
 import math
 from typing import Annotated
 
-import numpy as np
-
 from saap_jax.checks import number
 from saap_jax.steps.allocation.allocation import meets
-from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
+from saap_jax.steps.base import Context, Cost, Prefix, State, Step, TextSize, step
 
 
 @step("rounds")
@@ -22,24 +20,25 @@ class Rounds(Step):
     """
 
     kind = "allocation"
-    drives = True
+    after = ("score",)
+    runs_prefix = True
 
     every: Annotated[float, number("a share in [0.0001, 1)", lambda share: 0.0001 <= share < 1)] = 0.1
     """Share of the prunable parameters that goes in a round."""
 
-    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
-        """Those of the steps before it in each round; scoring anew takes about four."""
+    def plan(self, text: TextSize, ratio: float, prefix: Prefix) -> Cost:
+        """The steps before it in each round; scoring anew takes about four passes."""
         rounds = len(stations(ratio, self.every))
-        return rounds * before + 4 * (rounds - 1)
+        return Cost(4 * (rounds - 1), prefix_runs=rounds)
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Run the rounds; a round that a larger block has made needless is left out."""
-        # what the end of the chain says of them is not for its beginning
+        # Each round begins with the limits and the text of the start: those that its steps leave are for its end.
         limits = state.limits
         text = state.text
         for ratio in stations(on.ratio, self.every):
             if not (ratio and meets(state.subject, state.keep, ratio)):
-                state = before(state._replace(limits=limits, text=text), ratio)
+                state = on.chain(self).run_prefix(state._replace(limits=limits, text=text), ratio)
         return state
 
 
@@ -49,5 +48,6 @@ def stations(ratio: float, every: float) -> list[float]:
     >>> stations(0.5, 0.15)
     [0.15, 0.3, 0.45, 0.5]
     """
-    steps = [round(n * every, 9) for n in range(1, math.ceil(ratio / every))]
-    return [*(step for step in steps if step < ratio and not np.isclose(step, ratio)), ratio]
+    multiples = [round(n * every, 9) for n in range(1, math.ceil(ratio / every))]
+    # a last round that removes next to nothing costs as much as the others
+    return [*(each for each in multiples if ratio - each > 1e-5 * ratio), ratio]

@@ -12,13 +12,14 @@ of what the scores order, and held-out text says at the end whether the last sta
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from saap_jax.checks import Natural, Positive, Share
 from saap_jax.runtime.decisions import least_first
-from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, need, step
-from saap_jax.steps.limits import first_prunable, levels_of
+from saap_jax.steps.base import Context, Cost, Prefix, State, Step, TextSize, need, step
+from saap_jax.steps.limits import first_prunable, levels_of, limits_at_end
 from saap_jax.subjects.base import LanguageModel, language_model
 from saap_jax.types import Keep
 
@@ -47,10 +48,10 @@ class Evolve(Step):
     """
 
     kind = "refinement"
-    costly = True
-    judges = True
     of = LanguageModel
-    reorders = True
+    excludes = MappingProxyType({"rounds": "it reads the scores of all units"})
+    needs_objective = True
+    cacheable = True
 
     generations: Natural = 15
     offspring: Positive = 16
@@ -76,28 +77,31 @@ class Evolve(Step):
                 f"{len(self.survivors)}, got {' '.join(map(str, self.microbatches)) or 'none'}"
             )
 
-    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
-        """Those over the microbatches that the stages of a generation judge on."""
+    def plan(self, text: TextSize, ratio: float, prefix: Prefix) -> Cost:
+        """The microbatches that the stages of each generation judge on."""
         asked = [self.offspring, *(each + 1 for each in self.survivors[:-1])]
         judged = sum(count * few for count, few in zip(asked, self.microbatches, strict=True))
-        return before + self.generations * judged / text.parts
+        return Cost(self.generations * judged / text.microbatches)
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Search from the keep-set on; return the best of it and the outcome."""
-        within = state.subject.limits(state.limits.at(on.final))
+        within = limits_at_end(state, on)
         if within.whole_layers:
             raise ValueError("evolve: expected no whole_layers, since sub-blocks move apart")
         existing = state.subject.existing
-        order = {name: np.argsort(np.where(existing[name], each, np.inf), axis=1, kind="stable")
-                 for name, each in need(state, self).items()}  # fmt: skip
+        order = {}
+        for name, each in need(state, self).items():
+            order[name] = np.argsort(np.where(existing[name], each, np.inf), axis=1, kind="stable")
         unchanged = first_prunable(state.keep, existing, within)
         objective = language_model(self.name, state.subject).objective(
             on.text, on.batch_size, on.dense, first=unchanged
         )
         gone = {name: (existing[name] & ~kept).sum(axis=1) for name, kept in state.keep.items()}
-        levels = {(name, layer): each if gone[name][layer] in each else gone[name][[layer]]  # else nothing moves there
-                  for name, all_of in levels_of(existing, within).items()
-                  for layer, each in enumerate(all_of)}  # fmt: skip
+        levels: dict[Place, np.ndarray] = {}
+        for name, of_layers in levels_of(existing, within).items():
+            for layer, each in enumerate(of_layers):
+                # a layer that has lost another number of units than its levels allow stays as it is
+                levels[name, layer] = each if gone[name][layer] in each else gone[name][[layer]]
         moves = _Moves(levels, state.subject.costs, existing, self.quantum)
 
         def keep_of(at: Levels) -> Keep:
@@ -106,28 +110,38 @@ class Evolve(Step):
                 keep[name][layer, order[name][layer, : levels[name, layer][level]]] = False
             return keep
 
-        first = {(name, layer): int(np.searchsorted(each, gone[name][layer])) for (name, layer), each in levels.items()}
-        best = first
+        def value(at: Levels, part: int) -> float:
+            return objective.value(keep_of(at), part)
+
+        best: Levels = {}
+        for (name, layer), each in levels.items():
+            best[name, layer] = int(np.searchsorted(each, gone[name][layer]))
         random = np.random.default_rng(0)
         for _ in on.progress("evolve how much each layer loses")(range(self.generations)):
             children = [moves.child(best, random) for _ in range(self.offspring)]
-            best = _selected(best, children, self, lambda at, part: objective.value(keep_of(at), part),
-                             objective.parts, random)  # fmt: skip
+            best = _selected(best, children, self, value, objective.parts, random)
         outcome = keep_of(best)
         judged = [objective.judge(keep) for keep in (state.keep, outcome)]
         better = int(least_first(DIVERGENCES, judged)[0])
-        return state._replace(keep=(state.keep, outcome)[better]).tell(divergences=judged)
+        return state._replace(keep=(state.keep, outcome)[better]).report(divergences=judged)
 
 
 def _selected(
-    parent: Levels, children: Sequence[Levels], options: Evolve, value: Callable[[Levels, int], float], parts: int,
+    parent: Levels,
+    children: Sequence[Levels],
+    options: Evolve,
+    value: Callable[[Levels, int], float],
+    parts: int,
     random: np.random.Generator,
-) -> Levels:  # fmt: skip
+) -> Levels:
     """Select the best of a generation, judged in stages on microbatches that are drawn for each stage."""
     for stage, (stay, count) in enumerate(zip(options.survivors, options.microbatches, strict=True), 1):
         among = [parent, *children] if stage == len(options.survivors) else list(children)
         drawn = random.choice(parts, size=min(count, parts), replace=False)
-        means = [float(np.mean([value(state, int(part)) for part in drawn])) for state in among]
+        means = []
+        for state in among:
+            values = [value(state, int(part)) for part in drawn]
+            means.append(float(np.mean(values)))
         children = [among[number] for number in least_first(DIVERGENCES, means)[:stay]]
     return children[0]
 
@@ -139,13 +153,18 @@ class _Moves:
         self, levels: dict[Place, np.ndarray], costs: Mapping[str, np.ndarray], existing: Keep, quantum: float
     ) -> None:
         """Take quanta of a share of a layer's units; whole sub-blocks with `depth`."""
-        self._parameters = {(name, layer): each * int(costs[name][layer]) for (name, layer), each in levels.items()}
-        self._steps = {(name, layer): max(1, round(int(existing[name][layer].sum()) * quantum
-                                                   / int(np.diff(each).max(initial=1))))
-                       for (name, layer), each in levels.items()}  # fmt: skip
-        free = [place for place, each in levels.items() if len(each) > 1]
-        by_name = [[place for place in free if place[0] == name] for name in dict.fromkeys(name for name, _ in free)]
-        self._places = [places for places in by_name if len(places) > 1]
+        self._parameters = {}
+        self._steps = {}
+        by_structure: dict[str, list[Place]] = {}
+        for place, each in levels.items():
+            name, layer = place
+            self._parameters[place] = each * int(costs[name][layer])
+            units = int(existing[name][layer].sum())
+            widest = int(np.diff(each).max(initial=1))
+            self._steps[place] = max(1, round(units * quantum / widest))
+            if len(each) > 1:
+                by_structure.setdefault(name, []).append(place)
+        self._places = [places for places in by_structure.values() if len(places) > 1]
 
     def child(self, parent: Levels, random: np.random.Generator) -> Levels:
         """Make a state some switches away that removes as many parameters."""
@@ -164,5 +183,6 @@ class _Moves:
                 continue
             kept = self._parameters[less][state[less]] - self._parameters[less][down]
             if kept == self._parameters[more][up] - self._parameters[more][state[more]]:
-                state[less], state[more] = down, up
+                state[less] = down
+                state[more] = up
                 return

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from saap_jax.steps.base import Before, Context, Extent, Ready, Room, State, Step, step
-from saap_jax.steps.repair.output import OutputRepair
+from saap_jax.steps.base import Context, Cost, Precomputed, Prefix, State, Step, TextSize, step
+from saap_jax.steps.repair.output import OutputRepair, next_repair
 from saap_jax.subjects.base import LanguageModel, language_model
 from saap_jax.surgery.corrections import Tokens, Walk
 
@@ -24,7 +24,7 @@ class Layerwise(Step):
     """
 
     kind = "refinement"
-    judges = True
+    needs_objective = True
     of = LanguageModel
 
     rule: Rule = "leverage"
@@ -33,13 +33,13 @@ class Layerwise(Step):
     tokens: Tokens | None = None
     """How much each token counts, as in `least_squares`; None: as the repair behind this step says, else `scaled`."""
 
-    def ahead(self, behind: Sequence[Step]) -> OutputRepair | None:
-        """Find the first repair behind this step.
+    def depends_on(self, following: Sequence[Step]) -> OutputRepair | None:
+        """Find the first repair after this step.
 
         Raises:
             ValueError: it does not look at the model as pruned so far.
         """
-        repair = next((each for each in behind if isinstance(each, OutputRepair)), None)
+        repair = next_repair(following)
         if repair is not None and repair.propagate != "pruned":
             raise ValueError(
                 f"layerwise: expected a repair with propagate=pruned behind it, which looks at the model as pruned so "
@@ -47,19 +47,24 @@ class Layerwise(Step):
             )
         return repair
 
-    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
-        """As many as a repair, which the one behind it saves."""
-        return before + 3
+    def plan(self, text: TextSize, ratio: float, prefix: Prefix) -> Cost:
+        """As many passes as a repair, which the one after it saves."""
+        return Cost(3)
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Choose as many units of each layer and structure."""
-        repair = self.ahead(on.behind)
+        repair = self.depends_on(on.following)
         tokens = self.tokens or (repair.tokens if repair else "scaled")
         keep, made = language_model(self.name, state.subject).layerwise(
-            state.keep, on.text, self.rule, Walk(repair, equal=tokens == "equal"), dense=on.dense,
-            batch_size=on.batch_size, progress=on.progress("choose layer by layer"),
-        )  # fmt: skip
-        ready = None
+            state.keep,
+            on.text,
+            self.rule,
+            Walk(repair, equal=tokens == "equal"),
+            dense=on.dense,
+            batch_size=on.batch_size,
+            progress=on.progress("choose layer by layer"),
+        )
+        precomputed = None
         if made is not None and repair is not None and tokens == repair.tokens:
-            ready = Ready(repair, state.subject, keep, made[0], made[1])
-        return state._replace(keep=keep, ready=ready)
+            precomputed = Precomputed(repair, state.subject, keep, made[0], made[1])
+        return state._replace(keep=keep, precomputed=precomputed)

@@ -46,7 +46,7 @@ from saap_jax.checks import Natural, check_not_negative, check_positive
 from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.allocation.allocation import choose
 from saap_jax.steps.allocation.allocations import Global
-from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
+from saap_jax.steps.base import Context, Cost, Prefix, State, Step, TextSize, step
 from saap_jax.steps.limits import first_prunable
 from saap_jax.steps.training import adam, adam_start, cosine, rounds, trained
 from saap_jax.subjects.base import Subject, language_model
@@ -77,7 +77,7 @@ class Learn(Step):
     """
 
     kind = "refinement"
-    costly = True
+    cacheable = True
 
     steps: Natural = 72
     """Steps of training, each on a microbatch of the calibration text; 0: what was chosen stays."""
@@ -91,17 +91,17 @@ class Learn(Step):
     language_loss: Annotated[float, check_not_negative] = 0.0
     """Weight of the next-token loss beside the divergence from the unpruned model."""
 
-    def check(self, subject: Subject, text: Extent) -> None:
+    def check(self, subject: Subject, text: TextSize) -> None:
         """Raise ValueError for too little text, or a model whose units have no gates of their own."""
         if self.steps:
             language_model(self.name, subject)
-            check_microbatches(self.name, text.parts)
+            check_microbatches(self.name, text.microbatches)
 
-    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
-        """Those of the steps of training."""
-        return before + trained(self.steps, text.parts)
+    def plan(self, text: TextSize, ratio: float, prefix: Prefix) -> Cost:
+        """The passes of the steps of training."""
+        return Cost(trained(self.steps, text.microbatches))
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Return the best keep-set of the start and of what the rounds ended with."""
         if not self.steps:
             return state
@@ -114,8 +114,9 @@ class Learn(Step):
         )
         judged, keeps, learnt = _restored(on.store.load(), rule.start(state.keep), state.keep)
         judged = judged or [objective.judge(state.keep)]
-        share: Scores = {name: units * subject.costs[name][:, None] / max(subject.prunable, 1)
-                         for name, units in subject.existing.items()}  # fmt: skip
+        share: Scores = {}
+        for name, units in subject.existing.items():
+            share[name] = units * subject.costs[name][:, None] / max(subject.prunable, 1)
         done = min((len(judged) - 1) * objective.parts, self.steps)
         steps = on.progress("learn which units stay")(range(done, self.steps))
         for some in rounds(objective.parts, steps, len(keeps)):
@@ -130,7 +131,7 @@ class Learn(Step):
             leaves = enumerate(jax.tree.leaves((keeps, learnt)))
             on.store.save({"judged": np.array(judged), **{str(at): np.asarray(leaf) for at, leaf in leaves}})
         best = [state.keep, *keeps][int(least_first("divergences of rounds", judged)[0])]
-        return state._replace(keep=best).tell(divergences=judged)
+        return state._replace(keep=best).report(divergences=judged)
 
 
 def _restored(arrays: Mapping[str, np.ndarray], start: Any, keep: Keep) -> tuple[list[float], list[Keep], Any]:

@@ -15,6 +15,7 @@ not part of it.
 import dataclasses
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,8 @@ import numpy as np
 from saap_jax.checks import Positive, Share
 from saap_jax.runtime.decisions import least_first
 from saap_jax.steps.allocation.blocks import SLACK
-from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, need, step
-from saap_jax.steps.limits import Within
+from saap_jax.steps.base import Context, Cost, Prefix, State, Step, TextSize, need, step
+from saap_jax.steps.limits import Within, limits_at_end
 from saap_jax.subjects.base import LanguageModel, language_model
 from saap_jax.types import HELD_OUT, STRUCTURES, Keep
 
@@ -38,27 +39,28 @@ class UniformShape(Step):
     """
 
     kind = "refinement"
-    costly = True
-    judges = True
     of = LanguageModel
-    reorders = True
+    excludes = MappingProxyType({"rounds": "it reads the scores of all units"})
+    needs_objective = True
+    cacheable = True
 
     layers: Share = 0.25
     """Share of the layers that may go whole."""
     finalists: Positive = 4
     """Shapes that held-out text decides between, the best ones on a microbatch."""
 
-    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
-        """Those over a microbatch, of each layer that may go and of each shape; and those over what is held out."""
-        subject = room.subject
-        found = list_shapes(subject.existing, subject.costs, ratio, subject.limits(room.within.at(ratio)), self.layers)
+    def plan(self, text: TextSize, ratio: float, prefix: Prefix) -> Cost:
+        """A microbatch for each layer that may go and for each shape; the held-out text for each finalist."""
+        subject = prefix.subject
+        limits = subject.limits(prefix.within.at(ratio))
+        found = list_shapes(subject.existing, subject.costs, ratio, limits, self.layers)
         layers = len(subject.existing["mlp"]) if any(shape.layers for shape in found) else 0
         judged = min(self.finalists, len(found)) + 1
-        return before + (layers + len(found)) / text.parts + judged / HELD_OUT
+        return Cost((layers + len(found)) / text.microbatches + judged / HELD_OUT)
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Keep the best uniform shape; its price is told by both divergences."""
-        within = state.subject.limits(state.limits.at(on.final))
+        within = limits_at_end(state, on)
         if within.depth:
             raise ValueError("shape: expected no depth: it says what each layer keeps")
         existing = state.subject.existing
@@ -66,25 +68,36 @@ class UniformShape(Step):
         objective = language_model(self.name, state.subject).objective(on.text, on.batch_size, on.dense)
         found = shapes_of(existing, state.subject.costs, on.ratio, within, self.layers)
 
-        def without(layer: int) -> Keep:
-            keep = {name: units.copy() for name, units in existing.items()}
-            for units in keep.values():
-                units[layer] = False
-            return keep
-
         progress = on.progress("search a uniform shape")
-        layers = range(len(existing["mlp"]) if any(shape.layers for shape in found) else 0)
-        alone = [objective.value(without(layer), 0) for layer in (progress(layers) if layers else ())]
+
+        # which layers go first: those without each of which alone the divergence is lowest on a microbatch
+        alone = []
+        if any(shape.layers for shape in found):
+            for layer in progress(range(len(existing["mlp"]))):
+                alone.append(objective.value(_without_layer(existing, layer), 0))
         first = least_first("divergences without a layer", alone)
-        ranks = {name: np.argsort(np.where(units, -scores[name], np.inf), axis=1, kind="stable")
-                 for name, units in existing.items()}  # fmt: skip
+
+        # which units of a layer stay: those of the highest scores
+        ranks = {}
+        for name, units in existing.items():
+            ranks[name] = np.argsort(np.where(units, -scores[name], np.inf), axis=1, kind="stable")
+
+        # the best shapes on a microbatch, then the best of those on held-out text
         keeps = [keep_of(shape, first, ranks, existing) for shape in found]
         values = [objective.value(keeps[number], 0) for number in progress(range(len(keeps)))]
         best = [keeps[number] for number in least_first("divergences of shapes", values)[: self.finalists]]
         judged = [objective.judge(keep) for keep in best]
         lowest = int(least_first("divergences of shapes", judged)[0])
         price = [objective.judge(state.keep), judged[lowest]]
-        return state._replace(keep=best[lowest]).tell(price=price)
+        return state._replace(keep=best[lowest]).report(price=price)
+
+
+def _without_layer(existing: Keep, layer: int) -> Keep:
+    """Keep all units but those of a layer."""
+    keep = {name: units.copy() for name, units in existing.items()}
+    for units in keep.values():
+        units[layer] = False
+    return keep
 
 
 class Shape(NamedTuple):
@@ -122,28 +135,35 @@ def list_shapes(
     existing: Keep, costs: Mapping[str, np.ndarray], ratio: float, within: Within, whole: float
 ) -> list[Shape]:
     """List what `shapes_of` does, nothing where there is no shape."""
-    units = {name: np.unique(existing[name].sum(axis=1)) for name in STRUCTURES}
-    if any(len(np.unique(each)) > 1 for each in (*units.values(), *(costs[name] for name in STRUCTURES))):
-        raise ValueError("shape: expected a model whose layers are alike, to keep them so, got others")
-    heads, channels = (int(units[name][0]) for name in STRUCTURES)
-    head, channel = (int(costs[name][0]) for name in STRUCTURES)
+    units = {name: existing[name].sum(axis=1) for name in STRUCTURES}
+    for name in STRUCTURES:
+        if len(np.unique(units[name])) > 1 or len(np.unique(costs[name])) > 1:
+            raise ValueError("shape: expected a model whose layers are alike, to keep them so, got others")
+    heads = int(units["attention"][0])
+    channels = int(units["mlp"][0])
+    head = int(costs["attention"][0])
+    channel = int(costs["mlp"][0])
     layers = len(existing["mlp"])
     limits = {name: within.layer(name) for name in STRUCTURES}
     left = layers * (heads * head + channels * channel) * (1 - ratio)
-    fewest = {
-        name: max(limits[name].min_keep, 1, count - math.floor(count * limits[name].max_ratio * (1 + SLACK)))
-        for name, count in (("attention", heads), ("mlp", channels))
-    }
+    fewest = {}
+    for name, count in (("attention", heads), ("mlp", channels)):
+        most = math.floor(count * limits[name].max_ratio * (1 + SLACK))
+        fewest[name] = max(limits[name].min_keep, 1, count - most)
+    multiple = limits["mlp"].multiple_of
     found = []
     for gone in range(min(int(whole * layers), layers - 1) + 1):
         for kept in range(heads, fewest["attention"] - 1, -1):
             fits = int((left / (layers - gone) - kept * head) / channel * (1 + 1e-12))
-            width = channels if fits >= channels else fits // limits["mlp"].multiple_of * limits["mlp"].multiple_of
+            width = channels if fits >= channels else fits // multiple * multiple
             if (kept == heads or kept % limits["attention"].multiple_of == 0) and width >= fewest["mlp"]:
                 found.append(Shape(gone, kept, width))
-    found = [s for s in found if not any(o.layers <= s.layers and o.attention >= s.attention and o.mlp >= s.mlp
-                                         for o in found if o != s)]  # fmt: skip
-    return found
+    return [shape for shape in found if not any(_keeps_all(other, shape) for other in found if other != shape)]
+
+
+def _keeps_all(one: Shape, other: Shape) -> bool:
+    """Tell whether a shape keeps all that another one keeps."""
+    return one.layers <= other.layers and one.attention >= other.attention and one.mlp >= other.mlp
 
 
 def keep_of(shape: Shape, order: np.ndarray, ranks: dict[str, np.ndarray], existing: Keep) -> Keep:

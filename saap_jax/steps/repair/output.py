@@ -1,13 +1,14 @@
 """Repairs of output matrices in closed form: bias and least squares."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from saap_jax.checks import Share, check_positive
-from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
+from saap_jax.steps.base import Context, Cost, Prefix, State, Step, TextSize, step
 from saap_jax.subjects.base import Subject
 from saap_jax.surgery.corrections import (
     Repair,
@@ -29,25 +30,35 @@ class OutputRepair(Repair, Step):
 
     kind = "repair"
 
-    def check(self, subject: Subject, text: Extent) -> None:
+    def check(self, subject: Subject, text: TextSize) -> None:
         """Raise ValueError for a model of which nothing can be repaired so."""
-        subject.check_repair(self, text.parts)
+        subject.check_repair(self, text.microbatches)
 
-    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
-        """One of the unpruned model, two of the pruned one."""
-        return before + 3
+    def plan(self, text: TextSize, ratio: float, prefix: Prefix) -> Cost:
+        """One pass of the unpruned model, two of the pruned one."""
+        return Cost(3)
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Repair the model as it is pruned."""
-        ready = state.ready
-        if ready is not None and ready.repair == self and ready.of is state.subject and ready.keep is state.keep:
-            subject = ready.subject
-            made = ready.corrections
+        done = state.precomputed
+        if done is not None and done.repair == self and done.of is state.subject and done.keep is state.keep:
+            subject = done.subject
+            made = done.corrections
         else:
             subject, made = state.subject.repaired(
-                state.keep, on.text, self, dense=on.dense, batch_size=on.batch_size, progress=on.progress("repair"),
-            )  # fmt: skip
-        return state._replace(subject=subject, ready=None).tell(corrections=made)
+                state.keep,
+                on.text,
+                self,
+                dense=on.dense,
+                batch_size=on.batch_size,
+                progress=on.progress("repair"),
+            )
+        return state._replace(subject=subject, precomputed=None).report(corrections=made)
+
+
+def next_repair(following: Sequence[Step]) -> OutputRepair | None:
+    """Find the first repair in closed form of some steps, if any."""
+    return next((each for each in following if isinstance(each, OutputRepair)), None)
 
 
 LEAST = 1e-3
@@ -105,7 +116,7 @@ class LeastSquares(OutputRepair):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.damping is not None and "noise" in self.said:
+        if self.damping is not None and "noise" in self.non_default_options:
             raise ValueError(
                 f"least_squares.noise: expected no damping beside it, which takes its place, got noise {self.noise:g} "
                 f"and damping {self.damping:g}; leave one of them out"

@@ -17,8 +17,8 @@ import numpy as np
 
 from saap_jax.checks import Positive, check_positive
 from saap_jax.runtime.decisions import least_first
-from saap_jax.steps.base import Before, Context, Extent, Room, State, Step, step
-from saap_jax.steps.limits import first_prunable
+from saap_jax.steps.base import Context, Cost, Prefix, State, Step, TextSize, step
+from saap_jax.steps.limits import first_prunable, limits_at_end
 from saap_jax.steps.training import adam, adam_start, cosine, rounds, trained
 from saap_jax.subjects.base import LanguageModel, language_model
 from saap_jax.types import Scores
@@ -34,7 +34,7 @@ class Scales(Step):
     """
 
     kind = "repair"
-    judges = True
+    needs_objective = True
     of = LanguageModel
 
     steps: Positive = 32
@@ -42,15 +42,14 @@ class Scales(Step):
     rate: Annotated[float, check_positive] = 0.01
     """Learning rate of the first step; it falls to 0 as a cosine."""
 
-    def passes(self, before: float, text: Extent, ratio: float, room: Room) -> float:
-        """Those of the steps of training."""
-        return before + trained(self.steps, text.parts)
+    def plan(self, text: TextSize, ratio: float, prefix: Prefix) -> Cost:
+        """The passes of the steps of training."""
+        return Cost(trained(self.steps, text.microbatches))
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Train the factors of the model as it is."""
         keep = state.keep
-        limits = state.subject.limits(state.limits.at(on.final))
-        first = first_prunable(keep, state.subject.existing, limits)
+        first = first_prunable(keep, state.subject.existing, limits_at_end(state, on))
         objective = language_model(self.name, state.subject).objective(on.text, on.batch_size, on.dense, first=first)
 
         def gates(scales: Scores) -> Scores:
@@ -67,4 +66,4 @@ class Scales(Step):
             found.append((objective.judge(gates(scales)), scales))
         judged = [each for each, _ in found]
         best = found[int(least_first("divergences of rounds", judged)[0])][1]
-        return state._replace(subject=language_model(self.name, state.subject).folded(best)).tell(scaled=judged)
+        return state._replace(subject=language_model(self.name, state.subject).folded(best)).report(scaled=judged)

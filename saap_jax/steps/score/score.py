@@ -11,7 +11,7 @@ from saap_jax.checks import number
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.registry import make_estimators
 from saap_jax.steps.allocation.allocation import checked
-from saap_jax.steps.base import Before, Context, Extent, State, Step, need, step
+from saap_jax.steps.base import Context, State, Step, TextSize, need, step
 from saap_jax.steps.score.fusion import FusionMethod, FusionScope
 from saap_jax.steps.score.oracles import constant, is_oracle, make_oracle
 from saap_jax.steps.score.stability import ScenarioReduction, stabilised
@@ -31,6 +31,7 @@ class Score(Step):
 
     kind = "score"
     name = "score"
+    after = ()
 
     estimator: str
     given: Estimator | None = None
@@ -40,8 +41,9 @@ class Score(Step):
         super().__post_init__()
         for part in self.parts().values():
             members = fusion_members(part)
-            if twice := next((name for name in members if members.count(name) > 1), None):
-                raise ValueError(f"{part}: expected each estimator of a fusion once, but {twice!r} is named twice")
+            for name in members:
+                if members.count(name) > 1:
+                    raise ValueError(f"{part}: expected each estimator of a fusion once, but {name!r} is named twice")
         make_members({"": self})
 
     @property
@@ -55,8 +57,8 @@ class Score(Step):
         return "closed_form", "structure", False
 
     @property
-    def text(self) -> str:
-        """The estimator as it is written."""
+    def written(self) -> str:
+        """The estimator as a chain writes it."""
         return self.estimator
 
     def parts(self, structures: tuple[str, ...] = STRUCTURES) -> dict[str, str]:
@@ -74,24 +76,24 @@ class Score(Step):
         parts = self.parts(structures).values()
         return tuple(dict.fromkeys(member for part in parts for member in fusion_members(part)))
 
-    def check(self, subject: Subject, text: Extent) -> None:
+    def check(self, subject: Subject, text: TextSize) -> None:
         """Raise ValueError for an estimator that looks at what the model does not have."""
         structures = tuple(subject.existing)
         if structures != STRUCTURES and "/" in self.named and ".py:" not in self.named:
             raise ValueError(
-                f"{self.text}: expected one estimator for all structures of a traced model, got two around a slash"
+                f"{self.written}: expected one estimator for all structures of a traced model, got two around a slash"
             )
         subject.check_estimators(make_members({"": self}, structures))
 
-    def ahead(self, behind: Sequence[Step]) -> "Stable | None":
-        """Find what asks for the stability indicator of the same examples."""
-        return next((each for each in behind if isinstance(each, Stable) and each.over == "examples"), None)
+    def depends_on(self, following: Sequence[Step]) -> "Stable | None":
+        """Find the step that asks for the stability indicator of the same examples."""
+        return next((each for each in following if isinstance(each, Stable) and each.over == "examples"), None)
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Observe the model as it is, and score the units that are there."""
-        assert on.observe is not None
-        scored = on.observe(self, state, self.ahead(on.behind) is not None)
-        return state._replace(scored=scored, label=self.text, scores=scored.scores(self.text))
+        stability = self.depends_on(on.following) is not None
+        scored = on.chain(self).observe(self, state, stability)
+        return state._replace(scored=scored, label=self.written, scores=scored.scores(self.written))
 
 
 Plan = Mapping[str, Score]
@@ -152,15 +154,15 @@ class Fused(Score):
         return self.method, self.scope, self.scope_constant
 
     @property
-    def text(self) -> str:
-        """The step as it is written."""
-        return Step.text.fget(self)  # type: ignore[attr-defined]
+    def written(self) -> str:
+        """The step as a chain writes it."""
+        return Step.written.fget(self)  # type: ignore[attr-defined]
 
-    def check(self, subject: Subject, text: Extent) -> None:
+    def check(self, subject: Subject, text: TextSize) -> None:
         """Raise ValueError for a share of attention where a traced model has none."""
         if tuple(subject.existing) != STRUCTURES and self.attention != "fused":
             raise ValueError(
-                f"{self.text}: expected attention=fused for a traced model, whose structures are all scored alike, "
+                f"{self.written}: expected attention=fused for a traced model, whose structures are all scored alike, "
                 f"got {self.attention}"
             )
         super().check(subject, text)
@@ -176,7 +178,7 @@ class Scenarios(Step):
     reduction: ScenarioReduction = "mean"
     """`mean`, `max` (what any of them needs is kept), or `min_rank` (the best rank: the same free of units)."""
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Reduce the scores of the scenarios anew."""
         need(state, self)
         return state._replace(scores=state.scored.scores(state.label, self.reduction))
@@ -199,7 +201,7 @@ class Normalize(Step):
     """`ranks`: the share of units with no larger a score, of the structure or sub-block. One ranking of all by these,
     `global(by=score)`, removes as large a share of each."""
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Normalise the scores of each structure, or of each sub-block."""
         scores = checked("scores", need(state, self), state.keep)
         normalised = self._ranks if self.to == "ranks" else self._parts
@@ -207,13 +209,16 @@ class Normalize(Step):
 
     def _parts(self, name: str, values: np.ndarray) -> np.ndarray:
         """Divide by the mean, or by sums."""
-        if not (mean := np.nanmean(values) if np.isfinite(values).any() else 1.0) > 0:
+        mean = np.nanmean(values) if np.isfinite(values).any() else 1.0
+        if not mean > 0:
             raise ValueError(
                 f"normalize: expects scores of {name} with a mean above 0, got {mean:.4g}; use another estimator, "
                 "to=ranks, or leave the step out"
             )
+        if self.within == "structure":
+            return values / mean
         sums = np.nansum(values, axis=1, keepdims=True)
-        return values / (mean if self.within == "structure" else np.where(sums > 0, sums, mean))
+        return values / np.where(sums > 0, sums, mean)
 
     def _ranks(self, name: str, values: np.ndarray) -> np.ndarray:
         """Replace scores by shares; NaN, of what is no unit, stays."""
@@ -242,7 +247,7 @@ class Stable(Step):
     over: Literal["examples", "scenarios"] = "examples"
     """What importance has to be stable over."""
 
-    def __call__(self, state: State, on: Context, before: Before) -> State:
+    def __call__(self, state: State, on: Context) -> State:
         """Weigh the scores."""
         scores = checked("scores", need(state, self), state.keep)
         if not self.weight:

@@ -127,7 +127,7 @@ def prune(
         ratio=subject.removed(keep) / subject.prunable,
         losses=losses,
         rebuild=subject.problem.rebuild,
-        corrections=list(state.told.get("corrections", ())),
+        corrections=list(state.metrics.get("corrections", ())),
         unrepaired=chain.unrepaired(subject, keep),
     )
 

@@ -10,7 +10,7 @@ import optax
 
 from saap_jax.api import score_units, select_units
 from saap_jax.llama.segments import masks
-from saap_jax.steps.base import Extent
+from saap_jax.steps.base import TextSize
 from saap_jax.steps.repair.output import LeastSquares
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject.problem import cut_function, loss_of_one
@@ -126,7 +126,7 @@ def repaired(subject, keep, batch_size=8, examples=None, **options):
     """Correct by least squares, on the calibration examples: the new subject, and what was done."""
     examples = subject.problem.calibration if examples is None else examples
     step = LeastSquares(**options)
-    step.check(subject, Extent(len(jax.tree.leaves(examples)[0]), batch_size))
+    step.check(subject, TextSize(len(jax.tree.leaves(examples)[0]), batch_size))
     return subject.repaired(keep, examples, step, dense=subject, batch_size=batch_size)
 
 
