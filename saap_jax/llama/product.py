@@ -4,6 +4,7 @@ A matrix is an `nnx.Param`, or a module put into the tree instead of it: quantis
 use of a matrix in the model goes through `product`, so such a model runs wherever a dense one does.
 """
 
+import abc
 import math
 from typing import Any
 
@@ -23,21 +24,17 @@ class Matrix(nnx.Module):
     """Names of the axes of the matrix, `layers` among them, as of its parameter."""
 
     @property
+    @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Sizes of the matrix, read from the arrays; without `layers` where a scan took that axis."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def product(self, equation: str, x: Array) -> Array:
         """Compute `jnp.einsum(equation, x, matrix)`; see `product`."""
-        raise NotImplementedError
 
-    def add(self, y: Array) -> Array:
-        """Return y with this added to every token, of what stands in the place of a bias; see `added`."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def dense(self) -> Array:
         """Return the matrix in floats."""
-        raise NotImplementedError
 
     def __getitem__(self, index: Any) -> Array:
         """Return the matrix in floats, or a part of it."""
@@ -88,9 +85,6 @@ class Flat(Matrix):
     def product(self, equation: str, x: Array) -> Array:
         return flat_product(equation, x, self.weight[...])
 
-    def add(self, y: Array) -> Array:
-        return y + self.weight[...][None, None]
-
     def dense(self) -> Array:
         return self.weight[...]
 
@@ -99,7 +93,7 @@ def added(y: Array, bias: Weight | None) -> Array:
     """Return `[batch, seq, *sizes]` plus a bias of one layer, `[*sizes]`; without one, what was given."""
     if bias is None:
         return y
-    return bias.add(y) if isinstance(bias, Matrix) else y + bias[...][None, None]
+    return y + bias[...][None, None]
 
 
 def sides(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

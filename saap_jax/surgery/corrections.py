@@ -3,6 +3,7 @@
 What they mean, and where they are from, is said in `compensation`, which gathers the sums.
 """
 
+import abc
 import dataclasses
 import functools
 from typing import ClassVar, Literal, NamedTuple
@@ -152,7 +153,7 @@ Tokens = Literal["scaled", "equal"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Repair:
+class Repair(abc.ABC):
     """How output matrices are corrected: what steps of that kind have in common."""
 
     biases: ClassVar[bool] = False
@@ -172,6 +173,7 @@ class Repair:
     """How much each token counts: `scaled` by 1 / mean(x²) of the residual stream x behind the sub-block, by whose root
     whatever reads it divides it; or `equal`, as the rows of a traced model do."""
 
+    @abc.abstractmethod
     def solve(self, sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]) -> Solved:
         """Return the output matrix (and bias) of a sub-block.
 
@@ -180,7 +182,6 @@ class Repair:
             weight: the rows of the matrix that are kept, perhaps with some others.
             kept: which of these are kept; the others are to be 0.
         """
-        raise NotImplementedError
 
     def target(
         self, own: Float[Array, "batch seq embed"], lacking: Float[Array, "batch seq embed"]
