@@ -54,15 +54,22 @@ class Table(NamedTuple):
 
     def cells(self, row: Row) -> list[str]:
         """Write a row, a dash for a field that it does not have."""
-        values = [[row.get(field) for field in column.fields] for column in self.columns]
-        return [
-            "-" if value[0] is None else column.form(*value) for column, value in zip(self.columns, values, strict=True)
-        ]
+        return [_cell(column, row) for column in self.columns]
 
     def tint(self, row: Row, place: int) -> float:
         """The number in [-1, 1] by which a cell is tinted, 0 for none."""
         value = row.get(self.columns[place].fields[0])
-        return value if self.matrix and isinstance(value, float) and math.isfinite(value) else 0.0
+        if self.matrix and isinstance(value, float) and math.isfinite(value):
+            return value
+        return 0.0
+
+
+def _cell(column: Column, row: Row) -> str:
+    """Write what a column shows of a row, a dash where the row lacks its first field."""
+    values = [row.get(field) for field in column.fields]
+    if values[0] is None:
+        return "-"
+    return column.form(*values)
 
 
 class Words(NamedTuple):
@@ -143,7 +150,13 @@ def text_table(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]
     """Make a table of texts; `more` are further fields."""
     rows = list(lines)
     heads = list(header) or [""] * max(map(len, rows), default=0)
-    names = [head if head and heads.count(head) == 1 else f"{head or 'column'} {n}" for n, head in enumerate(heads, 1)]
+    # a row is a mapping by field, so that what is under no heading, or under one of several, needs a name of its own
+    names = []
+    for number, head in enumerate(heads, start=1):
+        if head and heads.count(head) == 1:
+            names.append(head)
+        else:
+            names.append(f"{head or 'column'} {number}")
     columns = [Column(head, (name,), words=n < words) for n, (head, name) in enumerate(zip(heads, names, strict=True))]
     return Table(title, columns, [dict(zip(names, row, strict=False)) for row in rows], **more)
 
@@ -161,7 +174,11 @@ def said(*sentences: str) -> list[Words]:
 def section(title: str, *blocks: Block | None, about: str = "") -> list[Section]:
     """Make a section of the blocks that there are, what it is about first; nothing without any."""
     found = [block for block in blocks if block is not None]
-    return [Section(title, [*([Words(about)] if about else []), *found])] if found else []
+    if not found:
+        return []
+    if about:
+        found.insert(0, Words(about))
+    return [Section(title, found)]
 
 
 def folded(table: Table) -> Section:

@@ -4,6 +4,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from saap_jax.evaluation.differences import decimals_of
 from saap_jax.evaluation.resample import LEVEL, format_interval
@@ -30,8 +31,10 @@ def short_name(name: str, letters: int = 26) -> str:
     >>> short_name("taylor_element(reduction='max')", 16)
     "taylor_…n='max')"
     """
+    if len(name) <= letters:
+        return name
     half = letters // 2
-    return name if len(name) <= letters else f"{name[: half - 1]}…{name[-half:]}"
+    return f"{name[: half - 1]}…{name[-half:]}"
 
 
 def slug(name: str) -> str:
@@ -45,11 +48,22 @@ def slug(name: str) -> str:
 
 def marked(name: str, best: bool, tied: bool, *_: object) -> str:
     """Write a name with the mark of the best, or of what is tied with it."""
-    return f"{name} {BEST if best else TIED}" if best or tied else name
+    if best:
+        return f"{name} {BEST}"
+    if tied:
+        return f"{name} {TIED}"
+    return name
 
 
 def _scaled(factor: Number, form: str) -> Callable[[Number], str]:
-    return lambda value: "n/a" if math.isnan(value) else format(factor * value, form)
+    """Make what writes a number times a factor."""
+
+    def written(value: Any) -> str:
+        if math.isnan(value):
+            return "n/a"
+        return format(factor * value, form)
+
+    return written
 
 
 format_percent = _scaled(100, ".1f")
@@ -61,7 +75,11 @@ format_count = _scaled(1, ",.0f")
 
 def format_millions(value: Number) -> str:
     """Write a count in millions."""
-    return "n/a" if math.isnan(value) else f"{value / 1e6:.1f}" if value >= 1e7 else f"{value / 1e6:.3f}"
+    if math.isnan(value):
+        return "n/a"
+    if value >= 1e7:
+        return f"{value / 1e6:.1f}"
+    return f"{value / 1e6:.3f}"
 
 
 def with_interval(value: Number, low: Number, high: Number, form: Callable[[Number], str]) -> str:
@@ -71,7 +89,9 @@ def with_interval(value: Number, low: Number, high: Number, form: Callable[[Numb
     '24.7 (21.0 to 28.0)'
     """
     interval = format_interval(low, high, form)
-    return f"{form(value)} ({interval})" if interval else form(value)
+    if not interval:
+        return form(value)
+    return f"{form(value)} ({interval})"
 
 
 def format_difference(percent: Number, low: Number, high: Number) -> str:
@@ -82,8 +102,13 @@ def format_difference(percent: Number, low: Number, high: Number) -> str:
     """
     if percent >= 1000:
         return f"× {with_interval(1 + percent / 100, 1 + low / 100, 1 + high / 100, _factor)}"
+    # the largest of the three sets the digits of all, so that an interval is as fine as its middle
     size = max((abs(end) for end in (percent, low, high) if not math.isnan(end)), default=0.0)
-    digits = 0 if size >= 100 else 1 if size >= 1 else 2
+    digits = 2
+    if size >= 100:
+        digits = 0
+    elif size >= 1:
+        digits = 1
     return with_interval(percent, low, high, lambda end: format_change(end, digits))
 
 
@@ -95,14 +120,21 @@ def format_change(percent: Number, digits: int | None = None) -> str:
     """
     if math.isnan(percent):
         return "n/a"
-    digits = (0 if abs(percent) >= 1000 else decimals_of(percent)) if digits is None else digits
+    if digits is None and abs(percent) >= 1000:
+        digits = 0
+    elif digits is None:
+        digits = decimals_of(percent)
     return f"{percent:+,.{digits}f}".replace("-", MINUS)
 
 
 def _factor(value: Number) -> str:
     if math.isnan(value):
         return "n/a"
-    return format_ppl(value) if value >= 1e5 else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if value >= 1e5:
+        return format_ppl(value)
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def format_spread(value: Number, spread: Number, scale: Scale = PERPLEXITY) -> str:
@@ -116,14 +148,19 @@ def format_spread(value: Number, spread: Number, scale: Scale = PERPLEXITY) -> s
     figure = format_figure(value, scale)
     if not math.isfinite(spread):
         return figure
+    # the deviation has the power of ten, or the decimals, of the figure that it stands beside
     _, e, power = figure.partition("e")
+    if e:
+        return f"{figure} ± {spread / 10.0 ** int(power):.1f}e{power}"
     digits = len(figure.partition(".")[2])
-    return f"{figure} ± {f'{spread / 10.0 ** int(power):.1f}e{power}' if e else f'{spread:,.{digits}f}'}"
+    return f"{figure} ± {spread:,.{digits}f}"
 
 
 def format_estimate(mean: Number, spread: Number = math.nan) -> str:
     """Write a ratio over seeds in percent, without the sign."""
-    return format_percent(mean) + (f" ± {format_percent(spread)}" if math.isfinite(spread) else "")
+    if not math.isfinite(spread):
+        return format_percent(mean)
+    return f"{format_percent(mean)} ± {format_percent(spread)}"
 
 
 def format_relative(before: Number, after: Number) -> str:
@@ -145,6 +182,7 @@ def format_times(before: Sequence[Number], after: Sequence[Number]) -> tuple[str
     >>> format_times([1.0, 1.1, 1.0], [0.9, 0.88, 0.8])
     ('1,000.0', '880.0', '−20.0 % (−20.0 to −10.0 %, 3 rounds)')
     """
+    # a round times both models in turn, so that its change is free of what slows the machine for a while
     changes = [100 * (two / one - 1) for one, two in zip(before, after, strict=False)]
     middle, low, high = (signed(end, 1) for end in (statistics.median(changes), min(changes), max(changes)))
     change = f"{middle} % ({low} to {high} %, {plural(len(changes), 'round')})"
@@ -157,8 +195,12 @@ def format_hundredths(value: Number) -> str:
     >>> [format_hundredths(value) for value in (0.456, -0.456, -0.001, float("nan"))]
     ['0.46', '−0.46', '0.00', 'n/a']
     """
+    if math.isnan(value):
+        return "n/a"
     text = f"{value:.2f}"
-    return "n/a" if math.isnan(value) else text.removeprefix("-") if float(text) == 0 else text.replace("-", MINUS)
+    if float(text) == 0:  # what is rounded to zero has no sign
+        return text.removeprefix("-")
+    return text.replace("-", MINUS)
 
 
 def format_usd(value: Number) -> str:
@@ -167,4 +209,6 @@ def format_usd(value: Number) -> str:
     >>> format_usd(0.00423), format_usd(12.3), format_usd(0.0), format_usd(0.0999)
     ('$0.0042', '$12.30', '$0.00', '$0.10')
     """
-    return f"${value:,.2f}" if value == 0 or value >= 0.0995 else f"${value:.2g}"
+    if value == 0 or value >= 0.0995:
+        return f"${value:,.2f}"
+    return f"${value:.2g}"
