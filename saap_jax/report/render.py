@@ -6,6 +6,7 @@ Markdown has its words and tables, for places that show no HTML; CSV has all dig
 
 import csv
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -36,13 +37,22 @@ def render_page(page: Page) -> str:
     import markupsafe
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    svg = lambda figure: markupsafe.Markup(inline(figure))  # noqa: E731
-    environment.globals |= {"slug": slug, "svg": svg, "kind": lambda block: type(block).__name__}
-    view = {"page": page, "style": (HERE / "style.css").read_text("utf-8"), "opened": len(page.views) <= OPEN}
-    view["undrawn"] = undrawn()
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # what the template calls; an SVG is marked as safe, since its text is escaped by matplotlib
+    environment.globals["slug"] = slug
+    environment.globals["svg"] = lambda figure: markupsafe.Markup(inline(figure))
+    environment.globals["kind"] = lambda block: type(block).__name__
+    view = {
+        "page": page,
+        "style": (HERE / "style.css").read_text("utf-8"),
+        "opened": len(page.views) <= OPEN,
+        "undrawn": undrawn(),
+    }
     if view["undrawn"]:
         warnings.warn(undrawn(), Doubt, stacklevel=2)
     return environment.get_template("page.html").render(view).lstrip() + "\n"
@@ -54,11 +64,18 @@ def render_page(page: Page) -> str:
 def markdown_report(page: Page) -> str:
     """Write a page as Markdown."""
     lines = [MARK, "", f"# {escaped(page.title)}", "", *_lines(page.overview, 2)]
+    # the title of a page of one run names that run; of several, each has a heading, and its sections stand below it
+    level = 2
+    if len(page.views) != 1:
+        level = 3
     for view in page.views:
-        alone = len(page.views) == 1
-        about = f"{view.kind}{f' of {view.model}' if view.model else ''}, {view.status}"
-        lines += [*([] if alone else [f"## {escaped(view.name)}", ""]), escaped(about), ""]
-        lines += _lines(view.sections, 2 if alone else 3)
+        if level == 3:
+            lines += [f"## {escaped(view.name)}", ""]
+        what = view.kind
+        if view.model:
+            what += f" of {view.model}"
+        lines += [escaped(f"{what}, {view.status}"), ""]
+        lines += _lines(view.sections, level)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -74,23 +91,28 @@ def _lines(blocks: Iterable[Block], level: int) -> Iterator[str]:
             case Words():
                 yield from (escaped(block.text), "")
             case Code():
-                fence = "`" * (2 + max([1, *(len(run) for run in re.findall("`+", block.text))]))
+                # longer than any run of backquotes within, and three at least
+                fence = "`" * (2 + max([1, *map(len, re.findall("`+", block.text))]))
                 yield from (fence, block.text, fence, "")
             case Table():
-                notes = [*(f"- {escaped(note)}" for note in block.legend), ""] if block.legend else []
-                yield from (*_table(block), "", *notes)
+                yield from (*_table(block), "")
+                if block.legend:
+                    yield from (*(f"- {escaped(note)}" for note in block.legend), "")
             case Section():
-                if inner := [*_lines(block.blocks, level + 1)]:
+                inner = [*_lines(block.blocks, level + 1)]
+                if inner:
                     yield from (f"{'#' * level} {escaped(block.title)}", "", *inner)
 
 
 def _table(table: Table) -> Iterator[str]:
     """Yield the lines of a table, its title first; one without headings is a list, a row a line."""
-    yield from ([f"**{escaped(table.title)}**", ""] if table.title else [])
-    rows = [[escaped(cell) for cell in table.cells(row)] for row in table.rows]
+    if table.title:
+        yield from (f"**{escaped(table.title)}**", "")
+    rows = [[*map(escaped, table.cells(row))] for row in table.rows]
     if not any(table.header):
         yield from (f"- {first}: {' '.join(rest)}" for first, *rest in rows)
         return
+    # the colon of a column is on the side to which its cells are set
     rule = [":--" if column.words else "--:" for column in table.columns]
     yield from (f"| {' | '.join(line)} |" for line in (map(escaped, table.header), rule, *rows))
 
@@ -114,16 +136,25 @@ def table_csv(table: Table) -> str:
     NaN and what a row lacks are empty cells, true is 1. Text that a spreadsheet would take for a formula begins with an
     apostrophe, as the spreadsheet itself writes it; control characters are written out.
     """
-    fields = [*dict.fromkeys(field for column in table.columns for field in column.fields)]
+    fields = [*dict.fromkeys(itertools.chain.from_iterable(column.fields for column in table.columns))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows(map(_cell, line) for line in (fields, *(map(row.get, fields) for row in table.rows)))
+    writer.writerow(map(_cell, fields))
+    for row in table.rows:
+        writer.writerow(_cell(row.get(field)) for field in fields)
     return text.getvalue()
 
 
 def _cell(value: Any) -> Any:
+    """Make what the CSV file has of a value, see `table_csv`."""
+    if isinstance(value, bool):
+        return int(value)
     if not isinstance(value, str):
-        return None if value != value else int(value) if isinstance(value, bool) else value
+        is_nan = value != value
+        return None if is_nan else value
     text = visible(value)
+    # a number begins with a sign too, and so does the dash of an absent value: no spreadsheet runs either
     number = re.fullmatch(r"[+-]?([\d.]+(e[+-]?\d+)?|inf|nan)", text, re.IGNORECASE)
-    return f"'{text}" if text.startswith(_FORMULA) and text != "-" and not number else text
+    if text.startswith(_FORMULA) and text != "-" and not number:
+        return f"'{text}"
+    return text
