@@ -8,7 +8,7 @@ from saap_jax.report.blocks import Block, Code, Section, Words, facts, said, tex
 from saap_jax.report.formats import format_percent, format_relative
 from saap_jax.report.pages.common import written_section
 from saap_jax.report.render import escaped, markdown_text
-from saap_jax.runs.origin import Loader, Origin, OriginStep
+from saap_jax.runs.origin import Base, Loader, Measurement, Origin, OriginStep
 from saap_jax.runtime.words import plural, visible
 
 VERBS = {"prune": "Pruned", "compare": "Chosen and pruned", "recover": "Fine-tuned", "export": "Exported"}
@@ -54,33 +54,54 @@ def card(origin: Origin, name: str) -> str:
     steps = origin["steps"]
     kinds = {step["kind"] for step in steps}
     pruned = bool(kinds & {"prune", "compare"})
+    # what the hub searches by
+    library = "saap_jax"
+    if loader in ("transformers", "remote_code"):
+        library = "transformers"
+    task = "text-generation"
+    if loader == "traced":  # any program, of which no task is known
+        task = None
+    tags = ["saap_jax"]
+    if pruned:
+        tags.insert(0, "pruned")
     metadata = ModelCardData(
         base_model=base.get("repository"),
-        library_name="transformers" if loader in ("transformers", "remote_code") else "saap_jax",
+        library_name=library,
         license=base.get("license", "other"),
         license_name=base.get("license_name"),
         license_link=base.get("license_link"),
-        pipeline_tag=None if loader == "traced" else "text-generation",
-        tags=[*(["pruned"] if pruned else []), "saap_jax"],
+        pipeline_tag=task,
+        tags=tags,
     )
+    # what people read: what it is, its size, how it came about, how to use it, and its licence
     whole = base.get("repository") or base["name"]
-    (sentence, code) = _USE[loader]
-    what = "pruned: whole units went, so that its arrays are smaller" if pruned else "in other files"
-    what = "fine-tuned" if not pruned and "recover" in kinds else what
+    what = "in other files"
+    if pruned:
+        what = "pruned: whole units went, so that its arrays are smaller"
+    elif "recover" in kinds:
+        what = "fine-tuned"
     blocks: list[Block] = [*said(f"{name} is {whole}, {what}. Made with saap_jax, in {plural(len(steps), 'step')}.")]
     if steps:
         before = steps[0]["parameters"][0]
         after = steps[-1]["parameters"][1]
         row = ("parameters", f"{before:,}", f"{after:,}", format_relative(float(before), float(after)))
         blocks.append(text_table("", ("", "before", "after", "change"), [row]))
-    licence = f"The files of {whole} do not say its licence: look it up before you pass this model on."
-    if known := base.get("license"):
-        terms = base.get("license_name", "") if known == "other" else known
-        licence = f"That of {whole}, as its files say: {terms or 'other'}. Its terms go with this model."
     blocks += [Section(VERBS[step["kind"]], [*_step_blocks(step)]) for step in steps]
-    blocks += [Section("Use", [Words(sentence), Code("use", code)]), Section("Licence", said(licence))]
+    (sentence, code) = _USE[loader]
+    blocks.append(Section("Use", [Words(sentence), Code("use", code)]))
+    blocks.append(Section("Licence", said(_licence(base, whole))))
     title = visible(escaped(name)) or "model"
     return f"---\n{metadata.to_yaml(line_break=chr(10))}\n---\n\n# {title}\n\n{visible(markdown_text(blocks))}"
+
+
+def _licence(base: Base, whole: str) -> str:
+    """Say the licence of the first model, on which that of the card's model depends."""
+    terms = base.get("license")
+    if not terms:
+        return f"The files of {whole} do not say its licence: look it up before you pass this model on."
+    if terms == "other":  # the hub's word for one that it does not list, which has a name of its own at best
+        terms = base.get("license_name") or "other"
+    return f"That of {whole}, as its files say: {terms}. Its terms go with this model."
 
 
 def _step_blocks(step: OriginStep) -> Iterator[Block]:
@@ -92,17 +113,27 @@ def _step_blocks(step: OriginStep) -> Iterator[Block]:
     known["parameters"] = "{:,} before, {:,} after".format(*step["parameters"])
     known["versions"] = ", ".join(f"{name} {version}" for name, version in step.get("versions", {}).items() if version)
     yield facts(known)
-    rows = []
-    for figure in step.get("figures", ()):
-        scale = scale_of(figure["metric"])
-        ends = [format_figure(figure[end], scale) for end in ("low", "high") if end in figure]
-        windows = figure.get("windows")
-        interval = " to ".join(ends) or (few(windows) if windows else "not on record")
-        value = format_figure(figure["value"], scale)
-        rows.append((figure["metric"], figure["model"], value, interval, f"{windows:,}" if windows else ""))
-    header = ("text", "model", "figure", "95 % interval", "windows")
-    note = "intervals: over the windows of the text, each model for itself"
-    yield text_table("", header, rows, 2, notes=[note]) if rows else Words("No perplexity is on record of this step.")
+    rows = [_figure_row(figure) for figure in step.get("figures", ())]
+    if rows:
+        header = ("text", "model", "figure", "95 % interval", "windows")
+        note = "intervals: over the windows of the text, each model for itself"
+        yield text_table("", header, rows, 2, notes=[note])
+    else:
+        yield Words("No perplexity is on record of this step.")
     yield from written_section(step.get("written", ()))
     yield Words("The command:")
     yield Code("command", step["command"])
+
+
+def _figure_row(figure: Measurement) -> tuple[str, str, str, str, str]:
+    """Write text, model, figure, interval and windows; where there is no interval, the reason in its place."""
+    scale = scale_of(figure["metric"])
+    ends = [format_figure(figure[end], scale) for end in ("low", "high") if end in figure]
+    interval = " to ".join(ends)
+    windows = figure.get("windows", 0)
+    size = ""
+    if windows:
+        size = f"{windows:,}"
+        interval = interval or few(windows)
+    value = format_figure(figure["value"], scale)
+    return figure["metric"], figure["model"], value, interval or "not on record", size

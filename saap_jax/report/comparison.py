@@ -12,6 +12,9 @@ from saap_jax.report.formats import VERDICT, format_change
 from saap_jax.runtime.files import plain
 from saap_jax.runtime.words import MINUS, plural
 
+_COLOURED = {"PASS": "good", "FAIL": "bad"}
+"""What is said of a limit -> mark of its row."""
+
 
 class Compared(NamedTuple):
     """A beside B on one text or task."""
@@ -83,6 +86,7 @@ def comparison_blocks(comparison: Comparison) -> list[Block]:
     marked."""
 
     def line(one: Compared, name: str, form: Any) -> tuple[str, ...]:
+        """Write A, B and their difference; the ends of its interval have as many digits as its middle."""
         value, low, high = one.difference.percent
         digits = decimals_of(value)
         interval = format_interval(low, high, lambda end: format_change(end, digits)) or "n/a"
@@ -94,9 +98,12 @@ def comparison_blocks(comparison: Comparison) -> list[Block]:
             f"{100 * one.difference.win_rate:.1f}",
         )
 
-    texts = [
-        line(one, f"{one.name} ({one.about})" if one.about else one.name, format_ppl) for one in comparison.metrics
-    ]
+    texts = []
+    for one in comparison.metrics:
+        name = one.name
+        if one.about:
+            name += f" ({one.about})"
+        texts.append(line(one, name, format_ppl))
     tasks = [line(one, f"{one.name} ({one.about}, {one.size:,} items)", "{:.1f}".format) for one in comparison.tasks]
     about = f"{VERDICT}: {plural(comparison.others, 'other')}"
     title = f"A: {comparison.a}\nB: {comparison.b}"
@@ -109,9 +116,14 @@ def comparison_blocks(comparison: Comparison) -> list[Block]:
     blocks += said(*(f"{one.name}: {one.difference.sentence}" for one in (*comparison.metrics, *comparison.tasks)))
     if comparison.checks:
         header = ("limit", "of", "at most", "measured", "")
-        lines = [(*check[:4], "PASS" if check.passed else "FAIL") for check in comparison.checks]
+        lines = []
+        for check in comparison.checks:
+            word = "FAIL"
+            if check.passed:
+                word = "PASS"
+            lines.append((*check[:4], word))
         table = text_table("A against the limits", header, lines, words=len(header))
-        marks = ("bad", "good")
-        marked = [{**row, "mark": marks[one.passed]} for row, one in zip(table.rows, comparison.checks, strict=True)]
+        # by its mark a row is coloured; no column shows it
+        marked = [{**row, "mark": _COLOURED[line[-1]]} for row, line in zip(table.rows, lines, strict=True)]
         blocks += [table._replace(rows=marked), *said(verdict(comparison.checks))]
     return blocks

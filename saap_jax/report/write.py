@@ -1,5 +1,6 @@
 """The report of one run or of several: the page, the same as Markdown and CSV, and figures for papers."""
 
+import collections
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ FINDINGS: dict[str, str] = {
 _MARKS = (b'<meta name="generator" content="saap_jax">', MARK.encode(), b"run,kind,model,")
 """What a file of ours has near its beginning."""
 
+_IMAGES = ("svg", "png", "pdf")
+"""Formats of a figure."""
+
 
 def write_report(run_dir: str | os.PathLike[str], *, status: str = "") -> Path:
     """Write `report.html` into a run directory of any kind, finished or not, and return its path; see `read_view`."""
@@ -50,8 +54,10 @@ def render_report(run_dir: str | os.PathLike[str], *, status: str = "") -> str:
 def finding_files(run: RunDirectory) -> dict[str, str]:
     """Write what a run found as the files that its command leaves: figures, tables of all digits, and the words."""
     sections = _sections(run.record, imported(FINDINGS[run.record["kind"]])(run))
-    drawn = [] if undrawn() else [each for each in leaves(sections) if isinstance(each, Figure)]
-    figures = {f"{each.name}.svg": saved(each).decode() for each in drawn}
+    figures = {}
+    if not undrawn():
+        drawn = [each for each in leaves(sections) if isinstance(each, Figure)]
+        figures = {f"{each.name}.svg": saved(each).decode() for each in drawn}
     tables = [each for each in leaves(sections) if isinstance(each, Table) and each.file]
     rows = {f"{each.file}.csv": table_csv(each) for each in tables}
     return figures | rows | {f"{tables[0].file}.md": markdown_text(sections)}
@@ -68,7 +74,9 @@ def _sections(run: RunRecord, found: Findings) -> list[Section]:
 
 def report_page(views: Sequence[View]) -> Page:
     """Make the page of one run, or of several side by side."""
-    title = views[0].name if len(views) == 1 else f"{len(views)} runs side by side"
+    title = f"{len(views)} runs side by side"
+    if len(views) == 1:
+        title = views[0].name
     return Page(title, overview_sections(views), views)
 
 
@@ -95,7 +103,9 @@ def write_reports(
         raise ValueError("report: expected at least one run directory, got none; name one, such as runs/quickstart")
     if figures:
         need("figures", f"--figures {figures}")
-    path = Path(out) if out else (Path(runs[0]) if len(runs) == 1 else Path()) / "report.html"
+    path = Path(out or "report.html")
+    if not out and len(runs) == 1:
+        path = Path(runs[0]) / "report.html"
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"--out: expected a file that ends in .html, got {path}")
     page = report_page(read_views(runs))
@@ -103,21 +113,37 @@ def write_reports(
     if any(view.rows for view in page.views):
         files[path.with_suffix(".csv")] = table_csv(results_table(page.views)).encode()
     if figures:
-        groups = [("", page.overview), *((f"{slug(view.name)}-", view.sections) for view in page.views)]
-        found = {f"{prefix}{each.name}": each for prefix, sections in groups for each in leaves(sections)
-                 if isinstance(each, Figure)}  # fmt: skip
-        files |= {Path(figures) / f"{stem}.{ending}": saved(each, ending) for stem, each in found.items()
-                  for ending in ("svg", "png", "pdf")}  # fmt: skip
+        files |= _figure_files(page, Path(figures))
+    # all places are looked at before the first file is written
     for each in files:
-        marks = (b"saap_jax",) if each.suffix in (".svg", ".png", ".pdf") else _MARKS
         if each.parent.is_file():
             raise ValueError(f"{each.parent}: expected a directory, found a file; name another place")
-        if each.exists() and not overwrite and not (each.is_file() and any(m in each.read_bytes() for m in marks)):
+        if each.exists() and not overwrite and not _is_ours(each):
             raise ValueError(f"{each} is no report of saap; pass --overwrite to replace it, or name another place")
     for each, content in files.items():
         each.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(each, content)
     return [*files]
+
+
+def _figure_files(page: Page, directory: Path) -> dict[Path, bytes]:
+    """Draw the figures of a page as files, those of a run under its name."""
+    files: dict[Path, bytes] = {}
+    groups = [("", page.overview), *((f"{slug(view.name)}-", view.sections) for view in page.views)]
+    for prefix, sections in groups:
+        for each in leaves(sections):
+            if isinstance(each, Figure):
+                for ending in _IMAGES:
+                    files[directory / f"{prefix}{each.name}.{ending}"] = saved(each, ending)
+    return files
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file is a report of ours, or a figure, in which every format names its maker."""
+    marks: Sequence[bytes] = _MARKS
+    if path.suffix.removeprefix(".") in _IMAGES:
+        marks = (b"saap_jax",)
+    return path.is_file() and any(mark in path.read_bytes() for mark in marks)
 
 
 def read_views(runs: Sequence[str | os.PathLike[str]]) -> list[View]:
@@ -140,8 +166,9 @@ def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", 
     path = Path(run_dir)
     rows = []
     run = read_run(run_dir)
-    command = run.get("command", "").split()  # of a run that has not come far enough to record its kind
-    kind = run.get("kind") or (command[1] if len(command) > 1 else "compare")
+    # a run that has just begun has not recorded its kind; the second word of its command says it too
+    command = run.get("command", "").split()
+    kind = run.get("kind") or next(iter(command[1:]), "compare")
     with reading(path, f"a run of kind {kind}"):
         if kind == "compare":
             sections, rows = compare_sections(run, read_candidates(path))
@@ -163,8 +190,18 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     ['a/x', 'b/x', 'b/y', 'b/y (2)']
     """
     parts = [path.resolve().parts for path in paths]
-    lengths = range(1, max(map(len, parts)) + 1)
-    length = next((n for n in lengths if len({part[-n:] for part in parts}) == len(set(parts))), 1)
+    different = len(set(parts))
+    # the fewest directories from the end by which all that differ are told apart
+    length = 1
+    while len({part[-length:] for part in parts}) < different:
+        length += 1
     names = ["/".join(part[-length:]) for part in parts]
-    again = [names[:place].count(name) for place, name in enumerate(names)]
-    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, again, strict=True)]
+    # names that are still alike are of one directory that was given several times
+    times: collections.Counter[str] = collections.Counter()
+    found = []
+    for name in names:
+        times[name] += 1
+        if times[name] > 1:
+            name = f"{name} ({times[name]})"
+        found.append(name)
+    return found
