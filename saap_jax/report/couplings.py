@@ -1,8 +1,10 @@
 """Coupled structures: parameters on the left, a box an axis; structures on the right; lines between them."""
 
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saap_jax.records import Couplings, RunRecord
+from saap_jax.records import CoupledStructure, Couplings, RunRecord
 from saap_jax.report.blocks import Figure
 from saap_jax.report.figures import COLOURS, GREY, saved, undrawn
 
@@ -29,19 +31,24 @@ def coupling_figure(record: Couplings) -> Figure:
     """
     shapes = record["parameters"]
     structures = record["structures"]
+    # across: paths of parameters, their boxes, the lines between, and the labels of structures
     boxes = 12 + max(map(len, shapes), default=0) * _LETTER + 8
     right = boxes + max(map(len, shapes.values()), default=1) * _BOX + _MIDDLE
-    width = right + 18 + max((len(line) for each in structures for line in each["label"]), default=0) * _LETTER
+    labels = itertools.chain.from_iterable(each["label"] for each in structures)
+    width = right + 18 + max(map(len, labels), default=0) * _LETTER
+
+    # down: a row a parameter, two rows a structure; the larger side spreads the other one
     tall = max(len(shapes) * _ROW, len(structures) * 2 * _ROW)
     rows = {path: _TOP + tall * (place + 0.5) / max(len(shapes), 1) for place, path in enumerate(shapes)}
-    means = {each["name"]: sum(rows[path] for path, _ in each["members"]) / max(len(each["members"]), 1)
-             for each in structures}  # fmt: skip
-    step = tall / max(len(structures), 1)  # each near the mean of its members, none closer to another than two rows
-    places = {name: _TOP + step * (place + 0.5)
-              for place, name in enumerate(sorted(means, key=lambda name: (means[name], name)))}  # fmt: skip
-    colours = {each["name"]: GREY if each["pinned"] else COLOURS[place % len(COLOURS)]
-               for place, each in enumerate(structures)}  # fmt: skip
-    owners = {(path, axis): each["name"] for each in structures[::-1] for path, axis in each["members"]}
+    places = _structure_rows(structures, rows, tall)
+
+    colours = {each["name"]: COLOURS[place % len(COLOURS)] for place, each in enumerate(structures)}
+    colours |= {each["name"]: GREY for each in structures if each["pinned"]}
+    # of several structures on an axis, the first one colours its box
+    owners: dict[tuple[str, int], str] = {}
+    for each in structures:
+        for path, axis in each["members"]:
+            owners.setdefault((path, axis), each["name"])
 
     def paint(figure: Any) -> None:
         from matplotlib.patches import PathPatch, Rectangle
@@ -58,9 +65,12 @@ def coupling_figure(record: Couplings) -> Figure:
             (first, second) = structure["label"]
             for path, axis in structure["members"]:
                 x = boxes + axis * _BOX + _BOX / 2
+                # a cubic curve, which leaves the box and reaches the structure horizontally
                 bends = [(x, rows[path]), (x + (right - x) * 0.55, rows[path]), (right - 36, y), (right, y)]
                 line = Path(bends, [Path.MOVETO, *[Path.CURVE4] * 3])
-                opacity = 0.35 if colour == GREY else 0.75
+                opacity = 0.75
+                if colour == GREY:
+                    opacity = 0.35
                 axes.add_patch(PathPatch(line, fill=False, edgecolor=colour, linewidth=1.1, alpha=opacity))
             axes.plot([right], [y], "o", color=colour, markersize=6)
             axes.text(right + 11, y - 5, first, weight="bold", **text)
@@ -70,12 +80,23 @@ def coupling_figure(record: Couplings) -> Figure:
             for axis, size in enumerate(shape):
                 owner = owners.get((path, axis))
                 corner = (boxes + axis * _BOX, rows[path] - 6.5)
-                edge = {
-                    "edgecolor": colours[owner] if owner else GREY,
-                    "linestyle": "solid" if owner else (0, (2.5, 1.5)),
-                }
+                edge: dict[str, Any] = {"edgecolor": GREY, "linestyle": (0, (2.5, 1.5))}
+                if owner:
+                    edge = {"edgecolor": colours[owner], "linestyle": "solid"}
                 axes.add_patch(Rectangle(corner, _BOX - 4, 13, facecolor="none", linewidth=1.1, **edge))
                 axes.text(corner[0] + (_BOX - 4) / 2, rows[path], str(size), ha="center", **text)
 
     title = f"Coupled structures: {len(structures)} of {len(shapes)} parameters"
     return Figure("couplings", title, paint, (_TOP + tall + 12) / 72, max(width / 72, 5.1))
+
+
+def _structure_rows(structures: Sequence[CoupledStructure], rows: Mapping[str, float], tall: float) -> dict[str, float]:
+    """Place the structures at equal distances, in the order of the mean row of their members, so that few lines
+    cross."""
+    means = {}
+    for each in structures:
+        members = [rows[path] for path, _ in each["members"]]
+        means[each["name"]] = sum(members) / max(len(members), 1)
+    order = sorted(means, key=lambda name: (means[name], name))
+    step = tall / max(len(structures), 1)
+    return {name: _TOP + step * (place + 0.5) for place, name in enumerate(order)}

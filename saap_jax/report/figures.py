@@ -5,6 +5,7 @@ have colours that are seen on both. Matplotlib is imported when the first figure
 """
 
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,6 +39,15 @@ MOST = 14
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = "osD^vP*X"
+_STEPS: tuple[Sequence[int], ...] = (
+    (10,),
+    (10, 20, 50),
+    (10, 15, 20, 30, 40, 50, 60, 80),
+    range(10, 100, 2),
+    range(100, 1000, 5),
+)
+"""Round numbers of a decade, coarse to fine, in units of which the first one is the decade itself."""
+
 _LINE = 0.165
 _LETTERS = 62
 _BESIDE = 24
@@ -91,8 +101,12 @@ def saved(figure: Figure, ending: str = "svg", background: str = "white") -> byt
     need("figures", "figures")
     import matplotlib.style
 
-    about = {"svg": {"Creator": "saap_jax", "Date": None, "Title": figure.title}, "png": {"Software": "saap_jax"}}
-    about["pdf"] = {"Creator": "saap_jax", "CreationDate": None, "Title": figure.title}
+    # without a date, so that equal figures have equal bytes
+    about = {
+        "svg": {"Creator": "saap_jax", "Date": None, "Title": figure.title},
+        "png": {"Software": "saap_jax"},
+        "pdf": {"Creator": "saap_jax", "CreationDate": None, "Title": figure.title},
+    }
     file = io.BytesIO()
     with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is drawn in the page's
@@ -117,9 +131,11 @@ def line_style(place: int, name: str = "") -> dict[str, Any]:
     >>> line_style(1), line_style(1, "random > uniform")["color"] == GREY
     ({'color': '#d55e00', 'linestyle': '-', 'marker': 's', 'zorder': 2.1}, True)
     """
-    grey = place >= NAMED or is_baseline(name)
-    look = {"color": GREY if grey else COLOURS[place], "linestyle": _DASHES[place % len(_DASHES)] if grey else "-"}
-    return look | {"marker": _MARKERS[place % len(_MARKERS)], "zorder": 2.0 if grey else 2.1}
+    marker = _MARKERS[place % len(_MARKERS)]
+    if place >= NAMED or is_baseline(name):
+        # dashes tell the grey ones apart; they lie below those in colour
+        return {"color": GREY, "linestyle": _DASHES[place % len(_DASHES)], "marker": marker, "zorder": 2.0}
+    return {"color": COLOURS[place], "linestyle": "-", "marker": marker, "zorder": 2.1}
 
 
 def is_baseline(name: str) -> bool:
@@ -135,9 +151,14 @@ def logarithmic(axis: Any) -> None:
     """Give the vertical axis a logarithmic scale with few round numbers, written out, and lines across."""
     from matplotlib.ticker import NullLocator
 
+    def label(tick: float) -> str:
+        if tick < 1e5:
+            return f"{tick:g}"
+        return format_ppl(tick)
+
     axis.set_yscale("log")
     ticks = log_ticks(*axis.get_ylim())
-    axis.set_yticks(ticks, [f"{tick:g}" if tick < 1e5 else format_ppl(tick) for tick in ticks])
+    axis.set_yticks(ticks, [*map(label, ticks)])
     axis.yaxis.set_minor_locator(NullLocator())
     axis.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
 
@@ -155,13 +176,16 @@ def log_ticks(low: float, high: float) -> list[float]:
     """
     ticks: list[float] = []
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    for steps in ((10,), (10, 20, 50), (10, 15, 20, 30, 40, 50, 60, 80), tuple(range(10, 100, 2)), range(100, 1000, 5)):
-        unit = 10 if steps[0] == 10 else 100
-        ticks = [float(f"{step}e{decade}") / unit for decade in decades for step in steps]
-        ticks = [tick for tick in ticks if low <= tick <= high]
+    for steps in _STEPS:
+        # parsed, since products with negative powers of ten are not round
+        every = [float(f"{step}e{decade}") / steps[0] for decade, step in itertools.product(decades, steps)]
+        ticks = [tick for tick in every if low <= tick <= high]
         if len(ticks) >= 4:
             break
-    ticks = ticks[:: math.ceil(len(ticks) / 9)] if ticks else [low]
+    if not ticks:
+        ticks = [low]
+    ticks = ticks[:: math.ceil(len(ticks) / 9)]
+    # a label takes about an eighteenth of the axis
     room = math.log(high / low) / 18
     return [one for one, after in zip(ticks, [*ticks[1:], math.inf], strict=True) if math.log(after / one) > room]
 
@@ -179,6 +203,16 @@ class Curve(NamedTuple):
     """(actual ratio, low, high) of the points that have an interval."""
     crossing: float = math.nan
     """The largest ratio that holds the limit."""
+
+    @property
+    def ratios(self) -> list[Number]:
+        """The ratios of its points."""
+        return [ratio for ratio, _ in self.points]
+
+    @property
+    def values(self) -> list[Number]:
+        """The figures of its points."""
+        return [value for _, value in self.points]
 
 
 class Limit(NamedTuple):
@@ -198,69 +232,103 @@ def ratio_figure(
     Upright lines are intervals; where there is a limit, a line down is the largest ratio that holds it.
     """
     curves = [curve for curve in curves if curve.points][:MOST]
+    if not curves:
+        return None
     height = 3.0 + _LINE * _grey(curve.name for curve in curves)
 
     def paint(figure: Any) -> None:
         axis = figure.add_axes((0.11, 1 - 2.6 / height, 0.58, 2.5 / height))
         low, high = _ends(curves, limit)
-        log = low > 0
-        more = 0.05 * (high - low)
-        axis.set_ylim(*((low / 1.06, high * 1.06) if log else (low - more, high + more)))
-        if log:
+        up = scale.noun
+        if low > 0:
+            up += " (log)"
+            axis.set_ylim(low / 1.06, high * 1.06)
             logarithmic(axis)
-        bottom, top = axis.get_ylim()
+        else:
+            more = 0.05 * (high - low)
+            axis.set_ylim(low - more, high + more)
         for place, curve in reversed([*enumerate(curves)]):  # the first on top
-            ratios, values = zip(*curve.points, strict=True)
-            style = line_style(place, curve.name)
-            upright = {"colors": style["color"], "linewidth": 1.0}
-            label = short_name(curve.name, _LETTERS) + (f": {100 * curve.crossing:.1f} %" if curve.crossing > 0 else "")
-            axis.plot(ratios, np.minimum(values, top), label=label, clip_on=False, **style)
-            at, lows, highs = np.reshape(curve.ends, (-1, 3)).T
-            axis.vlines(at, lows, np.minimum(highs, top), **upright)
-            if limit and curve.crossing > 0:
-                axis.vlines(curve.crossing, bottom, limit.value, **upright)
-        dense = {curve.points[0] for curve in curves}
-        lines = {f"unpruned {format_figure(one, scale)}": one for at, one in dense if len(dense) == 1 and at == 0}
-        lines |= {limit.said: limit.value} if limit else {}
-        for value in lines.values():
-            axis.axhline(value, color=INK, linewidth=0.7, linestyle=(0, (2, 3)), zorder=1)
-        if lines:  # in one line of text, since they may be closer than two
-            place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 2), "textcoords": "offset points"}
-            axis.annotate(", ".join(lines), (1, max(lines.values())), ha="right", **place)
-        axis.set_xlim(0, 1.02 * max(ratio for curve in curves for ratio, _ in curve.points) or 1)
+            _draw_curve(axis, curve, line_style(place, curve.name), limit)
+        _draw_levels(axis, curves, scale, limit)
+        ratios = itertools.chain.from_iterable(curve.ratios for curve in curves)
+        axis.set_xlim(0, 1.02 * max(ratios) or 1)
         axis.xaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:.3g} %")
-        _label(axis, "prunable parameters removed", scale.noun + " (log)" * log)
+        _label(axis, "prunable parameters removed", up)
 
-    return Figure(name, title, paint, height) if curves else None
+    return Figure(name, title, paint, height)
+
+
+def _draw_curve(axis: Any, curve: Curve, style: Mapping[str, Any], limit: Limit | None) -> None:
+    """Draw a curve, the intervals of its points, and the largest ratio that holds the limit."""
+    bottom, top = axis.get_ylim()
+    upright = {"colors": style["color"], "linewidth": 1.0}
+    label = short_name(curve.name, _LETTERS)
+    if curve.crossing > 0:
+        label += f": {100 * curve.crossing:.1f} %"
+    # what is above the axis is drawn on its edge; markers there are not cut in half
+    axis.plot(curve.ratios, np.minimum(curve.values, top), label=label, clip_on=False, **style)
+    at, lows, highs = np.reshape(curve.ends, (-1, 3)).T
+    axis.vlines(at, lows, np.minimum(highs, top), **upright)
+    if limit and curve.crossing > 0:
+        axis.vlines(curve.crossing, bottom, limit.value, **upright)
+
+
+def _draw_levels(axis: Any, curves: Sequence[Curve], scale: Scale, limit: Limit | None) -> None:
+    """Draw a line across at the unpruned model, where all curves begin with the same one, and at the limit."""
+    levels = {}
+    first, *others = {curve.points[0] for curve in curves}
+    ratio, dense = first
+    if not others and ratio == 0:
+        levels[f"unpruned {format_figure(dense, scale)}"] = dense
+    if limit:
+        levels[limit.said] = limit.value
+    for value in levels.values():
+        axis.axhline(value, color=INK, linewidth=0.7, linestyle=(0, (2, 3)), zorder=1)
+    if levels:  # in one line of text, since they may be closer than two
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 2), "textcoords": "offset points"}
+        axis.annotate(", ".join(levels), (1, max(levels.values())), ha="right", **place)
 
 
 def _ends(curves: Sequence[Curve], limit: Limit | None) -> tuple[float, float]:
     """Find the lowest and the highest figure of the axis."""
-    judged = [curve for curve in curves if not is_baseline(curve.name) and math.isfinite(curve.points[-1][1])] or curves
-    values = [value for curve in judged for _, value in curve.points if math.isfinite(value)]
-    values += [end for curve in judged for end in (curve.ends[0][1:2] if curve.ends else ())]
+    judged = [curve for curve in curves if not is_baseline(curve.name) and math.isfinite(curve.values[-1])]
+    judged = judged or [*curves]
+    values = []
+    for curve in judged:
+        values += filter(math.isfinite, curve.values)
+    for curve in judged:  # the lower end of the first interval may be below all points
+        values += [low for _, low, _ in curve.ends[:1]]
     low = min(values, default=1.0)
     high = max(values, default=10.0)
-    last = sorted(curve.points[-1][1] for curve in judged if math.isfinite(curve.points[-1][1]))
+    # 4 times the middle one of the curves' ends: a few that explode do not squeeze the others
+    last = sorted(curve.values[-1] for curve in judged if math.isfinite(curve.values[-1]))
     if last and low > 0:
         high = min(high, 4 * last[(len(last) - 1) // 2])
-    return low, max(high, limit.value if limit else high, low + (0.06 * abs(low) or 0.06))
+    if limit:
+        high = max(high, limit.value)
+    # an axis has some length, also where all figures are one
+    return low, max(high, low + (0.06 * abs(low) or 0.06))
 
 
 def learning_figure(
     name: str, title: str, curves: Mapping[str, Sequence[tuple[Number, Number]]], across: str, up: str
 ) -> Figure:
     """Draw a line a name, of (step, value), the finite ones, with labels below and beside the axes."""
-    finite = {each: [point for point in points if math.isfinite(point[1])] for each, points in curves.items()}
-    shown = dict([(each, points) for each, points in finite.items() if points][:MOST])
+    shown: dict[str, list[tuple[Number, Number]]] = {}
+    for each, points in curves.items():
+        finite = [point for point in points if math.isfinite(point[1])]
+        if finite and len(shown) < MOST:
+            shown[each] = finite
     height = 2.6 + _LINE * _grey(shown)
 
     def paint(figure: Any) -> None:
         axis = figure.add_axes((0.11, 1 - 2.2 / height, 0.58, 2.1 / height))
         for place, (each, points) in enumerate(shown.items()):
             steps, values = zip(*points, strict=True)
-            style = line_style(place) | {"markersize": 3 if len(steps) < 50 else 0}
-            axis.plot(steps, values, label=short_name(each, _LETTERS), **style)
+            markers = 3
+            if len(steps) >= 50:  # they would hide the line
+                markers = 0
+            axis.plot(steps, values, label=short_name(each, _LETTERS), markersize=markers, **line_style(place))
         axis.xaxis.get_major_locator().set_params(integer=True)
         _label(axis, across, up)
 
@@ -285,11 +353,17 @@ def _label(axis: Any, across: str, up: str) -> None:
     if grey:
         axis.legend(handles=grey[::-1], loc="upper left", bbox_to_anchor=(-0.18, -0.42 / inches))
     named = [line for line in lines if line not in grey]
-    step = _LINE / inches
-    ends = [axis.transAxes.inverted().transform(axis.transData.transform(line.get_xydata()[-1])) for line in named]
+    if not named:
+        return
+
+    # (x, y) of the ends of lines, as fractions of the axes, the lowest first
+    to_fraction = axis.transAxes.inverted()
+    ends = [to_fraction.transform(axis.transData.transform(line.get_xydata()[-1])) for line in named]
     order = sorted(range(len(named)), key=lambda place: ends[place][1])
-    apart = step * np.arange(len(order))
-    places = isotonic_regression(np.array([ends[place][1] for place in order]) - apart).x if order else apart
+    # The labels are as near to the ends as they can be (least squares), each at least a line of text above the one
+    # before. Less i lines of the i-th label, that is an isotonic regression.
+    apart = _LINE / inches * np.arange(len(order))
+    places = isotonic_regression(np.array([ends[place][1] for place in order]) - apart).x
     for place, at in zip(order, places + apart, strict=True):
         line = named[place]
         (x, y) = ends[place]
@@ -319,7 +393,9 @@ def change_figure(name: str, title: str, panels: Mapping[str, np.ndarray], rows:
     """
     every = np.concatenate([cells[np.isfinite(cells)] for cells in panels.values()] or [np.empty(0)])
     sizes = np.abs(every[every != 0])
-    unit = float(np.median(sizes)) if len(sizes) else 1.0
+    unit = 1.0
+    if len(sizes):
+        unit = float(np.median(sizes))
 
     def colours() -> dict[str, Any]:
         from matplotlib.colors import AsinhNorm
@@ -374,10 +450,11 @@ def _ticks(norm: Any) -> list[float]:
     unit = math.log10(norm.linear_width)
     powers = [10.0**power for power in range(math.floor(unit), math.ceil(unit) + 8)]
     ticks = [0.0]
-    for tick in sorted((sign * power for power in powers for sign in (-1.0, 1.0)), key=lambda tick: (-abs(tick), tick)):
-        inside = norm.vmin <= tick <= norm.vmax
-        if inside and all(abs(norm(tick) - norm(other)) > 0.12 for other in ticks):
-            ticks.append(tick)
+    for power in reversed(powers):  # from the ends inwards: the ends say most
+        for tick in (-power, power):
+            inside = norm.vmin <= tick <= norm.vmax
+            if inside and all(abs(norm(tick) - norm(other)) > 0.12 for other in ticks):
+                ticks.append(tick)
     return sorted(ticks)
 
 
@@ -396,7 +473,9 @@ def rank_figure(
     """
     changes = {name: np.asarray(exact[name], np.float64) for name in panels if panels[name] and name in exact}
     changes = {name: each for name, each in changes.items() if np.isfinite(each).any()}
-    heights = [0.5 + 2.0 * -(-len(panels[name]) // 4) for name in changes]
+    if not changes:
+        return None
+    heights = [0.5 + 2.0 * math.ceil(len(panels[name]) / 4) for name in changes]
 
     def paint(figure: Any) -> None:
         parts = figure.subfigures(len(changes), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -406,24 +485,29 @@ def rank_figure(
         said = "across: rank of the score, lowest to highest; up: change of the loss without the unit;\n"
         parts[-1].text(0.06, 0.0, f"{said}ρ: Spearman's correlation; colour: layer, dark first", va="top")
 
-    return Figure("fidelity", "Scores against exact changes", paint, sum(heights), 9.0) if changes else None
+    return Figure("fidelity", "Scores against exact changes", paint, sum(heights), 9.0)
 
 
 def _ranks(
     part: Any, name: str, panels: Sequence[tuple[str, str]], scores: Mapping[str, np.ndarray], exact: np.ndarray
 ) -> None:
+    """Draw the panels of a structure, `exact` and scores `[layers, units]`, on the units that were measured."""
     from matplotlib.ticker import NullLocator
     from scipy.stats import rankdata
 
     where = np.isfinite(exact)
     changes = exact[where]
     layers = np.nonzero(where)[0]
+    # the axis is linear up to about the median size of a change, and logarithmic beyond
     sizes = np.abs(changes[changes != 0])
-    unit = 10.0 ** math.floor(math.log10(np.median(sizes))) if len(sizes) else 1.0
-    powers = [unit * 10.0**power for power in range(8) if unit * 10.0**power <= np.abs(changes).max(initial=0)]
-    ticks = [tick for tick in (*[-each for each in powers[::-1]], 0, *powers) if changes.min() <= tick <= changes.max()]
+    unit = 1.0
+    if len(sizes):
+        unit = 10.0 ** math.floor(math.log10(np.median(sizes)))
+    powers = [unit * 10.0**power for power in range(8)]
+    every = sorted([0.0, *powers, *(-power for power in powers)])
+    ticks = [tick for tick in every if changes.min() <= tick <= changes.max()]
     part.suptitle(f"{name}, {len(changes)} units", x=0.06, ha="left", weight="bold", y=0.995)
-    grid = part.subplots(-(-len(panels) // 4), 4, sharex=True, sharey=True, squeeze=False).ravel()
+    grid = part.subplots(math.ceil(len(panels) / 4), 4, sharex=True, sharey=True, squeeze=False).ravel()
     for axis, (estimator, value) in zip(grid, panels, strict=False):
         ranks = rankdata(scores[estimator][where]) / (len(changes) + 1)
         axis.scatter(ranks, changes, s=6, c=layers, cmap="viridis", vmin=0, vmax=1.25 * max(len(exact) - 1, 1))
