@@ -1,13 +1,14 @@
 """Several runs side by side: who is best at each ratio in which run, on one drawing, and where the runs differ."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.report.blocks import Block, Column, Row, Section, Table, View, Words, section, text_table
 from saap_jax.report.figures import Curve, ratio_figure
-from saap_jax.report.formats import TIED, format_percent, format_spread, format_usd
+from saap_jax.report.formats import TIED, Number, format_percent, format_spread, format_usd
 from saap_jax.report.pages.common import DOMAINS, figure_of, seconds_of
 from saap_jax.runs.directory import flatten
 from saap_jax.runs.standing import DENSE, first_metric, primary_domain
@@ -34,8 +35,9 @@ def overview_sections(views: Sequence[View]) -> list[Section]:
         "The best variant of each ratio, a line a run, from its unpruned model on; lower is better. Texts that two "
         f"runs share, window for window, at most {_TEXTS}; other runs are not on one drawing."
     )
-    drawn = {curve.name for lines in curves.values() for curve in lines}
-    if alone := [view.name for view in views if view.rows and view.name not in drawn]:
+    drawn = {curve.name for curve in itertools.chain.from_iterable(curves.values())}
+    alone = [view.name for view in views if view.rows and view.name not in drawn]
+    if alone:
         about += f" No other run was evaluated on the same as {', '.join(alone)}."
     return [
         Section("Overview", [*_best_blocks(views), _run_table(views)]),
@@ -49,14 +51,19 @@ def evaluated(view: View, domain: str) -> str:
 
     Only what is the same on two runs may be compared between them. Empty where there is no such text.
     """
-    metric = first_metric(view.run, domain) if view.rows else None
-    if not metric:
+    metric = first_metric(view.run, domain)
+    if not view.rows or not metric:
         return ""
+    text = metric
+    # the windows on record, since a text may have fewer than were asked for
     losses = view.run.get("dense", {}).get("losses", {})
     windows = len(losses.get(metric) or ()) or view.run.get("config", {}).get("evaluation", {}).get("windows")
-    digest = view.run.get("inputs", {}).get(f"evaluation text of {metric!r}", "")
-    text = f"{metric}, {plural(windows, 'window')}" if windows else metric
-    return f"{text} ({digest[:8]})" if digest else text
+    if windows:
+        text += f", {plural(windows, 'window')}"
+    digest = view.run.get("inputs", {}).get(f"evaluation text of {metric!r}")
+    if digest:
+        text += f" ({digest[:8]})"
+    return text
 
 
 def results_table(views: Sequence[View]) -> Table:
@@ -66,47 +73,74 @@ def results_table(views: Sequence[View]) -> Table:
         about = {"run": view.name, "kind": view.kind, "model": view.model}
         texts = {f"text_{domain}": first_metric(view.run, domain) for domain in ("in", "out")}
         rows += [{**about, **texts, **row} for row in view.rows]
-    fields = dict.fromkeys(field for row in rows for field in row if field != "mark")
+    fields = dict.fromkeys(itertools.chain.from_iterable(rows))
+    fields.pop("mark", None)  # the colour of a row
     return Table("Results", [Column(field, (field,)) for field in fields], rows)
 
 
 def _best_blocks(views: Sequence[View]) -> list[Block]:
     """List the best variant of every run and ratio, and say what the columns mean; nothing without any."""
-    rows: list[dict[str, Any]] = []
-    for view in views:
-        domain = primary_domain(view.run)
-        dense = next((row[f"ppl_{domain}"] for row in view.rows if row["candidate"] == DENSE), math.nan)
-        best = {row["ratio_asked"]: row for row in reversed(view.rows) if row["best"]}
-        for asked, row in reversed(best.items()):
-            others = [each for each in view.rows if each["ratio_asked"] == asked and each is not row]
-            tested = any(not math.isnan(each.get(f"low_{domain}", math.nan)) for each in others)
-            ppl = row[f"ppl_{domain}"]
-            rows.append({"run": view.name, "variant": row["variant"], "text": evaluated(view, domain),
-                         "ratio_asked": asked, "ppl": ppl, "scale": figure_of(view.run),
-                         "spread": row[f"spread_{domain}"], "dense": dense,
-                         "times": ppl / dense if dense > 0 else None,
-                         "ties": sum(each["tied"] or each["best"] for each in others) if tested else None})  # fmt: skip
+    rows = [*itertools.chain.from_iterable(map(_best_rows, views))]
     if not rows:
         return []
     texts = list(dict.fromkeys(row["text"] for row in rows))
-    noun, short = (" or ".join(dict.fromkeys(getattr(row["scale"], of) for row in rows)) for of in ("noun", "short"))
+    # perplexities or mean losses; of runs of both kinds, both words
+    scales = [row["scale"] for row in rows]
+    noun = " or ".join(dict.fromkeys(scale.noun for scale in scales))
+    short = " or ".join(dict.fromkeys(scale.short for scale in scales))
     about = (
         f"The variant of the lowest {noun} of each run and ratio; {TIED}: how many others cannot be told apart from it "
         f"(- where that was not tested). {noun.capitalize()} is of "
     )
-    several = "a text of each run's own: compare within a text and its windows alone."
-
     columns = [
         Column("run", ("run",), words=True),
         Column("lowest", ("variant",), words=True),
-        *([Column("text", ("text",), words=True)] if len(texts) > 1 else []),
         Column("asked %", ("ratio_asked",), format_percent),
         Column(short, ("ppl", "spread", "scale"), format_spread),
         Column("dense", ("dense", "scale"), format_figure),
         Column("× dense", ("times",), "{:.3g}".format),
         Column(TIED, ("ties",), "{:,}".format),
     ]
-    return [Words(about + (f"{texts[0]}." if len(texts) == 1 else several)), Table("Best variants", columns, rows)]
+    if len(texts) == 1:
+        about += f"{texts[0]}."
+    else:
+        about += "a text of each run's own: compare within a text and its windows alone."
+        columns.insert(2, Column("text", ("text",), words=True))
+    return [Words(about), Table("Best variants", columns, rows)]
+
+
+def _best_rows(view: View) -> list[Row]:
+    """Make a row of the best variant of each ratio of a run, on the text by which the best is chosen."""
+    domain = primary_domain(view.run)
+    dense = next((row[f"ppl_{domain}"] for row in view.rows if row["candidate"] == DENSE), math.nan)
+    best: dict[float, Row] = {}
+    for row in view.rows:
+        if row["best"]:
+            best.setdefault(row["ratio_asked"], row)  # the first of several with the same figure
+    found = []
+    for asked, row in best.items():
+        others = [each for each in view.rows if each["ratio_asked"] == asked and each is not row]
+        ties = None
+        if any(not math.isnan(each.get(f"low_{domain}", math.nan)) for each in others):
+            ties = sum(each["tied"] or each["best"] for each in others)
+        ppl = row[f"ppl_{domain}"]
+        times = None
+        if dense > 0:
+            times = ppl / dense
+        one = {
+            "run": view.name,
+            "variant": row["variant"],
+            "text": evaluated(view, domain),
+            "ratio_asked": asked,
+            "ppl": ppl,
+            "scale": figure_of(view.run),
+            "spread": row[f"spread_{domain}"],
+            "dense": dense,
+            "times": times,
+            "ties": ties,
+        }
+        found.append(one)
+    return found
 
 
 def _run_table(views: Sequence[View]) -> Table:
@@ -114,17 +148,30 @@ def _run_table(views: Sequence[View]) -> Table:
     lines = []
     for view in views:
         rows = [row for row in view.rows if row["candidate"] != DENSE]
-        variants = len({row["variant"] for row in rows})
-        seeds = max((row["seeds"] for row in rows), default=0)
         seconds = seconds_of(view.run)
-        usd = view.run["cost"].get("usd") if "cost" in view.run else None
-        text = evaluated(view, primary_domain(view.run))
-        words = [view.kind, view.model.rstrip("/").rpartition("/")[2], text, view.status]
-        numbers = [f"{variants:,}" if variants else "", f"{seeds:,}" if seeds else ""]
-        numbers += ["" if seconds is None else f"{seconds:,.0f}", "" if usd is None else format_usd(usd)]
-        lines.append([view.name, *(each or "-" for each in (*words, *numbers))])
+        cost = view.run.get("cost", {})
+        words = [
+            view.kind,
+            view.model.rstrip("/").rpartition("/")[2],
+            evaluated(view, primary_domain(view.run)),
+            view.status,
+        ]
+        numbers = [
+            _written(len({row["variant"] for row in rows}) or None, "{:,}".format),
+            _written(max((row["seeds"] for row in rows), default=None), "{:,}".format),
+            _written(seconds, "{:,.0f}".format),
+            _written(cost.get("usd"), format_usd),
+        ]
+        lines.append([view.name, *(each or "-" for each in words), *numbers])
     header = ["run", "kind", "model", "text", "status", "variants", "seeds", "seconds", "cost"]
     return text_table("All runs", header, lines, words=5)
+
+
+def _written(value: Number | None, form: Callable[[Any], str]) -> str:
+    """Write a number, a dash where there is none."""
+    if value is None:
+        return "-"
+    return form(value)
 
 
 def joint_curves(views: Sequence[View]) -> dict[str, list[Curve]]:
@@ -136,9 +183,10 @@ def joint_curves(views: Sequence[View]) -> dict[str, list[Curve]]:
     for view in views:
         for domain in ("in", "out"):
             text = evaluated(view, domain)
-            rows = [r for r in view.rows if r["best"] or r["candidate"] == DENSE]
+            rows = [row for row in view.rows if row["best"] or row["candidate"] == DENSE]
             points = sorted((row["ratio_actual"], row[f"ppl_{domain}"]) for row in rows)
             points = [(ratio, ppl) for ratio, ppl in points if not math.isnan(ppl)]
+            # the unpruned model alone is no curve
             if text and any(ratio > 0 for ratio, _ in points):
                 found.setdefault(text, []).append(Curve(view.name, points))
     return {text: lines for text, lines in found.items() if len(lines) > 1}
@@ -149,21 +197,37 @@ def _differences(views: Sequence[View]) -> list[Block]:
 
     What was evaluated in fact comes first, since a configuration may ask for more windows than a text has.
     """
-    fields = [
-        {f"evaluated {DOMAINS[domain]}": text for domain in ("out", "in") if (text := evaluated(view, domain))}
-        | {key: value.strip('"') for key, value in flatten(plain(view.run.get("config", {}))).items()}
-        for view in views
-    ]
-    keys = [key for key in dict.fromkeys(key for each in fields for key in each) if key not in ("name", "runs", "")]
+    fields = [*map(_fields, views)]
+    keys = [key for key in dict.fromkeys(itertools.chain.from_iterable(fields)) if key not in ("name", "runs", "")]
     differing = [key for key in keys if len({each.get(key) for each in fields}) > 1]
+    if not differing:
+        return []
     differing.sort(key=lambda key: not key.startswith("evaluat"))
     shown = differing[:_FIELDS]
-    more = len(differing) - _FIELDS
     lines = []
     for view, each in zip(views, fields, strict=True):
-        texts = [each.get(key, "-") for key in shown]
-        lines.append([view.name, *(x if len(x) <= _LETTERS else f"{x[: _LETTERS - 1]}…" for x in texts)])
+        lines.append([view.name, *(_cut(each.get(key, "-")) for key in shown)])
     about = "Fields that are not the same in all runs; - where a run has no such field."
-    about += f" {plural(more, 'more field')} differ." if more > 0 else ""
-    table = text_table("Differing fields", ["run", *shown], lines, words=len(shown) + 1)
-    return [Words(about), table] if differing else []
+    more = len(differing) - _FIELDS
+    if more > 0:
+        about += f" {plural(more, 'more field')} differ."
+    return [Words(about), text_table("Differing fields", ["run", *shown], lines, words=len(shown) + 1)]
+
+
+def _fields(view: View) -> dict[str, str]:
+    """List what a run was evaluated on and the leaves of its configuration, as text."""
+    found = {}
+    for domain in ("out", "in"):
+        text = evaluated(view, domain)
+        if text:
+            found[f"evaluated {DOMAINS[domain]}"] = text
+    for key, value in flatten(plain(view.run.get("config", {}))).items():
+        found[key] = value.strip('"')
+    return found
+
+
+def _cut(text: str) -> str:
+    """Leave out the end of a text that is too long for a cell."""
+    if len(text) <= _LETTERS:
+        return text
+    return f"{text[: _LETTERS - 1]}…"
