@@ -28,10 +28,11 @@ from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.data.sources import read_texts
 from saap_jax.data.windows import Windows, consecutive_windows, tokenize
 from saap_jax.evaluation.differences import differences_against
-from saap_jax.evaluation.race import race
-from saap_jax.jobs.candidates import Evaluator
+from saap_jax.evaluation.race import race_state
+from saap_jax.jobs.candidates import add, table_of
 from saap_jax.jobs.job import Material
-from saap_jax.jobs.racing import Race, left_of, looks_of
+from saap_jax.jobs.losses import measure
+from saap_jax.jobs.racing import counted, evaluate_to, left_of, looks_of, run_fields, start_race
 from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE
@@ -112,7 +113,10 @@ def simulate(what: str, losses: np.ndarray, articles: np.ndarray, windows: int, 
     for _ in range(draws):
         drawn = np.concatenate([of[each] for each in random.integers(len(of), size=windows)])[:windows]
         own = losses[:, random.permutation(drawn)].astype(np.float64)
-        verdict, whole = race([row[None] for row in own], looks_of(windows, BATCH), margin=0.005), left_of_all(own)
+        verdict, whole = (
+            race_state([row[None] for row in own], looks_of(windows, BATCH), margin=0.005),
+            left_of_all(own),
+        )
         took = sum(windows if each in verdict.left else count for each, count in enumerate(verdict.windows))
         kept = int(own.mean(axis=1).argmin()) in verdict.left
         found.append((took / own.size, kept, len(verdict.left), len(whole), {*verdict.left} == whole))
@@ -156,14 +160,14 @@ def race_in_earnest(file: Path, ratio: float, most: int) -> None:
         run = RunDirectory.open(Path(place) / "race", dataclasses.asdict(config))
         run.begin({})
         material = Material(open_subject(ModelConfig(name=MODEL)), {}, text, {})
-        evaluator = Evaluator(config, run, material, [], [], bars)
+        table = table_of(config, run, material, [], [], bars)
         for name, keep in zip(names, keeps_of(found), strict=True):
-            evaluator.add(name, keep)
-        evaluator.measure([DENSE], {}, doing="dense")
-        racing, field = Race(evaluator, config.race_margin), {name: [name] for name in names}
-        (verdict,) = racing.run([field], "race", None)
-        racing.evaluate(dict.fromkeys(left_of(field, verdict), racing.rows), "finish", None)
-        took = racing.counted(names)
+            add(table, name, keep)
+        measure(table, [DENSE], {}, doing="dense")
+        racing, field = start_race(table, config.race_margin), {name: [name] for name in names}
+        (verdict,) = run_fields(racing, [field], "race", None)
+        evaluate_to(racing, dict.fromkeys(left_of(field, verdict), racing.rows), "finish", None)
+        took = counted(racing, names)
     print(f"{took['evaluated']} of {took['budget'] * took['keep_sets']} evaluations, ending {verdict.ending!r}")
     print("windows:", dict(zip(names, verdict.windows, strict=True)))
     print("left:", sorted(left_of(field, verdict)))

@@ -39,14 +39,14 @@ class RaceState(NamedTuple):
     """Windows that those that are left have to be evaluated on for the next look; 0 after the end."""
 
 
-def race(
+def race_state(
     losses: Sequence[Float[np.ndarray, "_ _"]],
     looks: Sequence[int],
     *,
     level: float = LEVEL,
     margin: float = 0.0,
 ) -> RaceState:
-    """Judge a race from what has been evaluated so far; the same losses give the same verdict.
+    """Tell how a race stands, from what has been evaluated so far; the same losses give the same answer.
 
     Args:
         losses: of each variant, in nats a token, `[seeds, windows]`: windows in the order of the race, as many as there
@@ -59,22 +59,34 @@ def race(
     seen = np.zeros(len(losses), int)
     others = len(losses) - 1
     pairs = len(losses) * (len(losses) - 1) // 2
-    ending: Ending = "spent" if others else "alone"
+    ending: Ending = "alone"
+    if others:
+        ending = "spent"
     following = 0
-    for count in looks if others else ():
+    for count in looks:
+        if not others:
+            break
+        # Not all that are left have come as far as this look: the race goes on there.
         if any(losses[each].shape[1] < count for each in left):
             ending = ""
             following = count
             break
         seen[left] = count
         found = pairwise(np.stack([losses[each][:, :count].mean(axis=0) for each in left]))
+
+        # A variant leaves that is surely worse than another of those that are left.
         worse = (found.gap > ROUNDING) & (log_evidence(found.t, count) >= threshold(others, level))
         stay = np.asarray(~worse.any(axis=1))
         left = [each for each, stays in zip(left, stay, strict=True) if stays]
+
+        # How far apart each pair may be at most; the race ends where that is within the margin for all.
         with np.errstate(invalid="ignore"):
             reach = np.abs(found.gap) + found.error * boundary(count, threshold(pairs, level))
-        if len(left) == 1 or (margin and reach[np.ix_(stay, stay)].max() < margin):
-            ending = "alone" if len(left) == 1 else "tied"
+        if len(left) == 1:
+            ending = "alone"
+            break
+        if margin and reach[np.ix_(stay, stay)].max() < margin:
+            ending = "tied"
             break
     return RaceState(tuple(left), tuple(seen.tolist()), ending, following)
 
@@ -102,5 +114,8 @@ def pairwise(losses: Float[np.ndarray, "variants windows"]) -> Pairs:
         t = np.where(gap == 0, 0.0, gap / error)
     cases = [finite[:, None] != finite, ~finite[:, None] & ~finite]  # surely worse or better; unknown
     endless = np.where(finite[:, None], -np.inf, np.inf)
-    choices = (((endless, 0.0), gap), ((0.0, np.inf), error), ((endless, 0.0), t))
-    return Pairs(*(np.select(cases, both, otherwise) for both, otherwise in choices))
+    return Pairs(
+        gap=np.select(cases, (endless, 0.0), gap),
+        error=np.select(cases, (0.0, np.inf), error),
+        t=np.select(cases, (endless, 0.0), t),
+    )

@@ -6,17 +6,18 @@ and evaluated is kept as it comes; the same command again does only what is miss
 
 import dataclasses
 import gc
+import itertools
 import statistics
 from collections.abc import Iterator
 from typing import Any
 
 from saap_jax.config.jobs import CompareConfig
-from saap_jax.evaluation.cost import read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs import origins
-from saap_jax.jobs.candidates import Candidate, Evaluator, candidate_of
+from saap_jax.jobs.candidates import Candidate, Candidates, begin, candidate_of, choose, save_keeps, table_of
 from saap_jax.jobs.job import check, load, run_job
 from saap_jax.jobs.judged import TURNS, in_turns, written_by
+from saap_jax.jobs.losses import cut, drop_cuts, measure
 from saap_jax.llama.files.write import write_further
 from saap_jax.records import Row, RunRecord
 from saap_jax.report.couplings import coupling_files
@@ -50,81 +51,102 @@ def compare(config: CompareConfig, *, overwrite: bool | None = False, track: Tra
     if config.best_ratio is None:
         config = dataclasses.replace(config, best_ratio=config.cut_ratio)  # on record is what was done
     chains = expand(config.methods)
-    prices = read_prices()  # a wrong amount is refused before any time is spent
+    costs = wing("costs")
+    prices = costs.read_prices()  # a wrong amount is refused before any time is spent
 
     def work(run: RunDirectory) -> None:
         layout = check(config)  # here: a finished run is shown whatever has become of its texts
         seeds = config.seeds_drawn
         material = load(config, run, layout, track, seeds)
-        evaluator = Evaluator(config, run, material, chains, config.ratios, track)
-        race = wing("race")(evaluator, config.race_margin) if config.race else None
-        left = {chain.name: reasons for chain in chains if (reasons := chain.unrepaired(material.subject))}
-        evaluator.begin("compare", unrepaired=left)
-        several = len(seeds) > 1
+        table = table_of(config, run, material, chains, config.ratios, track)
+        race = None
+        if config.race:
+            race = wing("start_race")(table, config.race_margin)
+
+        # Score, from one pass over the calibration text of each seed.
+        unrepaired = {chain.name: chain.unrepaired(material.subject) for chain in chains}
+        begin(
+            table,
+            "compare",
+            raced=config.race,
+            unrepaired={name: reasons for name, reasons in unrepaired.items() if reasons},
+        )
+
+        # Choose the units that each candidate keeps.
         candidates = [
-            candidate_of(chain, ratio, seed, told=several)
-            for ratio in config.ratios
-            for chain in chains
-            for seed in seeds
+            candidate_of(chain, ratio, seed, told=len(seeds) > 1)
+            for ratio, chain, seed in itertools.product(config.ratios, chains, seeds)
         ]
-        evaluator.at_once = min(evaluator.at_once, 1 + len(candidates))
-        if config.cut:  # of the first seed, the method that has the lowest perplexity out of domain
-            evaluator.cuttable = {c.name for c in candidates if (c.ratio, c.seed) == (config.cut_ratio, seeds[0])}
         with run.stage("search"):
-            evaluator.choose(candidates)
-            evaluator.save_keeps()
+            choose(table, candidates)
+            save_keeps(table)
+
+        # Evaluate the unpruned model and all candidates, all on every window or in a race.
+        table.at_once = min(table.at_once, 1 + len(candidates))
+        if config.cut:  # the best is chosen among those of the first seed
+            table.cuttable = {c.name for c in candidates if (c.ratio, c.seed) == (config.cut_ratio, seeds[0])}
+        about = {candidate.name: candidate.about for candidate in candidates}
         with run.stage("evaluate") as stage:
-            about = {candidate.name: candidate.about for candidate in candidates}
-            doing = "evaluate dense model" + " and candidates" * (not race)
-            evaluator.measure([DENSE, *([] if race else about)], about, doing=doing, stage=stage)
-            if race:
-                run.update(race=[race.of_ratio(ratio, candidates, stage) for ratio in config.ratios])
-                for name, each in about.items():
-                    evaluator.record(name, each, race.measured(name))
+            if race is None:
+                measure(table, [DENSE, *about], about, doing="evaluate dense model and candidates", stage=stage)
+            else:
+                measure(table, [DENSE], about, doing="evaluate dense model", stage=stage)
+                wing("race_ratios")(race, config.ratios, candidates, stage)
+
+        # Cut the best one, and check that it is what was evaluated.
         if config.cut:
             rows = comparison_rows(run.record, run.candidates())
             ratio = config.cut_ratio
             label = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)
             best = next(each for each in candidates if (each.chain.name, each.ratio) == (label, ratio))
             with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
-                _cut_best(config, evaluator, best, track)
-        run.update(cost=run_cost(run.record, prices), couplings=wing("couplings_of")(material.subject))
+                _cut_best(config, table, best, track)
+
+        # Say what it cost, and what to try next.
+        run.update(cost=costs.run_cost(run.record, prices), couplings=wing("couplings_of")(material.subject))
         run.update(suggestions=wing("suggestions_of")(run.record, run.candidates()))
 
     return run_job(config, work, lambda run: coupling_files(run.record), overwrite=overwrite, track=track)
 
 
-def _cut_best(config: CompareConfig, evaluator: Evaluator, best: Candidate, track: Track) -> None:
+def _cut_best(config: CompareConfig, table: Candidates, best: Candidate, track: Track) -> None:
     """Cut the best candidate, save it, load it back, and check and measure what was loaded beside the dense model."""
-    run = evaluator.run
-    subject = evaluator.subject
-    keep = evaluator.keeps[best.name]
+    run = table.run
+    subject = table.subject
+    keep = table.choices[best.name].keep
     row = next(each for each in run.candidates() if each["candidate"] == best.name)
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))
     if run.has("best"):
         loaded = subject.load(directory)
     else:
-        place = evaluator.cut(best.name)
+        place = cut(table, best.name)
         loaded = subject.load(place)
         made = origin_step(config, run.record, row, loaded.parameters)
-        state = None if best.chain.repairs else evaluator.state(best)
-        if texts_written := written_by(subject, loaded, state, config.new_tokens, track):
+        state = None
+        if not best.chain.repairs:
+            state = table.state(best.name)
+        texts_written = written_by(subject, loaded, state, config.new_tokens, track)
+        if texts_written:
             run.update(written=texts_written)
             made["written"] = texts_written
         origin = origins.origin_of(config.model.name)
         write_further(origins.files_of(origin, made, loaded, run.path.name), place)
         barrier("the cut model was read")
         broadcast(lambda: place.rename(directory).name)
-        evaluator.drop()
+        drop_cuts(table)
+
+    # Measure the loaded model beside the unpruned one, in turns.
     gc.collect()
     whole = subject.cut(subject.existing)
     size = config.evaluation.batch_size
-    (first, text), *others = evaluator.texts.items()
+    (first, text), *others = table.material.texts.items()
     (_, judged), turns = in_turns(subject, whole, loaded, text, size, most=TURNS)
     dense_seconds, seconds = map(statistics.median, turns)
     losses = {first: judged} | {name: loaded.losses(text, size) for name, text in others}
     ppl = {name: scale_of(name).value(each.mean) for name, each in losses.items()}
+
+    # A cut model that is not the masked one is a fault of ours.
     for name, value in ppl.items():
         if not abs(value - row["ppl"][name]) <= subject.tolerance * max(abs(row["ppl"][name]), 1e-6):
             raise ValueError(
@@ -175,4 +197,7 @@ def shown(config: CompareConfig, run: RunDirectory) -> Iterator[Any]:
     yield comparison_table(run.record, run.candidates())
     yield from cut_tables(run.record)
     yield from written_section(run.record.get("written", ()))
-    yield {"report": run.path / "report.html"} | ({"model": run.path / "best"} if "best" in run.record else {})
+    made = {"report": run.path / "report.html"}
+    if "best" in run.record:
+        made["model"] = run.path / "best"
+    yield made

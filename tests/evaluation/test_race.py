@@ -9,7 +9,7 @@ from scipy import integrate, stats
 from saap_jax.evaluation import evidence as module
 from saap_jax.evaluation.differences import differences_against
 from saap_jax.evaluation.evidence import boundary, log_evidence
-from saap_jax.evaluation.race import pairwise, race
+from saap_jax.evaluation.race import pairwise, race_state
 
 LOOKS = tuple(range(8, 129, 8))
 
@@ -55,44 +55,44 @@ def losses_of(gaps, windows=128, deviation=0.1, seeds=1, seed=0):
 
 def test_the_worst_leave_first_and_are_judged_no_further():
     losses = losses_of([0.0, 0.02, 0.2, 1.0])
-    verdict = race(losses, LOOKS)
+    verdict = race_state(losses, LOOKS)
     assert 0 in verdict.left
     assert 2 not in verdict.left
     assert verdict.windows[3] == 8 <= verdict.windows[2] < 128
     cut = [each[:, :count] for each, count in zip(losses, verdict.windows, strict=True)]
-    assert race(cut, LOOKS) == verdict  # nothing else was read
+    assert race_state(cut, LOOKS) == verdict  # nothing else was read
 
 
 def test_a_race_goes_on_from_what_there_is():
     losses = losses_of([0.0, 0.01, 1.0])
-    verdict = race([each[:, :8] for each in losses], LOOKS)
+    verdict = race_state([each[:, :8] for each in losses], LOOKS)
     assert (verdict.left, verdict.windows, verdict.ending, verdict.next) == ((0, 1), (8, 8, 8), "", 16)
-    assert race([each[:, :0] for each in losses], LOOKS).next == 8
+    assert race_state([each[:, :0] for each in losses], LOOKS).next == 8
 
 
 def test_endings():
     losses = losses_of([0.0, 0.0, 0.5])
-    assert race(losses, LOOKS).ending == "spent"
-    tied = race(losses, LOOKS, margin=0.1)
+    assert race_state(losses, LOOKS).ending == "spent"
+    tied = race_state(losses, LOOKS, margin=0.1)
     assert (tied.ending, tied.left) == ("tied", (0, 1))
     assert max(tied.windows) < 128
-    assert race(losses[:1], LOOKS).ending == "alone"
-    assert race([losses[0], losses[2]], LOOKS).ending == "alone"
+    assert race_state(losses[:1], LOOKS).ending == "alone"
+    assert race_state([losses[0], losses[2]], LOOKS).ending == "alone"
 
 
 def test_equal_keep_sets_stay_together():
     losses = losses_of([0.0])
     twice = [losses[0], losses[0] + 1e-7]  # rounding
-    assert race(twice, LOOKS).left == (0, 1)
-    assert race(twice, LOOKS, margin=0.01).ending == "tied"
-    assert race([losses[0], losses[0] + 1e-3], LOOKS).left == (0,)  # surely worse: on every window by as much
+    assert race_state(twice, LOOKS).left == (0, 1)
+    assert race_state(twice, LOOKS, margin=0.01).ending == "tied"
+    assert race_state([losses[0], losses[0] + 1e-3], LOOKS).left == (0,)  # surely worse: on every window by as much
 
 
 def test_what_is_not_finite_is_worse_than_what_is():
     losses = losses_of([0.0, 0.0, 0.0])
     losses[2][0, 3] = np.inf
-    assert race(losses, LOOKS).windows[2] == 8
-    assert race([losses[2], losses[2] + 1], LOOKS).left == (0, 1)
+    assert race_state(losses, LOOKS).windows[2] == 8
+    assert race_state([losses[2], losses[2] + 1], LOOKS).left == (0, 1)
 
 
 def test_seeds_are_averaged():
@@ -107,7 +107,7 @@ def test_who_leaves_is_surely_worse_by_the_interval_that_tables_show():
     """A race, a table and `saap ab` cannot say different things: all go by one interval."""
     losses = losses_of([0.0, 0.01, 0.05, 0.2])
     for count in LOOKS:
-        left = race([each[:, :count] for each in losses], (count,)).left
+        left = race_state([each[:, :count] for each in losses], (count,)).left
         found = [differences_against(each[:, :count], np.stack(losses)[:, :, :count], others=3) for each in losses]
         surely = {worse for row in found for worse, each in enumerate(row) if each.low > 0}
         assert {*left} == {0, 1, 2, 3} - surely
@@ -153,13 +153,13 @@ def plain(losses) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "heavy", "skewed"])
 def test_two_thousand_races_lose_the_best_in_at_most_one_of_twenty(kind):
-    assert lost(kind, 2000, lambda losses: race(losses, range(8, 65, 8)).left) <= 0.05
+    assert lost(kind, 2000, lambda losses: race_state(losses, range(8, 65, 8)).left) <= 0.05
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "heavy", "skewed"])
 def test_one_of_eight_equals_is_lost_in_at_most_one_of_twenty(kind):
-    assert lost(kind, 1000, lambda losses: race(losses, range(8, 65, 8)).left, ALL_BEST, {0}) <= 0.05
+    assert lost(kind, 1000, lambda losses: race_state(losses, range(8, 65, 8)).left, ALL_BEST, {0}) <= 0.05
 
 
 def test_plain_intervals_lose_the_best_often():
@@ -175,7 +175,7 @@ def test_twenty_variants_take_a_fifth_of_all_evaluations():
         gaps = np.concatenate([[0, 0.002], random.exponential(0.3, 18)])
         noise = random.standard_normal((20, 1024)) * (0.05 + 0.2 * np.sqrt(gaps))[:, None]
         losses = 3 + random.normal(0, 0.5, 1024) + gaps[:, None] + noise
-        verdict = race([row[None] for row in losses], range(16, 1025, 16), margin=0.005)
+        verdict = race_state([row[None] for row in losses], range(16, 1025, 16), margin=0.005)
         assert set(verdict.left) <= set(np.flatnonzero(gaps < 0.02))
         shares.append(sum(verdict.windows) / losses.size)
     assert np.median(shares) <= 0.2

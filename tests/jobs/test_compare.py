@@ -20,12 +20,12 @@ from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelCon
 from saap_jax.errors import Doubt
 from saap_jax.estimation.observe import observe_step
 from saap_jax.evaluation.perplexity import candidates_step, loss_step
-from saap_jax.jobs import candidates, compare, prune
+from saap_jax.jobs import compare, prune
 from saap_jax.llama.files.load import load_keep
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.structures.discovery import weight_bytes
-from saap_jax.subjects.llama import open_subject, scenarios_of, texts_of
+from saap_jax.subjects.llama import LlamaSubject, open_subject, scenarios_of, texts_of
 from saap_jax.surgery.compensation import compensate
 from tests.jobs.conftest import tiny
 
@@ -126,11 +126,11 @@ class TestTheCache:
         """In one directory of runs neither scores nor losses are made twice; another option is another thing."""
         monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("scored again"))
         asked = []
-        masked = candidates.Evaluator._masked
+        evaluate = LlamaSubject.losses
         monkeypatch.setattr(
-            candidates.Evaluator,
-            "_masked",
-            lambda self, models, *rest: (asked.append(models), masked(self, models, *rest)),
+            LlamaSubject,
+            "losses",
+            lambda self, *args, **options: (asked.append(args), evaluate(self, *args, **options))[1],
         )
         less = dataclasses.replace(config, name="less", methods=("wanda > uniform", "magnitude"), ratios=(0.2,))
         assert (
@@ -203,7 +203,7 @@ def test_a_run_goes_on_with_the_estimators_that_it_was_begun_with_alone(config, 
     path, runs = tmp_path / "mine.py", str(tmp_path / "runs")
     path.write_text(ESTIMATOR.format(sign=1))
     asked = dataclasses.replace(config, runs=runs, methods=(f"{path}:energy", "magnitude"), cut=False)
-    with mock.patch.object(candidates.Evaluator, "save_keeps", killed), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(compare, "save_keeps", killed), pytest.raises(KeyboardInterrupt):
         compare.compare(asked)
     path.write_text(ESTIMATOR.format(sign=-1))
     with pytest.raises(ValueError, match="on something else than is there now, by the digests of: code of .*mine.py"):

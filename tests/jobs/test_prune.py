@@ -25,7 +25,7 @@ from saap_jax.data.windows import Windows
 from saap_jax.evaluation.cost import prefill_macs
 from saap_jax.evaluation.timing import Times, Workload, compile_programs
 from saap_jax.jobs import prune
-from saap_jax.jobs.candidates import Evaluator, fitting, key_of, runner_of
+from saap_jax.jobs.candidates import fitting, key_of, runner_of, table_of
 from saap_jax.jobs.job import Material
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.segments import existing_units
@@ -75,11 +75,11 @@ def test_of_little_text_microbatches_are_split(tmp_path, windows, size):
     text = {"text": Windows(np.zeros((windows, 8), np.int32), np.ones((windows, 8), bool))}
     subject, run = LlamaSubject(dense_model()), RunDirectory.open(tmp_path / "run", {})
     chains = [parse(f"random{rest}") for rest in (" > scales", "", " > self_calibration(32) > scales")]
-    evaluator = Evaluator(CompareConfig(), run, Material(subject, {0: text}, text, {}), chains, [0.2], quiet)
+    table = table_of(CompareConfig(), run, Material(subject, {0: text}, text, {}), chains, [0.2], quiet)
     for chain, found in zip(chains, (size, 8, 8), strict=True):
-        alone = runner_of(subject, text, [chain], fitting(Passes(8), subject, text, chain), evaluator.cache)
+        alone = runner_of(subject, text, [chain], fitting(Passes(8), subject, text, chain), table.cache)
         assert alone.passes.batch_size == found
-        assert evaluator.runner(chain, 0).key_of(chain, 0.2) == alone.key_of(chain, 0.2)
+        assert table.runner(chain, 0).key_of(chain, 0.2) == alone.key_of(chain, 0.2)
     few = {"text": rows_of(text["text"], slice(3))}
     with pytest.raises(ValueError, match="microbatches"):
         runner_of(subject, few, chains[:1], fitting(Passes(8), subject, few, chains[0])).check(chains[0], [0.2])

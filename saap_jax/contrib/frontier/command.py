@@ -15,9 +15,21 @@ from saap_jax.contrib.suggestions import suggestions_of
 from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket, found_variants
 from saap_jax.evaluation.resample import LEVEL
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.jobs.candidates import Candidate, Evaluator, Row, candidate_of
+from saap_jax.jobs.candidates import (
+    Candidate,
+    Candidates,
+    Row,
+    begin,
+    candidate_of,
+    choose,
+    deciding,
+    record,
+    save_keeps,
+    table_of,
+)
 from saap_jax.jobs.job import check, load, run_job
-from saap_jax.jobs.racing import Race
+from saap_jax.jobs.losses import measure
+from saap_jax.jobs.racing import Race, counted, evaluate_to, measured, run_fields, start_race
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory
@@ -42,13 +54,15 @@ def frontier(config: FrontierConfig, *, overwrite: bool | None = False, track: T
     def work(run: RunDirectory) -> None:
         seeds = config.seeds_drawn
         material = load(config, run, layout, track, seeds)
-        evaluator = Evaluator(config, run, material, chains, config.ratios, track)
-        runner, *_ = evaluator.runners.values()
+        table = table_of(config, run, material, chains, config.ratios, track)
+        runner, *_ = table.runners.values()
         tops = {chain.name: runner.most_removable(chain) for chain in chains}
-        race = Race(evaluator, config.race_margin) if config.race else None
-        evaluator.begin("frontier")
-        evaluator.at_once = min(evaluator.at_once, len(chains) * len(seeds))
-        run.update(frontier=_measure(config, {chain.name: chain for chain in chains}, tops, evaluator, race))
+        race = None
+        if config.race:
+            race = start_race(table, config.race_margin)
+        begin(table, "frontier", raced=config.race)
+        table.at_once = min(table.at_once, len(chains) * len(seeds))
+        run.update(frontier=_measure(config, {chain.name: chain for chain in chains}, tops, table, race))
         run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
     return run_job(config, work, finding_files, overwrite=overwrite, track=track)
@@ -59,13 +73,13 @@ class _Points:
     unpruned model with a handicap, until it is sure on which side of it they are.
     """
 
-    def __init__(self, config: FrontierConfig, chains: Mapping[str, Chain], evaluator: Evaluator, race: Race | None):
+    def __init__(self, config: FrontierConfig, chains: Mapping[str, Chain], table: Candidates, race: Race | None):
         self.config = config
         self.chains = chains
-        self.evaluator = evaluator
+        self.table = table
         self.race = race
         self.percent = read_percent("max_ppl_increase", config.max_ppl_increase)
-        self.metric = evaluator.judging
+        self.metric = deciding(table.rows)
         self.scale = scale_of(self.metric)
         self.about = {}
         self.level = LEVEL / (len(config.ratios) + math.ceil(1 - math.log2(config.tolerance)))  # for each of a line
@@ -73,7 +87,7 @@ class _Points:
     @property
     def limit(self) -> float:
         """The figure that may be reached."""
-        dense = self.evaluator.run.record[DENSE]["ppl"][self.metric]
+        dense = self.table.run.record[DENSE]["ppl"][self.metric]
         if not math.isfinite(dense):
             raise ValueError(
                 f"max_ppl_increase: expected a finite {self.scale.noun} of the unpruned model on {self.metric}, got "
@@ -87,19 +101,19 @@ class _Points:
     def hold(self, asked: Sequence[tuple[Key, float]], doing: str, stage: Stage, *first: str) -> list[bool]:
         """Evaluate points, and tell of each whether it holds the limit."""
         made = [self.at(key, ratio) for key, ratio in asked]
-        evaluator = self.evaluator
-        evaluator.choose([candidate for candidate in made if candidate.name not in evaluator.keeps])
+        table = self.table
+        choose(table, [candidate for candidate in made if candidate.name not in table.choices])
         about = {candidate.name: candidate.about for candidate in made}
         self.about |= about
         if self.race is None:
-            rows = evaluator.measure([*first, *about], about, doing=doing, stage=stage)
+            rows = measure(table, [*first, *about], about, doing=doing, stage=stage)
         else:
             if first:
-                evaluator.measure(first, {}, doing="evaluate dense model", stage=stage)
-            handicap = self.scale.loss(self.limit) - self.scale.loss(evaluator.run.record[DENSE]["ppl"][self.metric])
+                measure(table, first, {}, doing="evaluate dense model", stage=stage)
+            handicap = self.scale.loss(self.limit) - self.scale.loss(table.run.record[DENSE]["ppl"][self.metric])
             fields = [{DENSE: [DENSE], name: [name]} for name in about]
-            self.race.run(fields, doing, stage, level=self.level, handicap=handicap)
-            rows = {name: self.race.measured(name) for name in about}
+            run_fields(self.race, fields, doing, stage, level=self.level, handicap=handicap)
+            rows = {name: measured(self.race, name) for name in about}
         return [rows[candidate.name]["ppl"][self.metric] <= self.limit for candidate in made]
 
     def close(self, brackets: Mapping[Key, Bracket], stage: Stage) -> None:
@@ -108,24 +122,24 @@ class _Points:
             return
         ends = [self.at(key, ratio).name for key, found in brackets.items() for ratio in (found.low, found.high)]
         stops = {name: self.race.rows for name in ends if name in self.about}
-        self.race.evaluate(stops, "evaluate where curves end", stage)
+        evaluate_to(self.race, stops, "evaluate where curves end", stage)
         for name, about in self.about.items():
-            self.evaluator.record(name, about, self.race.measured(name))
-        self.evaluator.run.update(raced=self.race.counted(self.about))
+            record(self.table, name, about, measured(self.race, name))
+        self.table.run.update(raced=counted(self.race, self.about))
 
 
 def _measure(
-    config: FrontierConfig, chains: Mapping[str, Chain], tops: Mapping[str, float], evaluator: Evaluator,
+    config: FrontierConfig, chains: Mapping[str, Chain], tops: Mapping[str, float], table: Candidates,
     race: Race | None,
 ) -> Row:  # fmt: skip
     """Measure the grid, bisect every line, keep all keep-sets; return what was found."""
-    run = evaluator.run
+    run = table.run
     ratios = sorted(config.ratios)
-    points = _Points(config, chains, evaluator, race)
+    points = _Points(config, chains, table, race)
     lines: list[Key] = [(name, seed) for name in chains for seed in config.seeds_drawn]
     grid = [(key, ratio) for ratio in ratios for key in lines]
     with run.stage("search"):
-        evaluator.choose([points.at(key, ratio) for key, ratio in grid])
+        choose(table, [points.at(key, ratio) for key, ratio in grid])
     with run.stage("evaluate") as stage:
         doing = "race with the limit" if race else "evaluate dense model and curves"
         found = points.hold(grid, doing, stage, DENSE)
@@ -141,7 +155,7 @@ def _measure(
         starts = {key: first_bracket(ratios, holds[key], tops[key[0]]) for key in lines}
         brackets = bisect(starts, judge, config.tolerance)
         points.close(brackets, stage)
-    evaluator.save_keeps()
+    save_keeps(table)
     said = []
     for key, bracket in brackets.items():
         said.append({

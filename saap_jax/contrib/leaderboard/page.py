@@ -14,7 +14,7 @@ import numpy as np
 
 from saap_jax.errors import reading
 from saap_jax.evaluation.differences import paired_difference
-from saap_jax.evaluation.race import race
+from saap_jax.evaluation.race import race_state
 from saap_jax.evaluation.scales import PERPLEXITY, format_ppl
 from saap_jax.report.blocks import Column, Table
 from saap_jax.report.formats import BEST, TIED, marked, with_interval
@@ -81,7 +81,7 @@ def leaderboard(entries: Sequence[Entry], ratio: float) -> Table:
     ]
     rows.sort(key=lambda row: (row["minutes"] > MINUTES, np.nan_to_num(row["losses"].mean(), nan=np.inf)))
     racing = [row["losses"] for row in rows if row["minutes"] <= MINUTES]
-    for number in race(racing, [len(newest[DENSE])]).left if racing else ():
+    for number in race_state(racing, [len(newest[DENSE])]).left if racing else ():
         rows[number] |= {"best": number == 0, "tied": number > 0}
     late = rows[len(racing) :]
     others = [entry for entry in there if entry["about"] != newest["about"]]

@@ -16,9 +16,11 @@ from saap_jax.contrib.sensitivity.page import extreme_table
 from saap_jax.contrib.sensitivity.profiles import Shares, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.contrib.suggestions import suggestions_of, trial_options
 from saap_jax.evaluation.resample import LEVEL
-from saap_jax.jobs.candidates import Evaluator, Row, candidate_of
+from saap_jax.jobs.candidates import Candidates, Row, add, begin, candidate_of, record, save_keeps, table_of
+from saap_jax.jobs.candidates import choose as choose_units
 from saap_jax.jobs.job import check, load, run_job
-from saap_jax.jobs.racing import Race
+from saap_jax.jobs.losses import measure
+from saap_jax.jobs.racing import counted, measured, run_fields, start_race
 from saap_jax.report.pages.common import suggestion_blocks
 from saap_jax.report.write import finding_files
 from saap_jax.runs.directory import RunDirectory
@@ -48,28 +50,30 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool | None = False, tr
 
     def work(run: RunDirectory) -> None:
         material = load(config, run, layout, track)
-        evaluator = Evaluator(config, run, material, [method], [config.ratio], track)
-        (runner,) = evaluator.runners.values()
-        race = Race(evaluator, config.race_margin) if config.race else None
-        evaluator.begin("sensitivity", method=method.written)
+        table = table_of(config, run, material, [method], [config.ratio], track)
+        (runner,) = table.runners.values()
+        race = None
+        if config.race:
+            race = start_race(table, config.race_margin)
+        begin(table, "sensitivity", raced=config.race, method=method.written)
         scores = runner.scored(method).scores
         assert scores is not None
         keeps, about = one_place_each(material.subject, scores, config.fractions)
-        evaluator.at_once = min(evaluator.at_once, 1 + len(keeps))
+        table.at_once = min(table.at_once, 1 + len(keeps))
         for name, keep in keeps.items():
-            evaluator.add(name, keep)
+            add(table, name, keep)
         with run.stage("evaluate") as stage:
             doing = "evaluate dense model" + " and one place at a time" * (not race)
-            evaluator.measure([DENSE, *([] if race else keeps)], about, doing=doing, stage=stage)
+            measure(table, [DENSE, *([] if race else keeps)], about, doing=doing, stage=stage)
             if race:  # each place with the unpruned model
                 fields = [{DENSE: [DENSE], name: [name]} for name in keeps]
-                race.run(fields, "race, one place at a time", stage, level=LEVEL / len(keeps))
+                run_fields(race, fields, "race, one place at a time", stage, level=LEVEL / len(keeps))
                 for name, each in about.items():
-                    evaluator.record(name, each, race.measured(name))
-                run.update(raced=race.counted(keeps))
+                    record(table, name, each, measured(race, name))
+                run.update(raced=counted(race, keeps))
         with run.stage("try"):
-            run.update(trials=tried(config, method, evaluator, scores))
-        evaluator.save_keeps()
+            run.update(trials=tried(config, method, table, scores))
+        save_keeps(table)
         run.update(suggestions=suggestions_of(run.record, run.candidates()))
 
     return run_job(config, work, finding_files, overwrite=overwrite, track=track)
@@ -114,11 +118,11 @@ def one_place_each(
     return keeps, about
 
 
-def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores: Scores) -> list[Row]:
+def tried(config: SensitivityConfig, method: Chain, table: Candidates, scores: Scores) -> list[Row]:
     """Try what may be better than the method at `ratio`, of each kind what is predicted to cost least; evaluate it as a
     comparison does, repaired where the method repairs, and record it."""
-    run = evaluator.run
-    subject = evaluator.subject
+    run = table.run
+    subject = table.subject
     ratio = config.ratio
     candidates = run.candidates()
     costs = costs_of(run.record, candidates)
@@ -153,9 +157,9 @@ def tried(config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores
     chains = {"plain": method} | {kind: changed(option) for kind, option in chosen.items()}
     named = {kind: dataclasses.replace(each, name=f"{method.name},{kind}") for kind, each in chains.items()}
     made = {kind: candidate_of(each, ratio, config.calibration.seed, told=False) for kind, each in named.items()}
-    evaluator.choose([*made.values()])
+    choose_units(table, [*made.values()])
     about = {each.name: each.about for each in made.values()}
-    evaluator.measure([*about], about, doing="evaluate what could be suggested")
+    measure(table, [*about], about, doing="evaluate what could be suggested")
     return [
         {"kind": kind, "changes": option, "chain": made[kind].chain.written, "candidate": made[kind].name,
          "instead_of": made["plain"].name} for kind, option in chosen.items()
