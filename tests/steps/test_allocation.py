@@ -350,8 +350,7 @@ class TestScores:
         )
         on = Context(dense=problem, scenarios={}, ratio=0.5, final=0.5)
         found = {
-            each: Normalize(within=each, to="ranks")(state, on).scores["mlp"]
-            for each in ("structure", "sub_block")
+            each: Normalize(within=each, to="ranks")(state, on).scores["mlp"] for each in ("structure", "sub_block")
         }
         np.testing.assert_allclose(found["structure"], [[0.6, 0.6, np.nan], [0.2, 1.0, 0.8]])
         np.testing.assert_allclose(found["sub_block"], [[1.0, 1.0, np.nan], [1 / 3, 1.0, 2 / 3]])
