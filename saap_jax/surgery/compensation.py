@@ -92,7 +92,8 @@ def gathered(
     corrections = []
     for at, new, correction in turns:
         made[at.structure].append(new)
-        corrections += [] if correction is None else [correction]
+        if correction is not None:
+            corrections.append(correction)
     return Compensated(rewritten(model, made, repair.biases), corrections)
 
 
@@ -117,35 +118,62 @@ def corrected_in_turn(
     """
     masks = [jnp.asarray(mask) for _, mask in batches]
     (repair, through, _) = walk
-    streams = [Stream(x := model.embedded(jnp.asarray(tokens)), x) for tokens, _ in batches]
+    streams = []
+    for tokens, _ in batches:
+        embedded = model.embedded(jnp.asarray(tokens))
+        streams.append(Stream(embedded, embedded))
+    # Nothing has been pruned yet: the two streams are one, and stay so as far as sub-blocks keep all.
     same = True
     for at in sub_blocks(model, keep, progress):
-        whole = at.old if dense is None else writer_of(dense, at.place)
-        same = bool(at.kept.all()) and (same or not through)
+        whole = at.old
+        if dense is not None:
+            whole = writer_of(dense, at.place)
+        keeps_all = bool(at.kept.all())
+        same = keeps_all and (same or not through)
+        idle = repair is not None and repair.alone and keeps_all
         advance = functools.partial(advance_step, model, at.place)
-        idle = repair is not None and repair.alone and bool(at.kept.all())
-        if same or idle or at.routed is not None:  # experts are never corrected: see `LlamaSubject.unrepaired`
+
+        # Leave the sub-block as it is. Experts are never corrected: see `LlamaSubject.unrepaired`.
+        if same or idle or at.routed is not None:
             pruned = after = [advance(whole, stream.dense) for stream in streams]
-            if through and not (same and dense is None):  # the unpruned one may write otherwise
+            # A model that was repaired before writes something else than the unpruned one, even if it keeps all.
+            if through and not (same and dense is None):
                 pruned = [advance(at.masked(), stream.pruned, gates=at.routed) for stream in streams]
             streams = [Stream(*each) for each in zip(after, pruned, strict=True)]
             yield at, at.old, None
             continue
-        choosing = choose is not None and not at.kept.all()
-        rows = jnp.arange(len(at.kept)) if choosing else jnp.asarray(kept_rows(at.kept)[0])
+
+        # Add up over the text: all coordinates where they are chosen from the sums, else those that are kept.
+        choosing = choose is not None and not keeps_all
+        coordinates = np.arange(len(at.kept))
+        if not choosing:
+            coordinates, _ = kept_rows(at.kept)
+        rows = jnp.asarray(coordinates)
         step = functools.partial(normal_step, model, at.place, whole, rows, walk=walk)
         sums, after = summed(step, streams, masks)
+
+        # Choose anew what is kept, and go on with the sums of that alone.
         if choose is not None and choosing:
             at = at._replace(kept=choose(at, together(*sums)))
             rows = jnp.asarray(kept_rows(at.kept)[0])
             sums = rows_of(sums[0], rows), sums[1] and rows_of(sums[1], rows)
-        start = whole.weight if repair is not None and repair.from_dense else at.old.weight
-        new, correction = (at.masked(), None) if repair is None else at.corrected(sums, repair, start)
+
+        # Solve for the output matrix.
+        if repair is None:
+            new = at.masked()
+            correction = None
+        else:
+            start = at.old.weight
+            if repair.from_dense:
+                start = whole.weight
+            new, correction = at.corrected(sums, repair, start)
+
+        # Run both streams on; the pruned one by the new matrix, of whose rows only the kept ones are not 0.
         some = new._replace(weight=new.weight[rows], rows=rows)
-        streams = [
-            Stream(each, advance(some, stream.pruned) if through else each)
-            for stream, each in zip(streams, after, strict=True)
-        ]
+        pruned = after
+        if through:
+            pruned = [advance(some, stream.pruned) for stream in streams]
+        streams = [Stream(*each) for each in zip(after, pruned, strict=True)]
         yield at, new, correction
 
 
@@ -201,9 +229,9 @@ def sub_blocks(
     model: Llama, keep: Keep, progress: Callable[[Sequence[int]], Iterator[int]] = iter
 ) -> Iterator[SubBlock]:
     """Yield attention and MLP of each layer, in the order of the forward pass."""
-    places = [
-        (number, jnp.asarray(place)) for number, segment in enumerate(model.segments) for place in range(segment.length)
-    ]
+    places = []
+    for number, each in enumerate(model.segments):
+        places += [(number, jnp.asarray(place)) for place in range(each.length)]
     for layer in progress(range(len(places))):
         segment, index = places[layer]
         for structure in STRUCTURES:
@@ -212,9 +240,12 @@ def sub_blocks(
             widths = model.segments[segment].widths
             units = widths.kv_heads if structure == "attention" else widths.mlp
             own = keep[structure][layer, :units]
+            # A unit is several rows of the output matrix: the coordinates of its heads, or one of a channel.
             kept = np.repeat(own, len(old.weight) // max(units, 1))
-            mixed = structure == "mlp" and model.segments[segment].mlp.router is not None
-            routed = jnp.asarray(own, old.weight.dtype) if mixed else None
+            # Experts that go are closed by their gates: a row of 0 would leave tokens routed to them.
+            routed = None
+            if structure == "mlp" and model.segments[segment].mlp.router is not None:
+                routed = jnp.asarray(own, old.weight.dtype)
             yield SubBlock(structure, layer, place, old, kept, routed)
 
 
@@ -222,12 +253,16 @@ def sub_blocks(
 def writer_of(model: Llama, at: Site) -> OutputMatrix:
     """Read the output matrix and the bias of a sub-block."""
     layer = layer_of(model.segments[at.segment], at.index)
-    weight, bias = {
-        "attention": (layer.attention.output[...], layer.attention.output_bias),
-        "mlp": (layer.mlp.down[...], layer.mlp.down_bias),
-    }[at.structure]
+    if at.structure == "attention":
+        weight = layer.attention.output[...]
+        bias = layer.attention.output_bias
+    else:
+        weight = layer.mlp.down[...]
+        bias = layer.mlp.down_bias
     weight = weight.reshape(-1, weight.shape[-1])
-    return OutputMatrix(weight, jnp.zeros(weight.shape[-1], weight.dtype) if bias is None else bias[...])
+    if bias is None:
+        return OutputMatrix(weight, jnp.zeros(weight.shape[-1], weight.dtype))
+    return OutputMatrix(weight, bias[...])
 
 
 @functools.partial(jax.jit, static_argnames=("walk",))
@@ -247,6 +282,7 @@ def normal_step(
         whole: what writes in the unpruned model.
         rows: the coordinates that the sums are of.
     """
+    # On the unpruned stream: what the sub-block writes, W a + b, and the stream behind it.
     active = activations(model, at, stream.dense)
     bias = whole.bias[None, None]
     written = active @ whole.weight + bias
@@ -254,21 +290,31 @@ def normal_step(
     after = stream.dense + post_normed(written, post, model.constants)
     active = active[..., rows]
     if walk.through:
+        # On the pruned stream â takes the place of a, and the target is what this stream lacks behind the sub-block.
         active = activations(model, at, stream.pruned, rows=rows)
         if post is None:
             written = after - stream.pruned
         if walk.repair is not None:
             own = activations(model, at, stream.pruned) @ whole.weight + bias  # compiled only if a target looks at it
-            written = walk.repair.target(own, written if post is None else own)
-    written = written - writer_of(model, at).bias[None, None]  # perhaps of a repair before
+            # No matrix in front of a norm reaches what the stream lacks.
+            lacking = own
+            if post is None:
+                lacking = written
+            written = walk.repair.target(own, lacking)
+    # The bias, perhaps of a repair before, stays: what is left is what the matrix is to write.
+    written = written - writer_of(model, at).bias[None, None]
     a = wide(active)
     target = wide(written)
     behind = wide(after)
     weights = mask.astype(behind.dtype) if walk.equal else token_weights(behind, mask, model.constants.norm_eps)
     product, mean, weight = gram_sums(a, weights)
+    # C = Σ w â Tᵀ, with the tokens of all windows in one axis.
+    weighted = a * weights[..., None]
+    targets = target.reshape(-1, target.shape[-1])
+    cross = weighted.reshape(len(targets), -1).T @ targets
     return Normal(
         gram=product,
-        cross=(a * weights[..., None]).reshape(len(rows := target.reshape(-1, target.shape[-1])), -1).T @ rows,
+        cross=cross,
         mean=mean,
         target=jnp.einsum("bt,btd->d", weights, target),
         square=jnp.einsum("bt,btd->", weights, jnp.square(target)),
@@ -289,7 +335,9 @@ def advance_step(
 def post_norm_of(model: Llama, at: Site) -> nnx.Param | None:
     """Read the scale of the norm behind a sub-block; None where there is none."""
     layer = layer_of(model.segments[at.segment], at.index)
-    return layer.attention_post_norm if at.structure == "attention" else layer.mlp_post_norm
+    if at.structure == "attention":
+        return layer.attention_post_norm
+    return layer.mlp_post_norm
 
 
 def activations(
@@ -299,16 +347,21 @@ def activations(
     layer = layer_of(model.segments[at.segment], at.index)
     constants = model.constants
     if at.structure == "mlp":
-        if rows is not None:  # what goes is not computed
+        # Channels that go are not computed.
+        if rows is not None:
             layer.mlp.gate, layer.mlp.up = (param(w.axes, w[...][:, rows]) for w in (layer.mlp.gate, layer.mlp.up))
         active = feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], constants), constants, gates)
         return active.reshape(*active.shape[:2], -1)
     apart = apart_of(constants, segment_bounds(model.segments))[at.segment]
     sight = sight_of(x.shape[1], layer.attention.output.shape[-2], constants)
-    sight = sight.of(None if apart is None else layer_of(apart, at.index))
+    if apart is not None:
+        apart = layer_of(apart, at.index)
+    sight = sight.of(apart)
     middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], constants), sight, constants)
     flat = middle.reshape(*middle.shape[:2], -1)
-    return flat if rows is None else flat[..., rows]
+    if rows is None:
+        return flat
+    return flat[..., rows]
 
 
 def summed(
@@ -320,9 +373,12 @@ def summed(
     for number, (stream, mask) in enumerate(zip(streams, masks, strict=True)):
         new, behind = step(stream, mask)
         after.append(behind)
+        # 1 for what is held out: the last of every `HELD_OUT` microbatches.
         slot = int(number % HELD_OUT == HELD_OUT - 1)
         before = sums[slot]
-        sums[slot] = new if before is None else jax.tree.map(jnp.add, before, new)
+        if before is not None:
+            new = jax.tree.map(jnp.add, before, new)
+        sums[slot] = new
     fit, held = sums
     assert fit is not None
     return (fit, held), after

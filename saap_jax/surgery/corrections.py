@@ -78,8 +78,12 @@ def least_squares(
     """
     both = kept[:, None] & kept[None, :]
     gram = jnp.where(both, normal.gram, 0)
+    # D: the diagonal of G_KK, or its mean in every place.
     energy = jnp.diag(gram)
-    energy = jnp.where(kept, energy if ridge == "coordinate" else jnp.mean(energy, where=kept), 0)
+    if ridge != "coordinate":
+        energy = jnp.mean(energy, where=kept)
+    energy = jnp.where(kept, energy, 0)
+    # Removed rows, and kept ones that never act, get a 1 on the diagonal: the system stays positive definite.
     system = gram + jnp.diag(jnp.where(energy > 0, damping.astype(gram.dtype) * energy, 1))
     start = jnp.where(kept[:, None], weight, 0)
     rest = jnp.where(kept[:, None], normal.cross - gram @ start, 0)
@@ -101,6 +105,7 @@ def kept_rows(kept: Bool[np.ndarray, "coordinates"]) -> tuple[Int[np.ndarray, "s
 
     What a repair needs of the text are sums over these coordinates alone.
     """
+    # Sizes are multiples of an eighth of all rows, so that few of them occur and few programs are compiled.
     each = max(-(-len(kept) // PARTS), 1)
     size = min(len(kept), -(-int(kept.sum()) // each) * each)
     order = np.argsort(~kept, kind="stable")[:size]
@@ -121,6 +126,7 @@ def output_error(
     normal: Normal, weight: Float[Array, "coordinates embed"], bias: Float[Array, "embed"]
 ) -> Float[Array, ""]:
     """Return Σ w |T - â W - b|² / Σ w |T|², from the sums alone."""
+    # |T - â W - b|² = |T|² - 2 Tᵀ(â W + b) + |â W|² + 2 bᵀâ W + |b|², added up over the tokens.
     written = jnp.sum(weight * (normal.gram @ weight)) + 2 * jnp.dot(bias, normal.mean @ weight)
     missed = jnp.sum(weight * normal.cross) + jnp.dot(bias, normal.target)
     total = normal.square - 2 * missed + written + normal.weight * jnp.dot(bias, bias)
@@ -209,7 +215,9 @@ def together(fit: Normal, held: Normal | None) -> Normal:
 
     Raises ValueError where a sum is not finite: nothing can be solved for, or chosen, by it.
     """
-    total = fit if held is None else jax.tree.map(jnp.add, fit, held)
+    total = fit
+    if held is not None:
+        total = jax.tree.map(jnp.add, fit, held)
     return finite("sums, over the text, of what enters an output matrix, to choose and repair by", total)
 
 
@@ -223,13 +231,16 @@ def corrected(
             judges it, or None.
     """
     fit, held = sums
+    # Of the rows, `real` are kept; others fill up to a size that many sub-blocks share, and get 0.
     (rows, real) = map(jnp.asarray, kept_rows(kept))
     nothing = jnp.zeros(weight.shape[1], fit.gram.dtype)
     some = weight[rows].astype(fit.gram.dtype)
     judge = fit if held is None else held
     before = float(output_error(judge, jnp.where(real[:, None], some, 0), nothing))
     solved = repair.solve(Sums(fit, judge, together(fit, held)), some, real)
-    bias = nothing if solved.bias is None else solved.bias
+    bias = solved.bias
+    if bias is None:
+        bias = nothing
     finite("repaired weights, of finite sums over the text (is the damping too small?)", (solved.weight, bias))
     new = jnp.zeros(weight.shape, some.dtype).at[rows].set(solved.weight)
     return new, bias, solved.damping, (before, solved.error)

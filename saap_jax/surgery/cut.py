@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +41,14 @@ def cut(model: Llama, keep: Keep) -> Llama:
     """
     check_plain(model, "cut")
     check_keep(keep, model.segments)
+    # Cut each layer into a segment of its own.
     layers: list[DecoderLayer] = []
     for segment, bounds in zip(model.segments, segment_bounds(model.segments), strict=True):
         for offset, layer in enumerate(range(bounds.start, bounds.stop)):
             kept = {axis: np.flatnonzero(keep[name][layer]) for axis, name in PRUNABLE_AXES.items()}
             cut_one = functools.partial(_cut_parameter, offset=offset, kept=kept)
             layers.append(jax.tree.map(cut_one, segment, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
+    # Stack neighbours of equal widths again: a segment is run as one loop over its layers.
     pruned = jax.tree.map(lambda x: x, model)
     segments = nnx.List(
         jax.tree.map(lambda *values: _kept_in_place(values[0], concatenated(values)), *stretch)
@@ -58,19 +61,27 @@ def cut(model: Llama, keep: Keep) -> Llama:
 def _cut_parameter(parameter: nnx.Param, offset: int, kept: dict[str, np.ndarray]) -> nnx.Param:
     """Take one layer of a stacked parameter, and the kept units along its prunable axis."""
     value = read_in_place(parameter[...])[offset : offset + 1]
+    # What was read to the host is cut there, and does not take memory of a device.
+    numpy: Any = jnp
+    if isinstance(value, np.ndarray):
+        numpy = np
     for position, axis in enumerate(parameter.axes):
         if axis in kept:
-            value = (np if isinstance(value, np.ndarray) else jnp).take(value, kept[axis], axis=position)
+            value = numpy.take(value, kept[axis], axis=position)
     return nnx.Param(_kept_in_place(parameter[...], value), axes=parameter.axes)
 
 
 def _kept_in_place(whole: Array | np.ndarray, part: Array | np.ndarray) -> Array | np.ndarray:
     """Cut a part of an array that is spread over devices, spread alike; axes that these do not divide, on each."""
-    if not isinstance(place := getattr(whole, "sharding", None), NamedSharding):
+    place = getattr(whole, "sharding", None)
+    if not isinstance(place, NamedSharding):
         return part
     entries = [*place.spec, *[None] * (part.ndim - len(place.spec))]
     for position, entry in enumerate(entries):
-        axes = (entry,) if isinstance(entry, str) else entry or ()
+        # An entry is one axis of the mesh, several of them, or None.
+        axes = entry or ()
+        if isinstance(entry, str):
+            axes = (entry,)
         if part.shape[position] % math.prod(place.mesh.shape[axis] for axis in axes):
             entries[position] = None
     return jax.device_put(part, NamedSharding(place.mesh, PartitionSpec(*entries)))
@@ -88,22 +99,26 @@ def pruned_spec(spec: LlamaSpec, keep: Keep) -> LlamaSpec:
 def check_keep(keep: Keep, segments: Sequence[DecoderLayer]) -> None:
     """Raise ValueError unless `keep` has the shape of a model with these segments and keeps only units that exist."""
     for name, existing in existing_units(segments).items():
-        if name not in keep or keep[name].shape != existing.shape:
-            got = keep[name].shape if name in keep else "nothing"
+        got: Any = "nothing"
+        if name in keep:
+            got = keep[name].shape
+        if got != existing.shape:
             raise ValueError(f"keep: expected {name} of shape {existing.shape} for this model, got {got}")
         extra = np.argwhere(keep[name] & ~existing)
         if len(extra):
             raise ValueError(f"keep: {name} unit {extra[0][1]} of layer {extra[0][0]} does not exist in this model")
-    if unknown := ", ".join(name for name in keep if name not in STRUCTURES):
+    unknown = ", ".join(name for name in keep if name not in STRUCTURES)
+    if unknown:
         raise ValueError(f"keep: expected {' and '.join(STRUCTURES)} alone, got {unknown} too")
 
 
 def keep_to_json(keep: Keep) -> dict:
     """Return the kept indices of each layer, and how many units there were, as JSON values."""
-    return {
-        name: {"units": int(kept.shape[1]), "kept": [np.flatnonzero(row).tolist() for row in kept]}
-        for name, kept in keep.items()
-    }
+    found = {}
+    for name, kept in keep.items():
+        indices = [np.flatnonzero(row).tolist() for row in kept]
+        found[name] = {"units": int(kept.shape[1]), "kept": indices}
+    return found
 
 
 def width_note(spec: LlamaSpec) -> str:

@@ -46,9 +46,13 @@ class Divergence:
     """
 
     def __init__(
-        self, model: Llama, batches: Sequence[Batch], language_loss: float = 0.0, teacher: Llama | None = None,
+        self,
+        model: Llama,
+        batches: Sequence[Batch],
+        language_loss: float = 0.0,
+        teacher: Llama | None = None,
         first: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take a model, and the unpruned one where that is another: where something was repaired.
 
         Layers in front of `first` are whole, whatever gates say, and run once.
@@ -92,7 +96,9 @@ class Divergence:
         given = self._gates(gates)
         with on_mesh_of(self._model):
             sums = [fetched(divergence_step(self._model, self._teacher, given, text, self.first)) for text in texts]
-        return float(sum(float(total) for total, _ in sums) / max(sum(int(count) for _, count in sums), 1))
+        divergence = sum(float(total) for total, _ in sums)
+        tokens = sum(int(count) for _, count in sums)
+        return float(divergence / max(tokens, 1))
 
     def _gates(self, given: Keep | Scores) -> Gates:
         return settled({name: jnp.asarray(each, jnp.float32) for name, each in given.items()}, mesh_of(self._model))
@@ -120,9 +126,8 @@ def row_step(
 ) -> Float[Array, "batch"]:
     """Compute the mean divergence of each row of a microbatch."""
     text = Microbatch(tokens, mask, *streams_step(model, teacher, tokens, 0))
-    each, _ = by_tokens(
-        model, teacher, model.final(run_layers(model, text.stream, 0, len(model.spec.layers), gates)), text
-    )
+    behind = run_layers(model, text.stream, 0, len(model.spec.layers), gates)
+    each, _ = by_tokens(model, teacher, model.final(behind), text)
     return jnp.sum(jnp.where(mask, each, 0), axis=1) / jnp.sum(mask, axis=1).astype(each.dtype)
 
 
@@ -152,6 +157,7 @@ def gradient_step(
 
     But for closed experts, to which no token is routed: theirs is 0.
     """
+    # Two derivatives in a row: of the divergence by hidden states, token by token, then of these by the gates.
     hidden, pull = jax.vjp(lambda gates: hidden_behind(model, text.stream, first, gates), gates)
     each, slopes = by_tokens(model, teacher, hidden, text, language_loss)
     count = jnp.maximum(jnp.sum(text.mask), 1).astype(each.dtype)
@@ -200,6 +206,7 @@ def hidden_behind(model: Llama, stream: Hidden, first: int, gates: Gates) -> Hid
             index, own, apart = inputs
             return decode(layer_of(segment, index), x, own, sight.of(apart), model.constants)[0], None
 
+        # The stream stands in front of layer `first`: of its segment only the layers from there on run.
         left = slice(max(first - place.start, 0), None)
         inputs = (jnp.arange(segment.length), own_gates, own_apart)
         inputs = jax.tree.map(lambda each, left=left: each[left], inputs)

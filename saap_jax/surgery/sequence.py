@@ -94,15 +94,21 @@ def chosen_in_sequence(
         row = new[at.structure][at.layer]
         kept = int(row.sum())
         scores = np.asarray(_scores(at.old.weight, sums.gram, sums.weight, jnp.int32(kept), rule=rule, units=units))
-        writes = np.asarray(at.old.weight != 0).reshape(units, -1).any(axis=1)  # what a repair took out does not
+        # Units that an earlier repair took out write nothing, whatever their moments: they come last.
+        writes = np.asarray(at.old.weight != 0).reshape(units, -1).any(axis=1)
         finite(f"scores of {at.structure} in layer {at.layer}, to choose by", scores[writes])
         first = np.argsort(-np.where(writes, scores, -np.inf), kind="stable")[:kept]
         row[:] = np.isin(np.arange(len(row)), first)
+        # One mark for each coordinate of a unit, as rows of the output matrix are counted.
         return np.repeat(row[:units], len(at.kept) // units)
 
     turns = corrected_in_turn(model, keep, batches, walk, dense=dense, choose=choose, progress=progress)
-    made = [*turns] if walk.repair is None else gathered(model, turns, walk.repair)
-    return new, made if isinstance(made, Compensated) else None
+    if walk.repair is not None:
+        return new, gathered(model, turns, walk.repair)
+    # `choose` writes into `new` while the walk goes on; what it yields is not needed.
+    for _ in turns:
+        pass
+    return new, None
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "units"))
