@@ -1,6 +1,5 @@
 """From calibration text to scores: observe each scenario in one pass, score, fuse."""
 
-import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -54,13 +53,22 @@ class Calibrated(NamedTuple):
             for estimator, scores in each.items():
                 for structure, values in scores.items():
                     for (layer, unit), value in np.ndenumerate(np.asarray(values, np.float64)):
-                        if not np.isnan(value):
-                            yield {"scenario": scenario, "estimator": estimator, "structure": structure,
-                                   "layer": layer, "unit": unit, "score": float(value)}  # fmt: skip
+                        if np.isnan(value):
+                            continue
+                        yield {
+                            "scenario": scenario,
+                            "estimator": estimator,
+                            "structure": structure,
+                            "layer": layer,
+                            "unit": unit,
+                            "score": float(value),
+                        }
 
     def __repr__(self) -> str:
         shapes = {name: list(np.shape(values)) for name, values in self.scores(self.estimators[0]).items()}
-        stable = "with stability" if self.stability else "no stability"
+        stable = "no stability"
+        if self.stability:
+            stable = "with stability"
         return f"Calibrated({', '.join(self.scenarios)}: {', '.join(self.estimators)}; {shapes}; {stable})"
 
     def scores(self, estimator: str, reduction: ScenarioReduction = "mean") -> Scores:
@@ -74,15 +82,20 @@ class Calibrated(NamedTuple):
         each = [scores[estimator] for scores in self.scenarios.values()]
         if len(each) < 2:
             raise ValueError("stable.over: scenarios expects two or more calibration scenarios, got 1")
-        return stability_indicator({name: np.stack([scores[name] for scores in each]) for name in each[0]})
+        return stability_indicator(_stacked(each))
 
     def part(self, label: str, score: Score) -> "Calibrated":
         """Return one of the scores, its fusions and its stability indicator."""
         structures = tuple(self.scores(label))
-        own = {part if label == score.named else label for part in score.parts(structures).values()}
-        fusions = {name: {n: fused for n, fused in each.items() if n in own} for name, each in self.fusions.items()}
-        stability = {label: self.stability[label]} if label in self.stability else {}
-        return Calibrated({name: {label: each[label]} for name, each in self.scenarios.items()}, stability, fusions)
+        own = {_fusion_name(label, score, part) for part in score.parts(structures).values()}
+        scores = {name: {label: each[label]} for name, each in self.scenarios.items()}
+        fusions = {}
+        for name, each in self.fusions.items():
+            fusions[name] = {fusion: each[fusion] for fusion in each if fusion in own}
+        stability = {}
+        if label in self.stability:
+            stability[label] = self.stability[label]
+        return Calibrated(scores, stability, fusions)
 
 
 def calibrate(
@@ -101,15 +114,24 @@ def calibrate(
         stability: labels of which the stability indicator is wanted, which takes a second pass, an example at a time.
         keep: score the model with all other units masked.
     """
-    several = len(scenarios) > 1
     made = {}
     for name, examples in scenarios.items():
-        own = passes._replace(scenario=name if several else "")
+        own = _passes_of(passes, name, scenarios)
         with explained("calibration", subject, {name: examples}, passes.batch_size):
             _, made[name] = score_examples(subject, examples, plan, own, keep=keep)
-    wanted = {label: plan[label] for label in stability}
     found = joined(made)
-    return found._replace(stability=indicators(subject, scenarios, wanted, found, passes, keep)) if wanted else found
+    wanted = {label: plan[label] for label in stability}
+    if not wanted:
+        return found
+    # The second pass comes last: it fuses by the σ that the first one has found.
+    return found._replace(stability=indicators(subject, scenarios, wanted, found, passes, keep))
+
+
+def _passes_of(passes: Passes, scenario: str, scenarios: Mapping[str, Examples]) -> Passes:
+    """Let progress name the scenario, where there are several."""
+    if len(scenarios) > 1:
+        return passes._replace(scenario=scenario)
+    return passes._replace(scenario="")
 
 
 def indicators(
@@ -126,20 +148,25 @@ def indicators(
     pass over each of them, the gradients of all weights included. A fusion's is fused by the σ that all examples of the
     scenario have led to. Nothing where there are fewer than two examples.
     """
-    rows: dict[str, dict[str, list[Any]]] = {label: {name: [] for name in subject.existing} for label in plan}
-    several = len(scenarios) > 1
+    scored: list[dict[str, Scores]] = []
     alone = Passes(1, passes.remat)
     for scenario, examples in scenarios.items():
-        progress = passes._replace(scenario=scenario if several else "").progress(EACH)
+        progress = _passes_of(passes, scenario, scenarios).progress(EACH)
         for at in progress(range(subject.size(examples).rows)):
             one = rows_of(examples, slice(at, at + 1))
-            if subject.size(one).tokens:  # else padding
-                _, scored = score_examples(subject, one, plan, alone, keep=keep, fixed=found.fusions[scenario])
-                for label, name in itertools.product(plan, subject.existing):
-                    rows[label][name].append(scored.scores[label][name])
-    if any(len(each) < 2 for own in rows.values() for each in own.values()):
+            # A row of padding is no example.
+            if not subject.size(one).tokens:
+                continue
+            _, made = score_examples(subject, one, plan, alone, keep=keep, fixed=found.fusions[scenario])
+            scored.append(made.scores)
+    if len(scored) < 2:
         return {}
-    return {label: stability_indicator({n: np.stack(each) for n, each in own.items()}) for label, own in rows.items()}
+    return {label: stability_indicator(_stacked([each[label] for each in scored])) for label in plan}
+
+
+def _stacked(scores: Sequence[Scores]) -> PerExample:
+    """Stack scores of the same units, of examples or of scenarios: `[scores, layers, units]` a structure."""
+    return {name: np.stack([each[name] for each in scores]) for name in scores[0]}
 
 
 EACH = "observe each example by itself"
@@ -168,9 +195,11 @@ def score_examples(
     """
     members = make_members(plan, tuple(subject.existing))
     subject.check_estimators(members)
+    # Oracles run on the examples themselves, unless the caller gave an estimator of that name.
     given = {score.named for score in plan.values() if score.given is not None}
     asked = [member for member in members if is_oracle(member) and member not in given]
     exact = {each: constant(make_oracle(each)(subject, examples, keep, passes), subject.existing) for each in asked}
+    # All others are formulas on what one pass observes.
     if statistics is None and len(asked) < len(members):
         needs = union_of_needs(members.values())
         curvature = curvature_of(members.values())
@@ -198,38 +227,65 @@ def score_plan(
         known: scores of members that are not made anew, since the statistics that they need are not there any more.
         fixed: fusions, as were made of other statistics, whose σ are taken.
     """
-    present = {name: units if keep is None else keep[name] for name, units in weights.units.items()}
+    present: Keep = {**weights.units}
     if keep is not None:
+        present = {name: keep[name] for name in present}
         weights = weights.without(keep)
     structures = tuple(present)
+
+    # Score by each member: an estimator of a plan, or of a fusion in it.
     members = make_members(plan, structures, given)
     anew = {name: made for name, made in members.items() if name not in known}
-    each: dict[str, Scores] = score(anew, statistics, weights) | {name: known[name] for name in members.keys() - anew}
-    each = {name: {n: np.where(present[n], values, np.nan) for n, values in own.items()} for name, own in each.items()}
+    of_member = score(anew, statistics, weights)
+    for name in members.keys() - anew:
+        of_member[name] = known[name]
+    each: dict[str, Scores] = {}
+    for name, own in of_member.items():
+        each[name] = _where_present(present, own)
+
+    # `sampling` reads scores of single examples, which only estimators of gate gradients have.
+    per_example: dict[str, PerExample] | None = None
     gradients: PerExample = statistics.values.get(GATE_GRADIENT, {})
-    examples: PerExample = {n: np.where(present[n], np.abs(fetched(g)), np.nan) for n, g in gradients.items()}
-    per_example = {"gate_taylor": examples, "gate_fisher": {n: np.square(g) for n, g in examples.items()}}
+    if gradients:
+        absolute = {name: np.abs(fetched(gradient)) for name, gradient in gradients.items()}
+        taylor = _where_present(present, absolute)
+        fisher = {name: np.square(values) for name, values in taylor.items()}
+        per_example = {"gate_taylor": taylor, "gate_fisher": fisher}
+
+    # Fuse members where an entry asks for it; the same fusion of several entries is made once.
     scores: dict[str, Scores] = {}
     fusions: dict[str, Fusion] = {}
     known_fusions: dict[tuple, Fusion] = {}
     for label, entry in plan.items():
         parts = entry.parts(structures)
         for part in dict.fromkeys(parts.values()):
-            own = fusion_members(part)
-            named = (part, *entry.fusion)
-            if len(own) < 2:
+            fused = fusion_members(part)
+            if len(fused) < 2:
                 continue
-            name = part if label == entry.named else label
-            if named not in known_fusions:
-                scores_of = {member: each[member] for member in own}
-                rest = per_example if examples else None
-                known_fusions[named] = (
-                    fixed[name].again(scores_of) if name in fixed else fuse(scores_of, *entry.fusion, rest)
-                )
-            fusions[name] = known_fusions[named]
-            each[part] = known_fusions[named].scores
+            name = _fusion_name(label, entry, part)
+            how = (part, *entry.fusion)
+            if how not in known_fusions:
+                scores_of = {member: each[member] for member in fused}
+                if name in fixed:
+                    known_fusions[how] = fixed[name].again(scores_of)
+                else:
+                    known_fusions[how] = fuse(scores_of, *entry.fusion, per_example)
+            fusions[name] = known_fusions[how]
+            each[part] = known_fusions[how].scores
         scores[label] = {structure: each[part][structure] for structure, part in parts.items()}
     return Scored(scores, fusions)
+
+
+def _where_present(present: Keep, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values `[..., layers, units]` a structure, with NaN where there is no unit."""
+    return {name: np.where(present[name], each, np.nan) for name, each in values.items()}
+
+
+def _fusion_name(label: str, entry: Score, part: str) -> str:
+    """Name a fusion: by its members, or by the label of an entry that fuses otherwise."""
+    if label == entry.named:
+        return part
+    return label
 
 
 def joined(made: Mapping[str, Scored]) -> Calibrated:
@@ -240,10 +296,11 @@ def joined(made: Mapping[str, Scored]) -> Calibrated:
 
 def put_together(parts: Sequence[Calibrated], scenarios: Sequence[str]) -> Calibrated:
     """Undo `Calibrated.part`."""
-    stability = {label: each for part in parts for label, each in part.stability.items()}
+    stability: dict[str, Scores] = {}
     scores: dict[str, dict[str, Scores]] = {name: {} for name in scenarios}
     fusions: dict[str, dict[str, Fusion]] = {name: {} for name in scenarios}
     for part in parts:
+        stability |= part.stability
         for name in scenarios:
             scores[name] |= part.scenarios[name]
             fusions[name] |= part.fusions.get(name, {})

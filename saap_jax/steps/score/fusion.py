@@ -37,12 +37,19 @@ class Fusion(NamedTuple):
         """Fuse other scores of the same units, such as those of a single example, by the same σ, without constants."""
         fused: Scores = {}
         for structure, like in next(iter(scores.values())).items():
-            scopes = [{"global", structure, f"{structure}/{layer}"} for layer in range(len(like))]
             fused[structure] = np.zeros(np.shape(like))
             for estimator, weights in self.weights.items():
-                own = [next((weights[name] for name in names & weights.keys()), np.nan) for names in scopes]
+                own = [_weight_of(weights, structure, layer) for layer in range(len(like))]
                 fused[structure] += np.array(own)[:, None] * np.asarray(scores[estimator][structure], np.float64)
         return self._replace(scores=fused)
+
+
+def _weight_of(weights: dict[str, float], structure: str, layer: int) -> float:
+    """Look up the weight of a layer's units in whichever kind of scopes there is; NaN of a layer without units."""
+    for scope in ("global", structure, f"{structure}/{layer}"):
+        if scope in weights:
+            return weights[scope]
+    return np.nan
 
 
 class Units(NamedTuple):
@@ -80,7 +87,9 @@ def scope_parts(scope: str) -> tuple[str, int | None]:
     (('mlp', 12), ('layers/up[1]', None))
     """
     layered = re.fullmatch(r"(.+)/(\d+)", scope)
-    return (layered[1], int(layered[2])) if layered else (scope, None)
+    if layered is None:
+        return scope, None
+    return layered[1], int(layered[2])
 
 
 def fuse(
@@ -119,10 +128,12 @@ def fuse(
     Deviation: the variance of `sampling` is divided by the mean. σ² stands under a score, so it has the unit of a score
     (as the closed form has); a bare variance has that unit squared, and the fusion would depend on the units.
     """
+    # From here on a row holds all units of all structures, `[estimators, units]`.
     units = _units(scores, scope)
     rows = np.stack([units.pack(s) for s in scores.values()])
     means = units.mean(rows)
     _refuse(scores, rows, means, units)
+    # σ² of each estimator and scope, `[estimators, scopes]`.
     if method == "learned":
         variances = _learned(rows, units)
     elif method == "sampling":
@@ -135,9 +146,10 @@ def fuse(
         fused = fused + np.log(variances).sum(axis=0)[units.scope] / 2
 
     def named(values: np.ndarray) -> dict[str, dict[str, float]]:
-        return {
-            name: dict(zip(units.names, row.tolist(), strict=True)) for name, row in zip(scores, values, strict=True)
-        }
+        found = {}
+        for name, row in zip(scores, values, strict=True):
+            found[name] = dict(zip(units.names, row.tolist(), strict=True))
+        return found
 
     loss = float((means * weights + np.log(variances) / 2).sum())
     return Fusion(units.unpack(fused), named(np.sqrt(variances)), named(weights), loss)
@@ -152,8 +164,12 @@ def _units(scores: dict[str, Scores], scope: FusionScope) -> Units:
         if given.keys() != reference.keys() or any((np.isnan(given[n]) != np.isnan(reference[n])).any() for n in given):
             raise ValueError(f"fusion: expected {estimator} to score the units that {first} scores, got others")
     mask = {name: ~np.isnan(np.asarray(values)) for name, values in reference.items()}
-    labels = [{"global": "global", "structure": name, "layer": f"{name}/{layer}"}[scope]
-              for name, exists in mask.items() for layer in np.nonzero(exists)[0]]  # fmt: skip
+    # The scope of each unit, in the order in which `pack` puts them.
+    labels = []
+    for name, exists in mask.items():
+        for layer in np.nonzero(exists)[0]:
+            named = {"global": "global", "structure": name, "layer": f"{name}/{layer}"}
+            labels.append(named[scope])
     names = list(dict.fromkeys(labels))
     number = {label: index for index, label in enumerate(names)}
     return Units(mask, np.array([number[label] for label in labels], np.int64), names)
@@ -162,12 +178,14 @@ def _units(scores: dict[str, Scores], scope: FusionScope) -> Units:
 def _refuse(scores: dict[str, Scores], rows: np.ndarray, means: np.ndarray, units: Units) -> None:
     """Raise for scores that have no place in a likelihood: infinite, negative, or all zero in a scope."""
     for estimator, row, own in zip(scores, rows, means, strict=True):
-        if len(wrong := np.flatnonzero((row < 0) | np.isinf(row))):
+        wrong = np.flatnonzero((row < 0) | np.isinf(row))
+        if len(wrong):
             raise ValueError(
                 f"fusion: expected finite scores of at least 0, got {row[wrong[0]]:.4g} from {estimator} in scope "
                 f"{units.names[units.scope[wrong[0]]]}; use an estimator of absolute values"
             )
-        if len(zero := np.flatnonzero(own == 0)):
+        zero = np.flatnonzero(own == 0)
+        if len(zero):
             raise ValueError(
                 f"fusion: all scores of {estimator} are zero in scope {units.names[zero[0]]}, so its uncertainty has "
                 "no value; leave the estimator out or choose a wider scope"
@@ -184,7 +202,9 @@ def _sampled(estimator: str, per_example: dict[str, PerExample], units: Units) -
         )
     values = units.pack(per_example[estimator])
     variance, mean = units.mean(np.stack([values.var(axis=0), values.mean(axis=0)]))
-    if len(wrong := np.flatnonzero(~((variance > 0) & (variance < np.inf) & (mean > 0) & (mean < np.inf)))):
+    usable = (variance > 0) & (variance < np.inf) & (mean > 0) & (mean < np.inf)
+    wrong = np.flatnonzero(~usable)
+    if len(wrong):
         raise ValueError(
             f"fusion: 'sampling' expects per-example scores of {estimator} that vary and have a mean above 0 in scope "
             f"{units.names[wrong[0]]}, got variance {variance[wrong[0]]:.4g} and mean {mean[wrong[0]]:.4g}; use "
@@ -200,8 +220,9 @@ def _learned(rows: np.ndarray, units: Units) -> np.ndarray:
     s* = log (mean / c). There a step of 1 down the gradient, ½ (1 - e^(s* - s)), is at most ½ far, never oversteps and
     halves the distance in the end, whatever the scale of the scores: 2 |s*| + 20 steps reach 1e-6.
     """
-    largest = np.stack([[row[units.scope == scope].max() for scope in range(len(units.names))] for row in rows])
-    # the loss is linear in the scores: their mean, summed in float64, stands for them at every step
+    inside = [units.scope == scope for scope in range(len(units.names))]
+    largest = np.stack([np.array([row[own].max() for own in inside]) for row in rows])
+    # The loss is linear in the scores: their mean, summed in float64, stands for them at every step.
     means = jnp.asarray(units.mean(rows / largest[:, units.scope]), jnp.float32)
     return largest * np.exp(np.asarray(_descend(means), np.float64))
 

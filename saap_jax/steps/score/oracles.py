@@ -5,7 +5,8 @@ the one pass: `ablation` a part of a forward pass a unit, `block_ablation` one a
 With `examples` each looks at the first so many of the examples only, in proportion cheaper.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 import numpy as np
@@ -35,7 +36,9 @@ def ablation(*, examples: Examined = None) -> Oracle:
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         if keep is not None and any((units & ~keep[name]).any() for name, units in subject.existing.items()):
             raise ValueError("estimator 'ablation': is of the whole model, expected no rounds behind it")
-        units = [Unit(name, *map(int, place)) for name, each in subject.existing.items() for place in np.argwhere(each)]
+        units: list[Unit] = []
+        for name, each in subject.existing.items():
+            units += [Unit(name, *map(int, place)) for place in np.argwhere(each)]
         changes = subject.ablate(
             few(subject, examples),
             units,
@@ -57,13 +60,10 @@ def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", 
 
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         present = _present(subject, keep, "block_ablation")
-        blocks = []
-        layers = np.arange(len(present[STRUCTURES[0]]))[:, None]
-        for layer in range(len(layers)):
-            there = tuple(name for name in STRUCTURES if present[name][layer].any())
-            names = [(name,) for name in there] if granularity == "sub_block" else [there] * bool(there)
-            blocks += [{name: present[name] & (layers == layer) for name in each} for each in names]
-        keeps = [present | {name: present[name] & ~units for name, units in block.items()} for block in blocks]
+        blocks = list(_blocks(present, granularity))
+        keeps = []
+        for block in blocks:
+            keeps.append(present | {name: present[name] & ~units for name, units in block.items()})
         losses = mean_losses(subject, few(subject, examples), [present, *keeps], passes, "remove single blocks")
         base, *means = finite("losses, of the model and without a block, to score by", losses)
         scores: Scores = {name: np.full(present[name].shape, np.nan) for name in STRUCTURES}
@@ -73,6 +73,21 @@ def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", 
         return scores
 
     return score
+
+
+def _blocks(present: Keep, granularity: Literal["sub_block", "layer"]) -> Iterator[Keep]:
+    """Yield the units of each sub-block, or layer, that has some: masks of the structures that it is of."""
+    layers = np.arange(len(present[STRUCTURES[0]]))[:, None]
+    for layer in range(len(layers)):
+        units = {}
+        for name in STRUCTURES:
+            if present[name][layer].any():
+                units[name] = present[name] & (layers == layer)
+        if granularity == "layer" and units:
+            yield units
+        elif granularity == "sub_block":
+            for name, each in units.items():
+                yield {name: each}
 
 
 def perturbation(
@@ -103,8 +118,10 @@ def perturbation(
         def row(keep: Keep) -> np.ndarray:
             return np.concatenate([keep[name][present[name]] for name in present])
 
+        # X, one row a mask: 1 where a unit is gone.
         gone = ~np.stack([row(each) for each in keeps])
         effect = _ridge(gone.astype(np.float64), losses, ridge)
+        # Lay the effects, all structures in one row, out as `[layers, units]` again.
         scores: Scores = {name: np.full(units.shape, np.nan) for name, units in present.items()}
         ends = np.cumsum([present[name].sum() for name in scores])[:-1]
         for (name, values), part in zip(scores.items(), np.split(effect, ends), strict=True):
@@ -157,16 +174,20 @@ def _first(count: int | None) -> Callable[[Subject, Examples], Examples]:
 def _present(subject: Subject, keep: Keep | None, name: str) -> Keep:
     if not set(STRUCTURES) <= subject.existing.keys():
         raise ValueError(f"estimator {name!r}: is of attention and MLP of layers, which a traced model does not have")
-    return {each: units if keep is None else keep[each] for each, units in subject.existing.items()}
+    if keep is None:
+        return dict(subject.existing)
+    return {each: keep[each] for each in subject.existing}
 
 
 def _masked(present: Keep, share: float, random: np.random.Generator) -> Keep:
     """Return a keep-set without a random share of the units of each layer, one at least where there are two."""
     keep = {name: units.copy() for name, units in present.items()}
-    for row in (row for units in keep.values() for row in units):
+    for row in itertools.chain.from_iterable(keep.values()):
         there = np.flatnonzero(row)
-        count = min(max(round(share * len(there)), 1), len(there) - 1) if len(there) > 1 else 0
-        row[random.permutation(there)[:count]] = False
+        # One unit at least goes, so that each layer has an effect, and one at least stays.
+        count = min(max(round(share * len(there)), 1), len(there) - 1)
+        # Numbers are drawn even if none goes: masks of other layers do not depend on this one.
+        row[random.permutation(there)[: max(count, 0)]] = False
     return keep
 
 
@@ -180,7 +201,9 @@ def mean_losses(subject: Subject, examples: Examples, keeps: list[Keep], passes:
     progress = passes.progress(doing)
     size = passes.batch_size
     groups = subject.losses(examples, keeps, batch_size=size, at_once=2, progress=progress)
-    means = {number: losses.mean for group in groups for number, losses in group.items()}
+    means = {}
+    for group in groups:
+        means |= {number: losses.mean for number, losses in group.items()}
     found = [means[number] for number in range(len(keeps))]
     if not np.isfinite(found).all():
         finite("losses of the model, to choose by", run_losses(subject, examples, subject.existing, size).means)
@@ -191,6 +214,7 @@ def _ridge(x: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
     """Return Xᵀ (X Xᵀ + r t I)⁻¹ y of centred X and y; t is the mean of the diagonal."""
     x = x - x.mean(axis=0)
     y = y - y.mean()
+    # The dual form: a system of as many equations as masks, which are far fewer than units.
     product = x @ x.T
     scale = np.trace(product) / len(product)
     if not scale > 0:

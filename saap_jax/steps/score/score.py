@@ -1,6 +1,7 @@
 """Steps that score: an estimator, several that become one, and what turns scores into others."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -73,8 +74,8 @@ class Score(Step):
 
     def members(self, structures: tuple[str, ...] = STRUCTURES) -> tuple[str, ...]:
         """List its estimators, each once."""
-        parts = self.parts(structures).values()
-        return tuple(dict.fromkeys(member for part in parts for member in fusion_members(part)))
+        members = itertools.chain.from_iterable(map(fusion_members, self.parts(structures).values()))
+        return tuple(dict.fromkeys(members))
 
     def check(self, subject: Subject, text: TextSize) -> None:
         """Raise ValueError for an estimator that looks at what the model does not have."""
@@ -107,7 +108,8 @@ def make_members(
 
     What stands for an oracle until its scores are known needs no statistic.
     """
-    members = tuple(dict.fromkeys(member for score in plan.values() for member in score.members(structures)))
+    each = [score.members(structures) for score in plan.values()]
+    members = tuple(dict.fromkeys(itertools.chain.from_iterable(each)))
     oracles = {member: constant({}, {}) for member in members if is_oracle(member) and make_oracle(member)}
     given = {score.named: score.given for score in plan.values() if score.given is not None}
     return make_estimators(members, {**oracles, **given, **known})
@@ -146,7 +148,9 @@ class Fused(Score):
     def named(self) -> str:
         """What scores attention, and the estimators that are fused."""
         together = "+".join(self.estimators)
-        return together if self.attention == "fused" else f"{self.attention}/{together}"
+        if self.attention == "fused":
+            return together
+        return f"{self.attention}/{together}"
 
     @property
     def fusion(self) -> tuple[FusionMethod, FusionScope, bool]:
@@ -204,12 +208,17 @@ class Normalize(Step):
     def __call__(self, state: State, on: Context) -> State:
         """Normalise the scores of each structure, or of each sub-block."""
         scores = checked("scores", need(state, self), state.keep)
-        normalised = self._ranks if self.to == "ranks" else self._parts
+        normalised = self._parts
+        if self.to == "ranks":
+            normalised = self._ranks
         return state._replace(scores={name: normalised(name, np.asarray(each)) for name, each in scores.items()})
 
     def _parts(self, name: str, values: np.ndarray) -> np.ndarray:
         """Divide by the mean, or by sums."""
-        mean = np.nanmean(values) if np.isfinite(values).any() else 1.0
+        # A structure without units has nothing to divide.
+        mean = 1.0
+        if np.isfinite(values).any():
+            mean = np.nanmean(values)
         if not mean > 0:
             raise ValueError(
                 f"normalize: expects scores of {name} with a mean above 0, got {mean:.4g}; use another estimator, "
@@ -217,12 +226,15 @@ class Normalize(Step):
             )
         if self.within == "structure":
             return values / mean
+        # Where all scores of a sub-block are 0, it stays at 0.
         sums = np.nansum(values, axis=1, keepdims=True)
         return values / np.where(sums > 0, sums, mean)
 
     def _ranks(self, name: str, values: np.ndarray) -> np.ndarray:
         """Replace scores by shares; NaN, of what is no unit, stays."""
-        rows = values.reshape(1, -1) if self.within == "structure" else values
+        rows = values
+        if self.within == "structure":
+            rows = values.reshape(1, -1)
         shares = np.full(rows.shape, np.nan)
         for row, found in zip(rows, shares, strict=True):
             there = ~np.isnan(row)

@@ -43,7 +43,8 @@ def fluctuation_of(per_example: PerExample) -> Scores:
             )
         std = values.std(axis=0)
         mean = values.mean(axis=0)
-        varies = values.max(axis=0) > values.min(axis=0)  # rounding gives equal values a std above 0
+        # Rounding gives equal values a std above 0.
+        varies = values.max(axis=0) > values.min(axis=0)
         relative = np.divide(std, mean, out=np.zeros_like(mean), where=varies)
         fluctuation[name] = np.where(np.isnan(mean), np.nan, relative)
     return fluctuation
@@ -67,12 +68,14 @@ def standardised(values: Float[Array | np.ndarray, "layers units"]) -> Float[np.
     >>> standardised(np.array([[1.0, 3.0], [2.0, 2.0]])).tolist()
     [[-1.0, 1.0], [0.0, 0.0]]
     """
+    # NaN marks what is no unit: it has no part in any sum, and stays.
     values = np.asarray(values, np.float64)
     exists = ~np.isnan(values)
     count = exists.sum(axis=1, keepdims=True)
     mean = np.where(exists, values, 0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
     deviation = np.where(exists, values - mean, 0)
     std = np.sqrt(np.square(deviation).sum(axis=1, keepdims=True) / np.maximum(count, 1))
+    # Rounding may give equal values a std above 0, so equality is read from the values themselves.
     largest = np.where(exists, values, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
     varies = largest > np.where(exists, values, np.inf).min(axis=1, keepdims=True, initial=np.inf)
     z = np.divide(deviation, std, out=np.zeros_like(deviation), where=varies & (std > 0))
@@ -102,6 +105,7 @@ def stabilised(scores: Scores, indicator: Scores, weight: float) -> Scores:
                 f"{values[layer, unit]:.4g} for {name} unit {unit} in layer {layer}; leave it out, or use an "
                 "estimator of absolute values without scope_constant"
             )
+    # The largest exponent over all structures is taken off, so that nothing overflows.
     shift = {name: weight * np.asarray(indicator[name], np.float64) for name in scores}
     largest = max(np.nanmax(values, initial=-np.inf) for values in shift.values())
     return {name: np.asarray(scores[name], np.float64) * np.exp(shift[name] - largest) for name in scores}
@@ -127,5 +131,8 @@ def reduce_scenarios(scenarios: dict[str, Scores], reduction: ScenarioReduction)
             ranks = rankdata(-flat, axis=1, nan_policy="omit").reshape(values.shape)
             units = np.isfinite(reference[name]).sum()
             values = (units + 1 - ranks) / units
-        reduced[name] = values.mean(axis=0) if reduction == "mean" else values.max(axis=0)
+        if reduction == "mean":
+            reduced[name] = values.mean(axis=0)
+        else:
+            reduced[name] = values.max(axis=0)
     return reduced
