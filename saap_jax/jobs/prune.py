@@ -42,7 +42,7 @@ class PruneResult(NamedTuple):
     """What `prune` did."""
 
     selection: Selection
-    told: Mapping[str, Any]
+    metrics: Mapping[str, Any]
     """What the steps of the chain report: `corrections`, `scaled`, `divergences`, `price`."""
     reached: Sequence[Any]
     """What became of the targets that were asked for, `contrib.targets.Target`."""
@@ -153,7 +153,7 @@ def _prune(
 
     # Say what was done, and what comes next.
     facts = size_rows(subject, cut, selection, losses)
-    facts += told_rows(state.metrics, "matrices" if llama is None else "sub-blocks")
+    facts += metric_rows(state.metrics, "matrices" if llama is None else "sub-blocks")
     facts += [(f"seconds to {doing}", f"{taken:,.0f}") for doing, taken in seconds.items()]
     facts += judged_rows(judged) if judged else []
     note = wing("own_code")(cut) if llama is None else width_note(cut.model.spec)
@@ -199,21 +199,21 @@ def size_rows(subject: Subject, cut: Any, selection: Selection, losses: Mapping[
     return rows
 
 
-def told_rows(told: Mapping[str, Any], places: str) -> list[tuple[str, str]]:
+def metric_rows(metrics: Mapping[str, Any], places: str) -> list[tuple[str, str]]:
     """Write what the steps of a chain report; `places` are those that repairs write to."""
     rows = []
     kl = "KL to the unpruned model, nats a token,"
-    if chosen := told.get("chosen"):
-        rows.append((f"{kl} on held-out text, of {chosen}", f"{min(told['judged']):.4f}"))
-    if price := told.get("price"):
+    if chosen := metrics.get("chosen"):
+        rows.append((f"{kl} on held-out text, of {chosen}", f"{min(metrics['judged']):.4f}"))
+    if price := metrics.get("price"):
         rows.append((f"{kl} of free layers and of these, which are alike", "{:.4f} -> {:.4f}".format(*price)))
-    if learnt := told.get("divergences"):
+    if learnt := metrics.get("divergences"):
         rows.append((f"{kl} before and after units were chosen by it", f"{learnt[0]:.4f} -> {min(learnt):.4f}"))
-    if corrections := told.get("corrections"):
+    if corrections := metrics.get("corrections"):
         before, after = (np.mean([getattr(each, name) for each in corrections]) for name in ("error", "corrected"))
         what = f"error of what {len(corrections)} {places} write, before and after repair"
         rows.append((what, f"{before:.1%} -> {after:.1%}"))
-    if scaled := told.get("scaled"):
+    if scaled := metrics.get("scaled"):
         rows.append((f"{kl} before and after scales", f"{scaled[0]:.4f} -> {min(scaled):.4f}"))
     return rows
 

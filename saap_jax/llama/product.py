@@ -36,6 +36,10 @@ class Matrix(nnx.Module):
     def dense(self) -> Array:
         """Return the matrix in floats."""
 
+    def add(self, y: Array) -> Array:
+        """Return y with this added to every token, of what stands in the place of a bias; see `added`."""
+        return y + self.dense()[None, None]
+
     def __getitem__(self, index: Any) -> Array:
         """Return the matrix in floats, or a part of it."""
         return self.dense()[index]
@@ -93,6 +97,8 @@ def added(y: Array, bias: Weight | None) -> Array:
     """Return `[batch, seq, *sizes]` plus a bias of one layer, `[*sizes]`; without one, what was given."""
     if bias is None:
         return y
+    if isinstance(bias, Matrix):  # one that is watched has a backward pass of its own
+        return bias.add(y)
     return y + bias[...][None, None]
 
 

@@ -79,7 +79,7 @@ def check_repair(subject: TracedProblem, /, repair: Repair, microbatches: int) -
     """Raise ValueError for a repair that a traced model cannot have, or of which nothing can be done."""
     if repair.biases:
         raise ValueError("bias: expected no repair, or least_squares, for a traced model")
-    if "noise" in getattr(repair, "said", {}):
+    if "noise" in getattr(repair, "non_default_options", {}):
         raise ValueError(
             "least_squares.noise: is beside the tokens of a text, which a traced model does not count; give damping"
         )
@@ -103,7 +103,9 @@ def _turns(subject: TracedProblem, keep: Keep) -> list[tuple[Writer, np.ndarray,
 def _damped(repair: Repair) -> Repair:
     """Give least squares a damping where it has none."""
     missing = getattr(repair, "damping", 0.0) is None
-    return dataclasses.replace(repair, damping=DAMPING) if missing else repair
+    if missing:
+        return dataclasses.replace(repair, damping=DAMPING)
+    return repair
 
 
 def repaired(
@@ -147,7 +149,12 @@ def repaired(
     turns = _turns(subject, keep)
     places = list(dict.fromkeys(writer for writer, _, _ in turns))
     run = subject.program(("rows", *(place.tap for place in places)), lambda: jax.jit(rows_of(subject, [*places])))
-    stages = [[turn] for turn in turns] if pruned else [turns] if turns else []
+    if pruned:
+        stages = [[turn] for turn in turns]
+    elif turns:
+        stages = [turns]
+    else:
+        stages = []
     for stage in progress(stages):
         params_now = now()
         weights_of = [wide(w.matrices(given[w.path]))[np.asarray(s)] for w, _, s in stage]
