@@ -79,7 +79,10 @@ def score_units(
         plan[name] = step
     if not plan:
         raise ValueError("estimators: expected at least one, got none")
-    scenarios = windows if isinstance(windows, Mapping) else {"calibration": windows}
+    if isinstance(windows, Mapping):
+        scenarios = windows
+    else:
+        scenarios = {"calibration": windows}
     passes = Passes(batch_size, track=track)
     return calibration.calibrate(subject, scenarios, plan, passes, stability=plan if stability else (), keep=keep)
 
@@ -111,9 +114,15 @@ def select_units(
     """
     subject = subject_of(model)
     steps = steps_of(method)
-    keep = subject.existing if gone is None else {name: units & ~gone[name] for name, units in subject.existing.items()}
+    if gone is None:
+        keep = subject.existing
+    else:
+        keep = {name: units & ~gone[name] for name, units in subject.existing.items()}
     state = State(subject, keep, Within())
-    scored = scores if isinstance(scores, Calibrated) else Calibrated({"": {estimator or "": scores}}, {}, {})
+    if isinstance(scores, Calibrated):
+        scored = scores
+    else:
+        scored = Calibrated({"": {estimator or "": scores}}, {}, {})
     names = scored.estimators
     if estimator is None and len(names) > 1:
         raise ValueError(f"estimator: expected one of {', '.join(names)}, got none; name one")
@@ -152,7 +161,10 @@ def run_chain(
         ValueError: a ratio that cannot be met, or a step that cannot follow what stands before it.
     """
     chain = parse(method) if isinstance(method, str) else method
-    scenarios = windows if isinstance(windows, Mapping) else {"calibration": windows}
+    if isinstance(windows, Mapping):
+        scenarios = windows
+    else:
+        scenarios = {"calibration": windows}
     runner = Runner(subject_of(model), scenarios, [chain], Passes(batch_size, track=track))
     runner.check(chain, [ratio])
     return runner.run(chain, ratio)

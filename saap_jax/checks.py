@@ -109,7 +109,9 @@ def _named(hint: Any) -> str:
     """Name what a type takes."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    if isinstance(hint, type):
+        return hint.__name__
+    return str(hint).replace("typing.", "")
 
 
 def _is(value: Any, hint: Any) -> bool:
@@ -132,7 +134,9 @@ def _is(value: Any, hint: Any) -> bool:
         return abs(value) < 2**53
     if hint in (int, bool, str):
         return type(value) is hint
-    return value is None if hint in (None, type(None)) else hint is Any or isinstance(value, origin or hint)
+    if hint in (None, type(None)):
+        return value is None
+    return hint is Any or isinstance(value, origin or hint)
 
 
 # --- checks --------------------------------------------------------------------------------------
@@ -142,7 +146,10 @@ def number(said: str, holds: Callable[[Any], bool]) -> Check:
     """Make the check that a number, or each of several, is one that `said` names and that holds; None passes."""
 
     def check(name: str, value: Any) -> None:
-        several = [*value.values()] if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping):
+            several = [*value.values()]
+        else:
+            several = value
         for each in several if isinstance(several, tuple | list) else (several,):
             if each is not None and not holds(each):
                 raise ValueError(f"{name}: expected {said}, got {each}{meant(float(each))}")
@@ -176,7 +183,10 @@ def check_run_name(name: str, value: str) -> None:
 
 def check_ratios(name: str, value: Any) -> None:
     """Raise ValueError unless there is a number in [0, 1), or several, each once."""
-    ratios = value if isinstance(value, tuple | list) else (value,)
+    if isinstance(value, tuple | list):
+        ratios = value
+    else:
+        ratios = (value,)
     check_several(name, [f"{ratio:g}" for ratio in ratios])  # as names of candidates tell them
     for ratio in ratios:
         if not 0 <= ratio < 1:
@@ -250,7 +260,9 @@ def read_percent(name: str, text: str) -> float:
     if not match or not math.isfinite(share := float(match[1])):
         raise ValueError(f"{name}: expected a percentage of at least 0, such as 5%, got {shown(text)}")
     if not match[2]:
-        other = f", or {100 * share:g}% if it is a share" if share <= 1 else ""
+        other = ""
+        if share <= 1:
+            other = f", or {100 * share:g}% if it is a share"
         raise ValueError(f"{name}: expected a percentage with its sign, got {shown(text)}; write {match[1]}%{other}")
     return share
 

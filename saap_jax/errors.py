@@ -62,8 +62,13 @@ def one_line(error: BaseException) -> str:
     ('no header at all', "KeyError: 'a'")
     """
     line = " ".join(str(error).split())
-    named = line if line and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {line}".strip(": ")
-    return named if len(named) <= 300 else f"{named[:297]}..."
+    if line and isinstance(error, ValueError | OSError):
+        named = line
+    else:
+        named = f"{type(error).__name__}: {line}".strip(": ")
+    if len(named) <= 300:
+        return named
+    return f"{named[:297]}..."
 
 
 def shown(value: Any) -> str:
@@ -73,7 +78,9 @@ def shown(value: Any) -> str:
     "'aaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
     """
     text = _SHORT.repr(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    if len(text) <= 200:
+        return text
+    return f"{text[:197]}..."
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -131,5 +138,8 @@ def parse_json(data: bytes, where: str) -> Any:
 def fields_of(record: dict[str, Any]) -> str:
     """Name the first ten fields of an object with their types, for a message."""
     named = [f"{key if key.isidentifier() else shown(key)} ({type(item).__name__})" for key, item in record.items()]
-    more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+    if len(named) > 10:
+        more = f" and {len(named) - 10} more"
+    else:
+        more = ""
     return ", ".join(each[:100] for each in named[:10]) + more or "none"

@@ -136,7 +136,9 @@ def fusion_members(part: str) -> tuple[str, ...]:
     >>> fusion_members("gate_taylor+taylor_element")
     ('gate_taylor', 'taylor_element')
     """
-    return (part,) if names_file(part) else tuple(member.strip() for member in part.split("+"))
+    if names_file(part):
+        return (part,)
+    return tuple(member.strip() for member in part.split("+"))
 
 
 # --- chains --------------------------------------------------------------------------------------

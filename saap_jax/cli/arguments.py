@@ -133,7 +133,10 @@ def parse(name: str, command: Command, words: list[str]) -> Call:
     parts: list[Any] = [("config", Annotated[kind, tyro.conf.arg(name="")], *default)]
     parts += [(each.__name__.lower(), Annotated[each, tyro.conf.arg(name="")], each()) for each in command.options]
     arguments = dataclasses.make_dataclass("Arguments", parts, kw_only=True)
-    prog = f"saap {name} {command.first.replace('--', '').upper()}" if HELP & {*words} else f"saap {name}"
+    if HELP & {*words}:
+        prog = f"saap {name} {command.first.replace('--', '').upper()}"
+    else:
+        prog = f"saap {name}"
     about = str(kind.__doc__).partition(">>>")[0]
     try:
         found, left = tyro.cli(
@@ -179,7 +182,9 @@ def _first(name: str, command: Command, kind: type, words: list[str]) -> tuple[l
     names = [each for each in words
              if (not _is_config(each) if plain else is_factory(each) and not {">", ","} & {*each})]  # fmt: skip
     files = [word for word in words if word not in names]
-    chains = [word for word in files if not _is_config(word)] if "--methods" in command.first else []
+    chains = []
+    if "--methods" in command.first:
+        chains = [word for word in files if not _is_config(word)]
     files = [word for word in files if word not in chains]
     if len(files) > 1 or len(names) > 1:
         raise ValueError(f"{name}: expected at most one of each of {command.first}, got {' '.join(words)}")
@@ -214,6 +219,9 @@ def load_config(path: str, kind: type) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, ValueError):
+            said = str(error)
+        else:
+            said = f"{type(error).__name__}: {error}"
         raise ValueError(f"configuration {path}: {said}") from error
     return config

@@ -153,7 +153,9 @@ class Shown:
 
     def within(self, what: str, items: Collection[Any]) -> Iterator[Any]:
         """Show steps within a stage; a loop of one step or none tells nothing."""
-        return self(what, items, len(items)) if len(items) > 1 else iter(items)
+        if len(items) > 1:
+            return self(what, items, len(items))
+        return iter(items)
 
     def note(self, text: str, milestone: bool = False) -> None:
         """Say how it goes: beside the newest bar on a terminal; elsewhere a line, of milestones only."""

@@ -177,7 +177,9 @@ def main(argv: list[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except SystemExit as stop:  # of tyro, which has printed help or what is wrong
-        return stop.code if isinstance(stop.code, int) else 0
+        if isinstance(stop.code, int):
+            return stop.code
+        return 0
     except (KeyboardInterrupt, Exception) as error:
         return fail(error)
 
@@ -327,7 +329,9 @@ def explained(error: BaseException) -> str:
     if len(said) > 2000:
         said = f"{said[:1000]} ... {said[-1000:]}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" while writing {error.filename}" if error.filename else ""
+        where = ""
+        if error.filename:
+            where = f" while writing {error.filename}"
         return f"no space left on the disk{where}; nothing half-written was kept: free some space, then run it again"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:
         return f"out of memory ({said}); take smaller batches, shorter windows, bfloat16, or more devices"

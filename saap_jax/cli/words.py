@@ -53,12 +53,18 @@ def named_well(words: list[str], known: dict[str, Any]) -> list[str]:
     numbers = False
     for word in words:
         if not word.startswith("--") or word == "--":
-            found += [each for each in word.split(",") if each] if numbers else [word]
+            if numbers:
+                found += [each for each in word.split(",") if each]
+            else:
+                found += [word]
             continue
         typed, equals, value = word[2:].partition("=")
         name = _known(typed.replace("_", "-"), known)
         numbers = bool(re.search(r"tuple\[(int|float)", str(known.get(name))))
-        found += [f"--{name}", *value.split(",")] if numbers and value else [f"--{name}{equals}{value}"]
+        if numbers and value:
+            found += [f"--{name}", *value.split(",")]
+        else:
+            found += [f"--{name}{equals}{value}"]
     return found
 
 
@@ -72,5 +78,7 @@ def _known(typed: str, known: dict[str, Any]) -> str:
     parts = {name.rpartition(".")[2]: name for name in reversed(known)}
     near = [other for other in (MEANT.get(typed, ""), MEANT.get(typed, "") + "s") if other in {*known, *parts}]
     near = near or difflib.get_close_matches(typed, [*known, *parts], 1)
-    hint = f"; did you mean --{near[0] if near[0] in known else parts[near[0]]}?" if near else ""
+    hint = ""
+    if near:
+        hint = f"; did you mean --{near[0] if near[0] in known else parts[near[0]]}?"
     raise ValueError(f"unknown option --{typed}{hint} (--help lists all)")

@@ -137,7 +137,9 @@ class CompareConfig(SweepConfig):
         """The ratio at which the best candidate is cut."""
         if self.best_ratio is not None:
             return self.best_ratio
-        return 0.2 if 0.2 in self.ratios else min((ratio for ratio in self.ratios if ratio), default=0.0)
+        if 0.2 in self.ratios:
+            return 0.2
+        return min((ratio for ratio in self.ratios if ratio), default=0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

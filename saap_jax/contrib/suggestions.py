@@ -93,10 +93,16 @@ def _prune_there(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     tied = [other.variant for other in others if other.tied]
     dense = run[DENSE]["ppl"][metric]
     value = row["ppl"][metric]
-    change = 100 * (value - dense) / abs(dense) if dense else math.inf
+    if dense:
+        change = 100 * (value - dense) / abs(dense)
+    else:
+        change = math.inf
     text = f"{best.variant} can be pruned to {100 * least['ratio']:.4g} % within +{frontier['percent']:g} %"
     text += ", whatever the seed" if best.seeds > 1 else ""
-    text += f"; {some(tied)} cannot be told apart from it." if tied else "."
+    if tied:
+        text += f"; {some(tied)} cannot be told apart from it."
+    else:
+        text += "."
     effect = f"measured: {metric} {format_figure(value, scale_of(metric))}, {signed(change, 1)} %"
     return [Suggestion(text=text, effect=effect, command=prune_command(run, row))]
 

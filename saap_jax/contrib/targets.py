@@ -114,12 +114,16 @@ class Target(NamedTuple):
 
     def holds(self, value: float) -> bool:
         """Tell whether a value is within the limit."""
-        return value >= self.limit if self.name == "tokens_per_second" else value <= self.limit
+        if self.name == "tokens_per_second":
+            return value >= self.limit
+        return value <= self.limit
 
     @property
     def off(self) -> float:
         """How far the prediction was from what was reached, as a share of that."""
-        return self.predicted / self.reached - 1 if self.reached else math.inf
+        if self.reached:
+            return self.predicted / self.reached - 1
+        return math.inf
 
 
 class Costs(NamedTuple):
@@ -255,7 +259,10 @@ def targets_of(config: TargetsConfig, dense: Mapping[str, float]) -> list[Target
     targets = []
     for name, asked in config.asked.items():
         bound = read_bound(f"targets.{name}", asked, *TARGETS[name])
-        limit = bound.value * dense[name] / 100 if bound.unit == "percent" else bound.value
+        if bound.unit == "percent":
+            limit = bound.value * dense[name] / 100
+        else:
+            limit = bound.value
         targets.append(Target(name, asked, limit, dense[name]))
     return targets
 

@@ -97,8 +97,13 @@ class Exchange(NamedTuple):
     def prompt(self) -> str:
         """The instruction in Alpaca's template (tatsu-lab/stanford_alpaca, train.py), to the letter up to a line end
         that LLM-Pruner adds too."""
-        paired = ", paired with an input that provides further context" if self.context else ""
-        given = f"### Input:\n{self.context}\n\n" if self.context else ""
+        if self.context:
+            paired = ", paired with an input that provides further context"
+        else:
+            paired = ""
+        given = ""
+        if self.context:
+            given = f"### Input:\n{self.context}\n\n"
         return (
             f"Below is an instruction that describes a task{paired}. Write a response that appropriately completes the "
             f"request.\n\n### Instruction:\n{self.instruction}\n\n{given}### Response:\n"
@@ -107,7 +112,9 @@ class Exchange(NamedTuple):
     @property
     def said(self) -> str:
         """What a user says in a chat: the instruction, and after a blank line what it is about."""
-        return f"{self.instruction}\n\n{self.context}" if self.context else self.instruction
+        if self.context:
+            return f"{self.instruction}\n\n{self.context}"
+        return self.instruction
 
 
 def exchange_of(name: str, record: dict[str, Any], source: str) -> Exchange:

@@ -72,7 +72,10 @@ def parse_source(source: str) -> Source:
     """
     kind, colon, path = source.partition(":")
     if not colon:
-        file = source if Path(source).suffix in _SUFFIXES else source.rpartition("#")[0]
+        if Path(source).suffix in _SUFFIXES:
+            file = source
+        else:
+            file = source.rpartition("#")[0]
         kind = _SUFFIXES.get(Path(file).suffix, "")
         path = source
     if not path or (kind not in (*FORMATS, "tfds") and not (kind == "builtin" and path in BUILTIN)):
@@ -134,7 +137,9 @@ def source_files(source: str) -> list[Path]:
     if kind != "builtin":
         return [_find(source, path)]
     found = importlib.util.find_spec(_HOMES[path])  # which imports nothing of it
-    return [] if found is None or found.origin is None else [Path(found.origin)]
+    if found is None or found.origin is None:
+        return []
+    return [Path(found.origin)]
 
 
 def join_texts(documents: Sequence[Document]) -> str:
@@ -147,7 +152,9 @@ def part_of(name: str) -> Literal["calibration", "evaluation"]:
 
     It depends on nothing else, so no seed and no other version of the installed packages moves a document across.
     """
-    return "evaluation" if hashlib.sha256(name.encode()).digest()[0] & 1 else "calibration"
+    if hashlib.sha256(name.encode()).digest()[0] & 1:
+        return "evaluation"
+    return "calibration"
 
 
 def check_disjoint(calibration: Sequence[str], evaluation: Sequence[str]) -> None:

@@ -69,7 +69,10 @@ def read_examples(source: str, path: str, field: str, part: str) -> Iterator[tup
                 f"{where}: expected a feature {field!r} of type Text, found features: {found}; name one as #FIELD"
             )
         splits = builder.info.splits
-        wanted = ("validation", "test") if part == "evaluation" else ("train",)
+        if part == "evaluation":
+            wanted = ("validation", "test")
+        else:
+            wanted = ("train",)
         split = split or next((each for each in wanted if each in splits), "")
         if not split:
             raise ValueError(

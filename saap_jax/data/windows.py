@@ -95,7 +95,9 @@ def beginning(tokenizer: Any, bos: Bos = "auto") -> list[int]:
         )
     if bos == "never" or token is None:
         return []
-    return [token] if bos == "always" or list(tokenizer("a")["input_ids"])[:1] == [token] else []
+    if bos == "always" or list(tokenizer("a")["input_ids"])[:1] == [token]:
+        return [token]
+    return []
 
 
 def consecutive_windows(
@@ -106,7 +108,10 @@ def consecutive_windows(
     Raises ValueError when the stream is shorter than one window.
     """
     _check_long(stream, 1 if limit is None else min(limit, 1), length)
-    count = stream.size // length if limit is None else min(stream.size // length, limit)
+    if limit is None:
+        count = stream.size // length
+    else:
+        count = min(stream.size // length, limit)
     return stream[: count * length].reshape(count, length)
 
 
@@ -181,7 +186,10 @@ def window_articles(
     """
     documents = read_texts(source, "evaluation")
     text, ends = join_texts(documents), np.cumsum([len(document.text) + 2 for document in documents])
-    heads = [found.start() for found in _HEADING.finditer(text)] if source.startswith("wikitext:") else [0, *ends[:-1]]
+    if source.startswith("wikitext:"):
+        heads = [found.start() for found in _HEADING.finditer(text)]
+    else:
+        heads = [0, *ends[:-1]]
     if len(heads) < 2 or not tokenizer.is_fast:
         return []
     plain: Any = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
@@ -218,7 +226,10 @@ def _windows(
         text = cut(stream, length - len(begin))
     except ValueError as error:
         raise ValueError(f"data source {source!r}: {error}") from None
-    tokens = np.pad(text, ((0, 0), (len(begin), 0)), constant_values=begin[0]) if begin else text
+    if begin:
+        tokens = np.pad(text, ((0, 0), (len(begin), 0)), constant_values=begin[0])
+    else:
+        tokens = text
     return Windows(tokens, np.ones(tokens.shape, bool))
 
 
@@ -268,7 +279,10 @@ def parse_scenario(text: str) -> Scenario:
     source = named[2] if named else text
     parsed = parse_source(source)
     tfds = parsed.format == "tfds"
-    stem = re.split("[:@]", parsed.path)[0].replace("/", "-") if tfds else Path(parsed.path).stem
+    if tfds:
+        stem = re.split("[:@]", parsed.path)[0].replace("/", "-")
+    else:
+        stem = Path(parsed.path).stem
     return Scenario(named[1] if named else stem, source)
 
 

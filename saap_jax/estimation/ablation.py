@@ -60,7 +60,10 @@ def sample_units(existing: Keep, channels_per_layer: int, seed: int = 0) -> list
     units: list[Unit] = []
     for layer in range(max(len(each) for each in existing.values())):
         for name, each in existing.items():
-            numbers = np.flatnonzero(each[layer]) if layer < len(each) else np.zeros(0, int)
+            if layer < len(each):
+                numbers = np.flatnonzero(each[layer])
+            else:
+                numbers = np.zeros(0, int)
             if name != "attention":
                 numbers = np.sort(np.random.default_rng([seed, layer]).permutation(numbers)[:channels_per_layer])
             units += [Unit(name, layer, int(index)) for index in numbers]
@@ -102,7 +105,9 @@ def ablate(
                 f"ablation: {Unit(name, layer, number)} does not exist in this model of {len(model.spec.layers)} "
                 "layers; choose units with `sample_units(existing_units(model.segments), …)`"
             )
-    results = {unit: done[unit] for unit in units if unit in done} if done else {}
+    results = {}
+    if done:
+        results = {unit: done[unit] for unit in units if unit in done}
     groups = _groups([unit for unit in dict.fromkeys(units) if unit not in results], at_once)
     batches = list(batches)
     tokens = sum(int(mask[:, 1:].sum()) for _, mask in batches)

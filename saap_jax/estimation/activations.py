@@ -284,7 +284,9 @@ def activation_norm(*, tokens: Literal["mean", "l2"] = "l2", examples: Literal["
     """
 
     def pick(norm: Float[Array, "layers units 2"]) -> Array:
-        return jnp.sqrt(norm[..., 1]) if examples == "l2" else norm[..., 0]
+        if examples == "l2":
+            return jnp.sqrt(norm[..., 1])
+        return norm[..., 0]
 
     return estimator_of(ACTIVATION_NORMS, lambda norms, params: only_units(params, getattr(norms, tokens), pick))
 

@@ -235,7 +235,9 @@ def score_matrices(
 
 
 def _reduced(scores: Float[Array, "matrices layers units"], reduction: Reduction) -> Float[Array, "layers units"]:
-    return scores[-1] if reduction == "last" else REDUCTIONS[reduction](scores, axis=0)
+    if reduction == "last":
+        return scores[-1]
+    return REDUCTIONS[reduction](scores, axis=0)
 
 
 def score_writers(formula: Callable[..., Array], params: Any, *statistics: Mapping[str, Array]) -> Scores:

@@ -153,7 +153,10 @@ def grown(
         def summed(model: Llama, gates: Gates) -> tuple[Array, tuple[Array, list]]:
             seen = observer(needs, mask)
             if on_weights:
-                model = watched(model, 1 / counts, [*totals.values()]) if totals else flattened(model)
+                if totals:
+                    model = watched(model, 1 / counts, [*totals.values()])
+                else:
+                    model = flattened(model)
             values, sums, observed = summed_objective(model, tokens, mask, gates, objective, observe=seen, remat=remat)
             return jnp.sum(values), (sums, observed)
 

@@ -98,7 +98,9 @@ def obs(*, greedy: bool = True, block: Positive = 16, damping: Damping = 0.01) -
     """
 
     def formula(weight: Array, moment: Array, ridge: Array, gone: Array) -> Float[Array, "units"]:
-        return greedy_costs(weight, moment, ridge, gone, block) if greedy else single_costs(weight, moment, ridge)
+        if greedy:
+            return greedy_costs(weight, moment, ridge, gone, block)
+        return single_costs(weight, moment, ridge)
 
     return _by_layer(formula, damping)
 

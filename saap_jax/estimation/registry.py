@@ -136,7 +136,9 @@ def code_of_statistic(statistic: Statistic) -> str:
     """Digest the code by which a statistic is observed; that of the package where it is its own."""
     functions = [each for each in (*vars(statistic).values(), *statistic.accumulation) if callable(each)]
     codes = sorted({code_digest(each) for each in functions} - {""})
-    return hashlib.sha256("".join(codes).encode()).hexdigest() if codes else ""
+    if codes:
+        return hashlib.sha256("".join(codes).encode()).hexdigest()
+    return ""
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -211,7 +213,10 @@ def _called(name: str, factory: Callable[..., Made], options: dict[str, Any]) ->
     known = signature.parameters
     for option, value in options.items():
         if option not in known:
-            takes = f"takes {', '.join(known)}" if known else "takes none"
+            if known:
+                takes = f"takes {', '.join(known)}"
+            else:
+                takes = "takes none"
             raise ValueError(f"estimator {name!r}: unknown hyper-parameter {option!r}; it {takes}")
         kind = known[option].annotation
         if kind is not inspect.Parameter.empty and not isinstance(kind, str):

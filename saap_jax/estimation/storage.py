@@ -121,7 +121,9 @@ def load_statistics(path: str | Path, model: Any, known: Iterable[Statistic] = (
         for statistic in sorted(by_name[name] for name in by_name.keys() & set(about["statistics"])):
             like = _like(statistic, stored.get(statistic.name, {}), examples, weights)
             # what is as large as the model lies where its parameters lie
-            homes = leaves_by_path(weights.model or weights) if statistic.large else {}
+            homes = {}
+            if statistic.large:
+                homes = leaves_by_path(weights.model or weights)
             values[statistic] = read(statistic.name, like, homes)
         losses = read("losses", jax.ShapeDtypeStruct((examples,), _dtype(weights)))
         return Statistics(jnp.asarray(examples), jnp.asarray(tokens), losses, values)
@@ -186,7 +188,9 @@ def _like(statistic: Statistic, stored: Mapping[str, tuple[int, ...]], examples:
 
 
 def _dtype(weights: Weights) -> Any:
-    return jnp.float32 if weights.model is None else statistics_dtype(weights.model)
+    if weights.model is None:
+        return jnp.float32
+    return statistics_dtype(weights.model)
 
 
 def _placed(path: str | Path, file: Any, name: str, leaf: Any, home: Any = None) -> jax.Array:

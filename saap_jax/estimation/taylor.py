@@ -90,7 +90,9 @@ def taylor_vector(
 
     def formula(w: Array, d: Array) -> Float[Array, "layers units"]:
         sums = jnp.abs(jnp.sum(w * d, axis=-1))
-        return jnp.sum(sums, axis=-1) if channels else sums
+        if channels:
+            return jnp.sum(sums, axis=-1)
+        return sums
 
     return _on_weights(formula, reduction, objective, WEIGHT_GRADIENT, channels=channels)
 

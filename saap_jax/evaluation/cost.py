@@ -187,7 +187,10 @@ def run_cost(run: RunRecord, prices: Sequence[Price]) -> Cost:
     """
     about = run["devices"]
     best = run.get("best", {})
-    devices = about["count"] if about["platform"] != "cpu" else about["cores"]
+    if about["platform"] != "cpu":
+        devices = about["count"]
+    else:
+        devices = about["cores"]
     hours = sum((stage["seconds"] for stage in run["stages"]), 0.0) * devices / 3600
     cost: Cost = {"device_hours": hours, "devices": devices, "usd": None, "usd_per_million_tokens": None}
     price = find_price(about["kind"], prices)

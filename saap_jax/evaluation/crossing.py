@@ -44,7 +44,9 @@ class Bracket(NamedTuple):
         """
         if math.isinf(self.high):
             return self.top if self.low < self.top else None
-        return round((self.low + self.high) / 2, 6) if self.high - self.low > tolerance else None
+        if self.high - self.low > tolerance:
+            return round((self.low + self.high) / 2, 6)
+        return None
 
 
 def first_bracket(ratios: Sequence[float], holds: Sequence[bool], top: float) -> Bracket:

@@ -112,7 +112,10 @@ class Difference(NamedTuple):
         if not math.isfinite(self.value) or any(map(math.isnan, self.percent[: 1 if math.isnan(self.low) else 3])):
             return f"A and B cannot be compared: a {self.scale.noun} is not finite"
         if not self.sure:
-            told = "who is better is not known" if math.isnan(low) else "A and B cannot be told apart"
+            if math.isnan(low):
+                told = "who is better is not known"
+            else:
+                told = "A and B cannot be told apart"
             return f"{told}: the difference is {self.numbers}"
         (least, most) = sorted((abs(low), abs(high)))
         show = f"{{:.{decimals_of(value)}f}}".format
@@ -302,7 +305,10 @@ def check_difference(what: str, difference: Difference, limit: float) -> Check:
     elif difference.same or not any(difference[:3]):
         exact = difference.largest == 0 or not any(difference[:3])
         value = 0.0
-        measured = f"0{unit}" if exact else f"0{unit} up to rounding"
+        if exact:
+            measured = f"0{unit}"
+        else:
+            measured = f"0{unit} up to rounding"
     name, sign = ("max_accuracy_drop", MINUS) if falls else ("max_ppl_increase", "+")
     passed = held and (-value if falls else value) <= limit + _SLACK
     return Check(name, what, f"{sign}{limit:g}{unit}", measured, passed)

@@ -88,7 +88,9 @@ def by_article(values: Float[np.ndarray, "*rows windows"], articles: Sequence[in
     >>> by_article(np.array([1.0, 3, 2, 2, 2, 2, 2, 2, 2]), [0, 0, *range(1, 8)]).tolist()
     [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     """
-    starts = np.flatnonzero(np.diff(articles, prepend=-1)) if len(articles) else []
+    starts = []
+    if len(articles):
+        starts = np.flatnonzero(np.diff(articles, prepend=-1))
     if len(starts) < FEWEST:
         return values
     mean = values.mean(axis=-1, keepdims=True)

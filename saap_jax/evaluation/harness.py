@@ -65,11 +65,20 @@ class HarnessModel(TemplateLM):
                 "saap: expected a model and its tokenizer, or the path of a model, got one without the other"
             )
         self.name = "" if isinstance(path, Llama) else path
-        self.model = path if isinstance(path, Llama) else load_model(path, dtype)
+        if isinstance(path, Llama):
+            self.model = path
+        else:
+            self.model = load_model(path, dtype)
         self.tokenizer = tokenizer or load_tokenizer(self.name)
-        self.batch_size = 16 if str(batch_size).startswith("auto") else int(batch_size)
+        if str(batch_size).startswith("auto"):
+            self.batch_size = 16
+        else:
+            self.batch_size = int(batch_size)
         positions = self.model.constants.positions
-        self.max_length = positions if max_length is None else int(max_length)
+        if max_length is None:
+            self.max_length = positions
+        else:
+            self.max_length = int(max_length)
         if not 2 <= self.max_length <= positions:
             raise ValueError(f"max_length: expected 2 to {positions}, the positions of the model, got {max_length}")
 
@@ -79,7 +88,9 @@ class HarnessModel(TemplateLM):
     def eot_token_id(self) -> int:
         """The token that ends a text."""
         token = self.tokenizer.eos_token_id
-        return self.prefix_token_id if token is None else token
+        if token is None:
+            return self.prefix_token_id
+        return token
 
     @property
     def prefix_token_id(self) -> int:
@@ -222,12 +233,17 @@ def run_harness_tasks(
     """
     if task_path and not Path(task_path).is_dir():
         raise FileNotFoundError(f"task_path: expected a directory of YAML files, found none at {task_path}")
-    manager = TaskManager(include_path=task_path, include_defaults=False) if task_path else None
+    manager = None
+    if task_path:
+        manager = TaskManager(include_path=task_path, include_defaults=False)
     if manager is None or not set(names) <= set(manager.all_tasks):
         manager = TaskManager(include_path=task_path or None)  # to index those of the package takes 10 seconds and more
     if unknown := [name for name in names if name not in manager.all_tasks]:
         near = difflib.get_close_matches(unknown[0], manager.all_tasks, 1)
-        hint = f", did you mean {near[0]!r}?" if near else "; `lm_eval ls tasks` lists them"
+        if near:
+            hint = f", did you mean {near[0]!r}?"
+        else:
+            hint = "; `lm_eval ls tasks` lists them"
         raise ValueError(f"tasks: {unknown[0]!r} is neither a local task nor one of the harness{hint}")
     try:
         found: Any = simple_evaluate(
@@ -255,7 +271,10 @@ def _result(task: str, samples: Sequence[dict[str, Any]], source: str) -> TaskRe
     for each in filters:
         chosen = sorted((sample for sample in samples if sample["filter"] == each), key=lambda sample: sample["doc_id"])
         names = tuple(str(sample["doc"].get("id", sample["doc_id"])) for sample in chosen)
-        ids = names if len(set(names)) == len(names) else tuple(str(sample["doc_id"]) for sample in chosen)
+        if len(set(names)) == len(names):
+            ids = names
+        else:
+            ids = tuple(str(sample["doc_id"]) for sample in chosen)
         for metric in chosen[0]["metrics"]:
             if all(isinstance(sample[metric], int | float | np.number | np.bool_) for sample in chosen):
                 name = metric if each == "none" else f"{metric},{each}"

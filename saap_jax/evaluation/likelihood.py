@@ -103,7 +103,9 @@ def encode(tokenizer: Tokenizer, text: str, *, special: bool | None = None) -> l
     """
     if special is None and tokenizer.bos_token and text.startswith(tokenizer.bos_token):
         special = False
-    return tokenizer.encode(text) if special is None else tokenizer.encode(text, add_special_tokens=special)
+    if special is None:
+        return tokenizer.encode(text)
+    return tokenizer.encode(text, add_special_tokens=special)
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Request:

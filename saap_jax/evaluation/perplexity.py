@@ -51,7 +51,8 @@ def window_losses(
     Raises:
         ValueError: no window at all.
     """
-    gates = ones_gates(model.segments) if gates is None else gates
+    if gates is None:
+        gates = ones_gates(model.segments)
     sums = []
     counts = []
     for tokens, mask in tell_windows(batches):
@@ -161,7 +162,9 @@ def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Candida
 def _common(layers: Sequence[Bool[np.ndarray, "_layers _units"]]) -> int:
     """Count the layers that, from the first on, are the same in several keep-sets."""
     differs = np.any([(each != layers[0]).any(axis=1) for each in layers], axis=0)
-    return int(np.argmax(differs)) if differs.any() else len(differs)
+    if differs.any():
+        return int(np.argmax(differs))
+    return len(differs)
 
 
 def keep_digest(keep: Keep) -> str:

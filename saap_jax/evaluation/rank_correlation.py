@@ -113,7 +113,10 @@ class Resampled(NamedTuple):
     @property
     def interval(self) -> tuple[float, float]:
         """The percentile interval; resamples without a correlation (one unit only) are left out."""
-        drawn = self.drawn[np.isfinite(self.drawn)] if math.isfinite(self.value) else np.empty(0)
+        if math.isfinite(self.value):
+            drawn = self.drawn[np.isfinite(self.drawn)]
+        else:
+            drawn = np.empty(0)
         low, high, _ = sureness(drawn, self.size).tolist()
         return low, high
 

@@ -87,7 +87,9 @@ def too_few(count: int, what: str = "window") -> str:
     >>> too_few(2), too_few(1, "unit"), too_few(8)
     ('2 windows, where it takes 8', '1 unit, where it takes 8', '')
     """
-    return "" if count >= FEWEST else f"{plural(count, what)}, where it takes {FEWEST}"
+    if count >= FEWEST:
+        return ""
+    return f"{plural(count, what)}, where it takes {FEWEST}"
 
 
 def format_interval(low: float, high: float, show: Callable[[float], str]) -> str:
@@ -96,7 +98,9 @@ def format_interval(low: float, high: float, show: Callable[[float], str]) -> st
     >>> format_interval(-0.25, 0.5, "{:+.1f}".format), format_interval(math.nan, math.nan, str)
     ('-0.2 to +0.5', '')
     """
-    return "" if math.isnan(low) or math.isnan(high) else f"{show(low)} to {show(high)}"
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    return f"{show(low)} to {show(high)}"
 
 
 def counts(count: int, resamples: int, random: np.random.Generator) -> Int[np.ndarray, "resamples count"]:

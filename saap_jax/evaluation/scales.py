@@ -33,12 +33,16 @@ class Scale(NamedTuple):
         (1.0, 0.25)
         """
         with np.errstate(over="ignore"):
-            return float(np.exp(loss)) if self.logarithmic else float(loss)
+            if self.logarithmic:
+                return float(np.exp(loss))
+            return float(loss)
 
     def loss(self, value: float) -> float:
         """The mean loss of a figure."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return float(np.log(value)) if self.logarithmic else float(value)
+            if self.logarithmic:
+                return float(np.log(value))
+            return float(value)
 
     def limit(self, value: float, percent: float) -> float:
         """The figure that is some percent worse.
@@ -57,7 +61,10 @@ class Scale(NamedTuple):
         if self.drawn == "item":
             return difference
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            share = np.expm1(difference) if self.logarithmic else np.float64(difference) / abs(base)
+            if self.logarithmic:
+                share = np.expm1(difference)
+            else:
+                share = np.float64(difference) / abs(base)
         return 100 * float(share)
 
 
@@ -72,7 +79,9 @@ def scale_of(metric: str) -> Scale:
     >>> scale_of("ppl@128 builtin:reference").noun, scale_of("loss held_out").noun
     ('perplexity', 'loss')
     """
-    return LOSS if metric.partition(" ")[0] == "loss" else PERPLEXITY
+    if metric.partition(" ")[0] == "loss":
+        return LOSS
+    return PERPLEXITY
 
 
 def format_ppl(value: float) -> str:
@@ -84,7 +93,9 @@ def format_ppl(value: float) -> str:
     if not math.isfinite(value):
         return "n/a" if math.isnan(value) else "inf"
     if value < 99_999.5:
-        return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+        if value < 1000:
+            return f"{value:.2f}"
+        return f"{value:,.0f}"
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     return f"{mantissa}e{int(exponent)}"
 
@@ -95,4 +106,6 @@ def format_figure(value: float, scale: Scale = PERPLEXITY) -> str:
     >>> format_figure(12.345), format_figure(0.012345, LOSS)
     ('12.35', '0.01235')
     """
-    return format_ppl(value) if scale.logarithmic or not math.isfinite(value) else f"{value:.4g}"
+    if scale.logarithmic or not math.isfinite(value):
+        return format_ppl(value)
+    return f"{value:.4g}"

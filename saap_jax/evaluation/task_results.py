@@ -31,7 +31,9 @@ class TaskResult(NamedTuple):
         Source: `mean_stderr` of lm-evaluation-harness.
         """
         values = self.values[metric]
-        return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+        if len(values) > 1:
+            return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+        return math.nan
 
 
 METRICS = ("acc", "exact_match")

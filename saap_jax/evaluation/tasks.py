@@ -114,7 +114,8 @@ def find_task(name: str) -> Path | None:
     is_path = name.endswith(".jsonl") or "/" in name
     data = os.environ.get("SAAP_DATA")
     tried = [Path(name)] if is_path else []
-    tried += [Path(data) / (name if is_path else f"zeroshot/{name}.jsonl")] if data else []
+    if data:
+        tried += [Path(data) / (name if is_path else f"zeroshot/{name}.jsonl")]
     found = next((path for path in tried if path.is_file()), None)
     if found is None and is_path:
         where = f" (nor below SAAP_DATA, {data})" if data else ""

@@ -94,7 +94,9 @@ def compile_programs(model: Llama, workload: Workload) -> Programs:
     _, state = lowered.out_info
     programs = lowered.compile(), decode_steps.lower(model, state, settings, stops, jnp.int32(1)).compile()
     memory = [program.memory_analysis() for program in programs]
-    held = None if None in memory else max(map(program_bytes, memory))
+    held = None
+    if None not in memory:
+        held = max(map(program_bytes, memory))
     return Programs(model, workload, prompts, keys, *programs, held)
 
 
@@ -115,7 +117,10 @@ def time_once(programs: Programs) -> Times:
     for first in range(0, left, STEPS):
         _, state = programs.decode(model, state, settings, stops, jnp.int32(min(STEPS, left - first)))
     jax.block_until_ready(state)
-    step = (time.perf_counter() - shown) / left if left else float("nan")
+    if left:
+        step = (time.perf_counter() - shown) / left
+    else:
+        step = float("nan")
     return Times(prefill=read - ready, first_token=shown - start, step=step)
 
 

@@ -103,7 +103,10 @@ def export_model(config: ExportConfig, *, track: Track = quiet) -> Exported:
         if not getattr(config, name):
             raise ValueError(f"{name}: expected a path, got none; say saap export MODEL OUT --format {config.format}")
     source = resolve(config.model)
-    teacher = resolve(config.teacher) if config.teacher else None
+    if config.teacher:
+        teacher = resolve(config.teacher)
+    else:
+        teacher = None
     if config.format == "gguf":
         need("gguf", "format gguf")
     if (config.format == "gguf") != (Path(config.out).suffix == ".gguf"):
@@ -163,7 +166,10 @@ def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path,
             agreement = check_agreement(model, load_model(place), tokens, config.dtype, blocks=blocks)
             parameters = (count_parameters(model), count_written(place))
             if place.is_dir():
-                loader = "maxtext" if config.format == "maxtext" else loader_of(read_object(place / "config.json"))
+                if config.format == "maxtext":
+                    loader = "maxtext"
+                else:
+                    loader = loader_of(read_object(place / "config.json"))
                 made = origin_step(config, parameters, tuple(notes))
                 write_further(origins.files_of(origin, made, loader, out.name), place)
             if tokenizer is not None:
@@ -262,11 +268,18 @@ def _write_maxtext(
     trainers = wing("trainers_write")
     checkpoints = wing("trainers_read")
     remote = is_remote(config.out)
-    where = config.out.rstrip("/") if remote else str(Path(config.out).expanduser().absolute())
+    if remote:
+        where = config.out.rstrip("/")
+    else:
+        where = str(Path(config.out).expanduser().absolute())
     student = trainers.Side(model.spec, where)
-    other = None if teacher is None else trainers.Side(teacher.spec, f"{where}/{TEACHER}")
+    other = None
+    if teacher is not None:
+        other = trainers.Side(teacher.spec, f"{where}/{TEACHER}")
     # transformers reads the config.json beside a tokenizer, and refuses numbers of heads that pruning may leave
-    words = None if remote or tokenizer is None else (other or student).place
+    words = None
+    if not (remote or tokenizer is None):
+        words = (other or student).place
     settings = trainers.settings_of(student, other, words)
     for each, directory in ((model, place), (teacher, place / TEACHER)):
         if each is not None:

@@ -106,7 +106,9 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error  # numpy says "9 requested and 3 …"
     finally:
         writer.close()
-    wider = sum(kind == Type.F16 for kind in types) if dtype == "q8_0" else 0
+    wider = 0
+    if dtype == "q8_0":
+        wider = sum(kind == Type.F16 for kind in types)
     return WrittenGguf(architecture, added_parameters(spec, layers), wider)
 
 
@@ -129,7 +131,10 @@ def _windows(constants: Constants, architecture: str) -> dict[str, int | list[in
     layers = None
     if apart is not None:
         alike = (apart.rope_theta, apart.rope_scaling) == (constants.rope_theta, constants.rope_scaling)
-        window = apart.sliding_window if alike and window is None else None
+        if alike and window is None:
+            window = apart.sliding_window
+        else:
+            window = None
         layers = list(apart.layers)
     if window is None or known.windows:
         return {}
@@ -175,7 +180,9 @@ def architecture_of(spec: LlamaSpec) -> str:
         return "deci"
     first = spec.layers[0]
     whole = first.kv_heads * first.q_per_kv * spec.head_dim == spec.embed
-    return gguf.architecture if whole or not gguf.whole_heads else "llama"
+    if whole or not gguf.whole_heads:
+        return gguf.architecture
+    return "llama"
 
 
 def _check_windows(spec: LlamaSpec) -> None:
@@ -183,7 +190,12 @@ def _check_windows(spec: LlamaSpec) -> None:
     constants, traits = spec.constants, spec.constants.traits
     local = all_but_each(traits.full_every, len(spec.layers))
     own: Constants | Apart = constants.apart or constants
-    layers = constants.apart.layers if constants.apart is not None else range(len(spec.layers)) if local else ()
+    if constants.apart is not None:
+        layers = constants.apart.layers
+    elif local:
+        layers = range(len(spec.layers))
+    else:
+        layers = ()
     for what, good, got in (
         ("layers with a window", list(layers) == list(local), list(layers)),
         ("rotary base of layers with a window", own.rope_theta == traits.local_theta, own.rope_theta),
@@ -218,7 +230,8 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
     if scaling is not None and scaling.kind == "linear":
         own |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling.factor)}
     said = {"general.name": name, "general.file_type": int(_FILE_TYPES[dtype])}
-    said |= {"general.quantization_version": gguf.GGML_QUANT_VERSION} if dtype in ("q8_0", "q4_1") else {}
+    if dtype in ("q8_0", "q4_1"):
+        said |= {"general.quantization_version": gguf.GGML_QUANT_VERSION}
     said |= {f"{arch}.{key}": value for key, value in own.items()} | _windows(constants, arch)
     if scaling is not None and scaling.kind == "llama3":
         said |= {key: getattr(scaling, setting) for setting, key in SCALING_KEYS.items()}
@@ -238,7 +251,10 @@ def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
         # which lie side by side; a matrix for each of them
         (rows, columns) = tensor.shape
         experts = spec.layers[0].mlp
-        shape = (experts, rows, columns // experts) if side else (experts, rows // experts, columns)
+        if side:
+            shape = (experts, rows, columns // experts)
+        else:
+            shape = (experts, rows // experts, columns)
         return Tensor(name, shape, lambda: expert_matrices(tensor.read(), experts, side), tensor.dtype)
     if architecture not in PERMUTED or not tensor.name.endswith(("q_proj.weight", "k_proj.weight")):
         return tensor._replace(name=name)
@@ -252,14 +268,18 @@ def _type_of(tensor: Tensor, dtype: str) -> Type:
     if tensor.dtype == np.uint8:  # rows of blocks, see `gguf_tensors`
         return Type.Q4_1
     kind = _TYPES[dtype][0]
-    return Type.F16 if kind == Type.Q8_0 and tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] else kind
+    if kind == Type.Q8_0 and tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+        return Type.F16
+    return kind
 
 
 def _stored(tensor: Tensor, kind: Type) -> np.ndarray:
     if kind == Type.Q4_1:
         return tensor.read()
     values = converted(tensor.read(), tensor.name, np.dtype(np.float16 if kind == Type.F16 else np.float32))
-    return values if kind in (Type.F16, Type.F32) else gguf.quants.quantize(values, kind)
+    if kind in (Type.F16, Type.F32):
+        return values
+    return gguf.quants.quantize(values, kind)
 
 
 # --- matrices of 4 bits ----------------------------------------------------------------------------
@@ -291,7 +311,9 @@ def gguf_tensors(model: Llama, layers: Sequence[LayerWidths]) -> list[Tensor]:
 
     def without_empty(matrix: Weight) -> Weight:  # an empty sub-block is widened by zeros, and has no integers
         empty = isinstance(matrix, Quantized) and 0 in matrix.shape
-        return param(matrix.axes, matrix.dense()) if empty else matrix
+        if empty:
+            return param(matrix.axes, matrix.dense())
+        return matrix
 
     tensors: list[Tensor] = []
     parts: dict[str, dict[str, Tensor]] = {}

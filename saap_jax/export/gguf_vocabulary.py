@@ -121,7 +121,10 @@ def _tokens(tokenizer: Tokenizer, vocab: int) -> tuple[list[str], list[int]]:
         if index not in known:
             kind = TokenType.UNUSED
         elif index in added:
-            kind = TokenType.CONTROL if added[index].special else TokenType.USER_DEFINED
+            if added[index].special:
+                kind = TokenType.CONTROL
+            else:
+                kind = TokenType.USER_DEFINED
         else:
             kind = TokenType.NORMAL
         tokens.append(known.get(index, f"[PAD{index}]"))

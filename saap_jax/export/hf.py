@@ -121,7 +121,10 @@ def check_form(spec: LlamaSpec, form: Form) -> None:
         alike = "choose --format hf, for layers that are alike (the allocation uniform)"
         raise unfit(form, "a model without experts", f"a {constants.family}", alike)
     if form == "nas" and (traits.head_norms or constants.sliding_window is not None or spec.output_biases):
-        got = "some" if spec.output_biases else f"a {constants.family}"
+        if spec.output_biases:
+            got = "some"
+        else:
+            got = f"a {constants.family}"
         expected = "no norms of heads, windows or biases of output projections, which vLLM's DeciLM has not"
         raise unfit(form, expected, got, "choose --format padded")
     if form in TRAVELS:
@@ -139,7 +142,8 @@ def check_form(spec: LlamaSpec, form: Form) -> None:
         return
     units = "experts" if traits.experts else "MLP channels"
     kinds = {"KV heads": "kv_heads", "query heads a KV head": "q_per_kv", units: "mlp"}
-    kinds |= {"channels an expert": "channels"} if traits.experts else {}
+    if traits.experts:
+        kinds |= {"channels an expert": "channels"}
     ranges = {kind: sorted({getattr(layer, name) for layer in spec.layers}) for kind, name in kinds.items()}
     got = ", ".join(f"{found[0]} to {found[-1]} {kind}" for kind, found in ranges.items() if len(found) > 1)
     if not got and heads and first.mlp:

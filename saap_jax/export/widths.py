@@ -69,7 +69,9 @@ def gguf_widths(spec: LlamaSpec, architecture: str) -> tuple[LayerWidths, ...]:
     """
     gguf = spec.constants.traits.gguf
     if not gguf.equal_layers:
-        return deci_widths(spec) if architecture == "deci" else spec.layers
+        if architecture == "deci":
+            return deci_widths(spec)
+        return spec.layers
     widest = widest_layer(spec)
     if gguf.whole_heads:
         heads = spec.embed // spec.head_dim
@@ -140,6 +142,8 @@ def without_empty_layers(model: Llama) -> Llama:
     numbers = [start + layer for start, segment in kept for layer in range(segment.length)]
     if (apart := model.constants.apart) is not None:
         own = tuple(new for new, old in enumerate(numbers) if old in apart.layers)
-        found = dataclasses.replace(apart, layers=own) if own else None
+        found = None
+        if own:
+            found = dataclasses.replace(apart, layers=own)
         new.constants = dataclasses.replace(model.constants, apart=found)
     return new

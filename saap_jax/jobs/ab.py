@@ -294,9 +294,10 @@ def models_of(reference: Reference, dtype: str) -> Iterator[Llama]:
     dense = reference.model["name"]
     compensated = any(row.get("model") != row.get("keep") for row in reference.rows)
     if reference.candidate == DENSE or compensated or not (reference.run / "keeps.npz").exists():
-        why = (
-            "compensation gives a candidate weights of its own" if compensated else "tasks need a model that can be run"
-        )
+        if compensated:
+            why = "compensation gives a candidate weights of its own"
+        else:
+            why = "tasks need a model that can be run"
         yield load_model(loadable(reference, why), own)
         return
     model = load_model(dense, own)

@@ -22,7 +22,6 @@ from saap_jax.llama.files.write import write_further
 from saap_jax.records import Row, RunRecord
 from saap_jax.report.couplings import coupling_files
 from saap_jax.report.pages.common import structure_sentences, subject_sentence, written_section
-from saap_jax.report.pages.compare import comparison_table, cut_tables
 from saap_jax.runs.commands import command_of, prune_command
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.origin import OriginStep, figures_of
@@ -194,8 +193,9 @@ def shown(config: CompareConfig, run: RunDirectory) -> Iterator[Any]:
     """Show a comparison."""
     yield subject_sentence(run.record)
     yield from structure_sentences(run.record)
-    yield comparison_table(run.record, run.candidates())
-    yield from cut_tables(run.record)
+    page = wing("comparison_page")
+    yield page.comparison_table(run.record, run.candidates())
+    yield from page.cut_tables(run.record)
     yield from written_section(run.record.get("written", ()))
     made = {"report": run.path / "report.html"}
     if "best" in run.record:

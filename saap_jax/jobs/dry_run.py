@@ -33,20 +33,32 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
         ValueError: what the job would refuse.
     """
     alone = isinstance(config, PruneConfig)
-    where = config.out if alone else f"{config.runs}/{config.name}"
+    if alone:
+        where = config.out
+    else:
+        where = f"{config.runs}/{config.name}"
     if alone and exists(where):
         raise ValueError(f"out: expected a directory that does not exist yet, found {where}; choose another --out")
-    calibration = calibration_of(config) if alone else config.calibration
+    if alone:
+        calibration = calibration_of(config)
+    else:
+        calibration = config.calibration
     size = calibration.batch_size
     chains = expand([config.chain] if alone else config.methods)
     if alone:
         wing("targets").check(config.targets, chains[0])
     ratios, seeds = ([config.ratio or 0.2], [0]) if alone else (config.ratios, config.seeds_drawn)
     with step(track, "load the model, and time a microbatch"):
-        layout = layout_of_job(config.mesh, **{"calibration.batch_size": size}) if alone else check(config)
+        if alone:
+            layout = layout_of_job(config.mesh, **{"calibration.batch_size": size})
+        else:
+            layout = check(config)
         subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
         scenarios = subject.scenarios(calibration)
-        texts = texts_of(config, subject, calibration.scenarios) if alone else subject.texts(config.evaluation)
+        if alone:
+            texts = texts_of(config, subject, calibration.scenarios)
+        else:
+            texts = subject.texts(config.evaluation)
         sizes = []
         for chain in chains:
             passes = fitting(Passes(size, config.remat), subject, scenarios, chain)
@@ -65,9 +77,14 @@ def dry_run(config: CompareConfig | FrontierConfig | PruneConfig, *, track: Trac
     pairs = [*zip(chains, sizes, strict=True)]
     passes = sum(chain.passes(text, each, subject) for chain, text in pairs for each in ratios) * candidates
     passes /= len(chains) * len(ratios)
-    cuts = 1 if alone or (isinstance(config, CompareConfig) and config.cut) else 0
+    cuts = 0
+    if alone or (isinstance(config, CompareConfig) and config.cut):
+        cuts = 1
     tokens = text * (SCORING * len(seeds) + passes) + judged * (1 + candidates + 2 * cuts * (not alone))
-    ratio = config.cut_ratio if isinstance(config, CompareConfig) else ratios[0]
+    if isinstance(config, CompareConfig):
+        ratio = config.cut_ratio
+    else:
+        ratio = ratios[0]
     disk = cuts * whole.bytes * (1 - ratio * subject.prunable / subject.parameters)
     kinds = ((len(chains), "method"), (len(ratios), "ratio"), (len(seeds), "seed"), (candidates, "candidate"))
     passes += SCORING * len(seeds)
@@ -87,4 +104,6 @@ def _time(seconds: float) -> str:
     """
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -42,7 +42,9 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
     layout = layout_of_job(config.mesh, batch_size=config.batch_size)
     rows = {}
     tasks = find_tasks(config)
-    lengths = {"length": config.length} if config.sources else {}
+    lengths = {}
+    if config.sources:
+        lengths = {"length": config.length}
     with attending(config.attention):
         how: Any = {"limit": config.windows or None, "bos": config.bos, "drawn": config.drawn}
         for name in track("evaluate models", config.models, len(config.models)):

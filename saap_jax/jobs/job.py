@@ -50,7 +50,9 @@ def check(config: Config) -> Layout | None:
             devices do not divide.
     """
     sizes = {"calibration.batch_size": config.calibration.batch_size}
-    sources = [] if config.model.traced else [parse_scenario(text).source for text in config.calibration.scenarios]
+    sources = []
+    if not config.model.traced:
+        sources = [parse_scenario(text).source for text in config.calibration.scenarios]
     if not isinstance(config, FidelityConfig | ScoreConfig):
         if not config.model.traced:
             check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
@@ -75,7 +77,10 @@ def _read(config: Config, subject: Subject, seeds: Sequence[int] = ()) -> Materi
         seed: subject.scenarios(dataclasses.replace(config.calibration, seed=seed))
         for seed in seeds or (config.calibration.seed,)
     }
-    texts = {} if isinstance(config, FidelityConfig | ScoreConfig) else subject.texts(config.evaluation)
+    if isinstance(config, FidelityConfig | ScoreConfig):
+        texts = {}
+    else:
+        texts = subject.texts(config.evaluation)
     return Material(subject, calibration, texts, inputs_of(subject.digests(), calibration, texts))
 
 
@@ -122,7 +127,10 @@ def run_job(
         if not recovers:
             warn_of_changes(config, run, lambda: _digests(config, track))
         return run
-    attention = config.attention if recovers else config.model.attention
+    if recovers:
+        attention = config.attention
+    else:
+        attention = config.model.attention
     with attending(attention), held(path, f"the run {path}"):
         run = RunDirectory.open(path, dataclasses.asdict(config), **options)  # another may have gone on meanwhile
         if not run.finished:

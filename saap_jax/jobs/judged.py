@@ -102,7 +102,8 @@ def in_turns(
             if place or most is None or turn < most:
                 start = time.perf_counter()
                 losses = model.losses(part, rows)
-                taken[place] += [time.perf_counter() - start] if 0 < turn < (most or timed) else []
+                if 0 < turn < (most or timed):
+                    taken[place] += [time.perf_counter() - start]
                 found[place] += [] if alike <= turn < timed else [losses]
     dense, pruned = (WindowLosses(*map(np.concatenate, zip(*each, strict=True))) for each in found)
     before, after = taken

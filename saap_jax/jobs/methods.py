@@ -84,7 +84,9 @@ def field_docs(kind: type) -> dict[str, str]:
     """Read the docstrings below the fields of a class and of its parts."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
-        lines = inspect.getsource(each).splitlines() if dataclasses.is_dataclass(each) else []
+        lines = []
+        if dataclasses.is_dataclass(each):
+            lines = inspect.getsource(each).splitlines()
         for at, line in enumerate(lines[:-1]):
             name, colon, _ = line.strip().partition(":")
             if colon and name.isidentifier() and lines[at + 1].strip().startswith('"""'):
@@ -101,7 +103,10 @@ def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
     rows += [("chain", recipe.chain), ("calibrates on", recipe.calibration)]
     rows += [("differs", said) for said in recipe.deviations]
     for figure in recipe.published:
-        dense = "" if figure.dense is None else f", dense {figure.dense:g}"
+        if figure.dense is None:
+            dense = ""
+        else:
+            dense = f", dense {figure.dense:g}"
         about = f", {figure.about}" if figure.about else ""
         rows.append(
             ("published", f"{figure.model}, {figure.ratio:.0%}{about}: {figure.metric} {figure.value:g}{dense}")

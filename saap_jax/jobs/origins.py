@@ -43,9 +43,12 @@ def files_of(origin: Origin, step: OriginStep, model: Any, name: str) -> dict[st
         name: the model's directory.
     """
     loader: Any = model if isinstance(model, str) else "traced"
-    model = model.model if isinstance(model, CutLlama) else model
+    if isinstance(model, CutLlama):
+        model = model.model
     if isinstance(model, Llama):
-        per_layer = True if quantization_of(model) is not None else None
+        per_layer = None
+        if quantization_of(model) is not None:
+            per_layer = True
         loader = loader_of(config_from_spec(model.spec, "float32", per_layer=per_layer))
     step["facts"] = {name: value for name, value in step["facts"].items() if value}
     made: Origin = {**origin, "loader": loader, "steps": [*origin["steps"], {**step, "versions": versions()}]}

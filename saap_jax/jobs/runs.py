@@ -39,7 +39,9 @@ def list_runs(config: RunsConfig, *, track: Track = quiet) -> list[Any]:
     paths = paths or sorted(each.parent for each in root.glob("*/run.json"))
     if not paths:
         return [f"no runs in {root}; saap compare quickstart makes one"]
-    views = dict(zip(paths, read_views(paths), strict=True)) if config.names else {}
+    views = {}
+    if config.names:
+        views = dict(zip(paths, read_views(paths), strict=True))
     for path in [] if config.names else paths:  # one that is damaged does not hide the others
         with contextlib.suppress(ValueError, OSError):
             views[path] = read_view(path, name=path.name)
@@ -49,7 +51,9 @@ def list_runs(config: RunsConfig, *, track: Track = quiet) -> list[Any]:
         lines.append((CACHE, "what they share", "", "", "", "", _size(root / CACHE)))
     header = ("run", "kind", "status", "began", "lowest", "seconds", "MiB")
     table = text_table("", header, lines, words=5)
-    return [table, *overview_sections([*views.values()])] if config.names else [table]
+    if config.names:
+        return [table, *overview_sections([*views.values()])]
+    return [table]
 
 
 def _line(path: Path, view: View) -> tuple[str, ...]:

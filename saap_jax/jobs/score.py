@@ -117,7 +117,9 @@ def observing_run(path: str, model: str) -> RunRecord:
     record = source_run(path, model)
     with reading(f"{path}/run.json", "a run's config.from_run"):
         source = record["config"].get("from_run")
-    return source_run(str(source), model) if source else record
+    if source:
+        return source_run(str(source), model)
+    return record
 
 
 def check_observed(path: str, record: RunRecord, inputs: Mapping[str, str]) -> None:

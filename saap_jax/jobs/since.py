@@ -66,7 +66,9 @@ def _written_since(config: Config, record: RunRecord) -> bool:
 def _files(config: Config) -> Iterator[Path]:
     """Yield the files of a model and of texts that are on this machine."""
     yield from _model_files(config.model)
-    sources = [] if config.model.traced else [parse_scenario(text).source for text in config.calibration.scenarios]
+    sources = []
+    if not config.model.traced:
+        sources = [parse_scenario(text).source for text in config.calibration.scenarios]
     if isinstance(config, SweepConfig | SensitivityConfig) and not config.model.traced:
         sources += [config.evaluation.in_domain, config.evaluation.out_of_domain]
     for source in sources:
@@ -78,4 +80,6 @@ def _model_files(model: ModelConfig) -> list[Path]:
         return local_files(model.name)
     place = model.name.rpartition(":")[0]
     file = Path(place if place.endswith(".py") else f"{place.replace('.', '/')}.py")
-    return user_sources(file) if file.is_file() else []
+    if file.is_file():
+        return user_sources(file)
+    return []

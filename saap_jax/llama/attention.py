@@ -72,7 +72,10 @@ class Seen(NamedTuple):
             apart, other = self.apart
             window = jnp.where(apart, self.length if other is None else other, self.window or self.length)
         if window is not None:
-            position = place[None] if self.positions is None else self.positions
+            if self.positions is None:
+                position = place[None]
+            else:
+                position = self.positions
             seen = seen & (position[:, rows, None] - position[:, None] < window)
         if self.segments is not None:
             seen = seen & (self.segments[:, rows, None] == self.segments[:, None])
@@ -96,7 +99,9 @@ class Sight(NamedTuple):
         if self.apart is None or apart is None:
             return self
         if isinstance(apart, bool | np.bool_):
-            return self.apart if apart else self._replace(apart=None)
+            if apart:
+                return self.apart
+            return self._replace(apart=None)
         rotation = jax.tree.map(lambda own, main: jnp.where(apart, own, main), self.apart.rotation, self.rotation)
         own = self.apart.seen
         main = self.seen
@@ -148,7 +153,9 @@ def rotary(positions: Int[Array, "*batch seq"], head_dim: int, how: Constants | 
 
 def at_least_float32(dtype: Any) -> Any:
     """The dtype in which norms, softmax and losses are computed: float32, or float64 for float64 arrays."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+    if dtype == jnp.float64:
+        return jnp.float64
+    return jnp.float32
 
 
 def rotate(x: Array, rotation: Rotation) -> Array:
@@ -184,7 +191,9 @@ def attended(query: Queries, key: Keys, value: Keys, seen: Seen, scale: float) -
 
 def chosen(query: Queries) -> AttentionPath:
     """Choose the path for rows, `plain` or `blocks`; that of a layer without heads is plain."""
-    return "plain" if not query.size or whole(_PATH.value, query.shape[1]) else "blocks"
+    if not query.size or whole(_PATH.value, query.shape[1]):
+        return "plain"
+    return "blocks"
 
 
 def whole(path: AttentionPath, length: int) -> bool:
@@ -213,7 +222,9 @@ def in_blocks(query: Queries, key: Keys, value: Keys, seen: Seen, scale: float, 
     dtype = query.dtype
     tensor = _tensor(kv_heads)
     if size is None:
-        shards = jax.sharding.get_abstract_mesh().shape[tensor] if tensor else 1
+        shards = 1
+        if tensor:
+            shards = jax.sharding.get_abstract_mesh().shape[tensor]
         size = block_of(length, (batch // batch_shards(batch)) * (kv_heads // shards) * q_per_kv)
     count = -(-length // size)
     rows = jnp.minimum(jnp.arange(count * size), length - 1).reshape(count, size)  # what is padded sees something too
@@ -243,4 +254,6 @@ def block_of(length: int, heads: int) -> int:
 def _tensor(kv_heads: int) -> str | None:
     """Find the axis of the mesh over which KV heads are spread evenly."""
     shards = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-    return "tensor" if shards > 1 and kv_heads % shards == 0 else None
+    if shards > 1 and kv_heads % shards == 0:
+        return "tensor"
+    return None

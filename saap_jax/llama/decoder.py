@@ -110,7 +110,10 @@ def extend(
     slots = slot + jnp.arange(tokens.shape[1], dtype=slot.dtype)  # as wide as the slot, in double precision too
     positions = jnp.maximum(slots[None] - start[:, None], 0)
     count = max(segment.keys.shape[-2] for segment in cache)
-    seen = slots if empty else jnp.arange(count, dtype=slot.dtype)
+    if empty:
+        seen = slots
+    else:
+        seen = jnp.arange(count, dtype=slot.dtype)
     visible = (seen[None, None] >= start[:, None, None]) & (seen[None, None] <= slots[None, :, None])
     constants = model.constants
 

@@ -226,7 +226,9 @@ def rounded(length: int) -> int:
     power = power_of_two(length)
     if power <= 64:
         return max(power, 16)
-    return 3 * power // 4 if length <= 3 * power // 4 else power
+    if length <= 3 * power // 4:
+        return 3 * power // 4
+    return power
 
 
 def power_of_two(count: int) -> int:
@@ -242,7 +244,9 @@ def stops_of(tokens: Sequence[int]) -> Int[Array, "stops"]:
 def decoder_of(model: Llama) -> Llama:
     """Put a model into the form that decodes fastest where it is: on a CPU, single layers with fused matrices."""
     platforms = {device.platform for device in model.embedding[...].devices()}
-    return fused_layers(model) if platforms == {"cpu"} else model
+    if platforms == {"cpu"}:
+        return fused_layers(model)
+    return model
 
 
 def check_prompts(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -316,7 +320,10 @@ class TextOutput:
         self._held += new
         found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         self.stopped = bool(found)
-        sure = min(found) if found else len(self._held) - (0 if final else _begun(self._held, self._stops))
+        if found:
+            sure = min(found)
+        else:
+            sure = len(self._held) - (0 if final else _begun(self._held, self._stops))
         piece = self._held[:sure]
         self._held = self._held[sure:]
         self.text += piece

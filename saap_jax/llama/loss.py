@@ -168,7 +168,10 @@ def summed_losses(
     """
     hidden, target, dtype = hidden[:, :, :-1], tokens[:, 1:], at_least_float32(hidden.dtype)
     highest, total, _ = _over_words(model, hidden)
-    rows = model.embedding[target] if model.unembedding is None else jnp.moveaxis(model.unembedding[:, target], 0, -1)
+    if model.unembedding is None:
+        rows = model.embedding[target]
+    else:
+        rows = jnp.moveaxis(model.unembedding[:, target], 0, -1)
     losses = highest + jnp.log(total) - jnp.einsum("ubtd,btd->ubt", hidden, rows, preferred_element_type=dtype)
     return jnp.sum(jnp.where(mask[None, :, 1:], losses, 0), axis=-1)
 
@@ -205,7 +208,10 @@ def _over_words(
     """Return the highest logit z of each row, Σ_v exp(z_v - highest), and the target's, by chunks of the vocabulary."""
     tied = model.unembedding is None
     dtype = at_least_float32(hidden.dtype)
-    table = model.embedding[...] if model.unembedding is None else model.unembedding[...]
+    if model.unembedding is None:
+        table = model.embedding[...]
+    else:
+        table = model.unembedding[...]
     axis, product = (0, "...d,vd->...v") if tied else (1, "...d,dv->...v")
     vocab = table.shape[axis]
     chunk = min(VOCAB_CHUNK, table.shape[axis])

@@ -75,16 +75,34 @@ class Attention(nnx.Module):
         self.output = param(
             ("layers", "kv_heads", "q_per_kv", "head_dim", "embed"), make((layers, k, g, h, d), max(k * g * h, 1))
         )
-        self.output_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
+        if spec.output_biases:
+            self.output_bias = param(("layers", "embed"), make((layers, d), d))
+        else:
+            self.output_bias = None
         biases = spec.constants.traits.input_biases
         norms = spec.constants.traits.head_norms
         grouped = ("layers", "kv_heads", "q_per_kv", "head_dim")
         single = ("layers", "kv_heads", "head_dim")
-        self.query_bias = param(grouped, make((layers, k, g, h), d)) if biases else None
-        self.key_bias = param(single, make((layers, k, h), d)) if biases else None
-        self.value_bias = param(single, make((layers, k, h), d)) if biases else None
-        self.query_norm = param(("layers", "head_dim"), make((layers, h), None)) if norms else None
-        self.key_norm = param(("layers", "head_dim"), make((layers, h), None)) if norms else None
+        if biases:
+            self.query_bias = param(grouped, make((layers, k, g, h), d))
+        else:
+            self.query_bias = None
+        if biases:
+            self.key_bias = param(single, make((layers, k, h), d))
+        else:
+            self.key_bias = None
+        if biases:
+            self.value_bias = param(single, make((layers, k, h), d))
+        else:
+            self.value_bias = None
+        if norms:
+            self.query_norm = param(("layers", "head_dim"), make((layers, h), None))
+        else:
+            self.query_norm = None
+        if norms:
+            self.key_norm = param(("layers", "head_dim"), make((layers, h), None))
+        else:
+            self.key_norm = None
 
     def heads(self, x: Hidden) -> Heads:
         """Return queries, keys and values of one layer, without biases, norms and positions."""
@@ -99,16 +117,28 @@ class Mlp(nnx.Module):
         d = spec.embed
         experts = widths.channels is not None
         units = ("experts", "channels") if experts else ("mlp",)
-        inner = (widths.mlp,) if widths.channels is None else (widths.mlp, widths.channels)
-        self.router = param(("layers", "embed", "experts"), make((layers, d, widths.mlp), d)) if experts else None
+        if widths.channels is None:
+            inner = (widths.mlp,)
+        else:
+            inner = (widths.mlp, widths.channels)
+        if experts:
+            self.router = param(("layers", "embed", "experts"), make((layers, d, widths.mlp), d))
+        else:
+            self.router = None
         self.gate = param(("layers", "embed", *units), make((layers, d, *inner), d))
         self.up = param(("layers", "embed", *units), make((layers, d, *inner), d))
         self.down = param(("layers", *units, "embed"), make((layers, *inner, d), max(inner[-1], 1)))
-        self.down_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
+        if spec.output_biases:
+            self.down_bias = param(("layers", "embed"), make((layers, d), d))
+        else:
+            self.down_bias = None
 
     def halves(self, x: Hidden) -> tuple[Float[Array, "batch seq *units"], Float[Array, "batch seq *units"]]:
         """Return x W_gate and x W_up of one layer, `[batch, seq, mlp]` or `[batch, seq, experts, channels]`."""
-        equation = "btd,df->btf" if self.router is None else "btd,dec->btec"
+        if self.router is None:
+            equation = "btd,df->btf"
+        else:
+            equation = "btd,dec->btec"
         return product(equation, x, self.gate), product(equation, x, self.up)
 
 
@@ -152,7 +182,10 @@ class Llama(nnx.Module):
         self.embedding = param(("vocab", "embed"), make((spec.vocab, spec.embed), 1))
         self.segments = nnx.List([DecoderLayer(length, spec, widths, make) for widths, length in spec.segments])
         self.norm = param(("embed",), make((spec.embed,), None))
-        self.unembedding = None if spec.tied else param(("embed", "vocab"), make((spec.embed, spec.vocab), spec.embed))
+        if spec.tied:
+            self.unembedding = None
+        else:
+            self.unembedding = param(("embed", "vocab"), make((spec.embed, spec.vocab), spec.embed))
 
     @property
     def head_dim(self) -> int:
@@ -189,7 +222,8 @@ class Llama(nnx.Module):
         `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones. `sight` is of
         packed rows.
         """
-        sight = sight_of(tokens.shape[1], self.head_dim, self.constants) if sight is None else sight
+        if sight is None:
+            sight = sight_of(tokens.shape[1], self.head_dim, self.constants)
         bounds = segment_bounds(self.segments)
         x = self.embedded(tokens)
         observed = []
@@ -207,7 +241,9 @@ class Llama(nnx.Module):
     def embedded(self, tokens: Int[Array, "batch seq"]) -> Hidden:
         """Embed tokens."""
         x = by_example(gathered(self.embedding)[...][tokens])
-        return x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype) if self.constants.traits.scaled_words else x
+        if self.constants.traits.scaled_words:
+            return x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype)
+        return x
 
     def final(self, x: Hidden) -> Hidden:
         """Return the normalised last hidden states from the residual stream behind all layers."""
@@ -348,7 +384,9 @@ def routes(
     if constants.route_scale == "sum_to_one":
         taken = taken / jnp.sum(taken, axis=-1, keepdims=True)
     weights = taken.astype(scores.dtype)
-    return weights if gates is None else weights * gates
+    if gates is None:
+        return weights
+    return weights * gates
 
 
 def written_by(mlp: Mlp, active: Float[Array, "batch seq *units"]) -> Hidden:
@@ -379,7 +417,9 @@ def rms_norm(
 
 def post_normed(written: Hidden, scale: nnx.Param | None, constants: Constants) -> Hidden:
     """Normalise the output of a sub-block where the family does so."""
-    return written if scale is None else rms_norm(written, scale[...], constants)
+    if scale is None:
+        return written
+    return rms_norm(written, scale[...], constants)
 
 
 def random_llama(spec: LlamaSpec, key: Array, dtype: Any = jnp.float32) -> Llama:

@@ -85,7 +85,10 @@ class Quantized(Matrix):
         flat = x.reshape(batch, seq, math.prod(inputs))
         if not flat.size:
             return jnp.zeros((batch, seq, *outputs), x.dtype)
-        multiply = _few_rows if batch * seq <= FEW and self.bits == 4 else _in_chunks
+        if batch * seq <= FEW and self.bits == 4:
+            multiply = _few_rows
+        else:
+            multiply = _in_chunks
         y = multiply(flat, self.packed[...], self.scale[...], self.offset[...], self.bits)
         return y.reshape(batch, seq, *outputs)
 
@@ -215,7 +218,9 @@ def quantization_of(model: Llama) -> Quantization | None:
             f"model: expected matrices that are all quantised alike, got (bits, group size, which) {found}"
         )
     bits, group_size, names = found.pop()
-    return Quantization(bits, group_size, names) if names else None
+    if names:
+        return Quantization(bits, group_size, names)
+    return None
 
 
 def dequantized(model: Llama) -> Llama:
@@ -226,7 +231,9 @@ def dequantized(model: Llama) -> Llama:
             return matrix
         return param(matrix.axes, matrix.dense().astype(model.embedding.dtype))
 
-    return model if quantization_of(model) is None else with_matrices(model, to_floats)
+    if quantization_of(model) is None:
+        return model
+    return with_matrices(model, to_floats)
 
 
 def with_matrices(

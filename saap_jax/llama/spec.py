@@ -101,8 +101,13 @@ class Constants:
         """
         if (scaling := self.rope_scaling) is None:
             return self.max_positions
-        before = self.max_positions if scaling.kind == "linear" else scaling.original_max_positions
-        return self.max_positions if self.max_positions > before else int(before * scaling.factor)
+        if scaling.kind == "linear":
+            before = self.max_positions
+        else:
+            before = scaling.original_max_positions
+        if self.max_positions > before:
+            return self.max_positions
+        return int(before * scaling.factor)
 
     @property
     def traits(self) -> Family:
@@ -155,7 +160,10 @@ class LlamaSpec:
         if self.head_dim % 2:
             raise ValueError(f"model spec: rotary embedding needs an even head_dim, got {self.head_dim}")
         if any((layer.channels is None) == self.constants.traits.experts for layer in self.layers):
-            expected = "the channels of an expert" if self.constants.traits.experts else "no channels of experts"
+            if self.constants.traits.experts:
+                expected = "the channels of an expert"
+            else:
+                expected = "no channels of experts"
             raise ValueError(f"model spec: expected {expected} in each layer of family {self.constants.family!r}")
 
     @property
@@ -263,7 +271,9 @@ def per_layer(value: Any, layers: int, key: str, where: str) -> list[int]:
     """Return a number a layer, of a list or of one number for all of them."""
     if isinstance(value, list) and len(value) != layers:
         raise ValueError(f"{where}: expected {key} to be {layers} numbers, one a layer, got {shown(value)}")
-    return value if isinstance(value, list) else [value] * layers
+    if isinstance(value, list):
+        return value
+    return [value] * layers
 
 
 def some(names: list[str]) -> str:

@@ -42,7 +42,9 @@ class Chip(NamedTuple):
     @property
     def word(self) -> str:
         """What a target of some of them begins with, where nothing compiles for them: `gpu:h100`."""
-        return self.kind if self.compiled else f"{self.maker}:{self.kind}"
+        if self.compiled:
+            return self.kind
+        return f"{self.maker}:{self.kind}"
 
 
 QUARTER = "bfloat16 at a quarter of its FP4 peak, links as those of its peers"

@@ -42,7 +42,10 @@ def shown(config: PlanConfig, result: Record) -> list[Block]:
     if record is None:
         kind = target_of(config.target).chip.kind
         tried = result["tried"]
-        largest = tried[-1]["target"] if tried else "none, by arithmetic"
+        if tried:
+            largest = tried[-1]["target"]
+        else:
+            largest = "none, by arithmetic"
         return [Words(f"{config.model} does not fit any {kind} machine: the largest that was tried is {largest}.")]
     if not record["fits"]:
         share, allowed = (1.0, "") if record["source"] == "compiled" else (ROOM, " that arithmetic allows")
@@ -68,8 +71,12 @@ def shown(config: PlanConfig, result: Record) -> list[Block]:
         ("sent in all", f"{sum(record['sent'].values()) / 1e9:.1f} GB", f"{seconds['links']:.3f}"),
     ]
     title = f"{config.task} of {config.model} on {record['target']} ({plural(record['chips'], 'chip')}; {mesh})"
-    how = "compiled for it" if record["source"] == "compiled" else "by arithmetic alone, nothing was compiled"
-    how += f"; assumed: {record['assumed']}" if record.get("assumed") else ""
+    if record["source"] == "compiled":
+        how = "compiled for it"
+    else:
+        how = "by arithmetic alone, nothing was compiled"
+    if record.get("assumed"):
+        how += f"; assumed: {record['assumed']}"
     bound = {"compute": "operations", "memory": "memory traffic", "links": "the links"}[record["bound"]]
     peaks = "the peak rates taken here" + ", which are those of bfloat16" * (config.dtype == "float32")
     said = (

@@ -54,7 +54,10 @@ def _flops_of(product: Any) -> int:
 
 def equations(jaxpr: Any) -> Iterator[tuple[Any, float]]:
     """Yield every equation of a program and of the programs in it, with the times that it runs on all devices."""
-    inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    if isinstance(jaxpr, ClosedJaxpr):
+        inner = jaxpr.jaxpr
+    else:
+        inner = jaxpr
     for equation in inner.eqns:
         yield equation, 1.0
         name = equation.primitive.name
@@ -67,7 +70,10 @@ def equations(jaxpr: Any) -> Iterator[tuple[Any, float]]:
             if name == "shard_map":
                 manual = params.get("newly_manual_axes", params.get("manual_axes"))  # by jax's version
                 repeats = math.prod(size for axis, size in params["mesh"].shape.items() if axis in manual)
-            values = [params["callee"]] if name == "linear_call" else params.values()
+            if name == "linear_call":
+                values = [params["callee"]]
+            else:
+                values = params.values()
             flat = (each for value in values for each in (value if isinstance(value, tuple | list) else [value]))
             for part in (each for each in flat if isinstance(each, ClosedJaxpr | Jaxpr)):
                 for found, times in equations(part):
@@ -142,7 +148,9 @@ def _walk(name: str, count: float, computations: dict[str, list[str]], times: di
             for inner in (each.strip() for each in (one or several).replace("%", "").split(",")):
                 if inner in computations:
                     looped = loop and inner in loop.groups()
-                    turns = _turns(*(computations[each] for each in loop.groups())) if loop and looped else 1
+                    turns = 1
+                    if loop and looped:
+                        turns = _turns(*(computations[each] for each in loop.groups()))
                     _walk(inner, count * turns, computations, times)
 
 
@@ -156,7 +164,9 @@ def _turns(condition: list[str], body: list[str]) -> int:
     limit = constants.get(right, max(constants.values()))
     element = re.compile(rf"^\s*%?{re.escape(left)} = .*get-tuple-element\(.*\), index=(\d+)")
     place = next((int(found[1]) for line in condition if left and (found := element.search(line))), None)
-    return limit if place is None else max(1, -(-limit // _step(body, place)))
+    if place is None:
+        return limit
+    return max(1, -(-limit // _step(body, place)))
 
 
 def _constants(lines: list[str]) -> dict[str, int]:
@@ -170,7 +180,9 @@ def _step(body: list[str], place: int) -> int:
     names = re.sub(r"/\*.*?\*/", "", root.partition(" tuple(")[2]).split(",")
     constants = _constants(body)
     total = 0
-    name = names[place].strip().lstrip("%").rstrip(") ") if place < len(names) else ""
+    name = ""
+    if place < len(names):
+        name = names[place].strip().lstrip("%").rstrip(") ")
     while True:  # along the additions that make a scalar
         add = rf"^\s*(?:ROOT )?%?{re.escape(name)} = [su]32\[\]\S* add\(%?([\w.\-]+), %?([\w.\-]+)\)"
         operands = next((each.groups() for line in body if (each := re.match(add, line))), ())
@@ -186,9 +198,16 @@ def _size(shape: str, *, halved: bool) -> float:
     sizes = []
     for kind, dimensions in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", shape)):
         bits = re.search(r"\d+$", kind)
-        width = 1.0 if kind == "pred" else int(bits[0]) / 8 if bits else 0.0
+        if kind == "pred":
+            width = 1.0
+        elif bits:
+            width = int(bits[0]) / 8
+        else:
+            width = 0.0
         sizes.append(width * math.prod(int(each) for each in dimensions.split(",") if each))
-    return max(sizes) if halved and len(sizes) > 1 else sum(sizes)
+    if halved and len(sizes) > 1:
+        return max(sizes)
+    return sum(sizes)
 
 
 def _group_size(line: str, devices: int) -> int:
@@ -208,7 +227,10 @@ def shard_bytes(tree: Any) -> int:
 
     def one(leaf: Any) -> int:
         place = getattr(leaf, "sharding", None)
-        shape = leaf.shape if place is None else place.shard_shape(tuple(leaf.shape))
+        if place is None:
+            shape = leaf.shape
+        else:
+            shape = place.shard_shape(tuple(leaf.shape))
         return math.prod(shape) * leaf.dtype.itemsize
 
     return sum(one(leaf) for leaf in jax.tree.leaves(tree))

@@ -82,11 +82,16 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     embeddings = spec.vocab * spec.embed * (1 if spec.tied else 2)
     count = sum(matrices) + embeddings
     parameters = (sum(matrices) + embeddings) * width
-    loaded = parameters if config.task == "recover" and config.method == "groupwise" else 0
+    loaded = 0
+    if config.task == "recover" and config.method == "groupwise":
+        loaded = parameters
     if loaded:  # beside it integers, and of a group a scale and an offset
         method = method_of(config, spec)
         of_attention = [2 * (kv + heads) for kv, heads, _ in layers]
-        packed = sum(matrices) if "up" in method.matrices else spec.embed * spec.head_dim * sum(of_attention)
+        if "up" in method.matrices:
+            packed = sum(matrices)
+        else:
+            packed = spec.embed * spec.head_dim * sum(of_attention)
         parameters -= packed * (width - tensor * (method.bits / 8 + 8 / method.group_size))  # whole along tensor
     gradient, squares, state = _state(config, spec, count, sum(matrices), fsdp, tensor)
     backward, passes, words, again = passes_of(config, remat)
@@ -98,7 +103,9 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
         at_once = [block_of(config.length, math.ceil(heads)) for heads in of_device]
         scores = [heads * queries * config.length * 6 for heads, queries in zip(of_device, at_once, strict=True)]
     held = [sum(each) for each in zip(working, scores, strict=True)]
-    kept = {"none": sum(held), "dots": 0.7 * sum(held), "full": 0.0}[remat] if backward else 0.0
+    kept = 0.0
+    if backward:
+        kept = {"none": sum(held), "dots": 0.7 * sum(held), "full": 0.0}[remat]
     logits = tokens * spec.vocab / tensor * 4
     temporaries = (
         gradient
@@ -110,7 +117,9 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
         + (3 * spec.embed * max(mlp for *_, mlp in layers) / tensor * 4 if squares else 0)
     )
     words += again * (logits > LOGITS)
-    grams = whole_bytes(needs_of(config) & {SECOND_MOMENT}, spec, 0) / 4 if config.task == "score" else 0
+    grams = 0
+    if config.task == "score":
+        grams = whole_bytes(needs_of(config) & {SECOND_MOMENT}, spec, 0) / 4
     attention = sum(4 * heads * spec.head_dim * config.length for _, heads, _ in layers)
     once = 2 * sum(matrices) + attention
     flops = tokens / tensor * (passes * once + words * 2 * spec.vocab * spec.embed + 2 * grams)
@@ -212,7 +221,9 @@ def meshes(devices: int, spec: LlamaSpec) -> list[Mesh]:
     Of a mixture also those with a fourth size, of `expert`.
     """
     heads, units = (math.gcd(*sizes) for sizes in zip(*((w.kv_heads, w.mlp) for w in spec.layers), strict=True))
-    most = max(min(devices, units), 1) if spec.constants.traits.experts else 1
+    most = 1
+    if spec.constants.traits.experts:
+        most = max(min(devices, units), 1)
     found = []
     for expert, tensor in itertools.product(range(1, most + 1), (1, 2, 4, 8)):
         if devices % (expert * tensor) or units % (expert * tensor) or math.gcd(heads, spec.vocab) % tensor:

@@ -58,7 +58,10 @@ def spec_of(name: str) -> LlamaSpec:
         from saap_jax.llama.files.load import load_model
 
         return load_model(name).spec
-    path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
+    if Path(name).is_dir():
+        path = Path(name) / "config.json"
+    else:
+        path = Path(name)
     if not path.is_file():
         raise ValueError(
             f"model: expected one of {', '.join((*KNOWN, *PACKAGED))}, a config.json or its directory, got {name!r}"

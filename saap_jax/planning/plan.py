@@ -200,7 +200,10 @@ def remedies(
         tries.append((f"--batch {batch // 2}", config, mesh, batch // 2, remat))
     if data > 1 and spec.embed % parts == 0:
         tries.append((f"--mesh.data 1 --mesh.fsdp {parts}", config, (1, parts, tensor, *expert), batch, remat))
-    half = batch // 2 if fsdp % 2 == 0 and batch // 2 % (parts // 2) == 0 else batch
+    if fsdp % 2 == 0 and batch // 2 % (parts // 2) == 0:
+        half = batch // 2
+    else:
+        half = batch
     for axis, doubled in (("tensor", (2 * tensor, *expert)), ("expert", (tensor, 2 * math.prod(expert)))):
         if fsdp % 2 == 0 and (narrower := (data, fsdp // 2, *doubled)) in meshes(target.devices, spec):
             text = f"--mesh.fsdp {fsdp // 2} --mesh.{axis} {by_axis(narrower)[axis]} --batch {half}"

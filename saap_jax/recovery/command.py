@@ -82,7 +82,10 @@ def recover(config: RecoverConfig, *, overwrite: bool | None = False, track: Tra
                 f"out: expected a directory that does not exist yet, found {config.out}; choose another --out"
             )
         away = is_remote(config.out)  # it is sent there from the run
-        out = Path(config.out).expanduser() if config.out and not away else run.path / "model"
+        if config.out and not away:
+            out = Path(config.out).expanduser()
+        else:
+            out = run.path / "model"
         with held(out, f"out: {out}"):
             _recover(config, run, out, layout, track)
 
@@ -98,11 +101,17 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
             lengths["evaluation.length + new_tokens"] = config.evaluation.length + config.new_tokens
         model = load_model(config.model, config.dtype, layout=layout, lengths=lengths)
         tokenizer = load_tokenizer(config.model)
-        dense = load_model(config.dense, config.dtype, layout=layout, lengths=lengths) if config.dense else None
+        if config.dense:
+            dense = load_model(config.dense, config.dtype, layout=layout, lengths=lengths)
+        else:
+            dense = None
         _check_dense(config, model, dense)
         origin = origins.origin_of(config.model)
         place = resolve(config.model)
-        keep = load_keep(place) if place.is_dir() and (place / "keep.json").exists() else None
+        if place.is_dir() and (place / "keep.json").exists():
+            keep = load_keep(place)
+        else:
+            keep = None
         if keep is not None:  # before anything is trained; it goes with the result
             check_widths(keep, model)
     with run.stage("text"), step(track, "tokenise the texts"):
@@ -130,7 +139,9 @@ def _recover(config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout
     with run.stage("merge"), step(track, "merge and save"):
         recovered = cast(method.merge(join(outcome.trained, training.frozen)), config.dtype)
         del outcome, training
-        own = model_digest(recovered) if broadcast(out.exists) else None
+        own = None
+        if broadcast(out.exists):
+            own = model_digest(recovered)
         if own is None:
             save_model(recovered, out, tokenizer=tokenizer, keep=keep)
         recovered = load_model(out, config.dtype, layout=layout)
@@ -185,7 +196,10 @@ def training_of(
     rows = text.rows
     steps = count_batches(rows, batch_size=options.batch_size, epochs=options.epochs)
     steps = min(steps, options.max_steps or steps)
-    warmup = min(WARMUP, steps // 10) if options.warmup is None else options.warmup
+    if options.warmup is None:
+        warmup = min(WARMUP, steps // 10)
+    else:
+        warmup = options.warmup
     if steps <= warmup:
         raise ValueError(
             f"training.warmup: expected fewer than the {steps} steps that {len(rows.tokens):,} rows make in "
@@ -269,9 +283,14 @@ def _train(config: RecoverConfig, run: RunDirectory, training: Training, track: 
             stage.tokens += told.tokens
             record = {name: value for name, value in told._asdict().items() if value is not None}
             run.append({"candidate": f"step {told.step}", **record, "tokens_per_second": rates[-1]})
-            held = "" if told.held_out is None else f", held out {told.held_out:.4f}"
+            if told.held_out is None:
+                held = ""
+            else:
+                held = f", held out {told.held_out:.4f}"
             milestone = told.held_out is not None or told.step == steps
-            where = f"step {told.step} of {steps}: " if milestone else ""
+            where = ""
+            if milestone:
+                where = f"step {told.step} of {steps}: "
             _note(track, f"{where}loss {told.loss:.4f}{held}, {np.median(rates):,.0f} tokens/s", milestone)
             if milestone:
                 write_scalars(run)
@@ -335,7 +354,9 @@ def origin_step(config: RecoverConfig, run: RunRecord) -> OriginStep:
     data = run["data"]
     method = {name: value for name, value in dataclasses.asdict(config.method).items() if name != "name"}
     models: Mapping[str, Measured] = {label: run[key] for key, label in RECOVERY.items() if key in run}
-    best = None if training["best_step"] == training["steps"] else training["best_step"]
+    best = None
+    if training["best_step"] != training["steps"]:
+        best = training["best_step"]
     facts = {
         "method": " ".join([config.method.name, *options(method, MethodConfig())]),
         "text": f"{', '.join(config.data.sources)}: {plural(data['rows'], 'row')} of {config.data.length} tokens, "

@@ -132,7 +132,9 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Told]
         )  # fmt: skip
         step += 1
         check = step % plan.check_every == 0 or step == schedule.steps
-        loss = held_out_loss(state.trained, training) if check else None
+        loss = None
+        if check:
+            loss = held_out_loss(state.trained, training)
         done(told._replace(held_out=loss))  # before the checkpoint, so that a kill leaves no step untold
         if check:
             finite = loss is not None and math.isfinite(loss)

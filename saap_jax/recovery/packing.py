@@ -147,7 +147,9 @@ def split_pieces(pieces: Sequence[Piece], share: float) -> tuple[tuple[Piece, ..
     Raises:
         ValueError: one of the two would be empty.
     """
-    held = 0 if share == 0 else max(1, round(share * len(pieces)))
+    held = 0
+    if share != 0:
+        held = max(1, round(share * len(pieces)))
     if held >= len(pieces):
         raise ValueError(
             f"data: expected two pieces of text or more, to hold {share:.1%} of them out, got {len(pieces)}; give more "

@@ -31,7 +31,9 @@ def recover_findings(directory: RunDirectory) -> Findings:
     run = directory.record
     steps = [row for row in directory.candidates() if "step" in row]
     done = {"data", "training", "after"} <= run.keys()
-    table = recovery_table(run) if {"before", "after"} <= run.keys() else None
+    table = None
+    if {"before", "after"} <= run.keys():
+        table = recovery_table(run)
     course = section("The course of the training", _course(steps) if steps else None)
     return Findings(summary(run) if done else ["The training is not finished."], "What came back", [table], more=course)
 
@@ -50,7 +52,9 @@ def recovery_table(run: RunRecord) -> Table:
             rows.append(row | {"slowest": low, "fastest": high})
 
     def figure(value: float, base: float | None) -> str:
-        change = "" if base is None or value == base else f" ({format_relative(base, value)})"
+        change = ""
+        if not (base is None or value == base):
+            change = f" ({format_relative(base, value)})"
         return format_ppl(number(value)) + change
 
     rate = functools.partial(with_interval, form=format_count)
@@ -70,7 +74,8 @@ def recovery_table(run: RunRecord) -> Table:
     if training:
         title = f"{config['method']['name']}, {plural(training['steps'], 'step')} of {plural(training['rows'], 'row')}"
     notes = [f"in brackets behind a perplexity: change from the {RECOVERY['before']} model"]
-    notes += [f"decoding: median of {rounds} rounds in turns (slowest to fastest)"] if timed else []
+    if timed:
+        notes += [f"decoding: median of {rounds} rounds in turns (slowest to fastest)"]
     return Table(title, columns, rows, notes, "recovery")
 
 
@@ -89,11 +94,19 @@ def summary(run: RunRecord) -> list[str]:
     ]
     trained = f"{training['trained']:,} numbers trained, of a model of {run['model']['parameters']:,}"
     if training["best_step"] is None:
-        why = "no held-out loss was finite" if held else "no text was held out"
+        if held:
+            why = "no held-out loss was finite"
+        else:
+            why = "no text was held out"
         lines.append(f"{trained}; the model is that of step {training['steps']}, the last one: {why}")
     else:
-        stopped = " (stopped: no lower held-out loss came)" if training["stopped"] else ""
-        worse = ", which no step came below" if training["best_loss"] >= training["first_loss"] else ""
+        if training["stopped"]:
+            stopped = " (stopped: no lower held-out loss came)"
+        else:
+            stopped = ""
+        worse = ""
+        if training["best_loss"] >= training["first_loss"]:
+            worse = ", which no step came below"
         lines.append(
             f"{trained}; the model is that of step {training['best_step']} of {training['steps']}{stopped}, where the "
             f"held-out loss was lowest: {training['best_loss']:.4f}, at first {training['first_loss']:.4f}{worse}"
@@ -123,7 +136,10 @@ def changes(run: RunRecord) -> list[str]:
                 parts.append(f"{said} against {of} ({format_ppl(figures[0])})")
         if parts:
             value = format_ppl(number(run["after"]["ppl"].get(name)))
-            on = f" on {plural(len(after), 'window')} {DOMAINS[metric['domain']]}" if after else ""
+            if after:
+                on = f" on {plural(len(after), 'window')} {DOMAINS[metric['domain']]}"
+            else:
+                on = ""
             lines.append(f"{name}{on}: recovered {value}, {' and '.join(parts)}")
     return lines
 

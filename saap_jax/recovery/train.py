@@ -109,7 +109,10 @@ def learning_rate_of(schedule: Schedule) -> Callable[[Any], Any]:
 @functools.cache
 def optimizer_of(schedule: Schedule) -> optax.GradientTransformation:
     """Make Adam after clipping."""
-    clip = optax.clip_by_global_norm(schedule.clip) if schedule.clip else optax.identity()
+    if schedule.clip:
+        clip = optax.clip_by_global_norm(schedule.clip)
+    else:
+        clip = optax.identity()
     return optax.chain(clip, optax.adam(learning_rate_of(schedule)))
 
 

@@ -65,7 +65,9 @@ class Reference(NamedTuple):
     @property
     def tokenizer(self) -> str:
         """Name of the model whose tokenizer it uses."""
-        return self.text if self.run is None else self.model["name"]
+        if self.run is None:
+            return self.text
+        return self.model["name"]
 
 
 def find(text: str) -> Reference:
@@ -102,7 +104,10 @@ def _of_run(text: str, run: Path, candidate: str) -> Reference:
     if not rows:
         names = [DENSE, *dict.fromkeys(name for row in known for name in (row["candidate"], together(row)))]
         near = difflib.get_close_matches(candidate, names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"such as {names[-1]!r}"
+        if near:
+            hint = f"did you mean {near[0]!r}?"
+        else:
+            hint = f"such as {names[-1]!r}"
         raise ValueError(f"{text}: expected one of the {len(names)} models of {run}, {hint}")
     ratio = rows[0].get("ratio_asked")
     beside = {row.get("variant", row["candidate"]) for row in known if row.get("ratio_asked") == ratio}
@@ -126,7 +131,9 @@ def together(row: Row) -> str:
     """
     variant = row.get("variant")
     ratio = row.get("ratio_asked")
-    return row["candidate"] if variant is None or ratio is None else f"{variant}@{ratio:g}"
+    if variant is None or ratio is None:
+        return row["candidate"]
+    return f"{variant}@{ratio:g}"
 
 
 def recorded_losses(reference: Reference) -> Losses:

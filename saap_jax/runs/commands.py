@@ -86,7 +86,10 @@ def prune_command(run: RunRecord, row: Row) -> str:
     config: dict[str, Any] = dict(run["config"])
     config["calibration"] = {**config["calibration"], "seed": row["seed"]}
     chain = row["chain"]
-    method = row["variant"] if row["variant"] in RECIPES and parse(row["variant"]).written == chain else chain
+    if row["variant"] in RECIPES and parse(row["variant"]).written == chain:
+        method = row["variant"]
+    else:
+        method = chain
     config |= {"method": method, "ratio": row["ratio_asked"]}
     return " ".join(["saap prune", *options(config, PruneConfig())])
 
@@ -103,7 +106,10 @@ def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[s
             continue
         value = config[field.name]
         usual = getattr(default, field.name)
-        name = "model" if (prefix, field.name) == ("model.", "name") else f"{prefix}{field.name}".replace("_", "-")
+        if (prefix, field.name) == ("model.", "name"):
+            name = "model"
+        else:
+            name = f"{prefix}{field.name}".replace("_", "-")
         if dataclasses.is_dataclass(usual):
             words += options(value, usual, f"{name}.")
         elif isinstance(usual, bool) and value != usual:

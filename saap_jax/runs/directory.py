@@ -73,7 +73,9 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
     if not file.is_file():
         raise FileNotFoundError(f"expected a run directory, found no run.json in {path}; check the name of the run")
     record = read_json(file)
-    version = record.get("schema") if isinstance(record, dict) else None
+    version = None
+    if isinstance(record, dict):
+        version = record.get("schema")
     if version != SCHEMA:
         raise ValueError(
             f"{file}: expected a run of version {SCHEMA} (`schema`), got {version!s:.60}; make it again with "

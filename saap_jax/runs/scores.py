@@ -20,7 +20,6 @@ from saap_jax.estimation.ablation import changes_from_lines, changes_to_scores
 from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.observe import union_of_needs
 from saap_jax.estimation.registry import ESTIMATORS, code_of, code_of_statistic, make_estimators
-from saap_jax.estimation.storage import kept_statistics, load_statistics, save_statistics
 from saap_jax.records import Row, RunRecord
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.runtime.files import read_json
@@ -38,6 +37,7 @@ from saap_jax.steps.score.score import Plan, make_members
 from saap_jax.steps.score.stability import reduce_scenarios
 from saap_jax.subjects.base import Examples, Subject, explained
 from saap_jax.types import Scores
+from saap_jax.wings import wing
 
 ByScenario = dict[str, dict[str, Scores]]
 """`{scenario: {estimator: {structure: [layers, units]}}}`."""
@@ -56,20 +56,24 @@ def kept_scores(
     A scenario whose statistics the run holds is not observed again. Statistics are in memory for one scenario at a
     time.
     """
+    files = wing("statistics_files")
     made = {}
     needs = union_of_needs(make_members(plan, tuple(subject.existing)).values())
     for name, examples in scenarios.items():
         path = statistics_path(run.path, name)
         known = run.has(str(path.relative_to(run.path)))
-        known = known and {need.name for need in needs} <= kept_statistics(path)  # not where small ones alone are
+        known = known and {need.name for need in needs} <= files.kept_statistics(path)  # more than the small ones
         passes = Passes(config.calibration.batch_size, config.remat, track, name if len(scenarios) > 1 else "")
-        kept = load_statistics(path, subject.weights, needs) if known else None
+        kept = None
+        if known:
+            kept = files.load_statistics(path, subject.weights, needs)
         with explained("calibration", subject, {name: examples}, passes.batch_size):
             statistics, made[name] = score_examples(subject, examples, plan, passes, statistics=kept)
         if config.keep_statistics != "none" and not known and statistics is not None:
             run.claim(path.parent.name)
             every = config.keep_statistics == "all"
-            save_statistics(path, statistics, only=frozenset(n for n in statistics.values if every or not n.large))
+            wanted = frozenset(each for each in statistics.values if every or not each.large)
+            files.save_statistics(path, statistics, only=wanted)
     return joined(made)
 
 
@@ -105,7 +109,7 @@ def rescored(source: str, subject: Subject, plan: Plan) -> Calibrated:
         path = statistics_path(Path(source), name)
         weights = subject.weights
         try:
-            observed = load_statistics(path, weights, needs)
+            observed = wing("statistics_files").load_statistics(path, weights, needs)
             made[name] = score_plan(weights, observed, plan, known=own)
         except ValueError as error:
             raise ValueError(f"from_run {source}: {error}") from None
@@ -159,8 +163,11 @@ def kept_by(source: str) -> KeptStatistics:
             raise FileNotFoundError(
                 f"from_run: expected statistics at {path}, found none; run `saap score` with --keep-statistics all"
             )
-        statistics[name] = kept_statistics(path)
-    scores = read_scores(run).scenarios if run.has("scores.npz") else {}
+        statistics[name] = wing("statistics_files").kept_statistics(path)
+    if run.has("scores.npz"):
+        scores = read_scores(run).scenarios
+    else:
+        scores = {}
     return KeptStatistics(statistics, scores, run.record.get("inputs", {}))
 
 
@@ -260,7 +267,10 @@ class Run(NamedTuple):
         Of `fidelity`, which has no candidates, the correlations; of `score` mean and range of each layer. Values of
         single windows are left out.
         """
-        dense = [{"candidate": "dense", **self.record["dense"]}] if "dense" in self.record else []
+        if "dense" in self.record:
+            dense = [{"candidate": "dense", **self.record["dense"]}]
+        else:
+            dense = []
         measured: Sequence[Mapping[str, Any]] = [*dense, *self.candidates]
         if (file := self.path / "fidelity.json").exists():
             measured = read_json(file)
@@ -295,7 +305,10 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """Put nested fields under `NAME/KEY`, and leave lists out."""
     found: dict[str, Any] = {}
     for name, value in row.items():
-        found |= {f"{name}/{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{key}": one for key, one in value.items()}
+        else:
+            found |= {name: value}
     return {name: value for name, value in found.items() if not isinstance(value, list | Mapping)}
 
 

@@ -85,7 +85,9 @@ def named(label: str, asked: float, actual: float) -> str:
     >>> named("shortgpt", 0.35, 0.3667), named("wanda", 0.35, 0.3501)
     ('shortgpt (36.7 % gone)', 'wanda')
     """
-    return f"{label} ({100 * actual:.1f} % gone)" if abs(actual - asked) > FAR else label
+    if abs(actual - asked) > FAR:
+        return f"{label} ({100 * actual:.1f} % gone)"
+    return label
 
 
 def metrics(run: RunRecord) -> list[Metric]:
@@ -233,8 +235,12 @@ def beside(
         return None
     seen = np.array([None not in window for window in zip(*a, *b, strict=True)], bool)
     of_a, of_b = (np.array(rows, np.float64)[:, seen] for rows in (a, b))
-    known = np.asarray(articles)[seen].tolist() if len(articles) == len(seen) else ()
-    return paired_difference(of_a, of_b, others=others, scale=scale_of(metric), articles=known) if seen.any() else None
+    known = ()
+    if len(articles) == len(seen):
+        known = np.asarray(articles)[seen].tolist()
+    if seen.any():
+        return paired_difference(of_a, of_b, others=others, scale=scale_of(metric), articles=known)
+    return None
 
 
 def leading(rows: Sequence[ComparisonRow], limit: int) -> list[str]:
@@ -255,7 +261,9 @@ def leading(rows: Sequence[ComparisonRow], limit: int) -> list[str]:
 def untested(rows: Sequence[ComparisonRow]) -> str:
     """Say why nothing of a comparison is tested: too few windows, or none on record; empty where they suffice."""
     windows = max((row.windows for row in rows if row.candidate != DENSE), default=0)
-    return too_few(windows) if windows else "the losses are not on record"
+    if windows:
+        return too_few(windows)
+    return "the losses are not on record"
 
 
 def number(value: Any) -> float:

@@ -32,7 +32,9 @@ GATHERED = "gathered weights"
 def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
     """Make a context in which programs know the mesh of a model, or of a part of one, if any."""
     mesh = mesh_of(tree)
-    return jax.set_mesh(mesh) if mesh is not None and mesh.size > 1 else contextlib.nullcontext()
+    if mesh is not None and mesh.size > 1:
+        return jax.set_mesh(mesh)
+    return contextlib.nullcontext()
 
 
 def _sizes() -> Mapping[str, int]:
@@ -78,13 +80,17 @@ def unit_axes(axes: tuple[str, ...], width: int) -> tuple[str, ...]:
     """
     sizes = _sizes()
     parts = tuple(axis for axis in ((EXPERT, "tensor") if "experts" in axes else ("tensor",)) if sizes.get(axis, 1) > 1)
-    return () if width % math.prod(sizes[axis] for axis in parts) else parts
+    if width % math.prod(sizes[axis] for axis in parts):
+        return ()
+    return parts
 
 
 def expert_shards(axes: tuple[str, ...], units: int) -> int:
     """Count the parts of the units of a matrix where the mesh has an axis for experts; else 1."""
     parts = unit_axes(axes, units)
-    return math.prod(_sizes()[axis] for axis in parts) if EXPERT in parts else 1
+    if EXPERT in parts:
+        return math.prod(_sizes()[axis] for axis in parts)
+    return 1
 
 
 def sum_of_shards(own: Array, embed: int) -> Array:
@@ -111,7 +117,9 @@ def gathered(tree: Any) -> Any:
 
 def _gathered(variable: Any) -> Any:
     axes = getattr(variable, "axes", ())
-    value = variable[...] if isinstance(variable, nnx.Variable) else None
+    value = None
+    if isinstance(variable, nnx.Variable):
+        value = variable[...]
     split = next((axis for axis in ("embed", "outputs") if axis in axes), None)
     if value is None or split is None:
         return variable
@@ -125,6 +133,8 @@ def _gathered(variable: Any) -> Any:
 
     if not jnp.issubdtype(value.dtype, jnp.inexact):
         return variable.replace(checkpoint_name(constrained(value, None), GATHERED))
-    back = WEIGHTS if shards is not None and value.shape[place] % shards == 0 else None
+    back = None
+    if shards is not None and value.shape[place] % shards == 0:
+        back = WEIGHTS
     whole = linear_call(lambda _, x: constrained(x, None), lambda _, x: constrained(x, back), (), value)
     return variable.replace(checkpoint_name(whole, GATHERED))

@@ -34,7 +34,10 @@ def digest_of(tree: Any) -> str:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         digest.update(f"{name} {leaf.shape} {leaf.dtype.name};".encode())
-        layers = range(leaf.shape[0]) if leaf.ndim > 2 and mesh_of(leaf) else (None,)
+        if leaf.ndim > 2 and mesh_of(leaf):
+            layers = range(leaf.shape[0])
+        else:
+            layers = (None,)
         for array in (fetched(leaf, index) for index in layers if leaf.size):
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
@@ -143,6 +146,10 @@ def git_commit(directory: Path) -> str | None:
             done = subprocess.run(("git", *arguments), cwd=directory, capture_output=True, text=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        if done.returncode == 0:
+            return done.stdout.strip()
+        return None
 
-    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if git("ls-files", ".") else None
+    if git("ls-files", "."):
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return None

@@ -54,7 +54,11 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # arrays and scalars of numpy and jax
         return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        if math.isnan(value):
+            return "NaN"
+        if value > 0:
+            return "Infinity"
+        return "-Infinity"
     if value is None or isinstance(value, str | int | float):
         return value
     raise ValueError(f"expected a value that JSON can hold, got {type(value).__name__}: {value!r}")
@@ -77,7 +81,9 @@ def decoded(content: bytes) -> Any:
             return {key: finite(item) for key, item in value.items()}
         if isinstance(value, list):
             return [finite(item) if isinstance(item, dict | list | str) else item for item in value]
-        return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return _NON_FINITE.get(value, value)
+        return value
 
     try:
         return finite(json.loads(content.decode()))

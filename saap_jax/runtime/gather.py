@@ -21,10 +21,14 @@ def fetched(array: Any, index: int | None = None) -> np.ndarray:
     Of several processes, all have to call this for an array that is spread over them.
     """
     if not isinstance(array, jax.Array):
-        return np.asarray(array) if index is None else np.asarray(array[index])
+        if index is None:
+            return np.asarray(array)
+        return np.asarray(array[index])
     if in_host_memory(array) and array.is_fully_addressable:
         if len(array.devices()) == 1:
-            return np.asarray(array) if index is None else np.asarray(array)[index]
+            if index is None:
+                return np.asarray(array)
+            return np.asarray(array)[index]
         return _assembled(array, index)
     part = array if index is None else array[index]
     if part.is_fully_addressable or part.is_fully_replicated:

@@ -120,7 +120,9 @@ def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
             f"mesh: expected {asked} to make {devices} devices, got {given}; set one axis to -1 for what is left"
         )
     filled = tuple(devices // given if size == -1 else size for size in sizes)
-    return filled[: len(MESH_AXES)] if filled[len(MESH_AXES) :] == (1,) else filled
+    if filled[len(MESH_AXES) :] == (1,):
+        return filled[: len(MESH_AXES)]
+    return filled
 
 
 def rules_of(overrides: Sequence[str]) -> Rules:
@@ -213,7 +215,9 @@ def _is_spread(leaf: Any) -> bool:
 def batch_axes(sizes: Mapping[str, int], examples: int) -> tuple[str, ...]:
     """Name the axes, of a mesh of these sizes, that a batch is split over; none where they do not divide it."""
     parts = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1)
-    return () if examples % math.prod(sizes[axis] for axis in parts) else parts
+    if examples % math.prod(sizes[axis] for axis in parts):
+        return ()
+    return parts
 
 
 def shard(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array:
@@ -267,7 +271,9 @@ Places = tuple[NamedSharding, ...]
 
 def places_of(tree: Any) -> Places:
     """List the places of the arrays of a tree that is spread over devices; none of one that is not."""
-    return () if mesh_of(tree) is None else tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
+    if mesh_of(tree) is None:
+        return ()
+    return tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
 
 
 def held(tree: Any, places: Places) -> Any:

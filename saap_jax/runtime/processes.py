@@ -65,7 +65,10 @@ def join(cluster: Cluster) -> None:
     try:
         jax.distributed.initialize(*cluster, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LEAVING)
     except (ValueError, RuntimeError) as error:
-        where = "what Slurm, Open MPI, a TPU pod or GKE says" if cluster.coordinator is None else cluster.coordinator
+        if cluster.coordinator is None:
+            where = "what Slurm, Open MPI, a TPU pod or GKE says"
+        else:
+            where = cluster.coordinator
         raise ValueError(
             f"--distributed: the processes of this job did not meet at {where} ({' '.join(str(error).split())}); give "
             "--distributed.coordinator HOST:PORT, a port of the first process that all can reach"
@@ -98,7 +101,9 @@ def leave() -> None:
 def _jax_of_many() -> Any:
     """Get jax if this process has joined others, else None, without importing what nobody has imported."""
     jax = sys.modules.get("jax")
-    return jax if jax is not None and jax.distributed.is_initialized() else None
+    if jax is not None and jax.distributed.is_initialized():
+        return jax
+    return None
 
 
 _ALONE = contextvars.ContextVar("alone", default=False)
@@ -117,7 +122,9 @@ def alone() -> Iterator[None]:
 def count() -> int:
     """Count the processes of the job that work together."""
     jax = _jax_of_many()
-    return 1 if jax is None or _ALONE.get() else jax.process_count()
+    if jax is None or _ALONE.get():
+        return 1
+    return jax.process_count()
 
 
 def number() -> int:
@@ -133,7 +140,9 @@ def is_primary() -> bool:
 
 def place() -> str:
     """Name this process, to be put before a message; empty in a job of one."""
-    return f"process {number()} of {count()}: " if _jax_of_many() else ""
+    if _jax_of_many():
+        return f"process {number()} of {count()}: "
+    return ""
 
 
 def in_host_memory(array: Any) -> bool:

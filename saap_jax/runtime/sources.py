@@ -129,7 +129,10 @@ def _sources(file: Path, reach: _Reach) -> set[Path]:
     while waiting:
         source = waiting.pop()
         for level, name in _read(source).imports:
-            starts = reach.roots if level == 0 else source.parents[level - 1 : level]
+            if level == 0:
+                starts = reach.roots
+            else:
+                starts = source.parents[level - 1 : level]
             for module in (each for start in starts for each in _modules(start, name)):
                 if module not in found and reach.folder in module.parents and HOME not in module.parents:
                     found.add(module)
@@ -186,7 +189,10 @@ def _forget_changed(file: Path) -> dict[Path, bytes]:
 
 def _name(module: Path, root: Path) -> str:
     """Tell by which name a module is imported where its root is searched, empty of one that is not below it."""
-    parts = module.relative_to(root).with_suffix("").parts if root in module.parents else ()
+    if root in module.parents:
+        parts = module.relative_to(root).with_suffix("").parts
+    else:
+        parts = ()
     return ".".join(parts).removesuffix(".__init__")
 
 

@@ -69,7 +69,9 @@ class State(NamedTuple):
         removed = {}
         for name, units in self.subject.existing.items():
             removed[name] = units & ~self.keep[name]
-        return removed if any(each.any() for each in removed.values()) else None
+        if any(each.any() for each in removed.values()):
+            return removed
+        return None
 
 
 class Precomputed(NamedTuple):
@@ -255,7 +257,10 @@ class Step(abc.ABC):
     @property
     def written(self) -> str:
         """The step as a chain writes it: its name, and the options that are not as usual."""
-        name = f"{self.source}:{self.name}" if self.source else self.name
+        if self.source:
+            name = f"{self.source}:{self.name}"
+        else:
+            name = self.name
         return written_call(name, self.non_default_options)
 
     @property

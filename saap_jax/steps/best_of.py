@@ -79,7 +79,10 @@ class BestOf(Step):
             judged.append(float(np.average(found, weights=tokens)))
             on.store.save({"judged": np.array(judged)})
         best = chains[int(least_first("divergences of chains", judged)[0])]
-        end = best.choosing if self.depends_on(on.following) else len(best.steps)
+        if self.depends_on(on.following):
+            end = best.choosing
+        else:
+            end = len(best.steps)
         return run(best, on.scenarios, end).report(judged=judged, chosen=best.name)
 
 

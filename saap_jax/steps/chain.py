@@ -169,7 +169,10 @@ def expand(texts: Iterable[str]) -> list[Chain]:
             # each segment stands for one or several (name, steps); a chain takes one of each
             for chosen in itertools.product(*[list(_read(segment)) for segment in segments]):
                 steps = [each for _, steps in chosen for each in steps]
-                name = given["name"] if given else " > ".join(written for written, _ in chosen)
+                if given:
+                    name = given["name"]
+                else:
+                    name = " > ".join(written for written, _ in chosen)
                 made = _checked(steps, name)
                 earlier = found.setdefault(name, made)
                 if earlier is not made and (given or earlier != made):
@@ -235,7 +238,9 @@ def _with_allocation(steps: list[Step]) -> list[Step]:
     early = _scoring(steps)
     rest = steps[len(early) :]
     chooses = rest and (begins_chain(type(rest[0])) or isinstance(rest[0], Allocation))
-    return steps if chooses else [*early, Uniform(), *rest]
+    if chooses:
+        return steps
+    return [*early, Uniform(), *rest]
 
 
 def _idle(steps: Sequence[Step]) -> list[Step]:
@@ -343,7 +348,10 @@ def _options(segment: str, kind: type[Step], call: Call) -> dict[str, Any]:
     """Read the options of a step."""
     fields = options_of(kind)
     if begins_chain(kind):
-        inside = split(call.inside, ",") if call.inside.strip() else []
+        if call.inside.strip():
+            inside = split(call.inside, ",")
+        else:
+            inside = []
         return {fields[0].name: tuple(map(parse, inside))}
     try:
         given, named = call.arguments(expressions=True)
@@ -373,7 +381,9 @@ def _number(value: Any) -> Any:
     """Turn whole numbers into floats for an option of floats, also within a dictionary."""
     if isinstance(value, dict):
         return {key: _number(each) for key, each in value.items()}
-    return float(value) if type(value) is int else value
+    if type(value) is int:
+        return float(value)
+    return value
 
 
 def allocation_of(chain: Chain) -> tuple[Allocation, Within]:

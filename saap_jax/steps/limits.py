@@ -95,7 +95,9 @@ class Within(Step):
     def value(self, option: str, structure: str, default: int | float) -> int | float:
         """Read an option for a structure."""
         value = getattr(self, option)
-        return value.get(structure, default) if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping):
+            return value.get(structure, default)
+        return value
 
     def layer(self, structure: str) -> Limits:
         """Limit each layer's attention or MLP."""
@@ -162,14 +164,18 @@ def first_prunable(keep: Keep, existing: Keep, within: Within) -> int:
     for name, levels in levels_of(existing, within).items():
         losing |= (keep[name] != existing[name]).any(axis=1)
         losing |= np.array([len(each) > 1 for each in levels])
-    return int(np.argmax(losing)) if losing.any() else 0
+    if losing.any():
+        return int(np.argmax(losing))
+    return 0
 
 
 def stops_of(units: int, limits: Limits, depth: bool) -> np.ndarray:
     """List the ends of blocks, counted in a layer's units, ascending."""
     most = min(units - limits.min_keep, math.floor(units * limits.max_ratio * (1 + 1e-12)))
     if depth:
-        return np.arange(units, most + 1) if units else np.zeros(0, np.int64)
+        if units:
+            return np.arange(units, most + 1)
+        return np.zeros(0, np.int64)
     return np.arange(units % limits.multiple_of or limits.multiple_of, most + 1, limits.multiple_of)
 
 

@@ -117,7 +117,9 @@ class Runner:
     def begin(self, chain: Chain, ratio: float) -> None:
         """Score the unpruned model, and say how many passes over the text a chain takes behind that."""
         after = round(chain.passes(self.text_size, ratio, self.subject))
-        then = f", before about {after} passes over the text" if after > 1 else ""
+        then = ""
+        if after > 1:
+            then = f", before about {after} passes over the text"
         with progress.step(self.passes.track, f"score all units{then}"):
             self.first()
 
@@ -173,7 +175,10 @@ class Runner:
         def run(chain: Chain, text: Mapping[str, Examples], end: int) -> State:
             return self.fitted_on(text)._to(chain, end, ratio)
 
-        state = start if step.runs_prefix else run_prefix(start, ratio)
+        if step.runs_prefix:
+            state = start
+        else:
+            state = run_prefix(start, ratio)
         prefix = prefix_of(earlier, self.subject)
         on = Context(
             dense=self.subject,
@@ -313,7 +318,9 @@ def unpacked(arrays: Mapping[str, np.ndarray]) -> Calibrated:
     def whole(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: whole(each) for name, each in value.items()}
-        return arrays[value] if isinstance(value, str) else value
+        if isinstance(value, str):
+            return arrays[value]
+        return value
 
     made = whole(json.loads(arrays["about"].tobytes()))
     fusions = {name: {n: Fusion(**fused) for n, fused in each.items()} for name, each in made["fusions"].items()}

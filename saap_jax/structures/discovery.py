@@ -130,7 +130,10 @@ def channel_view(segment: Any, member: Member) -> Float[Array, "layers units cha
     moved = jnp.moveaxis(parameter[...], member.axis, 1)
     axes = list(parameter.axes)
     axes.insert(1, axes.pop(member.axis))
-    moved = jnp.moveaxis(moved, axes.index("embed"), -1) if "embed" in axes else moved[..., None]
+    if "embed" in axes:
+        moved = jnp.moveaxis(moved, axes.index("embed"), -1)
+    else:
+        moved = moved[..., None]
     return moved.reshape(*moved.shape[:2], math.prod(moved.shape[2:-1]), moved.shape[-1])
 
 

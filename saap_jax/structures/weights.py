@@ -106,9 +106,13 @@ class LlamaWeights:
         return found
 
     def _structures(self) -> Mapping[str, Structure]:
-        return discover(self.model) if self.structures is None else self.structures
+        if self.structures is None:
+            return discover(self.model)
+        return self.structures
 
 
 def weights_of(model: Any) -> Weights:
     """Show a model of ours unit by unit; `Weights` stay as they are."""
-    return LlamaWeights(model) if isinstance(model, Llama) else model
+    if isinstance(model, Llama):
+        return LlamaWeights(model)
+    return model

@@ -330,7 +330,9 @@ def tolerance_of(dtype: Any) -> float:
     >>> tolerance_of(jnp.float32), tolerance_of(jnp.bfloat16)
     (0.001, 0.0625)
     """
-    return max(TOLERANCE, 8 * float(jnp.finfo(dtype).eps)) if jnp.issubdtype(dtype, jnp.floating) else TOLERANCE
+    if jnp.issubdtype(dtype, jnp.floating):
+        return max(TOLERANCE, 8 * float(jnp.finfo(dtype).eps))
+    return TOLERANCE
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
@@ -351,12 +353,16 @@ def tokens_at_once(subject: Subject, examples: Examples, rows: int) -> int:
 
 def articles_of(subject: Subject, config: EvaluationConfig) -> dict[str, list[int]]:
     """Number the article of each window of the evaluation texts; none of a traced model."""
-    return subject.articles(config) if isinstance(subject, LanguageModel) else {}
+    if isinstance(subject, LanguageModel):
+        return subject.articles(config)
+    return {}
 
 
 def structures_record(subject: Subject) -> dict[str, Any]:
     """Record the structures of a run, where the model has others than `attention` and `mlp`."""
-    return {"structures": subject.described} if subject.described else {}
+    if subject.described:
+        return {"structures": subject.described}
+    return {}
 
 
 def language_model(who: str, subject: Subject) -> LanguageModel:

@@ -23,8 +23,6 @@ from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Batch, Curvature, Statistic, Statistics
 from saap_jax.estimation.observe import observe
 from saap_jax.evaluation.perplexity import candidate_losses, metric_name, window_losses
-from saap_jax.llama.files.load import load_model
-from saap_jax.llama.files.tokenizer import load_tokenizer
 from saap_jax.llama.files.write import save_model
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units, masks
@@ -67,7 +65,9 @@ class LlamaSubject(LanguageModel):
     @functools.cached_property
     def words(self) -> Any:
         """The tokenizer."""
-        return load_tokenizer(self.tokenizer) if isinstance(self.tokenizer, str) else self.tokenizer
+        if isinstance(self.tokenizer, str):
+            return wing("load_tokenizer")(self.tokenizer)
+        return self.tokenizer
 
     def check_tokenizer(self) -> None:
         """Load the tokenizer, which raises ValueError where there is none."""
@@ -212,13 +212,15 @@ class LlamaSubject(LanguageModel):
 
     def _other(self, dense: Any) -> Llama | None:
         """Return the unpruned model where it is not this one."""
-        return None if dense.model is self.model else dense.model
+        if dense.model is self.model:
+            return None
+        return dense.model
 
     # --- cut
 
     def load(self, directory: str | Path) -> "CutLlama":
         layout = self.layout and self.layout.lenient()
-        return CutLlama(load_model(directory, str(self.model.embedding.dtype), layout=layout), self.words)
+        return CutLlama(wing("load_model")(directory, str(self.model.embedding.dtype), layout=layout), self.words)
 
     def cut(self, keep: Keep) -> "CutLlama":
         if keep is self.existing:
@@ -308,7 +310,7 @@ def open_subject(
     """
     if config.traced:
         return wing("open_problem")(config.name, norms=config.norms, refused=config.refused, layout=layout)
-    model = load_model(config.name, config.dtype, layout=layout, lengths=dict(lengths or {}))
+    model = wing("load_model")(config.name, config.dtype, layout=layout, lengths=dict(lengths or {}))
     return LlamaSubject(model, config.name, config.name, layout)
 
 

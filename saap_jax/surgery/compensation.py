@@ -238,7 +238,10 @@ def sub_blocks(
             place = Site(index, segment, structure)
             old = writer_of(model, place)
             widths = model.segments[segment].widths
-            units = widths.kv_heads if structure == "attention" else widths.mlp
+            if structure == "attention":
+                units = widths.kv_heads
+            else:
+                units = widths.mlp
             own = keep[structure][layer, :units]
             # A unit is several rows of the output matrix: the coordinates of its heads, or one of a channel.
             kept = np.repeat(own, len(old.weight) // max(units, 1))
@@ -306,7 +309,10 @@ def normal_step(
     a = wide(active)
     target = wide(written)
     behind = wide(after)
-    weights = mask.astype(behind.dtype) if walk.equal else token_weights(behind, mask, model.constants.norm_eps)
+    if walk.equal:
+        weights = mask.astype(behind.dtype)
+    else:
+        weights = token_weights(behind, mask, model.constants.norm_eps)
     product, mean, weight = gram_sums(a, weights)
     # C = Σ w â Tᵀ, with the tokens of all windows in one axis.
     weighted = a * weights[..., None]

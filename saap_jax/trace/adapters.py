@@ -66,7 +66,9 @@ def from_nnx(model: nnx.Module, *, call: Callable[..., Any] | None = None, **giv
 
     def function(params: Any, *inputs: Any) -> Any:
         built = nnx.clone(nnx.merge(graph, params, rest))  # of variables that a call may change, as rngs are
-        return call(built, *inputs) if call else built(*inputs)
+        if call:
+            return call(built, *inputs)
+        return built(*inputs)
 
     return _posed(function, params, given, lambda params: nnx.clone(nnx.merge(own, params, rest)))
 
@@ -165,7 +167,10 @@ def _is_weight(path: Any, value: Any) -> bool:
     """Say whether an NNX variable holds numbers that go with units: not random keys and their counts."""
     if isinstance(value, nnx.RngState) or (isinstance(value, nnx.Variable) and issubclass(value.type, nnx.RngState)):
         return False
-    held = value.get_value() if isinstance(value, nnx.Variable) else value
+    if isinstance(value, nnx.Variable):
+        held = value.get_value()
+    else:
+        held = value
     return bool(jax.tree.leaves(held)) and all(_is_number(leaf) for leaf in jax.tree.leaves(held))
 
 

@@ -153,7 +153,9 @@ class Axes:
         if not parts[0]:
             major, *minor = self.factors(node)
             inner = self.size(node) // self.size(major)
-            sides = None if at % inner else self.split_at(major, at // inner)
+            sides = None
+            if not at % inner:
+                sides = self.split_at(major, at // inner)
             return sides and (self._times(sides[0], minor), self._times(sides[1], minor))
         left = []
         right = []
@@ -196,7 +198,9 @@ class Axes:
         """List the atoms of an expression, in order, each as often as it occurs."""
         node = self.find(node)
         parts = self._parts[node]
-        return (node,) if parts is None else tuple(atom for part in parts[1] for atom in self.atoms(part))
+        if parts is None:
+            return (node,)
+        return tuple(atom for part in parts[1] for atom in self.atoms(part))
 
     def drop(self, node: int, atom: int) -> int:
         """Count the indices that an axis loses when `atom` loses one unit."""
@@ -209,7 +213,9 @@ class Axes:
         if parts is None:
             return self.size(node) - removed.get(node, 0)
         sizes = [self.resized(part, removed) for part in parts[1]]
-        return sum(sizes) if parts[0] else math.prod(sizes)
+        if parts[0]:
+            return sum(sizes)
+        return math.prod(sizes)
 
     def places(self, node: int, atom: int) -> tuple[Place, ...]:
         """Find the units of an atom in an axis, once for each of its occurrences."""
@@ -257,7 +263,10 @@ class Axes:
         if self._kept.issuperset(self.atoms(first)) and self._kept.issuperset(self.atoms(second)):
             return True  # no part changes its size; a shifted time axis would have as many parts as it is long
         if one[0] or other[0]:
-            united = self._unite_sum(first, second) if one[0] else self._unite_sum(second, first)
+            if one[0]:
+                united = self._unite_sum(first, second)
+            else:
+                united = self._unite_sum(second, first)
         else:
             united = self._unite_products(self.factors(first)[::-1], self.factors(second)[::-1])
         if united and self.find(first) != self.find(second):

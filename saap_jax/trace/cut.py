@@ -198,7 +198,10 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
 
 def _check(path: Path, eqn: JaxprEqn, shape: tuple[int, ...], out: tuple[int, ...]) -> None:
     """Refuse an array that cannot be reshaped or broadcast so, or is none that can be sliced so."""
-    fits = math.prod(shape) == math.prod(out) if eqn.primitive.name == "reshape" else tuple(shape) == out
+    if eqn.primitive.name == "reshape":
+        fits = math.prod(shape) == math.prod(out)
+    else:
+        fits = tuple(shape) == out
     if "broadcast_dimensions" in eqn.params:
         places = zip(shape, eqn.params["broadcast_dimensions"], strict=True)
         fits = all(size in (1, out[axis]) for size, axis in places)

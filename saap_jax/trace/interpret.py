@@ -90,7 +90,9 @@ def evaluate(program: Any, inputs: Sequence[Any], path: Path, changes: Changes) 
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
 
     def read(atom: Any) -> Any:
-        return np.asarray(atom.val, dtype_of(atom)) if isinstance(atom, Literal) else known[atom]
+        if isinstance(atom, Literal):
+            return np.asarray(atom.val, dtype_of(atom))
+        return known[atom]
 
     places = [gate.equation for gate, _, _ in changes.gates] + [equation for equation, _ in changes.taps]
     busy = {place[len(path)] for place in places}
@@ -104,14 +106,18 @@ def evaluate(program: Any, inputs: Sequence[Any], path: Path, changes: Changes) 
                 values[gate.operand] = multiply(values[gate.operand], gate, along, gate_values)
         found |= {tap: values[tap[1]] for tap in inside.taps if tap[0] == here}
         nested = _NESTED.get(eqn.primitive.name)
-        parameters = changes.resize(here, eqn, values) if changes.resize else None
+        parameters = None
+        if changes.resize:
+            parameters = changes.resize(here, eqn, values)
         if nested and (parameters is not None or any(p != here for p in places if p[len(path)] == number)):
             results, more = nested(eqn, values, here, inside)
             found |= more
         else:
-            parameters = eqn.primitive.get_bind_params(eqn.params) if parameters is None else parameters
+            if parameters is None:
+                parameters = eqn.primitive.get_bind_params(eqn.params)
             results = eqn.primitive.bind(*values, **parameters)
-            results = results if eqn.primitive.multiple_results else [results]
+            if not eqn.primitive.multiple_results:
+                results = [results]
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars], found
 

@@ -40,7 +40,9 @@ def opened(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
 
     Since jax 0.12 there is one type for both.
     """
-    return (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
+    if isinstance(program, ClosedJaxpr):
+        return (program.jaxpr, program.consts)
+    return (program, ())
 
 
 def programs_in(program: Any) -> Iterator[Any]:

@@ -44,11 +44,16 @@ def describe(traced: Traced) -> str:
     """Describe the structures as text: what is prunable, then what is pinned, and why."""
     lines = []
     for each in sorted(traced.structures, key=lambda structure: not structure.prunable):
-        times = f" in each of {each.copies}" if each.copies > 1 else ""
+        times = ""
+        if each.copies > 1:
+            times = f" in each of {each.copies}"
         head = f"{each.name}: {each.units} units{times}, {each.parameters_per_unit:,} parameters a unit"
         lines.append(head + (", prunable" if each.prunable else ", pinned"))
         for member in each.members:
-            places = [] if member.places == (Place(0, 1),) else member.places
+            if member.places == (Place(0, 1),):
+                places = []
+            else:
+                places = member.places
             said = [f" from {p.offset}, block {p.block}" + "".join(f", {n} times every {s}" for n, s in p.repeats)
                     for p in places]  # fmt: skip
             lines.append(f"    {member.path}[{member.axis}]{''.join(said)}")
@@ -64,12 +69,17 @@ def coupling_record(traced: Traced) -> Couplings:
     """Record the structures of a program as a run keeps them."""
 
     def label(structure: TracedStructure) -> tuple[str, str]:
-        times = f" × {structure.copies}" if structure.copies > 1 else ""
+        times = ""
+        if structure.copies > 1:
+            times = f" × {structure.copies}"
         first = f"{structure.units}{times} units, {structure.parameters_per_unit:,} parameters each"
         if structure.pinned:
             kinds = list(dict.fromkeys(str(reason).split(" (")[0].split(" at ")[0] for reason in structure.pinned))
             return first, f"pinned: {kinds[0]}" + (f", and {len(kinds) - 1} more" if len(kinds) > 1 else "")
-        acts = f"{len(structure.gates)} gates" if len(structure.gates) != 1 else "one gate"
+        if len(structure.gates) != 1:
+            acts = f"{len(structure.gates)} gates"
+        else:
+            acts = "one gate"
         return first, f"prunable, {acts}" + (", changes a norm's statistic" if structure.normalised else "")
 
     return {
@@ -114,18 +124,23 @@ def traced_tables(name: str, traced: Traced, verdicts: Mapping[str, Verdict]) ->
         role = first.role + (", averaged by a norm" if first.normalised and first.role == "stream" else "")
         units = f"{first.units}" + (f" in each of {layers}" if layers > 1 else "")
         table.add_row(pattern, role, units, f"{first.parameters_per_unit:,}", str(verdict._replace(detail="")))
-        said += [f"{pattern}: the own code {verdict}"] if verdict.detail else []
+        if verdict.detail:
+            said += [f"{pattern}: the own code {verdict}"]
     shown += [table, *said] if prunable else []
     pinned = _table("pinned: what keeps its size, and why", "axis", "units", "because it")
     for pattern, group in groups_of([each for each in traced.structures if each.pinned]).items():
         first, *others = sorted(group[0].pinned, key=lambda reason: reason.kind != "unknown")
         further = dict.fromkeys(REASONS[reason.kind] for reason in others if reason.kind != first.kind)
-        times = f" in each of {len(group)}" if len(group) > 1 else ""
+        times = ""
+        if len(group) > 1:
+            times = f" in each of {len(group)}"
         pinned.add_row(pattern, f"{group[0].units}{times}", "; ".join([str(first), *further]))
     shown += [pinned] if pinned.row_count else []
     units = sum(each.units * each.copies for each in prunable)
     taken = sum(verdict.verdict in ("takes", "shapes") for verdict in verdicts.values())
-    own = f"; the function itself takes fewer units of {taken} of them" if prunable else ""
+    own = ""
+    if prunable:
+        own = f"; the function itself takes fewer units of {taken} of them"
     kinds = "structure" if len(prunable) == 1 else "structures"
     return [*shown, f"{name}: {len(prunable)} prunable {kinds} of {len(traced.structures)}, {units:,} units{own}"]
 
@@ -140,4 +155,6 @@ def _table(title: str, *columns: str) -> Table:
 def _range(values: tuple[int, ...]) -> str:
     low = min(values)
     high = max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    if low == high:
+        return f"{low:,}"
+    return f"{low:,} to {high:,}"

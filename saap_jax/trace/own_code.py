@@ -77,7 +77,9 @@ def retrace(function: Callable[..., Any], traced: Traced, structure: TracedStruc
     except Exception as error:  # whatever the user's code says about sizes
         return f"{type(error).__name__}: {error}"
     shapes = [[leaf.shape for leaf in jax.tree.leaves(out)] for out in (traced.results, after)]
-    return "" if shapes[0] == shapes[1] else f"the outputs change their shapes from {shapes[0]} to {shapes[1]}"
+    if shapes[0] == shapes[1]:
+        return ""
+    return f"the outputs change their shapes from {shapes[0]} to {shapes[1]}"
 
 
 def compared(own: Any, cut: Any) -> Verdict:
@@ -90,7 +92,10 @@ def compared(own: Any, cut: Any) -> Verdict:
     for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(cut), strict=True):
         near = max(near, tolerance_of(other.dtype))
         dtype = other.dtype
-        wide = complex if jnp.issubdtype(other.dtype, jnp.complexfloating) else float
+        if jnp.issubdtype(other.dtype, jnp.complexfloating):
+            wide = complex
+        else:
+            wide = float
         one = np.asarray(one, wide)
         other = np.asarray(other, wide)
         wild = ~(np.isfinite(one) & np.isfinite(other))
@@ -99,11 +104,17 @@ def compared(own: Any, cut: Any) -> Verdict:
         one = one[~wild]
         other = other[~wild]
         largest = np.abs(other).max(initial=0)
-        spread = np.abs(other - other.mean()).max() if other.size else 0.0
-        rounding = 8 * float(jnp.finfo(dtype).eps) * largest if jnp.issubdtype(dtype, jnp.inexact) else 0.0
+        spread = 0.0
+        if other.size:
+            spread = np.abs(other - other.mean()).max()
+        rounding = 0.0
+        if jnp.issubdtype(dtype, jnp.inexact):
+            rounding = 8 * float(jnp.finfo(dtype).eps) * largest
         differing = float(np.abs(one - other).max(initial=0))
         apart = max(apart, differing / (largest or 1), (differing - rounding) / (spread or largest or 1))
-    return Verdict("takes") if apart <= near else Verdict("differs", f"by up to {apart:.1%} of the outputs")
+    if apart <= near:
+        return Verdict("takes")
+    return Verdict("differs", f"by up to {apart:.1%} of the outputs")
 
 
 def nearby(params: Any) -> Any:

@@ -132,7 +132,9 @@ def pad(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 def _taken(notes: Notes, node: int, size: int, eqn: JaxprEqn) -> int:
     """Pass an axis that is taken whole; one of which a part is taken is read by position."""
-    return node if notes.axes.size(node) == size else notes.lost(node, int(size), "lookup", eqn.primitive.name)
+    if notes.axes.size(node) == size:
+        return node
+    return notes.lost(node, int(size), "lookup", eqn.primitive.name)
 
 
 def _written(notes: Notes, node: int, update: int, eqn: JaxprEqn) -> int:
@@ -157,7 +159,10 @@ def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
             continue
         one = axis in numbers.start_index_map and size == 1
         notes.shifts += [(node, row) for row in batch if one]
-        taken = notes.lost(node, 1, "lookup", "gather") if one else _taken(notes, node, size, eqn)
+        if one:
+            taken = notes.lost(node, 1, "lookup", "gather")
+        else:
+            taken = _taken(notes, node, size, eqn)
         if axis not in numbers.collapsed_slice_dims:
             window.append(taken)
     offset = set(numbers.offset_dims)

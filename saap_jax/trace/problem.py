@@ -95,7 +95,9 @@ class Problem:
 
     def inputs(self, inputs: Any) -> tuple[Any, ...]:
         """Give the inputs as the function takes them."""
-        return inputs if type(inputs) is tuple else (inputs,)
+        if type(inputs) is tuple:
+            return inputs
+        return (inputs,)
 
     def row(self, examples: Examples, index: int) -> Examples:
         """Take one example as a batch of one."""
@@ -109,13 +111,18 @@ class Problem:
         """
         value = self.loss(outputs, targets)
         if not isinstance(value, jax.Array) or value.size != 1 or not jnp.issubdtype(value.dtype, jnp.floating):
-            got = f"{value.dtype} of shape {value.shape}" if isinstance(value, jax.Array) else type(value).__name__
+            if isinstance(value, jax.Array):
+                got = f"{value.dtype} of shape {value.shape}"
+            else:
+                got = type(value).__name__
             raise ValueError(f"Problem.loss: expected one number of floating point for one example, got {got}")
         return value.reshape(())
 
 
 def _sets(given: Any, name: str) -> dict[str, Any]:
-    return dict(given) if isinstance(given, Mapping) else {name: given}
+    if isinstance(given, Mapping):
+        return dict(given)
+    return {name: given}
 
 
 def _shapes(field: str, given: Any) -> dict[str, list[str]]:
@@ -165,7 +172,10 @@ def made_by(name: str) -> Any:
         sys.path.insert(0, os.getcwd())
     with jax.set_mesh(jax.sharding.get_mesh()):
         try:
-            found = run_file(place) if of_file else vars(importlib.import_module(place))
+            if of_file:
+                found = run_file(place)
+            else:
+                found = vars(importlib.import_module(place))
         except (Exception, SystemExit) as error:  # whatever the module raises
             hint = "" if of_file else "; check the module's name"
             raise ValueError(f"{name}: {type(error).__name__}: {error}{hint}") from error

@@ -54,7 +54,10 @@ class Moved:
     def index(self, shape: Sequence[int]) -> Int[np.ndarray, "..."]:
         """Find for each number there its flat index in the parameter, of a given shape."""
         size = math.prod(shape)
-        dtype = np.int32 if size <= np.iinfo(np.int32).max else np.uint32
+        if size <= np.iinfo(np.int32).max:
+            dtype = np.int32
+        else:
+            dtype = np.uint32
         value = jnp.asarray(np.arange(size, dtype=dtype).reshape(shape))
         for step in self.steps:
             value = step(value)
@@ -66,7 +69,9 @@ class Moved:
 
         def step(value: Array) -> Array:
             results = eqn.primitive.bind(value, **parameters)
-            return results[number] if eqn.primitive.multiple_results else results
+            if eqn.primitive.multiple_results:
+                return results[number]
+            return results
 
         for _ in self.loops:
             step = jax.vmap(step)
@@ -96,12 +101,16 @@ class Equation(NamedTuple):
     @property
     def above(self) -> "list[Equation]":
         """The equations that hold the programs around it, the innermost first."""
-        return [] if self.parent is None else [self.parent, *self.parent.above]
+        if self.parent is None:
+            return []
+        return [self.parent, *self.parent.above]
 
     @property
     def path(self) -> Path:
         """Indices from the outermost program."""
-        above = () if self.parent is None else (*self.parent.path, self.branch)
+        above = ()
+        if self.parent is not None:
+            above = (*self.parent.path, self.branch)
         return (*above, self.number)
 
     def __str__(self) -> str:
@@ -112,14 +121,18 @@ class Equation(NamedTuple):
     @property
     def place(self) -> str:
         """The equation as `str` gives it, and where its source stands, if known."""
-        return f"{self} ({self.source})" if self.source else str(self)
+        if self.source:
+            return f"{self} ({self.source})"
+        return str(self)
 
     @property
     def source(self) -> str:
         """The file's name, the line and the function that the equation (or what calls it) was traced from, if known."""
         name, colon, rest = source_info_util.summarize(self.eqn.source_info).partition(":")
         if not colon:
-            return "" if self.parent is None else self.parent.source
+            if self.parent is None:
+                return ""
+            return self.parent.source
         return File(name).name + colon + rest
 
 
@@ -162,7 +175,9 @@ class Follower:
             self.seen[value.layout, loops] = None
 
         def read(atom: Any) -> Value:
-            return self.constant(atom.val) if isinstance(atom, Literal) else known[atom]
+            if isinstance(atom, Literal):
+                return self.constant(atom.val)
+            return known[atom]
 
         for index, eqn in enumerate(jaxpr.eqns):
             site = notes.axes.site = Equation(index, eqn, parent, branch)

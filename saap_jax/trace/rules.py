@@ -134,7 +134,10 @@ def elementwise(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[
             if notes.axes.size(node) != size:
                 notes.axes.pin(node, "repeat", eqn.primitive.name)
             elif node != ONE:
-                result = node if result == ONE else notes.equate(result, node)
+                if result == ONE:
+                    result = node
+                else:
+                    result = notes.equate(result, node)
         out.append(result if result != ONE else notes.axes.fresh(size))
     return [tuple(out)] * len(eqn.outvars)
 
@@ -260,7 +263,9 @@ def keys(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 def fold_in(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[Layout]:
     """`random_fold_in`: a key of each number."""
-    return elementwise(notes, eqn, ins) if draws_apart(eqn) else drawn(notes, eqn, ins)
+    if draws_apart(eqn):
+        return elementwise(notes, eqn, ins)
+    return drawn(notes, eqn, ins)
 
 
 def reshape(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:

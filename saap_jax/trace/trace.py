@@ -324,7 +324,10 @@ def _find_companions(follower: Follower, layouts: dict[str, Layout], found: dict
         whole = {other for other in others if other in found and other not in moved}
         for path in found[atom].holders:
             whole &= {axes.find(node) for node in layouts[path]}
-        found[atom].companions = frozenset() if found[atom].pins else frozenset(whole)
+        if found[atom].pins:
+            found[atom].companions = frozenset()
+        else:
+            found[atom].companions = frozenset(whole)
     for atom, coupling in found.items():  # two axes that go together everywhere: units of neither are chosen along both
         mutual = {other for other in coupling.companions if atom in found[other].companions}
         for other in mutual:
@@ -398,7 +401,10 @@ def groups_of(structures: Sequence[TracedStructure]) -> dict[str, list[TracedStr
         found.setdefault((key, tuple(dict.fromkeys(members))), []).append(each)
     named: dict[str, list[TracedStructure]] = {}
     for group in found.values():
-        name = group_of(group[0].name) if len(group) > 1 else group[0].name
+        if len(group) > 1:
+            name = group_of(group[0].name)
+        else:
+            name = group[0].name
         taken = any(name == other or (name in other and len(group) > 1) for other in named)
         named[f"{name} ({group[0].name})" if taken else name] = group
     return named
@@ -419,9 +425,14 @@ def by_name(
     """
     found: dict[str, T] = {}
     for pattern, value in sorted(given.items(), key=lambda item: item[0] in names):
-        fitting = [pattern] if pattern in names else fnmatch.filter(names, pattern.replace("[", "[[]"))
+        if pattern in names:
+            fitting = [pattern]
+        else:
+            fitting = fnmatch.filter(names, pattern.replace("[", "[[]"))
         if not fitting:
-            hint = f"; {pattern} {hints[pattern]}" if hints and pattern in hints else ""
+            hint = ""
+            if hints and pattern in hints:
+                hint = f"; {pattern} {hints[pattern]}"
             raise ValueError(
                 f"{field}: expected names of structures {', '.join(names)}, or patterns of them, got {pattern}{hint}"
             )

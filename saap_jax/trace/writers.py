@@ -58,7 +58,9 @@ class Contraction:
     @property
     def partner(self) -> Tap | None:
         """Where that stands which they are multiplied with; None of a sum."""
-        return None if self.eqn.primitive.name == "reduce_sum" else (self.tap[0], 1 - self.tap[1])
+        if self.eqn.primitive.name == "reduce_sum":
+            return None
+        return (self.tap[0], 1 - self.tap[1])
 
     @property
     def systems(self) -> int:
@@ -68,7 +70,9 @@ class Contraction:
     def turn(self, system: int) -> tuple[int, ...]:
         """Make a key by which systems are applied one after the other: the place, with the turn of each scan."""
         lengths = [int(self.scans[loop].params["length"]) for loop in self.loops]
-        turn = np.unravel_index(system // (self.systems // math.prod(lengths)), lengths) if lengths else ()
+        turn = ()
+        if lengths:
+            turn = np.unravel_index(system // (self.systems // math.prod(lengths)), lengths)
         turns = dict(zip(self.loops, turn, strict=True))
         key = []
         for depth, number in enumerate(self.tap[0]):
@@ -118,7 +122,10 @@ class Contraction:
         elif name == "conv_general_dilated":
             spec = parameters["dimension_numbers"].rhs_spec
             batch = ()
-            contracted = (spec[1], *spec[2:]) if operand else parameters["dimension_numbers"].lhs_spec[1:2]
+            if operand:
+                contracted = (spec[1], *spec[2:])
+            else:
+                contracted = parameters["dimension_numbers"].lhs_spec[1:2]
         else:
             contracted, batch = (tuple(map(int, each[operand])) for each in parameters["dimension_numbers"])
         axes = range(len(shape_of(self.eqn.invars[operand])))
@@ -156,7 +163,9 @@ class Contraction:
         for name, numbers in lying:
             padded = jnp.append(jnp.ravel(gates[name]), 1)  # the last one is of what belongs to no unit: -1
             found &= padded[numbers] != 0
-        return found[:, None] if self.is_convolution else self.by_system(found, batch, contracted, free)
+        if self.is_convolution:
+            return found[:, None]
+        return self.by_system(found, batch, contracted, free)
 
     def places(self, structure: TracedStructure) -> Int[np.ndarray, "copies units coordinates"]:
         """Find the coordinates of each unit among those of all systems, flat."""
@@ -228,7 +237,10 @@ def writers_of(traced: Traced, structures: Sequence[TracedStructure]) -> Writers
             own, reason = _parameter(traced, place)
             fields: dict[str, Any] = vars(place) | own
             fields["units"] = _units(dataclasses.replace(place, loops=fields["loops"]), by_name, gates)
-            taps = [tap] if own or place.partner is None else [tap, place.partner]
+            if own or place.partner is None:
+                taps = [tap]
+            else:
+                taps = [tap, place.partner]
             fields["lying"] = {each[1]: _lying(traced, place, each, structures) for each in taps}
         except _NoWriterError as failure:
             reason = str(failure)

@@ -60,8 +60,8 @@ _ESTIMATORS = (
         ("taylor_vector: of w + d", "jnp.abs(jnp.sum(w * d", "jnp.abs(jnp.sum(w + d"),
         (
             "taylor_vector: channels are averaged",
-            "return jnp.sum(sums, axis=-1) if channels",
-            "return jnp.mean(sums, axis=-1) if channels",
+            "return jnp.sum(sums, axis=-1)",
+            "return jnp.mean(sums, axis=-1)",
             "tests/recipes/test_papers.py -k llm_pruner",
         ),
     ),
@@ -154,8 +154,8 @@ _ESTIMATORS = (
         f"{_ACTIVATIONS} -k norms",
         (
             "activation_norm: no root over examples",
-            'return jnp.sqrt(norm[..., 1]) if examples == "l2"',
-            'return norm[..., 1] if examples == "l2"',
+            "return jnp.sqrt(norm[..., 1])",
+            "return norm[..., 1]",
         ),
         (
             "activation_norm: no root over tokens",
@@ -449,8 +449,8 @@ _CHOSEN = (
         ),
         (
             "uniform: by scores",
-            "return blocks.score if self.ranks else blocks.share",
-            "return blocks.share if self.ranks else blocks.score",
+            "return blocks.share",
+            "return blocks.score",
         ),
         (
             "within: attention's share for the MLP",
@@ -697,8 +697,8 @@ _REPAIRED = (
         ),
         (
             "compensation: padding counts",
-            "mask.astype(behind.dtype) if walk.equal else token_weights(behind, mask,",
-            "mask.astype(behind.dtype) if walk.equal else token_weights(behind, mask | True,",
+            "token_weights(behind, mask,",
+            "token_weights(behind, mask | True,",
         ),
         (
             "compensation: the first of four is held out",

@@ -149,7 +149,7 @@ def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, se
     names = ("fisher", "taylor_element(reduction='max')", "gate_fisher", fused)
     fresh = saap_jax.score_units(model, windows, names, batch_size=2)
     monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("observed again"))
-    monkeypatch.setattr("saap_jax.subjects.llama.load_tokenizer", lambda *_: pytest.fail("looked for text"))
+    monkeypatch.setattr("saap_jax.llama.files.tokenizer.load_tokenizer", lambda *_: pytest.fail("looked for text"))
     config = dataclasses.replace(
         score_config,
         name="again",

@@ -141,7 +141,10 @@ def _measure(
     with run.stage("search"):
         choose(table, [points.at(key, ratio) for key, ratio in grid])
     with run.stage("evaluate") as stage:
-        doing = "race with the limit" if race else "evaluate dense model and curves"
+        if race:
+            doing = "race with the limit"
+        else:
+            doing = "evaluate dense model and curves"
         found = points.hold(grid, doing, stage, DENSE)
     holds = {key: [held for (k, _), held in zip(grid, found, strict=True) if k == key] for key in lines}
     with run.stage("bisect") as stage:

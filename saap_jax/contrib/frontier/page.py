@@ -63,8 +63,13 @@ def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
     why = too_few(found[0].windows)
     scale = scale_of(frontier["metric"])
     windows = len(run[DENSE]["losses"][frontier["metric"]])
-    units = "windows" if found[0].windows == windows else "articles"
-    at_least = ", no narrower than Student's over seeds" if found[0].seeds > 1 else ""
+    if found[0].windows == windows:
+        units = "windows"
+    else:
+        units = "articles"
+    at_least = ""
+    if found[0].seeds > 1:
+        at_least = ", no narrower than Student's over seeds"
     interval = f"[95 % interval, bootstrap over seeds and {units}{at_least}]"
     lines = [
         f"limit: {frontier['metric']} at most {format_figure(frontier['limit'], scale)}, the unpruned model's "
@@ -80,7 +85,10 @@ def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
             "and the ends of a bracket on all windows; figures of other points are of the windows that they took"
         )
     for each in found:
-        of = f" for {each.everywhere} of {each.seeds} seeds" if each.everywhere < each.seeds else ""
+        if each.everywhere < each.seeds:
+            of = f" for {each.everywhere} of {each.seeds} seeds"
+        else:
+            of = ""
         if each.everywhere:
             lines.append(f"{each.variant} holds the limit up to the largest ratio that its search can meet{of}")
         if each.again:
@@ -157,7 +165,10 @@ def _figure(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found]) -
         whole = {r: ppl for r, ppl in sorted(values.items()) if len(ppl) == seeds and all(map(math.isfinite, ppl))}
         points = [(0.0, float(run[DENSE]["ppl"][metric])), *((r, mean_figure(metric, ppl)) for r, ppl in whole.items())]
         ends = [(ratio, min(ppl), max(ppl)) for ratio, ppl in whole.items() if seeds > 1]
-        crossing = each.ratio.mean if each.everywhere < each.seeds else math.nan
+        if each.everywhere < each.seeds:
+            crossing = each.ratio.mean
+        else:
+            crossing = math.nan
         curves.append(Curve(each.variant, points, ends, crossing))
     limit = Limit(frontier["limit"], f"limit +{frontier['percent']:g} % {format_figure(frontier['limit'], scale)}")
     return ratio_figure("frontier", f"How far each variant can be pruned: {metric}", curves, scale, limit)

@@ -90,22 +90,27 @@ def one_place_each(
     existing = subject.existing
     limits = subject.limits(Within())
     layers = max(len(units) for units in existing.values())
-    places = (
-        [(layer, name, [layer]) for layer in range(layers) for name in existing]
-        if isinstance(limits, Within)
-        else [(0, name, list(range(len(units)))) for name, units in existing.items()]
-    )
+    if isinstance(limits, Within):
+        places = [(layer, name, [layer]) for layer in range(layers) for name in existing]
+    else:
+        places = [(0, name, list(range(len(units)))) for name, units in existing.items()]
     keeps: dict[str, Keep] = {}
     about: dict[str, Row] = {}
     for layer, structure, groups in places:
         units = int(existing[structure][groups[0]].sum())
-        most = units if isinstance(limits, Within) else units - limits[structure].min_keep
+        if isinstance(limits, Within):
+            most = units
+        else:
+            most = units - limits[structure].min_keep
         values = np.asarray(scores[structure], np.float64)[:, :units]
         for fraction in sorted(fractions) if units else ():
             gone = min(units, int(np.ceil(units * fraction * (1 - 1e-12))))
             if gone > most:  # as of experts, of which some are chosen
                 continue
-            variant = f"layer={layer},{structure}" if isinstance(limits, Within) else structure
+            if isinstance(limits, Within):
+                variant = f"layer={layer},{structure}"
+            else:
+                variant = structure
             kept = existing[structure].copy()
             for group in groups:
                 kept[group, np.argsort(values[group], kind="stable")[:gone]] = False

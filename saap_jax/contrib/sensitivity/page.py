@@ -106,7 +106,10 @@ def _notes(run: RunRecord, candidates: Sequence[Row], changes: Sequence[Change])
     """Say what the numbers mean, and what a structure costs on the whole."""
     metric = judged_metric(run)
     shown = nearest_share(changes, run["config"]["ratio"])
-    together = "all structures" if any("among" in row for row in candidates) else "all layers of the structure"
+    if any("among" in row for row in candidates):
+        together = "all structures"
+    else:
+        together = "all layers of the structure"
     why = too_few(len(run[DENSE]["losses"][metric]))
     how = f"; no intervals, and which others cost as much is not tested: {why}"
     lines = [

@@ -106,7 +106,10 @@ def changes_of(run: RunRecord, candidates: Sequence[Row]) -> list[Change]:
         difference = differences[number]
         total, removed = totals[row.get("among", row["structure"]), row["asked"]]
         average = total / removed if total > 0 else math.nan
-        relative = change / row["removed"] / average if row["removed"] else math.nan
+        if row["removed"]:
+            relative = change / row["removed"] / average
+        else:
+            relative = math.nan
         place = (row["layer"], row["structure"], row["asked"], row["actual"], row["removed"])
         value, low, high = (scale.percent(end, dense) for end in (change, difference.low, difference.high))
         changes.append(Change(*place, change, value, low, high, average, relative))
@@ -149,7 +152,9 @@ def a_parameter(changes: Sequence[Change], structure: str) -> float:
     """Tell what a removed parameter of a structure costs, nats a token, over all its places; NaN without any."""
     own = [change for change in changes if change.structure == structure]
     removed = sum(change.removed for change in own)
-    return sum(change.nats for change in own) / removed if removed else math.nan
+    if removed:
+        return sum(change.nats for change in own) / removed
+    return math.nan
 
 
 def costs_of(run: RunRecord, candidates: Sequence[Row]) -> dict[Place, Cost]:

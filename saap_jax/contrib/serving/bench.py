@@ -121,7 +121,10 @@ def shown(config: BenchConfig, result: Record) -> list[Block]:
         )
     columns = ("model", "prefill (ms)", "first (ms)", "tokens a second", "memory (MiB)", "prefill x", "decode x")
     devices = result["devices"]
-    cores = f", {devices['cores']} cores" if devices["platform"] == "cpu" else ""
+    if devices["platform"] == "cpu":
+        cores = f", {devices['cores']} cores"
+    else:
+        cores = ""
     where = f"{devices['count']} x {devices['kind']}{cores}"
     return [
         text_table(f"size, {result['dtype']}", header, lines),
@@ -150,4 +153,8 @@ def format_rate(value: float) -> str:
     >>> [format_rate(value) for value in (8.127, 24.66, 1534.2)]
     ['8.13', '24.7', '1,534']
     """
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else format_count(value)
+    if value < 10:
+        return f"{value:.2f}"
+    if value < 100:
+        return f"{value:.1f}"
+    return format_count(value)

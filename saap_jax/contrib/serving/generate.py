@@ -32,7 +32,10 @@ def generate(config: GenerateConfig, *, track: Track = quiet) -> Iterator[str]:
         chat=config.chat,
         batch_size=config.batch_size,
     )
-    texts = [f"{each}\n\n" if config.chat else each for each in prompts] if sys.stdout.isatty() else [""] * len(prompts)
+    if sys.stdout.isatty():
+        texts = [f"{each}\n\n" if config.chat else each for each in prompts]
+    else:
+        texts = [""] * len(prompts)
     if len(prompts) == 1:
         try:
             yield texts[0]

@@ -53,7 +53,10 @@ def open_orbax(directory: Path) -> Checkpoint | None:
         )
     spec = spec_from_config(read_object(config), str(config))
     bare = any(name.startswith(("decoder/", "token_embedder/")) for name in arrays)  # what a distillation keeps
-    tensors = _of_maxtext(arrays, spec, item, bare) if bare or item.name == ITEMS else _of_tunix(arrays, item)
+    if bare or item.name == ITEMS:
+        tensors = _of_maxtext(arrays, spec, item, bare)
+    else:
+        tensors = _of_tunix(arrays, item)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return Checkpoint(str(item), spec, shapes, tensors.__getitem__)
 
@@ -160,7 +163,9 @@ def _kernel(name: str, tensor: np.ndarray, spec: LlamaSpec) -> np.ndarray:
         return tensor.T
     heads = tensor.T.reshape(spec.embed, -1, spec.head_dim)
     heads = interleaved(heads) if _turned(name, spec) else heads
-    return heads * np.asarray(spec.head_dim**-0.5, heads.dtype) if _scaled(name, spec) else heads
+    if _scaled(name, spec):
+        return heads * np.asarray(spec.head_dim**-0.5, heads.dtype)
+    return heads
 
 
 def tensor_of(name: str, layer: np.ndarray, spec: LlamaSpec) -> np.ndarray:
@@ -194,7 +199,10 @@ def _of_maxtext(arrays: Arrays, spec: LlamaSpec, item: Path, bare: bool) -> dict
         raise ValueError(f"{item}: expected a family of {', '.join(BLOCKS)}, got {spec.constants.family}")
     tensors = {}
     for name, array in arrays.items():
-        inner = name if bare else name.removeprefix("params/params/")
+        if bare:
+            inner = name
+        else:
+            inner = name.removeprefix("params/params/")
         if "rngs" in name.split("/"):  # the state of random numbers, which a training keeps too
             continue
         if inner == name and not bare:
@@ -208,7 +216,10 @@ def _of_maxtext(arrays: Arrays, spec: LlamaSpec, item: Path, bare: bool) -> dict
         if found is None or found[2] not in _LAYER:
             blocks = ", ".join(dict.fromkeys(BLOCKS.values()))
             raise ValueError(f"{item}: expected arrays of the blocks {blocks} of MaxText, got {inner!r}")
-        layers = np.moveaxis(array, 1, 0) if found[1] is None else array[None]
+        if found[1] is None:
+            layers = np.moveaxis(array, 1, 0)
+        else:
+            layers = array[None]
         for number, layer in enumerate(layers, int(found[1] or 0)):
             tensors[f"model.layers.{number}.{_LAYER[found[2]]}.weight"] = tensor_of(found[2], layer, spec)
     return tensors
@@ -244,7 +255,9 @@ def _of_tunix(arrays: Arrays, item: Path) -> dict[str, np.ndarray]:
     tensors = {}
     apart = dict[str, np.ndarray]()
     for name, array in arrays.items():  # keys and values of Gemma are one array, and as many queries with them
-        kinds = found[1] if (found := re.search("(q?kv)_einsum/w$", name)) else ""
+        kinds = ""
+        if found := re.search("(q?kv)_einsum/w$", name):
+            kinds = found[1]
         apart |= {name.replace(f"{kinds}_", f"{each}_"): array[at] for at, each in enumerate(kinds)} or {name: array}
     for name, array in apart.items():
         layer = re.fullmatch(r"layers/(\d{1,6})/(.+)", name)
@@ -258,6 +271,9 @@ def _of_tunix(arrays: Arrays, item: Path) -> dict[str, np.ndarray]:
             array = np.moveaxis(array, 0, 1)
         if known.endswith("bias"):
             array = array.ravel()
-        stored = array if known == EMBEDDING else _stored(array, heads_first="o_proj" in known)
+        if known == EMBEDDING:
+            stored = array
+        else:
+            stored = _stored(array, heads_first="o_proj" in known)
         tensors[f"model.layers.{layer[1]}.{known}" if layer else known] = stored
     return tensors

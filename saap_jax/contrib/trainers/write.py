@@ -57,7 +57,8 @@ def overrides(spec: LlamaSpec) -> dict[str, Any]:
         "normalize_embedding_logits": False,
         "enable_dropout": False,
     }
-    said |= {"use_qk_norm": True} if constants.family == "qwen3" else {}
+    if constants.family == "qwen3":
+        said |= {"use_qk_norm": True}
     return said | ({} if scaling is None else {"rope_type": "llama3.1"})
 
 
@@ -159,7 +160,9 @@ def configuration(spec: LlamaSpec) -> dict[str, Any]:
 
 
 def _whole(value: float) -> int | float:
-    return int(value) if float(value).is_integer() else value
+    if float(value).is_integer():
+        return int(value)
+    return value
 
 
 def departures(spec: LlamaSpec) -> tuple[str, ...]:

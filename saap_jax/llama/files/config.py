@@ -129,7 +129,10 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
         raise ValueError(
             f"{where}: expected {key} {', '.join(FAMILIES)}, got {shown(name)}; not a LLaMA model or a relative"
         )
-    family = per_layer_form(FAMILIES[name]) if by_layer else FAMILIES[name]
+    if by_layer:
+        family = per_layer_form(FAMILIES[name])
+    else:
+        family = FAMILIES[name]
     _refuse_unsupported(config, where, family)
     if by_layer:
         config = listed(config, _BY_LAYER, family.mixture.counts if family.mixture else ("intermediate_size",), where)
@@ -180,7 +183,10 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
 
 def _tokens(given: int | list[int] | None) -> tuple[int, ...]:
     """Return token ids, of one or some; a negative number stands for none."""
-    tokens = given if isinstance(given, list) else [-1 if given is None else given]
+    if isinstance(given, list):
+        tokens = given
+    else:
+        tokens = [-1 if given is None else given]
     return tuple(token for token in tokens if token >= 0)
 
 
@@ -209,7 +215,10 @@ def _widths(found: Values, family: Family, by_layer: bool) -> tuple[LayerWidths,
     kv_heads = each("num_key_value_heads")
     group_key = "query_heads_per_kv_head"
     pairs = zip(heads, kv_heads, strict=True)
-    groups = each(group_key) if group_key in found else [max(1, queries // max(keys, 1)) for queries, keys in pairs]
+    if group_key in found:
+        groups = each(group_key)
+    else:
+        groups = [max(1, queries // max(keys, 1)) for queries, keys in pairs]
     if mixture is None:
         inner = [{"mlp": width} for width in each("intermediate_size")]
     else:
@@ -250,7 +259,9 @@ def _sights(config: Values, family: Family, layers: int) -> dict[str, Any]:
     if not windowed or (own == main and window is None):
         return main
     own |= {"sliding_window": window}
-    return own if len(windowed) == layers else main | {"apart": Apart(layers=windowed, **own)}
+    if len(windowed) == layers:
+        return own
+    return main | {"apart": Apart(layers=windowed, **own)}
 
 
 def _local_layers(config: Values, family: Family, window: int | None, layers: int) -> tuple[int, ...]:
@@ -303,7 +314,10 @@ def _one_rope(given: Mapping[str, Any], where: str, family: Family) -> tuple[flo
     theta = settings.pop("rope_theta", family.defaults.get("rope_theta", 10_000.0))
     kind = settings.pop("rope_type", "default")
     if not isinstance(kind, str) or kind not in _ROPE or not (family.scaled or kind == "default"):
-        known = "default, linear or llama3" if family.scaled else "default"
+        if family.scaled:
+            known = "default, linear or llama3"
+        else:
+            known = "default"
         raise ValueError(f"{where}: rope type {shown(kind)} is not supported, expected {known}")
     if settings.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"{where}: partial_rotary_factor other than 1.0 is not supported")
@@ -352,9 +366,15 @@ def config_from_spec(
     A quantised model has one per layer, which other readers refuse, as they would misread it.
     """
     constants, layers, eos = spec.constants, spec.layers, spec.constants.eos_tokens
-    by_layer = not fits_plain_config(spec) or spec.output_biases if per_layer is None else per_layer
+    if per_layer is None:
+        by_layer = not fits_plain_config(spec) or spec.output_biases
+    else:
+        by_layer = per_layer
     by_layer = by_layer or quantization is not None
-    family = per_layer_form(constants.traits) if by_layer else constants.traits
+    if by_layer:
+        family = per_layer_form(constants.traits)
+    else:
+        family = constants.traits
     kv_heads, inner = (max(1, *(getattr(layer, name) for layer in layers)) for name in ("kv_heads", "mlp"))
     heads = [layer.kv_heads or kv_heads for layer in layers]
     lists = {
@@ -370,15 +390,18 @@ def config_from_spec(
     if by_layer:
         sizes |= {"model_type": PER_LAYER_TYPE, _OUTPUT_BIASES: spec.output_biases}
         sizes |= {"attention_bias": False, "mlp_bias": False}
-        sizes |= {"family": constants.family} if constants.family != "llama" else {}
+        if constants.family != "llama":
+            sizes |= {"family": constants.family}
     else:
         sizes = {"architectures": [family.architecture], "model_type": constants.family, **sizes}
-        sizes |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.output_biases) if family.plain_biases else {}
+        if family.plain_biases:
+            sizes |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.output_biases)
     if constants.query_scalar is not None or "query_pre_attn_scalar" in constants.traits.read:
         sizes["query_pre_attn_scalar"] = constants.query_scalar or spec.head_dim
     if mixture is not None:
         sizes["num_experts_per_tok"] = constants.experts_per_token
-        sizes |= {mixture.summed: constants.route_scale == "sum_to_one"} if mixture.summed else {}
+        if mixture.summed:
+            sizes |= {mixture.summed: constants.route_scale == "sum_to_one"}
     made = sizes | {
         **family.written,
         "vocab_size": spec.vocab,
@@ -404,10 +427,19 @@ def _sight_keys(constants: Constants, family: Family, layers: int) -> dict[str, 
     reader that knows only one of the two would otherwise fall back to defaults without a word.
     """
     apart = constants.apart
-    local = apart.layers if apart is not None else range(layers if constants.sliding_window is not None else 0)
-    window = constants.sliding_window if apart is None else apart.sliding_window
+    if apart is not None:
+        local = apart.layers
+    else:
+        local = range(layers if constants.sliding_window is not None else 0)
+    if apart is None:
+        window = constants.sliding_window
+    else:
+        window = apart.sliding_window
     if family.full_every and window is None:  # transformers wants a number
-        window = constants.positions if local else family.defaults["sliding_window"]
+        if local:
+            window = constants.positions
+        else:
+            window = family.defaults["sliding_window"]
     keys: dict[str, Any] = {"sliding_window": window} if family.windowed or window is not None else {}
     if family.window_switch:
         keys = {"use_sliding_window": bool(local), **keys, "max_window_layers": 0 if local else layers}
@@ -421,7 +453,10 @@ def _sight_keys(constants: Constants, family: Family, layers: int) -> dict[str, 
     keys |= {"rope_parameters": main, "rope_theta": constants.rope_theta, "rope_scaling": scaling or None}
     if family.local_theta is None:
         return keys
-    theta = constants.rope_theta if apart is None else apart.rope_theta
+    if apart is None:
+        theta = constants.rope_theta
+    else:
+        theta = apart.rope_theta
     if family.full_every:
         keys["rope_parameters"] = {_FULL: main, _SLIDING: {"rope_type": "default", "rope_theta": theta}}
     return keys | {"rope_local_base_freq": theta}

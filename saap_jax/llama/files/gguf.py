@@ -87,7 +87,9 @@ def experts_side(name: str, family: str) -> int | None:
     1
     """
     mixture = FAMILIES[family].mixture
-    return None if mixture is None else mixture.sides.get(name.split(".", 3)[-1])
+    if mixture is None:
+        return None
+    return mixture.sides.get(name.split(".", 3)[-1])
 
 
 def expert_matrices(values: np.ndarray, experts: int, side: int) -> np.ndarray:
@@ -105,7 +107,10 @@ def expert_matrices(values: np.ndarray, experts: int, side: int) -> np.ndarray:
 def permute(values: np.ndarray, heads: int, *, undo: bool = False) -> np.ndarray:
     """Reorder query or key rows `[heads * head_dim, embed]`: halves of each head -> rotary pairs side by side."""
     rows, columns = values.shape
-    sides = (rows // heads // 2, 2) if undo else (2, rows // heads // 2)
+    if undo:
+        sides = (rows // heads // 2, 2)
+    else:
+        sides = (2, rows // heads // 2)
     return values.reshape(heads, *sides, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
@@ -272,7 +277,9 @@ def gguf_families(experts: bool = False) -> dict[str, str]:
     >>> gguf_families(experts=True)
     {'qwen3moe': 'qwen3_moe', 'llama': 'mixtral'}
     """
-    names = {} if experts else {"llama": "llama", "deci": "llama"}
+    names = {}
+    if not experts:
+        names = {"llama": "llama", "deci": "llama"}
     for name, family in FAMILIES.items():
         if family.experts == experts:
             names.setdefault(family.gguf.architecture, name)
@@ -425,13 +432,19 @@ def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
     if kind not in ("none", "linear"):
         key = f"{found.prefix}rope.scaling.type"
         raise ValueError(f"{found.where}: {key} = {shown(kind)} is not supported, expected 'none' or 'linear'")
-    factor = _number(found.get("rope.scaling.factor", found.get("rope.scale_linear", 1.0))) if kind == "linear" else 1.0
-    scaling = None if factor == 1 else RopeScaling(kind="linear", factor=factor)
+    if kind == "linear":
+        factor = _number(found.get("rope.scaling.factor", found.get("rope.scale_linear", 1.0)))
+    else:
+        factor = 1.0
+    scaling = None
+    if factor != 1:
+        scaling = RopeScaling(kind="linear", factor=factor)
     theta = _number(found.get("rope.freq_base", 10_000.0))  # as llama.cpp has it, of any architecture
     main: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling}
     positions = Constants(max_positions=found["context_length"], rope_scaling=scaling).positions
     window = found.get("attention.sliding_window") or None
-    window = None if window is None or window >= positions else window
+    if window is None or window >= positions:
+        window = None
     if not family.gguf.windows:
         apart = found.get("attention.sliding_window_layers")
         if apart is None or window is None:
@@ -448,7 +461,9 @@ def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
     local = all_but_each(family.full_every, layers)
     own: dict[str, Any] = {"rope_theta": _number(found.get("rope.freq_base_swa", family.local_theta))}
     own |= {"sliding_window": window, "rope_scaling": None}
-    return own if len(local) == layers else main | {"apart": Apart(layers=local, **own)}
+    if len(local) == layers:
+        return own
+    return main | {"apart": Apart(layers=local, **own)}
 
 
 def _widths(found: Values, architecture: str, family: Family) -> tuple[LayerWidths, ...]:
@@ -464,7 +479,10 @@ def _widths(found: Values, architecture: str, family: Family) -> tuple[LayerWidt
             )
         if keys and not mlp:  # llama.cpp skips such a layer as a whole, which no model here means
             raise ValueError(f"{where}: layer {layer} has attention heads but no feed-forward channels; not supported")
-        inner = {"mlp": found["expert_count"], "channels": max(1, mlp)} if family.experts else {"mlp": mlp}
+        if family.experts:
+            inner = {"mlp": found["expert_count"], "channels": max(1, mlp)}
+        else:
+            inner = {"mlp": mlp}
         widths.append(LayerWidths(kv_heads=keys, q_per_kv=queries // keys if keys else 1, **inner))
     if architecture != "deci" and (len(set(widths)) > 1 or not widths[0].kv_heads):
         kinds = shown(sorted({(each.kv_heads, each.q_per_kv, each.mlp) for each in widths}))

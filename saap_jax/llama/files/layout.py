@@ -120,9 +120,14 @@ class Stored(NamedTuple):
         bounds = [each.indices(size)[:2] for each, size in zip(part, self.sizes, strict=True)]
         if self.path == "embedding":
             return tuple(slice(*each) for each in bounds)
-        inputs = 0 if self._vector else len(sides(self.axes, self.sizes)[0])
+        inputs = 0
+        if not self._vector:
+            inputs = len(sides(self.axes, self.sizes)[0])
         halves = [(bounds[inputs:], self.sizes[inputs:])]
-        halves += [] if self._vector else [(bounds[:inputs], self.sizes[:inputs])]
+        if self._vector:
+            halves += []
+        else:
+            halves += [(bounds[:inputs], self.sizes[:inputs])]
         blocks = []
         for own, sizes in halves:
             if any(each != (0, size) for each, size in zip(own[1:], sizes[1:], strict=True)):
@@ -184,13 +189,18 @@ def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> 
     wanted = own if layers is None else tuple(layers)
     tensors = []
     for item in stored_parameters(model)[0]:
-        start = int(item.names[0].split(".")[2]) if item.stacked else 0
+        start = 0
+        if item.stacked:
+            start = int(item.names[0].split(".")[2])
         for index, name in enumerate(item.names):
             size: dict[str, int | None] = {}
             if item.stacked:
                 have = own[start + index]
                 want = wanted[start + index]
-                of_block = ("mlp",) if "/mlp/" in item.path else ("kv_heads", "q_per_kv")
+                if "/mlp/" in item.path:
+                    of_block = ("mlp",)
+                else:
+                    of_block = ("kv_heads", "q_per_kv")
                 changed = any(getattr(have, each) != getattr(want, each) for each in of_block)
                 if isinstance(item.variable, QuantizedArray) and changed and item.variable.size:
                     raise ValueError(
@@ -215,7 +225,9 @@ def _tensor(item: Stored, index: int, name: str, size: dict[str, int | None]) ->
         array = fetched(item.variable[...], index if item.stacked else None)
         if want != have:
             array = np.pad(array, [(0, wide - length) for wide, length in zip(want, have, strict=True)])
-        return array if item.path == "embedding" else array.reshape(shape[::-1]).T
+        if item.path == "embedding":
+            return array
+        return array.reshape(shape[::-1]).T
 
     return Tensor(
         name, shape, read, np.dtype(item.variable.dtype) if isinstance(item.variable, QuantizedArray) else None
@@ -237,7 +249,9 @@ class Fusion(NamedTuple):
 
     def shape(self, size: int) -> tuple[int, int]:
         """Return the shape of a member of a size along the axis."""
-        return (self.across, size) if self.axis else (size, self.across)
+        if self.axis:
+            return (self.across, size)
+        return (size, self.across)
 
 
 _FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
@@ -245,7 +259,9 @@ _FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_pro
 
 def groups_of(spec: LlamaSpec, model_type: str) -> list[Fusion]:
     """List what a Hugging Face checkpoint of a `model_type` groups otherwise; one per layer fuses nothing."""
-    groups = fused_groups(spec) if model_type in FAMILIES and FAMILIES[model_type].fused else []
+    groups = []
+    if model_type in FAMILIES and FAMILIES[model_type].fused:
+        groups = fused_groups(spec)
     if (mixture := spec.constants.traits.mixture) is None:
         return groups
     for layer, widths in enumerate(spec.layers):
@@ -263,7 +279,10 @@ def fused_groups(spec: LlamaSpec) -> list[Fusion]:
     for layer, widths in enumerate(spec.layers):
         heads = widths.kv_heads * spec.head_dim
         for whole, parts in _FUSED.items():
-            sizes = (heads * widths.q_per_kv, heads, heads) if len(parts) == 3 else (widths.mlp, widths.mlp)
+            if len(parts) == 3:
+                sizes = (heads * widths.q_per_kv, heads, heads)
+            else:
+                sizes = (widths.mlp, widths.mlp)
             block = f"model.layers.{layer}.{whole.partition('.')[0]}."
             ours = {f"{block}{part}.weight": size for part, size in zip(parts, sizes, strict=True)}
             groups.append(Fusion(0, ours, {f"model.layers.{layer}.{whole}.weight": sum(sizes)}, spec.embed))
@@ -287,7 +306,10 @@ def regrouped(checkpoint: Checkpoint, groups: Iterable[Fusion]) -> Checkpoint:
             )
         for name, size in group.stored.items():
             if (found := shapes.pop(name, None)) != group.shape(size):
-                got = f"{name} has shape {list(found)}" if found else f"missing tensors {name}"
+                if found:
+                    got = f"{name} has shape {list(found)}"
+                else:
+                    got = f"missing tensors {name}"
                 raise ValueError(f"{where}: {got}, expected {list(group.shape(size))}")
         for name, size in group.ours.items():
             shapes[name] = group.shape(size)
@@ -301,8 +323,13 @@ def regrouped(checkpoint: Checkpoint, groups: Iterable[Fusion]) -> Checkpoint:
                 return read(name)[block]
             name, ours = next(iter(group.stored)), block[group.axis].indices(group.ours[name])
             inner = slice(start + ours[0], start + ours[1])
-            block = (block[0], inner) if group.axis else (inner, block[1])
-        return checkpoint.read(name)[block] if checkpoint.read_part is None else checkpoint.read_part(name, block)
+            if group.axis:
+                block = (block[0], inner)
+            else:
+                block = (inner, block[1])
+        if checkpoint.read_part is None:
+            return checkpoint.read(name)[block]
+        return checkpoint.read_part(name, block)
 
     def read(name: str) -> np.ndarray:
         if name not in owners:
@@ -311,7 +338,9 @@ def regrouped(checkpoint: Checkpoint, groups: Iterable[Fusion]) -> Checkpoint:
         if len(group.stored) == 1:
             return read_part(name, (slice(None), slice(None)))
         parts = [checkpoint.read(each) for each in group.stored]
-        return np.concatenate(parts, axis=group.axis) if parts else np.zeros(shapes[name], np.float32)
+        if parts:
+            return np.concatenate(parts, axis=group.axis)
+        return np.zeros(shapes[name], np.float32)
 
     return checkpoint._replace(shapes=shapes, read=read, read_part=checkpoint.read_part and read_part)
 
@@ -345,12 +374,18 @@ def _stored(group: Fusion, ours: list[Tensor]) -> list[Tensor]:
             "them"
         )
     size = sum(part.shape[axis] for part in ours) // max(len(group.stored), 1)
-    shape = (ours[0].shape[0], size) if axis else (size, ours[0].shape[1])
+    if axis:
+        shape = (ours[0].shape[0], size)
+    else:
+        shape = (size, ours[0].shape[1])
     kept: list[np.ndarray] = []  # those of experts are written one behind the other
 
     def part(number: int) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
-            whole = kept.pop() if kept else np.concatenate([each.read() for each in ours], axis=axis)
+            if kept:
+                whole = kept.pop()
+            else:
+                whole = np.concatenate([each.read() for each in ours], axis=axis)
             if number + 1 < len(group.stored):
                 kept.append(whole)
             return whole[(slice(None),) * axis + (slice(number * size, (number + 1) * size),)]

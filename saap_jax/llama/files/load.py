@@ -78,7 +78,10 @@ def load_model(
     _check_tensors(checkpoint, stored)
     if layout is not None:
         check_experts(layout.mesh.shape, checkpoint.spec.constants.traits.experts, checkpoint.where)
-    places = [None] * len(stored) if layout is None else jax.tree.leaves(shardings(abstract, layout))
+    if layout is None:
+        places = [None] * len(stored)
+    else:
+        places = jax.tree.leaves(shardings(abstract, layout))
     leaves = []
     for item, place in within("parameters", list(zip(stored, places, strict=True))):
         value = _read_parameter(checkpoint, item, place)
@@ -146,7 +149,10 @@ def _opened(directory: Path) -> Checkpoint:
         for name in (name for name in names if not _IGNORED.fullmatch(name)):
             view = handle.get_slice(name)
             if view.get_dtype() not in ({"U8"} if name.endswith(PACKED) else _FLOATS):
-                kind = "bytes (U8)" if name.endswith(PACKED) else "floating point"
+                if name.endswith(PACKED):
+                    kind = "bytes (U8)"
+                else:
+                    kind = "floating point"
                 raise ValueError(f"{file}: {some([name])} is stored as {view.get_dtype()}, expected {kind}")
             shapes[name] = tuple(view.get_shape())
     groups = groups_of(spec, content["model_type"])
@@ -185,7 +191,10 @@ def _tensor_files(directory: Path) -> list[Path]:
     single = directory / "model.safetensors"
     index = directory / "model.safetensors.index.json"
     if single.is_file() == index.is_file():
-        found = "both; remove one" if single.is_file() else "neither"
+        if single.is_file():
+            found = "both; remove one"
+        else:
+            found = "neither"
         kind = ValueError if single.is_file() else FileNotFoundError
         raise kind(f"{directory}: expected model.safetensors or {index.name}, found {found}")
     if single.is_file():
@@ -207,7 +216,9 @@ def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:
     if missing := sorted(expected.keys() - found.keys()):
         raise ValueError(f"{where}: missing tensors {some(missing)}")
     if extra := sorted(found.keys() - expected.keys() - ({UNEMBEDDING} if checkpoint.spec.tied else set())):
-        of_family = "" if family == "llama" else f" of family {family}"
+        of_family = ""
+        if family != "llama":
+            of_family = f" of family {family}"
         raise ValueError(f"{where}: unknown tensors {some(extra)}; not a plain LLaMA model{of_family}")
     for name, shape in expected.items():
         if found[name] != shape:

@@ -83,7 +83,9 @@ def local_files(name: str) -> list[Path]:
     if is_remote(name) or not (name in PACKAGED or path.exists()):
         return []
     path = resolve(name)
-    return [path, *path.iterdir()] if path.is_dir() else [path]
+    if path.is_dir():
+        return [path, *path.iterdir()]
+    return [path]
 
 
 # --- packages --------------------------------------------------------------------------------------
@@ -168,8 +170,13 @@ def source_of(name: str, place: Path) -> dict[str, str]:
         from huggingface_hub.repocard import metadata_load
 
         with contextlib.suppress(Exception):  # a card that cannot be read, for whatever reason, says nothing
-            said = (metadata_load(card) or {}) if card.stat().st_size <= _LONGEST else {}
-    repository = PACKAGED[name].repository if name in PACKAGED else None
+            said = {}
+            if card.stat().st_size <= _LONGEST:
+                said = metadata_load(card) or {}
+    if name in PACKAGED:
+        repository = PACKAGED[name].repository
+    else:
+        repository = None
     if repository is None and _REPOSITORY.fullmatch(name) and not Path(name).expanduser().exists():
         repository = name  # what is no path is a name of the hub, see `resolve`
     elif repository is None:
@@ -183,7 +190,8 @@ def source_of(name: str, place: Path) -> dict[str, str]:
         found |= {"license": "other", "license_name": found["license"]}
     if not found.get("license_link", "https://").startswith("https://"):  # a file beside the card
         link = found.pop("license_link")
-        found |= {"license_link": f"{_HUB}{repository}/blob/main/{link}"} if repository else {}
+        if repository:
+            found |= {"license_link": f"{_HUB}{repository}/blob/main/{link}"}
     return found
 
 
@@ -195,4 +203,6 @@ def loader_of(config: Mapping[str, Any]) -> Literal["transformers", "remote_code
     """
     if "auto_map" in config:
         return "remote_code"
-    return "saap_jax" if config.get("model_type") == PER_LAYER_TYPE else "transformers"
+    if config.get("model_type") == PER_LAYER_TYPE:
+        return "saap_jax"
+    return "transformers"

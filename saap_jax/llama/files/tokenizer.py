@@ -72,7 +72,9 @@ def pre_tokenizer_name(backend: dict[str, Any]) -> str:
         """List what decides where text is split; offsets are a matter of the report alone."""
         if pre is not None and pre["type"] == "Sequence":
             return [item for inner in pre["pretokenizers"] for item in splitters(inner)]
-        return [] if pre is None else [{key: value for key, value in pre.items() if key != "trim_offsets"}]
+        if pre is None:
+            return []
+        return [{key: value for key, value in pre.items() if key != "trim_offsets"}]
 
     model = backend["model"]
     normalizer = (backend.get("normalizer") or {}).get("type")
@@ -220,7 +222,10 @@ def _from_gguf(path: Path) -> Tokenizer:
                     f"{path}: expected {prefix}{key}_token_id to be an id below {len(tokens):,}, got {shown(index)}"
                 )
             named[role] = tokens[index]
-    made = _sentence_pieces(found, vocabulary, named) if pieces else _byte_pairs(found, vocabulary, str(pre))
+    if pieces:
+        made = _sentence_pieces(found, vocabulary, named)
+    else:
+        made = _byte_pairs(found, vocabulary, str(pre))
     _add_special(made, found, named)
     positions = fields[f"{fields['general.architecture']}.context_length"]
     return _transformers().PreTrainedTokenizerFast(

@@ -81,7 +81,10 @@ def check_widths(keep: Keep, model: Llama) -> None:
     units = existing_units(model.segments)
     for name in STRUCTURES:
         widths = units[name].sum(axis=1).tolist()
-        kept = keep[name].sum(axis=1).tolist() if name in keep else "none"
+        if name in keep:
+            kept = keep[name].sum(axis=1).tolist()
+        else:
+            kept = "none"
         if kept != widths:
             raise ValueError(f"keep: expected {name} units a layer {widths}, as in the model, got {kept}; cut it first")
 
@@ -160,7 +163,10 @@ def write_json(content: dict[str, Any], path: Path) -> None:
 def write_further(files: Mapping[str, dict[str, Any] | str], directory: Path) -> None:
     """Write JSON objects and texts by file name, each whole or not at all; of several processes the first one does."""
     for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(plain(content), indent=2) + "\n"
+        if isinstance(content, str):
+            text = content
+        else:
+            text = json.dumps(plain(content), indent=2) + "\n"
         write_atomically(directory / name, text.encode())
 
 

@@ -61,7 +61,9 @@ def compare_sections(run: RunRecord, candidates: Sequence[records.Row]) -> tuple
     rows = comparison_rows(run, candidates)
     table = comparison_table(run, candidates)
     seeds = {candidate.get("seed") for candidate in candidates}
-    each_seed = [Section("Each seed", [candidate_table(run, candidates)], folded=True)] if len(seeds) > 1 else []
+    each_seed = []
+    if len(seeds) > 1:
+        each_seed = [Section("Each seed", [candidate_table(run, candidates)], folded=True)]
     sections = [
         Section("Summary", [facts(_about(run, rows)), *said(*summary(run, rows))]),
         *_ratio_section(run, variants, rows),
@@ -145,7 +147,10 @@ def _about(run: RunRecord, rows: Sequence[ComparisonRow]) -> dict[str, str]:
     found = [row for row in rows if row.candidate != DENSE]
     names = list(dict.fromkeys(row.label for row in found))
     ratios = ", ".join(f"{100 * asked:g}" for asked in dict.fromkeys(row.asked for row in found))
-    parameters = f", {model['parameters']:,} parameters" if "parameters" in model else ""
+    if "parameters" in model:
+        parameters = f", {model['parameters']:,} parameters"
+    else:
+        parameters = ""
     return {
         "model": f"{model.get('name', '')}{parameters}".removeprefix(", "),
         "removed": f"{ratios} % of the prunable parameters" if found else "",
@@ -183,7 +188,8 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, scale: Scal
     known = [row for row in group if row.label in figures]
     first, *others = sorted(known, key=lambda row: (row.raced > 0, figures[row.label], row.label))
     value = format_figure(figures[first.label], scale)
-    value += f" (dense {format_figure(dense, scale)})" if math.isfinite(dense) else ""
+    if math.isfinite(dense):
+        value += f" (dense {format_figure(dense, scale)})"
     if others and all(row.against and not (row.tied or row.best) for row in others) and not untested(group):
         lead = f"{first.named} is best {DOMAINS[domain]} with {scale.noun} {value}"
     else:
@@ -194,8 +200,13 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, scale: Scal
     if others:
         second = others[0]
         most = figures[others[0].label]
-        gap = 100 * (most - figures[first.label]) / abs(most) if most else 0.0
-        lead += f", {gap:,.1f} % below {second.named}" if gap >= 0.05 else f", level with {second.named}"
+        gap = 0.0
+        if most:
+            gap = 100 * (most - figures[first.label]) / abs(most)
+        if gap >= 0.05:
+            lead += f", {gap:,.1f} % below {second.named}"
+        else:
+            lead += f", level with {second.named}"
     return f"{lead}."
 
 
@@ -224,7 +235,9 @@ def _units(run: RunRecord) -> str:
     """Say how many articles are the units of intervals, where they are."""
     many = [f"{len({*each})} {DOMAINS[metric['domain']]}" for metric in metrics(run)
             if len({*(each := run.get("articles", {}).get(metric["name"], []))}) >= FEWEST]  # fmt: skip
-    return f"; units are articles: {', '.join(many)}" if many else ""
+    if many:
+        return f"; units are articles: {', '.join(many)}"
+    return ""
 
 
 def _protocol(run: RunRecord) -> list[str]:
@@ -244,7 +257,9 @@ def _protocol(run: RunRecord) -> list[str]:
     kind = "examples" if traced else "windows"
     size, drawn = ("" if traced else _size(part, model) for part in (evaluation, calibration))
     drawn = f"{calibration.get('examples') or 'all'} {kind}{drawn}"
-    named = f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
+    named = ""
+    if seeds:
+        named = f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     return [
         f"protocol: {windows} {kind}{size} a text; calibrated on {drawn} of {text}{named}; ratio of "
         f"{model['prunable_parameters']:,} prunable parameters"
@@ -274,9 +289,11 @@ def _ratio_section(run: RunRecord, variants: Sequence[Variant], rows: Sequence[C
         name = "ratio" if place == 0 else f"ratio-{place + 1}"
         figures.append(ratio_figure(name, title, _ratio_curves(run, variants, metric["name"], order), scale))
     about = "Lower is better. Upright lines: 95 % intervals of the paired difference from the dense model."
-    about += " Baselines are grey." if any(map(is_baseline, order)) else ""
+    if any(map(is_baseline, order)):
+        about += " Baselines are grey."
     more = len({row.label for row in rows if row.candidate != DENSE}) - len(order)
-    about += f" {plural(more, 'more variant')} in the table." if more > 0 else ""
+    if more > 0:
+        about += f" {plural(more, 'more variant')} in the table."
     return section(f"{scale.noun.capitalize()} against ratio", *figures, about=about)
 
 
@@ -346,7 +363,9 @@ def kept_figure(run: RunRecord, candidates: Sequence[records.Row], name: str, ti
             panels[f"{each} kept, by layer"] = np.array(cells, np.float64) / total
         elif layers:
             title += f", all units of {each} stay"
-    return share_figure(name, title, panels, [*rows], "units kept") if panels else None
+    if panels:
+        return share_figure(name, title, panels, [*rows], "units kept")
+    return None
 
 
 def _divergence_sections(run: RunRecord) -> list[Section]:
@@ -407,7 +426,9 @@ def _cut_rows(run: RunRecord) -> list[tuple[str, str, str, str]]:
     best = run.get("best", {})
     dense = run.get("dense", {})
     scale = figure_of(run)
-    times = [("forward pass (ms)", *format_times(*best["turns"]))] if "turns" in best else []
+    times = []
+    if "turns" in best:
+        times = [("forward pass (ms)", *format_times(*best["turns"]))]
     pairs: list[tuple[str, float, float, Any]] = [
         ("parameters (M)", number(dense.get("parameters")), number(best.get("parameters")), format_millions),
         ("weights in memory (MiB)", number(best.get("dense_bytes")), number(best.get("bytes")), format_mebibytes),

@@ -24,27 +24,35 @@ ABOUT = (
 def fidelity_findings(directory: RunDirectory) -> Findings:
     """Show who ranks units best, of a run finished or not."""
     rows = correlations(directory)
-    blocks = fidelity_blocks(rows, *read_changes(directory)) if rows else []
+    blocks = []
+    if rows:
+        blocks = fidelity_blocks(rows, *read_changes(directory))
     return Findings(fidelity_summary(rows), "Do scores predict the effect?", blocks, ABOUT)
 
 
 def correlations(directory: RunDirectory) -> list[Fidelity]:
     """Read the rank correlations of a run; none where it has not come that far."""
     file = directory.path / "fidelity.json"
-    return [Fidelity(**row) for row in read_json(file)] if file.exists() else []
+    if file.exists():
+        return [Fidelity(**row) for row in read_json(file)]
+    return []
 
 
 def fidelity_blocks(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact: Scores) -> list[Block | None]:
     """Show a table a scope, the figure of the scores, and all correlations as rows behind a fold."""
 
     def shown(value: str | int | float) -> str:
-        return format_hundredths(value) if isinstance(value, float) else str(value)
+        if isinstance(value, float):
+            return format_hundredths(value)
+        return str(value)
 
     panels = {
         name: [(each, with_interval(*by["spearman"][4:7], format_hundredths)) for each, by in ranking(rows, name)]
         for name in exact
     }
-    figure = rank_figure(scores, exact, panels) if scores else None
+    figure = None
+    if scores:
+        figure = rank_figure(scores, exact, panels)
     columns = [Column(field.replace("_", " "), (field,), shown, field in Fidelity._fields[:3])
                for field in Fidelity._fields]  # fmt: skip
     every = Table("All correlations", columns, [row._asdict() for row in rows], file="fidelity")
@@ -63,7 +71,10 @@ def fidelity_summary(rows: Sequence[Fidelity]) -> list[str]:
         if not found:
             continue
         (name, best), *others = found
-        where = "all units together" if scope == "pooled" else f"{scope} units"
+        if scope == "pooled":
+            where = "all units together"
+        else:
+            where = f"{scope} units"
         value = f"Spearman {with_interval(best.value, best.low, best.high, format_hundredths)}"
         lead = f"On {where} ({best.units:,} measured), {name}"
         if others and all(row.p_value < LEVEL for _, row in others):
@@ -71,7 +82,8 @@ def fidelity_summary(rows: Sequence[Fidelity]) -> list[str]:
         else:
             tied = [other for other, row in others if row.tied]
             lead += f" has the highest correlation with the exact change of the loss, {value}"
-            lead += f"; {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}" if tied else ""
+            if tied:
+                lead += f"; {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}"
         why = _untested([row for _, row in found])
         sentences.append(f"{lead}.{f' Nothing is tested: {why}.' if why else ''}")
     return sentences or ["Nothing is measured yet."]

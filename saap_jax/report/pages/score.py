@@ -74,12 +74,16 @@ class StructurePatterns(NamedTuple):
     @property
     def share(self) -> float:
         """Share of the units that is unimportant in all scenarios."""
-        return self.agreed / self.units if self.units else math.nan
+        if self.units:
+            return self.agreed / self.units
+        return math.nan
 
     @property
     def chance(self) -> float:
         """Share of the units that is unimportant in all scenarios if their orders are independent."""
-        return (self.lowest / self.units) ** len(self.agreement) if self.units else math.nan
+        if self.units:
+            return (self.lowest / self.units) ** len(self.agreement)
+        return math.nan
 
 
 class Patterns(NamedTuple):
@@ -123,7 +127,9 @@ def patterns(
     structures = {}
     for name in next(iter(scores.values()))[importance]:
         important = {s: np.asarray(each[importance][name], np.float64) for s, each in scores.items()}
-        used = {s: np.asarray(each[usage][name], np.float64) for s, each in scores.items()} if usage else {}
+        used = {}
+        if usage:
+            used = {s: np.asarray(each[usage][name], np.float64) for s, each in scores.items()}
         lowest = {s: unimportant(values, share) for s, values in important.items()}
         exists = ~np.isnan(next(iter(important.values())))
         units = int(exists.sum())
@@ -132,7 +138,10 @@ def patterns(
         pairs = itertools.permutations(important, 2)
         between = rank_agreement(important.values())
         np.fill_diagonal(between, 0)
-        means = between.sum(axis=1) / (len(important) - 1) if len(important) > 1 else [math.nan]
+        if len(important) > 1:
+            means = between.sum(axis=1) / (len(important) - 1)
+        else:
+            means = [math.nan]
         structures[name] = StructurePatterns(
             units=units,
             lowest=int(next(iter(lowest.values())).sum()),
@@ -163,7 +172,10 @@ def score_findings(directory: RunDirectory) -> Findings:
         ValueError: scores of another layout, or patterns that name an unknown estimator.
     """
     run = directory.record
-    scores = read_scores(directory).scenarios if directory.has("scores.npz") else {}
+    if directory.has("scores.npz"):
+        scores = read_scores(directory).scenarios
+    else:
+        scores = {}
     found = find_patterns(scores)
     alike = []
     for name, part in found.structures.items() if found else ():
@@ -244,7 +256,10 @@ def rank_table(scores: dict[str, Scores], scenario: str | None = None) -> Table:
         values = {str(other + 1): float(cells[place, other]) for other in range(len(scores)) if other != place}
         rows.append({"estimator": f"{place + 1} {name}"} | values)
     of = "" if scenario is None else f" in scenario {scenario}"
-    where = "attention units below the diagonal, MLP channels above" if halves else "units of all structures"
+    if halves:
+        where = "attention units below the diagonal, MLP channels above"
+    else:
+        where = "units of all structures"
     columns = [Column(str(n), (str(n),), format_hundredths) for n in range(1, len(scores) + 1)]
     columns.insert(0, Column("estimator", ("estimator",), words=True))
     return Table(f"Spearman rank correlation of scores{of}: {where}", columns, rows, file="agreement", matrix=True)
@@ -305,7 +320,9 @@ def fusion_table(fusions: dict[str, dict[str, Fused]]) -> Table:
             for member, sigmas in fused["sigmas"].items():
                 for structure, group in itertools.groupby(sigmas, key=lambda scope: scope_parts(scope)[0]):
                     scopes = list(group)
-                    layers = "" if scope_parts(scopes[0])[1] is None else f", {plural(len(scopes), 'layer')}"
+                    layers = ""
+                    if scope_parts(scopes[0])[1] is not None:
+                        layers = f", {plural(len(scopes), 'layer')}"
                     ranges = (_range(fused[kind][member][scope] for scope in scopes) for kind in ("sigmas", "weights"))
                     lines.append([scenario, name, member, f"{structure}{layers}", *ranges])
     header = ["scenario", "fused", "member", "scope", "σ", "weight"]
@@ -370,7 +387,10 @@ def pattern_notes(found: Patterns, structure: str) -> list[str]:
         return [f"{counted} are the {lowest}: with one scenario, consistently unimportant is no more than that."]
     alike = format_percent(part.lowest / part.units)
     are = "unit is" if part.task_specific == 1 else "units are"
-    chance = f"{100 * part.chance:.1g}" if 0 < part.chance < 0.0005 else format_percent(part.chance)
+    if 0 < part.chance < 0.0005:
+        chance = f"{100 * part.chance:.1g}"
+    else:
+        chance = format_percent(part.chance)
     return [
         f"{counted} are among the {lowest} in all {many} scenarios; independent orders would give {chance} %, equal "
         f"ones {alike} %.",

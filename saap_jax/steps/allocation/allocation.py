@@ -110,7 +110,9 @@ class Allocation(Step):
 
     def key(self, blocks: Blocks) -> np.ndarray:
         """Compute the key by which blocks are taken, ascending: their scores, or how far widths have shrunk."""
-        return blocks.score if self.ranks else blocks.share
+        if self.ranks:
+            return blocks.score
+        return blocks.share
 
     def __call__(self, state: State, on: Context) -> State:
         """Keep the units of the highest scores that the budget leaves."""
@@ -220,7 +222,10 @@ def _kept(
             raise ValueError(f"within.depth: expected a ranking of all units behind it, global, got {allocation.name}")
         if limits.whole_layers and any(limits.layer(n).min_keep or limits.layer(n).max_ratio < 1 for n in STRUCTURES):
             raise ValueError("within.whole_layers: expected min_keep 0 and max_ratio 1 of attention and mlp")
-    present = existing if gone is None else {name: units & ~gone[name] for name, units in existing.items()}
+    if gone is None:
+        present = existing
+    else:
+        present = {name: units & ~gone[name] for name, units in existing.items()}
     priority = allocation.priority(scores := checked("scores", scores, present))
     if allocation.by == "score_per_parameter":
         priority = {name: values / costs[name][:, None] for name, values in priority.items()}
@@ -246,7 +251,9 @@ def _kept(
         lost = np.asarray(existing[STRUCTURES[-1]].any(axis=1) & ~keep[STRUCTURES[-1]].any(axis=1))
         keep = {name: units & ~lost[:, None] for name, units in keep.items()}
     # a surplus may have given some of it back
-    return keep if gone is None else {name: kept & ~gone[name] for name, kept in keep.items()}
+    if gone is None:
+        return keep
+    return {name: kept & ~gone[name] for name, kept in keep.items()}
 
 
 def impossible(ratio: float, top: float) -> ValueError:
@@ -322,14 +329,17 @@ def _divided(
              for name, rows in groups]  # fmt: skip
     blocks = blocks_of(ranked, subject.costs, existing, groups, stops)
     blocks = _rounded_down(blocks, size, target, allocation, means)
-    blocks = _joined_layers(blocks) if limits.whole_layers else blocks
+    if limits.whole_layers:
+        blocks = _joined_layers(blocks)
     return groups, blocks, _budgets(blocks, blocks.layer, size, means, allocation, target, limits.attention)
 
 
 def _mean(values: np.ndarray) -> float:
     """Return the mean of scores; NaN where there is none."""
     values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else math.nan
+    if len(values):
+        return float(values.mean())
+    return math.nan
 
 
 def _budgets(
@@ -351,7 +361,10 @@ def _budgets(
         attention: share of what goes that is attention's; None: the allocation decides.
     """
     numbers = np.arange(len(size))
-    parts = [(numbers, 1.0)] if attention is None else [(numbers[:1], attention), (numbers[1:], 1 - attention)]
+    if attention is None:
+        parts = [(numbers, 1.0)]
+    else:
+        parts = [(numbers[:1], attention), (numbers[1:], 1 - attention)]
     budgets = []
     for structures, share in parts:
         inside = np.isin(blocks.structure, structures)

@@ -37,13 +37,17 @@ class Log(Allocation):
     def shares(self, size: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return shares in proportion to the parameters and log(layer + 1)."""
         shares = size * np.log1p(np.arange(len(size)))
-        return shares / shares.sum() if shares.any() else size / size.sum()
+        if shares.any():
+            return shares / shares.sum()
+        return size / size.sum()
 
     def fitted(self, shares: np.ndarray, size: np.ndarray, most: np.ndarray, target: int | float) -> np.ndarray:
         """Mix shares of log(layer + 1) with equal ones, as few of them as suffice."""
         even = size / size.sum()
         mixed = _mixed(shares, even, most, target or _most(shares, even, most))
-        return (1 - mixed) * shares + mixed * even if mixed else shares
+        if mixed:
+            return (1 - mixed) * shares + mixed * even
+        return shares
 
 
 def _mixed(shares: np.ndarray, even: np.ndarray, most: np.ndarray, target: int | float) -> float | None:
@@ -63,7 +67,9 @@ def _mixed(shares: np.ndarray, even: np.ndarray, most: np.ndarray, target: int |
         return None
     least = float(((asked - most)[falls] / fewer[falls]).max())
     largest = float(((asked - most)[rises] / fewer[rises]).min(initial=1.0))
-    return least if least <= largest * (1 + SLACK) else None
+    if least <= largest * (1 + SLACK):
+        return least
+    return None
 
 
 def _most(shares: np.ndarray, even: np.ndarray, most: np.ndarray) -> int:

@@ -82,7 +82,9 @@ def taken(blocks: Blocks, key: np.ndarray, budgets: Budgets, target: int, alike:
         levels.append(np.cumsum(blocks.cost[parts[-1]]) / max(due, 1))
     # who is furthest above its budget gives back first, of equals the last: equal layers keep at most two widths
     found = np.concatenate(parts)[np.argsort(np.concatenate(levels), kind="stable")]
-    return found if alike else found[needed(blocks.rows(found), target)]
+    if alike:
+        return found
+    return found[needed(blocks.rows(found), target)]
 
 
 def greedy(blocks: Blocks, key: np.ndarray, target: int) -> np.ndarray:

@@ -136,7 +136,10 @@ def _selected(
 ) -> Levels:
     """Select the best of a generation, judged in stages on microbatches that are drawn for each stage."""
     for stage, (stay, count) in enumerate(zip(options.survivors, options.microbatches, strict=True), 1):
-        among = [parent, *children] if stage == len(options.survivors) else list(children)
+        if stage == len(options.survivors):
+            among = [parent, *children]
+        else:
+            among = list(children)
         drawn = random.choice(parts, size=min(count, parts), replace=False)
         means = []
         for state in among:

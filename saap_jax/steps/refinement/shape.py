@@ -54,7 +54,10 @@ class UniformShape(Step):
         subject = prefix.subject
         limits = subject.limits(prefix.within.at(ratio))
         found = list_shapes(subject.existing, subject.costs, ratio, limits, self.layers)
-        layers = len(subject.existing["mlp"]) if any(shape.layers for shape in found) else 0
+        if any(shape.layers for shape in found):
+            layers = len(subject.existing["mlp"])
+        else:
+            layers = 0
         judged = min(self.finalists, len(found)) + 1
         return Cost((layers + len(found)) / text.microbatches + judged / HELD_OUT)
 
@@ -155,7 +158,10 @@ def list_shapes(
     for gone in range(min(int(whole * layers), layers - 1) + 1):
         for kept in range(heads, fewest["attention"] - 1, -1):
             fits = int((left / (layers - gone) - kept * head) / channel * (1 + 1e-12))
-            width = channels if fits >= channels else fits // multiple * multiple
+            if fits >= channels:
+                width = channels
+            else:
+                width = fits // multiple * multiple
             if (kept == heads or kept % limits["attention"].multiple_of == 0) and width >= fewest["mlp"]:
                 found.append(Shape(gone, kept, width))
     return [shape for shape in found if not any(_keeps_all(other, shape) for other in found if other != shape)]

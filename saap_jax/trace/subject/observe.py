@@ -90,7 +90,9 @@ def observe(
         for name, places in observed[ACTIVATION_MOMENTS].items():  # the coordinates of all places side by side
             pairs = [(a * jnp.sqrt(met[0]), b * met[0]) if met else (a, b) for a, b, *met in places]
             mean[name], square[name] = (jnp.concatenate(parts, axis=-1) for parts in zip(*pairs, strict=True))
-        there = None if keep is None else {each.name: _there(subject, each, gates) for each in subject.structures}
+        there = None
+        if keep is not None:
+            there = {each.name: _there(subject, each, gates) for each in subject.structures}
         observed[ACTIVATION_MOMENTS] = Moments(mean, square, there)
     losses, gradients = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else (np.zeros(count), {})
     if GATE_GRADIENT in needs:

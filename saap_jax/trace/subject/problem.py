@@ -137,7 +137,9 @@ def traced_problem(
         left_out = {name: verdict for name, verdict in found.items() if verdict.verdict in ("differs", "refuses")}
         structures = tuple(each for each in structures if each.name not in left_out)
     if not structures:
-        others = "" if norms else "; structures that a norm averages over take part with norms=True"
+        others = ""
+        if not norms:
+            others = "; structures that a norm averages over take part with norms=True"
         if left_out:
             name = next(iter(left_out))
             others += (
@@ -325,7 +327,9 @@ def place_params(params: Any, layout: Layout | None) -> Any:
 
     def place(leaf: Any) -> Any:
         fitting = [axis for axis, size in enumerate(leaf.shape) if size and size % count == 0]
-        widest = max(fitting, key=lambda axis: leaf.shape[axis]) if fitting and count > 1 else None
+        widest = None
+        if fitting and count > 1:
+            widest = max(fitting, key=lambda axis: leaf.shape[axis])
         spec = PartitionSpec(*(WEIGHTS if axis == widest else None for axis in range(leaf.ndim)))
         return jax.device_put(leaf, NamedSharding(layout.mesh, spec))
 
@@ -338,7 +342,9 @@ def place_rows(examples: Examples, layout: Layout | None) -> Examples:
         return examples
 
     def place(leaf: Any) -> Any:
-        parts = BATCH if leaf.shape[0] % layout.batch_shards == 0 else None
+        parts = None
+        if leaf.shape[0] % layout.batch_shards == 0:
+            parts = BATCH
         return jax.device_put(np.asarray(leaf), NamedSharding(layout.mesh, PartitionSpec(parts)))
 
     return jax.tree.map(place, examples)

@@ -60,7 +60,9 @@ class Pruned:
     def model(self) -> Any:
         """The user's object with the smaller parameters, in the mode (training, evaluation) in which it was given; the
         parameters where an object holds none."""
-        return self.rebuild(self.params) if self.rebuild else self.params
+        if self.rebuild:
+            return self.rebuild(self.params)
+        return self.params
 
     def __repr__(self) -> str:
         """Say widths and losses in one line."""
@@ -114,7 +116,10 @@ def prune(
     widths: dict[str, Width] = {}
     for pattern, group in groups_of(subject.structures).items():
         each = {one.name: Width(one.role, one.units, int(keep[one.name].sum(1)[0])) for one in group}
-        widths |= {pattern: each[group[0].name]} if len(set(each.values())) == 1 else each
+        if len(set(each.values())) == 1:
+            widths |= {pattern: each[group[0].name]}
+        else:
+            widths |= each
     params = jax.tree.map(like, cut.params, given.params)
     before = subject.traced.shapes
     after = {path: tuple(leaf.shape) for path, leaf in by_path(params).items()}

@@ -110,7 +110,8 @@ class TracedSubject(TracedProblem, Subject):
         second = config.out_of_domain or next((name for name in known if name != first), "")
         chosen: dict[str, Examples] = {}
         for field, name in (("in_domain", first), ("out_of_domain", second)):
-            chosen |= self._named(f"evaluation.{field}", [name], known, "held-out sets") if name else {}
+            if name:
+                chosen |= self._named(f"evaluation.{field}", [name], known, "held-out sets")
         return {f"loss {name}": rows_of(each, self._some(each, config)) for name, each in chosen.items()}
 
     def _some(self, examples: Examples, config: EvaluationConfig) -> Any:

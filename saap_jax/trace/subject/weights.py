@@ -41,7 +41,9 @@ class TracedWeights:
         return frozenset(each.name for each in self.structures if each.role == "heads")
 
     def like(self, tree: Any) -> "TracedWeights":
-        return tree if isinstance(tree, TracedWeights) else dataclasses.replace(self, values=tree)
+        if isinstance(tree, TracedWeights):
+            return tree
+        return dataclasses.replace(self, values=tree)
 
     def view(self, structure: TracedStructure, member: AxisMember) -> Shaped[Array, "copies units rest"]:
         """Show a member of a structure with its copies first and its units second, the rest in a row.
@@ -84,7 +86,9 @@ class TracedWeights:
         Places of fewer outputs are filled up with zeros. Where units meet no parameter it is a single 1: what they meet
         is part of the statistics then.
         """
-        found = self.acting(structure) if self.acting is not None else ()
+        found = ()
+        if self.acting is not None:
+            found = self.acting(structure)
         if not found:
             raise ValueError(f"{structure}: expected a contraction at which its units act, found none")
         own = self._named(structure)
